@@ -1,0 +1,41 @@
+# Every target works on a fresh machine with Python >= 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+DEMO_DIR ?= runs/demo
+
+.PHONY: help env demo test test-all check format gpu clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+env: $(VENV)/.installed  ## create the virtual environment
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[brats,dev]'
+	touch $@
+
+demo: env  ## the whole path on synthetic subjects: teacher, baseline, student, report
+	$(BIN)/python examples/brats_kdnet/train.py --out $(DEMO_DIR)
+
+test: env  ## the suite, doctests included
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-all: env  ## everything, slow and fault tests too
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not gpu'
+
+check: env  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy privdistill
+	$(BIN)/mypy examples/brats_kdnet
+
+format: env  ## rewrite files in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment, caches and runs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
