@@ -1,0 +1,135 @@
+"""One forward pass before training: where the taps are, what shapes they have, what must be cloned.
+
+Networks leave a dry run as they entered it: modes, buffers and random state are restored.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from privdistill.taps import Recorder, Tap, find_layer, locate_bottleneck, uncompiled
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a dry run of one network showed.
+
+    Attributes:
+        logits: Shape of the logits, `(B, C, *spatial)`.
+        features: Captured tensors by tap name.
+    """
+
+    logits: tuple[int, ...]
+    features: dict[str, Tensor]
+
+
+def layer_names(
+    model: nn.Module, taps: Mapping[str, str | nn.Module | None], image: Tensor | None, role: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Resolve each tap's layer; locate the bottleneck where none is named.
+
+    Args:
+        model: The network.
+        taps: Layer, or None, by tap name.
+        image: The network's view of the example, or None without one.
+        role: "student" or "teacher".
+
+    Returns:
+        Layer name by tap name, and for located ones a sentence on how it was decided.
+
+    Raises:
+        LayerNotFoundError: If a layer does not exist or no bottleneck can be told.
+    """
+    names, notes = {}, {}
+    for tap, layer in taps.items():
+        if layer is not None:
+            names[tap] = find_layer(model, layer, tap=tap, role=role)
+        elif image is not None:
+            with restored(model), torch.no_grad():
+                model.eval()
+                found = locate_bottleneck(uncompiled(model), _place(image, model), role=role)
+            names[tap] = found.name
+            others = ", ".join(found.candidates[-4:]) or "none"
+            notes[tap] = f"last encoder output at the coarsest resolution; also there: {others}"
+    return names, notes
+
+
+def sides(taps: Mapping[str, Tap], role: str) -> dict[str, str | nn.Module | None]:
+    """Return one network's side of every tap.
+
+    Args:
+        taps: Taps by name.
+        role: "student" or "teacher".
+
+    Returns:
+        Layer, or None, by tap name.
+    """
+    return {name: getattr(tap, role) for name, tap in taps.items()}
+
+
+def run(
+    model: nn.Module,
+    image: Tensor,
+    recorder: Recorder,
+    select: Callable[[Any], Tensor],
+    *,
+    training: bool = False,
+) -> Trial:
+    """Run one network once, without gradients and without the compiler.
+
+    Taps that a later layer overwrites in place are marked, so that their hooks clone from now on.
+
+    Args:
+        model: The network.
+        image: Its view of the example.
+        recorder: Hooks on the network.
+        select: Function from the network's output to its logits.
+        training: Run in train mode instead of eval mode.
+
+    Returns:
+        The trial.
+    """
+    image = _place(image, model)
+    if training and image.shape[0] == 1:
+        # batch norm on 1^n maps needs more than one value per channel
+        image = torch.cat((image, image))
+    with restored(model), torch.no_grad(), recorder.recording() as captured:
+        model.train(training)
+        output = uncompiled(model)(image)
+    recorder.check(captured)
+    recorder.cloned.update(recorder.corrupted(captured))
+    return Trial(tuple(select(output).shape), captured)
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Restore a network's modes and buffers, and the random state, on leaving.
+
+    Args:
+        model: The network.
+
+    Yields:
+        Nothing.
+    """
+    modes = {module: module.training for module in model.modules()}
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                buffer.copy_(value)
+
+
+def _place(image: Tensor, model: nn.Module) -> Tensor:
+    """Put the example where the network is; the user's example may lie on the CPU."""
+    parameter = next(model.parameters(), None)
+    return image if parameter is None else image.to(parameter.device, parameter.dtype)

@@ -1,0 +1,238 @@
+"""A loss term, and objectives: weighted sums of terms."""
+
+import copy
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+
+from privdistill.exceptions import ObjectiveError
+from privdistill.output import Step
+
+
+class Term(nn.Module, ABC):
+    """One loss with a name. Weigh terms with `*`, add them with `+`.
+
+    A subclass stores its options, sets what it reads, and computes a scalar from a `Step`.
+
+    Attributes:
+        name: Key in `Output.terms`; by default the class name in snake case.
+        taps: Names of the taps it reads.
+        needs_teacher: Whether it reads the teacher's logits.
+        needs_target: Whether it reads the target.
+
+    Example:
+        >>> class Confidence(Term):
+        ...     def forward(self, step):
+        ...         return step.student.softmax(1).amax(1).mean()
+        >>> 0.5 * Confidence() + 2 * Confidence().named("other")
+        0.5 * Confidence() + 2 * Confidence().named('other')
+    """
+
+    taps: tuple[str, ...] = ()
+    needs_teacher: ClassVar[bool] = False
+    needs_target: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = _snake_case(type(self).__name__)
+
+    @abstractmethod
+    def forward(self, step: Step) -> Tensor:
+        """Compute the unweighted term.
+
+        Args:
+            step: Outputs, taps and target of the step.
+
+        Returns:
+            A scalar in float32.
+        """
+
+    def named(self, name: str) -> Self:
+        """Return this term under another name; options and parameters are shared.
+
+        Args:
+            name: Key in `Output.terms`.
+
+        Returns:
+            A shallow copy.
+
+        Raises:
+            ObjectiveError: If the name is empty or holds a dot.
+        """
+        if not name or "." in name:
+            raise ObjectiveError(f"A term's name must not be empty or hold a dot; got {name!r}.")
+        twin = copy.copy(self)
+        twin.name = name
+        return twin
+
+    def __mul__(self, weight: float) -> "Objective":
+        return Objective([(weight, self)])
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: "Term | Objective") -> "Objective":
+        return Objective([(1.0, self)]) + other
+
+    def __repr__(self) -> str:
+        call = f"{type(self).__name__}({self.extra_repr()})"
+        usual = self.name == _snake_case(type(self).__name__)
+        return call if usual else f"{call}.named({self.name!r})"
+
+
+class Objective(nn.Module):
+    """A weighted sum of terms, made with `*` and `+`.
+
+    Args:
+        weighted: Pairs of a finite weight and a term.
+
+    Raises:
+        ObjectiveError: If there is no term, or a weight is not a finite number.
+
+    Example:
+        >>> from privdistill import GroundTruth, LatentKL
+        >>> 2 * (GroundTruth() + 0.5 * LatentKL())
+        2 * GroundTruth() + 1 * LatentKL(tap='bottleneck')
+    """
+
+    def __init__(self, weighted: Sequence[tuple[float, Term]]) -> None:
+        super().__init__()
+        if not weighted:
+            raise ObjectiveError("An objective needs at least one term, e.g. GroundTruth().")
+        self.weights = [_finite(weight, term) for weight, term in weighted]
+        self.terms = nn.ModuleList([term for _, term in weighted])
+
+    @property
+    def named_terms(self) -> dict[str, tuple[float, Term]]:
+        """Weight and term by name; duplicates are numbered from 2."""
+        found: dict[str, tuple[float, Term]] = {}
+        for weight, module in zip(self.weights, self.terms, strict=True):
+            if isinstance(module, Term):
+                found[_free_name(module.name, found)] = (weight, module)
+        return found
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of all taps the terms read, without repetition."""
+        names = [tap for _, term in self.named_terms.values() for tap in term.taps]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def needs_teacher_logits(self) -> bool:
+        """Whether any term reads the teacher's logits."""
+        return any(term.needs_teacher for _, term in self.named_terms.values())
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether any term reads the target."""
+        return any(term.needs_target for _, term in self.named_terms.values())
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the sum, and each term.
+
+        Args:
+            step: Outputs, taps and target of the step.
+
+        Returns:
+            The weighted sum, and the terms by name, unweighted and detached.
+        """
+        values = {name: term(step) for name, (_, term) in self.named_terms.items()}
+        weighted = [weight * values[name] for name, (weight, _) in self.named_terms.items()]
+        total = weighted[0]
+        for value in weighted[1:]:
+            total = total + value
+        return total, {name: value.detach() for name, value in values.items()}
+
+    def __mul__(self, factor: float) -> "Objective":
+        return Objective([(factor * weight, term) for weight, term in self._pairs()])
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: "Term | Objective") -> "Objective":
+        more = other if isinstance(other, Objective) else 1.0 * other
+        return Objective([*self._pairs(), *more._pairs()])
+
+    def _pairs(self) -> list[tuple[float, Term]]:
+        return list(self.named_terms.values())
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{weight:g} * {term!r}" for weight, term in self._pairs())
+
+
+def as_objective(objective: Term | Objective) -> Objective:
+    """Return a lone term as an objective of weight 1.
+
+    Args:
+        objective: A term or an objective.
+
+    Returns:
+        An objective.
+
+    Raises:
+        ObjectiveError: If it is neither.
+    """
+    if isinstance(objective, Term):
+        return 1.0 * objective
+    if isinstance(objective, Objective):
+        return objective
+    raise ObjectiveError(
+        f"`objective` is a {type(objective).__name__}; expected a term or a sum of terms, e.g. "
+        "0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth()."
+    )
+
+
+def check_positive(owner: str, option: str, value: float) -> float:
+    """Return an option that must be a positive finite number.
+
+    Args:
+        owner: Class name, for the message.
+        option: Option name, for the message.
+        value: What was passed.
+
+    Returns:
+        The value.
+
+    Raises:
+        ObjectiveError: If it is not positive and finite.
+    """
+    if not 0 < value < float("inf"):
+        raise ObjectiveError(f"{owner}: `{option}` must be positive and finite; got {value}.")
+    return value
+
+
+def check_choice(owner: str, option: str, value: str, choices: Sequence[str]) -> None:
+    """Check an option that must be one of a few words.
+
+    Args:
+        owner: Class name, for the message.
+        option: Option name, for the message.
+        value: What was passed.
+        choices: What is allowed.
+
+    Raises:
+        ObjectiveError: If the value is not among the choices.
+    """
+    if value not in choices:
+        raise ObjectiveError(f"{owner}: `{option}` must be one of {choices}; got {value!r}.")
+
+
+def _finite(weight: float, term: Term) -> float:
+    if not isinstance(weight, int | float) or not abs(weight) < float("inf"):
+        raise ObjectiveError(f"The weight of {term!r} must be a finite number; got {weight!r}.")
+    return float(weight)
+
+
+def _free_name(name: str, taken: dict[str, tuple[float, Term]]) -> str:
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
+
+
+def _snake_case(name: str) -> str:
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
+    return re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", words).lower()

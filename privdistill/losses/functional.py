@@ -1,0 +1,210 @@
+"""The mathematics of the losses, as functions of tensors.
+
+Everything is computed in float32 (float64 where the input is float64) whatever autocast says, and
+stays finite for logits of +-1e4.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Activation = Literal["softmax", "sigmoid"]
+Normalisation = Literal["softmax", "softmax_channel", "softmax_spatial", "l1"]
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return half-precision and integer tensors as float32, others unchanged.
+
+    Args:
+        values: Any tensor.
+
+    Returns:
+        A tensor in float32 or float64.
+    """
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def probabilities(logits: Tensor, activation: Activation, *, temperature: float = 1.0) -> Tensor:
+    """Sigmoid or softmax of tempered logits.
+
+    Args:
+        logits: `(B, C, *spatial)`.
+        activation: "softmax" over channels, or "sigmoid" per channel.
+        temperature: Divides the logits, dimensionless, > 0.
+
+    Returns:
+        Probabilities in float32, `(B, C, *spatial)`.
+
+    Example:
+        >>> probabilities(torch.zeros(1, 4, 1), "softmax", temperature=5.0).flatten()
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+
+    Source:
+        Hu et al. 2020, arXiv:2106.09564, eq. (1).
+    """
+    tempered = at_least_float32(logits) / temperature
+    return tempered.softmax(dim=1) if activation == "softmax" else tempered.sigmoid()
+
+
+def binarise(logits: Tensor, activation: Activation) -> Tensor:
+    """The binary prediction behind logits: one-hot argmax, or logit > 0.
+
+    Both do not depend on a temperature. A threshold of 0.5 on softened probabilities does, and
+    gives an empty target where four classes share the probability at T = 5.
+
+    Args:
+        logits: `(B, C, *spatial)`.
+        activation: "softmax" or "sigmoid".
+
+    Returns:
+        Zeros and ones in float32, `(B, C, *spatial)`.
+
+    Example:
+        >>> binarise(torch.tensor([[[1.0], [3.0]]]), "softmax").flatten()
+        tensor([0., 1.])
+    """
+    if activation == "sigmoid":
+        return (logits > 0).float()
+    return torch.zeros_like(logits, dtype=torch.float32).scatter_(
+        1, logits.argmax(dim=1, keepdim=True), 1.0
+    )
+
+
+def soft_dice(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    squared_denominator: bool = False,
+    batch_dice: bool = False,
+    smoothing: float = 1e-5,
+) -> Tensor:
+    """Soft Dice of two probability maps, over space.
+
+    `(2 sum(p t) + e) / (sum(p) + sum(t) + e)`, or with squares in the denominator. Two empty maps
+    give 1.
+
+    Args:
+        prediction: `(B, C, *spatial)`, in [0, 1].
+        target: Same shape; may be soft.
+        squared_denominator: Use `sum(p^2) + sum(t^2)`.
+        batch_dice: Sum over the batch too, before the ratio.
+        smoothing: The constant `e`, in voxels.
+
+    Returns:
+        `(B, C)`, or `(C,)` with `batch_dice`.
+
+    Example:
+        >>> p = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+        >>> t = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])
+        >>> soft_dice(p, t, smoothing=0.0)
+        tensor([[0.6667]])
+
+    Source:
+        Milletari et al. 2016, arXiv:1606.04797 (squared denominator); the plain form is the usual
+        one. Hu et al. 2020 do not say which they use.
+    """
+    axes = (0, *range(2, prediction.ndim)) if batch_dice else tuple(range(2, prediction.ndim))
+    overlap = (prediction * target).sum(axes)
+    if squared_denominator:
+        size = prediction.square().sum(axes) + target.square().sum(axes)
+    else:
+        size = prediction.sum(axes) + target.sum(axes)
+    return (2 * overlap + smoothing) / (size + smoothing)
+
+
+def binary_cross_entropy(logits: Tensor, target: Tensor, activation: Activation) -> Tensor:
+    """Binary cross-entropy of every channel's probability, element by element.
+
+    For the softmax, each channel's probability is compared with its own target as if it were a
+    class of its own: `-t log p_c - (1 - t) log(1 - p_c)`, in log space, so that a probability that
+    rounds to 0 or 1 costs what it must and no more.
+
+    Args:
+        logits: `(B, C, *spatial)`.
+        target: Same shape, in [0, 1].
+        activation: "softmax" or "sigmoid".
+
+    Returns:
+        `(B, C, *spatial)`, in nats, >= 0.
+
+    Example:
+        >>> binary_cross_entropy(torch.zeros(1, 2, 1), torch.ones(1, 2, 1), "softmax").flatten()
+        tensor([0.6931, 0.6931])
+
+    Source:
+        Hu et al. 2020, arXiv:2106.09564, eqs. (2) and (4), which apply BCE to softmax outputs.
+    """
+    logits = at_least_float32(logits)
+    target = target.to(logits.dtype)
+    if activation == "sigmoid":
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    log_p, log_rest = _log_softmax_and_complement(logits)
+    return -(target * log_p + (1 - target) * log_rest)
+
+
+def _log_softmax_and_complement(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`log p_c` and `log(1 - p_c)` for the softmax over channels."""
+    log_p = logits.log_softmax(dim=1)
+    winner = logits.argmax(dim=1, keepdim=True)
+    # 1 - p loses all digits only for the largest p; there the others are summed instead.
+    others = torch.full_like(logits, 0.0).scatter_(1, winner, float("-inf")) + logits
+    log_rest_of_winner = others.logsumexp(1, keepdim=True) - logits.logsumexp(1, keepdim=True)
+    log_rest = torch.log1p(-log_p.scatter(1, winner, float("-inf")).exp())
+    return log_p, log_rest.scatter(1, winner, log_rest_of_winner)
+
+
+def latent_kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    normalisation: Normalisation = "softmax",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's to the student's normalised features.
+
+    `sum_j q_j log(q_j / p_j)` with q from the teacher and p from the student, averaged over the
+    batch. For "softmax" and "l1" j runs over channels and space together; for the other two, the
+    divergence of each distribution is averaged over voxels or channels.
+
+    Args:
+        student: `(B, C, *spatial)`.
+        teacher: Same shape; no gradient flows into it.
+        normalisation: "softmax" over the flattened vector; "softmax_channel" over channels at each
+            voxel; "softmax_spatial" over space in each channel; "l1", absolute values over their
+            sum.
+        temperature: Divides the features before a softmax, dimensionless, > 0.
+
+    Returns:
+        A scalar, in nats, >= 0.
+
+    Example:
+        >>> z = torch.zeros(1, 2, 4, 4, 4)
+        >>> latent_kl(z, z)
+        tensor(0.)
+
+    Source:
+        Hu et al. 2020, arXiv:2106.09564, eq. (3). "Flattened and normalized" is read as the
+        softmax over the flattened vector; the sum over j is the paper's, the mean over the batch
+        replaces its sum over samples.
+    """
+    log_p = _log_distribution(at_least_float32(student), normalisation, temperature)
+    log_q = _log_distribution(at_least_float32(teacher).detach(), normalisation, temperature)
+    divergence: Tensor = (log_q.exp() * (log_q - log_p)).sum(dim=-1)
+    return divergence.mean()
+
+
+def _log_distribution(features: Tensor, normalisation: Normalisation, temperature: float) -> Tensor:
+    """Log probabilities whose last axis is the one that is normalised."""
+    if normalisation == "l1":
+        sizes = features.flatten(1).abs() + torch.finfo(features.dtype).tiny ** 0.5
+        return (sizes / sizes.sum(dim=1, keepdim=True)).log()
+    if normalisation == "softmax_channel":
+        features = features.flatten(2).transpose(1, 2)
+    elif normalisation == "softmax_spatial":
+        features = features.flatten(2)
+    else:
+        features = features.flatten(1)
+    log_distribution: Tensor = (features / temperature).log_softmax(dim=-1)
+    return log_distribution

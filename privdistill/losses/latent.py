@@ -1,0 +1,94 @@
+"""Terms on captured features."""
+
+from torch import Tensor
+
+from privdistill.exceptions import LayerNotFoundError
+from privdistill.losses.base import Term, check_choice, check_positive
+from privdistill.losses.functional import Normalisation, latent_kl
+from privdistill.output import Step, TapPair
+
+_NORMALISATIONS = ("softmax", "softmax_channel", "softmax_spatial", "l1")
+
+
+class LatentKL(Term):
+    """Kullback-Leibler divergence between the normalised features of a tap.
+
+    `L_KL = sum_j q_j log(q_j / p_j)`, q from the teacher and p from the student, averaged over the
+    batch.
+
+    Args:
+        tap: Name of the tap; "bottleneck" is located by the wrapper unless given.
+        normalisation: "softmax" over the flattened vector (the default reading of "flattened and
+            normalized"), "softmax_channel" per voxel, "softmax_spatial" per channel, or "l1",
+            absolute values over their sum.
+        temperature: Divides the features before a softmax, dimensionless, > 0.
+
+    Shape:
+        Features `(B, C, *spatial)`, equal after the tap's adapter. Output: scalar, nats, >= 0.
+
+    Raises:
+        ObjectiveError: If an option has no meaning.
+        LayerNotFoundError: If the step carries no such tap.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(1, 2, 4, 4, 4)
+        >>> LatentKL()(Step(student=z, taps={"bottleneck": TapPair(z, z)}))
+        tensor(0.)
+
+    Source:
+        Hu et al. 2020, arXiv:2106.09564, eq. (3); the normalisation is not given there.
+    """
+
+    def __init__(
+        self,
+        tap: str = "bottleneck",
+        *,
+        normalisation: Normalisation = "softmax",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_choice("LatentKL", "normalisation", normalisation, _NORMALISATIONS)
+        self.tap = tap
+        self.taps = (tap,)
+        self.normalisation: Normalisation = normalisation
+        self.temperature = check_positive("LatentKL", "temperature", temperature)
+
+    def forward(self, step: Step) -> Tensor:
+        """Compute the term from the tap's features."""
+        pair = tap_pair(step, self.tap, self.name)
+        return latent_kl(
+            pair.student,
+            pair.teacher,
+            normalisation=self.normalisation,
+            temperature=self.temperature,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the tap and the options that were chosen."""
+        parts = [f"tap={self.tap!r}"]
+        parts += [f"normalisation={self.normalisation!r}"] * (self.normalisation != "softmax")
+        parts += [f"temperature={self.temperature}"] * (self.temperature != 1.0)
+        return ", ".join(parts)
+
+
+def tap_pair(step: Step, tap: str, term: str) -> TapPair:
+    """Return the features captured under a tap's name.
+
+    Args:
+        step: The step.
+        tap: Name of the tap.
+        term: Name of the term, for the message.
+
+    Returns:
+        Student and teacher features.
+
+    Raises:
+        LayerNotFoundError: If the step carries no such tap.
+    """
+    if tap not in step.taps:
+        raise LayerNotFoundError(
+            f"{term}: this step has no tap '{tap}'; it has {sorted(step.taps) or 'none'}. Name it "
+            "in the wrapper: taps={'" + tap + "': Tap(teacher=..., student=...)}."
+        )
+    return step.taps[tap]

@@ -1,0 +1,108 @@
+"""References in the forms people have them, as one channel per logit channel."""
+
+import torch
+from torch import Tensor
+
+from privdistill.exceptions import ObjectiveError, ShapeMismatchError
+from privdistill.losses.functional import Activation
+
+
+def as_channels(
+    target: Tensor, logits: Tensor, activation: Activation, *, term: str, validate: bool
+) -> Tensor:
+    """Return a target with one channel per logit channel, in float32.
+
+    Args:
+        target: `(B, C, *spatial)` one-hot classes or regions; or, under softmax, a label map
+            `(B, *spatial)` or `(B, 1, *spatial)` of class indices.
+        logits: `(B, C, *spatial)`.
+        activation: "softmax" or "sigmoid".
+        term: Name of the term, for messages.
+        validate: Whether to check values as well as shapes.
+
+    Returns:
+        `(B, C, *spatial)` in float32.
+
+    Raises:
+        ShapeMismatchError: If the target fits none of these forms.
+        ObjectiveError: If its values are no classes, no probabilities, or do not sum to one.
+
+    Example:
+        >>> labels = torch.tensor([[0, 2]])
+        >>> logits = torch.zeros(1, 3, 2)
+        >>> as_channels(labels, logits, "softmax", term="t", validate=True)
+        tensor([[[1., 0.],
+                 [0., 0.],
+                 [0., 1.]]])
+    """
+    check_activation(logits, activation, term=term)
+    if target.shape == logits.shape:
+        return _channels(target, activation, term, validate)
+    if activation == "softmax" and _is_label_map(target, logits):
+        labels = target.reshape(logits.shape[0], 1, *logits.shape[2:])
+        return _one_hot(labels, logits.shape[1], term, validate)
+    forms = f"{tuple(logits.shape)}"
+    if activation == "softmax":
+        forms += f" (one-hot), or a label map {(logits.shape[0], *logits.shape[2:])}"
+    raise ShapeMismatchError(
+        f"{term}: the logits are {tuple(logits.shape)}, the target is {tuple(target.shape)}; with "
+        f"{activation} the target must be {forms}. Targets are never resized."
+    )
+
+
+def check_activation(logits: Tensor, activation: Activation, *, term: str) -> None:
+    """Refuse a softmax over one channel, which is 1 everywhere.
+
+    Args:
+        logits: `(B, C, *spatial)`.
+        activation: "softmax" or "sigmoid".
+        term: Name of the term, for the message.
+
+    Raises:
+        ObjectiveError: If there is one channel under softmax.
+    """
+    if activation == "softmax" and logits.shape[1] == 1:
+        raise ObjectiveError(
+            f"{term}: a softmax over 1 channel is constant. Pass activation='sigmoid', or give the "
+            "network a background channel."
+        )
+
+
+def _is_label_map(target: Tensor, logits: Tensor) -> bool:
+    spatial = tuple(logits.shape[2:])
+    batch = logits.shape[0]
+    return tuple(target.shape) in ((batch, *spatial), (batch, 1, *spatial))
+
+
+def _channels(target: Tensor, activation: Activation, term: str, validate: bool) -> Tensor:
+    target = target.float()
+    if validate:
+        low, high = target.min().item(), target.max().item()
+        if not 0 <= low <= high <= 1:
+            raise ObjectiveError(
+                f"{term}: the target holds values from {low:g} to {high:g}; one channel per class "
+                "must lie in [0, 1]."
+            )
+        total = target.sum(dim=1)
+        if activation == "softmax" and not torch.allclose(total, total.new_ones(()), atol=1e-3):
+            raise ObjectiveError(
+                f"{term}: the target's channels sum to {total.min().item():g} to "
+                f"{total.max().item():g}, but softmax classes exclude each other and must sum to "
+                "1. For overlapping regions pass activation='sigmoid'; otherwise add the "
+                "background channel."
+            )
+    return target
+
+
+def _one_hot(labels: Tensor, classes: int, term: str, validate: bool) -> Tensor:
+    indices = labels.long()
+    if validate:
+        values = torch.unique(labels)
+        wrong = values[(values < 0) | (values >= classes) | (values != values.round())]
+        if wrong.numel():
+            raise ObjectiveError(
+                f"{term}: the label map holds {[round(v, 4) for v in wrong[:5].tolist()]}, but the "
+                f"logits have classes 0 to {classes - 1}. Map the labels to class indices first."
+            )
+    shape = (labels.shape[0], classes, *labels.shape[2:])
+    return torch.zeros(shape, device=labels.device).scatter_(1, indices, 1.0)

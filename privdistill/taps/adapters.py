@@ -1,0 +1,147 @@
+"""Give student features the shape of teacher features."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from privdistill.exceptions import ShapeMismatchError
+
+_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class Resample(nn.Module):
+    """Resample a feature map by a fixed factor per axis, with linear interpolation.
+
+    The factor rather than the size is kept, so that patches of another size than the dry run's
+    still fit.
+
+    Args:
+        factors: Teacher size over student size for each spatial axis.
+
+    Shape:
+        `(B, C, *spatial)` to `(B, C, *(factor * size))`.
+
+    Example:
+        >>> import torch
+        >>> Resample((2.0, 2.0))(torch.zeros(1, 3, 4, 4)).shape
+        torch.Size([1, 3, 8, 8])
+    """
+
+    def __init__(self, factors: Sequence[float]) -> None:
+        super().__init__()
+        self.factors = tuple(factors)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Resample `(B, C, *spatial)`."""
+        size = [
+            max(1, round(factor * length))
+            for factor, length in zip(self.factors, features.shape[2:], strict=True)
+        ]
+        return F.interpolate(features, size=size, mode=_LINEAR[len(size)], align_corners=False)
+
+    def extra_repr(self) -> str:
+        """Show the factors in `print`."""
+        return f"factors={self.factors}"
+
+
+def build_adapter(tap: str, student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
+    """Return the smallest module that turns the student's shape into the teacher's.
+
+    Args:
+        tap: Name of the tap, for the message.
+        student: Shape of the student's features, `(B, C, *spatial)`.
+        teacher: Shape of the teacher's features.
+
+    Returns:
+        `nn.Identity`, a 1x1 convolution, `Resample`, or convolution and `Resample` in turn.
+
+    Raises:
+        ShapeMismatchError: If the features have another number of axes.
+
+    Example:
+        >>> build_adapter("bottleneck", (1, 8, 4, 4), (1, 16, 4, 4))
+        Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
+    """
+    axes = len(student) - 2
+    if len(student) != len(teacher) or axes not in _CONVOLUTIONS:
+        raise ShapeMismatchError(
+            f"Tap '{tap}': the student gives {tuple(student)}, the teacher {tuple(teacher)}; an "
+            "adapter can be built for (B, C, *spatial) features of one, two or three equal "
+            "spatial axes. Choose other layers, or pass a module as Tap(adapter=...)."
+        )
+    steps: list[nn.Module] = []
+    if student[1] != teacher[1]:
+        steps.append(_CONVOLUTIONS[axes](student[1], teacher[1], kernel_size=1))
+    if tuple(student[2:]) != tuple(teacher[2:]):
+        factors = [t / s for s, t in zip(student[2:], teacher[2:], strict=True)]
+        steps.append(Resample(factors))
+    if not steps:
+        return nn.Identity()
+    return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
+
+
+def check_equal(
+    tap: str, student: Sequence[int], teacher: Sequence[int], adapter: nn.Module | None
+) -> None:
+    """Check that adapted student features fit the teacher's.
+
+    Args:
+        tap: Name of the tap.
+        student: Shape after the adapter.
+        teacher: Shape of the teacher's features.
+        adapter: What produced the student's shape, for the message.
+
+    Raises:
+        ShapeMismatchError: If the shapes differ; the message names a remedy.
+    """
+    if tuple(student) == tuple(teacher):
+        return
+    raise ShapeMismatchError(
+        f"Tap '{tap}' (adapter={adapter}): the student gives {tuple(student)}, the teacher\n"
+        f"{tuple(teacher)}; {_difference(student, teacher)} differ. Choose layers of equal shape, "
+        f'or leave\nadapter="auto"{_remedy(tap, student, teacher)}.'
+    )
+
+
+def _difference(student: Sequence[int], teacher: Sequence[int]) -> str:
+    if len(student) != len(teacher):
+        return "numbers of axes"
+    if student[0] != teacher[0]:
+        return "batch sizes"
+    parts = ["channels"] if student[1] != teacher[1] else []
+    parts += ["sizes"] if tuple(student[2:]) != tuple(teacher[2:]) else []
+    return " and ".join(parts)
+
+
+def _remedy(tap: str, student: Sequence[int], teacher: Sequence[int]) -> str:
+    try:
+        adapter = build_adapter(tap, student, teacher)
+    except ShapeMismatchError:
+        return ""
+    return f", which adds {short(adapter)} to the student"
+
+
+def short(adapter: nn.Module) -> str:
+    """Describe an adapter as the code that makes it.
+
+    Args:
+        adapter: Any module.
+
+    Returns:
+        For instance "nn.Conv3d(256, 320, kernel_size=1)".
+    """
+    if isinstance(adapter, nn.Sequential):
+        return " and ".join(short(step) for step in adapter)
+    if isinstance(adapter, Resample):
+        return f"Resample({adapter.factors})"
+    if isinstance(adapter, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        size = adapter.kernel_size[0]
+        name = type(adapter).__name__
+        return f"nn.{name}({adapter.in_channels}, {adapter.out_channels}, kernel_size={size})"
+    return type(adapter).__name__

@@ -1,0 +1,107 @@
+"""Layer names as the user knows them, whatever wraps the network."""
+
+import difflib
+
+from torch import nn
+
+from privdistill.exceptions import LayerNotFoundError
+
+# torch.compile, DDP, FSDP and activation checkpointing put these into every name below them.
+_WRAPPER_PARTS = {
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+}
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module behind `torch.compile`, or the module itself.
+
+    Args:
+        model: A network, compiled or not.
+
+    Returns:
+        The network whose layers run without the compiler.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every layer by the name it has in the user's own network.
+
+    Args:
+        model: A network, possibly inside wrappers for compilation, parallelism or checkpointing.
+
+    Returns:
+        Modules by dotted name without the wrappers' prefixes; the network itself is left out.
+    """
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        name = clean(path)
+        # the innermost module of a wrapped layer is the one the user wrote
+        if name:
+            found[name] = module
+    return found
+
+
+def clean(path: str) -> str:
+    """Remove the parts that wrappers add to a dotted name.
+
+    Args:
+        path: A name from `named_modules()`.
+
+    Returns:
+        The name as it is in the unwrapped network.
+
+    Example:
+        >>> clean("_orig_mod.encoder._checkpoint_wrapped_module.conv")
+        'encoder.conv'
+    """
+    parts = path.split(".")
+    leading = 0
+    while leading < len(parts) and parts[leading] in _WRAPPER_PARTS:
+        leading += 1
+    kept = [part for part in parts[leading:] if part == "module" or part not in _WRAPPER_PARTS]
+    return ".".join(kept)
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str) -> str:
+    """Return the name of a layer given by name or as the module itself.
+
+    Args:
+        model: The network.
+        layer: Dotted name, or a module of the network.
+        tap: Name of the tap, for the message.
+        role: "student" or "teacher", for the message.
+
+    Returns:
+        The clean dotted name.
+
+    Raises:
+        LayerNotFoundError: If the network has no such layer; names the closest ones.
+    """
+    known = layers(model)
+    if isinstance(layer, nn.Module):
+        names = [name for name, module in known.items() if module is layer]
+        if names:
+            return names[0]
+        raise LayerNotFoundError(
+            f"Tap '{tap}': the {type(layer).__name__} given for the {role} is not a layer of it. "
+            "Pass a module found in its `named_modules()`, or a name."
+        )
+    name = clean(layer)
+    if name in known:
+        return name
+    raise LayerNotFoundError(
+        f"Tap '{tap}': the {role} has no layer '{layer}'.\n{_closest(name, list(known))}"
+    )
+
+
+def _closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    if close:
+        return "Closest names: " + ", ".join(f"'{item}'" for item in close) + "."
+    top = [item for item in known if "." not in item]
+    return "Its top layers are: " + ", ".join(f"'{item}'" for item in top) + "."

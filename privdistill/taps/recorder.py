@@ -1,0 +1,169 @@
+"""Hooks that record layer outputs, and only while they are armed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from privdistill.exceptions import LayerNotFoundError, LifecycleError
+from privdistill.taps.names import layers
+
+
+class _Hook:
+    """A forward hook as an object, so that deepcopy and pickle carry its recorder along."""
+
+    def __init__(self, recorder: "Recorder", tap: str) -> None:
+        self.recorder = recorder
+        self.tap = tap
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if self.recorder.armed:
+            self.recorder.record(self.tap, output)
+
+
+class Recorder:
+    """Capture the outputs of named layers of one network while its forward runs.
+
+    Hooks stay attached from construction to `remove()`, so that `torch.compile` sees them, but
+    record only inside `recording()`: activation checkpointing recomputes outside of it, and
+    nothing is pinned afterwards.
+
+    Args:
+        model: The network.
+        names: Layer name by tap name.
+        role: "student" or "teacher", for messages.
+
+    Raises:
+        LayerNotFoundError: If a name is no layer of the network.
+    """
+
+    def __init__(self, model: nn.Module, names: Mapping[str, str], *, role: str) -> None:
+        self.names = dict(names)
+        self.role = role
+        self.cloned: set[str] = set()
+        self._armed = False
+        self._captured: dict[str, Any] = {}
+        self._versions: dict[str, int] = {}
+        self._repeated: set[str] = set()
+        self._handles = [self._attach(model, tap, name) for tap, name in self.names.items()]
+
+    def _attach(self, model: nn.Module, tap: str, name: str) -> RemovableHandle:
+        known = layers(model)
+        if name not in known:
+            raise LayerNotFoundError(f"Tap '{tap}': the {self.role} has no layer '{name}'.")
+        return known[name].register_forward_hook(_Hook(self, tap))
+
+    @property
+    def armed(self) -> bool:
+        """Whether outputs are being recorded."""
+        return self._armed
+
+    def record(self, tap: str, output: Any) -> None:
+        """Keep one layer's output; called by the hooks while the recorder is armed.
+
+        Args:
+            tap: Name of the tap.
+            output: What the layer returned.
+        """
+        if tap in self._captured:
+            self._repeated.add(tap)
+        if isinstance(output, Tensor):
+            if tap in self.cloned:
+                output = output.clone()
+            if not torch.compiler.is_compiling() and not output.is_inference():
+                self._versions[tap] = output._version  # noqa: SLF001
+        self._captured[tap] = output
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[str, Tensor]]:
+        """Record into the mapping that is yielded; it belongs to the caller afterwards.
+
+        Yields:
+            Layer outputs by tap name, filled while the network's forward runs.
+
+        Raises:
+            LifecycleError: If the recorder is already recording.
+        """
+        if self._armed:
+            raise LifecycleError(
+                f"The {self.role} is already being recorded. Run one forward at a time: a wrapper "
+                "cannot be called from inside its own networks or from several threads."
+            )
+        captured: dict[str, Tensor] = {}
+        self._captured = captured
+        self._versions = {}
+        self._repeated = set()
+        self._armed = True
+        try:
+            yield captured
+        finally:
+            self._armed = False
+            self._captured = {}
+
+    def check(self, captured: Mapping[str, Any]) -> None:
+        """Check that every tap fired once, with a tensor.
+
+        Args:
+            captured: What `recording()` yielded, after the forward.
+
+        Raises:
+            LifecycleError: If a tap did not fire, fired twice, or gave something else.
+        """
+        for tap, name in self.names.items():
+            where = f"Tap '{tap}': layer '{name}' of the {self.role}"
+            if tap not in captured:
+                raise LifecycleError(
+                    f"{where} did not run in this forward pass. Choose a layer that the network "
+                    "calls; if the network is compiled, build the wrapper before its first "
+                    "compiled call, or call torch._dynamo.reset()."
+                )
+            if tap in self._repeated:
+                raise LifecycleError(
+                    f"{where} ran more than once in one forward pass, so its output is ambiguous. "
+                    "Choose a layer that runs once."
+                )
+            if not isinstance(captured[tap], Tensor):
+                raise LifecycleError(
+                    f"{where} returned {type(captured[tap]).__name__}, not a tensor. Choose a "
+                    "layer inside it whose output is a tensor (B, C, *spatial)."
+                )
+
+    def corrupted(self, captured: Mapping[str, Tensor]) -> list[str]:
+        """Return the taps whose tensor was changed in place after it was captured.
+
+        An in-place layer behind a tap (`ReLU(inplace=True)`) overwrites what the hook saw; the
+        tensor's version counter tells. Compiled code keeps no counter, so the dry run asks on the
+        uncompiled network and adds such taps to `cloned`.
+
+        Args:
+            captured: What `recording()` yielded, after the forward.
+
+        Returns:
+            Names of taps.
+        """
+        return [
+            tap
+            for tap, version in self._versions.items()
+            if tap in captured and captured[tap]._version != version  # noqa: SLF001
+        ]
+
+    def twin(self, model: nn.Module) -> "Recorder":
+        """Return a second recorder of the same layers, for another holder of the network.
+
+        Args:
+            model: The network.
+
+        Returns:
+            A recorder with hooks of its own.
+        """
+        other = Recorder(model, self.names, role=self.role)
+        other.cloned = set(self.cloned)
+        return other
+
+    def remove(self) -> None:
+        """Remove every hook; safe to call twice."""
+        while self._handles:
+            self._handles.pop().remove()

@@ -1,0 +1,80 @@
+"""A frozen teacher, which several wrappers may share."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+_CLAIM = "_privdistill_claim"
+
+
+class _Claim:
+    """What a teacher was like before it was frozen, and how many wrappers hold it."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.holders = 0
+        self.training = {module: module.training for module in teacher.modules()}
+        self.gradients = {p: p.requires_grad for p in teacher.parameters()}
+
+    def restore(self) -> None:
+        for module, mode in self.training.items():
+            module.training = mode
+        for parameter, needed in self.gradients.items():
+            parameter.requires_grad_(needed)
+
+
+class FrozenTeacher:
+    """Hold a teacher in eval mode without gradients, outside the wrapper's own modules.
+
+    It is no `nn.Module` on purpose: so the teacher is in neither `parameters()` nor
+    `state_dict()`, and `train()` cannot reach it. The claim is kept on the teacher itself, so that
+    the last of several wrappers restores it and no global state is needed.
+
+    Args:
+        module: The teacher.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._holding = True
+        claim = module.__dict__.get(_CLAIM) or _Claim(module)
+        claim.holders += 1
+        module.__dict__[_CLAIM] = claim
+        module.eval().requires_grad_(False)
+
+    def __call__(self, image: Tensor) -> Any:
+        """Run the teacher; the caller holds `torch.no_grad()`.
+
+        Args:
+            image: The teacher's view, `(B, C, *spatial)`.
+
+        Returns:
+            Whatever the network returns.
+        """
+        if self.module.training:
+            # Someone who shares the teacher called train() on it; batch statistics must not move.
+            self.module.eval()
+        return self.module(image)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenTeacher":
+        return FrozenTeacher(self.module)
+
+    def apply(self, function: Callable[[Tensor], Tensor], *, recurse: bool = True) -> None:
+        """Apply what `nn.Module.to()` and its kin apply to every tensor.
+
+        Args:
+            function: Maps a tensor to the moved or cast one.
+            recurse: As in `nn.Module._apply`.
+        """
+        self.module._apply(function, recurse)  # type: ignore[no-untyped-call]  # noqa: SLF001
+
+    def release(self) -> None:
+        """Give up the claim; the last one to do so restores modes and gradient flags."""
+        claim = self.module.__dict__.get(_CLAIM)
+        if not self._holding or claim is None:
+            return
+        self._holding = False
+        claim.holders -= 1
+        if claim.holders == 0:
+            del self.module.__dict__[_CLAIM]
+            claim.restore()
