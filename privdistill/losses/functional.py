@@ -199,7 +199,8 @@ def _log_distribution(features: Tensor, normalisation: Normalisation, temperatur
     """Log probabilities whose last axis is the one that is normalised."""
     if normalisation == "l1":
         sizes = features.flatten(1).abs() + torch.finfo(features.dtype).tiny ** 0.5
-        return (sizes / sizes.sum(dim=1, keepdim=True)).log()
+        shares: Tensor = sizes / sizes.sum(dim=1, keepdim=True)
+        return shares.log()
     if normalisation == "softmax_channel":
         features = features.flatten(2).transpose(1, 2)
     elif normalisation == "softmax_spatial":

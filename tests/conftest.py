@@ -1,0 +1,33 @@
+"""Tiny networks and inputs shared by the suite."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+class TinyUNet(nn.Module):
+    """Two levels, one skip connection, a bottleneck called by its name."""
+
+    def __init__(self, in_channels: int, out_channels: int = 3, width: int = 4, axes: int = 2):
+        super().__init__()
+        conv = nn.Conv2d if axes == 2 else nn.Conv3d
+        self.encoder = nn.Sequential(conv(in_channels, width, 3, padding=1), nn.LeakyReLU())
+        self.down = conv(width, width, 2, stride=2)
+        self.bottleneck = nn.Sequential(conv(width, 2 * width, 3, padding=1), nn.LeakyReLU())
+        self.up = nn.Upsample(scale_factor=2)
+        self.head = conv(3 * width, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.encoder(x)
+        deep = self.up(self.bottleneck(self.down(skip)))
+        return self.head(torch.cat((skip, deep), dim=1))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_unet() -> type[TinyUNet]:
+    return TinyUNet

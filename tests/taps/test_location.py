@@ -1,0 +1,123 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from privdistill import LayerNotFoundError
+from privdistill.taps import locate_bottleneck
+
+IMAGE = torch.zeros(1, 1, 16, 16)
+
+
+def locate(net):
+    with torch.no_grad():
+        return locate_bottleneck(net.eval(), IMAGE)
+
+
+def down(i, o):
+    return nn.Conv2d(i, o, 3, stride=2, padding=1)
+
+
+def test_named_bottleneck_of_a_unet(tiny_unet):
+    found = locate(tiny_unet(1))
+    assert found.name == "bottleneck"
+    assert found.shape == (1, 8, 8, 8)
+
+
+def test_decoder_layers_at_the_same_resolution_are_not_the_encoder():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(down(1, 2), down(2, 4))
+            self.decoder = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Upsample(16), nn.Conv2d(2, 2, 1))
+
+        def forward(self, x):
+            return self.decoder(self.encoder(x))
+
+    found = locate(Net())
+    assert found.name == "encoder"
+    assert "decoder.0" in found.candidates
+
+
+def test_squeeze_excitation_is_no_bottleneck():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.squeeze = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return x * self.squeeze(F.adaptive_avg_pool2d(x, 1)).sigmoid()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.deep = nn.Sequential(down(1, 4), Gate())
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.head(F.interpolate(self.deep(x), scale_factor=2))
+
+    assert locate(Net()).name == "deep"
+
+
+def test_head_that_is_only_resampled_is_no_bottleneck():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(down(1, 4), nn.Conv2d(4, 4, 1))
+            self.classifier = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
+
+        def forward(self, x):
+            return F.interpolate(self.classifier(self.backbone(x)), size=x.shape[2:])
+
+    assert locate(Net()).name == "backbone"
+
+
+def test_branch_that_the_logits_do_not_need_is_left_out(tiny_unet):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = tiny_unet(1)
+            self.auxiliary = nn.Sequential(down(1, 2), down(2, 2), down(2, 2))
+
+        def forward(self, x):
+            self.auxiliary(x)
+            return self.body(x)
+
+    assert locate(Net()).name == "body.bottleneck"
+
+
+def test_network_inside_a_wrapper_is_searched_like_the_network(tiny_unet):
+    assert locate(nn.Sequential(tiny_unet(1))).name == "0.bottleneck"
+
+
+def test_network_that_never_downsamples_is_an_error():
+    with pytest.raises(LayerNotFoundError, match="no layer has a coarser output"):
+        locate(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1)))
+
+
+def test_two_independent_encoders_are_an_error_that_lists_both():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = down(1, 2), down(1, 2)
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            both = torch.cat((self.left(x), self.right(x)), dim=1)
+            return self.head(F.interpolate(both, scale_factor=2))
+
+    with pytest.raises(LayerNotFoundError, match=r"'right'\n\s+'left'"):
+        locate(Net())
+
+
+def test_three_dimensional_networks(tiny_unet):
+    with torch.no_grad():
+        found = locate_bottleneck(tiny_unet(1, axes=3).eval(), torch.zeros(1, 1, 8, 8, 8))
+    assert (found.name, found.shape) == ("bottleneck", (1, 8, 4, 4, 4))
+
+
+def test_no_hook_is_left_behind(tiny_unet):
+    net = tiny_unet(1)
+    locate(net)
+    assert not any(module._forward_hooks for module in net.modules())

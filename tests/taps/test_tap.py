@@ -1,0 +1,14 @@
+import dataclasses
+
+import pytest
+
+from privdistill import Tap
+
+
+def test_layers_are_optional_and_the_adapter_automatic():
+    assert Tap() == Tap(teacher=None, student=None, adapter="auto")
+
+
+def test_a_tap_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Tap().teacher = "x"

@@ -1,0 +1,47 @@
+import torch
+from torch import nn
+
+from privdistill.teachers import FrozenTeacher
+
+
+def make() -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout())
+    net[0].bias.requires_grad_(False)
+    net[1].eval()
+    return net
+
+
+def test_frozen_in_eval_mode():
+    net = make()
+    FrozenTeacher(net)
+    assert not any(module.training for module in net.modules())
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_release_restores_every_flag():
+    net = make()
+    FrozenTeacher(net).release()
+    assert net.training
+    assert not net[1].training
+    assert [p.requires_grad for p in net[0].parameters()] == [True, False]
+    assert "_privdistill_claim" not in net.__dict__
+
+
+def test_the_last_holder_restores():
+    net = make()
+    first, second = FrozenTeacher(net), FrozenTeacher(net)
+    first.release()
+    first.release()
+    assert not net.training
+    second.release()
+    assert net.training
+
+
+def test_a_call_of_train_from_elsewhere_is_undone_before_the_next_forward():
+    net = make()
+    teacher = FrozenTeacher(net)
+    net.train()
+    before = net[1].running_mean.clone()
+    with torch.no_grad():
+        teacher(torch.randn(4, 1, 3, 3))
+    assert torch.equal(net[1].running_mean, before)
