@@ -1,0 +1,265 @@
+"""Subjects preprocessed once into a cache on disk, and batches in a reproducible order."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import torch
+from errors import UserError
+from monai.data.dataset import PersistentDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.layouts import Subject
+from data.parallel import map_parallel
+from data.preprocessing import Preprocessing, Sample
+
+#: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
+FLIP_CODES = 8
+
+
+class Batch(TypedDict):
+    """Several subjects: image (B, M, *grid) float32, label (B, 1, *grid) int64, names and keys."""
+
+    image: Tensor
+    label: NotRequired[Tensor]
+    name: list[str]
+    key: list[str]
+
+
+def prepare(
+    subjects: Sequence[Subject],
+    preprocessing: Preprocessing,
+    cache_dir: Path,
+    workers: int,
+    *,
+    progress: bool = True,
+) -> PersistentDataset:
+    """Preprocess every subject once and keep the result on disk.
+
+    A subject is read again if its files (path, size, time of change) or the settings differ. In
+    memory there are never more subjects than workers.
+
+    Args:
+        subjects: What to read.
+        preprocessing: Brings a subject to the training grid.
+        cache_dir: Holds one folder per preprocessing; may be shared by runs.
+        workers: Subjects read at a time.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A data set of samples that reads from the cache.
+
+    Raises:
+        UserError: If a subject cannot be read, or the cache cannot be written.
+    """
+    folder = Path(cache_dir) / preprocessing.fingerprint()[:16]
+    fill = functools.partial(_fill, preprocessing=preprocessing, folder=folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        map_parallel(fill, subjects, workers=workers, title="Preparing subjects", progress=progress)
+    except OSError as error:
+        raise UserError(f"{folder}: the cache cannot be written ({error}).") from error
+    return PersistentDataset(
+        list(subjects), transform=preprocessing, cache_dir=folder, hash_func=cache_key
+    )
+
+
+def cache_key(subject: Subject) -> bytes:
+    """Names the state of a subject's files.
+
+    Args:
+        subject: Its files must exist.
+
+    Returns:
+        The subject's name and a digest of path, channel, size and time of change of its files.
+
+    Raises:
+        UserError: If a file has disappeared.
+    """
+    digest = hashlib.sha256()
+    files = {**subject.images, "segmentation": subject.segmentation}
+    for role, file in sorted(files.items()):
+        if file is not None:
+            try:
+                status = file.path.stat()
+            except OSError as error:
+                raise UserError(f"{file.path}: cannot be read ({error}).") from error
+            path = file.path.resolve()
+            state = (role, str(path), file.channel, status.st_size, status.st_mtime_ns)
+            digest.update(repr(state).encode())
+    return f"{subject.name}-{digest.hexdigest()[:24]}".encode()
+
+
+def build_loader(
+    dataset: Dataset[Sample],
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int,
+    flips: bool,
+    workers: int,
+    replicas: int = 1,
+    rank: int = 0,
+) -> DataLoader[Any]:
+    """Batches whose order and flips depend on the seed and the epoch alone.
+
+    Call `start_epoch(loader, epoch)` before each epoch. A run that is resumed at epoch e then sees
+    what the uninterrupted run would have seen, whatever the number of workers.
+
+    Args:
+        dataset: What `prepare` gave.
+        batch_size: Subjects per batch; the last batch of an epoch may be smaller.
+        shuffle: Whether each epoch has its own order.
+        seed: Of order and flips.
+        flips: Whether each axis is flipped with probability one half; keys name the flip, so that
+            they identify the input of a network.
+        workers: Loading processes; 0 loads in the main process.
+        replicas: Number of processes that share the data set. Give this loader to Fabric with
+            `use_distributed_sampler=False`.
+        rank: Which of them this is.
+
+    Returns:
+        A loader that yields `Batch`.
+    """
+    sampler = EpochSampler(
+        len(dataset),  # type: ignore[arg-type]
+        shuffle=shuffle,
+        seed=seed,
+        flips=flips,
+        replicas=replicas,
+        rank=rank,
+    )
+    return DataLoader(
+        FlippedDataset(dataset),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def start_epoch(loader: DataLoader[Any], epoch: int) -> None:
+    """Choose the order and the flips of the coming epoch.
+
+    The name is not `set_epoch`, because Fabric calls that itself with the number of passes since
+    the process began, which is not the epoch after a resume.
+
+    Args:
+        loader: What `build_loader` gave, wrapped by Fabric or not.
+        epoch: Number of the epoch, from 0.
+
+    Raises:
+        TypeError: If the loader has another sampler.
+    """
+    sampler = loader.sampler
+    if not isinstance(sampler, EpochSampler):
+        raise TypeError(
+            f"expected a loader from build_loader, found the sampler {type(sampler).__name__}; "
+            "Fabric must not replace it (use_distributed_sampler=False)"
+        )
+    sampler.epoch = epoch
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Pairs of sample index and flip code, a function of seed and epoch.
+
+    Args:
+        size: Number of samples.
+        shuffle: Whether the order changes with the epoch.
+        seed: Of order and flips.
+        flips: Whether to draw flip codes; otherwise they are all 0.
+        replicas: Number of processes. In training all get equally many samples, the first ones
+            being repeated if need be; without shuffling each sample is given out once.
+        rank: Which of them this is.
+    """
+
+    def __init__(
+        self, size: int, *, shuffle: bool, seed: int, flips: bool, replicas: int = 1, rank: int = 0
+    ) -> None:
+        self.size = size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.flips = flips
+        self.replicas = replicas
+        self.rank = rank
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._mine(list(range(self.size))))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator()
+        text = f"{self.seed}:{self.epoch}".encode()
+        generator.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
+        order = torch.randperm(self.size, generator=generator)
+        # Drawn even where they are not used, so that switching one on leaves the other alone.
+        codes = torch.randint(FLIP_CODES, (self.size,), generator=generator)
+        indices = order.tolist() if self.shuffle else list(range(self.size))
+        for index in self._mine(indices):
+            yield index, int(codes[index]) if self.flips else 0
+
+    def _mine(self, indices: list[int]) -> list[int]:
+        missing = -len(indices) % self.replicas if self.shuffle else 0
+        return (indices + indices[:missing])[self.rank :: self.replicas]
+
+
+class FlippedDataset(Dataset[dict[str, Tensor | str]]):
+    """Samples under a flip, addressed by index and flip code.
+
+    Args:
+        samples: Unflipped samples.
+    """
+
+    def __init__(self, samples: Dataset[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, address: tuple[int, int]) -> dict[str, Tensor | str]:
+        index, code = address
+        sample = self.samples[index]
+        flipped: dict[str, Tensor | str] = {
+            "image": flip(sample["image"], code),
+            "name": sample["name"],
+            "key": f"{sample['name']}/flip{code}",
+        }
+        if "label" in sample:
+            flipped["label"] = flip(sample["label"], code).long()
+        return flipped
+
+
+def flip(volume: Tensor, code: int) -> Tensor:
+    """Mirror a volume; applying the same code twice gives the volume back.
+
+    Args:
+        volume: (..., X, Y, Z).
+        code: 0 to 7; bit 0 flips X, bit 1 flips Y, bit 2 flips Z.
+
+    Returns:
+        The same shape.
+    """
+    axes = [axis - 3 for axis in range(3) if code >> axis & 1]
+    return volume.flip(axes) if axes else volume
+
+
+def _fill(subject: Subject, preprocessing: Preprocessing, folder: Path) -> None:
+    """Write the cache file of one subject, at the name where `PersistentDataset` looks."""
+    file = folder / f"{cache_key(subject).decode()}.pt"
+    # A file cut short by a full disk has lost the directory at its end.
+    if file.is_file() and zipfile.is_zipfile(file):
+        return
+    partial = file.with_name(f".{os.getpid()}.{file.name}.partial")
+    try:
+        torch.save(preprocessing(subject), partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

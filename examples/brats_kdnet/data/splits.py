@@ -1,0 +1,150 @@
+"""Which subjects train, validate and test: stratified folds that a seed fixes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from errors import UserError
+
+from data.layouts import Subject
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the subjects of one fold; no name stands in two parts.
+
+    Attributes:
+        train: Subjects whose losses are minimised.
+        validation: Subjects that choose the checkpoint and the learning rate.
+        test: Subjects that are scored once, at the end.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write the names as JSON; the file appears when it is complete.
+
+        Args:
+            path: Where to write.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, subjects: Iterable[Subject]) -> Split:
+        """Read a split and check it against the subjects that were found.
+
+        Args:
+            path: A JSON file with the lists "train", "validation" and "test".
+            subjects: All subjects of the data set.
+
+        Returns:
+            The split.
+
+        Raises:
+            UserError: If the file is not such a split, names unknown subjects, or names a subject
+                twice.
+        """
+        split = cls(**_read_parts(path))
+        _check_names(path, split, {subject.name for subject in subjects})
+        return split
+
+
+def split_subjects(
+    subjects: Sequence[Subject], *, folds: int, fold: int, validation_fraction: float, seed: int
+) -> Split:
+    """Deal subjects into folds, each with its share of every grade.
+
+    Args:
+        subjects: All subjects; their order does not matter.
+        folds: Number of folds, at least 2.
+        fold: Which of them is the test set, from 0.
+        validation_fraction: Share of the remaining subjects set aside for validation, at least one
+            unless the share is 0. The test fold never chooses anything.
+        seed: Of the shuffling; the same for all folds of one cross-validation.
+
+    Returns:
+        The names of each part, sorted.
+
+    Raises:
+        UserError: If the numbers do not fit each other or leave a part empty.
+    """
+    _check_numbers(len(subjects), folds, fold, validation_fraction)
+    order = _stratified_order(subjects, seed)
+    test = order[fold::folds]
+    rest = [name for index, name in enumerate(order) if index % folds != fold]
+    count = max(1, round(validation_fraction * len(rest))) if validation_fraction else 0
+    # Evenly spaced places in an order sorted by grade take the same share of each grade.
+    places = {int((index + 0.5) * len(rest) / count) for index in range(count)}
+    validation = [name for index, name in enumerate(rest) if index in places]
+    train = [name for index, name in enumerate(rest) if index not in places]
+    if not train:
+        raise UserError(
+            f"{len(subjects)} subjects in {folds} folds with {count} for validation leave none to "
+            "train on; use fewer folds or a smaller validation fraction."
+        )
+    return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
+
+
+def _stratified_order(subjects: Sequence[Subject], seed: int) -> list[str]:
+    """Names grouped by grade, shuffled within each grade."""
+    strata: dict[str, list[str]] = defaultdict(list)
+    for subject in subjects:
+        strata[subject.grade or ""].append(subject.name)
+    order: list[str] = []
+    for grade in sorted(strata):
+        names = sorted(strata[grade])
+        random.Random(f"{seed}:{grade}").shuffle(names)
+        order += names
+    return order
+
+
+def _check_numbers(subjects: int, folds: int, fold: int, validation_fraction: float) -> None:
+    if folds < 2 or not 0 <= fold < folds:
+        raise UserError(
+            f"folds must be at least 2 and fold between 0 and folds - 1; found folds {folds}, "
+            f"fold {fold}."
+        )
+    if not 0 <= validation_fraction < 1:
+        raise UserError(
+            f"validation_fraction must be at least 0 and below 1; found {validation_fraction}."
+        )
+    if subjects < folds:
+        raise UserError(f"{folds} folds need as many subjects; found {subjects}.")
+
+
+def _read_parts(path: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: expected a split as JSON; {error}.") from error
+    names = ("train", "validation", "test")
+    if not isinstance(parts, dict) or set(parts) != set(names):
+        found = ", ".join(parts) if isinstance(parts, dict) else type(parts).__name__
+        raise UserError(f"{path}: expected the keys {', '.join(names)}, found {found}.")
+    if not all(isinstance(parts[name], list) for name in names):
+        raise UserError(f"{path}: expected a list of names for each of {', '.join(names)}.")
+    return {name: tuple(map(str, parts[name])) for name in names}
+
+
+def _check_names(path: Path, split: Split, known: set[str]) -> None:
+    listed = [*split.train, *split.validation, *split.test]
+    twice = sorted({name for name in listed if listed.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: named more than once: {', '.join(twice[:10])}.")
+    unknown = sorted(set(listed) - known)
+    if unknown:
+        raise UserError(
+            f"{path}: {len(unknown)} names are not in the data set: {', '.join(unknown[:10])}. "
+            f"Known are for example {', '.join(sorted(known)[:3])}."
+        )
