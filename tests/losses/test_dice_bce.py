@@ -1,0 +1,145 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from privdistill import GroundTruth, ObjectiveError, ShapeMismatchError, SoftTargetDiceBCE
+from privdistill.output import Step
+
+
+def reference(p, dice_target, bce_target):
+    """Eqs. (2) and (4) in float64, written from the paper with plain Dice per channel."""
+    total = 0.0
+    batch, channels = p.shape[:2]
+    for b in range(batch):
+        for c in range(channels):
+            overlap = 2 * (p[b, c] * dice_target[b, c]).sum()
+            total += 1 - overlap / (p[b, c].sum() + dice_target[b, c].sum())
+    bce = -(bce_target * p.log() + (1 - bce_target) * (1 - p).log()).mean()
+    return total / (batch * channels) + bce
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 5, 4), (1, 4, 4, 4, 4)])
+def test_ground_truth_equals_the_paper_under_softmax(shape):
+    logits = torch.randn(shape)
+    labels = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    hot = nn.functional.one_hot(labels, shape[1]).movedim(-1, 1).double()
+    expected = reference(logits.double().softmax(1), hot, hot)
+    found = GroundTruth()(Step(student=logits, target=labels))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_ground_truth_equals_the_paper_under_sigmoid():
+    logits, target = torch.randn(2, 3, 4, 4), (torch.rand(2, 3, 4, 4) > 0.5).float()
+    expected = reference(logits.double().sigmoid(), target.double(), target.double())
+    found = GroundTruth()(Step(student=logits, target=target, activation="sigmoid"))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_soft_targets_equal_the_paper(temperature):
+    student, teacher = torch.randn(2, 4, 3, 3, 3), 5 * torch.randn(2, 4, 3, 3, 3)
+    hot = nn.functional.one_hot(teacher.argmax(1), 4).movedim(-1, 1).double()
+    soft = (teacher.double() / temperature).softmax(1)
+    expected = reference(student.double().softmax(1), soft, hot)
+    found = SoftTargetDiceBCE(temperature=temperature)(Step(student=student, teacher=teacher))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_perfect_imitation_does_not_bring_the_tempered_term_to_zero():
+    logits = torch.tensor([[[9.0], [-9.0]]])
+    step = Step(student=logits, teacher=logits)
+    assert SoftTargetDiceBCE(temperature=5.0)(step) > 0.02
+    assert SoftTargetDiceBCE(temperature=1.0)(step) < 2e-3
+
+
+def test_background_can_be_left_out():
+    # Background all wrong, foreground channel all right: p = (0, 1) everywhere, target the same.
+    logits = torch.tensor([[[-30.0] * 2, [30.0, -30.0], [-30.0, 30.0]]])
+    labels = torch.tensor([[1, 2]])
+    assert GroundTruth(include_background=False)(Step(student=logits, target=labels)) < 1e-4
+
+
+def test_terms_own_activation_wins():
+    logits, target = torch.randn(1, 2, 4), torch.ones(1, 2, 4)
+    own = GroundTruth(activation="sigmoid")(Step(student=logits, target=target))
+    inherited = GroundTruth()(Step(student=logits, target=target, activation="sigmoid"))
+    assert own == inherited
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_gradients_in_float64(activation):
+    student = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def loss(x):
+        step = Step(student=x, teacher=teacher, activation=activation)
+        return SoftTargetDiceBCE(squared_denominator=True)(step)
+
+    assert torch.autograd.gradcheck(loss, (student,))
+    loss(student).backward()
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [32, 64])
+def test_extreme_half_precision_logits_stay_finite(dtype, size):
+    logits = torch.full((1, 2, size, size, size), 1e4, dtype=dtype)
+    logits[:, 1] = -1e4
+    logits.requires_grad_()
+    labels = torch.ones(1, size, size, size, dtype=torch.long)
+    loss = GroundTruth()(Step(student=logits, target=labels))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_value_does_not_change_with_the_patch_size():
+    field = torch.randn(1, 2, 4, 4)
+    labels = torch.randint(0, 2, (1, 4, 4))
+    small = GroundTruth()(Step(student=field, target=labels))
+    large = GroundTruth()(Step(student=field.repeat(1, 1, 4, 4), target=labels.repeat(1, 4, 4)))
+    assert large.item() == pytest.approx(small.item(), rel=1e-4)
+
+
+def test_uniform_prediction_by_hand():
+    step = Step(student=torch.zeros(1, 2, 2), target=torch.tensor([[0, 1]]))
+    # p = 1/2: Dice = 2 * 0.5 / (1 + 1) = 1/2 in both channels; BCE = log 2
+    assert GroundTruth()(step).item() == pytest.approx(0.5 + math.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "`temperature` must be positive"),
+        ({"temperature": float("nan")}, "`temperature` must be positive"),
+        ({"smoothing": -1}, "`smoothing` must be positive"),
+        ({"activation": "tanh"}, r"`activation` must be one of \('softmax', 'sigmoid'\)"),
+    ],
+)
+def test_options_without_meaning_are_refused(options, message):
+    with pytest.raises(ObjectiveError, match=message):
+        SoftTargetDiceBCE(**options)
+
+
+def test_missing_target_says_how_to_call():
+    with pytest.raises(ObjectiveError, match=r"no target. Call the wrapper as kd\(image, target\)"):
+        GroundTruth()(Step(student=torch.zeros(1, 2, 4)))
+
+
+def test_missing_teacher_is_an_error():
+    with pytest.raises(ObjectiveError, match="no teacher logits"):
+        SoftTargetDiceBCE()(Step(student=torch.zeros(1, 2, 4)))
+
+
+def test_logits_of_different_shapes_are_refused():
+    step = Step(student=torch.zeros(1, 2, 4), teacher=torch.zeros(1, 2, 8))
+    with pytest.raises(ShapeMismatchError, match=r"student's logits are \(1, 2, 4\), the"):
+        SoftTargetDiceBCE()(step)
+
+
+def test_repr_shows_what_was_chosen():
+    assert repr(GroundTruth(batch_dice=True)) == "GroundTruth(batch_dice=True)"
+    assert repr(SoftTargetDiceBCE()) == "SoftTargetDiceBCE(temperature=5.0)"

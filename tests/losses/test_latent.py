@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from privdistill import LatentKL, LayerNotFoundError, ObjectiveError, TapPair
+from privdistill.losses.functional import latent_kl
+from privdistill.output import Step
+
+
+@pytest.mark.parametrize("normalisation", ["softmax", "l1"])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 3, 4, 4, 4)])
+def test_term_equals_function(normalisation, shape):
+    student, teacher = torch.randn(shape), torch.randn(shape)
+    step = Step(student=student, taps={"deep": TapPair(student, teacher)})
+    found = LatentKL("deep", normalisation=normalisation, temperature=2.0)(step)
+    assert found == latent_kl(student, teacher, normalisation=normalisation, temperature=2.0)
+
+
+def test_missing_tap_names_those_there_are():
+    z = torch.zeros(1, 2, 4)
+    step = Step(student=z, taps={"deep": TapPair(z, z)})
+    with pytest.raises(LayerNotFoundError, match=r"no tap 'bottleneck'; it has \['deep'\]"):
+        LatentKL()(step)
+
+
+def test_unknown_normalisation_is_refused():
+    with pytest.raises(ObjectiveError, match="`normalisation` must be one of"):
+        LatentKL(normalisation="l2")
+
+
+def test_repr_shows_what_was_chosen():
+    assert repr(LatentKL()) == "LatentKL(tap='bottleneck')"
+    assert repr(LatentKL("a", normalisation="l1")) == "LatentKL(tap='a', normalisation='l1')"

@@ -1,0 +1,42 @@
+import torch
+from torch import nn
+
+from privdistill import dry_run
+from privdistill.output import first_logits
+from privdistill.taps import Recorder
+
+
+def noisy():
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(), nn.ReLU(inplace=True))
+
+
+def test_modes_buffers_and_random_state_are_restored():
+    net = noisy()
+    net[2].eval()
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    state = torch.get_rng_state()
+    recorder = Recorder(net, {}, role="student")
+    dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, first_logits, training=True)
+    assert [module.training for module in net] == [True, True, False, True]
+    assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_layers_overwritten_in_place_are_marked_for_cloning():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True))
+    recorder = Recorder(net, {"a": "0", "b": "1"}, role="student")
+    dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, first_logits)
+    assert recorder.cloned == {"a"}
+
+
+def test_batch_norm_on_single_voxels_survives_a_batch_of_one():
+    net = nn.Sequential(nn.Conv2d(1, 2, 4), nn.BatchNorm2d(2))
+    recorder = Recorder(net, {}, role="student")
+    trial = dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, first_logits, training=True)
+    assert trial.logits == (2, 2, 1, 1)
+
+
+def test_the_example_follows_the_network_in_dtype():
+    net = nn.Conv2d(1, 2, 1).double()
+    recorder = Recorder(net, {}, role="student")
+    assert dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, first_logits).logits == (1, 2, 4, 4)

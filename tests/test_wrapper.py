@@ -1,0 +1,512 @@
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from privdistill import (
+    DistillationWrapper,
+    GroundTruth,
+    LatentKL,
+    LayerNotFoundError,
+    LifecycleError,
+    ModalityError,
+    ObjectiveError,
+    PrivilegedInput,
+    ShapeMismatchError,
+    SoftTargetDiceBCE,
+    Tap,
+)
+
+INPUTS = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
+EXAMPLE = torch.zeros(1, 4, 8, 8)
+IMAGE = torch.randn(2, 4, 8, 8)
+LABELS = torch.randint(0, 3, (2, 8, 8))
+
+
+def kdnet():
+    return 0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth() + 10.0 * LatentKL()
+
+
+@pytest.fixture
+def networks(tiny_unet):
+    return tiny_unet(4), tiny_unet(1)
+
+
+@pytest.fixture
+def build(networks):
+    def make(**options):
+        teacher, student = options.pop("teacher", networks[0]), options.pop("student", networks[1])
+        arguments = {"objective": kdnet(), "inputs": INPUTS, "example": EXAMPLE} | options
+        return DistillationWrapper(teacher, student, **arguments)
+
+    return make
+
+
+def hooks(*models):
+    return sum(len(m._forward_hooks) for model in models for m in model.modules())
+
+
+# --- the user code of the design -------------------------------------------------------------
+
+
+def test_the_documented_loop_lowers_the_loss(build):
+    kd = build()
+    optimizer = torch.optim.Adam(kd.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        out = kd(IMAGE, LABELS)
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(out.loss.item())
+    assert losses[-1] < losses[0]
+    assert set(out.terms) == {"soft_target_dice_bce", "ground_truth", "latent_kl"}
+    assert out.student.shape == out.teacher.shape == (2, 3, 8, 8)
+
+
+def test_loss_is_the_weighted_sum_of_the_terms(build):
+    out = build()(IMAGE, LABELS)
+    expected = (
+        0.75 * out.terms["soft_target_dice_bce"]
+        + 0.25 * out.terms["ground_truth"]
+        + 10 * out.terms["latent_kl"]
+    )
+    assert out.loss.item() == pytest.approx(expected.item())
+
+
+def test_step_equals_a_hand_written_loop(build, networks):
+    teacher, student = copy.deepcopy(networks)
+    kd = build()
+    kd(IMAGE, LABELS).loss.backward()
+    features = {}
+    teacher.bottleneck.register_forward_hook(lambda m, i, o: features.update(t=o))
+    student.bottleneck.register_forward_hook(lambda m, i, o: features.update(s=o))
+    with torch.no_grad():
+        t = teacher.eval()(IMAGE)
+    s = student(IMAGE[:, 2:3])
+    p, soft = s.softmax(1), (t / 5).softmax(1)
+    hard = nn.functional.one_hot(t.argmax(1), 3).movedim(-1, 1).float()
+    hot = nn.functional.one_hot(LABELS, 3).movedim(-1, 1).float()
+
+    def dice_loss(target):
+        return 1 - (2 * (p * target).sum((2, 3)) / (p + target).sum((2, 3))).mean()
+
+    bce = nn.functional.binary_cross_entropy
+    kl = nn.functional.kl_div(
+        features["s"].flatten(1).log_softmax(1),
+        features["t"].flatten(1).softmax(1),
+        reduction="batchmean",
+    )
+    loss = 0.75 * (dice_loss(soft) + bce(p, hard)) + 0.25 * (dice_loss(hot) + bce(p, hot)) + 10 * kl
+    loss.backward()
+    for mine, theirs in zip(kd.student.parameters(), student.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, atol=1e-5)
+
+
+def test_three_dimensions(tiny_unet, build):
+    kd = build(
+        teacher=tiny_unet(4, axes=3),
+        student=tiny_unet(1, axes=3),
+        example=torch.zeros(1, 4, 8, 8, 8),
+    )
+    out = kd(torch.randn(1, 4, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.long))
+    assert torch.isfinite(out.loss)
+
+
+def test_overlapping_regions(build):
+    kd = build(activation="sigmoid")
+    out = kd(IMAGE, (torch.rand(2, 3, 8, 8) > 0.5).float())
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+
+
+def test_a_baseline_needs_no_teacher(build):
+    kd = build(teacher=None, objective=GroundTruth())
+    out = kd(IMAGE, LABELS)
+    out.loss.backward()
+    assert out.teacher is None
+    assert out.taps == {}
+
+
+def test_printing_shows_layers_shapes_terms_and_how_they_were_found(build):
+    text = str(build())
+    assert "bottleneck  student  bottleneck  8 x 4 x 4  none" in text
+    assert "10 * LatentKL(tap='bottleneck')" in text
+    assert "teacher flair, t1, t1ce, t2 | student t1ce" in text
+    assert "last encoder output at the coarsest resolution" in text
+
+
+def test_predict_takes_full_stack_own_view_or_mapping(build):
+    kd = build()
+    alone = IMAGE[:, 2:3]
+    expected = kd.student(alone)
+    for view in (IMAGE, alone, {"t1ce": alone}):
+        assert torch.allclose(kd.predict(view), expected)
+
+
+def test_predict_restores_flags_and_follows_grad_mode(build):
+    kd = build()
+    kd.student.encoder.eval()
+    assert kd.predict(IMAGE).requires_grad
+    with torch.no_grad():
+        assert not kd.predict(IMAGE).requires_grad
+    assert kd.student.training
+    assert not kd.student.encoder.training
+
+
+# --- promises ----------------------------------------------------------------------------------
+
+
+def test_promise_1_privileged_modalities_have_zero_gradient(build):
+    image = IMAGE.clone().requires_grad_()
+    build()(image, LABELS).student.sum().backward()
+    assert image.grad[:, 2].abs().sum() > 0
+    assert image.grad[:, [0, 1, 3]].abs().sum() == 0
+
+
+def test_promise_2_the_teacher_stays_frozen_in_eval_mode(build, tiny_unet):
+    teacher = nn.Sequential(tiny_unet(4), nn.BatchNorm2d(3))
+    kd = build(teacher=teacher, objective=kdnet())
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    kd.train()
+    kd(IMAGE, LABELS).loss.backward()
+    assert not any(module.training for module in teacher.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_promise_3_the_teacher_is_in_no_parameter_list_and_no_checkpoint(build, networks):
+    kd = build()
+    teachers = {id(p) for p in networks[0].parameters()}
+    assert not teachers & {id(p) for p in kd.parameters()}
+    assert set(kd.state_dict()) == {f"student.{name}" for name in networks[1].state_dict()}
+    assert networks[0] not in list(kd.modules())
+
+
+def test_promise_3_the_teacher_moves_with_the_wrapper(build, networks):
+    build().to(torch.float64)
+    assert next(networks[0].parameters()).dtype == torch.float64
+
+
+def test_promise_4_captures_belong_to_the_output(build):
+    kd = build()
+    out = kd(IMAGE, LABELS)
+    reference = weakref.ref(out.taps["bottleneck"].student)
+    del out
+    gc.collect()
+    assert reference() is None
+
+
+def test_promise_4_an_exception_leaves_the_wrapper_usable(build):
+    kd = build()
+    with pytest.raises(ShapeMismatchError):
+        kd(IMAGE, LABELS[:, :4])
+    assert torch.isfinite(kd(IMAGE, LABELS).loss)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_promise_5_features_overwritten_in_place_are_captured_as_they_were(build, backend):
+    def net(channels):
+        torch.manual_seed(channels)
+        down = nn.Conv2d(channels, 4, 2, stride=2)
+        return nn.Sequential(down, nn.ReLU(inplace=True), nn.Upsample(8), nn.Conv2d(4, 3, 1))
+
+    taps = {"bottleneck": Tap(teacher="0", student="0")}
+    student = net(1)
+    run = student if backend is None else torch.compile(student, backend=backend)
+    out = build(teacher=net(4), student=run, taps=taps)(IMAGE, LABELS)
+    assert out.taps["bottleneck"].student.min() < 0
+    assert out.taps["bottleneck"].teacher.min() < 0
+
+
+def test_promise_5_a_change_the_dry_run_did_not_show_is_an_error(build, tiny_unet):
+    class Later(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_unet(1)
+
+        def forward(self, x):
+            deep = self.net.bottleneck(self.net.down(self.net.encoder(x)))
+            if len(x) == 2 and self.training and x.abs().sum() > 0:
+                deep.mul_(2)
+            return self.net.head(torch.cat((self.net.encoder(x), self.net.up(deep)), 1))
+
+    with pytest.raises(LifecycleError, match="changed its output in place"):
+        build(student=Later())(IMAGE, LABELS)
+
+
+def test_promise_6_misspelt_layers_name_the_closest(build):
+    with pytest.raises(LayerNotFoundError, match=r"no layer 'botleneck'.\nClosest.*'bottleneck'"):
+        build(taps={"bottleneck": Tap(teacher="bottleneck", student="botleneck")})
+
+
+def test_promise_6_layers_can_be_given_as_modules(build, networks):
+    teacher, student = networks
+    kd = build(taps={"bottleneck": Tap(teacher=teacher.down, student=student.down)})
+    assert kd.taps["bottleneck"] == Tap(teacher="down", student="down")
+    assert kd(IMAGE, LABELS).taps["bottleneck"].student.shape == (2, 4, 4, 4)
+
+
+def test_promise_6_a_layer_that_does_not_run_is_an_error(build, networks):
+    networks[1].spare = nn.Conv2d(1, 1, 1)
+    with pytest.raises(LifecycleError, match="layer 'spare' of the student did not run"):
+        build(taps={"bottleneck": Tap(teacher="bottleneck", student="spare")})
+
+
+def test_promise_7_mappings_and_lists_are_understood(build, tiny_unet):
+    class Mapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_unet(4)
+
+        def forward(self, x):
+            return {"out": self.net(x), "aux": x}
+
+    class Listing(Mapping):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_unet(1)
+
+        def forward(self, x):
+            return [self.net(x), x]
+
+    assert torch.isfinite(build(teacher=Mapping(), student=Listing())(IMAGE, LABELS).loss)
+
+
+def test_promise_7_a_selector_finds_other_outputs(build, tiny_unet):
+    class Last(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.net = tiny_unet(channels)
+
+        def forward(self, x):
+            return x, self.net(x)
+
+    kd = build(teacher=Last(4), student=Last(1), select_logits=lambda output: output[1])
+    assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
+
+
+def test_promise_8_adapters_are_built_before_the_optimizer(build, tiny_unet):
+    kd = build(teacher=tiny_unet(4, width=6))
+    assert "nn.Conv2d(8, 12, kernel_size=1)" in str(kd)
+    adapter = kd.adapters["bottleneck"]
+    assert {id(p) for p in adapter.parameters()} <= {id(p) for p in kd.parameters()}
+    kd(IMAGE, LABELS).loss.backward()
+    assert adapter.weight.grad.abs().sum() > 0
+
+
+def test_promise_8_without_adapter_different_shapes_are_an_error(build, tiny_unet):
+    taps = {"bottleneck": Tap(teacher="bottleneck", student="bottleneck", adapter=None)}
+    with pytest.raises(ShapeMismatchError, match="channels differ"):
+        build(teacher=tiny_unet(4, width=6), taps=taps)
+
+
+def test_promise_8_a_given_adapter_is_used(build, tiny_unet):
+    mine = nn.Conv2d(8, 12, 3, padding=1)
+    taps = {"bottleneck": Tap(adapter=mine)}
+    kd = build(teacher=tiny_unet(4, width=6), taps=taps)
+    assert kd.adapters["bottleneck"] is mine
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+def test_promise_9_compiled_networks_give_the_same_loss(build, networks, which):
+    plain = build(validate="never")(IMAGE, LABELS).loss
+    role = {"teacher": networks[0], "student": networks[1]}[which]
+    compiled = torch.compile(copy.deepcopy(role), backend="aot_eager")
+    kd = build(**{which: compiled})
+    assert kd(IMAGE, LABELS).loss.item() == pytest.approx(plain.item(), abs=1e-5)
+    assert kd(IMAGE, LABELS).loss.item() == pytest.approx(plain.item(), abs=1e-5)
+
+
+def test_promise_9_a_hook_that_compile_skips_is_an_error(build, networks):
+    compiled = torch.compile(networks[1], backend="aot_eager")
+    compiled(IMAGE[:, [2]])
+    kd = build(student=compiled)
+    with pytest.raises(LifecycleError, match=r"build the wrapper before its first\s+compiled call"):
+        kd(IMAGE, LABELS)
+    torch._dynamo.reset()
+    assert torch.isfinite(kd(IMAGE, LABELS).loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_promise_10_losses_are_float32_under_autocast(build, dtype):
+    with torch.autocast("cpu", dtype):
+        out = build()(IMAGE, LABELS)
+    assert out.loss.dtype == torch.float32
+    out.loss.backward()
+
+
+def test_promise_11_activation_checkpointing_without_reentry_works(build, networks):
+    networks[1].bottleneck = Checkpointed(networks[1].bottleneck, use_reentrant=False)
+    kd = build(taps={"bottleneck": Tap(teacher="bottleneck", student="bottleneck.inner")})
+    out = kd(IMAGE, LABELS)
+    out.loss.backward()
+    assert out.taps["bottleneck"].student.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_promise_11_a_tap_without_gradient_is_an_error(build, networks):
+    networks[1].bottleneck = Checkpointed(networks[1].bottleneck, use_reentrant=True)
+    kd = build(taps={"bottleneck": Tap(teacher="bottleneck.0", student="bottleneck.inner.0")})
+    with pytest.raises(LifecycleError, match="carries no gradient in training"):
+        kd(IMAGE, LABELS)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner, *, use_reentrant):
+        super().__init__()
+        self.inner = inner
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=self.use_reentrant)
+
+
+def test_promise_13_data_parallel_is_refused(build, networks):
+    with pytest.raises(LifecycleError, match="wrapped in DataParallel"):
+        build(student=nn.DataParallel(networks[1]))
+    with pytest.raises(LifecycleError, match="DistributedDataParallel"):
+        build()._replicate_for_data_parallel()
+
+
+def test_promise_14_a_copy_has_its_own_hooks_and_shares_the_teacher(build, networks):
+    kd = build()
+    twin = copy.deepcopy(kd)
+    assert twin.teacher is kd.teacher
+    assert twin.student is not kd.student
+    before = kd(IMAGE, LABELS)
+    assert twin(IMAGE, LABELS).loss == before.loss
+    twin.close()
+    assert hooks(twin.student) == 0
+    assert torch.isfinite(kd(IMAGE, LABELS).loss)
+    kd.close()
+    assert hooks(*networks) == 0
+
+
+def test_promise_14_a_copied_student_pickles_and_runs_alone(build):
+    kd = build()
+    alone = pickle.loads(pickle.dumps(kd.student.state_dict()))
+    assert set(alone) == set(kd.student.state_dict())
+
+
+def test_promise_15_no_gradient_reaches_the_teacher(build):
+    out = build()(IMAGE, LABELS)
+    assert not out.teacher.requires_grad
+    assert not out.taps["bottleneck"].teacher.requires_grad
+
+
+def test_promise_16_two_wrappers_do_not_meet(build, tiny_unet):
+    first, second = build(), build(teacher=tiny_unet(4), student=tiny_unet(1))
+    one, two = first(IMAGE, LABELS), second(IMAGE, LABELS)
+    assert not torch.equal(one.taps["bottleneck"].student, two.taps["bottleneck"].student)
+
+
+def test_promise_17_leaving_gives_both_networks_back(build, networks):
+    teacher, student = networks
+    keys = [set(vars(module)) for model in networks for module in model.modules()]
+    with build() as kd:
+        kd(IMAGE, LABELS)
+    kd.close()
+    assert hooks(*networks) == 0
+    assert teacher.training
+    assert all(p.requires_grad for p in teacher.parameters())
+    assert keys == [set(vars(module)) for model in networks for module in model.modules()]
+    assert kd.predict(IMAGE).shape == (2, 3, 8, 8)
+    with pytest.raises(LifecycleError, match="the wrapper has been closed"):
+        kd(IMAGE, LABELS)
+    assert kd.student is student
+
+
+def test_promise_17_a_failed_build_leaves_nothing_behind(build, networks):
+    with pytest.raises(LayerNotFoundError):
+        build(taps={"bottleneck": Tap(teacher="nowhere", student="bottleneck")})
+    with pytest.raises(ModalityError):
+        build(example=torch.zeros(1, 3, 8, 8))
+    assert hooks(*networks) == 0
+    assert networks[0].training
+
+
+def test_promise_17_the_last_wrapper_to_close_restores_a_shared_teacher(build, networks, tiny_unet):
+    first, second = build(), build(student=tiny_unet(1))
+    first.close()
+    assert not networks[0].training
+    second.close()
+    assert networks[0].training
+
+
+# --- misuse ------------------------------------------------------------------------------------
+
+
+def test_networks_that_share_parameters_are_refused(networks):
+    with pytest.raises(LifecycleError, match=r"share \d+ parameters"):
+        DistillationWrapper(networks[0], networks[0], objective=kdnet())
+
+
+def test_an_objective_that_reads_the_teacher_needs_one(build):
+    with pytest.raises(ObjectiveError, match="soft_target_dice_bce, latent_kl read the teacher"):
+        build(teacher=None)
+
+
+def test_a_bottleneck_cannot_be_located_without_an_example(build):
+    with pytest.raises(LayerNotFoundError, match=r"Pass example=torch.zeros\(1, C, \*spatial\)"):
+        build(example=None)
+
+
+def test_adapters_cannot_be_built_without_an_example(build):
+    with pytest.raises(ObjectiveError, match="whether an adapter is needed"):
+        build(example=None, taps={"bottleneck": Tap("bottleneck", "bottleneck")})
+
+
+def test_named_taps_without_adapter_need_no_example(build):
+    tap = Tap("bottleneck", "bottleneck", adapter=None)
+    kd = build(example=None, taps={"bottleneck": tap})
+    assert torch.isfinite(kd(IMAGE, LABELS).loss)
+    assert "not run yet" in str(kd)
+
+
+def test_a_tap_a_term_reads_must_be_named(build):
+    with pytest.raises(LayerNotFoundError, match="A term reads tap 'stage3'"):
+        build(objective=LatentKL("stage3"))
+
+
+def test_tap_names_are_plain_words(build):
+    with pytest.raises(LayerNotFoundError, match="must be a plain word"):
+        build(taps={"a.b": Tap("down", "down")})
+
+
+def test_networks_with_different_classes_are_refused(build, tiny_unet):
+    with pytest.raises(ShapeMismatchError, match=r"gives \(1, 2, 8, 8\) and the teacher \(1, 3"):
+        build(student=tiny_unet(1, out_channels=2))
+
+
+def test_different_classes_are_fine_where_no_term_compares_logits(build, tiny_unet):
+    kd = build(student=tiny_unet(1, out_channels=2), objective=GroundTruth() + LatentKL())
+    assert kd(IMAGE, LABELS.clamp(max=1)).teacher is None
+
+
+@pytest.mark.parametrize("option", ["activation", "validate"])
+def test_unknown_words_are_refused(build, option):
+    with pytest.raises(ObjectiveError, match=f"`{option}` must be one of"):
+        build(**{option: "sometimes"})
+
+
+def test_values_are_checked_in_the_first_step_only_by_default(build):
+    wrong = LABELS + 5
+    with pytest.raises(ObjectiveError, match="Map the labels to class indices first"):
+        build()(IMAGE, wrong)
+    kd = build(validate="always")
+    kd(IMAGE, LABELS)
+    with pytest.raises(ObjectiveError, match="Map the labels to class indices first"):
+        kd(IMAGE, wrong)
+
+
+def test_steps_count_training_only(build):
+    kd = build()
+    kd(IMAGE, LABELS)
+    kd.eval()
+    kd(IMAGE, LABELS)
+    assert kd.steps == 1
