@@ -37,5 +37,9 @@ format: env  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+gpu: env  ## what only a CUDA device can show: paper preset, AMP, compile, kill and resume
+	$(BIN)/python examples/brats_kdnet/gpu_check.py
+	$(BIN)/python -m pytest -m gpu
+
 clean:  ## remove the environment, caches and runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

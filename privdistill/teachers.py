@@ -38,6 +38,7 @@ class FrozenTeacher:
         self.module = module
         self._holding = True
         claim = module.__dict__.get(_CLAIM) or _Claim(module)
+        # Kept in the instance dictionary: as a module attribute it would enter named_modules().
         claim.holders += 1
         module.__dict__[_CLAIM] = claim
         module.eval().requires_grad_(False)

@@ -117,6 +117,7 @@ class DistillationWrapper(nn.Module):
         self._recorders: dict[str, Recorder] = {}
         self._notes: dict[str, dict[str, str]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        # A build that fails half-way must leave no hook and no frozen teacher behind.
         try:
             self._attach("student", student, example)
             if teacher is not None:
@@ -159,6 +160,7 @@ class DistillationWrapper(nn.Module):
         view = self._view("student", example)
         recorder = self._recorders["student"]
         mine = dry_run.run(self.student, view, recorder, self.select_logits)
+        # Train mode may take other paths (dropout, auxiliary heads, in-place layers) than eval mode.
         dry_run.run(self.student, view, recorder, self.select_logits, training=True)
         if teacher is None:
             return
@@ -190,6 +192,7 @@ class DistillationWrapper(nn.Module):
         if adapter == "auto":
             adapter = build_adapter(name, student.shape, teacher.shape)
             adapter.to(student.device, student.dtype)
+        # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
         if adapter is not None and not isinstance(adapter, nn.Identity):
             self.adapters[name] = adapter
             with torch.no_grad(), dry_run.restored(adapter):
@@ -239,6 +242,7 @@ class DistillationWrapper(nn.Module):
         )
         loss, terms = self.objective(step)
         self._validated = True
+        # Validation passes must not move schedules that follow the step.
         self.steps += self.training
         return Output(loss, terms, logits, teacher_output, step.taps)
 
@@ -248,6 +252,7 @@ class DistillationWrapper(nn.Module):
         with torch.no_grad(), self._recorders["teacher"].recording() as features:
             output = self._teacher(self.inputs.for_teacher(image))
         self._check_captures("teacher", features)
+        # Without a term that reads them, the logits may have another form or number of classes.
         wanted = self.objective.needs_teacher_logits
         return (self.select_logits(output) if wanted else None), features
 
@@ -293,6 +298,7 @@ class DistillationWrapper(nn.Module):
             ModalityError: If the input carries other modalities.
         """
         view = self.inputs.for_student(image)
+        # Flags are kept module by module: a user may have frozen some batch norms in eval mode.
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
         try:

@@ -148,6 +148,7 @@ def _log_softmax_and_complement(logits: Tensor) -> tuple[Tensor, Tensor]:
     """`log p_c` and `log(1 - p_c)` for the softmax over channels."""
     log_p = logits.log_softmax(dim=1)
     winner = logits.argmax(dim=1, keepdim=True)
+    # log1p(-exp(log p)) has an infinite slope where p = 1, so the winner is masked before it.
     # 1 - p loses all digits only for the largest p; there the others are summed instead.
     others = torch.full_like(logits, 0.0).scatter_(1, winner, float("-inf")) + logits
     log_rest_of_winner = others.logsumexp(1, keepdim=True) - logits.logsumexp(1, keepdim=True)
@@ -198,6 +199,7 @@ def latent_kl(
 def _log_distribution(features: Tensor, normalisation: Normalisation, temperature: float) -> Tensor:
     """Log probabilities whose last axis is the one that is normalised."""
     if normalisation == "l1":
+        # LeakyReLU features are signed, and a plain sum may be zero; a tiny floor keeps logs finite.
         sizes = features.flatten(1).abs() + torch.finfo(features.dtype).tiny ** 0.5
         shares: Tensor = sizes / sizes.sum(dim=1, keepdim=True)
         return shares.log()

@@ -83,6 +83,7 @@ def _channels(target: Tensor, activation: Activation, term: str, validate: bool)
                 f"{term}: the target holds values from {low:g} to {high:g}; one channel per class "
                 "must lie in [0, 1]."
             )
+        # Half-precision one-hot sums are exact; soft targets from resampling are off by rounding.
         total = target.sum(dim=1)
         if activation == "softmax" and not torch.allclose(total, total.new_ones(()), atol=1e-3):
             raise ObjectiveError(

@@ -68,6 +68,7 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        # Read before the call: an in-place operator gives its input a new number.
         parents = tuple(self._known((args, kwargs)))
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -196,6 +197,7 @@ def _coarsest(
         for item in outputs
         if len(flow.nodes[item.node].shape) == image.ndim and not flow.nodes[item.node].pooled
     ]
+    # Maps of one voxel are legitimate where the example is small; only pooled ones are left out.
     size = min((prod(flow.nodes[item.node].shape[2:]) for item in maps), default=0)
     if size >= prod(image.shape[2:]):
         return []
@@ -262,6 +264,7 @@ def _inside(name: str, parts: set[str]) -> bool:
 
 
 def _outermost(items: list[_LayerOutput], node: int) -> _LayerOutput:
+    # A block and its last layer give the same tensor; the block's name is what people know.
     same = [item for item in items if item.node == node]
     return min(same, key=lambda item: item.name.count("."))
 

@@ -68,11 +68,13 @@ class Recorder:
             tap: Name of the tap.
             output: What the layer returned.
         """
+        # An overwritten capture would pass unseen: the second output has the same shape.
         if tap in self._captured:
             self._repeated.add(tap)
         if isinstance(output, Tensor):
             if tap in self.cloned:
                 output = output.clone()
+            # Tensors inside a compiled graph or in inference mode carry no version counter.
             if not torch.compiler.is_compiling() and not output.is_inference():
                 self._versions[tap] = output._version  # noqa: SLF001
         self._captured[tap] = output
@@ -96,6 +98,7 @@ class Recorder:
         self._captured = captured
         self._versions = {}
         self._repeated = set()
+        # A fresh mapping each time, so that the caller's captures are never cleared under it.
         self._armed = True
         try:
             yield captured
