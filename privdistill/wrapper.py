@@ -160,7 +160,7 @@ class DistillationWrapper(nn.Module):
         view = self._view("student", example)
         recorder = self._recorders["student"]
         mine = dry_run.run(self.student, view, recorder, self.select_logits)
-        # Train mode may take other paths (dropout, auxiliary heads, in-place layers) than eval mode.
+        # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
         dry_run.run(self.student, view, recorder, self.select_logits, training=True)
         if teacher is None:
             return

@@ -199,7 +199,7 @@ def latent_kl(
 def _log_distribution(features: Tensor, normalisation: Normalisation, temperature: float) -> Tensor:
     """Log probabilities whose last axis is the one that is normalised."""
     if normalisation == "l1":
-        # LeakyReLU features are signed, and a plain sum may be zero; a tiny floor keeps logs finite.
+        # LeakyReLU features are signed and may sum to zero; a tiny floor keeps logs finite.
         sizes = features.flatten(1).abs() + torch.finfo(features.dtype).tiny ** 0.5
         shares: Tensor = sizes / sizes.sum(dim=1, keepdim=True)
         return shares.log()
