@@ -1,0 +1,169 @@
+"""Synthetic subjects as NIfTI files in the layout of BraTS 2021, so that the same reader is used.
+
+    python phantoms.py --out DIR --subjects 40
+
+Nothing learned from phantoms says anything about patients; the file `phantom.json` beside the
+subjects makes every result carry the word "phantom".
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from errors import UserError
+from numpy.typing import NDArray
+from phantom_images import make_phantom
+
+from data.layouts import PHANTOM_MARKER
+from data.parallel import map_parallel
+
+#: Written into the marker: raise it whenever the same seed begins to give other images.
+_VERSION = 1
+
+_SMALLEST = 16
+
+
+def generate_phantoms(
+    root: Path,
+    *,
+    subjects: int,
+    seed: int,
+    size: int = 64,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Path:
+    """Write synthetic subjects, or the part of them that is not there yet.
+
+    Args:
+        root: Folder to fill, `root/Phantom_0001/Phantom_0001_t1ce.nii.gz` and so on.
+        subjects: How many subjects the folder shall hold.
+        seed: Of everything random. Subject n is the same in a folder of any size.
+        size: Voxels along each axis, 1 mm each; at least 16.
+        progress: Whether to show a progress bar.
+        workers: Subjects made at a time; None: one per core. The images do not depend on it.
+
+    Returns:
+        `root`.
+
+    Raises:
+        UserError: If the folder holds something else, phantoms of other settings, or more of them.
+    """
+    if subjects < 1 or size < _SMALLEST:
+        raise UserError(
+            f"phantoms: expected at least 1 subject of at least {_SMALLEST} voxels along each "
+            f"axis, found {subjects} of {size}."
+        )
+    root = Path(root)
+    _claim(root, {"phantom": True, "version": _VERSION, "seed": seed, "size": size})
+    names = [f"Phantom_{number:04d}" for number in range(1, subjects + 1)]
+    surplus = sorted({path.name for path in root.glob("Phantom_*")} - set(names))
+    if surplus:
+        raise UserError(
+            f"{root}: expected {subjects} phantoms at most, found also {', '.join(surplus[:3])}. "
+            "Give another folder, or ask for at least as many."
+        )
+    missing = [index for index, name in enumerate(names) if not (root / name).is_dir()]
+    write = functools.partial(_write_subject, root, seed=seed, size=size)
+    if missing:
+        map_parallel(
+            write,
+            missing,
+            workers=workers or os.cpu_count() or 1,
+            title="Making phantoms",
+            progress=progress,
+        )
+    return root
+
+
+def _claim(root: Path, settings: Mapping[str, Any]) -> None:
+    """Mark a new folder as made of phantoms; refuse one that holds anything else."""
+    marker = root / PHANTOM_MARKER
+    if marker.exists():
+        found = _read_marker(marker)
+        if found != settings:
+            raise UserError(
+                f"{root}: holds phantoms with the settings {found}, expected {dict(settings)}. "
+                "Give another folder, or delete this one."
+            )
+        return
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(
+            f"{root}: expected a new or empty folder for phantoms, found other files, which "
+            "would be mistaken for phantoms. Give another folder."
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    partial = root / f".{PHANTOM_MARKER}.partial"
+    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    partial.replace(marker)
+
+
+def _read_marker(marker: Path) -> Any:
+    try:
+        return json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{marker}: expected the settings of phantoms; {error}.") from error
+
+
+def _write_subject(root: Path, index: int, *, seed: int, size: int) -> None:
+    """Write one subject; its folder appears when it is complete."""
+    name = f"Phantom_{index + 1:04d}"
+    partial = root / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        phantom = make_phantom(seed, index, size)
+        for modality, image in phantom.images.items():
+            _write(partial / f"{name}_{modality}.nii.gz", image)
+        _write(partial / f"{name}_seg.nii.gz", phantom.segmentation)
+        partial.rename(root / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(path: Path, volume: NDArray[Any]) -> None:
+    # Axes run to the left and to the back, as in BraTS.
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine[1, 3] = volume.shape[1] - 1
+    image = nib.Nifti1Image(volume, affine)  # type: ignore[no-untyped-call]
+    image.header["descrip"] = b"phantom"
+    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
+    nib.save(image, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write phantoms from the command line.
+
+    Args:
+        arguments: Words after the program's name; None takes those of the process.
+
+    Returns:
+        Exit status: 0, or 2 if the input cannot be used.
+    """
+    parser = argparse.ArgumentParser(description="Write synthetic subjects in the BraTS layout.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to fill")
+    parser.add_argument("--subjects", type=int, default=40, help="how many (default 40)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    parser.add_argument("--size", type=int, default=64, help="voxels per axis (default 64)")
+    options = parser.parse_args(arguments)
+    try:
+        generate_phantoms(
+            options.out, subjects=options.subjects, seed=options.seed, size=options.size
+        )
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
