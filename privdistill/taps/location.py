@@ -108,12 +108,17 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return a hook that notes the node of a layer's output."""
         learns = any(True for _ in module.parameters())
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
+        def hook(_module: nn.Module, args: Any, output: Any) -> None:
             number = self.number(output)
-            if number is not None:
+            if number is not None and not self._joins(number, set(self._known(args))):
                 self.layer_outputs.append(_LayerOutput(name, number, learns))
 
         return hook
+
+    def _joins(self, number: int, inputs: set[int]) -> bool:
+        """Whether a layer only joins its input to what it computed, as a skip connection does."""
+        node = self.nodes[number]
+        return node.operator == "cat" and bool(inputs & set(node.parents))
 
 
 def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network") -> Location:
@@ -121,8 +126,8 @@ def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network")
 
     One forward pass records which tensor was computed from which. Left out are global-pooling
     branches (squeeze-excitation, ASPP, PSP), layers the logits do not depend on, heads whose
-    output is only resampled into logits, and whatever follows the encoder at the same resolution
-    in another top-level part of the network.
+    output is only resampled into logits, layers that only join a skip connection, and what a
+    decoder does at that resolution before it upsamples.
 
     Args:
         model: The network, uncompiled, in the mode in which its forward is to be read; call
@@ -224,20 +229,22 @@ def _choose(
 
 
 def _encoder_part(flow: _FlowRecorder, body: list[_LayerOutput]) -> list[_LayerOutput]:
-    """Drop what follows at the same resolution in another part of the network than the encoder.
+    """Drop what another part of the network than the encoder does at the same resolution.
 
-    The part that reaches the coarsest resolution first is taken for the encoder if it also holds
-    finer layers; a part that lives at one resolution only says nothing about where it belongs.
+    The part that reaches the coarsest resolution first belongs to the encoder. A later part that
+    also holds finer layers is a decoder or a head; one that lives at this resolution only is a
+    bottleneck of its own.
     """
     depth = _shared_depth([item.name for item in flow.layer_outputs if item.learns])
-    part = _part(body[0].name, depth)
+    first = _part(body[0].name, depth)
     size = prod(flow.nodes[body[0].node].shape[2:])
-    finer = any(
-        prod(flow.nodes[item.node].shape[2:]) > size
+    finer = {
+        _part(item.name, depth)
         for item in flow.layer_outputs
-        if item.learns and _part(item.name, depth) == part
-    )
-    return [item for item in body if _part(item.name, depth) == part] if finer else body
+        if item.learns and prod(flow.nodes[item.node].shape[2:]) > size
+    }
+    parts = [(_part(item.name, depth), item) for item in body]
+    return [item for part, item in parts if part == first or part not in finer]
 
 
 def _shared_depth(names: list[str]) -> int:

@@ -39,6 +39,20 @@ def test_decoder_layers_at_the_same_resolution_are_not_the_encoder():
     assert "decoder.0" in found.candidates
 
 
+def test_a_bottleneck_behind_the_encoder_is_kept():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(down(1, 2), down(2, 4))
+            self.bottleneck = nn.Conv2d(4, 4, 1)
+            self.decoder = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Upsample(16), nn.Conv2d(2, 2, 1))
+
+        def forward(self, x):
+            return self.decoder(self.bottleneck(self.encoder(x)))
+
+    assert locate(Net()).name == "bottleneck"
+
+
 def test_squeeze_excitation_is_no_bottleneck():
     class Gate(nn.Module):
         def __init__(self):
@@ -89,6 +103,13 @@ def test_branch_that_the_logits_do_not_need_is_left_out(tiny_unet):
 
 def test_network_inside_a_wrapper_is_searched_like_the_network(tiny_unet):
     assert locate(nn.Sequential(tiny_unet(1))).name == "0.bottleneck"
+
+
+def test_nested_skip_connections_of_monai_are_seen_through():
+    unet = pytest.importorskip("monai.networks.nets").UNet
+    found = locate(unet(2, 1, 2, channels=(2, 4, 8), strides=(2, 2)))
+    assert found.name == "model.1.submodule.1.submodule"
+    assert found.shape == (1, 8, 4, 4)
 
 
 def test_network_that_never_downsamples_is_an_error():
