@@ -1,0 +1,382 @@
+"""One configuration, from a preset, a YAML file and the command line."""
+
+import argparse
+import sys
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from errors import UserError
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+PRESETS = ("demo", "cpu", "paper")
+_PRESET_FOLDER = Path(__file__).parent / "configs"
+
+_DESCRIPTION = """\
+Train a teacher that sees every modality, freeze it, train a one-modality network without it (the
+baseline) and with it (the student), and compare the three on held-out subjects.
+
+Examples:
+  train.py
+      phantoms, a few minutes on two cores
+  train.py --data-root BraTS2021 --preset cpu --out runs/brats
+      real subjects; BraTS 2018, 2020, 2021, 2023 and MSD Task01 are recognised
+  train.py --data-root PATIENTS --description patients.yaml --preset cpu
+      your own data set, described in one file
+  train.py --data-root BraTS2018 --preset paper --fold 1
+      the recipe of arXiv:2106.09564, second of three folds
+  train.py --backbone monai.networks.nets.SegResNet --backbone_arguments '{"init_filters": 16}'
+      any other encoder-decoder
+  torchrun --nproc-per-node 4 train.py --data-root BraTS2018 --preset paper --devices 4
+      several GPUs
+
+A run that was stopped goes on when the same command is given again."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Subjects, their preprocessing and their split.
+
+    Args:
+        data_root: Folder of the data set; phantoms are generated if none is given.
+        description: YAML file that describes a data set of your own, or the name of one in
+            datasets/; BraTS and MSD layouts need none.
+        student_modalities: What baseline and student see. Source: the paper, section 3.3.
+        teacher_modalities: What the teacher sees; all modalities of the data set if none are
+            given. Source: the paper, section 3.3.
+        crop: Central crop, voxels; the description's if none is given (BraTS: 128 128 128, the
+            paper, section 3.1).
+        grid: Training grid after resampling, voxels; the description's if none is given (BraTS:
+            64 64 64, the paper, section 3.1).
+        normalise: z-score over the non-zero voxels of the crop or of the whole volume. The paper
+            leaves the order open; it names the crop first.
+        resample: How images reach the grid: "trilinear", or "area" (mean of the voxels merged).
+            The paper leaves it open; labels are always taken from the nearest voxel.
+        folds: Number of cross-validation folds. Source: the paper, section 3.2.
+        fold: Which fold is held out, from 0.
+        validation_fraction: Share of the training folds that drives the learning rate and the
+            model selection; never part of the held-out fold. The paper leaves it open.
+        split_file: JSON file with case names under train, validation and test instead of folds.
+        flips: Random flip along each axis. Source: the paper, section 3.1.
+        phantoms: Number of phantoms, if no data_root is given.
+        phantom_size: Edge of a phantom, voxels of 1 mm.
+        cache_dir: Where preprocessed subjects and phantoms are kept; the run folder if none is
+            given.
+        workers: Processes that read and preprocess; 0 means as many as there are processors.
+    """
+
+    data_root: Path | None = None
+    description: str | None = None
+    student_modalities: tuple[str, ...] = ("t1ce",)
+    teacher_modalities: tuple[str, ...] | None = None
+    crop: tuple[int, int, int] | None = None
+    grid: tuple[int, int, int] | None = None
+    normalise: Literal["after_crop", "before_crop"] = "after_crop"
+    resample: Literal["trilinear", "area"] = "trilinear"
+    folds: int = 3
+    fold: int = 0
+    validation_fraction: float = 0.15
+    split_file: Path | None = None
+    flips: bool = True
+    phantoms: int = 48
+    phantom_size: int = 64
+    cache_dir: Path | None = None
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network that teacher, baseline and student share, apart from their inputs.
+
+    Args:
+        backbone: "kdnet" (the paper, Fig. 1), "multiresunet", or the import path of a class.
+        backbone_arguments: Arguments of its class, such as {channels: [8, 16, 32]}.
+        activation: "softmax" for exclusive classes (the paper, section 2.1), "sigmoid" for
+            overlapping regions.
+        teacher_model: model.safetensors of a trained teacher, instead of training one. Its
+            training subjects must not be in the held-out fold; that is yours to know.
+    """
+
+    backbone: str = "kdnet"
+    backbone_arguments: dict[str, Any] = field(default_factory=dict)
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    teacher_model: Path | None = None
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
+
+    Args:
+        imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
+        temperature: T of the teacher's soft targets. Source: the paper, 3.2.
+        latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
+        bottleneck_layer: Layer whose output is E(x); "auto" takes the layer called "bottleneck"
+            where the network has one and lets the library locate it otherwise. The paper leaves
+            it open.
+        latent_normalisation: How a bottleneck becomes a distribution; "softmax" is over all
+            channels and voxels ("flattened and normalized", the paper, section 2.2).
+        latent_temperature: Softmax temperature of the bottleneck; the paper mentions none.
+        include_background: Whether the background channel counts in Dice and cross-entropy; the
+            paper leaves it open.
+        squared_denominator: Dice with squares in the denominator; the paper leaves it open.
+        batch_dice: Dice over the whole batch instead of per subject; the paper leaves it open.
+        smoothing: Added to Dice's numerator and denominator, voxels; the paper leaves it open.
+    """
+
+    imitation: float = 0.75
+    temperature: float = 5.0
+    latent_weight: float = 10.0
+    bottleneck_layer: str = "auto"
+    latent_normalisation: Literal["softmax", "softmax_channel", "softmax_spatial", "l1"] = "softmax"
+    latent_temperature: float = 1.0
+    include_background: bool = True
+    squared_denominator: bool = False
+    batch_dice: bool = False
+    smoothing: float = 1e-5
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How each of the three networks is trained.
+
+    Args:
+        epochs: Passes over the training subjects. Source: the paper, section 3.2.
+        batch_size: Subjects in a batch, on each device. The paper leaves it open; No New-Net,
+            where its network comes from, uses 2.
+        learning_rate: Of Adam; the peak under "onecycle". Source: the paper, section 3.2.
+        weight_decay: Of Adam; the paper mentions none.
+        schedule: "plateau" (the paper, section 3.2), "onecycle" for short trainings, "constant".
+        plateau_patience: Epochs without a lower validation loss before the learning rate drops.
+            Source: the paper, section 3.2.
+        plateau_factor: What the learning rate is multiplied by then. Source: the same.
+        gradient_clip: Largest gradient norm; 0 leaves gradients alone, as the paper does.
+        selection: Which weights are kept: of the "last" epoch, or of the "best" validation loss.
+            The paper leaves it open.
+        validation_loss: "objective", what the network is trained on, or "ground_truth", the
+            L_GT part alone, which is the same for teacher and baseline. The paper leaves it open.
+        precision: "auto" takes bf16 where it is supported (GPU) or faster in a trial (CPU).
+        memory_format: "auto" tries both layouts on the network at hand.
+        compile: Compile the networks with torch.compile.
+        accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
+        devices: Devices of one node: a number, or "auto" for all.
+        num_nodes: Nodes, started with torchrun.
+        strategy: As in Lightning Fabric: auto, ddp, fsdp.
+        threads: CPU threads of each process; 0 leaves PyTorch's choice.
+        deterministic: Only deterministic algorithms; slower on a GPU, where some do not exist.
+        seed: Of weights, order, flips, splits and phantoms.
+    """
+
+    epochs: int = 500
+    batch_size: int = 2
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    schedule: Literal["plateau", "onecycle", "constant"] = "plateau"
+    plateau_patience: int = 50
+    plateau_factor: float = 0.2
+    gradient_clip: float = 0.0
+    selection: Literal["best", "last"] = "best"
+    validation_loss: Literal["objective", "ground_truth"] = "objective"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    compile: bool = False
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    threads: int = 0
+    deterministic: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where results go.
+
+    Args:
+        preset: Values to start from: "demo" (phantoms, minutes), "cpu" (small real run), "paper".
+            "demo" if there is no data_root, otherwise "cpu".
+        out: Run folder; runs/PRESET if none is given.
+        predictions: Write the label maps of the held-out subjects.
+    """
+
+    preset: str = "demo"
+    out: Path | None = None
+    predictions: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run.
+
+    Args:
+        data: Subjects, preprocessing, split.
+        network: The networks.
+        objective: The student's objective.
+        training: The three trainings.
+        run: Where results go.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the flat form, plain values only, as it is written to config.yaml."""
+        flat: dict[str, Any] = {}
+        for group in fields(self):
+            flat |= asdict(getattr(self, group.name))
+        return {name: _plain(value) for name, value in flat.items()}
+
+
+_GROUPS: dict[str, type] = {
+    "run": RunConfig,
+    "data": DataConfig,
+    "network": NetworkConfig,
+    "objective": ObjectiveConfig,
+    "training": TrainingConfig,
+}
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keep the line breaks of the examples."""
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> Config:
+    """Read the configuration: preset, then --config file, then flags; the later ones win.
+
+    Args:
+        arguments: Command line without the program's name; sys.argv if None.
+
+    Returns:
+        The resolved configuration.
+
+    Raises:
+        UserError: If a flag, a key or a value is not known or makes no sense.
+    """
+    tokens = _normalised(sys.argv[1:] if arguments is None else arguments)
+    preset = _find_preset(tokens)
+    try:
+        values = _build_parser(preset).parse_args(tokens)
+    except ArgumentError as error:
+        raise UserError(f"{error}\ntrain.py --help lists every option.") from error
+    config = _compose(values)
+    _check(config)
+    return config
+
+
+def _build_parser(preset: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="train.py",
+        description=_DESCRIPTION,
+        exit_on_error=False,
+        default_config_files=[str(_preset_file(preset))],
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    for group in _GROUPS.values():
+        parser.add_class_arguments(group)
+    parser.set_defaults(preset=preset)
+    return parser
+
+
+def _normalised(tokens: Sequence[str]) -> list[str]:
+    """Accept --data-root for --data_root, and t1,t2 or 64,64,32 without brackets."""
+    result: list[str] = []
+    flag = ""
+    for token in tokens:
+        if token.startswith("--"):
+            name, equals, value = token.partition("=")
+            flag = name.replace("-", "_").replace("__", "--", 1)
+            result.append(flag + equals + (_bracketed(flag, value) if equals else ""))
+        else:
+            result.append(_bracketed(flag, token))
+    return result
+
+
+def _bracketed(flag: str, value: str) -> str:
+    is_list = flag in {"--student_modalities", "--teacher_modalities", "--crop", "--grid"}
+    return f"[{value}]" if is_list and value != "null" and not value.startswith("[") else value
+
+
+def _find_preset(tokens: Sequence[str]) -> str:
+    """Look for the preset before anything else is read, as it sets the defaults."""
+    first = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    for name in ("preset", "config", "data_root"):
+        first.add_argument(f"--{name}", type=str)
+    try:
+        known, _ = first.parse_known_args(list(tokens))
+    except ArgumentError as error:
+        raise UserError(str(error)) from error
+    file_values = _read_yaml(Path(known.config)) if known.config else {}
+    preset = known.preset or file_values.get("preset")
+    data_root = known.data_root or file_values.get("data_root")
+    return str(preset or ("cpu" if data_root else "demo"))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config: {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config: {path} must hold keys and values, such as 'epochs: 40'.")
+    return values
+
+
+def _preset_file(preset: str) -> Path:
+    if preset not in PRESETS:
+        raise UserError(f"Unknown preset {preset!r}: expected one of {', '.join(PRESETS)}.")
+    return _PRESET_FOLDER / f"{preset}.yaml"
+
+
+def _compose(values: Namespace) -> Config:
+    def group(kind: type) -> Any:
+        return kind(**{item.name: values[item.name] for item in fields(kind)})
+
+    config = Config(**{name: group(kind) for name, kind in _GROUPS.items()})
+    if config.run.out is None:
+        out = Path("runs") / config.run.preset
+        config = replace(config, run=replace(config.run, out=out))
+    return config
+
+
+def _check(config: Config) -> None:
+    """Refuse what the types allow and the run does not."""
+    data, training, objective = config.data, config.training, config.objective
+    demands = (
+        ("folds", data.folds, data.folds >= 2, "2 or more"),
+        ("fold", data.fold, 0 <= data.fold < data.folds, f"0 to {data.folds - 1}"),
+        ("validation_fraction", data.validation_fraction, 0 < data.validation_fraction < 1, "0..1"),
+        ("student_modalities", data.student_modalities, data.student_modalities, "one or more"),
+        ("workers", data.workers, data.workers >= 0, "0 or more"),
+        ("phantoms", data.phantoms, data.phantoms >= 6, "6 or more"),
+        ("crop", data.crop, min(data.crop or (1,)) > 0, "positive"),
+        ("grid", data.grid, min(data.grid or (1,)) > 0, "positive"),
+        ("imitation", objective.imitation, 0 <= objective.imitation <= 1, "0 to 1"),
+        ("temperature", objective.temperature, objective.temperature > 0, "above 0"),
+        ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
+        ("epochs", training.epochs, training.epochs >= 1, "1 or more"),
+        ("batch_size", training.batch_size, training.batch_size >= 1, "1 or more"),
+        ("learning_rate", training.learning_rate, training.learning_rate > 0, "above 0"),
+        ("gradient_clip", training.gradient_clip, training.gradient_clip >= 0, "0 or more"),
+        ("threads", training.threads, training.threads >= 0, "0 or more"),
+    )
+    wrong = [
+        f"{name} is {value}; expected {wanted}."
+        for name, value, fine, wanted in demands
+        if not fine
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,483 @@
+"""What the three trainings share: subjects, split, cache, device and settings."""
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from errors import UserError
+from lightning_fabric import Fabric
+from rich.console import Console
+
+from config import Config, DataConfig
+from data.checks import check_subjects, raise_for_problems
+from data.description import Description, load_description
+from data.layouts import Subject, find_subjects
+from data.loading import build_loader, prepare
+from data.splits import Split, split_subjects
+from data.targets import number_of_outputs
+from models import build_network
+from phantoms import generate_phantoms
+from run_folder import RunFolder
+from training.checkpoint import ModelMetadata
+from training.performance import (
+    MemoryFormat,
+    Stopwatch,
+    choose_memory_format,
+    choose_precision,
+    device_type,
+    torch_format,
+)
+
+Role = Literal["teacher", "baseline", "student"]
+
+
+@dataclass
+class Experiment:
+    """One fold of one data set, ready for training.
+
+    Attributes:
+        config: The resolved configuration.
+        run: The run folder.
+        fabric: Launched.
+        console: Where progress is shown.
+        watch: Time per phase.
+        description: The data set.
+        modalities: What the subjects' images stack, in channel order.
+        split: Names of training, validation and test subjects.
+        subjects: Files by name.
+        datasets: Preprocessed training and validation subjects.
+        memory_format: Layout of images and weights.
+    """
+
+    config: Config
+    run: RunFolder
+    fabric: Fabric
+    console: Console
+    watch: Stopwatch
+    description: Description
+    modalities: tuple[str, ...]
+    split: Split
+    subjects: dict[str, Subject]
+    datasets: dict[str, Any]
+    memory_format: MemoryFormat
+
+    def view(self, role: str) -> tuple[str, ...]:
+        """Return the modalities that a network sees."""
+        return view_of(role, self.config.data, self.description)
+
+    def metadata(self, role: str) -> ModelMetadata:
+        """Return the description of the network that a role trains."""
+        return describe_network(role, self.config, self.description)
+
+    def build_network(self, role: str) -> torch.nn.Module:
+        """Build the untrained network of a role.
+
+        Baseline and student begin with the same weights, whatever was trained before.
+        """
+        self.fabric.seed_everything(self.config.training.seed, verbose=False)
+        network = build(self.metadata(role))
+        return network.to(memory_format=torch_format(self.memory_format))  # type: ignore[call-overload, no-any-return]
+
+    def example(self) -> torch.Tensor:
+        """Return an empty image with every modality, (1, M, *grid)."""
+        return torch.zeros(1, len(self.modalities), *grid_of(self.config.data, self.description))
+
+    def loader(self, part: Literal["train", "validation"]) -> Any:
+        """Return batches of a part of the training folds."""
+        data, training = self.config.data, self.config.training
+        on_cpu = self.fabric.device.type == "cpu"
+        return build_loader(
+            self.datasets[part],
+            training.batch_size,
+            shuffle=part == "train",
+            seed=training.seed,
+            flips=data.flips and part == "train",
+            # On a CPU the processors are better spent on the training itself.
+            workers=0 if on_cpu else min(4, workers(data)),
+            replicas=self.fabric.world_size,
+            rank=self.fabric.global_rank,
+        )
+
+
+def open_experiment(config: Config, console: Console) -> Experiment:
+    """Find, check and prepare the subjects, and choose device and settings.
+
+    Nothing is written before the configuration and the subjects' layout are known to be usable.
+
+    Args:
+        config: The resolved configuration.
+        console: Where progress is shown.
+
+    Returns:
+        All that the trainings share.
+
+    Raises:
+        UserError: If the configuration, the folder or any subject cannot be used.
+    """
+    run = RunFolder(out_folder(config))
+    held = run.holds(config)
+    fabric, precision = launch(config, run.resolved())
+    console = console if fabric.is_global_zero else Console(quiet=True)
+    watch = Stopwatch(run.read_summary().get("seconds") if held else None)
+    with watch.phase("data"), fabric.rank_zero_first():
+        description, subjects = read_subjects(config, run, console)
+        split = split_of(config, subjects)
+        if not held and fabric.is_global_zero:
+            check(config.data, description, subjects, split, console)
+            run.begin(config)
+            split.save(run.cases)
+        datasets = prepare_parts(config, description, subjects, split, console)
+    memory_format = settle(config, run, description, precision, fabric)
+    announce(console, description, split, precision, memory_format, held=held)
+    return Experiment(
+        config=config,
+        run=run,
+        fabric=fabric,
+        console=console,
+        watch=watch,
+        description=description,
+        modalities=stacked(config.data, description),
+        split=split,
+        subjects={subject.name: subject for subject in subjects},
+        datasets=datasets,
+        memory_format=memory_format,
+    )
+
+
+def launch(config: Config, resolved: dict[str, Any]) -> tuple[Fabric, str]:
+    """Start Fabric, and its processes if there are several.
+
+    Args:
+        config: Accelerator, devices, nodes, strategy, precision.
+        resolved: Choices of an earlier part of the run, which hold.
+
+    Returns:
+        Fabric and the precision.
+
+    Raises:
+        UserError: If there is no such accelerator or strategy.
+    """
+    training = config.training
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(mode=True)
+    # It would announce the precision once more.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    wanted = resolved.get("precision", training.precision)
+    precision = choose_precision(wanted, device_type(training.accelerator))
+    try:
+        fabric = Fabric(
+            accelerator=training.accelerator,
+            devices=training.devices,
+            num_nodes=training.num_nodes,
+            strategy=training.strategy,
+            precision=precision,  # type: ignore[arg-type]
+        )
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"Lightning Fabric cannot start: {error}") from error
+    return fabric, precision
+
+
+def out_folder(config: Config) -> Path:
+    """Return the run folder of a resolved configuration."""
+    return config.run.out or Path("runs") / config.run.preset
+
+
+def cache_folder(config: Config) -> Path:
+    """Return where preprocessed subjects and phantoms are kept."""
+    return config.data.cache_dir or out_folder(config) / "cache"
+
+
+def workers(data: DataConfig) -> int:
+    """Return how many processes read and preprocess."""
+    return data.workers or os.cpu_count() or 1
+
+
+def read_subjects(
+    config: Config, run: RunFolder, console: Console
+) -> tuple[Description, list[Subject]]:
+    """Find the subjects and make sure that the configuration fits them.
+
+    Args:
+        config: Where they are; phantoms are generated if it names no folder.
+        run: Begun before phantoms are written into it.
+        console: Where progress is shown.
+
+    Returns:
+        The data set and its subjects, sorted by name.
+
+    Raises:
+        UserError: If nothing is found, or modalities or network do not fit.
+    """
+    data = config.data
+    if data.data_root is None:
+        if not run.config.is_file():
+            run.begin(config)
+        size, seed = data.phantom_size, config.training.seed
+        root = cache_folder(config) / f"phantoms-{data.phantoms}-{size}-seed{seed}"
+        generate_phantoms(
+            root, subjects=data.phantoms, seed=seed, size=size, progress=console.is_terminal
+        )
+        description, subjects = find_subjects(root)
+    else:
+        own = None if data.description is None else load_description(Path(data.description))
+        description, subjects = find_subjects(data.data_root, own)
+    for role in ("teacher", "student"):
+        check_view(role, data, description)
+        build(describe_network(role, config, description))
+    return description, subjects
+
+
+def check_view(role: str, data: DataConfig, description: Description) -> None:
+    """Make sure that a network's modalities exist.
+
+    Args:
+        role: Whose.
+        data: Names them.
+        description: Knows them.
+
+    Raises:
+        UserError: If the data set has no such modality.
+    """
+    unknown = [
+        name for name in view_of(role, data, description) if name not in description.modalities
+    ]
+    if unknown:
+        raise UserError(
+            f"{description.name} has no modality {', '.join(unknown)}; it has "
+            f"{', '.join(description.modalities)}. Set --student_modalities and "
+            "--teacher_modalities."
+        )
+
+
+def view_of(role: str, data: DataConfig, description: Description) -> tuple[str, ...]:
+    """Return the modalities that a network sees, in channel order."""
+    every = tuple(description.modalities)
+    return (data.teacher_modalities or every) if role == "teacher" else data.student_modalities
+
+
+def stacked(data: DataConfig, description: Description) -> tuple[str, ...]:
+    """Return the modalities that any network sees, in the order of the description."""
+    used = {name for role in ("teacher", "student") for name in view_of(role, data, description)}
+    return tuple(name for name in description.modalities if name in used)
+
+
+def grid_of(data: DataConfig, description: Description) -> tuple[int, int, int]:
+    """Return the training grid: the configuration's, or else the description's."""
+    return data.grid or description.grid
+
+
+def describe_network(role: str, config: Config, description: Description) -> ModelMetadata:
+    """Describe the network of a role.
+
+    Args:
+        role: "teacher", "baseline" or "student".
+        config: Backbone, activation, preprocessing.
+        description: The data set.
+
+    Returns:
+        What its model file will say.
+    """
+    data, network = config.data, config.network
+    view = view_of(role, data, description)
+    return ModelMetadata(
+        role=role,
+        backbone=network.backbone,
+        backbone_arguments=network.backbone_arguments,
+        in_channels=len(view),
+        out_channels=number_of_outputs(description, network.activation),
+        modalities=view,
+        activation=network.activation,
+        description=description,
+        crop=data.crop or description.crop,
+        grid=grid_of(data, description),
+        normalise=data.normalise,
+        resample=data.resample,
+        phantom=description.phantom,
+    )
+
+
+def build(metadata: ModelMetadata) -> torch.nn.Module:
+    """Build the untrained network that metadata describe.
+
+    Args:
+        metadata: Backbone, its arguments and channels.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: If it cannot be built.
+    """
+    return build_network(
+        metadata.backbone,
+        in_channels=metadata.in_channels,
+        out_channels=metadata.out_channels,
+        **metadata.backbone_arguments,
+    )
+
+
+def split_of(config: Config, subjects: list[Subject]) -> Split:
+    """Return the split of a file, or the fold that the configuration names.
+
+    Args:
+        config: Names either.
+        subjects: All subjects.
+
+    Returns:
+        Names of training, validation and test subjects.
+
+    Raises:
+        UserError: If a part would be empty, or the file does not fit.
+    """
+    data = config.data
+    if data.split_file is not None:
+        split = Split.load(data.split_file, subjects)
+        empty = [part for part in ("train", "validation", "test") if not getattr(split, part)]
+        if empty:
+            raise UserError(f"{data.split_file}: {' and '.join(empty)} must not be empty.")
+        return split
+    return split_subjects(
+        subjects,
+        folds=data.folds,
+        fold=data.fold,
+        validation_fraction=data.validation_fraction,
+        seed=config.training.seed,
+    )
+
+
+def check(
+    data: DataConfig,
+    description: Description,
+    subjects: list[Subject],
+    split: Split,
+    console: Console,
+) -> None:
+    """Read every file of the subjects that are used and report all problems together.
+
+    Args:
+        data: Names the modalities.
+        description: The data set.
+        subjects: All subjects.
+        split: Those that are used.
+        console: Where progress is shown.
+
+    Raises:
+        UserError: If there is any problem.
+    """
+    used = {*split.train, *split.validation, *split.test}
+    problems = check_subjects(
+        description,
+        [subject for subject in subjects if subject.name in used],
+        workers=workers(data),
+        progress=console.is_terminal,
+        modalities=stacked(data, description),
+    )
+    raise_for_problems(problems)
+
+
+def prepare_parts(
+    config: Config,
+    description: Description,
+    subjects: list[Subject],
+    split: Split,
+    console: Console,
+) -> dict[str, Any]:
+    """Preprocess the training and validation subjects into the cache.
+
+    Args:
+        config: Preprocessing and cache folder.
+        description: The data set.
+        subjects: All subjects.
+        split: Which of them are in which part.
+        console: Where progress is shown.
+
+    Returns:
+        Data sets under "train" and "validation".
+    """
+    data = config.data
+    preprocessing = replace(
+        describe_network("teacher", config, description), modalities=stacked(data, description)
+    ).preprocessing()
+    parts = {"train": split.train, "validation": split.validation}
+    return {
+        part: prepare(
+            [subject for subject in subjects if subject.name in names],
+            preprocessing,
+            cache_folder(config),
+            workers(data),
+            progress=console.is_terminal,
+        )
+        for part, names in parts.items()
+    }
+
+
+def settle(
+    config: Config, run: RunFolder, description: Description, precision: str, fabric: Fabric
+) -> MemoryFormat:
+    """Choose the memory format and record every choice made by trial.
+
+    Args:
+        config: Settings.
+        run: Where choices are recorded; earlier ones hold.
+        description: Gives the size of the input.
+        precision: Already chosen.
+        fabric: Tells the device; the first process chooses for all.
+
+    Returns:
+        The memory format.
+    """
+    setting = run.resolved().get("memory_format", config.training.memory_format)
+    metadata = describe_network("student", config, description)
+    shape = (config.training.batch_size, metadata.in_channels, *metadata.grid)
+    memory_format: MemoryFormat = choose_memory_format(
+        setting, build(metadata), shape, precision=precision, device=fabric.device.type
+    )
+    memory_format = fabric.broadcast(memory_format)
+    if fabric.is_global_zero:
+        resolved = {
+            "precision": precision,
+            "memory_format": memory_format,
+            "device": str(fabric.device),
+            "world_size": fabric.world_size,
+        }
+        run.write_environment(seed=config.training.seed, resolved=resolved)
+    return memory_format
+
+
+def announce(
+    console: Console,
+    description: Description,
+    split: Split,
+    precision: str,
+    memory_format: str,
+    *,
+    held: bool,
+) -> None:
+    """Say what will be done.
+
+    Args:
+        console: Where to.
+        description: The data set.
+        split: The subjects.
+        precision: Chosen precision.
+        memory_format: Chosen memory format.
+        held: Whether an earlier run goes on.
+    """
+    phantom = " (phantom subjects, not patients)" if description.phantom else ""
+    console.print(
+        f"{description.name}{phantom}: {len(split.train)} training, {len(split.validation)} "
+        f"validation, {len(split.test)} held-out subjects; {precision}, {memory_format}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if held:
+        console.print(
+            "This run folder holds this run already: it goes on.", highlight=False, soft_wrap=True
+        )

@@ -1,0 +1,82 @@
+"""The networks of the application, and any other by its import path."""
+
+import importlib
+import inspect
+from typing import Any
+
+from errors import UserError
+from torch import nn
+
+from models.kdnet import KDNet
+from models.multiresunet import MultiResUNet
+
+__all__ = ["KDNet", "MultiResUNet", "build_network"]
+
+_IN_CHANNELS = ("in_channels", "n_channels", "input_channels", "in_chans", "num_channels")
+_OUT_CHANNELS = ("out_channels", "classes", "n_classes", "num_classes", "out_chans")
+
+
+def build_network(name: str, *, in_channels: int, out_channels: int, **arguments: Any) -> nn.Module:
+    """Build a network by name or by import path.
+
+    Args:
+        name: "kdnet", "multiresunet", or the import path of an `nn.Module` class such as
+            "monai.networks.nets.SegResNet".
+        in_channels: Modalities that the network sees.
+        out_channels: Channels of its logits.
+        **arguments: Passed on to the class. The number of channels is passed under the name
+            that the class uses, for example in_channels or n_channels.
+
+    Returns:
+        The network, with random weights.
+
+    Raises:
+        UserError: If there is no such class, or it does not accept the arguments.
+    """
+    backbone = _find_class(name)
+    keywords = _parameter_names(backbone)
+    channels = {
+        _channel_keyword(name, keywords, _IN_CHANNELS): in_channels,
+        _channel_keyword(name, keywords, _OUT_CHANNELS): out_channels,
+    }
+    try:
+        return backbone(**channels, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"Network {name!r} cannot be built with {channels | arguments}: {error}\n"
+            f"Its arguments are: {', '.join(keywords)}. Set them with --backbone_arguments."
+        ) from error
+
+
+def _find_class(name: str) -> type[nn.Module]:
+    built_in: dict[str, type[nn.Module]] = {"kdnet": KDNet, "multiresunet": MultiResUNet}
+    if name in built_in:
+        return built_in[name]
+    module_name, _, class_name = name.rpartition(".")
+    if not module_name:
+        raise UserError(
+            f"Unknown network {name!r}: expected one of {', '.join(built_in)}, or the import "
+            f"path of a class, such as monai.networks.nets.SegResNet."
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"Network {name!r} cannot be imported: {error}.") from error
+    # Model files carry this name: only network classes, so that a file can call nothing else.
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise UserError(f"Network {name!r} is not a subclass of torch.nn.Module.")
+    return found
+
+
+def _parameter_names(backbone: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(backbone.__init__).parameters if name != "self")
+
+
+def _channel_keyword(name: str, keywords: tuple[str, ...], candidates: tuple[str, ...]) -> str:
+    for candidate in candidates:
+        if candidate in keywords:
+            return candidate
+    raise UserError(
+        f"Network {name!r} has no argument for its channels: expected one of "
+        f"{', '.join(candidates)}; it takes {', '.join(keywords) or 'none'}."
+    )

@@ -1,0 +1,249 @@
+"""The folder of a run: where everything lies, and what the run was made with."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from errors import UserError
+
+from config import Config
+
+ROLES = ("teacher", "baseline", "student")
+
+PACKAGES = (
+    "privdistill",
+    "torch",
+    "monai",
+    "lightning-fabric",
+    "nibabel",
+    "numpy",
+    "safetensors",
+    "scipy",
+)
+
+# Keys that may change between a run and its continuation, as they do not change its numbers.
+_FREE_KEYS = frozenset({"out", "preset", "cache_dir", "workers", "predictions"})
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Write a file so that it is either complete or not there.
+
+    Args:
+        path: The file to write; its folder is created.
+
+    Yields:
+        A path beside it to write to; it takes the place of `path` if no exception leaves the block.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run.
+
+    Args:
+        root: The folder given by --out.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware, revision, seed, resolved precision and memory format."""
+        return self.root / "environment.json"
+
+    @property
+    def cases(self) -> Path:
+        """Names of the training, validation and test subjects."""
+        return self.root / "cases.json"
+
+    @property
+    def scores(self) -> Path:
+        """Scores of every held-out case."""
+        return self.root / "scores.csv"
+
+    @property
+    def summary(self) -> Path:
+        """Time of each phase, peak memory."""
+        return self.root / "summary.json"
+
+    def role(self, role: str) -> Path:
+        """Folder of one network's files."""
+        return self.root / role
+
+    def model(self, role: str) -> Path:
+        """The selected weights of one network, with all that predict.py needs."""
+        return self.role(role) / "model.safetensors"
+
+    def tensorboard(self, role: str) -> Path:
+        """Folder of the scalars of one network."""
+        return self.root / "tensorboard" / role
+
+    def predictions(self, role: str) -> Path:
+        """Folder of the label maps predicted for the held-out cases."""
+        return self.root / "predictions" / role
+
+    def holds(self, config: Config) -> bool:
+        """Say whether this folder holds the run already, without touching it.
+
+        Args:
+            config: The resolved configuration.
+
+        Returns:
+            True if the run was begun here; False if the folder is new or empty.
+
+        Raises:
+            UserError: If the folder holds another run, or something else.
+        """
+        if self.config.is_file():
+            self._check_same(config)
+            return True
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise UserError(
+                f"--out: {self.root} exists and is not a run folder (it has no config.yaml). "
+                "Choose a new or an empty folder."
+            )
+        return False
+
+    def begin(self, config: Config) -> None:
+        """Create the folder with its configuration.
+
+        Args:
+            config: The resolved configuration.
+
+        Raises:
+            UserError: If the folder cannot be written.
+        """
+        try:
+            write_text(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
+        except OSError as error:
+            raise UserError(f"--out: {self.root} cannot be written: {error}") from error
+
+    def _check_same(self, config: Config) -> None:
+        before = _read(self.config)
+        now = config.to_dict()
+        differing = [
+            f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now"
+            for key in sorted(before.keys() | now.keys())
+            if key not in _FREE_KEYS and before.get(key) != now.get(key)
+        ]
+        if differing:
+            raise UserError(
+                f"--out: {self.root} holds a run with another configuration:\n"
+                + "\n".join(differing)
+                + "\nChoose another --out, or give the same configuration to continue that run."
+            )
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what was resolved when the run began, such as its precision; empty if it is new."""
+        if not self.environment.is_file():
+            return {}
+        return dict(_read(self.environment).get("resolved", {}))
+
+    def write_environment(self, *, seed: int, resolved: dict[str, Any]) -> None:
+        """Record what the run is made with.
+
+        Args:
+            seed: The seed of the run.
+            resolved: Choices made by trial, which a continuation must keep.
+        """
+        content = environment() | {"seed": seed, "resolved": resolved}
+        write_text(self.environment, json.dumps(content, indent=2) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return the summary of an earlier part of this run; empty if there is none."""
+        return _read(self.summary) if self.summary.is_file() else {}
+
+    def write_summary(self, content: dict[str, Any]) -> None:
+        """Write the summary.
+
+        Args:
+            content: JSON-safe values.
+        """
+        write_text(self.summary, json.dumps(content, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of every package that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, revision of the code and hardware, JSON-safe."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def git_revision() -> str | None:
+    """Return the revision of the code, "-dirty" if files were changed; None outside git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [
+        git,
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return result.stdout.strip() or None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # JSON is a part of YAML.
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: expected keys and values.")
+    return content

@@ -1,0 +1,338 @@
+"""KD-Net from data to table: teacher, baseline, student, and what the student gained.
+
+    python examples/brats_kdnet/train.py                        phantoms, a few minutes
+    python examples/brats_kdnet/train.py --data-root BraTS2021  real subjects
+
+Source: Hu, Maillard et al. 2020, "Knowledge distillation from multi-modal to mono-modal
+segmentation networks", arXiv:2106.09564.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from errors import UserError
+from experiment import Experiment, open_experiment
+from rich.console import Console
+from torch import Tensor, nn
+
+from config import Config, ObjectiveConfig, parse_config
+from evaluation.scoring import Score, evaluate, read_scores, write_scores
+from evaluation.tables import render_tables
+from privdistill import (
+    DistillationWrapper,
+    GroundTruth,
+    LatentKL,
+    Objective,
+    PrivDistillError,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    Tap,
+    Term,
+)
+from report import write_report
+from run_folder import ROLES
+from training.checkpoint import check_compatible, load_model, save_model, save_state
+from training.interruption import TrainingStoppedError
+from training.loop import Task, fit, is_finished
+from training.performance import peak_memory
+
+
+def distil(config: Config, console: Console) -> None:
+    """Carry out the experiment of the paper on one fold.
+
+    Args:
+        config: The resolved configuration.
+        console: Where progress and results are shown.
+
+    Raises:
+        UserError: If the configuration or the data cannot be used.
+        TrainingStoppedError: After SIGTERM or Ctrl-C.
+    """
+    experiment = open_experiment(config, console)
+
+    # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
+    teacher = train(experiment, "teacher", ground_truth(config.objective))
+    # 3.3 The baseline sees what the student sees, and learns like the teacher.
+    train(experiment, "baseline", ground_truth(config.objective))
+    # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
+    train(experiment, "student", student_objective(config.objective), teacher=teacher)
+
+    if experiment.fabric.is_global_zero:
+        scores = score(experiment)
+        phantom = experiment.description.phantom
+        experiment.console.print(render_tables(scores, phantom=phantom))
+        finish(experiment)
+
+
+def ground_truth(options: ObjectiveConfig) -> Term:
+    """Equation (4): Dice and cross-entropy against the reference.
+
+    Args:
+        options: What the paper leaves open about Dice and cross-entropy.
+
+    Returns:
+        L_GT.
+    """
+    return GroundTruth(
+        include_background=options.include_background,
+        squared_denominator=options.squared_denominator,
+        batch_dice=options.batch_dice,
+        smoothing=options.smoothing,
+    )
+
+
+def student_objective(options: ObjectiveConfig) -> Objective:
+    """Equation (5): lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
+
+    Args:
+        options: lambda, T, alpha, and what the paper leaves open.
+
+    Returns:
+        The objective; a term of weight zero is left out, and with it its cost.
+    """
+    soft_targets = SoftTargetDiceBCE(
+        temperature=options.temperature,
+        include_background=options.include_background,
+        squared_denominator=options.squared_denominator,
+        batch_dice=options.batch_dice,
+        smoothing=options.smoothing,
+    )
+    latent = LatentKL(
+        normalisation=options.latent_normalisation, temperature=options.latent_temperature
+    )
+    weighted = (
+        (options.imitation, soft_targets),
+        (1 - options.imitation, ground_truth(options)),
+        (options.latent_weight, latent),
+    )
+    return Objective([(weight, term) for weight, term in weighted if weight > 0])
+
+
+def train(
+    experiment: Experiment,
+    role: str,
+    objective: Term | Objective,
+    teacher: nn.Module | None = None,
+) -> nn.Module:
+    """Train one of the three networks, or read it if that is done.
+
+    Args:
+        experiment: Subjects, settings, run folder.
+        role: "teacher", "baseline" or "student".
+        objective: What it minimises.
+        teacher: A trained network that is frozen and imitated.
+
+    Returns:
+        The network with the selected weights.
+
+    Raises:
+        UserError: If a given teacher does not fit or the training diverges.
+        TrainingStoppedError: After SIGTERM or Ctrl-C.
+    """
+    config, run = experiment.config, experiment.run
+    if is_finished(run.role(role)):
+        experiment.console.print(
+            f"{role}: finished, read from {run.model(role)}", highlight=False, soft_wrap=True
+        )
+        return load_model(run.model(role))[0]
+    if role == "teacher" and config.network.teacher_model is not None:
+        return adopt_teacher(experiment)
+
+    network = experiment.build_network(role)
+    if config.training.compile:
+        network, teacher = torch.compile(network), torch.compile(teacher) if teacher else None
+    inputs = PrivilegedInput(
+        experiment.modalities,
+        student=experiment.view(role),
+        teacher=experiment.view("teacher"),
+    )
+    with (
+        experiment.watch.phase(role),
+        DistillationWrapper(
+            teacher,
+            network,
+            objective=objective,
+            inputs=inputs,
+            taps=taps(config.objective, network, objective),
+            activation=config.network.activation,
+            example=experiment.example(),
+        ) as kd,
+    ):
+        task = Task(
+            metadata=experiment.metadata(role),
+            settings=config.training,
+            folder=run.role(role),
+            scalars=run.tensorboard(role),
+            memory_format=experiment.memory_format,
+            console=experiment.console,
+        )
+        loaders = experiment.loader("train"), experiment.loader("validation")
+        fit(experiment.fabric, kd, *loaders, task)
+    return load_model(run.model(role))[0]
+
+
+def taps(
+    options: ObjectiveConfig, network: nn.Module, objective: Term | Objective
+) -> dict[str, Tap]:
+    """Name the bottleneck layer where the configuration or the network does.
+
+    Args:
+        options: May name a layer.
+        network: May have a layer called "bottleneck".
+        objective: May not need one.
+
+    Returns:
+        The tap; empty if the library shall locate the bottleneck, or no term reads it.
+    """
+    layer = options.bottleneck_layer
+    if layer == "auto" and "bottleneck" in dict(network.named_children()):
+        layer = "bottleneck"
+    if layer == "auto" or not objective.taps:
+        return {}
+    return {"bottleneck": Tap(teacher=layer, student=layer)}
+
+
+def adopt_teacher(experiment: Experiment) -> nn.Module:
+    """Take a trained teacher from a file into the run folder.
+
+    Args:
+        experiment: Names the file.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        UserError: If it does not fit the run.
+    """
+    path = experiment.config.network.teacher_model
+    assert path is not None  # noqa: S101  the caller asked
+    network, metadata = load_model(path)
+    check_compatible(path, metadata, experiment.metadata("teacher"))
+    if experiment.fabric.is_global_zero:
+        save_model(experiment.run.model("teacher"), network, metadata)
+        save_state(experiment.run.role("teacher") / "state.pt", {"finished": True})
+    experiment.fabric.barrier()
+    experiment.console.print(f"teacher: read from {path}", highlight=False, soft_wrap=True)
+    return network
+
+
+def score(experiment: Experiment) -> list[Score]:
+    """Score the three networks on the held-out subjects, or read their scores if that is done.
+
+    Args:
+        experiment: Held-out subjects and trained networks.
+
+    Returns:
+        Scores at the training grid and in native space.
+    """
+    run = experiment.run
+    if run.scores.is_file():
+        return read_scores(run.scores)
+    scores: list[Score] = []
+    with experiment.watch.phase("evaluation"):
+        for role in ROLES:
+            scores += score_network(experiment, role)
+    write_scores(run.scores, scores)
+    return scores
+
+
+def score_network(experiment: Experiment, role: str) -> list[Score]:
+    """Score one network.
+
+    Args:
+        experiment: Held-out subjects and trained networks.
+        role: Which network.
+
+    Returns:
+        Its scores.
+    """
+    run = experiment.run
+    network, metadata = load_model(run.model(role))
+    subjects = [experiment.subjects[name] for name in experiment.split.test]
+    return evaluate(
+        predictor(network, experiment.fabric.device),
+        subjects,
+        metadata.preprocessing(),
+        experiment.description,
+        activation=metadata.activation,
+        role=role,
+        prediction_folder=run.predictions(role) if experiment.config.run.predictions else None,
+    )
+
+
+def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Wrap a trained network so that it maps images to logits on the CPU.
+
+    Args:
+        network: Trained.
+        device: Where it runs, in float32, as predict.py does.
+
+    Returns:
+        A function from (1, M, *grid) to logits (1, C, *grid).
+    """
+    kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
+
+    @torch.inference_mode()
+    def predict(image: Tensor) -> Tensor:
+        return kd.predict(image.to(device)).float().cpu()
+
+    return predict
+
+
+def finish(experiment: Experiment) -> None:
+    """Write summary and report, and say where they are.
+
+    Args:
+        experiment: Scored.
+    """
+    run, watch, console = experiment.run, experiment.watch, experiment.console
+    memory = peak_memory()
+
+    def summarise() -> None:
+        seconds = {name: round(value, 1) for name, value in watch.seconds.items()}
+        total = round(sum(watch.seconds.values()), 1)
+        run.write_summary({"seconds": seconds, "total_seconds": total, "peak_memory": memory})
+
+    summarise()
+    with watch.phase("report"):
+        report = write_report(run.root)
+    summarise()
+    phases = ", ".join(f"{name} {value:.0f} s" for name, value in watch.seconds.items())
+    console.print(
+        f"Time: {phases}; in all {sum(watch.seconds.values()):.0f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    peaks = ", ".join(
+        f"{name[:-4].replace('_', ' ')} {value:.0f} MiB" for name, value in memory.items()
+    )
+    console.print(f"Peak memory: {peaks}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and run.
+
+    Args:
+        arguments: Without the program's name; sys.argv if None.
+
+    Returns:
+        Exit status: 0, 2 for input that cannot be used, 128 + signal if stopped.
+    """
+    try:
+        distil(parse_config(arguments), Console())
+    except (UserError, PrivDistillError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except TrainingStoppedError as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. Give the same command to go on.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Model files that explain themselves, and the state that continues a training exactly."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from errors import UserError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data.description import Description
+from data.preprocessing import Preprocessing
+from models import build_network
+from run_folder import atomic, versions
+
+FORMAT = "privdistill-brats-1"
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """All that is needed to use a network again: how it is built and what it must be fed.
+
+    Attributes:
+        role: "teacher", "baseline" or "student".
+        backbone: Name or import path of the network.
+        backbone_arguments: Arguments of its class.
+        in_channels: Channels of its input.
+        out_channels: Channels of its logits.
+        modalities: What it sees, in channel order.
+        activation: "softmax" or "sigmoid".
+        description: The data set it was trained on; export labels and regions come from here.
+        crop: Central crop, voxels; None for the whole volume.
+        grid: Grid of its input, voxels.
+        normalise: "after_crop" or "before_crop".
+        resample: "trilinear" or "area".
+        epoch: Epoch of these weights, from 1.
+        phantom: Whether it was trained on phantoms.
+        created_with: Versions of the packages.
+    """
+
+    role: str
+    backbone: str
+    backbone_arguments: dict[str, Any]
+    in_channels: int
+    out_channels: int
+    modalities: tuple[str, ...]
+    activation: Literal["softmax", "sigmoid"]
+    description: Description
+    crop: tuple[int, int, int] | None
+    grid: tuple[int, int, int]
+    normalise: Literal["after_crop", "before_crop"] = "after_crop"
+    resample: Literal["trilinear", "area"] = "trilinear"
+    epoch: int = 0
+    phantom: bool = False
+    created_with: dict[str, str] = field(default_factory=versions)
+
+    def preprocessing(self) -> Preprocessing:
+        """Return what brings a subject to the input of this network."""
+        return Preprocessing(
+            self.description,
+            self.modalities,
+            self.crop,
+            self.grid,
+            normalise=self.normalise,
+            resample=self.resample,
+        )
+
+    def summary(self) -> str:
+        """Describe the network in one line."""
+        arguments = ", ".join(f"{key}={value}" for key, value in self.backbone_arguments.items())
+        return (
+            f"{self.role}: {self.backbone}({arguments}), {self.in_channels} in "
+            f"({', '.join(self.modalities)}), {self.out_channels} out ({self.activation}), "
+            f"{self.description.name}, grid {'x'.join(map(str, self.grid))}"
+        )
+
+    def to_strings(self) -> dict[str, str]:
+        """Return the form that safetensors stores: every value as JSON."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["description"] = self.description.to_dict()
+        return {"format": FORMAT} | {key: json.dumps(value) for key, value in values.items()}
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str]) -> "ModelMetadata":
+        """Read what `to_strings` gave.
+
+        Args:
+            strings: The metadata of a safetensors file.
+
+        Returns:
+            The metadata.
+
+        Raises:
+            KeyError: If an entry is missing.
+            ValueError: If an entry is not JSON.
+        """
+        values = {item.name: json.loads(strings[item.name]) for item in fields(cls)}
+        values["description"] = Description.from_dict(values["description"])
+        for name in ("modalities", "crop", "grid"):
+            values[name] = None if values[name] is None else tuple(values[name])
+        return cls(**values)
+
+
+def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
+    """Write weights and metadata as one safetensors file, atomically.
+
+    Args:
+        path: The file.
+        network: Its weights may lie on any device, in any memory format.
+        metadata: What load_model and predict.py need.
+    """
+    # Clones, because safetensors refuses weights that share memory.
+    weights = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
+    with atomic(path) as partial:
+        save_file(weights, partial, metadata=metadata.to_strings())
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """Read the metadata of a model file alone.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its metadata.
+
+    Raises:
+        UserError: If the file is missing, damaged, or not written by this application.
+    """
+    strings, _ = _read(path, weights=False)
+    return _parse(path, strings)
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
+    """Rebuild a network from its file.
+
+    Args:
+        path: A file written by `save_model`.
+
+    Returns:
+        The network on the CPU, in eval mode, and its metadata.
+
+    Raises:
+        UserError: If the file is missing, damaged, not written by this application, or holds the
+            weights of another network than it says.
+    """
+    strings, weights = _read(path, weights=True)
+    metadata = _parse(path, strings)
+    network = build_network(
+        metadata.backbone,
+        in_channels=metadata.in_channels,
+        out_channels=metadata.out_channels,
+        **metadata.backbone_arguments,
+    )
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} holds the weights of another network.\n"
+            f"Expected {metadata.summary()}\n"
+            f"Found {_describe_weights(weights)}"
+        ) from error
+    return network.eval(), metadata
+
+
+def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) -> None:
+    """Refuse a trained network that does not fit the run it is given to.
+
+    Args:
+        path: Where it came from, for the message.
+        found: Its metadata.
+        expected: What the run would have trained.
+
+    Raises:
+        UserError: If inputs, outputs, classes or grid differ; both networks are described.
+    """
+    keys = ("modalities", "out_channels", "activation", "crop", "grid", "normalise", "resample")
+    differing = [key for key in keys if getattr(found, key) != getattr(expected, key)]
+    for key in ("classes", "regions"):
+        if getattr(found.description, key) != getattr(expected.description, key):
+            differing.append(key)
+    if differing:
+        raise UserError(
+            f"{path} is another network; it differs in {', '.join(differing)}.\n"
+            f"Expected {expected.summary()}\nFound    {found.summary()}"
+        )
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a training, atomically.
+
+    Args:
+        path: The file.
+        state: Tensors, numbers, strings, and lists and dictionaries of them.
+    """
+    with atomic(path) as partial:
+        torch.save(dict(state), partial)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read what `save_state` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The state on the CPU, None if there is no file.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). Remove {path.parent} to train this network again."
+        ) from error
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of PyTorch's random number generators, for `save_state`."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Continue the random numbers where `random_state` was taken.
+
+    Args:
+        state: What `random_state` returned.
+    """
+    torch.set_rng_state(state["cpu"])
+    # On another number of GPUs there is nothing to continue.
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _read(path: Path, *, weights: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such model file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if weights else {}
+            return dict(file.metadata() or {}), tensors
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a model of this application, or it is damaged ({error}). Expected a "
+            "model.safetensors written by train.py."
+        ) from error
+
+
+def _parse(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
+    if strings.get("format") != FORMAT:
+        found = f"format {strings['format']!r}" if "format" in strings else "no format"
+        raise UserError(
+            f"{path} is not a model of this application: expected a safetensors file of format "
+            f"{FORMAT!r}, as train.py writes it, found {found}."
+        )
+    try:
+        return ModelMetadata.from_strings(strings)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
+
+
+def _describe_weights(weights: Mapping[str, Tensor]) -> str:
+    total = sum(tensor.numel() for tensor in weights.values())
+    names = list(weights)
+    first = f"{names[0]} {tuple(weights[names[0]].shape)}" if names else "nothing"
+    return f"{len(names)} tensors with {total:,} numbers, the first one {first}"

@@ -1,0 +1,443 @@
+"""The training loop, the same for teacher, baseline and student."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from errors import UserError
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from config import TrainingConfig
+from data.description import Description
+from data.loading import Batch, start_epoch
+from data.targets import predict_classes, to_target
+from privdistill import DistillationWrapper, Output
+from training.checkpoint import (
+    ModelMetadata,
+    load_state,
+    random_state,
+    restore_random_state,
+    save_model,
+    save_state,
+)
+from training.history import History
+from training.interruption import Interruption, TrainingStoppedError
+from training.performance import MemoryFormat, torch_format
+from training.progress import TrainingProgress
+
+Loader = Any  # a DataLoader, or Fabric's wrapper around one
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient is infinite or not a number; the weights were not touched."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained and where its files go.
+
+    Attributes:
+        metadata: Describes the network; its role names the training.
+        settings: Optimizer, schedule, selection.
+        folder: Folder of this network's files.
+        scalars: Folder of its TensorBoard events.
+        memory_format: Layout of images and weights.
+        console: Where progress is shown.
+    """
+
+    metadata: ModelMetadata
+    settings: TrainingConfig
+    folder: Path
+    scalars: Path
+    memory_format: MemoryFormat
+    console: Console
+
+    @property
+    def role(self) -> str:
+        """The network's role."""
+        return self.metadata.role
+
+    @property
+    def model_file(self) -> Path:
+        """The selected weights."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def state_file(self) -> Path:
+        """What continues the training; written last, so that it vouches for the other files."""
+        return self.folder / "state.pt"
+
+
+@dataclass
+class Position:
+    """How far a training is.
+
+    Attributes:
+        epoch: Finished epochs.
+        step: Steps taken.
+        best: Lowest validation loss so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float = float("inf")
+
+
+@dataclass
+class Means:
+    """Running means over cases.
+
+    Attributes:
+        sums: Sums by name, on the device; reading them is the only synchronisation.
+        cases: Number of cases.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    cases: int = 0
+
+    def add(self, values: Mapping[str, Tensor], cases: int) -> None:
+        """Add the means over some cases."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * cases
+        self.cases += cases
+
+    def reduce(self, fabric: Fabric, prefix: str) -> dict[str, float]:
+        """Return the means over the cases of all processes, names prefixed."""
+        cases = torch.tensor(float(self.cases), dtype=torch.float64, device=fabric.device)
+        packed = torch.stack([*self.sums.values(), cases]).to(fabric.device)
+        total = fabric.all_reduce(packed, reduce_op="sum")
+        means = (total[:-1] / total[-1]).tolist()
+        return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether a network's training has come to its end.
+
+    Args:
+        folder: Folder of its files.
+
+    Raises:
+        UserError: If its state is damaged.
+    """
+    state = load_state(folder / "state.pt")
+    return state is not None and bool(state["finished"])
+
+
+def fit(
+    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader, task: Task
+) -> None:
+    """Train the student of a wrapper, from the start or from its last checkpoint.
+
+    Args:
+        fabric: Launched.
+        kd: Student, teacher if any, and objective. The memory format is the caller's.
+        train: Shuffled batches, from `build_loader`.
+        validation: Batches in fixed order.
+        task: Settings and files.
+
+    Raises:
+        NonFiniteError: If a loss or gradient is not finite.
+        TrainingStoppedError: After SIGTERM or Ctrl-C.
+        UserError: If the last checkpoint is damaged.
+    """
+    settings = task.settings
+    optimizer = torch.optim.Adam(
+        kd.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    scheduler = build_scheduler(optimizer, settings, steps=len(train))
+    model, fabric_optimizer = fabric.setup(kd, optimizer)
+    train, validation = fabric.setup_dataloaders(train, validation, use_distributed_sampler=False)
+    checkpoint = Checkpoint(fabric, kd, optimizer, scheduler, task)
+    position = checkpoint.resume()
+
+    with tools(fabric, task, position, len(train)) as (history, progress, interruption):
+        for epoch in range(position.epoch, settings.epochs):
+            started = time.perf_counter()
+            means = Means()
+            start_epoch(train, epoch)
+            model.train()
+            for batch in train:
+                image, target = prepare(batch, task)
+                out = model(image, target)
+                fabric.backward(out.loss)
+                norm = fabric.clip_gradients(
+                    model,
+                    optimizer,
+                    max_norm=settings.gradient_clip or float("inf"),
+                    error_if_nonfinite=False,
+                )
+                stop_if_not_finite(out, norm, batch, task, epoch + 1, position.step + 1, fabric)
+                fabric_optimizer.step()
+                fabric_optimizer.zero_grad()
+                if isinstance(scheduler, OneCycleLR):
+                    scheduler.step()
+                position.step += 1
+                means.add({"loss": out.loss} | out.terms, len(image))
+                progress.step(float(out.loss.detach()))
+                stop_if_asked(interruption, task, position)
+
+            position.epoch = epoch + 1
+            row = {
+                "epoch": position.epoch,
+                "step": position.step,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "seconds": time.perf_counter() - started,
+                **means.reduce(fabric, "train_"),
+                **validate(fabric, model, validation, task),
+            }
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(row["validation_loss"])
+            if fabric.is_global_zero:
+                history.add(row)
+            progress.epoch(position.epoch, row)
+            checkpoint.save(position, row["validation_loss"])
+    fabric.barrier()
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, settings: TrainingConfig, *, steps: int
+) -> LRScheduler:
+    """Build the learning-rate schedule.
+
+    Args:
+        optimizer: Its learning rate is driven.
+        settings: Names the schedule.
+        steps: Steps of an epoch.
+
+    Returns:
+        The scheduler; "onecycle" steps after every batch, "plateau" after every epoch.
+    """
+    if settings.schedule == "onecycle":
+        total = settings.epochs * steps
+        return OneCycleLR(optimizer, max_lr=settings.learning_rate, total_steps=total)
+    if settings.schedule == "plateau":
+        return ReduceLROnPlateau(
+            optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
+        )
+    return ConstantLR(optimizer, factor=1.0)
+
+
+def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
+    """Bring a batch into the form that the wrapper takes.
+
+    Args:
+        batch: From `build_loader`, on the device.
+        task: Description, activation and memory format.
+
+    Returns:
+        Image (B, M, *grid) and target (B, C, *grid).
+    """
+    image = batch["image"].to(memory_format=torch_format(task.memory_format))
+    metadata = task.metadata
+    return image, to_target(batch["label"], metadata.description, metadata.activation)
+
+
+def stop_if_not_finite(
+    out: Output,
+    norm: Tensor | None,
+    batch: Batch,
+    task: Task,
+    epoch: int,
+    step: int,
+    fabric: Fabric,
+) -> None:
+    """Stop before the optimizer spoils the weights.
+
+    Args:
+        out: What the wrapper returned.
+        norm: Norm of the gradient.
+        batch: Names the cases.
+        task: Names the network.
+        epoch: From 1.
+        step: From 1.
+        fabric: Knows whether losses are scaled.
+
+    Raises:
+        NonFiniteError: If loss or gradient are infinite or not a number.
+    """
+    # Under fp16 an infinite gradient is how the loss scaler finds its scale: it skips the step.
+    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+    checked = out.loss if scaled or norm is None else out.loss + norm
+    if bool(torch.isfinite(checked)):
+        return
+    terms = ", ".join(f"{name} {float(value):.4g}" for name, value in out.terms.items())
+    raise NonFiniteError(
+        f"Training of the {task.role} stopped in epoch {epoch}, step {step}: loss "
+        f"{float(out.loss.detach()):.4g}, gradient norm {'-' if norm is None else f'{float(norm):.4g}'}.\n"
+        f"Cases: {', '.join(batch['name'])}. Terms: {terms}.\n"
+        "The weights of the last finished epoch are kept. Look at these cases, lower "
+        "--learning_rate, set --gradient_clip, or use --precision 32-true; then choose a new --out."
+    )
+
+
+def stop_if_asked(interruption: Interruption, task: Task, position: Position) -> None:
+    """Leave the training after a signal.
+
+    Args:
+        interruption: Has seen the signal, or not.
+        task: Names the network.
+        position: Where it is.
+
+    Raises:
+        TrainingStoppedError: If there was a signal.
+    """
+    if interruption.received is None:
+        return
+    raise TrainingStoppedError(
+        interruption.received,
+        f"Stopped in epoch {position.epoch + 1} of the {task.role}; {position.epoch} of "
+        f"{task.settings.epochs} epochs are kept in {task.folder}. Give the same command to go on.",
+    )
+
+
+@torch.no_grad()
+def validate(fabric: Fabric, model: nn.Module, loader: Loader, task: Task) -> dict[str, float]:
+    """Compute loss and Dice on the validation subjects.
+
+    Args:
+        fabric: Sums over processes.
+        model: The wrapper, set up by Fabric.
+        loader: Batches in fixed order.
+        task: Says which loss counts.
+
+    Returns:
+        validation_loss, and validation_dice: the mean over regions and subjects, at the grid.
+    """
+    model.eval()
+    means = Means()
+    for batch in loader:
+        image, target = prepare(batch, task)
+        out = model(image, target)
+        ground_truth = task.settings.validation_loss == "ground_truth"
+        loss = out.terms.get("ground_truth", out.loss) if ground_truth else out.loss
+        dice = mean_dice(out.student, batch["label"], task.metadata)
+        means.add({"loss": loss, "dice": dice}, len(image))
+    return means.reduce(fabric, "validation_")
+
+
+def mean_dice(logits: Tensor, label: Tensor, metadata: ModelMetadata) -> Tensor:
+    """Compute Dice of the predicted regions, averaged over regions and subjects.
+
+    Args:
+        logits: (B, C, *grid).
+        label: Class indices, (B, 1, *grid).
+        metadata: Regions and activation.
+
+    Returns:
+        A scalar; a region that both lack counts as 1.
+    """
+    description: Description = metadata.description
+    classes = predict_classes(logits, description, metadata.activation)[:, None]
+    predicted = to_target(classes, description, "sigmoid").flatten(2)
+    reference = to_target(label, description, "sigmoid").flatten(2)
+    size = predicted.sum(-1) + reference.sum(-1)
+    overlap = 2 * (predicted * reference).sum(-1)
+    return torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean()
+
+
+@contextmanager
+def tools(
+    fabric: Fabric, task: Task, position: Position, steps: int
+) -> Iterator[tuple[History, TrainingProgress, Interruption]]:
+    """Open what accompanies a training; processes other than the first write and show nothing.
+
+    Args:
+        fabric: Knows the process.
+        task: Files and console.
+        position: Where the training begins.
+        steps: Steps of an epoch.
+
+    Yields:
+        History, progress and interruption.
+    """
+    console = task.console if fabric.is_global_zero else Console(quiet=True)
+    epochs = task.settings.epochs
+    with (
+        History(task.folder / "history.csv", task.scalars, epoch=position.epoch) as history,
+        TrainingProgress(
+            console, task.role, epochs=epochs, steps=steps, done=position.epoch
+        ) as progress,
+        Interruption() as interruption,
+    ):
+        yield history, progress, interruption
+
+
+class Checkpoint:
+    """Files of a training after each epoch.
+
+    Args:
+        fabric: Launched; the first process writes.
+        kd: The wrapper.
+        optimizer: Its state is kept.
+        scheduler: Its state is kept.
+        task: Files, selection, metadata.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        kd: DistillationWrapper,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        task: Task,
+    ) -> None:
+        self.fabric = fabric
+        self.kd = kd
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.task = task
+
+    def resume(self) -> Position:
+        """Put everything back to the end of the last finished epoch, if there is one."""
+        state = load_state(self.task.state_file)
+        if state is None:
+            return Position()
+        self.kd.load_state_dict(state["weights"])
+        self.kd.steps = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        restore_random_state(state["random"])
+        self.fabric.print(f"{self.task.role}: continues after epoch {state['epoch']}")
+        return Position(epoch=state["epoch"], step=state["step"], best=state["best"])
+
+    def save(self, position: Position, validation_loss: float) -> None:
+        """Write last weights, selected weights, and then the state that vouches for both.
+
+        Args:
+            position: Where the training is; its best value is brought up to date.
+            validation_loss: Of this epoch.
+        """
+        task = self.task
+        better = validation_loss < position.best
+        position.best = min(position.best, validation_loss)
+        if not self.fabric.is_global_zero:
+            return
+        network = getattr(self.kd.student, "_orig_mod", self.kd.student)
+        metadata = replace(task.metadata, epoch=position.epoch)
+        save_model(task.folder / "last.safetensors", network, metadata)
+        if better or task.settings.selection == "last" or not task.model_file.is_file():
+            save_model(task.model_file, network, metadata)
+        save_state(task.state_file, self._state(position))
+
+    def _state(self, position: Position) -> dict[str, Any]:
+        if position.epoch == self.task.settings.epochs:
+            return {"finished": True, "epoch": position.epoch}
+        return {
+            "finished": False,
+            "epoch": position.epoch,
+            "step": position.step,
+            "best": position.best,
+            "weights": self.kd.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "random": random_state(),
+        }

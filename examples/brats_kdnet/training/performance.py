@@ -1,0 +1,171 @@
+"""Precision and memory layout by trial, and what a run costs."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+MemoryFormat = Literal["channels_last", "contiguous"]
+
+_TRIAL_SECONDS = 0.4
+
+
+def device_type(accelerator: str) -> str:
+    """Return "cuda", "mps" or "cpu" for the accelerator that Fabric would take.
+
+    Args:
+        accelerator: auto, cpu, gpu, cuda or mps.
+    """
+    if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
+        return "cuda"
+    if accelerator in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def choose_precision(setting: str, device: str) -> str:
+    """Resolve the precision "auto".
+
+    Args:
+        setting: "auto", or a precision that is returned as it is.
+        device: "cuda", "mps" or "cpu".
+
+    Returns:
+        "32-true", "bf16-mixed" or "16-mixed".
+    """
+    if setting != "auto":
+        return setting
+    if device == "cuda":
+        return (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        )
+    if device == "cpu" and _bf16_is_faster_on_cpu():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def _bf16_is_faster_on_cpu() -> bool:
+    # Processors without bf16 instructions emulate them, ten times slower: measured, not looked up.
+    network = nn.Sequential(nn.Conv3d(16, 16, 3, padding=1), nn.Conv3d(16, 16, 3, padding=1))
+    image = torch.zeros(1, 16, 24, 24, 24)
+    full = step_seconds(network, image, precision="32-true")
+    return step_seconds(network, image, precision="bf16-mixed") < full
+
+
+def choose_memory_format(
+    setting: str, network: nn.Module, shape: tuple[int, ...], *, precision: str, device: str
+) -> MemoryFormat:
+    """Resolve the memory format "auto" by steps of the network at hand.
+
+    Neither layout is always faster: on a CPU, channels last wins for few channels and loses by
+    far for many.
+
+    Args:
+        setting: "auto", or a format that is returned as it is.
+        network: It runs forward and backward; its format and gradients are as before afterwards.
+        shape: Shape of a training batch, (B, C, X, Y, Z).
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        device: Where it runs.
+
+    Returns:
+        "channels_last" or "contiguous".
+    """
+    if setting != "auto":
+        return "channels_last" if setting == "channels_last" else "contiguous"
+    network = network.to(device)
+    seconds = {}
+    with torch.random.fork_rng():
+        for name in ("contiguous", "channels_last"):
+            layout = torch_format(name)
+            image = torch.zeros(shape, device=device).to(memory_format=layout)
+            network.to(memory_format=layout)  # type: ignore[call-overload]
+            seconds[name] = step_seconds(network, image, precision=precision)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return "channels_last" if seconds["channels_last"] < seconds["contiguous"] else "contiguous"
+
+
+def torch_format(name: str) -> torch.memory_format:
+    """Return PyTorch's memory format for volumes (B, C, X, Y, Z).
+
+    Args:
+        name: "channels_last" or "contiguous".
+    """
+    return torch.channels_last_3d if name == "channels_last" else torch.contiguous_format
+
+
+def step_seconds(network: nn.Module, image: torch.Tensor, *, precision: str) -> float:
+    """Measure a forward and backward pass.
+
+    Args:
+        network: The network; its gradients are cleared.
+        image: Its input.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+
+    Returns:
+        Seconds of the fastest of several steps, after one to warm up.
+    """
+    _timed_step(network, image, precision)
+    fastest = float("inf")
+    end = time.perf_counter() + _TRIAL_SECONDS
+    while fastest == float("inf") or time.perf_counter() < end:
+        fastest = min(fastest, _timed_step(network, image, precision))
+    return fastest
+
+
+def _timed_step(network: nn.Module, image: torch.Tensor, precision: str) -> float:
+    start = time.perf_counter()
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    with torch.autocast(image.device.type, dtype=half, enabled=half is not None):
+        output: Any = network(image)
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    output.float().mean().backward()
+    network.zero_grad(set_to_none=True)
+    if image.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+class Stopwatch:
+    """Wall-clock time per phase.
+
+    Args:
+        seconds: What earlier parts of the same run took, by phase.
+
+    Example:
+        >>> watch = Stopwatch({"teacher": 2.0})
+        >>> with watch.phase("teacher"):
+        ...     pass
+        >>> round(watch.seconds["teacher"])
+        2
+    """
+
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds = dict(seconds or {})
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent in the block to a phase, also if an exception leaves it."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def peak_memory() -> dict[str, float]:
+    """Return the peak memory so far, MiB: of this process, of its largest child, of the GPU."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peaks = {
+        "process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+        "largest_worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit,
+    }
+    if torch.cuda.is_available():
+        peaks["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return {name: round(value, 1) for name, value in peaks.items()}
