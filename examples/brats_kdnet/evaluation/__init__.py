@@ -1,0 +1,1 @@
+"""Scores of held-out cases: per-case metrics, paired statistics, tables."""

@@ -1,0 +1,299 @@
+"""Scores of one network on held-out cases, at the training grid and in native space."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from errors import UserError
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.description import Description
+from data.layouts import Subject
+from data.preprocessing import Preprocessing
+from data.targets import predict_classes, to_regions
+from evaluation.label_maps import write_label_map
+from evaluation.metrics import dice, dice_reference_present, hd95
+from run_folder import atomic
+
+Space = Literal["grid", "native"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one network reached in one region of one case.
+
+    Attributes:
+        role: "teacher", "baseline" or "student".
+        case: Name of the subject.
+        region: Name of the region, such as "ET".
+        space: "grid" for the resampled training grid, "native" for the original volume.
+        dice: Dice; 1 if reference and prediction are both empty, 0 if one of them is.
+        dice_reference_present: The same, NaN if the reference is empty.
+        hd95: 95th-percentile Hausdorff distance in `hd95_unit`; 0 if both are empty, the diagonal
+            of the image if one of them is.
+        hd95_unit: "mm", or "voxel" where the spacing in the files is nominal.
+        reference_voxels: Size of the region in the reference.
+        predicted_voxels: Size of the region in the prediction.
+    """
+
+    role: str
+    case: str
+    region: str
+    space: Space
+    dice: float
+    dice_reference_present: float
+    hd95: float
+    hd95_unit: str
+    reference_voxels: int
+    predicted_voxels: int
+
+
+def score_case(
+    predicted: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    description: Description,
+    *,
+    role: str,
+    case: str,
+    space: Space,
+    spacing: Sequence[float],
+) -> list[Score]:
+    """Score every region of one case.
+
+    Args:
+        predicted: Class indices, (X, Y, Z).
+        reference: Class indices, the same shape.
+        description: Names the regions and says whether the spacing can be believed.
+        role: Name of the network.
+        case: Name of the subject.
+        space: The grid both arrays live on.
+        spacing: Voxel size on that grid, mm; replaced by ones where it is nominal.
+
+    Returns:
+        One score per region, in the order of the description.
+    """
+    nominal = description.spacing == "nominal"
+    steps = (1.0,) * predicted.ndim if nominal else tuple(spacing)
+    regions = to_regions(reference, description)
+    scores = []
+    for region, mask in to_regions(predicted, description).items():
+        scores.append(
+            Score(
+                role=role,
+                case=case,
+                region=region,
+                space=space,
+                dice=dice(mask, regions[region]),
+                dice_reference_present=dice_reference_present(mask, regions[region]),
+                hd95=hd95(mask, regions[region], steps),
+                hd95_unit="voxel" if nominal else "mm",
+                reference_voxels=int(regions[region].sum()),
+                predicted_voxels=int(mask.sum()),
+            )
+        )
+    return scores
+
+
+def grid_spacing(
+    preprocessing: Preprocessing, shape: Sequence[int], spacing: Sequence[float]
+) -> tuple[float, ...]:
+    """Voxel size of the training grid of one case.
+
+    Args:
+        preprocessing: Its crop (the whole volume if None) is resampled to its grid.
+        shape: Shape of the original volume.
+        spacing: Voxel size of the original volume, mm.
+
+    Returns:
+        Voxel size along each axis, mm.
+    """
+    extent = preprocessing.crop or tuple(shape)
+    sizes = zip(extent, preprocessing.grid, spacing, strict=True)
+    return tuple(float(step) * n / cells for n, cells, step in sizes)
+
+
+def native_classes(
+    logits: Tensor,
+    shape: tuple[int, int, int],
+    preprocessing: Preprocessing,
+    description: Description,
+    activation: str,
+) -> NDArray[np.integer]:
+    """Class indices on the original grid from the logits of the training grid.
+
+    Probabilities are resampled, not labels, so that the borders stay smooth.
+
+    Args:
+        logits: Output for one case, (1, C, *grid).
+        shape: Shape of the original volume.
+        preprocessing: What brought the case to the grid.
+        description: Classes and regions.
+        activation: "softmax" (exclusive classes) or "sigmoid" (overlapping regions).
+
+    Returns:
+        Class indices, (X, Y, Z); background outside the crop.
+    """
+    softmax = activation == "softmax"
+    probabilities = logits.softmax(dim=1) if softmax else logits.sigmoid()
+    native = preprocessing.to_native(
+        probabilities[0].float(), shape, outside=1.0 if softmax else 0.0
+    )
+    # `predict_classes` cuts at a logit of zero, which is a probability of one half; the argmax of
+    # exclusive classes does not notice the shift.
+    return predict_classes(native[None] - 0.5, description, activation)[0].numpy()
+
+
+def evaluate(
+    network_predict: Callable[[Tensor], Tensor],
+    subjects: Iterable[Subject],
+    preprocessing: Preprocessing,
+    description: Description,
+    activation: str,
+    *,
+    role: str,
+    prediction_folder: Path | None = None,
+    on_case: Callable[[str], None] | None = None,
+) -> list[Score]:
+    """Predict and score held-out subjects, at the training grid and in native space.
+
+    Args:
+        network_predict: Image (1, M, *grid) to logits (1, C, *grid); moves data to its device.
+        subjects: Held-out subjects with a segmentation.
+        preprocessing: Gives `network_predict` its modalities in their order.
+        description: Classes, regions, label values.
+        activation: "softmax" or "sigmoid".
+        role: Name of the network.
+        prediction_folder: Where `<case>_seg.nii.gz` goes, on the original grid with the label
+            values of the release; None writes nothing.
+        on_case: Called with the name of each subject when it is done, for a progress bar.
+
+    Returns:
+        Two scores (grid, native) per subject and region.
+
+    Raises:
+        UserError: If the network's output is not finite.
+    """
+    scores: list[Score] = []
+    for subject in subjects:
+        sample = preprocessing(subject)
+        logits = predict_finite(network_predict, sample["image"], subject.name)
+        on_grid = predict_classes(logits, description, activation)[0].numpy()
+        native = preprocessing.native_label(subject)
+        shape = cast("tuple[int, int, int]", native.classes.shape)
+        predicted = native_classes(logits, shape, preprocessing, description, activation)
+        compare = partial(score_case, description=description, role=role, case=subject.name)
+        cells = grid_spacing(preprocessing, shape, native.spacing)
+        scores += compare(on_grid, sample["label"][0].numpy(), space="grid", spacing=cells)
+        scores += compare(predicted, native.classes, space="native", spacing=native.spacing)
+        if prediction_folder is not None:
+            write_label_map(
+                prediction_folder / f"{subject.name}_seg.nii.gz",
+                predicted,
+                affine=native.affine,
+                header=native.header,
+                export_labels=description.export_labels,
+            )
+        if on_case is not None:
+            on_case(subject.name)
+    return scores
+
+
+def predict_finite(network_predict: Callable[[Tensor], Tensor], image: Tensor, name: str) -> Tensor:
+    """Run a network on one image without gradients and refuse an output that means nothing.
+
+    Args:
+        network_predict: Image (1, M, *grid) to logits (1, C, *grid).
+        image: Preprocessed image, (M, *grid).
+        name: Of the subject or file, for the message.
+
+    Returns:
+        Logits on the CPU, float32, (1, C, *grid).
+
+    Raises:
+        UserError: If a logit is NaN or infinite: an argmax would hide it.
+    """
+    with torch.no_grad():
+        logits = network_predict(image[None]).float().cpu()
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            f"{name}: expected finite network outputs, found NaN or infinity. The image may hold "
+            "extreme intensities, or the training of this model diverged."
+        )
+    return logits
+
+
+def write_scores(path: Path, scores: Iterable[Score]) -> None:
+    """Write scores as CSV, one row per role, case, region and space.
+
+    NaN becomes an empty field. The file appears only when it is complete.
+
+    Args:
+        path: Where to write.
+        scores: What to write, in this order.
+    """
+    with (
+        atomic(path) as incomplete,
+        incomplete.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.DictWriter(stream, fieldnames=[field.name for field in fields(Score)])
+        writer.writeheader()
+        writer.writerows(_to_row(score) for score in scores)
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read what `write_scores` wrote.
+
+    Args:
+        path: A CSV file.
+
+    Returns:
+        The scores, in the order of the file.
+
+    Raises:
+        UserError: If the file is missing, or a column or a value is not what is expected.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [_from_row(row) for row in csv.DictReader(stream)]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected the scores of a run, found no such file.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        names = ", ".join(field.name for field in fields(Score))
+        raise UserError(f"{path}: expected the columns {names}; {error!r} went wrong.") from error
+
+
+def _to_row(score: Score) -> dict[str, object]:
+    return {
+        name: "" if isinstance(value, float) and math.isnan(value) else value
+        for name, value in asdict(score).items()
+    }
+
+
+def _from_row(row: dict[str, str]) -> Score:
+    if row["space"] not in {"grid", "native"}:
+        raise ValueError(f"space is '{row['space']}', neither 'grid' nor 'native'")
+    return Score(
+        role=row["role"],
+        case=row["case"],
+        region=row["region"],
+        space=cast("Space", row["space"]),
+        dice=_number(row["dice"]),
+        dice_reference_present=_number(row["dice_reference_present"]),
+        hd95=_number(row["hd95"]),
+        hd95_unit=row["hd95_unit"],
+        reference_voxels=int(row["reference_voxels"]),
+        predicted_voxels=int(row["predicted_voxels"]),
+    )
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan

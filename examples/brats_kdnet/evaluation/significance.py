@@ -1,0 +1,145 @@
+"""Paired statistics over cases: is a gain larger than what the choice of cases explains?
+
+A number that too few cases cannot support is not given; the reason takes its place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+# With five pairs the smallest two-sided p of the signed-rank test is 2 / 2^5 = 0.0625.
+FEWEST_PAIRS = 6
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bootstrap interval of a mean difference.
+
+    Attributes:
+        lower: Lower end, NaN where no interval is given.
+        upper: Upper end, NaN where no interval is given.
+        level: Nominal coverage, between 0 and 1.
+        n: Pairs that entered; pairs with a NaN do not.
+        reason: Why there is no interval; None where there is one.
+    """
+
+    lower: float
+    upper: float
+    level: float
+    n: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Outcome of a two-sided paired test.
+
+    Attributes:
+        p_value: NaN where the test was not carried out.
+        n: Pairs that entered; pairs with a NaN do not.
+        n_nonzero: Of these, the pairs that differ; the ranks are theirs alone.
+        reason: Why there is no p value; None where there is one.
+    """
+
+    p_value: float
+    n: int
+    n_nonzero: int
+    reason: str | None = None
+
+
+def bootstrap_interval(
+    differences: Sequence[float], seed: int, level: float = 0.95, resamples: int = 10_000
+) -> Interval:
+    """Percentile bootstrap interval of the mean difference, resampling cases.
+
+    Args:
+        differences: One paired difference per case; NaN where one of the two values is missing.
+        seed: Seed of the resampling, so that a report can be made again.
+        level: Nominal coverage, between 0 and 1.
+        resamples: Number of bootstrap samples.
+
+    Returns:
+        The interval, or NaN ends and the reason if fewer than six pairs are left: the percentile
+        interval of so few cases is much narrower than its nominal coverage.
+
+    Raises:
+        ValueError: If `level` is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"The coverage must lie between 0 and 1, got {level}.")
+    values = _without_nan(differences)
+    if values.size < FEWEST_PAIRS:
+        return Interval(math.nan, math.nan, level, values.size, _too_few(values.size))
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(values.size, size=(resamples, values.size))
+    tail = (1 - level) / 2
+    lower, upper = np.quantile(values[draws].mean(axis=1), [tail, 1 - tail])
+    return Interval(float(lower), float(upper), level, values.size)
+
+
+def paired_wilcoxon(differences: Sequence[float]) -> PairedTest:
+    """Two-sided Wilcoxon signed-rank test on paired differences.
+
+    Zero differences are dropped before ranking (Wilcoxon's own rule). The p value is exact for up
+    to 50 pairs (13 if some differences are tied) and a normal approximation beyond.
+
+    Args:
+        differences: One paired difference per case; NaN where one of the two values is missing.
+
+    Returns:
+        The p value, or NaN and the reason: too few pairs, or too few that differ.
+    """
+    values = _without_nan(differences)
+    nonzero = values[values != 0]
+    reason = _why_no_test(values.size, nonzero.size)
+    if reason is not None:
+        return PairedTest(math.nan, values.size, nonzero.size, reason)
+    p_value = float(stats.wilcoxon(nonzero).pvalue)
+    return PairedTest(p_value, values.size, nonzero.size)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction for several tests of one family.
+
+    Args:
+        p_values: Uncorrected p values; NaN where no test was carried out.
+
+    Returns:
+        Corrected values in the same order, at most 1; NaN stays NaN and is not counted.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        corrected[index] = largest
+    return corrected
+
+
+def _without_nan(differences: Sequence[float]) -> NDArray[np.float64]:
+    values = np.asarray(differences, dtype=np.float64)
+    return values[~np.isnan(values)]
+
+
+def _too_few(n: int) -> str:
+    return f"{n} paired case{'' if n == 1 else 's'}; at least {FEWEST_PAIRS} are needed"
+
+
+def _why_no_test(n: int, n_nonzero: int) -> str | None:
+    if n < FEWEST_PAIRS:
+        return _too_few(n)
+    if n_nonzero == 0:
+        return f"all {n} differences are zero"
+    if n_nonzero < FEWEST_PAIRS:
+        return f"only {n_nonzero} of {n} differences are not zero; {FEWEST_PAIRS} are needed"
+    return None

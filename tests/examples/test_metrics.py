@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from evaluation.metrics import dice, dice_reference_present, hd95, image_diagonal
+
+EMPTY = np.zeros((4, 4, 4), dtype=bool)
+
+
+def block(shape, *slices):
+    mask = np.zeros(shape, dtype=bool)
+    mask[slices] = True
+    return mask
+
+
+def reference_hd95(prediction, reference, spacing):
+    """Independent of MONAI: scipy's exact distance transform, surfaces by erosion."""
+
+    def directed(source, destination):
+        def surface(mask):
+            return mask & ~ndimage.binary_erosion(mask)
+
+        distances = ndimage.distance_transform_edt(~surface(destination), sampling=spacing)
+        return np.percentile(distances[surface(source)], 95)
+
+    return max(directed(prediction, reference), directed(reference, prediction))
+
+
+def test_dice_of_half_overlapping_blocks():
+    left = block((4, 4, 4), slice(0, 2))  # 32 voxels
+    middle = block((4, 4, 4), slice(1, 3))  # 32 voxels, 16 of them shared
+    assert dice(left, middle) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [(EMPTY, EMPTY, 1.0), (~EMPTY, EMPTY, 0.0), (EMPTY, ~EMPTY, 0.0), (~EMPTY, ~EMPTY, 1.0)],
+)
+def test_dice_of_empty_and_full_masks(prediction, reference, expected):
+    assert dice(prediction, reference) == expected
+
+
+@pytest.mark.parametrize("prediction", [EMPTY, ~EMPTY])
+def test_second_convention_leaves_out_an_empty_reference(prediction):
+    assert math.isnan(dice_reference_present(prediction, EMPTY))
+
+
+def test_second_convention_counts_a_missed_region_as_zero():
+    assert dice_reference_present(EMPTY, ~EMPTY) == 0.0
+
+
+def test_hd95_of_two_voxels_is_their_distance_in_mm():
+    one = block((8, 8, 8), 1, 1, 1)
+    other = block((8, 8, 8), 4, 5, 1)  # 3 and 4 voxels away
+    assert hd95(one, other, (1.0, 1.0, 1.0)) == pytest.approx(5.0)
+    assert hd95(one, other, (2.0, 0.5, 9.0)) == pytest.approx(math.hypot(6.0, 2.0))
+
+
+def test_hd95_of_equal_masks_is_zero():
+    assert hd95(~EMPTY, ~EMPTY, (1.0, 1.0, 1.0)) == 0.0
+
+
+def test_hd95_of_two_empty_masks_is_zero():
+    assert hd95(EMPTY, EMPTY, (1.0, 1.0, 1.0)) == 0.0
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_one_empty_mask_costs_the_diagonal_of_a_brats_volume(swap):
+    shape = (240, 240, 155)
+    masks = [np.zeros(shape, dtype=bool), block(shape, 7, 7, 7)]
+    if swap:
+        masks.reverse()
+    assert hd95(*masks, (1.0, 1.0, 1.0)) == pytest.approx(373.13, abs=0.005)
+
+
+def test_diagonal_follows_the_spacing():
+    assert image_diagonal((3, 4, 12), (1.0, 1.0, 1.0)) == pytest.approx(13.0)
+    assert image_diagonal((3, 4, 12), (2.0, 2.0, 2.0)) == pytest.approx(26.0)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 1.0, 3.0)])
+@pytest.mark.parametrize("seed", range(4))
+def test_hd95_equals_scipys_distance_transform(seed, spacing):
+    noise = np.random.default_rng(seed).normal(size=(2, 20, 18, 16))
+    blobs = [ndimage.gaussian_filter(volume, 2) > 0.02 for volume in noise]
+    assert hd95(*blobs, spacing) == pytest.approx(reference_hd95(*blobs, spacing), rel=1e-5)
+
+
+def test_hd95_counts_a_surface_at_the_border_of_the_volume():
+    left = block((6, 6, 6), slice(0, 2))
+    whole = np.ones((6, 6, 6), dtype=bool)
+    expected = reference_hd95(left, whole, (1.0, 1.0, 1.0))
+    assert hd95(left, whole, (1.0, 1.0, 1.0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", [dice, dice_reference_present])
+def test_shapes_must_agree(metric):
+    with pytest.raises(ValueError, match=r"\(4, 4, 4\).*\(2, 4, 4\).*same grid"):
+        metric(EMPTY, EMPTY[:2])
+    with pytest.raises(ValueError, match="same grid"):
+        hd95(EMPTY, EMPTY[:2], (1.0, 1.0, 1.0))

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+from rich.console import Console
+
+from evaluation.scoring import Score
+from evaluation.tables import format_number, format_p, gains, render_tables, summarise
+
+
+def score(role, case, region="ET", *, dice, reference=10, predicted=10, space="native", hd95=1.0):
+    present = dice if reference else math.nan
+    return Score(role, case, region, space, dice, present, hd95, "mm", reference, predicted)
+
+
+def two_networks(differences, region="ET"):
+    base = [score("baseline", f"c{i}", region, dice=0.5) for i in range(len(differences))]
+    return base + [
+        score("student", f"c{i}", region, dice=0.5 + difference)
+        for i, difference in enumerate(differences)
+    ]
+
+
+def test_summary_by_hand_with_both_conventions():
+    (row,) = summarise(
+        [
+            score("student", "a", dice=0.8, hd95=3.0),
+            score("student", "b", dice=0.6, hd95=5.0),
+            score("student", "c", dice=1.0, reference=0, predicted=0, hd95=0.0),
+            score("student", "d", dice=0.0, reference=0, predicted=7, hd95=373.0),
+            score("student", "e", dice=0.0, reference=9, predicted=0, hd95=373.0),
+        ]
+    )
+    assert row.dice.mean == pytest.approx(2.4 / 5)
+    assert row.dice.n == 5
+    assert row.dice_reference_present.mean == pytest.approx(1.4 / 3)
+    assert row.dice_reference_present.n == 3
+    assert (row.reference_empty, row.false_alarms, row.missed) == (2, 1, 1)
+    assert row.hd95.median == 5.0
+
+
+def test_sd_is_over_cases_with_n_minus_one():
+    (row,) = summarise([score("student", name, dice=d) for name, d in (("a", 0.2), ("b", 0.6))])
+    assert row.dice.sd == pytest.approx(0.4 / math.sqrt(2))
+
+
+def test_one_case_has_no_sd():
+    (row,) = summarise([score("student", "a", dice=0.2)])
+    assert math.isnan(row.dice.sd)
+
+
+def test_gain_pairs_cases_by_name_not_by_order():
+    scores = two_networks([0.1, 0.2, 0.3, 0.0, -0.1, 0.4])
+    shuffled = gains(scores[::-1])
+    gain = next(row for row in shuffled if row.metric == "dice")
+    assert gain.mean == pytest.approx(0.15)
+    assert gain.n == 6
+
+
+def test_gain_leaves_out_cases_that_one_network_lacks():
+    scores = two_networks([0.1] * 6)[:-1]
+    assert next(row for row in gains(scores) if row.metric == "dice").n == 5
+
+
+def test_no_gain_without_a_student():
+    assert gains([score("baseline", "a", dice=0.5)]) == []
+
+
+def test_holm_corrects_over_the_regions_of_one_space_and_metric():
+    rising = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07]
+    scores = two_networks(rising, "ET") + two_networks(rising, "WT")
+    rows = [row for row in gains(scores) if row.metric == "dice"]
+    assert [row.test.p_value for row in rows] == pytest.approx([2 / 128] * 2)
+    assert [row.p_holm for row in rows] == pytest.approx([4 / 128] * 2)
+
+
+def rendered(scores, **options):
+    console = Console(width=140, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(render_tables(scores, **options))
+    return capture.get()
+
+
+def test_terminal_table_gives_reason_instead_of_p():
+    text = rendered(two_networks([0.1, 0.2]), phantom=False)
+    assert "2 paired cases; at least 6 are needed" in text
+    assert "phantom" not in text
+
+
+def test_terminal_table_says_phantom():
+    assert "phantom" in rendered(two_networks([0.1] * 6), phantom=True)
+
+
+def test_numbers_are_written_with_true_signs():
+    assert format_number(-0.12345) == "\N{MINUS SIGN}0.123"
+    assert format_number(0.5, 1, signed=True) == "+0.5"
+    assert format_number(-0.0001, signed=True) == "0.000"
+    assert format_p(0.0004) == "< 0.001"
+    assert format_p(math.nan) == "\N{EN DASH}"
