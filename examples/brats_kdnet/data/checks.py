@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ def _missing(
 
 def _pattern(pattern: str, subject: Subject) -> str:
     filled = pattern.replace("{subject}", subject.name)
-    return filled.replace("{grade}", subject.grade or "*")
+    return re.sub(r"\{grade[^}]*\}", subject.grade or "*", filled)
 
 
 def _headers(

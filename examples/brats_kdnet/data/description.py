@@ -20,8 +20,9 @@ class Description:
     """A data set, in words that travel inside YAML files and model files.
 
     Patterns are relative to the root of the data set. `{subject}` stands for the name of the
-    subject, `{grade}` for the name of a stratum (optional), `*` for anything but a slash, and `|`
-    separates alternatives, of which the first that exists is taken.
+    subject, `{grade}` for the name of a stratum (optional; `{grade:HGG,LGG}` admits only these),
+    `*` for anything but a slash, and `|` separates alternatives, of which the first that exists is
+    taken.
 
     Attributes:
         name: Name of the data set, as it appears in reports.

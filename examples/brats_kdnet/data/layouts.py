@@ -17,7 +17,7 @@ PHANTOM_MARKER = "phantom.json"
 #: Looked for in this order; of two layouts that fit equally well the first is taken.
 BUILT_IN = ("brats2021", "brats2018", "brats2023", "msd_task01")
 
-_PLACEHOLDER = re.compile(r"\{(subject|grade)\}|\*|\?|\[[^\]]+\]")
+_PLACEHOLDER = re.compile(r"\{(subject|grade)(?::([^}]*))?\}|\*|\?|\[[^\]]+\]")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _matches(root: Path, pattern: str) -> dict[str, tuple[Path, str | None]]:
 
 def _alternative_matches(root: Path, pattern: str) -> Iterator[tuple[str, str | None, Path]]:
     expression = re.compile(_to_expression(pattern))
-    for path in sorted(root.glob(re.sub(r"\{\w+\}", "*", pattern))):
+    for path in sorted(root.glob(re.sub(r"\{[^}]*\}", "*", pattern))):
         match = expression.fullmatch(path.relative_to(root).as_posix())
         # Names that start with a dot are what file managers and archivers leave behind.
         if match and not path.name.startswith("."):
@@ -160,6 +160,8 @@ def _expression_of(token: re.Match[str], seen: set[str]) -> str:
     if name in seen:
         return f"(?P={name})"
     seen.add(name)
+    if token.group(2):
+        return f"(?P<{name}>{'|'.join(re.escape(word) for word in token.group(2).split(','))})"
     # A dot is not part of a subject's name, so that "{subject}.nii*" stops before the ending.
     return f"(?P<{name}>[^/.][^/]*?)"
 

@@ -1,0 +1,106 @@
+"""Descriptions of data sets: what YAML may say, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from errors import UserError
+
+from data.description import DATASETS_FOLDER, Description, load_description
+
+BUILT_IN = sorted(path.stem for path in DATASETS_FOLDER.glob("*.yaml"))
+
+
+@pytest.fixture
+def brats() -> Description:
+    return load_description(Path("brats2021"))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_shipped_description_survives_json(name):
+    description = load_description(Path(name))
+    assert Description.from_dict(json.loads(json.dumps(description.to_dict()))) == description
+
+
+@pytest.mark.parametrize("name", ["brats2018", "brats2021", "brats2023", "msd_task01", "phantom"])
+def test_brats_descriptions_share_modalities_classes_and_regions(name):
+    description = load_description(Path(name))
+    assert tuple(description.modalities) == ("flair", "t1", "t1ce", "t2")
+    assert description.regions == {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)}
+    assert list(description.regions) == ["ET", "TC", "WT"]
+
+
+def test_label_four_becomes_three_and_four_again_on_export(brats):
+    assert brats.labels == {0: 0, 1: 1, 2: 2, 4: 3}
+    assert brats.export_labels == {0: 0, 1: 1, 2: 2, 3: 4}
+
+
+def test_decathlon_labels_one_and_two_stand_the_other_way_round():
+    description = load_description(Path("msd_task01"))
+    assert description.export_labels == {0: 0, 1: 2, 2: 1, 3: 3}
+    assert description.channels == {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}
+
+
+def test_the_first_of_several_values_of_a_class_is_exported(brats):
+    merged = replace(brats, labels={0: 0, 1: 1, 5: 1, 2: 2, 4: 3})
+    assert merged.export_labels[1] == 1
+
+
+def test_unknown_and_missing_keys_are_all_named(brats):
+    values = brats.to_dict()
+    values["lables"] = values.pop("labels")
+    values["girds"] = values.pop("grid")
+    with pytest.raises(UserError, match=r"unknown keys lables, girds; missing keys labels, grid"):
+        Description.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": {1: 1}}, "map 0 to 0"),
+        ({"labels": {0: 0, 1: 1}}, "exactly the indices 0 to 3"),
+        ({"labels": {0: 0, 1.5: 1}}, "whole number, found 1.5"),
+        ({"labels": [0, 1]}, "wrong form"),
+        ({"regions": {"WT": [4]}}, "region 'WT' joins"),
+        ({"regions": {"WT": "123"}}, "list of numbers"),
+        ({"regions": {}}, "regions is empty"),
+        ({"grid": [64, 64]}, "three positive numbers"),
+        ({"crop": [0, 64, 64]}, "crop is"),
+        ({"spacing": "true"}, "'header' or 'nominal'"),
+        ({"modalities": {"t1": "t1.nii"}}, r"no \{subject\}"),
+        ({"modalities": {}}, "modalities is empty"),
+        ({"channels": {"adc": 0}}, "channels names adc"),
+        ({"classes": "background"}, "list of names"),
+    ],
+)
+def test_contradictions_are_refused(brats, change, message):
+    with pytest.raises(UserError, match=message):
+        Description.from_dict(brats.to_dict() | change)
+
+
+def test_a_yaml_file_of_the_user_is_read(tmp_path, brats):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(brats.to_dict() | {"name": "Mine"}))
+    assert load_description(file) == replace(brats, name="Mine")
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path):
+    file = tmp_path / "evil.yaml"
+    file.write_text("name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(UserError, match=r"evil\.yaml: expected a YAML file"):
+        load_description(file)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""])
+def test_files_that_are_no_mapping_are_refused(tmp_path, text):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml: expected"):
+        load_description(file)
+
+
+def test_a_missing_file_names_the_shipped_descriptions(tmp_path):
+    with pytest.raises(UserError, match="brats2018, brats2021, brats2023, lgg"):
+        load_description(tmp_path / "lgg2.yaml")

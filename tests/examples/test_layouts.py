@@ -1,0 +1,124 @@
+"""Finding subjects: the releases of BraTS, the decathlon, a user's own folders."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from errors import UserError
+
+from data.description import load_description
+from data.layouts import ImageFile, find_subjects
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def files(folder: str, subject: str, names: str, separator: str = "_", suffix: str = ".nii.gz"):
+    return [f"{folder}{subject}/{subject}{separator}{name}{suffix}" for name in names.split()]
+
+
+OLD = "flair t1 t1ce t2 seg"
+
+
+def test_flat_brats_is_recognised_and_sorted(tmp_path):
+    touch(tmp_path, *files("", "BraTS2021_00002", OLD), *files("", "BraTS2021_00001", OLD))
+    touch(tmp_path, "README.md")
+    description, subjects = find_subjects(tmp_path)
+    assert description.name == "BraTS 2020/2021"
+    assert [subject.name for subject in subjects] == ["BraTS2021_00001", "BraTS2021_00002"]
+    assert list(subjects[0].images) == ["flair", "t1", "t1ce", "t2"]
+    assert subjects[0].images["t1"].path.name == "BraTS2021_00001_t1.nii.gz"
+    assert subjects[0].segmentation.path.name == "BraTS2021_00001_seg.nii.gz"
+
+
+def test_grades_come_from_the_folders_of_2018(tmp_path):
+    touch(tmp_path, *files("HGG/", "Brats18_B", OLD), *files("LGG/", "Brats18_A", OLD))
+    description, subjects = find_subjects(tmp_path)
+    assert description.name == "BraTS 2018/2019"
+    assert [(s.name, s.grade) for s in subjects] == [("Brats18_A", "LGG"), ("Brats18_B", "HGG")]
+
+
+def test_names_of_2023_become_ours(tmp_path):
+    touch(tmp_path, *files("", "BraTS-GLI-00000-000", "t2f t1n t1c t2w seg", "-", ".nii"))
+    description, (subject,) = find_subjects(tmp_path)
+    assert description.name == "BraTS 2023"
+    assert subject.name == "BraTS-GLI-00000-000"
+    assert subject.images["t1ce"].path.name.endswith("-t1c.nii")
+    assert subject.images["flair"].path.name.endswith("-t2f.nii")
+
+
+def test_decathlon_modalities_are_channels_of_one_file(tmp_path):
+    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
+    touch(tmp_path, "imagesTr/._BRATS_001.nii.gz")
+    description, (subject,) = find_subjects(tmp_path)
+    assert description.name == "MSD Task01"
+    assert subject.images["t1ce"] == ImageFile(tmp_path / "imagesTr/BRATS_001.nii.gz", 2)
+    assert subject.segmentation == ImageFile(tmp_path / "labelsTr/BRATS_001.nii.gz")
+
+
+def test_t1gd_is_another_name_of_t1ce(tmp_path):
+    touch(tmp_path, *files("", "A", "flair t1 t1Gd t2 seg"))
+    _, (subject,) = find_subjects(tmp_path)
+    assert subject.images["t1ce"].path.name == "A_t1Gd.nii.gz"
+
+
+def test_the_misnamed_label_map_of_2020_is_found(tmp_path):
+    touch(tmp_path, *files("", "BraTS20_Training_355", "flair t1 t1ce t2", suffix=".nii"))
+    touch(tmp_path, "BraTS20_Training_355/W39_1998.09.19_Segm.nii")
+    _, (subject,) = find_subjects(tmp_path)
+    assert subject.segmentation.path.name == "W39_1998.09.19_Segm.nii"
+
+
+def test_missing_files_leave_the_subject_in_the_list(tmp_path):
+    touch(tmp_path, *files("", "A", "t1 t1ce"), *files("", "B", "t1_renamed"))
+    _, subjects = find_subjects(tmp_path)
+    assert [(s.name, list(s.images)) for s in subjects] == [("A", ["t1", "t1ce"]), ("B", [])]
+    assert subjects[0].segmentation is None
+
+
+def test_flat_files_without_folders_are_described_without_a_slash(tmp_path):
+    touch(tmp_path, "p.1_t1.nii", "p.1_seg.nii", "p2_t1.nii.gz")
+    description = replace(
+        load_description(Path("lgg")),
+        modalities={"t1": "{subject}_t1.nii*"},
+        segmentation="{subject}_seg.nii*",
+    )
+    _, subjects = find_subjects(tmp_path, description)
+    assert [(s.name, s.segmentation is not None) for s in subjects] == [
+        ("p.1", True),
+        ("p2", False),
+    ]
+
+
+def test_two_files_for_one_modality_are_an_error(tmp_path):
+    touch(tmp_path, "A/A_t1.nii", "A/A_t1.nii.gz")
+    with pytest.raises(UserError, match=r"'A': expected one file .*A_t1\.nii and .*A_t1\.nii\.gz"):
+        find_subjects(tmp_path)
+
+
+def test_the_marker_of_phantoms_makes_any_description_a_phantom(tmp_path):
+    touch(tmp_path, *files("", "Phantom_0001", OLD), "phantom.json")
+    assert find_subjects(tmp_path)[0].phantom
+    assert find_subjects(tmp_path, load_description(Path("brats2021")))[0].phantom
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(
+        UserError, match=r"nowhere: expected the folder of a data set, found nothing"
+    ):
+        find_subjects(tmp_path / "nowhere")
+
+
+def test_nothing_found_lists_the_layouts_looked_for(tmp_path):
+    touch(tmp_path, "holiday.jpg")
+    with pytest.raises(UserError, match=r"(?s)2020/2021.*2018/2019.*2023.*MSD Task01.*template"):
+        find_subjects(tmp_path)
+
+
+def test_a_folder_too_high_is_pointed_down(tmp_path):
+    touch(tmp_path, *files("training/data/", "A", OLD))
+    with pytest.raises(UserError, match=r"There are images in .*data: give that folder"):
+        find_subjects(tmp_path / "training")
