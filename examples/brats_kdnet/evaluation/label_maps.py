@@ -40,6 +40,7 @@ def write_label_map(
     affine: NDArray[np.float64],
     header: nib.Nifti1Header,
     export_labels: Mapping[int, int],
+    note: str = "",
 ) -> None:
     """Write class indices as a NIfTI label map that lies on the original image.
 
@@ -51,6 +52,7 @@ def write_label_map(
         affine: Voxel-to-world matrix of the original image, (4, 4), mm.
         header: Header of the original image; its orientation codes and units are kept.
         export_labels: Class index to the value written into the file.
+        note: Description kept in the header, ASCII; cut after 79 characters.
     """
     dtype = np.uint8 if max(export_labels.values()) < 256 else np.int16
     table = np.zeros(max(export_labels) + 1, dtype=dtype)
@@ -62,6 +64,7 @@ def write_label_map(
     # The header may carry the scaling and the display window of the intensities.
     image.header.set_slope_inter(1, 0)
     image.header["cal_max"] = image.header["cal_min"] = 0
+    image.header["descrip"] = note.encode("ascii", "replace")[:79]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:

@@ -201,6 +201,7 @@ def evaluate(
                 affine=native.affine,
                 header=native.header,
                 export_labels=description.export_labels,
+                note="phantom" if description.phantom else "",
             )
         if on_case is not None:
             on_case(subject.name)

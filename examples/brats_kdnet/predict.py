@@ -1,0 +1,327 @@
+"""Segment images with a trained network: no teacher, no reference segmentation needed.
+
+    python predict.py --model runs/demo/student/model.safetensors --input case_t1ce.nii.gz --out DIR
+    python predict.py --model MODEL --input FOLDER --out DIR
+    python predict.py --model MODEL --input t1ce=a.nii.gz --input flair=b.nii.gz --out DIR
+
+A folder holds subject folders in a BraTS layout or in that of the training data, or the files
+themselves. Label maps lie on the original grid, with the original affine and the label values of
+the training data: `<stem of the first modality's file>_seg.nii.gz`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from errors import UserError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from data.checks import check_subjects, raise_for_problems
+from data.description import DATASETS_FOLDER, Description, load_description
+from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
+from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
+from evaluation.scoring import native_classes, predict_finite
+from privdistill import DistillationWrapper, GroundTruth
+from training.checkpoint import ModelMetadata, load_model
+
+
+def find_inputs(inputs: Sequence[str], metadata: ModelMetadata) -> list[Subject]:
+    """Find what is to be segmented.
+
+    Args:
+        inputs: Paths of files or folders, or `modality=path` for the modalities of one subject.
+        metadata: Which modalities the network sees, and how its training data were laid out.
+
+    Returns:
+        Subjects without segmentation; their modalities may still be incomplete.
+
+    Raises:
+        UserError: If a path does not exist, nothing is found, or a file's modality is not clear.
+    """
+    named = [_split_name(text, metadata.description) for text in inputs]
+    if any(modality is not None for modality, _ in named):
+        return [_one_subject(named, metadata)]
+    found: list[Subject] = []
+    for _, path in named:
+        found += _find_in_folder(path, metadata) if path.is_dir() else [_lone_file(path, metadata)]
+    return found
+
+
+def output_names(subjects: Sequence[Subject], metadata: ModelMetadata) -> list[str]:
+    """File names of the label maps.
+
+    Args:
+        subjects: With the first of the network's modalities.
+        metadata: Names that modality.
+
+    Returns:
+        `<stem>_seg.nii.gz` for every subject, in order.
+
+    Raises:
+        UserError: If two inputs would be written to the same name.
+    """
+    first = metadata.modalities[0]
+    names = [f"{stem_of(subject.images[first].path)}_seg.nii.gz" for subject in subjects]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"--input: several inputs would be written to {', '.join(twice)}. Expected files of "
+            "different names; give them in separate calls with separate --out."
+        )
+    return names
+
+
+def predict(
+    model: Path, inputs: Sequence[str], out: Path, *, device: str, console: Console
+) -> list[Path]:
+    """Segment every input; nothing is written unless all of them can be used.
+
+    Args:
+        model: A model.safetensors that train.py wrote.
+        inputs: See `find_inputs`.
+        out: Folder for the label maps.
+        device: As torch names it, or "auto".
+        console: Shows progress.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: If the model or an input cannot be used.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: expected a folder, found the file {out}.")
+    network, metadata = load_model(model)
+    if metadata.phantom:
+        console.print(f"{model} was trained on phantoms: its label maps mean nothing in patients.")
+    subjects = find_inputs(inputs, metadata)
+    raise_for_problems(
+        check_subjects(
+            metadata.description,
+            subjects,
+            workers=1,
+            progress=console.is_terminal,
+            need_segmentation=False,
+            modalities=metadata.modalities,
+        )
+    )
+    targets = [out / name for name in output_names(subjects, metadata)]
+    run = _runner(network, device)
+    with _progress(console) as bar:
+        task = bar.add_task("Segmenting", total=len(subjects))
+        for subject, target in zip(subjects, targets, strict=True):
+            _segment(run, subject, target, metadata)
+            bar.advance(task)
+    return targets
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and segment.
+
+    Args:
+        arguments: Without the program's name; sys.argv if None.
+
+    Returns:
+        Exit status: 0, or 2 for input that cannot be used.
+    """
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        written = predict(
+            options.model, options.input, options.out, device=options.device, console=console
+        )
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"Stopped; the label maps in {options.out} are complete.\n")
+        return 130
+    what = "1 label map" if len(written) == 1 else f"{len(written)} label maps"
+    console.print(f"{what} in {options.out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="model.safetensors of a run")
+    parser.add_argument(
+        "--input",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="PATH | MODALITY=FILE",
+        help="files, folders, or the modalities of one subject by name",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the label maps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    return parser
+
+
+def _split_name(text: str, description: Description) -> tuple[str | None, Path]:
+    name, equals, path = text.partition("=")
+    # A file name may hold an equals sign itself.
+    if equals and not Path(text).exists():
+        if name not in description.modalities:
+            raise UserError(
+                f"--input {text}: expected one of the modalities "
+                f"{', '.join(description.modalities)} before '=', found '{name}'."
+            )
+        return name, Path(path)
+    return None, Path(text)
+
+
+def _one_subject(named: Sequence[tuple[str | None, Path]], metadata: ModelMetadata) -> Subject:
+    images = {modality: _image(path, modality, metadata) for modality, path in named if modality}
+    if len(images) < len(named) or not set(metadata.modalities) <= images.keys():
+        given = ", ".join(f"{modality or '?'}={path}" for modality, path in named)
+        raise UserError(
+            f"--input: expected each of {', '.join(metadata.modalities)} once as MODALITY=FILE, "
+            f"found {given}."
+        )
+    return Subject(name=stem_of(images[metadata.modalities[0]].path), images=images)
+
+
+def _lone_file(path: Path, metadata: ModelMetadata) -> Subject:
+    if len(metadata.modalities) > 1:
+        wanted = " ".join(f"--input {name}=FILE" for name in metadata.modalities)
+        raise UserError(
+            f"--input {path}: this network sees {len(metadata.modalities)} modalities, so a lone "
+            f"file is not enough; give {wanted}, or a folder of subjects."
+        )
+    modality = metadata.modalities[0]
+    image = _image(path, modality, metadata)
+    _check_modality(path, metadata)
+    return Subject(name=stem_of(path), images={modality: image})
+
+
+def _image(path: Path, modality: str, metadata: ModelMetadata) -> ImageFile:
+    if not path.is_file():
+        raise UserError(f"--input {path}: expected a file or a folder, found nothing there.")
+    if not path.name.endswith(NIFTI_SUFFIXES):
+        raise UserError(f"--input {path}: expected a NIfTI file, .nii or .nii.gz.")
+    return ImageFile(path, metadata.description.channels.get(modality))
+
+
+def _find_in_folder(folder: Path, metadata: ModelMetadata) -> list[Subject]:
+    """Subjects of the training data's layout, of a BraTS layout, or lone files."""
+    best: list[Subject] = []
+    for description in _layouts(metadata):
+        try:
+            _, subjects = find_subjects(folder, description)
+        except UserError:
+            continue
+        if not best or _seen(subjects, metadata) > _seen(best, metadata):
+            best = subjects
+    # Where only other modalities are found, the subjects are kept for the checks to report.
+    if best:
+        return [replace(subject, segmentation=None) for subject in best]
+    files = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    if not files:
+        raise UserError(
+            f"--input {folder}: expected NIfTI files or subject folders with the modality "
+            f"{metadata.modalities[0]}, found none. Layouts: BraTS 2018 to 2023, MSD Task01, that "
+            "of the training data, or files of one modality side by side."
+        )
+    return [_lone_file(path, metadata) for path in files]
+
+
+def _seen(subjects: Sequence[Subject], metadata: ModelMetadata) -> int:
+    """Files that the network can use."""
+    return sum(name in subject.images for subject in subjects for name in metadata.modalities)
+
+
+def _layouts(metadata: ModelMetadata) -> Iterator[Description]:
+    described = [metadata.description]
+    described += [load_description(DATASETS_FOLDER / f"{name}.yaml") for name in BUILT_IN]
+    named = [d for d in described if set(metadata.modalities) <= set(d.modalities)]
+    yield from named
+    # The same names without subject folders: all files side by side.
+    yield from (_flattened(description) for description in named if not description.channels)
+
+
+def _check_modality(path: Path, metadata: ModelMetadata) -> None:
+    """Refuse a file whose name says that it is another modality."""
+    said = {
+        modality
+        for description in _layouts(metadata)
+        for modality, pattern in description.modalities.items()
+        for part in pattern.split("|")
+        if not description.channels
+        and fnmatch(path.name, part.strip().rpartition("/")[2].replace("{subject}", "?*"))
+    }
+    if said and not said & set(metadata.modalities):
+        wanted = metadata.modalities[0]
+        raise UserError(
+            f"--input {path}: expected an image of {wanted}, found one of {', '.join(said)} by "
+            f"its name. If the name is wrong, give it as {wanted}={path}."
+        )
+
+
+def _flattened(description: Description) -> Description:
+    patterns = {
+        name: "|".join(part.strip().rpartition("/")[2] for part in pattern.split("|"))
+        for name, pattern in description.modalities.items()
+    }
+    return replace(description, modalities=patterns, segmentation="{subject}_no_label_map.nii")
+
+
+def _is_image(path: Path) -> bool:
+    hidden, label_map = path.name.startswith("."), stem_of(path).endswith("_seg")
+    return path.name.endswith(NIFTI_SUFFIXES) and path.is_file() and not hidden and not label_map
+
+
+def _runner(network: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        target = torch.device(name)
+        network = network.to(target).eval()
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise UserError(f"--device {device} cannot be used: {error}") from error
+    # Any backbone's form of output is understood, as in training.
+    distilled = DistillationWrapper(None, network, objective=GroundTruth())
+    return lambda image: distilled.predict(image.to(target))
+
+
+def _segment(
+    run: Callable[[Tensor], Tensor], subject: Subject, target: Path, metadata: ModelMetadata
+) -> None:
+    preprocessing = metadata.preprocessing()
+    geometry = preprocessing.native_geometry(subject)
+    logits = predict_finite(run, preprocessing(subject)["image"], subject.name)
+    classes = native_classes(
+        logits, geometry.shape, preprocessing, metadata.description, metadata.activation
+    )
+    write_label_map(
+        target,
+        classes,
+        affine=geometry.affine,
+        header=geometry.header,
+        export_labels=metadata.description.export_labels,
+        note="trained on phantoms" if metadata.phantom else "",
+    )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from errors import UserError
+
+from data.description import load_description
+from models import build_network
+from predict import find_inputs, main
+from training.checkpoint import ModelMetadata, save_model
+
+GRID = (16, 16, 16)
+SHAPE = (20, 18, 15)
+AFFINE = np.array([[0, -1.5, 0, 5], [-1.0, 0, 0, 9], [0, 0, 3.0, -4], [0, 0, 0, 1]])
+NETWORK = {"channels": [4, 8], "skip_connections": 1}
+
+
+def metadata(modalities=("t1ce",), **changes):
+    return replace(
+        ModelMetadata(
+            role="student",
+            backbone="kdnet",
+            backbone_arguments=NETWORK,
+            in_channels=len(modalities),
+            out_channels=4,
+            modalities=modalities,
+            activation="softmax",
+            description=load_description("brats2021"),
+            crop=None,
+            grid=GRID,
+        ),
+        **changes,
+    )
+
+
+def save(path, **options):
+    described = metadata(**options)
+    torch.manual_seed(0)
+    network = build_network("kdnet", in_channels=described.in_channels, out_channels=4, **NETWORK)
+    save_model(path, network, described)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    return save(tmp_path / "model.safetensors")
+
+
+def write_image(path, seed=0, shape=SHAPE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).integers(0, 500, size=shape).astype(np.int16)
+    image = nib.Nifti1Image(voxels, AFFINE)
+    image.header.set_slope_inter(0.5, 3)
+    image.header["cal_max"] = 900
+    nib.save(image, path)
+    return path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_one_file_gives_a_label_map_on_its_own_grid(model, tmp_path):
+    image = write_image(tmp_path / "in" / "case_t1ce.nii.gz")
+    assert run("--model", model, "--input", image, "--out", tmp_path / "out") == 0
+    (written,) = (tmp_path / "out").iterdir()
+    assert written.name == "case_t1ce_seg.nii.gz"
+    labels = nib.load(written)
+    assert labels.shape == SHAPE
+    np.testing.assert_array_equal(labels.affine, AFFINE)
+    assert labels.header["cal_max"] == 0
+    assert labels.dataobj.slope == 1
+
+
+def test_label_three_is_never_written(model, tmp_path):
+    image = write_image(tmp_path / "case_t1ce.nii.gz")
+    run("--model", model, "--input", image, "--out", tmp_path / "out")
+    values = np.unique(np.asarray(nib.load(tmp_path / "out/case_t1ce_seg.nii.gz").dataobj))
+    assert set(values) <= {0, 1, 2, 4}
+    assert len(values) > 1
+
+
+def test_same_input_gives_the_same_labels_alone_and_in_a_folder(model, tmp_path):
+    for name in ("a", "b"):
+        write_image(tmp_path / "in" / name / f"{name}_t1ce.nii.gz", seed=ord(name))
+    run("--model", model, "--input", tmp_path / "in", "--out", tmp_path / "folder")
+    lone = tmp_path / "in" / "b" / "b_t1ce.nii.gz"
+    run("--model", model, "--input", lone, "--out", tmp_path / "lone")
+    names = sorted(path.name for path in (tmp_path / "folder").iterdir())
+    assert names == ["a_t1ce_seg.nii.gz", "b_t1ce_seg.nii.gz"]
+    first, second = (
+        np.asarray(nib.load(tmp_path / folder / "b_t1ce_seg.nii.gz").dataobj)
+        for folder in ("folder", "lone")
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def found(inputs, **options):
+    subjects = find_inputs([str(path) for path in inputs], metadata(**options))
+    return {
+        subject.name: {name: file.path.name for name, file in subject.images.items()}
+        for subject in subjects
+    }
+
+
+def test_flat_folder_of_all_modalities_gives_the_one_that_is_seen(tmp_path):
+    for name in ("t1", "t1ce", "flair", "seg"):
+        write_image(tmp_path / f"case_{name}.nii")
+    assert found([tmp_path])["case"]["t1ce"] == "case_t1ce.nii"
+
+
+def test_flat_folder_of_files_with_names_of_their_own(tmp_path):
+    write_image(tmp_path / "anna.nii")
+    write_image(tmp_path / "anna_seg.nii")
+    write_image(tmp_path / "bert.nii.gz")
+    assert found([tmp_path]) == {"anna": {"t1ce": "anna.nii"}, "bert": {"t1ce": "bert.nii.gz"}}
+
+
+def test_folder_of_brats_2023_names_for_a_network_of_brats_2021(tmp_path):
+    write_image(tmp_path / "BraTS-GLI-00000-000" / "BraTS-GLI-00000-000-t1c.nii.gz")
+    (images,) = found([tmp_path]).values()
+    assert images == {"t1ce": "BraTS-GLI-00000-000-t1c.nii.gz"}
+
+
+def test_modalities_given_by_name(tmp_path):
+    t1ce, flair = write_image(tmp_path / "x.nii"), write_image(tmp_path / "y.nii")
+    inputs = [f"flair={flair}", f"t1ce={t1ce}"]
+    assert found(inputs, modalities=("t1ce", "flair")) == {"x": {"flair": "y.nii", "t1ce": "x.nii"}}
+
+
+def test_network_of_two_modalities_writes_one_label_map(tmp_path):
+    model = save(tmp_path / "model.safetensors", modalities=("flair", "t1ce"))
+    t1ce, flair = write_image(tmp_path / "x.nii"), write_image(tmp_path / "y.nii", seed=1)
+    inputs = ("--input", f"flair={flair}", "--input", f"t1ce={t1ce}")
+    assert run("--model", model, *inputs, "--out", tmp_path / "out") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["y_seg.nii.gz"]
+
+
+def test_phantom_model_marks_terminal_and_header(tmp_path, capsys):
+    model = save(tmp_path / "model.safetensors", phantom=True)
+    image = write_image(tmp_path / "case.nii")
+    run("--model", model, "--input", image, "--out", tmp_path / "out")
+    assert "trained on phantoms" in capsys.readouterr().out
+    header = nib.load(tmp_path / "out" / "case_seg.nii.gz").header
+    assert b"phantom" in header["descrip"].tobytes()
+
+
+def nothing_there(folder):
+    return folder / "missing_t1ce.nii.gz", "found nothing there"
+
+
+def not_nifti(folder):
+    path = folder / "case.png"
+    path.write_bytes(b"x")
+    return path, "expected a NIfTI file"
+
+
+def another_modality(folder):
+    return write_image(folder / "case_flair.nii.gz"), "found one of flair"
+
+
+def truncated(folder):
+    path = write_image(folder / "case_t1ce.nii.gz")
+    path.write_bytes(path.read_bytes()[:2000])
+    return path, "case_t1ce.nii.gz"
+
+
+def all_zero(folder):
+    path = folder / "case_t1ce.nii"
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, dtype=np.int16), AFFINE), path)
+    return path, "empty"
+
+
+def no_files(folder):
+    (folder / "notes.txt").write_text("x")
+    return folder, "expected NIfTI files or subject folders with the modality t1ce"
+
+
+def modality_missing_in_one_subject(folder):
+    write_image(folder / "a" / "a_t1ce.nii.gz")
+    write_image(folder / "b" / "b_flair.nii.gz")
+    return folder, "modality t1ce is missing"
+
+
+def only_other_modalities(folder):
+    write_image(folder / "a_flair.nii.gz")
+    return folder, "modality t1ce is missing"
+
+
+@pytest.mark.parametrize(
+    "bad_input",
+    [
+        nothing_there,
+        not_nifti,
+        another_modality,
+        truncated,
+        all_zero,
+        no_files,
+        modality_missing_in_one_subject,
+        only_other_modalities,
+    ],
+)
+def test_bad_input_is_one_message_status_two_and_no_output(bad_input, model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    path, message = bad_input(tmp_path / "in")
+    good = write_image(tmp_path / "good_t1ce.nii.gz")
+    out = tmp_path / "out"
+    assert run("--model", model, "--input", good, path, "--out", out) == 2
+    error = capsys.readouterr().err
+    # The table of problems may break a line anywhere.
+    assert message.replace(" ", "") in "".join(error.split()).replace("\u2502", "")
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_equal_names_from_two_folders_are_refused(model, tmp_path, capsys):
+    paths = [write_image(tmp_path / name / "scan.nii") for name in ("a", "b")]
+    assert run("--model", model, "--input", *paths, "--out", tmp_path / "out") == 2
+    assert "several inputs would be written to scan_seg.nii.gz" in capsys.readouterr().err
+
+
+def test_lone_file_for_a_network_of_two_modalities_is_refused(tmp_path):
+    image = write_image(tmp_path / "x.nii")
+    with pytest.raises(UserError, match="--input flair=FILE --input t1ce=FILE"):
+        find_inputs([str(image)], metadata(("flair", "t1ce")))
+
+
+def test_unknown_or_repeated_modality_is_refused(tmp_path):
+    image = write_image(tmp_path / "x.nii")
+    with pytest.raises(UserError, match="before '=', found 't9'"):
+        find_inputs([f"t9={image}"], metadata())
+    with pytest.raises(UserError, match="each of t1ce once"):
+        find_inputs([f"t1ce={image}", f"t1ce={image}"], metadata())
+
+
+def test_foreign_model_file_is_refused(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"something else")
+    image = write_image(tmp_path / "x.nii")
+    model = tmp_path / "model.safetensors"
+    assert run("--model", model, "--input", image, "--out", tmp_path / "out") == 2
+    assert "not a model of this application" in capsys.readouterr().err
+
+
+def test_out_that_is_a_file_is_refused(model, tmp_path, capsys):
+    image = write_image(tmp_path / "x.nii")
+    assert run("--model", model, "--input", image, "--out", image) == 2
+    assert "expected a folder" in capsys.readouterr().err
