@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import nibabel as nib
 import numpy as np
 from errors import UserError
-from nibabel.filebasedimages import ImageFileError
+from nibabel.filebasedimages import ImageFileError, SerializableImage
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
@@ -87,8 +88,7 @@ def read_volume(file: ImageFile) -> NDArray[Any]:
     image = _open(file)
     _check_shape(image.shape, file)
     try:
-        selection = image.dataobj if file.channel is None else image.dataobj[..., file.channel]
-        volume: NDArray[Any] = np.asarray(selection)
+        volume: NDArray[Any] = np.asarray(_voxels(image, file))
     except _READ_ERRORS as error:
         raise UnreadableVolumeError(
             file, f"the voxels cannot be read, the file is damaged or cut short ({error})"
@@ -103,6 +103,17 @@ def _open(file: ImageFile) -> SpatialImage:
         return cast("SpatialImage", nib.load(file.path))
     except _READ_ERRORS as error:
         raise UnreadableVolumeError(file, f"cannot be opened as NIfTI ({error})") from error
+
+
+def _voxels(image: SpatialImage, file: ImageFile) -> Any:
+    if file.channel is not None:
+        return image.dataobj[..., file.channel]
+    if file.path.suffix == ".gz" and isinstance(image, SerializableImage):
+        # Read to the end of the stream, where its checksum stands: nibabel stops at the last
+        # voxel, and would take a damaged file for a good one.
+        with gzip.open(file.path) as stream:
+            return type(image).from_bytes(stream.read()).dataobj
+    return image.dataobj
 
 
 def _check_shape(shape: tuple[int, ...], file: ImageFile) -> None:

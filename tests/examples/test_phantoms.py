@@ -1,0 +1,159 @@
+"""Phantoms: real files, the right contrasts, the same voxels every time."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from errors import UserError
+from phantom_images import ENHANCING, MODALITIES, NECROSIS, OEDEMA, make_phantom
+
+import phantoms
+from data.checks import check_subjects
+from data.layouts import find_subjects
+from phantoms import generate_phantoms
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("phantoms") / "data"
+    return generate_phantoms(root, subjects=10, seed=0, size=SIZE, progress=False, workers=2)
+
+
+def volumes(root: Path) -> dict[str, np.ndarray]:
+    return {
+        path.name: np.asarray(nib.load(path).dataobj) for path in sorted(root.glob("*/*.nii.gz"))
+    }
+
+
+def mean(images: dict[str, np.ndarray], modality: str, mask: np.ndarray) -> float:
+    return float(images[modality][mask].mean())
+
+
+def test_the_reader_of_brats_reads_them_as_phantoms(folder):
+    description, subjects = find_subjects(folder)
+    assert description.phantom
+    assert description.name == "phantom"
+    assert [subject.name for subject in subjects[:2]] == ["Phantom_0001", "Phantom_0002"]
+    assert check_subjects(description, subjects, workers=2, progress=False) == []
+
+
+def test_one_in_ten_has_no_enhancing_tumour(folder):
+    enhancing = [(v == ENHANCING).any() for n, v in volumes(folder).items() if "_seg" in n]
+    assert enhancing.count(False) == 1
+    assert all((v > 0).any() for n, v in volumes(folder).items() if "_seg" in n)
+
+
+def test_the_number_of_workers_and_subjects_does_not_matter(folder, tmp_path):
+    alone = generate_phantoms(
+        tmp_path / "alone", subjects=3, seed=0, size=SIZE, progress=False, workers=1
+    )
+    together = volumes(folder)
+    for name, volume in volumes(alone).items():
+        np.testing.assert_array_equal(volume, together[name])
+
+
+def test_another_seed_gives_another_patient():
+    first, second = (make_phantom(seed, 0, SIZE).segmentation for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_the_background_is_exactly_zero_and_the_brain_is_not(folder):
+    for number in range(1, 11):
+        stem = f"Phantom_{number:04d}/Phantom_{number:04d}"
+        images = [np.asarray(nib.load(folder / f"{stem}_{m}.nii.gz").dataobj) for m in MODALITIES]
+        masks = [image > 0 for image in images]
+        assert all(np.array_equal(masks[0], mask) for mask in masks)
+        assert 0.1 < masks[0].mean() < 0.6
+        assert not masks[0][0].any()
+        assert min(image.min() for image in images) == 0
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_oedema_shows_on_flair_and_t2_and_hardly_on_t1ce(index):
+    phantom = make_phantom(3, index, 64)
+    oedema = phantom.segmentation == OEDEMA
+    normal = (phantom.segmentation == 0) & (phantom.images["t1"] > 0)
+    in_oedema = {modality: mean(phantom.images, modality, oedema) for modality in MODALITIES}
+    white = np.percentile(phantom.images["t1ce"][normal], 70)
+    assert in_oedema["flair"] > 1.3 * mean(phantom.images, "flair", normal)
+    assert in_oedema["t2"] > 1.05 * mean(phantom.images, "t2", normal)
+    # Within a tenth or so of the white matter around it, so that T1ce alone hardly shows it.
+    assert in_oedema["t1ce"] / white == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_rim_is_bright_and_its_middle_dark_on_t1ce(index):
+    phantom = make_phantom(3, index, 64)
+    rim, middle = (phantom.segmentation == label for label in (ENHANCING, NECROSIS))
+    oedema = phantom.segmentation == OEDEMA
+    assert mean(phantom.images, "t1ce", rim) > 1.2 * mean(phantom.images, "t1ce", oedema)
+    if middle.sum() > 50:
+        assert mean(phantom.images, "t1ce", middle) < mean(phantom.images, "t1ce", oedema)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_t1ce_has_bright_mimics_that_flair_does_not_show(index):
+    phantom = make_phantom(3, index, 64)
+    normal = (phantom.segmentation == 0) & (phantom.images["t1"] > 0)
+    rim = mean(phantom.images, "t1ce", phantom.segmentation == ENHANCING)
+    mimics = normal & (phantom.images["t1ce"] > 0.9 * rim)
+    assert mimics.sum() > 100
+    oedema = phantom.segmentation == OEDEMA
+    assert mean(phantom.images, "flair", mimics) < 0.75 * mean(phantom.images, "flair", oedema)
+
+
+def test_finished_subjects_are_kept_and_missing_ones_made(tmp_path):
+    root = generate_phantoms(tmp_path / "p", subjects=2, seed=0, size=16, progress=False)
+    kept = root / "Phantom_0001" / "Phantom_0001_t1.nii.gz"
+    before = kept.stat().st_mtime_ns
+    partial = root / ".Phantom_0003.partial"
+    partial.mkdir()
+    (partial / "rest").touch()
+    generate_phantoms(root, subjects=3, seed=0, size=16, progress=False)
+    assert kept.stat().st_mtime_ns == before
+    assert len(list((root / "Phantom_0003").glob("*.nii.gz"))) == 5
+    assert not partial.exists()
+
+
+def test_a_failure_leaves_no_half_subject(tmp_path, monkeypatch):
+    def full_disk(path, volume):
+        if "t2" in path.name:
+            raise OSError("no space left")
+        path.touch()
+
+    monkeypatch.setattr(phantoms, "_write", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        generate_phantoms(tmp_path / "p", subjects=2, seed=0, size=16, progress=False, workers=1)
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["phantom.json"]
+
+
+def test_other_settings_are_not_mixed(tmp_path):
+    generate_phantoms(tmp_path / "p", subjects=1, seed=0, size=16, progress=False)
+    with pytest.raises(UserError, match="holds phantoms with the settings"):
+        generate_phantoms(tmp_path / "p", subjects=1, seed=1, size=16, progress=False)
+
+
+def test_fewer_than_there_are_is_refused(tmp_path):
+    generate_phantoms(tmp_path / "p", subjects=2, seed=0, size=16, progress=False)
+    with pytest.raises(UserError, match="found also Phantom_0002"):
+        generate_phantoms(tmp_path / "p", subjects=1, seed=0, size=16, progress=False)
+
+
+def test_a_folder_of_real_data_is_never_marked_as_phantoms(brats_folder):
+    with pytest.raises(UserError, match="expected a new or empty folder"):
+        generate_phantoms(brats_folder, subjects=1, seed=0, size=16, progress=False)
+    assert not (brats_folder / "phantom.json").exists()
+
+
+def test_the_command_line_writes_and_refuses(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path / "p"), "--subjects", "1", "--size", "16"]
+    assert phantoms.main(arguments) == 0
+    assert json.loads((tmp_path / "p" / "phantom.json").read_text())["phantom"] is True
+    assert phantoms.main([*arguments, "--seed", "5"]) == 2
+    assert "holds phantoms with the settings" in capsys.readouterr().err
+    assert phantoms.main(["--out", str(tmp_path / "q"), "--size", "4"]) == 2
+    assert not (tmp_path / "q").exists()

@@ -1,0 +1,213 @@
+"""Preprocessing: crop, z-score, grid, and the way back, on numbers worked out by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from errors import UserError
+from monai.transforms import CenterSpatialCrop, SpatialPad
+
+from data.description import load_description
+from data.layouts import ImageFile, Subject, find_subjects
+from data.preprocessing import Preprocessing, central_window
+
+BRATS = replace(load_description(Path("brats2021")), crop=(8, 8, 8), grid=(4, 4, 4))
+
+
+def preprocessing(**settings) -> Preprocessing:
+    chosen = {"description": BRATS, "modalities": ("t1ce",), "crop": (8, 8, 8), "grid": (4, 4, 4)}
+    return Preprocessing(**(chosen | settings))
+
+
+def one_image(folder: Path, write_volume, volume: np.ndarray) -> Subject:
+    return Subject("A", {"t1ce": ImageFile(write_volume(folder / "a.nii", volume))})
+
+
+def test_shapes_types_and_order_of_modalities(brats_folder):
+    _, subjects = find_subjects(brats_folder)
+    both = preprocessing(modalities=("t1ce", "flair"))(subjects[0])
+    assert both["name"] == "BraTS2021_00000"
+    assert both["image"].shape == (2, 4, 4, 4)
+    assert both["image"].dtype == torch.float32
+    assert type(both["image"]) is torch.Tensor
+    assert both["label"].shape == (1, 4, 4, 4)
+    assert both["label"].dtype == torch.uint8
+    flair = preprocessing(modalities=("flair",))(subjects[0])
+    assert torch.equal(both["image"][1:], flair["image"])
+
+
+def test_label_four_becomes_class_three(brats_folder):
+    _, subjects = find_subjects(brats_folder)
+    label = preprocessing(crop=None, grid=(12, 12, 12))(subjects[0])["label"]
+    assert label.unique().tolist() == [0, 1, 2, 3]
+    assert (label == 1).sum() == 2**3
+    assert (label == 3).sum() == 4**3 - 2**3
+
+
+def test_z_score_is_taken_over_non_zero_voxels_of_the_crop(tmp_path, write_volume):
+    volume = np.full((12, 12, 12), 900, dtype=np.int16)
+    volume[2:10, 2:10, 2:10] = 0
+    volume[2:6, 2:10, 2:10] = 10
+    volume[2:4, 2:10, 2:10] = 30
+    subject = one_image(tmp_path, write_volume, volume)
+    image = preprocessing(grid=(8, 8, 8))(subject)["image"][0]
+    # Mean 20, deviation 10; the background stays 0, and the 900 outside the crop do not count.
+    assert image[:, 0, 0].tolist() == pytest.approx([1, 1, -1, -1, 0, 0, 0, 0])
+
+
+def test_z_score_before_the_crop_sees_the_whole_volume(tmp_path, write_volume):
+    volume = np.zeros((12, 12, 12), dtype=np.int16)
+    volume[4:8, 4:8, 4:8] = 10
+    volume[0, :4, :4] = 50
+    volume[0, 4, :16] = 50
+    subject = one_image(tmp_path, write_volume, volume)
+    image = preprocessing(grid=(8, 8, 8), normalise="before_crop")(subject)["image"]
+    values = np.array([10] * 64 + [50] * 28)
+    assert image[0, 4, 4, 4].item() == pytest.approx((10 - values.mean()) / values.std(), rel=1e-5)
+
+
+def test_an_empty_or_constant_modality_gives_no_nan(tmp_path, write_volume):
+    for value in (0, 7):
+        subject = one_image(tmp_path, write_volume, np.full((8, 8, 8), value, dtype=np.int16))
+        assert torch.count_nonzero(preprocessing()(subject)["image"]) == 0
+
+
+@pytest.mark.parametrize("resample", ["trilinear", "area"])
+def test_halving_averages_eight_voxels(tmp_path, write_volume, resample):
+    volume = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    subject = one_image(tmp_path, write_volume, volume)
+    image = preprocessing(resample=resample)(subject)["image"][0].numpy()
+    z_scores = (volume - volume.mean()) / volume.std()
+    expected = z_scores.reshape(4, 2, 4, 2, 4, 2).mean(axis=(1, 3, 5))
+    np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+def test_a_volume_smaller_than_the_crop_is_padded_in_the_middle(tmp_path, write_volume):
+    volume = np.zeros((4, 4, 4), dtype=np.float32)
+    volume[0] = 1.0
+    volume[1] = 3.0
+    image = preprocessing(grid=(8, 8, 8))(one_image(tmp_path, write_volume, volume))["image"][0]
+    assert image[:, 4, 4].tolist() == [0, 0, -1, 1, 0, 0, 0, 0]
+    assert torch.count_nonzero(image[:, :2]) == 0
+
+
+def test_a_channel_of_a_4d_file_is_read(tmp_path, write_volume):
+    stack = np.random.default_rng(0).normal(size=(8, 8, 8, 4)).astype(np.float32)
+    path = write_volume(tmp_path / "stack.nii.gz", stack)
+    flat = write_volume(tmp_path / "flat.nii.gz", stack[..., 2])
+    from_stack = preprocessing()(Subject("A", {"t1ce": ImageFile(path, 2)}))
+    from_flat = preprocessing()(Subject("A", {"t1ce": ImageFile(flat)}))
+    assert torch.equal(from_stack["image"], from_flat["image"])
+    assert "label" not in from_stack
+
+
+@pytest.mark.parametrize(("size", "crop"), [(240, 128), (155, 128), (5, 2), (6, 3), (4, 9), (3, 8)])
+def test_the_central_window_is_that_of_monai(size, crop):
+    volume = torch.arange(1, size + 1).reshape(1, size).float()
+    cropped = torch.zeros(1, crop)
+    whole, cut = central_window(size, crop)
+    cropped[:, cut] = volume[:, whole]
+    expected = SpatialPad(crop)(CenterSpatialCrop(crop)(volume))
+    assert torch.equal(cropped, torch.Tensor(expected))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (11, 8, 6), (12, 7, 9)])
+def test_what_is_cropped_comes_back_to_its_place(tmp_path, write_volume, shape):
+    classes = np.random.default_rng(0).integers(0, 3, size=shape).astype(np.uint8)
+    image = ImageFile(write_volume(tmp_path / "t1ce.nii", classes + 1))
+    subject = Subject("A", {"t1ce": image}, ImageFile(write_volume(tmp_path / "seg.nii", classes)))
+    process = preprocessing(grid=(8, 8, 8))
+    one_hot = torch.nn.functional.one_hot(process(subject)["label"].long()[0], 4).movedim(-1, 0)
+    native = process.to_native(one_hot.float(), shape)
+    inside = tuple(central_window(n, 8)[0] for n in shape)
+    outside = np.ones(shape, dtype=bool)
+    outside[inside] = False
+    np.testing.assert_array_equal(native.argmax(0).numpy()[inside], classes[inside])
+    assert (native[0].numpy()[outside] == 1).all()
+    assert not native[1:].numpy()[:, outside].any()
+
+
+def test_regions_are_zero_outside_the_crop_if_asked():
+    native = preprocessing().to_native(torch.ones(3, 4, 4, 4), (10, 8, 8), outside=0.0)
+    assert native.shape == (3, 10, 8, 8)
+    assert native[:, 0].sum() == 0
+    assert native[:, 1:9].min() == 1
+
+
+def test_the_whole_volume_comes_back_without_a_crop():
+    native = preprocessing(crop=None).to_native(torch.full((2, 4, 4, 4), 0.25), (7, 9, 5))
+    assert native.shape == (2, 7, 9, 5)
+    assert torch.equal(native, torch.full_like(native, 0.25))
+
+
+def test_native_labels_keep_affine_and_spacing(tmp_path, write_volume):
+    affine = np.diag([-2.0, -1.0, 3.0, 1.0])
+    path = write_volume(tmp_path / "seg.nii.gz", np.full((3, 4, 5), 4, dtype=np.int16), affine)
+    native = preprocessing().native_label(Subject("A", {}, ImageFile(path)))
+    assert native.classes.shape == (3, 4, 5)
+    assert (native.classes == 3).all()
+    assert native.spacing == (2.0, 1.0, 3.0)
+    np.testing.assert_array_equal(native.affine, affine)
+
+
+def test_native_geometry_needs_no_labels(brats_folder):
+    _, subjects = find_subjects(brats_folder)
+    geometry = preprocessing().native_geometry(replace(subjects[0], segmentation=None))
+    assert geometry.shape == (12, 12, 12)
+    assert geometry.spacing == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"modalities": ("t1",)},
+        {"crop": None},
+        {"grid": (5, 4, 4)},
+        {"normalise": "before_crop"},
+        {"resample": "area"},
+        {"description": replace(BRATS, labels={0: 0, 1: 2, 2: 1, 4: 3})},
+    ],
+)
+def test_every_setting_changes_the_fingerprint(change):
+    assert preprocessing(**change).fingerprint() != preprocessing().fingerprint()
+
+
+def test_equal_settings_have_equal_fingerprints():
+    assert preprocessing().fingerprint() == preprocessing().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modalities": ("t1", "adc")}, "asked for t1, adc"),
+        ({"modalities": ()}, "asked for none"),
+        ({"normalise": "never"}, "found 'never'"),
+        ({"resample": "cubic"}, "found 'cubic'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        preprocessing(**change)
+
+
+def test_a_missing_modality_is_named():
+    with pytest.raises(UserError, match="'A': expected the modality t1ce, found none"):
+        preprocessing()(Subject("A", {}))
+
+
+def test_an_unknown_label_is_named(brats_folder, write_volume):
+    _, subjects = find_subjects(brats_folder)
+    path = subjects[0].segmentation.path
+    write_volume(path, np.full((12, 12, 12), 3, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"_seg\.nii: unknown label 3 in 1728 voxels.*0, 1, 2, 4"):
+        preprocessing()(subjects[0])
+
+
+def test_modalities_of_different_shape_are_refused(brats_folder, write_volume):
+    _, subjects = find_subjects(brats_folder)
+    write_volume(subjects[0].images["t1"].path, np.ones((12, 12, 11), dtype=np.int16))
+    whole = preprocessing(modalities=("t1", "t2"), crop=None)
+    with pytest.raises(UserError, match="modalities differ in shape"):
+        whole(subjects[0])
