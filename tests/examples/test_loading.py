@@ -105,6 +105,17 @@ def test_an_unwritable_cache_is_one_message(subjects, preprocessing, tmp_path):
         prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
 
 
+def test_a_full_disk_is_one_message(subjects, preprocessing, tmp_path, monkeypatch):
+    def save(sample, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(UserError, match="cache cannot be written"):
+        prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
 def test_a_batch_has_what_training_needs(subjects, preprocessing, tmp_path):
     dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
     batch = next(iter(loader(dataset, shuffle=False, flips=False)))

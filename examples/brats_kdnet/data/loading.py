@@ -63,9 +63,9 @@ def prepare(
     fill = functools.partial(_fill, preprocessing=preprocessing, folder=folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        map_parallel(fill, subjects, workers=workers, title="Preparing subjects", progress=progress)
     except OSError as error:
         raise UserError(f"{folder}: the cache cannot be written ({error}).") from error
+    map_parallel(fill, subjects, workers=workers, title="Preparing subjects", progress=progress)
     return PersistentDataset(
         list(subjects), transform=preprocessing, cache_dir=folder, hash_func=cache_key
     )
@@ -258,8 +258,12 @@ def _fill(subject: Subject, preprocessing: Preprocessing, folder: Path) -> None:
     if file.is_file() and zipfile.is_zipfile(file):
         return
     partial = file.with_name(f".{os.getpid()}.{file.name}.partial")
+    sample = preprocessing(subject)
     try:
-        torch.save(preprocessing(subject), partial)
+        torch.save(sample, partial)
         partial.replace(file)
+    # A full disk is a RuntimeError of torch's writer.
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder}: the cache cannot be written ({error}).") from error
     finally:
         partial.unlink(missing_ok=True)
