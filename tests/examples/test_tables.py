@@ -86,6 +86,10 @@ def test_terminal_table_gives_reason_instead_of_p():
     assert "phantom" not in text
 
 
+def test_terminal_table_names_the_unit_of_distances():
+    assert "HD95 (mm)" in rendered(two_networks([0.1, 0.2]), phantom=False)
+
+
 def test_terminal_table_says_phantom():
     assert "phantom" in rendered(two_networks([0.1] * 6), phantom=True)
 

@@ -273,7 +273,7 @@ def _summary_table(rows: Sequence[Summary], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("region")
     table.add_column("network")
-    for heading in ("Dice, mean ± sd", "Dice, reference present (n)", f"HD95 [{unit}]", "n"):
+    for heading in ("Dice, mean ± sd", "Dice, reference present (n)", f"HD95 ({unit})", "n"):
         table.add_column(heading, justify="right")
     previous = ""
     for row in rows:
