@@ -20,7 +20,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
-from errors import UserError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from data.checks import check_subjects, raise_for_problems
 from data.description import DATASETS_FOLDER, Description, load_description
 from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
+from errors import UserError
 from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
 from evaluation.scoring import native_classes, predict_finite
 from privdistill import DistillationWrapper, GroundTruth

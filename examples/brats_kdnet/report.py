@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from errors import UserError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from errors import UserError
 from evaluation.charts import draw_chart, history_charts, label_colour, tiles
 from evaluation.scoring import Score, read_scores
 from evaluation.slices import load_slices
@@ -214,6 +214,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "networks": {role: model.summary() for role, model in models.items()},
         "epochs": {role: model.epoch for role, model in models.items()},
         "crop": _crop(models),
+        "cropped": any(model.crop is not None for model in models.values()),
         "headline": headline(differences),
         "tables": _tables(scores, differences),
         "charts": [Markup(draw_chart(title, curves)) for title, curves in charts.items()],  # noqa: S704
@@ -353,7 +354,7 @@ def _crop(models: dict[str, ModelMetadata]) -> str:
     """How the training grid comes about, in words."""
     model = next(iter(models.values()), None)
     if model is None:
-        return ""
+        return "a part that is not known: there is no model file"
     grid = " x ".join(map(str, model.grid))
     if model.crop is None:
         return f"the whole volume resampled to {grid} voxels"

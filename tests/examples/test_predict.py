@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from errors import UserError
 
 from data.description import load_description
+from errors import UserError
 from models import build_network
 from predict import find_inputs, main
 from training.checkpoint import ModelMetadata, save_model

@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from errors import UserError
 
 from data.description import load_description
 from data.layouts import find_subjects
+from errors import UserError
 from evaluation.charts import Curve, draw_chart, history_charts, tiles
 from evaluation.scoring import Score, write_scores
 from evaluation.slices import choose_cases, load_slices, save_slices

@@ -5,11 +5,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from errors import UserError
 
 from data.description import load_description
 from data.layouts import find_subjects
 from data.preprocessing import Preprocessing
+from errors import UserError
 from evaluation.scoring import (
     Score,
     evaluate,

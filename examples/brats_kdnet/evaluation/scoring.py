@@ -12,7 +12,6 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
-from errors import UserError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from data.description import Description
 from data.layouts import Subject
 from data.preprocessing import Preprocessing
 from data.targets import predict_classes, to_regions
+from errors import UserError
 from evaluation.label_maps import write_label_map
 from evaluation.metrics import dice, dice_reference_present, hd95
 from run_folder import atomic

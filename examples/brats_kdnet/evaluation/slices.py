@@ -18,7 +18,7 @@ from data.layouts import ImageFile, Subject
 from data.preprocessing import read_classes
 from data.volumes import read_geometry, read_volume
 from evaluation.scoring import Score
-from evaluation.tables import ROLES
+from evaluation.tables import ROLES, format_number
 from run_folder import atomic
 
 # Rows run from the front of the head to its back, columns from the patient's right to the left,
@@ -152,7 +152,8 @@ def _spread(values: Mapping[str, float], wording: str) -> dict[str, str]:
     picked = {"lowest": order[0], "median": order[(len(order) - 1) // 2], "highest": order[-1]}
     chosen: dict[str, str] = {}
     for rank, case in picked.items():
-        chosen.setdefault(case, f"{wording.format(rank)} ({values[case]:+.3f})")
+        value = format_number(values[case], signed=True)
+        chosen.setdefault(case, f"{wording.format(rank)} ({value})")
     return chosen
 
 
