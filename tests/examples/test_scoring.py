@@ -1,5 +1,7 @@
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +22,7 @@ from evaluation.scoring import (
     write_scores,
 )
 
+REAL = Path(os.environ.get("PRIVDISTILL_DATA", "../shared/data")) / "brats2021"
 DESCRIPTION = load_description("brats2021")
 SHAPE = (16, 16, 12)
 AFFINE = np.array([[-2.0, 0, 0, 5], [0, -1.0, 0, 9], [0, 0, 3.0, -4], [0, 0, 0, 1]])
@@ -219,3 +222,30 @@ def test_missing_or_foreign_scores_are_explained(tmp_path):
     (tmp_path / "scores.csv").write_text("case,dice\na,1\n")
     with pytest.raises(UserError, match="expected the columns role, case"):
         read_scores(tmp_path / "scores.csv")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs real subjects, see PRIVDISTILL_DATA")
+def test_reference_of_a_real_subject_survives_grid_and_back(tmp_path):
+    """The most that a perfect network can reach at 64^3: the borders of 2 mm voxels are lost."""
+    description, subjects = find_subjects(REAL)
+    (subject,) = [subject for subject in subjects if subject.name == "BraTS2021_01476"]
+    brats = Preprocessing(description, ("t1ce",), description.crop, description.grid)
+    on_grid = brats(subject)["label"][0].numpy()
+    scores = evaluate(
+        perfect([on_grid]),
+        [subject],
+        brats,
+        description,
+        "softmax",
+        role="student",
+        prediction_folder=tmp_path,
+    )
+    assert one(scores, region="WT", space="grid").dice == 1.0
+    native = one(scores, region="WT", space="native")
+    assert 0.94 < native.dice < 1.0
+    assert native.hd95 < 2.0
+    written = nib.load(tmp_path / "BraTS2021_01476_seg.nii.gz")
+    original = nib.load(subject.segmentation.path)
+    np.testing.assert_array_equal(written.affine, original.affine)
+    assert written.shape == original.shape == (240, 240, 155)
+    assert set(np.unique(np.asarray(written.dataobj))) <= {0, 1, 2, 4}

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -54,6 +55,13 @@ def test_gain_pairs_cases_by_name_not_by_order():
     gain = next(row for row in shuffled if row.metric == "dice")
     assert gain.mean == pytest.approx(0.15)
     assert gain.n == 6
+
+
+def test_gain_keeps_grid_and_native_space_apart():
+    scores = two_networks([0.1] * 6)
+    scores += [replace(score, space="grid", dice=0.5) for score in scores]
+    means = {row.space: row.mean for row in gains(scores) if row.metric == "dice"}
+    assert means == {"native": pytest.approx(0.1), "grid": 0.0}
 
 
 def test_gain_leaves_out_cases_that_one_network_lacks():

@@ -61,8 +61,7 @@ def write_label_map(
     new_image: Any = nib.Nifti1Image  # nibabel is not typed
     image = new_image(table[classes], affine, header)
     image.set_data_dtype(dtype)
-    # The header may carry the scaling and the display window of the intensities.
-    image.header.set_slope_inter(1, 0)
+    # The header may carry the display window of the intensities.
     image.header["cal_max"] = image.header["cal_min"] = 0
     image.header["descrip"] = note.encode("ascii", "replace")[:79]
     path.parent.mkdir(parents=True, exist_ok=True)
