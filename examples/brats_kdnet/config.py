@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from errors import UserError
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from errors import UserError
 
 PRESETS = ("demo", "cpu", "paper")
 _PRESET_FOLDER = Path(__file__).parent / "configs"
@@ -275,6 +276,7 @@ def _build_parser(preset: str) -> ArgumentParser:
         prog="train.py",
         description=_DESCRIPTION,
         exit_on_error=False,
+        allow_abbrev=False,
         default_config_files=[str(_preset_file(preset))],
         formatter_class=_Formatter,
     )

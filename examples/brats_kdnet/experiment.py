@@ -4,10 +4,10 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import torch
-from errors import UserError
 from lightning_fabric import Fabric
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from data.layouts import Subject, find_subjects
 from data.loading import build_loader, prepare
 from data.splits import Split, split_subjects
 from data.targets import number_of_outputs
+from errors import UserError
 from models import build_network
 from phantoms import generate_phantoms
 from run_folder import RunFolder
@@ -28,6 +29,7 @@ from training.performance import (
     choose_memory_format,
     choose_precision,
     device_type,
+    peak_memory,
     torch_format,
 )
 
@@ -64,6 +66,34 @@ class Experiment:
     datasets: dict[str, Any]
     memory_format: MemoryFormat
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Also after an interruption, so that the continuation adds to these times.
+        if self.fabric.is_global_zero:
+            self.write_summary()
+
+    def write_summary(self) -> dict[str, Any]:
+        """Write time per phase and peak memory to summary.json.
+
+        Returns:
+            What was written.
+        """
+        seconds = {name: round(value, 2) for name, value in self.watch.seconds.items()}
+        summary = {
+            "seconds": seconds,
+            "total_seconds": round(sum(seconds.values()), 2),
+            "peak_mib": peak_memory(),
+        }
+        self.run.write_summary(summary)
+        return summary
+
     def view(self, role: str) -> tuple[str, ...]:
         """Return the modalities that a network sees."""
         return view_of(role, self.config.data, self.description)
@@ -79,7 +109,7 @@ class Experiment:
         """
         self.fabric.seed_everything(self.config.training.seed, verbose=False)
         network = build(self.metadata(role))
-        return network.to(memory_format=torch_format(self.memory_format))  # type: ignore[call-overload, no-any-return]
+        return network.to(memory_format=torch_format(self.memory_format))
 
     def example(self) -> torch.Tensor:
         """Return an empty image with every modality, (1, M, *grid)."""
@@ -119,7 +149,10 @@ def open_experiment(config: Config, console: Console) -> Experiment:
     """
     run = RunFolder(out_folder(config))
     held = run.holds(config)
-    fabric, precision = launch(config, run.resolved())
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    precision = resolve_precision(config, run)
+    fabric = launch(config, precision)
     console = console if fabric.is_global_zero else Console(quiet=True)
     watch = Stopwatch(run.read_summary().get("seconds") if held else None)
     with watch.phase("data"), fabric.rank_zero_first():
@@ -147,29 +180,72 @@ def open_experiment(config: Config, console: Console) -> Experiment:
     )
 
 
-def launch(config: Config, resolved: dict[str, Any]) -> tuple[Fabric, str]:
+def find_description(config: Config) -> Description:
+    """Describe the data set without reading or writing any image.
+
+    Args:
+        config: Names it.
+
+    Returns:
+        The description.
+
+    Raises:
+        UserError: If there is no data set, or it lacks the modalities that the networks see.
+    """
+    data = config.data
+    if data.data_root is None:
+        description = load_description(Path("phantom"))
+    else:
+        description, _ = find_subjects(data.data_root, own_description(data))
+    for role in ("teacher", "student"):
+        check_view(role, data, description)
+    return description
+
+
+def resolve_precision(config: Config, run: RunFolder) -> str:
+    """Choose the precision before Fabric starts; an earlier part of the run decides for all.
+
+    Args:
+        config: Device, precision, network and data set.
+        run: May hold an earlier part of the run.
+
+    Returns:
+        The precision.
+
+    Raises:
+        UserError: If bf16 is asked for where its gradients would be wrong.
+    """
+    metadata = describe_network("teacher", config, find_description(config))
+    wanted = run.resolved().get("precision", config.training.precision)
+    shape = (1, metadata.in_channels, *metadata.grid)
+    device = device_type(config.training.accelerator)
+    return choose_precision(wanted, device, build(metadata), shape)
+
+
+def own_description(data: DataConfig) -> Description | None:
+    """Return the description that the user names, None if the layout is to be recognised."""
+    return None if data.description is None else load_description(Path(data.description))
+
+
+def launch(config: Config, precision: str) -> Fabric:
     """Start Fabric, and its processes if there are several.
 
     Args:
-        config: Accelerator, devices, nodes, strategy, precision.
-        resolved: Choices of an earlier part of the run, which hold.
+        config: Accelerator, devices, nodes, strategy, threads.
+        precision: Resolved.
 
     Returns:
-        Fabric and the precision.
+        Fabric, launched.
 
     Raises:
         UserError: If there is no such accelerator or strategy.
     """
     training = config.training
-    if training.threads:
-        torch.set_num_threads(training.threads)
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(mode=True)
     # It would announce the precision once more.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    wanted = resolved.get("precision", training.precision)
-    precision = choose_precision(wanted, device_type(training.accelerator))
     try:
         fabric = Fabric(
             accelerator=training.accelerator,
@@ -181,7 +257,7 @@ def launch(config: Config, resolved: dict[str, Any]) -> tuple[Fabric, str]:
         fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise UserError(f"Lightning Fabric cannot start: {error}") from error
-    return fabric, precision
+    return fabric
 
 
 def out_folder(config: Config) -> Path:
@@ -202,7 +278,7 @@ def workers(data: DataConfig) -> int:
 def read_subjects(
     config: Config, run: RunFolder, console: Console
 ) -> tuple[Description, list[Subject]]:
-    """Find the subjects and make sure that the configuration fits them.
+    """Find the subjects, or generate phantoms.
 
     Args:
         config: Where they are; phantoms are generated if it names no folder.
@@ -213,7 +289,7 @@ def read_subjects(
         The data set and its subjects, sorted by name.
 
     Raises:
-        UserError: If nothing is found, or modalities or network do not fit.
+        UserError: If nothing is found.
     """
     data = config.data
     if data.data_root is None:
@@ -226,11 +302,7 @@ def read_subjects(
         )
         description, subjects = find_subjects(root)
     else:
-        own = None if data.description is None else load_description(Path(data.description))
-        description, subjects = find_subjects(data.data_root, own)
-    for role in ("teacher", "student"):
-        check_view(role, data, description)
-        build(describe_network(role, config, description))
+        description, subjects = find_subjects(data.data_root, own_description(data))
     return description, subjects
 
 

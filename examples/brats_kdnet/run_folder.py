@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import yaml
-from errors import UserError
 
 from config import Config
+from errors import UserError
 
 ROLES = ("teacher", "baseline", "student")
 
@@ -168,7 +168,7 @@ class RunFolder:
             )
 
     def resolved(self) -> dict[str, Any]:
-        """Return what was resolved when the run began, such as its precision; empty if it is new."""
+        """Return what was chosen when the run began, such as its precision; empty if it is new."""
         if not self.environment.is_file():
             return {}
         return dict(_read(self.environment).get("resolved", {}))

@@ -9,16 +9,25 @@ segmentation networks", arXiv:2106.09564.
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
 
 import torch
-from errors import UserError
-from experiment import Experiment, open_experiment
 from rich.console import Console
 from torch import Tensor, nn
 
 from config import Config, ObjectiveConfig, parse_config
+from errors import UserError
 from evaluation.scoring import Score, evaluate, read_scores, write_scores
 from evaluation.tables import render_tables
+from experiment import (
+    Experiment,
+    build,
+    describe_network,
+    find_description,
+    open_experiment,
+    stacked,
+)
 from privdistill import (
     DistillationWrapper,
     GroundTruth,
@@ -32,10 +41,15 @@ from privdistill import (
 )
 from report import write_report
 from run_folder import ROLES
-from training.checkpoint import check_compatible, load_model, save_model, save_state
+from training.checkpoint import (
+    check_compatible,
+    load_model,
+    read_metadata,
+    save_model,
+    save_state,
+)
 from training.interruption import TrainingStoppedError
 from training.loop import Task, fit, is_finished
-from training.performance import peak_memory
 
 
 def distil(config: Config, console: Console) -> None:
@@ -49,20 +63,57 @@ def distil(config: Config, console: Console) -> None:
         UserError: If the configuration or the data cannot be used.
         TrainingStoppedError: After SIGTERM or Ctrl-C.
     """
-    experiment = open_experiment(config, console)
+    options = config.objective
+    rehearse(config)
+    with open_experiment(config, console) as experiment:
+        # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
+        teacher = train(experiment, "teacher", ground_truth(options))
+        # 3.3 The baseline sees what the student sees, and learns like the teacher.
+        train(experiment, "baseline", ground_truth(options))
+        # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
+        train(experiment, "student", student_objective(options), teacher=teacher)
 
-    # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
-    teacher = train(experiment, "teacher", ground_truth(config.objective))
-    # 3.3 The baseline sees what the student sees, and learns like the teacher.
-    train(experiment, "baseline", ground_truth(config.objective))
-    # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
-    train(experiment, "student", student_objective(config.objective), teacher=teacher)
+        if experiment.fabric.is_global_zero:
+            scores = score(experiment)
+            show(experiment, scores)
 
-    if experiment.fabric.is_global_zero:
-        scores = score(experiment)
-        phantom = experiment.description.phantom
-        experiment.console.print(render_tables(scores, phantom=phantom))
-        finish(experiment)
+
+def rehearse(config: Config) -> None:
+    """Put teacher and student together once, before anything is read, written or trained.
+
+    Args:
+        config: The resolved configuration.
+
+    Raises:
+        UserError: If the network does not fit the grid, or a given teacher does not fit the run.
+        PrivDistillError: If the bottleneck cannot be found, or shapes do not fit.
+    """
+    description = find_description(config)
+    teacher, student = (
+        describe_network(role, config, description) for role in ("teacher", "student")
+    )
+    if config.network.teacher_model is not None:
+        path = config.network.teacher_model
+        check_compatible(path, read_metadata(path), teacher)
+    try:
+        DistillationWrapper(
+            build(teacher),
+            network := build(student),
+            objective=(objective := student_objective(config.objective)),
+            inputs=PrivilegedInput(
+                stacked(config.data, description),
+                student=student.modalities,
+                teacher=teacher.modalities,
+            ),
+            taps=taps(config.objective, network, objective),
+            activation=student.activation,
+            example=torch.zeros(1, len(stacked(config.data, description)), *student.grid),
+        ).close()
+    except PrivDistillError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        size = "x".join(map(str, student.grid))
+        raise UserError(f"{student.backbone} cannot run on a grid of {size}: {error}") from error
 
 
 def ground_truth(options: ObjectiveConfig) -> Term:
@@ -136,12 +187,13 @@ def train(
             f"{role}: finished, read from {run.model(role)}", highlight=False, soft_wrap=True
         )
         return load_model(run.model(role))[0]
-    if role == "teacher" and config.network.teacher_model is not None:
-        return adopt_teacher(experiment)
+    given = config.network.teacher_model if role == "teacher" else None
+    if given is not None:
+        return adopt_teacher(experiment, given)
 
     network = experiment.build_network(role)
     if config.training.compile:
-        network, teacher = torch.compile(network), torch.compile(teacher) if teacher else None
+        network, teacher = compiled(network), teacher and compiled(teacher)
     inputs = PrivilegedInput(
         experiment.modalities,
         student=experiment.view(role),
@@ -172,6 +224,11 @@ def train(
     return load_model(run.model(role))[0]
 
 
+def compiled(network: nn.Module) -> nn.Module:
+    """Return the compiled network; its weights stay those of the network."""
+    return cast("nn.Module", torch.compile(network))
+
+
 def taps(
     options: ObjectiveConfig, network: nn.Module, objective: Term | Objective
 ) -> dict[str, Tap]:
@@ -186,18 +243,20 @@ def taps(
         The tap; empty if the library shall locate the bottleneck, or no term reads it.
     """
     layer = options.bottleneck_layer
-    if layer == "auto" and "bottleneck" in dict(network.named_children()):
+    plain = getattr(network, "_orig_mod", network)
+    if layer == "auto" and "bottleneck" in dict(plain.named_children()):
         layer = "bottleneck"
     if layer == "auto" or not objective.taps:
         return {}
     return {"bottleneck": Tap(teacher=layer, student=layer)}
 
 
-def adopt_teacher(experiment: Experiment) -> nn.Module:
+def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
     """Take a trained teacher from a file into the run folder.
 
     Args:
-        experiment: Names the file.
+        experiment: What the teacher must fit.
+        path: Its model file.
 
     Returns:
         The teacher.
@@ -205,8 +264,6 @@ def adopt_teacher(experiment: Experiment) -> nn.Module:
     Raises:
         UserError: If it does not fit the run.
     """
-    path = experiment.config.network.teacher_model
-    assert path is not None  # noqa: S101  the caller asked
     network, metadata = load_model(path)
     check_compatible(path, metadata, experiment.metadata("teacher"))
     if experiment.fabric.is_global_zero:
@@ -280,35 +337,27 @@ def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Te
     return predict
 
 
-def finish(experiment: Experiment) -> None:
-    """Write summary and report, and say where they are.
+def show(experiment: Experiment, scores: Sequence[Score]) -> None:
+    """Print the table, write the report, and say what the run took.
 
     Args:
-        experiment: Scored.
+        experiment: All three networks are trained and scored.
+        scores: Their scores.
     """
-    run, watch, console = experiment.run, experiment.watch, experiment.console
-    memory = peak_memory()
-
-    def summarise() -> None:
-        seconds = {name: round(value, 1) for name, value in watch.seconds.items()}
-        total = round(sum(watch.seconds.values()), 1)
-        run.write_summary({"seconds": seconds, "total_seconds": total, "peak_memory": memory})
-
-    summarise()
-    with watch.phase("report"):
-        report = write_report(run.root)
-    summarise()
-    phases = ", ".join(f"{name} {value:.0f} s" for name, value in watch.seconds.items())
-    console.print(
-        f"Time: {phases}; in all {sum(watch.seconds.values()):.0f} s",
-        highlight=False,
-        soft_wrap=True,
-    )
-    peaks = ", ".join(
-        f"{name[:-4].replace('_', ' ')} {value:.0f} MiB" for name, value in memory.items()
-    )
-    console.print(f"Peak memory: {peaks}", highlight=False, soft_wrap=True)
-    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    console = experiment.console
+    console.print(render_tables(scores, phantom=experiment.description.phantom))
+    experiment.write_summary()
+    with experiment.watch.phase("report"):
+        report = write_report(experiment.run.root)
+    summary = experiment.write_summary()
+    phases = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
+    peaks = ", ".join(f"{name} {value:.0f} MiB" for name, value in summary["peak_mib"].items())
+    for line in (
+        f"Time: {phases}; in all {summary['total_seconds']:.0f} s",
+        f"Peak memory: {peaks}",
+        f"Report: {report}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,9 +4,9 @@ import importlib
 import inspect
 from typing import Any
 
-from errors import UserError
 from torch import nn
 
+from errors import UserError
 from models.kdnet import KDNet
 from models.multiresunet import MultiResUNet
 

@@ -1,6 +1,7 @@
 """The encoder-decoder of KD-Net's Fig. 1, an adaptation of No New-Net."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,8 @@ class DecoderLevel(nn.Module):
         features = F.interpolate(
             self.reduce(features), size=encoded.shape[2:], mode=self.mode, align_corners=False
         )
-        return self.fuse(torch.cat((encoded, features), dim=1) if self.skip else features)
+        joined = torch.cat((encoded, features), dim=1) if self.skip else features
+        return cast("Tensor", self.fuse(joined))
 
     def extra_repr(self) -> str:
         """Say what happens between the two blocks."""
@@ -98,7 +100,7 @@ class KDNet(nn.Module):
         out_channels: Classes (softmax) or regions (sigmoid).
         channels: Width of each resolution, finest first.
         skip_connections: How many levels, counted from the deepest, pass their features to the
-            decoder; the paper compares 4 (all) and 0.
+            decoder; all unless given. The paper compares 4 (all) and 0.
         spatial_dims: 2 or 3.
 
     Shape:
@@ -121,13 +123,14 @@ class KDNet(nn.Module):
         in_channels: int,
         out_channels: int,
         channels: Sequence[int] = (30, 60, 120, 240, 480),
-        skip_connections: int = 4,
+        skip_connections: int | None = None,
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
+        levels = len(channels) - 1
+        skip_connections = levels if skip_connections is None else skip_connections
         _check_arguments(channels, skip_connections, spatial_dims)
         widths = [in_channels, *channels]
-        levels = len(channels) - 1
         self.encoder = nn.ModuleList(
             EncoderLevel(widths[i], widths[i + 1], spatial_dims) for i in range(levels)
         )
@@ -168,7 +171,7 @@ class KDNet(nn.Module):
         return logits
 
     def _check_size(self, image: Tensor) -> None:
-        """Instance norm of one voxel is zero whatever the weights: refuse rather than learn nothing."""
+        # Instance norm of one voxel is zero whatever the weights: refuse rather than learn nothing.
         factor = 2 ** len(self.encoder)
         deepest = [size // factor for size in image.shape[2:]]
         if min(deepest) == 0 or (self.training and max(deepest) == 1):

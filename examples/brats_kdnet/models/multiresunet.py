@@ -1,6 +1,7 @@
 """MultiResUNet in two or three dimensions (Ibtehaz and Rahman 2020)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,11 +12,15 @@ Norm = Literal["instance", "batch"]
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-_NORMALISATION = {
+_NORMALISATION: dict[str, dict[int, type[nn.Module]]] = {
     "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
     "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
 }
 _SHARES = (0.167, 0.333, 0.5)
+
+
+def _normalisation(channels: int, norm: Norm, spatial_dims: int) -> nn.Module:
+    return _NORMALISATION[norm][spatial_dims](channels, affine=True)
 
 
 class _Convolution(nn.Sequential):
@@ -35,7 +40,7 @@ class _Convolution(nn.Sequential):
         self.convolution = _CONVOLUTION[spatial_dims](
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
         )
-        self.norm = _NORMALISATION[norm][spatial_dims](out_channels, affine=True)
+        self.norm = _normalisation(out_channels, norm, spatial_dims)
         if activation:
             self.activation = nn.ReLU()
 
@@ -74,10 +79,9 @@ class MultiResBlock(nn.Module):
             spatial_dims=spatial_dims,
             activation=False,
         )
-        normalisation = _NORMALISATION[norm][spatial_dims]
-        self.norm_joined = normalisation(self.out_channels, affine=True)
+        self.norm_joined = _normalisation(self.out_channels, norm, spatial_dims)
         self.activation = nn.ReLU()
-        self.norm_output = normalisation(self.out_channels, affine=True)
+        self.norm_output = _normalisation(self.out_channels, norm, spatial_dims)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features of three receptive fields, (B, out_channels, *spatial)."""
@@ -106,7 +110,7 @@ class ResPath(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, length: int, *, norm: Norm, spatial_dims: int
+        self, in_channels: int, out_channels: int, *, length: int, norm: Norm, spatial_dims: int
     ) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (length - 1)
@@ -124,8 +128,7 @@ class ResPath(nn.Module):
             )
             for kernel_size, activation in ((3, True), (1, False))
         )
-        normalisation = _NORMALISATION[norm][spatial_dims]
-        self.norms = nn.ModuleList(normalisation(out_channels, affine=True) for _ in inputs)
+        self.norms = nn.ModuleList(_normalisation(out_channels, norm, spatial_dims) for _ in inputs)
         self.activation = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -166,24 +169,26 @@ class MultiResUNet(nn.Module):
         in_channels: int,
         out_channels: int,
         filters: Sequence[int] = (32, 64, 128, 256, 512),
+        *,
         alpha: float = 1.67,
         norm: Norm = "instance",
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
         _check_arguments(filters, alpha, norm, spatial_dims)
-        options = {"norm": norm, "spatial_dims": spatial_dims}
+        block_of = partial(MultiResBlock, alpha=alpha, norm=norm, spatial_dims=spatial_dims)
+        path_of = partial(ResPath, norm=norm, spatial_dims=spatial_dims)
         levels = len(filters) - 1
         self.encoder = nn.ModuleList()
         self.paths = nn.ModuleList()
         width = in_channels
         for i in range(levels):
-            block = MultiResBlock(width, filters[i], alpha=alpha, **options)
+            block = block_of(width, filters[i])
             self.encoder.append(block)
-            self.paths.append(ResPath(block.out_channels, filters[i], levels - i, **options))
+            self.paths.append(path_of(block.out_channels, filters[i], length=levels - i))
             width = block.out_channels
         self.pool = _POOLING[spatial_dims](kernel_size=2)
-        self.bottleneck = MultiResBlock(width, filters[-1], alpha=alpha, **options)
+        self.bottleneck = block_of(width, filters[-1])
         self.upsampling = nn.ModuleList()
         self.decoder = nn.ModuleList()
         width = self.bottleneck.out_channels
@@ -191,7 +196,7 @@ class MultiResUNet(nn.Module):
             self.upsampling.append(
                 _TRANSPOSED[spatial_dims](width, filters[i], kernel_size=2, stride=2)
             )
-            block = MultiResBlock(2 * filters[i], filters[i], alpha=alpha, **options)
+            block = block_of(2 * filters[i], filters[i])
             self.decoder.append(block)
             width = block.out_channels
         self.head = _CONVOLUTION[spatial_dims](width, out_channels, kernel_size=1)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from errors import UserError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.description import Description
 from data.preprocessing import Preprocessing
+from errors import UserError
 from models import build_network
 from run_folder import atomic, versions
 
@@ -183,9 +183,11 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
     """
     keys = ("modalities", "out_channels", "activation", "crop", "grid", "normalise", "resample")
     differing = [key for key in keys if getattr(found, key) != getattr(expected, key)]
-    for key in ("classes", "regions"):
-        if getattr(found.description, key) != getattr(expected.description, key):
-            differing.append(key)
+    differing += [
+        key
+        for key in ("classes", "regions")
+        if getattr(found.description, key) != getattr(expected.description, key)
+    ]
     if differing:
         raise UserError(
             f"{path} is another network; it differs in {', '.join(differing)}.\n"
@@ -248,7 +250,8 @@ def _read(path: Path, *, weights: bool) -> tuple[dict[str, str], dict[str, Tenso
         raise UserError(f"{path}: there is no such model file.")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if weights else {}
+            names = list(file.keys()) if weights else []
+            tensors = {name: file.get_tensor(name) for name in names}
             return dict(file.metadata() or {}), tensors
     except (SafetensorError, OSError) as error:
         raise UserError(

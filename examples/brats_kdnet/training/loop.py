@@ -1,14 +1,13 @@
 """The training loop, the same for teacher, baseline and student."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from errors import UserError
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from config import TrainingConfig
 from data.description import Description
 from data.loading import Batch, start_epoch
 from data.targets import predict_classes, to_target
+from errors import UserError
 from privdistill import DistillationWrapper, Output
 from training.checkpoint import (
     ModelMetadata,
@@ -105,14 +105,15 @@ class Means:
     def add(self, values: Mapping[str, Tensor], cases: int) -> None:
         """Add the means over some cases."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * cases
+            weighted = value.detach().double() * cases
+            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
         self.cases += cases
 
     def reduce(self, fabric: Fabric, prefix: str) -> dict[str, float]:
         """Return the means over the cases of all processes, names prefixed."""
         cases = torch.tensor(float(self.cases), dtype=torch.float64, device=fabric.device)
-        packed = torch.stack([*self.sums.values(), cases]).to(fabric.device)
-        total = fabric.all_reduce(packed, reduce_op="sum")
+        packed = torch.stack([*self.sums.values(), cases])
+        total = torch.as_tensor(fabric.all_reduce(packed, reduce_op="sum"))
         means = (total[:-1] / total[-1]).tolist()
         return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
 
@@ -173,7 +174,13 @@ def fit(
                     max_norm=settings.gradient_clip or float("inf"),
                     error_if_nonfinite=False,
                 )
-                stop_if_not_finite(out, norm, batch, task, epoch + 1, position.step + 1, fabric)
+                stop_if_not_finite(
+                    fabric,
+                    out,
+                    norm,
+                    batch["name"],
+                    where=f"{task.role}, epoch {epoch + 1}, step {position.step + 1}",
+                )
                 fabric_optimizer.step()
                 fabric_optimizer.zero_grad()
                 if isinstance(scheduler, OneCycleLR):
@@ -240,24 +247,16 @@ def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
 
 
 def stop_if_not_finite(
-    out: Output,
-    norm: Tensor | None,
-    batch: Batch,
-    task: Task,
-    epoch: int,
-    step: int,
-    fabric: Fabric,
+    fabric: Fabric, out: Output, norm: Tensor | None, cases: Sequence[str], *, where: str
 ) -> None:
     """Stop before the optimizer spoils the weights.
 
     Args:
+        fabric: Knows whether losses are scaled.
         out: What the wrapper returned.
         norm: Norm of the gradient.
-        batch: Names the cases.
-        task: Names the network.
-        epoch: From 1.
-        step: From 1.
-        fabric: Knows whether losses are scaled.
+        cases: Names of the subjects in the batch.
+        where: Role, epoch and step, for the message.
 
     Raises:
         NonFiniteError: If loss or gradient are infinite or not a number.
@@ -268,10 +267,11 @@ def stop_if_not_finite(
     if bool(torch.isfinite(checked)):
         return
     terms = ", ".join(f"{name} {float(value):.4g}" for name, value in out.terms.items())
+    gradient = "unknown" if norm is None else f"{float(norm):.4g}"
     raise NonFiniteError(
-        f"Training of the {task.role} stopped in epoch {epoch}, step {step}: loss "
-        f"{float(out.loss.detach()):.4g}, gradient norm {'-' if norm is None else f'{float(norm):.4g}'}.\n"
-        f"Cases: {', '.join(batch['name'])}. Terms: {terms}.\n"
+        f"Training stopped ({where}): expected finite numbers, found loss "
+        f"{float(out.loss.detach()):.4g} and gradient norm {gradient}.\n"
+        f"Cases: {', '.join(cases)}. Terms: {terms}.\n"
         "The weights of the last finished epoch are kept. Look at these cases, lower "
         "--learning_rate, set --gradient_clip, or use --precision 32-true; then choose a new --out."
     )

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from errors import UserError
+
 MemoryFormat = Literal["channels_last", "contiguous"]
 
 _TRIAL_SECONDS = 0.4
@@ -28,25 +30,76 @@ def device_type(accelerator: str) -> str:
     return "cpu"
 
 
-def choose_precision(setting: str, device: str) -> str:
+def choose_precision(setting: str, device: str, network: nn.Module, shape: tuple[int, ...]) -> str:
     """Resolve the precision "auto".
 
     Args:
         setting: "auto", or a precision that is returned as it is.
         device: "cuda", "mps" or "cpu".
+        network: One of the networks to be trained.
+        shape: Shape of its input, (1, C, X, Y, Z).
 
     Returns:
         "32-true", "bf16-mixed" or "16-mixed".
+
+    Raises:
+        UserError: If bf16 is asked for where its gradients would be wrong.
     """
-    if setting != "auto":
-        return setting
-    if device == "cuda":
+    if device == "cuda" and setting == "auto":
         return (
             "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
         )
-    if device == "cpu" and _bf16_is_faster_on_cpu():
-        return "bf16-mixed"
-    return "32-true"
+    if device != "cpu" or setting not in {"auto", "bf16-mixed"}:
+        return "32-true" if setting == "auto" else setting
+    layers = unsafe_in_bf16(network, shape)
+    if setting == "bf16-mixed" and layers:
+        raise UserError(
+            f"--precision bf16-mixed gives wrong gradients on a CPU where a 3-D convolution sees a "
+            f"volume of depth 2, as here: {', '.join(layers)}. Use --precision 32-true, a larger "
+            "--grid, or a network with fewer levels."
+        )
+    if setting == "auto" and (layers or not _bf16_is_faster_on_cpu()):
+        return "32-true"
+    return "bf16-mixed"
+
+
+def unsafe_in_bf16(network: nn.Module, shape: tuple[int, ...]) -> list[str]:
+    """Find the 3-D convolutions whose bf16 weight gradient is wrong on a CPU.
+
+    For a volume of depth 2 the kernel of oneDNN (seen with PyTorch 2.14.1) reads memory that was
+    never written: the gradient is noise, or not a number. Depths 1, 3 and above are right.
+
+    Args:
+        network: Runs once, in eval mode; it is left as it was.
+        shape: Shape of its input.
+
+    Returns:
+        Names of the layers.
+    """
+    names: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:  # noqa: ARG001
+            if inputs[0].shape[2] == 2:
+                names.append(name)
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(look(name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv3d)
+    ]
+    modes = {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return names
 
 
 def _bf16_is_faster_on_cpu() -> bool:
@@ -83,9 +136,9 @@ def choose_memory_format(
         for name in ("contiguous", "channels_last"):
             layout = torch_format(name)
             image = torch.zeros(shape, device=device).to(memory_format=layout)
-            network.to(memory_format=layout)  # type: ignore[call-overload]
+            network.to(memory_format=layout)
             seconds[name] = step_seconds(network, image, precision=precision)
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network.to(memory_format=torch.contiguous_format)
     return "channels_last" if seconds["channels_last"] < seconds["contiguous"] else "contiguous"
 
 
@@ -124,7 +177,7 @@ def _timed_step(network: nn.Module, image: torch.Tensor, precision: str) -> floa
         output: Any = network(image)
     while not isinstance(output, torch.Tensor):
         output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    output.float().mean().backward()
+    output.float().mean().backward()  # type: ignore[no-untyped-call]
     network.zero_grad(set_to_none=True)
     if image.is_cuda:
         torch.cuda.synchronize()
@@ -163,9 +216,9 @@ def peak_memory() -> dict[str, float]:
     # Linux counts in KiB, macOS in bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peaks = {
-        "process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
-        "largest_worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit,
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+        "largest worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit,
     }
     if torch.cuda.is_available():
-        peaks["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        peaks["gpu"] = torch.cuda.max_memory_allocated() / 2**20
     return {name: round(value, 1) for name, value in peaks.items()}

@@ -1,0 +1,127 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data.description import load_description
+from errors import UserError
+from models import build_network
+from training.checkpoint import (
+    ModelMetadata,
+    check_compatible,
+    load_model,
+    load_state,
+    random_state,
+    read_metadata,
+    restore_random_state,
+    save_model,
+    save_state,
+)
+
+METADATA = ModelMetadata(
+    role="student",
+    backbone="kdnet",
+    backbone_arguments={"channels": [2, 4, 8]},
+    in_channels=1,
+    out_channels=4,
+    modalities=("t1ce",),
+    activation="softmax",
+    description=load_description("brats2021"),
+    crop=(32, 32, 32),
+    grid=(16, 16, 16),
+    epoch=3,
+)
+
+
+def build():
+    return build_network("kdnet", in_channels=1, out_channels=4, channels=[2, 4, 8])
+
+
+def test_a_model_file_alone_rebuilds_the_network(tmp_path):
+    network, image = build().eval(), torch.randn(1, 1, 16, 16, 16)
+    save_model(tmp_path / "model.safetensors", network, METADATA)
+    again, metadata = load_model(tmp_path / "model.safetensors")
+    assert metadata == METADATA
+    assert read_metadata(tmp_path / "model.safetensors") == METADATA
+    assert not again.training
+    assert torch.equal(again(image), network(image))
+
+
+def test_metadata_give_the_preprocessing_of_the_network():
+    preprocessing = METADATA.preprocessing()
+    assert preprocessing.grid == (16, 16, 16)
+    assert preprocessing.crop == (32, 32, 32)
+
+
+def test_weights_in_channels_last_are_saved_like_any_other(tmp_path):
+    network = build()
+    save_model(tmp_path / "a", network, METADATA)
+    save_model(tmp_path / "b", network.to(memory_format=torch.channels_last_3d), METADATA)
+    contiguous, converted = load_file(tmp_path / "a"), load_file(tmp_path / "b")
+    assert contiguous.keys() == converted.keys()
+    assert all(torch.equal(contiguous[name], converted[name]) for name in contiguous)
+
+
+def test_missing_damaged_and_foreign_files_are_told_apart(tmp_path):
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match="no such model file"):
+        load_model(file)
+    save_model(file, build(), METADATA)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="not a model of this application, or it is damaged"):
+        load_model(file)
+    save_file({"weight": torch.zeros(2)}, file)
+    with pytest.raises(UserError, match="expected a safetensors file of format"):
+        load_model(file)
+
+
+def test_weights_of_another_network_show_both_descriptions(tmp_path):
+    file = tmp_path / "model.safetensors"
+    other = replace(METADATA, backbone_arguments={"channels": [2, 4, 6]})
+    save_model(file, build(), other)
+    with pytest.raises(UserError, match=r"(?s)Expected .*channels=\[2, 4, 6\].*Found .* tensors"):
+        load_model(file)
+
+
+def test_damaged_metadata_are_told(tmp_path):
+    file = tmp_path / "model.safetensors"
+    strings = METADATA.to_strings()
+    del strings["grid"]
+    save_file({"weight": torch.zeros(2)}, file, metadata=strings)
+    with pytest.raises(UserError, match=r"metadata are damaged .*grid"):
+        load_model(file)
+
+
+def test_a_teacher_of_another_view_is_refused(tmp_path):
+    check_compatible(tmp_path, METADATA, replace(METADATA, role="teacher", epoch=9))
+    with pytest.raises(UserError, match=r"(?s)differs in modalities, grid.*Expected.*Found"):
+        check_compatible(
+            tmp_path, METADATA, replace(METADATA, modalities=("t1", "t2"), grid=(8, 8, 8))
+        )
+
+
+def test_random_numbers_continue_where_they_were(tmp_path):
+    save_state(tmp_path / "state.pt", {"random": random_state()})
+    expected = torch.rand(3)
+    torch.rand(100)
+    restore_random_state(load_state(tmp_path / "state.pt")["random"])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_state_that_is_missing_is_none_and_a_damaged_one_an_error(tmp_path):
+    file = tmp_path / "state.pt"
+    assert load_state(file) is None
+    file.write_bytes(b"half a state")
+    with pytest.raises(UserError, match=r"Remove .* to train this network again"):
+        load_state(file)
+
+
+def test_a_state_never_runs_code(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    torch.save({"weights": Harmful()}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_state(tmp_path / "state.pt")

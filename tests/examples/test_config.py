@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config import PRESETS, Config, parse_config
+from errors import UserError
+
+
+def test_without_arguments_the_demo_runs_on_phantoms():
+    config = parse_config([])
+    assert config.run.preset == "demo"
+    assert config.data.data_root is None
+    assert config.run.out == Path("runs/demo")
+
+
+def test_real_data_without_a_preset_takes_the_cpu_preset():
+    assert parse_config(["--data-root", "patients"]).run.preset == "cpu"
+
+
+def test_paper_preset_is_the_paper():
+    config = parse_config(["--preset", "paper"])
+    objective, training, data = config.objective, config.training, config.data
+    assert (objective.imitation, objective.temperature, objective.latent_weight) == (0.75, 5, 10)
+    assert (training.epochs, training.learning_rate, training.schedule) == (500, 1e-4, "plateau")
+    assert (training.plateau_factor, training.plateau_patience) == (0.2, 50)
+    assert config.network.backbone_arguments["channels"] == [30, 60, 120, 240, 480]
+    assert (data.folds, data.flips, data.student_modalities) == (3, True, ("t1ce",))
+    assert (training.weight_decay, training.gradient_clip) == (0, 0)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_distils_with_the_constants_of_the_paper(preset):
+    objective = parse_config(["--preset", preset]).objective
+    assert (objective.imitation, objective.temperature, objective.latent_weight) == (0.75, 5, 10)
+
+
+@pytest.mark.parametrize("flag", ["--data-root", "--data_root"])
+def test_hyphens_and_underscores_are_the_same(flag):
+    assert parse_config([flag, "x"]).data.data_root == Path("x")
+    assert parse_config([f"{flag}=a-b_c"]).data.data_root == Path("a-b_c")
+
+
+@pytest.mark.parametrize("value", ["64,64,32", "[64, 64, 32]"])
+def test_sizes_need_no_brackets(value):
+    assert parse_config(["--grid", value, "--crop=null"]).data.grid == (64, 64, 32)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: paper\nepochs: 7\nfold: 2\n")
+    config = parse_config(["--config", str(file), "--fold", "1"])
+    assert (config.training.epochs, config.data.fold) == (7, 1)
+    assert config.training.plateau_patience == 50
+    assert config.run.preset == "paper"
+
+
+def test_saved_configuration_reads_back_as_it_was(tmp_path):
+    config = parse_config(["--preset", "cpu", "--grid", "8,8,8", "--teacher_modalities", "t1,t2"])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert parse_config(["--config", str(file)]) == config
+
+
+def test_arguments_of_a_backbone_are_free():
+    config = parse_config(["--backbone", "a.b.C", "--backbone_arguments", '{"init_filters": 4}'])
+    assert config.network.backbone_arguments == {"init_filters": 4}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "big"], "Unknown preset 'big': expected one of demo, cpu, paper"),
+        (["--epoch", "3"], "--epoch 3"),
+        (["--epochs", "many"], '"epochs"'),
+        (["--schedule", "cosine"], "'plateau', 'onecycle', 'constant'"),
+        (["--fold", "3"], "fold is 3; expected 0 to 2"),
+        (["--epochs", "0", "--folds", "1"], "(?s)folds is 1.*epochs is 0"),
+        (["--imitation", "1.5"], "imitation is 1.5; expected 0 to 1"),
+        (["--config", "missing.yaml"], "missing.yaml cannot be read"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse_config(arguments)
+
+
+def test_config_file_with_an_unknown_key_is_refused(tmp_path):
+    file = tmp_path / "typo.yaml"
+    file.write_text("epoch: 3\n")
+    with pytest.raises(UserError, match="epoch"):
+        parse_config(["--config", str(file)])
+
+
+def test_help_shows_examples_and_sources(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse_config(["--help"])
+    text = capsys.readouterr().out
+    assert leaving.value.code == 0
+    assert "train.py --data-root BraTS2021 --preset cpu --out runs/brats\n" in text
+    assert "Source: the paper" in text
+
+
+def test_every_value_of_the_flat_form_is_plain():
+    for value in Config().to_dict().values():
+        assert isinstance(value, str | int | float | bool | list | dict | None)

@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import nn
+
+from errors import UserError
+from models import KDNet, MultiResUNet, build_network
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(weights.numel() for weights in network.parameters())
+
+
+@pytest.mark.parametrize(("modalities", "count"), [(1, 14_490_664), (4, 14_493_094)])
+def test_network_of_figure_one_has_the_published_number_of_parameters(modalities, count):
+    assert parameters(KDNet(modalities, 4)) == count
+
+
+def test_modalities_change_nothing_but_the_first_layer():
+    weights_of_three_channels = 3 * 8 * 27
+    few, many = KDNet(1, 2, channels=(8, 16)), KDNet(4, 2, channels=(8, 16))
+    assert parameters(many) - parameters(few) == weights_of_three_channels * 1
+
+
+def test_without_skip_connections_only_the_fusing_convolutions_shrink():
+    with_skips = KDNet(1, 4, channels=(4, 8, 16), skip_connections=2)
+    without = KDNet(1, 4, channels=(4, 8, 16), skip_connections=0)
+    assert parameters(with_skips) - parameters(without) == 27 * (4 * 4 + 8 * 8)
+    assert len(without.encoder) == len(with_skips.encoder)
+
+
+def test_bottleneck_has_the_last_width_at_the_coarsest_grid():
+    network = KDNet(1, 4, channels=(2, 4, 6, 8, 10)).eval()
+    seen = []
+    network.bottleneck.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    network(torch.zeros(1, 1, 64, 64, 64))
+    assert seen == [(1, 10, 4, 4, 4)]
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (17, 20, 23)])
+def test_kdnet_keeps_any_size(size):
+    assert KDNet(2, 3, channels=(2, 4, 8))(torch.zeros(1, 2, *size)).shape == (1, 3, *size)
+
+
+def test_networks_work_in_two_dimensions():
+    image = torch.zeros(1, 2, 16, 16)
+    assert KDNet(2, 3, channels=(2, 4, 8), spatial_dims=2)(image).shape == (1, 3, 16, 16)
+    network = MultiResUNet(2, 3, filters=(4, 8, 16), spatial_dims=2)
+    assert network(image).shape == (1, 3, 16, 16)
+
+
+def test_single_voxel_at_the_bottleneck_is_refused_with_a_size_that_works():
+    network = KDNet(1, 2, channels=(2, 4, 8))
+    with pytest.raises(ValueError, match=r"at least 4 voxels along each axis and 8 along one"):
+        network(torch.zeros(1, 1, 4, 4, 4))
+    assert network(torch.zeros(1, 1, 8, 4, 4)).shape == (1, 2, 8, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "network", [KDNet(1, 4, channels=(2, 4, 8)), MultiResUNet(1, 4, (4, 8, 16))]
+)
+def test_every_weight_receives_a_gradient(network):
+    network(torch.randn(1, 1, 16, 16, 16)).square().mean().backward()
+    assert all(weights.grad is not None for weights in network.parameters())
+
+
+def test_multires_block_has_the_widths_of_the_original():
+    block = MultiResUNet(1, 1).encoder[0]
+    widths = [block.convolutions[i].convolution.out_channels for i in range(3)]
+    assert widths == [8, 17, 26]  # 0.167, 0.333 and 0.5 of 1.67 * 32, rounded down
+    assert block.out_channels == 51
+
+
+def test_residual_paths_shorten_towards_the_bottleneck():
+    lengths = [len(path.convolutions) for path in MultiResUNet(1, 1).paths]
+    assert lengths == [4, 3, 2, 1]
+
+
+def test_multiresunet_offers_the_batch_norm_of_the_original():
+    network = MultiResUNet(1, 1, (4, 8), norm="batch")
+    assert any(isinstance(module, nn.BatchNorm3d) for module in network.modules())
+    with pytest.raises(ValueError, match="'instance' or 'batch', not 'layer'"):
+        MultiResUNet(1, 1, norm="layer")
+
+
+def test_multiresunet_refuses_sizes_that_do_not_halve():
+    with pytest.raises(ValueError, match="multiples of 4"):
+        MultiResUNet(1, 1, (4, 8, 16))(torch.zeros(1, 1, 18, 16, 16))
+
+
+def test_any_class_can_be_built_by_import_path():
+    network = build_network(
+        "monai.networks.nets.segresnet.SegResNet", in_channels=1, out_channels=4, init_filters=8
+    )
+    assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 4, 16, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("resnet", {}, "expected one of kdnet, multiresunet, or the import path"),
+        ("no.such.Network", {}, "cannot be imported"),
+        ("os.system", {}, "not a subclass of torch.nn.Module"),
+        ("torch.nn.ReLU", {}, "no argument for its channels"),
+        ("kdnet", {"width": 3}, "unexpected keyword argument 'width'"),
+        ("kdnet", {"skip_connections": 9}, "0 to 4 skip connections, not 9"),
+        ("kdnet", {"channels": [8]}, "two widths or more"),
+        ("kdnet", {"spatial_dims": 4}, "spatial_dims is 2 or 3, not 4"),
+    ],
+)
+def test_unknown_networks_and_arguments_are_named(name, arguments, message):
+    with pytest.raises(UserError, match=message):
+        build_network(name, in_channels=1, out_channels=4, **arguments)

@@ -1,0 +1,203 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import train
+from config import ObjectiveConfig
+from evaluation.scoring import read_scores
+from models import KDNet
+from phantoms import generate_phantoms
+from run_folder import ROLES, RunFolder
+from training.checkpoint import load_model, read_metadata
+from training.history import read_history
+
+SCRIPT = Path(train.__file__)
+SMALL = [
+    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--precision", "32-true", "--memory_format", "contiguous", "--workers", "1"),
+    *("--epochs", "2", "--folds", "3"),
+]
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory) -> Path:
+    return generate_phantoms(
+        tmp_path_factory.mktemp("data") / "phantoms", subjects=6, seed=0, size=32, progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def arguments(subjects, tmp_path_factory) -> list[str]:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return ["--data-root", str(subjects), "--preset", "demo", "--out", str(out), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def run(arguments) -> RunFolder:
+    threads = torch.get_num_threads()
+    assert train.main(arguments) == 0
+    torch.set_num_threads(threads)
+    return RunFolder(Path(arguments[arguments.index("--out") + 1]))
+
+
+def status_and_message(capsys, arguments):
+    status = train.main(arguments)
+    return status, capsys.readouterr().err
+
+
+def test_a_run_leaves_everything_in_its_folder(run):
+    for role in ROLES:
+        assert load_model(run.model(role))[1].role == role
+        assert len(read_history(run.role(role) / "history.csv")) == 2
+        assert len(list(run.predictions(role).glob("*_seg.nii.gz"))) == 2
+    scores = read_scores(run.scores)
+    assert len(scores) == 3 * 2 * 2 * 3  # networks, cases, spaces, regions
+    summary = json.loads(run.summary.read_text())
+    assert {"data", *ROLES, "evaluation"} <= summary["seconds"].keys()
+    assert summary["peak_mib"]["process"] > 0
+    assert (run.root / "report.html").is_file()
+
+
+def test_views_are_those_of_the_paper(run):
+    assert read_metadata(run.model("teacher")).modalities == ("flair", "t1", "t1ce", "t2")
+    assert read_metadata(run.model("baseline")).modalities == ("t1ce",)
+    assert read_metadata(run.model("student")).modalities == ("t1ce",)
+    assert read_metadata(run.model("student")).phantom
+
+
+def test_only_the_student_learns_from_the_teacher(run):
+    columns = {role: set(read_history(run.role(role) / "history.csv")[0]) for role in ROLES}
+    assert columns["teacher"] == columns["baseline"]
+    assert columns["student"] - columns["baseline"] == {
+        "train_soft_target_dice_bce",
+        "train_latent_kl",
+    }
+
+
+def test_a_finished_run_is_not_trained_again(run, arguments, capsys):
+    before = load_file(run.model("student"))
+    assert train.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "it goes on" in output
+    assert all(f"{role}: finished" in output for role in ROLES)
+    assert "phantom" in output
+    assert all(torch.equal(before[k], v) for k, v in load_file(run.model("student")).items())
+
+
+def test_another_configuration_is_refused_in_the_same_folder(run, arguments, capsys):
+    status, message = status_and_message(capsys, [*arguments, "--epochs", "3"])
+    assert status == 2
+    assert "epochs: 2 there, 3 now" in message
+
+
+def test_a_trained_teacher_can_be_given(run, arguments, tmp_path, capsys):
+    given = [*arguments, "--out", str(tmp_path / "run"), "--cache_dir", str(run.root / "cache")]
+    given += ["--teacher_model", str(run.model("teacher")), "--predictions", "false"]
+    assert train.main(given) == 0
+    first, second = (load_file(r.model("student")) for r in (run, RunFolder(tmp_path / "run")))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    given[given.index("--teacher_model") + 1] = str(run.model("student"))
+    status, message = status_and_message(capsys, [*given, "--out", str(tmp_path / "other")])
+    assert status == 2
+    assert "differs in modalities" in message
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--data-root", "/no/such/folder"], "/no/such/folder"),
+        (["--preset", "huge"], "Unknown preset 'huge'"),
+        (["--backbone", "resnet"], "Unknown network 'resnet'"),
+        (["--student_modalities", "pet"], "has no modality pet"),
+        (["--description", "no.yaml"], "no.yaml"),
+        (["--bottleneck_layer", "deep"], "deep"),
+        (["--grid", "1,1,1"], "cannot run on a grid of 1x1x1"),
+        (["--teacher_model", "none.safetensors"], "there is no such model file"),
+        (["--accelerator", "abacus"], "Lightning Fabric cannot start"),
+        (["--split_file", "none.json"], "none.json"),
+    ],
+)
+def test_unusable_input_is_one_message_and_status_two(
+    arguments, tmp_path, capsys, changed, message
+):
+    out = tmp_path / "run"
+    status, text = status_and_message(capsys, [*arguments, "--out", str(out), *changed])
+    assert status == 2
+    assert not out.exists()
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_damaged_subject_is_found_before_training(subjects, arguments, tmp_path, capsys):
+    shutil.copytree(subjects, tmp_path / "data")
+    victim = next((tmp_path / "data").glob("*_0003/*_t1ce.nii.gz"))
+    victim.write_bytes(victim.read_bytes()[:200])
+    changed = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    status, message = status_and_message(capsys, [*arguments, *changed])
+    assert status == 2
+    assert victim.name in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_objective_is_equation_five():
+    terms = train.student_objective(ObjectiveConfig()).named_terms
+    weights = {name: weight for name, (weight, _) in terms.items()}
+    assert weights == {"soft_target_dice_bce": 0.75, "ground_truth": 0.25, "latent_kl": 10.0}
+
+
+def test_terms_of_weight_zero_cost_nothing():
+    terms = train.student_objective(ObjectiveConfig(imitation=0, latent_weight=0)).named_terms
+    assert list(terms) == ["ground_truth"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "network", "tap"),
+    [
+        ("auto", KDNet(1, 2, channels=(2, 4)), "bottleneck"),
+        ("encoder.0", KDNet(1, 2, channels=(2, 4)), "encoder.0"),
+        ("auto", nn.Sequential(nn.Conv3d(1, 1, 1)), None),
+    ],
+)
+def test_bottleneck_is_named_where_the_network_names_it(layer, network, tap):
+    options = ObjectiveConfig(bottleneck_layer=layer)
+    taps = train.taps(options, network, train.student_objective(options))
+    assert (taps["bottleneck"].student if taps else None) == tap
+    assert train.taps(options, network, train.ground_truth(options)) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_process_continues_with_the_same_command(run, arguments, tmp_path, number):
+    out = tmp_path / "run"
+    command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out), "--epochs", "30"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "teacher" / "state.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    assert process.wait() == 128 + number
+    assert "Give the same command to go on" in process.stderr.read()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "continues after epoch" in again.stdout + again.stderr
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_network_of_one(run, arguments, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out)]
+    command += ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--batch_size", "1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=250)
+    assert len(read_history(out / "student" / "history.csv")) == 2
+    steps = -(-len(json.loads((out / "cases.json").read_text())["train"]) // 2)
+    assert read_history(out / "student" / "history.csv")[0]["step"] == steps

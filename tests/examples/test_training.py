@@ -1,0 +1,239 @@
+import csv
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, ReduceLROnPlateau
+
+from config import TrainingConfig
+from data.description import load_description
+from data.loading import build_loader
+from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
+from training.checkpoint import ModelMetadata, load_state, read_metadata
+from training.history import History, read_history
+from training.interruption import Interruption, TrainingStoppedError
+from training.loop import NonFiniteError, Task, build_scheduler, fit, is_finished, mean_dice
+
+DESCRIPTION = load_description("brats2021")
+GRID = (4, 4, 4)
+
+
+class Samples(torch.utils.data.Dataset):
+    """Random volumes; reading a chosen one calls a function first."""
+
+    def __init__(self, count, at=None, call=None):
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(count, 4, *GRID, generator=generator)
+        self.labels = torch.randint(0, 4, (count, 1, *GRID), generator=generator).byte()
+        self.reads, self.at, self.call = 0, at, call
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == self.at:
+            self.call(self)
+        return {"image": self.images[index], "label": self.labels[index], "name": f"case{index}"}
+
+
+def network():
+    torch.manual_seed(7)
+    return nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Dropout3d(0.3), nn.Conv3d(4, 4, 1)
+    )
+
+
+def task(folder, role="baseline", **settings):
+    metadata = ModelMetadata(
+        role=role,
+        backbone="kdnet",
+        backbone_arguments={},
+        in_channels=1,
+        out_channels=4,
+        modalities=("t1ce",),
+        activation="softmax",
+        description=DESCRIPTION,
+        crop=None,
+        grid=GRID,
+    )
+    usual = {"epochs": 4, "batch_size": 2, "learning_rate": 0.01, "schedule": "onecycle"}
+    return Task(
+        metadata=metadata,
+        settings=TrainingConfig(**(usual | settings)),
+        folder=folder / role,
+        scalars=folder / "tensorboard" / role,
+        memory_format="contiguous",
+        console=Console(quiet=True),
+    )
+
+
+def train(work, samples=None):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    inputs = PrivilegedInput(tuple(DESCRIPTION.modalities), student=("t1ce",))
+    loaders = [
+        build_loader(dataset, 2, shuffle=shuffle, seed=3, flips=shuffle, workers=0)
+        for dataset, shuffle in ((samples or Samples(5), True), (Samples(3), False))
+    ]
+    student = network()
+    with DistillationWrapper(None, student, objective=GroundTruth(), inputs=inputs) as kd:
+        fit(fabric, kd, *loaders, work)
+    return student
+
+
+def send(number):
+    return lambda samples: os.kill(os.getpid(), number)
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def rows_without_times(path):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_history(path)]
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, number):
+    settings = {"schedule": schedule, "plateau_patience": 0, "selection": "best"}
+    whole, parts = task(tmp_path / "whole", **settings), task(tmp_path / "parts", **settings)
+    train(whole)
+    with pytest.raises(TrainingStoppedError, match="2 of 4 epochs are kept") as stop:
+        train(parts, Samples(5, at=13, call=send(number)))
+    assert stop.value.exit_status == 128 + number
+    assert not is_finished(parts.folder)
+    train(parts)
+    for name in ("model.safetensors", "last.safetensors"):
+        assert equal(load_file(whole.folder / name), load_file(parts.folder / name))
+        assert read_metadata(whole.folder / name) == read_metadata(parts.folder / name)
+    history = rows_without_times(whole.folder / "history.csv")
+    assert history == rows_without_times(parts.folder / "history.csv")
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert is_finished(parts.folder)
+
+
+def test_a_run_stopped_in_its_first_epoch_starts_over(tmp_path):
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError, match=r"Stopped in epoch 1 .* 0 of 4"):
+        train(work, Samples(5, at=1, call=send(signal.SIGTERM)))
+    train(work)
+    train(whole := task(tmp_path / "whole"))
+    assert equal(load_file(work.model_file), load_file(whole.model_file))
+
+
+def test_rows_after_the_last_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "history.csv"
+    with History(path, tmp_path / "events", epoch=0) as history:
+        for epoch in (1, 2, 3):
+            history.add({"epoch": epoch, "step": epoch, "train_loss": 0.5})
+    with History(path, tmp_path / "events", epoch=1) as history:
+        history.add({"epoch": 2, "step": 2, "train_loss": 0.25})
+    assert [row["train_loss"] for row in read_history(path)] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, value):
+    def spoil(samples):
+        samples.images[:] = value
+
+    work = task(tmp_path, batch_size=2)
+    with pytest.raises(NonFiniteError, match=r"baseline, epoch 2, step 4") as error:
+        train(work, Samples(5, at=6, call=spoil))
+    assert "case" in str(error.value)
+    assert "ground_truth" in str(error.value)
+    weights = load_file(work.folder / "last.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
+    work = task(tmp_path, selection="best", learning_rate=0.5, schedule="constant")
+    train(work)
+    losses = [row["validation_loss"] for row in read_history(work.folder / "history.csv")]
+    assert read_metadata(work.model_file).epoch == 1 + losses.index(min(losses))
+    assert read_metadata(work.folder / "last.safetensors").epoch == 4
+
+
+def test_last_weights_are_those_of_the_last_epoch(tmp_path):
+    work = task(tmp_path, selection="last", learning_rate=0.5, schedule="constant")
+    student = train(work)
+    assert equal(load_file(work.model_file), dict(student.state_dict()))
+
+
+def test_history_has_a_column_for_every_term(tmp_path):
+    train(work := task(tmp_path, epochs=1))
+    with (work.folder / "history.csv").open() as file:
+        header = next(csv.reader(file))
+    assert header == [
+        "epoch",
+        "step",
+        "learning_rate",
+        "seconds",
+        "train_loss",
+        "train_ground_truth",
+        "validation_loss",
+        "validation_dice",
+    ]
+    assert any(work.scalars.iterdir())
+
+
+def test_clipping_bounds_the_step_of_plain_gradients(tmp_path):
+    train(free := task(tmp_path / "free", epochs=1))
+    train(bound := task(tmp_path / "bound", epochs=1, gradient_clip=1e-9))
+    moved = [
+        max((load_file(w.model_file)[n] - t).abs().max() for n, t in network().state_dict().items())
+        for w in (free, bound)
+    ]
+    assert moved[1] < moved[0]
+
+
+def test_plateau_multiplies_the_rate_after_the_patience():
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    scheduler = build_scheduler(optimizer, TrainingConfig(plateau_patience=2), steps=1)
+    assert isinstance(scheduler, ReduceLROnPlateau)
+    for loss in (1.0, 1.0, 1.0, 1.0):
+        scheduler.step(loss)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * 1e-4)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("onecycle", OneCycleLR), ("constant", ConstantLR)])
+def test_schedules_are_built_by_name(name, kind):
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    scheduler = build_scheduler(optimizer, TrainingConfig(schedule=name, epochs=2), steps=3)
+    assert isinstance(scheduler, kind)
+    if name == "constant":
+        assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_validation_dice_averages_regions_and_counts_empty_pairs_as_one():
+    label = torch.zeros(1, 1, 2, 2, 1, dtype=torch.int64)
+    label[0, 0, 0, 0] = 2  # oedema: WT has one voxel, TC and ET none
+    predicted = torch.zeros_like(label)
+    predicted[0, 0, 0] = 2  # two voxels, one of them right: WT Dice 2 * 1 / (2 + 1)
+    logits = torch.nn.functional.one_hot(predicted[:, 0], 4).movedim(-1, 1).float()
+    metadata = task(Path()).metadata
+    assert mean_dice(logits, label, metadata).item() == pytest.approx((1 + 1 + 2 / 3) / 3)
+
+
+def test_signals_act_as_before_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_unfinished_state_holds_what_a_resume_needs(tmp_path):
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError):
+        train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
+    state = load_state(work.state_file)
+    assert {"weights", "optimizer", "scheduler", "random", "best", "epoch", "step"} <= state.keys()
+    assert (state["epoch"], state["step"]) == (1, 3)
