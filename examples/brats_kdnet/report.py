@@ -392,8 +392,8 @@ def _duration(seconds: float) -> str:
 
 def _memory(summary: dict[str, Any]) -> dict[str, str]:
     return {
-        name.removesuffix("_mib").replace("_", " "): f"{float(value):,.0f} MiB"
-        for name, value in summary.get("peak_memory", {}).items()
+        name.replace("_", " "): f"{float(value):,.0f} MiB"
+        for name, value in summary.get("peak_mib", {}).items()
     }
 
 

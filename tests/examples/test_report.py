@@ -170,7 +170,7 @@ def test_identifiers_are_unique(page):
 
 def test_phantom_is_shown_large_and_with_every_section(page):
     assert "<strong>PHANTOM</strong>" in page
-    assert page.count('<span class="tag">phantom</span>') == 5
+    assert page.count('<span class="tag">phantom</span>') == 6
     assert "(phantom)</title>" in page
 
 
