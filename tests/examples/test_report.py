@@ -114,7 +114,7 @@ def make_run(run, description, config=None):
     (run / "cases.json").write_text(json.dumps(parts))
     summary = {
         "seconds": {"teacher": 61.0, "student": 8.25},
-        "peak_memory": {"process_mib": 1234.0},
+        "peak_mib": {"process": 1234.0},
     }
     (run / "summary.json").write_text(json.dumps(summary))
     subjects = {s.name: s for s in find_subjects(run.parent / "data", description)[1]}
