@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privdistill.taps import Recorder, Tap, find_layer, locate_bottleneck, uncompiled
+from privdistill.exceptions import PrivDistillError, ShapeMismatchError
+from privdistill.taps import Recorder, find_layer, locate_bottleneck, uncompiled
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Trial:
     """What a dry run of one network showed.
 
     Attributes:
-        logits: Shape of the logits, `(B, C, *spatial)`.
+        output: What the network returned.
+        logits: Shape of the logits, `(B, C, *spatial)`, or empty if they were not asked for.
         features: Captured tensors by tap name.
     """
 
+    output: Any
     logits: tuple[int, ...]
     features: dict[str, Tensor]
 
@@ -49,7 +52,7 @@ def layer_names(
         if layer is not None:
             names[tap] = find_layer(model, layer, tap=tap, role=role)
         elif image is not None:
-            with restored(model), torch.no_grad():
+            with _on_trial(model, image, role):
                 model.eval()
                 found = locate_bottleneck(uncompiled(model), _place(image, model), role=role)
             names[tap] = found.name
@@ -58,24 +61,11 @@ def layer_names(
     return names, notes
 
 
-def sides(taps: Mapping[str, Tap], role: str) -> dict[str, str | nn.Module | None]:
-    """Return one network's side of every tap.
-
-    Args:
-        taps: Taps by name.
-        role: "student" or "teacher".
-
-    Returns:
-        Layer, or None, by tap name.
-    """
-    return {name: getattr(tap, role) for name, tap in taps.items()}
-
-
 def run(
     model: nn.Module,
     image: Tensor,
     recorder: Recorder,
-    select: Callable[[Any], Tensor],
+    select: Callable[[Any], Tensor] | None,
     *,
     training: bool = False,
 ) -> Trial:
@@ -87,7 +77,7 @@ def run(
         model: The network.
         image: Its view of the example.
         recorder: Hooks on the network.
-        select: Function from the network's output to its logits.
+        select: Function from the network's output to its logits; None leaves them alone.
         training: Run in train mode instead of eval mode.
 
     Returns:
@@ -97,12 +87,35 @@ def run(
     if training and image.shape[0] == 1:
         # batch norm on 1^n maps needs more than one value per channel
         image = torch.cat((image, image))
-    with restored(model), torch.no_grad(), recorder.recording() as captured:
+    with _on_trial(model, image, recorder.role), recorder.recording() as captured:
         model.train(training)
         output = uncompiled(model)(image)
     recorder.check(captured)
     recorder.cloned.update(recorder.corrupted(captured))
-    return Trial(tuple(select(output).shape), captured)
+    return Trial(output, () if select is None else tuple(select(output).shape), captured)
+
+
+@contextmanager
+def _on_trial(model: nn.Module, image: Tensor, role: str) -> Iterator[None]:
+    """Run without gradients, compiler or autocast, and say which network failed on what."""
+    device = "cpu" if (p := next(model.parameters(), None)) is None else p.device.type
+    # Compiled parts keep no version counters and would compile for the example's shape.
+    with (
+        restored(model),
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+        torch.autocast(device, enabled=False),
+    ):
+        try:
+            yield
+        except PrivDistillError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ShapeMismatchError(
+                f"The {role} failed on its view of the example, shape {tuple(image.shape)}:\n"
+                f"{error}\nCheck that teacher and student are not swapped, that the modalities "
+                "fit the input layers, and that the example has the size the network expects."
+            ) from error
 
 
 @contextmanager
@@ -116,7 +129,11 @@ def restored(model: nn.Module) -> Iterator[None]:
         Nothing.
     """
     modes = {module: module.training for module in model.modules()}
-    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
@@ -125,11 +142,14 @@ def restored(model: nn.Module) -> Iterator[None]:
         for module, mode in modes.items():
             module.training = mode
         with torch.no_grad():
-            for buffer, value in buffers.items():
+            for module, name, buffer, value in buffers:
+                # A forward pass may have replaced the tensor instead of writing into it.
+                setattr(module, name, buffer)
                 buffer.copy_(value)
 
 
 def _place(image: Tensor, model: nn.Module) -> Tensor:
     """Put the example where the network is; the user's example may lie on the CPU."""
     parameter = next(model.parameters(), None)
-    return image if parameter is None else image.to(parameter.device, parameter.dtype)
+    # A copy: a network that edits its input must not edit the user's example.
+    return image.clone() if parameter is None else image.clone().to(parameter)

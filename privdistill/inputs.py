@@ -72,7 +72,8 @@ class PrivilegedInput:
     ) -> None:
         self.modalities = _names("modalities", modalities)
         self.student = _names("student", student, self.modalities)
-        self.teacher = _names("teacher", teacher or self.modalities, self.modalities)
+        everything = self.modalities if teacher is None else teacher
+        self.teacher = _names("teacher", everything, self.modalities)
 
     def for_teacher(self, image: Image) -> Tensor:
         """Return the teacher's modalities of a full input.
@@ -109,6 +110,7 @@ class PrivilegedInput:
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
             return _stack(image, names)
+        image = _as_tensor(image)
         self._check_channels(image)
         if names == self.modalities:
             return image
@@ -131,9 +133,28 @@ class PrivilegedInput:
         return f"teacher {', '.join(self.teacher)} | student {', '.join(self.student)}"
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Take a tensor out of a subclass that carries metadata, such as MONAI's `MetaTensor`.
+
+    Such a subclass slows every operation down and would come back as the loss.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        The same data as a plain tensor, with its graph.
+    """
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+
+
 def _as_tensor(image: Image) -> Tensor:
     if isinstance(image, Tensor):
-        return image
+        return plain(image)
+    if not isinstance(image, Mapping):
+        raise ModalityError(
+            f"The input is a {type(image).__name__}; expected a tensor (B, C, *spatial) or a "
+            "mapping from modality name to tensor. torch.as_tensor(image) makes one."
+        )
     raise ModalityError(
         f"The input is a mapping with keys {sorted(image)}, but no modality names were given. "
         "Pass `inputs=PrivilegedInput(modalities=..., student=...)` to the wrapper."
@@ -168,10 +189,11 @@ def _stack(image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
             f"PrivilegedInput: the input has no modality {missing}; it holds {sorted(image)}, and "
             f"this network needs {names}."
         )
-    shapes = {name: tuple(image[name].shape) for name in names}
+    parts = {name: _as_tensor(image[name]) for name in names}
+    shapes = {name: tuple(part.shape) for name, part in parts.items()}
     if len(set(shapes.values())) > 1 or any(len(s) < 3 or s[1] != 1 for s in shapes.values()):
         raise ModalityError(
             f"PrivilegedInput: the modalities have shapes {shapes}; each must be (B, 1, *spatial) "
             "and all must be equal."
         )
-    return torch.cat([image[name] for name in names], dim=1)
+    return torch.cat([parts[name] for name in names], dim=1)

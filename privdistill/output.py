@@ -52,7 +52,7 @@ class Output(NamedTuple):
     """What a call of the wrapper returns. A named tuple, so that DDP and Fabric can walk it.
 
     Attributes:
-        loss: The objective, a scalar in float32; call `.backward()` on it.
+        loss: The objective, a scalar, in float32 unless the networks are float64.
         terms: Every term by name, unweighted and detached.
         student: Student logits, `(B, C, *spatial)`.
         teacher: Teacher logits, or None where the objective needs none.

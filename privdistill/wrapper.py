@@ -1,21 +1,24 @@
 """`DistillationWrapper`: teacher and student as one trainable module."""
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from privdistill import dry_run
 from privdistill.exceptions import (
     LayerNotFoundError,
     LifecycleError,
+    ModalityError,
     ObjectiveError,
     ShapeMismatchError,
 )
-from privdistill.inputs import Image, InputViews, SameInput
+from privdistill.inputs import Image, InputViews, SameInput, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
@@ -101,7 +104,7 @@ class DistillationWrapper(nn.Module):
         self.objective = as_objective(objective)
         self.activation = _known("activation", activation, ("softmax", "sigmoid"))
         self.validate = _known("validate", validate, ("first", "always", "never"))
-        self.inputs = inputs or SameInput()
+        self.inputs = _views(inputs)
         self.select_logits = select_logits
         self.steps = 0
         self._validated = False
@@ -113,23 +116,25 @@ class DistillationWrapper(nn.Module):
     def _build(self, teacher: nn.Module | None, student: nn.Module, example: Image | None) -> None:
         self.student = student
         self.adapters = nn.ModuleDict()
-        self._teacher: FrozenTeacher | None = None
+        self._teachers: list[FrozenTeacher] = []
         self._recorders: dict[str, Recorder] = {}
         self._notes: dict[str, dict[str, str]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        # Also at the end of the wrapper's life: a notebook cell run twice must not pile up hooks.
+        self._leave = weakref.finalize(self, _give_back, self._recorders, self._teachers)
         # A build that fails half-way must leave no hook and no frozen teacher behind.
         try:
             self._attach("student", student, example)
             if teacher is not None:
                 self._attach("teacher", teacher, example)
-                self._teacher = FrozenTeacher(teacher)
+                self._teachers.append(FrozenTeacher(teacher))
             self._try_out(teacher, example)
         except BaseException:
             self.close()
             raise
 
     def _attach(self, role: str, model: nn.Module, example: Image | None) -> None:
-        wanted = dry_run.sides(self.taps, role)
+        wanted = {name: getattr(tap, role) for name, tap in self.taps.items()}
         located = [tap for tap, layer in wanted.items() if layer is None]
         if located and example is None:
             raise LayerNotFoundError(
@@ -146,11 +151,13 @@ class DistillationWrapper(nn.Module):
                 replace(old, student=name) if role == "student" else replace(old, teacher=name)
             )
         self._recorders[role] = Recorder(model, names, role=role)
+        if example is None:
+            # Without a dry run nothing tells which layers are overwritten in place.
+            self._recorders[role].cloned.update(names)
 
     def _view(self, role: str, image: Image) -> Tensor:
-        return (
-            self.inputs.for_teacher(image) if role == "teacher" else self.inputs.for_student(image)
-        )
+        views = self.inputs
+        return plain(views.for_teacher(image) if role == "teacher" else views.for_student(image))
 
     def _try_out(self, teacher: nn.Module | None, example: Image | None) -> None:
         """Run both networks once; build adapters and compare shapes."""
@@ -161,18 +168,18 @@ class DistillationWrapper(nn.Module):
         recorder = self._recorders["student"]
         mine = dry_run.run(self.student, view, recorder, self.select_logits)
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
-        dry_run.run(self.student, view, recorder, self.select_logits, training=True)
+        training = dry_run.run(self.student, view, recorder, self.select_logits, training=True)
+        if self.select_logits is first_logits:
+            _check_single_head(training, mine)
         if teacher is None:
             return
-        theirs = dry_run.run(
-            teacher,
-            self._view("teacher", example),
-            self._recorders["teacher"],
-            self.select_logits,
-        )
+        compared = self.objective.needs_teacher_logits
+        select = self.select_logits if compared else None
+        seen = self._view("teacher", example)
+        theirs = dry_run.run(teacher, seen, self._recorders["teacher"], select)
         for tap in self.taps:
             self._fit(tap, mine.features[tap], theirs.features[tap])
-        if self.objective.needs_teacher_logits:
+        if compared:
             _check_logits(mine.logits, theirs.logits)
 
     def _demand_plain_taps(self) -> None:
@@ -183,14 +190,18 @@ class DistillationWrapper(nn.Module):
                     "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or "
                     "Tap(..., adapter=None) where both layers have the same shape."
                 )
-            if isinstance(tap.adapter, nn.Module):
+            if isinstance(tap.adapter, nn.Module) and name in self.objective.taps:
                 self.adapters[name] = tap.adapter
 
     def _fit(self, name: str, student: Tensor, teacher: Tensor) -> None:
+        self._shapes[name] = {"student": tuple(student.shape), "teacher": tuple(teacher.shape)}
+        if name not in self.objective.taps:
+            # Recorded for the user's own eyes; an adapter that no term trains would stall DDP.
+            return
         adapter = self.taps[name].adapter
-        captured = student.shape
         if adapter == "auto":
             adapter = build_adapter(name, student.shape, teacher.shape)
+        if adapter is not None:
             adapter.to(student.device, student.dtype)
         # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
         if adapter is not None and not isinstance(adapter, nn.Identity):
@@ -198,12 +209,11 @@ class DistillationWrapper(nn.Module):
             with torch.no_grad(), dry_run.restored(adapter):
                 student = adapter(student)
         check_equal(name, student.shape, teacher.shape, adapter)
-        self._shapes[name] = {"student": tuple(captured), "teacher": tuple(teacher.shape)}
 
     @property
     def teacher(self) -> nn.Module | None:
         """The frozen teacher, or None."""
-        return None if self._teacher is None else self._teacher.module
+        return self._teachers[0].module if self._teachers else None
 
     def forward(self, image: Image, target: Tensor | None = None) -> Output:
         """Run both networks and compute the objective.
@@ -227,14 +237,17 @@ class DistillationWrapper(nn.Module):
                 "Cannot run a distillation step, as the wrapper has been closed. Build a new one; "
                 "predict() still works."
             )
+        # Taken before the teacher runs, which might edit its input in place.
+        view = self._view("student", image)
         teacher_output, teacher_features = self._run_teacher(image)
         with self._recorders["student"].recording() as features:
-            logits = self.select_logits(self.student(self.inputs.for_student(image)))
+            logits = self.select_logits(self.student(view))
         self._check_captures("student", features)
+        _check_batch(logits)
         step = Step(
             student=logits,
             teacher=teacher_output,
-            target=target,
+            target=None if target is None else plain(target),
             taps=self._pair(features, teacher_features),
             activation=self.activation,
             index=self.steps,
@@ -247,13 +260,13 @@ class DistillationWrapper(nn.Module):
         return Output(loss, terms, logits, teacher_output, step.taps)
 
     def _run_teacher(self, image: Image) -> tuple[Tensor | None, dict[str, Tensor]]:
-        if self._teacher is None:
+        wanted = self.objective.needs_teacher_logits
+        if not self._teachers or not (wanted or self.taps):
             return None, {}
         with torch.no_grad(), self._recorders["teacher"].recording() as features:
-            output = self._teacher(self.inputs.for_teacher(image))
+            output = self._teachers[0](self._view("teacher", image))
         self._check_captures("teacher", features)
         # Without a term that reads them, the logits may have another form or number of classes.
-        wanted = self.objective.needs_teacher_logits
         return (self.select_logits(output) if wanted else None), features
 
     def _check_captures(self, role: str, features: dict[str, Tensor]) -> None:
@@ -262,7 +275,7 @@ class DistillationWrapper(nn.Module):
         for tap in recorder.corrupted(features):
             raise LifecycleError(
                 f"Tap '{tap}': a layer behind '{recorder.names[tap]}' of the {role} changed its "
-                "output in place after it was captured, which the dry run had not shown. Pass an "
+                "output in place after it was captured, which the dry run did not show. Pass an "
                 "example of the training size to the wrapper, or set inplace=False there."
             )
         if role == "student" and self.training and torch.is_grad_enabled():
@@ -275,7 +288,8 @@ class DistillationWrapper(nn.Module):
             adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
             if adapter is not None:
                 features = adapter(features)
-            check_equal(tap, features.shape, wanted.shape, adapter)
+            if tap in self.objective.taps:
+                check_equal(tap, features.shape, wanted.shape, adapter)
             pairs[tap] = TapPair(features, wanted)
         return pairs
 
@@ -297,7 +311,7 @@ class DistillationWrapper(nn.Module):
         Raises:
             ModalityError: If the input carries other modalities.
         """
-        view = self.inputs.for_student(image)
+        view = self._view("student", image)
         # Flags are kept module by module: a user may have frozen some batch norms in eval mode.
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
@@ -309,10 +323,7 @@ class DistillationWrapper(nn.Module):
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
-        for recorder in self._recorders.values():
-            recorder.remove()
-        if self._teacher is not None:
-            self._teacher.release()
+        self._leave()
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -324,25 +335,46 @@ class DistillationWrapper(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .to(), .half() and .cuda() end here; the teacher is no submodule but must come along
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._teacher is not None:
-            self._teacher.apply(fn, recurse=recurse)
+        for teacher in self._teachers:
+            teacher.apply(fn, recurse=recurse)
+        return self
+
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
+        """Move the student to a device without copying values; the teacher keeps its weights.
+
+        Args:
+            device: Where to.
+            recurse: Whether submodules are moved too.
+
+        Returns:
+            The wrapper.
+        """
+        super()._apply(lambda t: torch.empty_like(t, device=device), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DistillationWrapper":
         """Copy the student with hooks of its own; the teacher is shared, not copied."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        apart = {"_recorders", "_teacher"}
+        apart = {"_recorders", "_teachers", "_leave"}
         for name in self.__dict__.keys() - apart:
             twin.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
-        twin.__dict__["_recorders"] = recorders = {}
-        twin.__dict__["_teacher"] = None
-        if "student" in self._recorders:
-            recorders["student"] = copy.deepcopy(self._recorders["student"], memo)
-        if self._teacher is not None and not self._closed:
-            twin.__dict__["_teacher"] = FrozenTeacher(self._teacher.module)
-            recorders["teacher"] = self._recorders["teacher"].twin(self._teacher.module)
+        recorders = {"student": copy.deepcopy(self._recorders["student"], memo)}
+        teachers = []
+        if self._teachers and not self._closed:
+            # Another holder, which must not move the teacher under the original.
+            teachers = [FrozenTeacher(self._teachers[0].module, moves=False)]
+            recorders["teacher"] = self._recorders["teacher"].twin(teachers[0].module)
+        twin.__dict__ |= {"_recorders": recorders, "_teachers": teachers}
+        twin.__dict__["_leave"] = weakref.finalize(twin, _give_back, recorders, teachers)
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_leave"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._leave = weakref.finalize(self, _give_back, self._recorders, self._teachers)
 
     def _replicate_for_data_parallel(self) -> Self:
         raise LifecycleError(
@@ -398,9 +430,27 @@ def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"  {line.rstrip()}" for line in padded]
 
 
+def _give_back(recorders: Mapping[str, Recorder], teachers: Sequence[FrozenTeacher]) -> None:
+    for recorder in recorders.values():
+        recorder.remove()
+    for teacher in teachers:
+        teacher.release()
+
+
 def _known(option: str, value: Any, choices: tuple[Any, ...]) -> Any:
     check_choice("DistillationWrapper", option, value, choices)
     return value
+
+
+def _views(inputs: InputViews | None) -> InputViews:
+    if inputs is None:
+        return SameInput()
+    if not (hasattr(inputs, "for_teacher") and hasattr(inputs, "for_student")):
+        raise ModalityError(
+            f"`inputs` is {inputs!r}; expected PrivilegedInput(modalities=..., student=...) or an "
+            "object with the methods for_teacher(image) and for_student(image)."
+        )
+    return inputs
 
 
 def _check_networks(teacher: nn.Module | None, student: nn.Module, objective: Objective) -> None:
@@ -409,6 +459,11 @@ def _check_networks(teacher: nn.Module | None, student: nn.Module, objective: Ob
             raise LifecycleError(
                 f"The {role} is wrapped in DataParallel, whose copies no hook survives. Pass the "
                 "network itself and use DistributedDataParallel, one process per device."
+            )
+        if network is not None and any(map(is_lazy, network.parameters())):
+            raise LifecycleError(
+                f"The {role} has lazy layers without weights. Run it once on a batch of its own "
+                "before the wrapper is built."
             )
     if teacher is None:
         _check_needs_no_teacher(objective)
@@ -435,7 +490,11 @@ def _check_needs_no_teacher(objective: Objective) -> None:
 def _tap_table(taps: Mapping[str, Tap], read: tuple[str, ...]) -> dict[str, Tap]:
     """Taps by name: those given, and the bottleneck where a term reads it and nobody named it."""
     table = dict(taps)
-    for name in table:
+    for name, tap in table.items():
+        if not isinstance(tap, Tap):
+            raise LayerNotFoundError(
+                f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...)."
+            )
         if not name.isidentifier():
             raise LayerNotFoundError(
                 f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
@@ -457,6 +516,28 @@ def _check_logits(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
             f"The objective compares logits, but for the example the student gives {student} and "
             f"the teacher {teacher}. Both must predict the same classes at the same resolution; "
             "pass `select_logits=` if another output is the one to compare."
+        )
+
+
+def _check_single_head(training: dry_run.Trial, evaluation: dry_run.Trial) -> None:
+    """Refuse deep supervision, of which only the first head would be taught in silence."""
+    output = training.output
+    heads = output if isinstance(output, tuple | list) else ()
+    alike = [h for h in heads if isinstance(h, Tensor) and h.shape[1:2] == heads[0].shape[1:2]]
+    if len(alike) > 1 or len(training.logits) != len(evaluation.logits):
+        shapes = [tuple(head.shape) for head in alike] or [training.logits]
+        raise ShapeMismatchError(
+            f"In train mode the student returns several predictions, {shapes}, and only the first "
+            f"would be taught; in eval mode it returns {evaluation.logits}. Switch its deep "
+            "supervision off, or pass `select_logits=`, for instance lambda output: output[0]."
+        )
+
+
+def _check_batch(logits: Tensor) -> None:
+    if logits.shape[0] == 0:
+        raise ShapeMismatchError(
+            f"The student's logits are {tuple(logits.shape)}: the batch is empty. Drop empty "
+            "batches before the step."
         )
 
 

@@ -47,7 +47,7 @@ class Term(nn.Module, ABC):
             step: Outputs, taps and target of the step.
 
         Returns:
-            A scalar in float32.
+            A scalar tensor, in float32 unless the logits are float64.
         """
 
     def named(self, name: str) -> Self:
@@ -137,8 +137,11 @@ class Objective(nn.Module):
 
         Returns:
             The weighted sum, and the terms by name, unweighted and detached.
+
+        Raises:
+            ObjectiveError: If a term returns anything but a scalar tensor.
         """
-        values = {name: term(step) for name, (_, term) in self.named_terms.items()}
+        values = {name: _scalar(term, step) for name, (_, term) in self.named_terms.items()}
         weighted = [weight * values[name] for name, (weight, _) in self.named_terms.items()]
         total = weighted[0]
         for value in weighted[1:]:
@@ -222,6 +225,17 @@ def _finite(weight: float, term: Term) -> float:
     if not isinstance(weight, int | float) or not abs(weight) < float("inf"):
         raise ObjectiveError(f"The weight of {term!r} must be a finite number; got {weight!r}.")
     return float(weight)
+
+
+def _scalar(term: Term, step: Step) -> Tensor:
+    value = term(step)
+    if not isinstance(value, Tensor) or value.ndim:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ObjectiveError(
+            f"{term!r} returned {found}; a term must return a scalar tensor. Reduce it, for "
+            "instance with .mean()."
+        )
+    return value
 
 
 def _free_name(name: str, taken: dict[str, tuple[float, Term]]) -> str:

@@ -25,7 +25,7 @@ class DiceBCE:
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
         include_background: Whether channel 0 counts, for softmax outputs.
         squared_denominator: Dice with squares in the denominator.
-        batch_dice: Dice over the whole batch instead of per sample.
+        batch_dice: Dice over the batch instead of per sample; under DDP, over each process's own.
         smoothing: Added to Dice's numerator and denominator, in voxels.
 
     Raises:
@@ -87,7 +87,7 @@ class GroundTruth(Term):
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
         include_background: Whether channel 0 counts, for softmax outputs.
         squared_denominator: Dice with squares in the denominator.
-        batch_dice: Dice over the whole batch instead of per sample.
+        batch_dice: Dice over the batch instead of per sample; under DDP, over each process's own.
         smoothing: Added to Dice's numerator and denominator, in voxels.
 
     Shape:
@@ -153,7 +153,7 @@ class SoftTargetDiceBCE(Term):
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
         include_background: Whether channel 0 counts, for softmax outputs.
         squared_denominator: Dice with squares in the denominator.
-        batch_dice: Dice over the whole batch instead of per sample.
+        batch_dice: Dice over the batch instead of per sample; under DDP, over each process's own.
         smoothing: Added to Dice's numerator and denominator, in voxels.
 
     Shape:

@@ -98,8 +98,8 @@ def _channels(target: Tensor, activation: Activation, term: str, validate: bool)
 def _one_hot(labels: Tensor, classes: int, term: str, validate: bool) -> Tensor:
     indices = labels.long()
     if validate:
-        values = torch.unique(labels)
-        wrong = values[(values < 0) | (values >= classes) | (values != values.round())]
+        values = torch.unique(labels if labels.is_floating_point() else indices)
+        wrong = values[(values < 0) | (values >= classes) | (values != values.trunc())]
         if wrong.numel():
             raise ObjectiveError(
                 f"{term}: the label map holds {[round(v, 4) for v in wrong[:5].tolist()]}, but the "

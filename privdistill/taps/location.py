@@ -14,7 +14,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from privdistill.exceptions import LayerNotFoundError
 from privdistill.taps.names import layers
 
-_GLOBAL_POOLS = ("mean", "sum", "amax", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg")
+# Pooling to a fixed size gives context (squeeze-excitation, ASPP, the bins of PSP), not features.
+_FIXED_POOLS = ("adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool")
+_REDUCTIONS = ("mean", "sum", "amax", "avg_pool", "max_pool")
+# A window that covers more than this at once is no encoder's pooling.
+_WIDEST_POOL = 4
 _RESAMPLING = ("upsample", "_upsample", "view", "_unsafe_view", "clone", "_to_copy", "alias")
 
 
@@ -45,9 +49,12 @@ class _Node:
 
 @dataclass
 class _LayerOutput:
+    """Output of a layer; `keeps` is set if it has the shape of the layer's input."""
+
     name: str
     node: int
     learns: bool
+    keeps: bool
 
 
 class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -90,28 +97,37 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add(self, tensor: Tensor, operator: str, parents: tuple[int, ...]) -> None:
         shape = tuple(tensor.shape)
-        makes_pool = operator.startswith(_GLOBAL_POOLS) and self._collapses(shape, parents)
+        makes_pool = operator.startswith(_FIXED_POOLS) or (
+            operator.startswith(_REDUCTIONS) and self._collapses(operator, shape, parents)
+        )
         # Global context stays global until it meets a feature map again.
         inherits = bool(parents) and all(self.nodes[parent].pooled for parent in parents)
         self._numbers[tensor] = len(self.nodes)
         self.nodes.append(_Node(operator, shape, parents, makes_pool or inherits))
 
-    def _collapses(self, shape: tuple[int, ...], parents: tuple[int, ...]) -> bool:
+    def _collapses(self, operator: str, shape: tuple[int, ...], parents: tuple[int, ...]) -> bool:
+        """Whether a reduction leaves one voxel of a map."""
         if len(shape) == self._rank and prod(shape[2:]) > 1:
             return False
-        return any(
-            len(self.nodes[parent].shape) == self._rank and prod(self.nodes[parent].shape[2:]) > 1
-            for parent in parents
+        widest = max(
+            (max(self.nodes[p].shape[2:]) for p in parents if self._is_map(p)),
+            default=1,
         )
+        return widest > (_WIDEST_POOL if "pool" in operator else 1)
+
+    def _is_map(self, number: int) -> bool:
+        return len(self.nodes[number].shape) == self._rank
 
     def watch(self, name: str, module: nn.Module) -> Any:
         """Return a hook that notes the node of a layer's output."""
         learns = any(True for _ in module.parameters())
 
         def hook(_module: nn.Module, args: Any, output: Any) -> None:
-            number = self.number(output)
-            if number is not None and not self._joins(number, set(self._known(args))):
-                self.layer_outputs.append(_LayerOutput(name, number, learns))
+            number, inputs = self.number(output), set(self._known(args))
+            if number is not None and not self._joins(number, inputs):
+                shape = self.nodes[number].shape
+                keeps = any(self.nodes[item].shape == shape for item in inputs)
+                self.layer_outputs.append(_LayerOutput(name, number, learns, keeps))
 
         return hook
 
@@ -158,14 +174,17 @@ def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network")
         output = model(image)
     sources = [number for leaf in tree_leaves(output) if (number := flow.number(leaf)) is not None]
     reached = _ancestors(flow.nodes, sources)
-    outputs = [item for item in flow.layer_outputs if item.node in reached and item.learns]
+    # Norms and activations end a stage as well as convolutions; pooling alone does not begin one.
+    outputs = [i for i in flow.layer_outputs if i.node in reached and (i.learns or i.keeps)]
     return _choose(flow, _coarsest(flow, outputs, image), _resampled(flow.nodes, sources), role)
 
 
 @contextmanager
 def _watched(model: nn.Module, flow: _FlowRecorder) -> Iterator[None]:
     with ExitStack() as stack:
-        for name, module in layers(model).items():
+        # Each module once: a shared layer has several names.
+        known = {module: name for name, module in reversed(layers(model).items())}
+        for module, name in known.items():
             handle = module.register_forward_hook(flow.watch(name, module))
             stack.callback(handle.remove)
         yield

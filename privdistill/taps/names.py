@@ -38,11 +38,16 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
         Modules by dotted name without the wrappers' prefixes; the network itself is left out.
     """
     found: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
+    paths: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
         name = clean(path)
-        # the innermost module of a wrapped layer is the one the user wrote
+        # Of a wrapped layer the innermost module is meant; another layer of the same clean name
+        # (a network kept under the attribute "module", say) keeps its full path.
+        if name in found and not path.startswith(paths[name] + "."):
+            name = path
         if name:
             found[name] = module
+            paths[name] = path
     return found
 
 
@@ -91,7 +96,11 @@ def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str)
             f"Tap '{tap}': the {type(layer).__name__} given for the {role} is not a layer of it. "
             "Pass a module found in its `named_modules()`, or a name."
         )
-    name = clean(layer)
+    if not isinstance(layer, str):
+        raise LayerNotFoundError(
+            f"Tap '{tap}': the {role}'s layer is {layer!r}; expected a dotted name or a module."
+        )
+    name = layer if layer in known else clean(layer)
     if name in known:
         return name
     raise LayerNotFoundError(

@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import nn
 
+from privdistill.exceptions import LayerNotFoundError
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -18,6 +20,9 @@ class Tap:
             (nothing, a 1x1 convolution, resampling); None demands equal shapes; a module is used
             as it is and trained with the student.
 
+    Raises:
+        LayerNotFoundError: If `adapter` is none of these.
+
     Example:
         >>> Tap(teacher="encoder.stages.5", student="down4")
         Tap(teacher='encoder.stages.5', student='down4', adapter='auto')
@@ -26,3 +31,9 @@ class Tap:
     teacher: str | nn.Module | None = None
     student: str | nn.Module | None = None
     adapter: Literal["auto"] | nn.Module | None = "auto"
+
+    def __post_init__(self) -> None:
+        if not (self.adapter in (None, "auto") or isinstance(self.adapter, nn.Module)):
+            raise LayerNotFoundError(
+                f"Tap: `adapter` must be 'auto', None or a module; got {self.adapter!r}."
+            )
