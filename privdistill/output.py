@@ -34,7 +34,7 @@ class Step:
         taps: Captured activations by tap name.
         activation: "softmax" (exclusive classes) or "sigmoid" (overlapping regions); a term's own
             option wins.
-        index: Number of training steps taken before this one.
+        index: Number of training steps taken before this one, a scalar on the device.
         validate: Whether values (not only shapes) are checked in this step; such checks make a
             GPU wait.
     """
@@ -44,7 +44,7 @@ class Step:
     target: Tensor | None = None
     taps: dict[str, TapPair] = field(default_factory=dict)
     activation: str = "softmax"
-    index: int = 0
+    index: Tensor | int = 0
     validate: bool = True
 
 

@@ -86,6 +86,7 @@ class DistillationWrapper(nn.Module):
 
     student: nn.Module
     adapters: nn.ModuleDict
+    steps: Tensor
 
     def __init__(
         self,
@@ -106,7 +107,8 @@ class DistillationWrapper(nn.Module):
         self.validate = _known("validate", validate, ("first", "always", "never"))
         self.inputs = _views(inputs)
         self.select_logits = select_logits
-        self.steps = 0
+        # A tensor, since a number would be a new constant for torch.compile in every step.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._validated = False
         self._closed = False
         _check_networks(teacher, student, self.objective)
@@ -250,13 +252,14 @@ class DistillationWrapper(nn.Module):
             target=None if target is None else plain(target),
             taps=self._pair(features, teacher_features),
             activation=self.activation,
-            index=self.steps,
+            index=self.steps.clone(),
             validate=self._must_validate(),
         )
         loss, terms = self.objective(step)
         self._validated = True
         # Validation passes must not move schedules that follow the step.
-        self.steps += self.training
+        if self.training:
+            self.steps += 1
         return Output(loss, terms, logits, teacher_output, step.taps)
 
     def _run_teacher(self, image: Image) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -40,3 +40,20 @@ def test_the_example_follows_the_network_in_dtype():
     net = nn.Conv2d(1, 2, 1).double()
     recorder = Recorder(net, {}, role="student")
     assert dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, first_logits).logits == (1, 2, 4, 4)
+
+
+def test_a_replaced_buffer_is_put_back():
+    class Counter(nn.Conv2d):
+        def __init__(self):
+            super().__init__(1, 2, 1)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+    net = Counter()
+    calls = net.calls
+    dry_run.run(net, torch.ones(1, 1, 4, 4), Recorder(net, {}, role="student"), first_logits)
+    assert net.calls is calls
+    assert net.calls == 0

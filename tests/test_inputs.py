@@ -103,3 +103,8 @@ def test_without_names_a_mapping_cannot_be_stacked(image):
 def test_without_names_both_see_the_whole(image):
     assert SameInput().for_student(image) is image
     assert SameInput().for_teacher(image) is image
+
+
+def test_an_empty_teacher_view_is_refused():
+    with pytest.raises(ModalityError, match="`teacher` is empty"):
+        PrivilegedInput(("a",), student=("a",), teacher=())

@@ -1,3 +1,5 @@
+import copy
+
 import torch
 from torch import nn
 
@@ -45,3 +47,31 @@ def test_a_call_of_train_from_elsewhere_is_undone_before_the_next_forward():
     with torch.no_grad():
         teacher(torch.randn(4, 1, 3, 3))
     assert torch.equal(net[1].running_mean, before)
+
+
+def test_a_part_put_into_train_mode_is_put_back():
+    net = make()
+    teacher = FrozenTeacher(net)
+    net[1].train()
+    with torch.no_grad():
+        teacher(torch.randn(4, 1, 3, 3))
+    assert net[1].num_batches_tracked == 0
+
+
+def test_a_copied_teacher_is_held_by_nobody():
+    net = make()
+    held = FrozenTeacher(net)
+    twin = copy.deepcopy(net)
+    FrozenTeacher(twin).release()
+    held.release()
+    assert net.training
+    assert "_privdistill_claim" not in twin.__dict__
+
+
+def test_compiled_or_not_a_teacher_has_one_claim():
+    net = make()
+    first, second = FrozenTeacher(torch.compile(net, backend="eager")), FrozenTeacher(net)
+    first.release()
+    assert not any(p.requires_grad for p in net.parameters())
+    second.release()
+    assert net.training

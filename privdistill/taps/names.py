@@ -39,7 +39,9 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     """
     found: dict[str, nn.Module] = {}
     paths: dict[str, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    named = model.named_modules(remove_duplicate=False)
+    # Unwrapped layers come first, so that they keep the names they have.
+    for path, module in sorted(named, key=lambda item: item[0] != clean(item[0])):
         name = clean(path)
         # Of a wrapped layer the innermost module is meant; another layer of the same clean name
         # (a network kept under the attribute "module", say) keeps its full path.

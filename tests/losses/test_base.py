@@ -95,3 +95,12 @@ def test_names_must_be_plain(name):
 def test_something_else_is_no_objective():
     with pytest.raises(ObjectiveError, match="`objective` is a str"):
         as_objective("GroundTruth")
+
+
+def test_a_term_that_is_no_scalar_is_refused():
+    class Vector(Constant):
+        def forward(self, step):
+            return torch.ones(3)
+
+    with pytest.raises(ObjectiveError, match=r"returned \(3,\); a term must return a scalar"):
+        (1 * Vector(1.0))(STEP)

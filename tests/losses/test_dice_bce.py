@@ -143,3 +143,12 @@ def test_logits_of_different_shapes_are_refused():
 def test_repr_shows_what_was_chosen():
     assert repr(GroundTruth(batch_dice=True)) == "GroundTruth(batch_dice=True)"
     assert repr(SoftTargetDiceBCE()) == "SoftTargetDiceBCE(temperature=5.0)"
+
+
+def test_background_left_out_of_the_cross_entropy_by_hand():
+    # p = 1/3 everywhere; target class 1: BCE is log 3 for it and log 3/2 for class 2
+    step = Step(student=torch.zeros(1, 3, 1), target=torch.tensor([[1]]))
+    dice = 1 - (2 / 3 / (1 / 3 + 1) + 0) / 2
+    bce = (math.log(3) + math.log(1.5)) / 2
+    found = GroundTruth(include_background=False)(step)
+    assert found.item() == pytest.approx(dice + bce, abs=1e-4)

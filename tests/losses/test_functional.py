@@ -149,3 +149,12 @@ def test_latent_kl_sums_over_the_vector_so_that_it_does_not_vanish():
     generator = torch.Generator().manual_seed(0)
     z = torch.nn.functional.leaky_relu(torch.randn(2, 1, 480, 4, 4, 4, generator=generator), 0.01)
     assert latent_kl(z[0], z[1]).item() == pytest.approx(0.55, abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_half_precision_logits_give_float32_probabilities(dtype, activation):
+    logits = torch.randn(1, 3, 5).to(dtype)
+    found = probabilities(logits, activation, temperature=3.0)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, probabilities(logits.float(), activation, temperature=3.0))

@@ -30,3 +30,9 @@ def test_unknown_normalisation_is_refused():
 def test_repr_shows_what_was_chosen():
     assert repr(LatentKL()) == "LatentKL(tap='bottleneck')"
     assert repr(LatentKL("a", normalisation="l1")) == "LatentKL(tap='a', normalisation='l1')"
+
+
+def test_temperature_divides_the_features():
+    student, teacher = torch.randn(1, 2, 3), torch.randn(1, 2, 3)
+    warm = LatentKL(temperature=2.0)(Step(student, taps={"bottleneck": TapPair(student, teacher)}))
+    assert warm.item() == pytest.approx(latent_kl(student / 2, teacher / 2).item())

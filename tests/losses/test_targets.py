@@ -66,3 +66,9 @@ def test_label_map_under_sigmoid_is_refused():
 
 def test_values_are_not_looked_at_without_validation():
     assert convert(torch.full((2, 3, 4, 4), 9.0), validate=False).max() == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.int16])
+def test_label_maps_of_every_integer_type(dtype):
+    labels = torch.randint(0, 2, (2, 4, 4))
+    assert torch.equal(convert(labels.to(dtype)).argmax(1), labels)

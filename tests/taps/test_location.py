@@ -142,3 +142,37 @@ def test_no_hook_is_left_behind(tiny_unet):
     net = tiny_unet(1)
     locate(net)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_bins_of_pyramid_pooling_are_no_bottleneck():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(down(1, 2), down(2, 4))
+            self.bins = nn.ModuleList([nn.Conv2d(4, 2, 1) for _ in range(2)])
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            f = self.features(x)
+            context = [
+                F.interpolate(conv(F.adaptive_avg_pool2d(f, bins)), size=f.shape[2:])
+                for conv, bins in zip(self.bins, (1, 2), strict=True)
+            ]
+            return self.head(F.interpolate(torch.cat((f, *context), 1), size=x.shape[2:]))
+
+    assert locate(Net()).name == "features"
+
+
+def test_the_activation_that_ends_a_flat_stage_is_taken():
+    stage = [down(1, 4), nn.InstanceNorm2d(4), nn.LeakyReLU()]
+    found = locate(nn.Sequential(*stage, nn.Upsample(16), nn.Conv2d(4, 2, 1)))
+    assert found.name == "2"
+
+
+def test_an_activation_in_place_is_followed():
+    net = nn.Sequential(down(1, 4), nn.ReLU(inplace=True), nn.Upsample(16), nn.Conv2d(4, 2, 1))
+    assert locate(net).name == "1"
+
+
+def test_metadata_tensors_do_not_hide_the_flow(tiny_unet):
+    assert locate(tiny_unet(1)).name == "bottleneck"

@@ -63,3 +63,17 @@ def test_unlike_any_layer_lists_the_top_ones(net):
 def test_module_of_another_network_is_refused(net):
     with pytest.raises(LayerNotFoundError, match="not a layer of it"):
         find_layer(net, nn.ReLU(), tap="t", role="teacher")
+
+
+def test_a_network_under_the_name_module_does_not_hide_its_neighbours(net):
+    outer = Wrapped(net)
+    outer.encoder = nn.Identity()
+    assert find_layer(outer, "module.encoder", tap="t", role="student") == "module.encoder"
+    assert layers(outer)["module.encoder"] is net["encoder"]
+    assert layers(outer)["encoder"] is outer.encoder
+
+
+def test_a_layer_with_two_names_is_found_by_both():
+    shared = nn.Conv2d(1, 1, 1)
+    net = nn.ModuleDict({"first": shared, "second": shared})
+    assert find_layer(net, "second", tap="t", role="student") == "second"

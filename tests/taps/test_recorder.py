@@ -114,3 +114,9 @@ def test_deepcopy_of_a_hooked_network_does_not_record_for_the_original(net):
     with recorder.recording() as captured:
         twin(IMAGE)
     assert captured == {}
+
+
+def test_a_twin_clones_what_the_original_clones(net):
+    recorder = Recorder(net, {"a": "0"}, role="student")
+    recorder.cloned.add("a")
+    assert recorder.twin(net).cloned == {"a"}

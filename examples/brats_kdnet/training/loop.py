@@ -400,7 +400,6 @@ class Checkpoint:
         if state is None:
             return Position()
         self.kd.load_state_dict(state["weights"])
-        self.kd.steps = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
