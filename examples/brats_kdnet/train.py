@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from config import Config, ObjectiveConfig, parse_config
 from errors import UserError
 from evaluation.scoring import Score, evaluate, read_scores, write_scores
+from evaluation.slices import save_slices
 from evaluation.tables import render_tables
 from experiment import (
     Experiment,
@@ -290,6 +291,14 @@ def score(experiment: Experiment) -> list[Score]:
     with experiment.watch.phase("evaluation"):
         for role in ROLES:
             scores += score_network(experiment, role)
+        if experiment.config.run.predictions:
+            save_slices(
+                run.root / "slices.npz",
+                experiment.subjects,
+                experiment.description,
+                run.root / "predictions",
+                scores,
+            )
     write_scores(run.scores, scores)
     return scores
 
