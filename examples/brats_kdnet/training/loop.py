@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from config import TrainingConfig
@@ -197,7 +197,7 @@ def fit(
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "seconds": time.perf_counter() - started,
                 **means.reduce(fabric, "train_"),
-                **validate(fabric, model, validation, task),
+                **validate(fabric, kd, validation, task),
             }
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(row["validation_loss"])
@@ -298,23 +298,28 @@ def stop_if_asked(interruption: Interruption, task: Task, position: Position) ->
 
 
 @torch.no_grad()
-def validate(fabric: Fabric, model: nn.Module, loader: Loader, task: Task) -> dict[str, float]:
+def validate(
+    fabric: Fabric, kd: DistillationWrapper, loader: Loader, task: Task
+) -> dict[str, float]:
     """Compute loss and Dice on the validation subjects.
 
     Args:
         fabric: Sums over processes.
-        model: The wrapper, set up by Fabric.
+        kd: The wrapper itself: processes may have different numbers of subjects here, which DDP's
+            own forward would not survive.
         loader: Batches in fixed order.
         task: Says which loss counts.
 
     Returns:
         validation_loss, and validation_dice: the mean over regions and subjects, at the grid.
     """
-    model.eval()
-    means = Means()
+    kd.eval()
+    zero = torch.zeros((), dtype=torch.float64, device=fabric.device)
+    means = Means({"loss": zero, "dice": zero})
     for batch in loader:
         image, target = prepare(batch, task)
-        out = model(image, target)
+        with fabric.autocast():
+            out = kd(image, target)
         ground_truth = task.settings.validation_loss == "ground_truth"
         loss = out.terms.get("ground_truth", out.loss) if ground_truth else out.loss
         dice = mean_dice(out.student, batch["label"], task.metadata)

@@ -14,7 +14,7 @@ from errors import UserError
 
 MemoryFormat = Literal["channels_last", "contiguous"]
 
-_TRIAL_SECONDS = 0.4
+_TRIAL_SECONDS = 0.25
 
 
 def device_type(accelerator: str) -> str:
@@ -106,8 +106,19 @@ def _bf16_is_faster_on_cpu() -> bool:
     # Processors without bf16 instructions emulate them, ten times slower: measured, not looked up.
     network = nn.Sequential(nn.Conv3d(16, 16, 3, padding=1), nn.Conv3d(16, 16, 3, padding=1))
     image = torch.zeros(1, 16, 24, 24, 24)
-    full = step_seconds(network, image, precision="32-true")
-    return step_seconds(network, image, precision="bf16-mixed") < full
+    threads = torch.get_num_threads()
+    # Threads that wait for one another would measure what else the machine is doing.
+    torch.set_num_threads(1)
+    try:
+        # In turns, so that a busy moment does not hit one of them alone.
+        rounds = [
+            [step_seconds(network, image, precision=name) for name in ("32-true", "bf16-mixed")]
+            for _ in range(2)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    full, half = (min(times) for times in zip(*rounds, strict=True))
+    return half < full
 
 
 def choose_memory_format(
@@ -131,13 +142,14 @@ def choose_memory_format(
     if setting != "auto":
         return "channels_last" if setting == "channels_last" else "contiguous"
     network = network.to(device)
-    seconds = {}
+    seconds = {"contiguous": float("inf"), "channels_last": float("inf")}
     with torch.random.fork_rng():
-        for name in ("contiguous", "channels_last"):
+        for name in (*seconds, *seconds):
             layout = torch_format(name)
             image = torch.zeros(shape, device=device).to(memory_format=layout)
             network.to(memory_format=layout)
-            seconds[name] = step_seconds(network, image, precision=precision)
+            measured = step_seconds(network, image, precision=precision)
+            seconds[name] = min(seconds[name], measured)
     network.to(memory_format=torch.contiguous_format)
     return "channels_last" if seconds["channels_last"] < seconds["contiguous"] else "contiguous"
 
