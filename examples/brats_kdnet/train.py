@@ -86,8 +86,8 @@ def rehearse(config: Config) -> None:
         config: The resolved configuration.
 
     Raises:
-        UserError: If the network does not fit the grid, or a given teacher does not fit the run.
-        PrivDistillError: If the bottleneck cannot be found, or shapes do not fit.
+        UserError: If there is no such network, or a given teacher does not fit the run.
+        PrivDistillError: If the network cannot run on the grid, or has no bottleneck to be found.
     """
     description = find_description(config)
     teacher, student = (
@@ -96,25 +96,17 @@ def rehearse(config: Config) -> None:
     if config.network.teacher_model is not None:
         path = config.network.teacher_model
         check_compatible(path, read_metadata(path), teacher)
-    try:
-        DistillationWrapper(
-            build(teacher),
-            network := build(student),
-            objective=(objective := student_objective(config.objective)),
-            inputs=PrivilegedInput(
-                stacked(config.data, description),
-                student=student.modalities,
-                teacher=teacher.modalities,
-            ),
-            taps=taps(config.objective, network, objective),
-            activation=student.activation,
-            example=torch.zeros(1, len(stacked(config.data, description)), *student.grid),
-        ).close()
-    except PrivDistillError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        size = "x".join(map(str, student.grid))
-        raise UserError(f"{student.backbone} cannot run on a grid of {size}: {error}") from error
+    network, objective = build(student), student_objective(config.objective)
+    modalities = stacked(config.data, description)
+    DistillationWrapper(
+        build(teacher),
+        network,
+        objective=objective,
+        inputs=PrivilegedInput(modalities, student=student.modalities, teacher=teacher.modalities),
+        taps=taps(config.objective, network, objective),
+        activation=student.activation,
+        example=torch.zeros(1, len(modalities), *student.grid),
+    ).close()
 
 
 def ground_truth(options: ObjectiveConfig) -> Term:

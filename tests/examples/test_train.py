@@ -121,7 +121,7 @@ def test_a_trained_teacher_can_be_given(run, arguments, tmp_path, capsys):
         (["--student_modalities", "pet"], "has no modality pet"),
         (["--description", "no.yaml"], "no.yaml"),
         (["--bottleneck_layer", "deep"], "deep"),
-        (["--grid", "1,1,1"], "cannot run on a grid of 1x1x1"),
+        (["--grid", "1,1,1"], "KDNet: an input of (1, 1, 1) voxels"),
         (["--teacher_model", "none.safetensors"], "there is no such model file"),
         (["--accelerator", "abacus"], "Lightning Fabric cannot start"),
         (["--split_file", "none.json"], "none.json"),

@@ -117,8 +117,7 @@ def _bf16_is_faster_on_cpu() -> bool:
         ]
     finally:
         torch.set_num_threads(threads)
-    full, half = (min(times) for times in zip(*rounds, strict=True))
-    return half < full
+    return min(half for _, half in rounds) < min(full for full, _ in rounds)
 
 
 def choose_memory_format(
