@@ -20,12 +20,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from errors import UserError
 from numpy.typing import NDArray
-from phantom_images import make_phantom
 
 from data.layouts import PHANTOM_MARKER
 from data.parallel import map_parallel
+from errors import UserError
+from phantom_images import make_phantom
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
 _VERSION = 1

@@ -7,10 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from errors import UserError
 
 from data.checks import Problem, check_subjects, raise_for_problems
 from data.layouts import find_subjects
+from errors import UserError
 
 
 def problems_in(root: Path, **settings) -> list[Problem]:

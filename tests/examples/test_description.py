@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from errors import UserError
 
 from data.description import DATASETS_FOLDER, Description, load_description
+from errors import UserError
 
 BUILT_IN = sorted(path.stem for path in DATASETS_FOLDER.glob("*.yaml"))
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from errors import UserError
 
 from data.description import load_description
 from data.layouts import ImageFile, find_subjects
+from errors import UserError
 
 
 def touch(root: Path, *names: str) -> None:

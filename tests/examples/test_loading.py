@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from errors import UserError
 
 import data.loading
 from data.description import load_description
 from data.layouts import find_subjects
 from data.loading import EpochSampler, build_loader, flip, prepare, start_epoch
 from data.preprocessing import Preprocessing
+from errors import UserError
 from phantoms import generate_phantoms
 
 

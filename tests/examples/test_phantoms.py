@@ -6,12 +6,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from errors import UserError
-from phantom_images import ENHANCING, MODALITIES, NECROSIS, OEDEMA, make_phantom
 
 import phantoms
 from data.checks import check_subjects
 from data.layouts import find_subjects
+from errors import UserError
+from phantom_images import ENHANCING, MODALITIES, NECROSIS, OEDEMA, make_phantom
 from phantoms import generate_phantoms
 
 SIZE = 32

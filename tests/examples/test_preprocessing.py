@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from errors import UserError
 from monai.transforms import CenterSpatialCrop, SpatialPad
 
 from data.description import load_description
 from data.layouts import ImageFile, Subject, find_subjects
 from data.preprocessing import Preprocessing, central_window
+from errors import UserError
 
 BRATS = replace(load_description(Path("brats2021")), crop=(8, 8, 8), grid=(4, 4, 4))
 

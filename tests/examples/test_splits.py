@@ -4,10 +4,10 @@ import json
 from collections import Counter
 
 import pytest
-from errors import UserError
 
 from data.layouts import Subject
 from data.splits import Split, split_subjects
+from errors import UserError
 
 
 def subjects(count: int, high: int = 0) -> list[Subject]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from errors import UserError
 
 from data.description import Description, load_description
 from data.targets import number_of_outputs, predict_classes, to_regions, to_target
+from errors import UserError
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from errors import UserError
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +20,7 @@ from data.layouts import ImageFile, Subject
 from data.parallel import map_parallel
 from data.preprocessing import UnknownLabelError, read_classes
 from data.volumes import Geometry, UnreadableVolumeError, read_geometry, read_volume
+from errors import UserError
 
 #: Entries of two affines (mm per voxel, mm) may differ by what single precision loses.
 _AFFINE_TOLERANCE = 1e-3

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
 from errors import UserError
 
 Size = tuple[int, int, int]

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from errors import UserError
-
 from data.description import DATASETS_FOLDER, Description, load_description
+from errors import UserError
 
 #: Written by the phantom generator into the root of what it made.
 PHANTOM_MARKER = "phantom.json"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import torch
-from errors import UserError
 from monai.data.dataset import PersistentDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.layouts import Subject
 from data.parallel import map_parallel
 from data.preprocessing import Preprocessing, Sample
+from errors import UserError
 
 #: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
 FLIP_CODES = 8

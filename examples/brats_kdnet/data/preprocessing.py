@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 import numpy as np
 import torch
-from errors import UserError
 from monai.transforms.intensity.array import NormalizeIntensity
 from monai.transforms.spatial.array import Resize
 from monai.transforms.transform import Transform
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from data.description import Description, Size
 from data.layouts import ImageFile, Subject
 from data.volumes import Geometry, read_geometry, read_volume
+from errors import UserError
 
 Normalise = Literal["before_crop", "after_crop"]
 Resample = Literal["trilinear", "area"]

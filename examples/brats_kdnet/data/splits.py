@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from errors import UserError
-
 from data.layouts import Subject
+from errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from errors import UserError
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from data.description import Description
+from errors import UserError
 
 Activation = Literal["softmax", "sigmoid"]
 

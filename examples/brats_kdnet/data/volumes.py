@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
-from errors import UserError
 from nibabel.filebasedimages import ImageFileError, SerializableImage
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from data.layouts import ImageFile
+from errors import UserError
 
 _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
 
