@@ -25,7 +25,7 @@ test: env  ## the suite, doctests included
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-all: env  ## everything, slow and fault tests too
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not gpu'
+	$(BIN)/python -m pytest -n $(JOBS) -m ''
 
 check: env  ## lint, format and types
 	$(BIN)/ruff check .

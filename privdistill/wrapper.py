@@ -8,17 +8,19 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from privdistill import dry_run
-from privdistill.exceptions import (
-    LayerNotFoundError,
-    LifecycleError,
-    ModalityError,
-    ObjectiveError,
-    ShapeMismatchError,
+from privdistill.checks import (
+    check_batch,
+    check_gradients,
+    check_logits,
+    check_networks,
+    check_single_head,
+    input_views,
+    tap_table,
 )
-from privdistill.inputs import Image, InputViews, SameInput, plain
+from privdistill.exceptions import LayerNotFoundError, LifecycleError, ObjectiveError
+from privdistill.inputs import Image, InputViews, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
@@ -102,17 +104,19 @@ class DistillationWrapper(nn.Module):
         select_logits: Callable[[Any], Tensor] = first_logits,
     ) -> None:
         super().__init__()
+        check_choice("DistillationWrapper", "activation", activation, ("softmax", "sigmoid"))
+        check_choice("DistillationWrapper", "validate", validate, ("first", "always", "never"))
         self.objective = as_objective(objective)
-        self.activation = _known("activation", activation, ("softmax", "sigmoid"))
-        self.validate = _known("validate", validate, ("first", "always", "never"))
-        self.inputs = _views(inputs)
+        self.activation: Activation = activation
+        self.validate = validate
+        self.inputs = input_views(inputs)
         self.select_logits = select_logits
         # A tensor, since a number would be a new constant for torch.compile in every step.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._validated = False
         self._closed = False
-        _check_networks(teacher, student, self.objective)
-        self.taps = _tap_table(taps or {}, self.objective.taps)
+        check_networks(teacher, student, self.objective)
+        self.taps = tap_table(taps or {}, self.objective.taps)
         self._build(teacher, student, example)
 
     def _build(self, teacher: nn.Module | None, student: nn.Module, example: Image | None) -> None:
@@ -172,7 +176,7 @@ class DistillationWrapper(nn.Module):
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
         training = dry_run.run(self.student, view, recorder, self.select_logits, training=True)
         if self.select_logits is first_logits:
-            _check_single_head(training, mine)
+            check_single_head(training, mine)
         if teacher is None:
             return
         compared = self.objective.needs_teacher_logits
@@ -182,7 +186,7 @@ class DistillationWrapper(nn.Module):
         for tap in self.taps:
             self._fit(tap, mine.features[tap], theirs.features[tap])
         if compared:
-            _check_logits(mine.logits, theirs.logits)
+            check_logits(mine.logits, theirs.logits)
 
     def _demand_plain_taps(self) -> None:
         for name, tap in self.taps.items():
@@ -245,7 +249,7 @@ class DistillationWrapper(nn.Module):
         with self._recorders["student"].recording() as features:
             logits = self.select_logits(self.student(view))
         self._check_captures("student", features)
-        _check_batch(logits)
+        check_batch(logits)
         step = Step(
             student=logits,
             teacher=teacher_output,
@@ -282,7 +286,7 @@ class DistillationWrapper(nn.Module):
                 "example of the training size to the wrapper, or set inplace=False there."
             )
         if role == "student" and self.training and torch.is_grad_enabled():
-            _check_gradients(recorder, features)
+            check_gradients(recorder, features)
 
     def _pair(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
         pairs = {}
@@ -438,118 +442,3 @@ def _give_back(recorders: Mapping[str, Recorder], teachers: Sequence[FrozenTeach
         recorder.remove()
     for teacher in teachers:
         teacher.release()
-
-
-def _known(option: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    check_choice("DistillationWrapper", option, value, choices)
-    return value
-
-
-def _views(inputs: InputViews | None) -> InputViews:
-    if inputs is None:
-        return SameInput()
-    if not (hasattr(inputs, "for_teacher") and hasattr(inputs, "for_student")):
-        raise ModalityError(
-            f"`inputs` is {inputs!r}; expected PrivilegedInput(modalities=..., student=...) or an "
-            "object with the methods for_teacher(image) and for_student(image)."
-        )
-    return inputs
-
-
-def _check_networks(teacher: nn.Module | None, student: nn.Module, objective: Objective) -> None:
-    for role, network in (("teacher", teacher), ("student", student)):
-        if isinstance(network, nn.DataParallel):
-            raise LifecycleError(
-                f"The {role} is wrapped in DataParallel, whose copies no hook survives. Pass the "
-                "network itself and use DistributedDataParallel, one process per device."
-            )
-        if network is not None and any(map(is_lazy, network.parameters())):
-            raise LifecycleError(
-                f"The {role} has lazy layers without weights. Run it once on a batch of its own "
-                "before the wrapper is built."
-            )
-    if teacher is None:
-        _check_needs_no_teacher(objective)
-        return
-    shared = {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}
-    if shared:
-        raise LifecycleError(
-            f"Teacher and student share {len(shared)} parameters, and the teacher is frozen. Pass "
-            "two networks; copy.deepcopy(network) gives a second one."
-        )
-
-
-def _check_needs_no_teacher(objective: Objective) -> None:
-    needy = [
-        name for name, (_, term) in objective.named_terms.items() if term.needs_teacher or term.taps
-    ]
-    if needy:
-        raise ObjectiveError(
-            f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "
-            "trained teacher, or an objective of GroundTruth() alone."
-        )
-
-
-def _tap_table(taps: Mapping[str, Tap], read: tuple[str, ...]) -> dict[str, Tap]:
-    """Taps by name: those given, and the bottleneck where a term reads it and nobody named it."""
-    table = dict(taps)
-    for name, tap in table.items():
-        if not isinstance(tap, Tap):
-            raise LayerNotFoundError(
-                f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...)."
-            )
-        if not name.isidentifier():
-            raise LayerNotFoundError(
-                f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
-            )
-    for name in read:
-        if name == "bottleneck":
-            table.setdefault(name, Tap())
-        elif name not in table:
-            raise LayerNotFoundError(
-                f"A term reads tap '{name}', but `taps` names {sorted(table) or 'none'}. Add "
-                f"taps={{'{name}': Tap(teacher=..., student=...)}}."
-            )
-    return table
-
-
-def _check_logits(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
-    if student != teacher:
-        raise ShapeMismatchError(
-            f"The objective compares logits, but for the example the student gives {student} and "
-            f"the teacher {teacher}. Both must predict the same classes at the same resolution; "
-            "pass `select_logits=` if another output is the one to compare."
-        )
-
-
-def _check_single_head(training: dry_run.Trial, evaluation: dry_run.Trial) -> None:
-    """Refuse deep supervision, of which only the first head would be taught in silence."""
-    output = training.output
-    heads = output if isinstance(output, tuple | list) else ()
-    alike = [h for h in heads if isinstance(h, Tensor) and h.shape[1:2] == heads[0].shape[1:2]]
-    if len(alike) > 1 or len(training.logits) != len(evaluation.logits):
-        shapes = [tuple(head.shape) for head in alike] or [training.logits]
-        raise ShapeMismatchError(
-            f"In train mode the student returns several predictions, {shapes}, and only the first "
-            f"would be taught; in eval mode it returns {evaluation.logits}. Switch its deep "
-            "supervision off, or pass `select_logits=`, for instance lambda output: output[0]."
-        )
-
-
-def _check_batch(logits: Tensor) -> None:
-    if logits.shape[0] == 0:
-        raise ShapeMismatchError(
-            f"The student's logits are {tuple(logits.shape)}: the batch is empty. Drop empty "
-            "batches before the step."
-        )
-
-
-def _check_gradients(recorder: Recorder, features: Mapping[str, Tensor]) -> None:
-    for tap, tensor in features.items():
-        if not tensor.requires_grad:
-            raise LifecycleError(
-                f"Tap '{tap}': the output of layer '{recorder.names[tap]}' carries no gradient in "
-                "training, so its terms would teach nothing. Is that part of the student frozen, "
-                "or does activation checkpointing run with use_reentrant=True? Use "
-                "use_reentrant=False."
-            )
