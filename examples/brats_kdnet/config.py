@@ -48,10 +48,10 @@ class DataConfig:
         student_modalities: What baseline and student see. Source: the paper, section 3.3.
         teacher_modalities: What the teacher sees; all modalities of the data set if none are
             given. Source: the paper, section 3.3.
-        crop: Central crop, voxels; the description's if none is given (BraTS: 128 128 128, the
+        crop: Central crop, voxels; the description's if none is given (BraTS: 128,128,128; the
             paper, section 3.1).
         grid: Training grid after resampling, voxels; the description's if none is given (BraTS:
-            64 64 64, the paper, section 3.1).
+            64,64,64; the paper, section 3.1).
         normalise: z-score over the non-zero voxels of the crop or of the whole volume. The paper
             leaves the order open; it names the crop first.
         resample: How images reach the grid: "trilinear", or "area" (mean of the voxels merged).
@@ -165,7 +165,7 @@ class TrainingConfig:
         accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
         devices: Devices of one node: a number, or "auto" for all.
         num_nodes: Nodes, started with torchrun.
-        strategy: As in Lightning Fabric: auto, ddp, fsdp.
+        strategy: As in Lightning Fabric: auto or ddp.
         threads: CPU threads of each process; 0 leaves PyTorch's choice.
         deterministic: Only deterministic algorithms; slower on a GPU, where some do not exist.
         seed: Of weights, order, flips, splits and phantoms.
@@ -357,7 +357,17 @@ def _check(config: Config) -> None:
         ("validation_fraction", data.validation_fraction, 0 < data.validation_fraction < 1, "0..1"),
         ("student_modalities", data.student_modalities, data.student_modalities, "one or more"),
         ("workers", data.workers, data.workers >= 0, "0 or more"),
-        ("phantoms", data.phantoms, data.phantoms >= 6, "6 or more"),
+        ("phantoms", data.phantoms, data.phantoms >= max(6, data.folds), "6 or more, and folds"),
+        ("phantom_size", data.phantom_size, data.phantom_size >= 16, "16 or more"),
+        ("weight_decay", training.weight_decay, training.weight_decay >= 0, "0 or more"),
+        ("plateau_factor", training.plateau_factor, 0 < training.plateau_factor < 1, "0 to 1"),
+        (
+            "plateau_patience",
+            training.plateau_patience,
+            training.plateau_patience >= 1,
+            "1 or more",
+        ),
+        ("seed", training.seed, 0 <= training.seed < 2**32, "0 to 2^32 - 1"),
         ("crop", data.crop, min(data.crop or (1,)) > 0, "positive"),
         ("grid", data.grid, min(data.grid or (1,)) > 0, "positive"),
         ("imitation", objective.imitation, 0 <= objective.imitation <= 1, "0 to 1"),
@@ -374,6 +384,8 @@ def _check(config: Config) -> None:
         for name, value, fine, wanted in demands
         if not fine
     ]
+    if training.validation_loss == "ground_truth" and objective.imitation == 1:
+        wrong.append("validation_loss is ground_truth, but imitation 1 leaves no such term.")
     if wrong:
         raise UserError("\n".join(wrong))
 

@@ -18,6 +18,7 @@ from data.layouts import Subject, find_subjects
 from data.loading import build_loader, prepare
 from data.splits import Split, split_subjects
 from data.targets import number_of_outputs
+from data.volumes import read_geometry
 from errors import UserError
 from models import build_network
 from phantoms import generate_phantoms
@@ -100,7 +101,12 @@ class Experiment:
 
     def metadata(self, role: str) -> ModelMetadata:
         """Return the description of the network that a role trains."""
-        return describe_network(role, self.config, self.description)
+        first = next(iter(self.subjects[self.split.train[0]].images.values()))
+        return replace(
+            describe_network(role, self.config, self.description),
+            orientation=read_geometry(first).orientation,
+            seen_cases=(*self.split.train, *self.split.validation),
+        )
 
     def build_network(self, role: str) -> torch.nn.Module:
         """Build the untrained network of a role.
@@ -158,9 +164,12 @@ def open_experiment(config: Config, console: Console) -> Experiment:
     with watch.phase("data"), fabric.rank_zero_first():
         description, subjects = read_subjects(config, run, console)
         split = split_of(config, subjects)
-        if not held and fabric.is_global_zero:
+        if run.cases.is_file():
+            check_unchanged(run, description, split)
+        elif fabric.is_global_zero:
             check(config.data, description, subjects, split, console)
             run.begin(config)
+            run.write_description(description)
             split.save(run.cases)
         datasets = prepare_parts(config, description, subjects, split, console)
     memory_format = settle(config, run, description, precision, fabric)
@@ -306,6 +315,36 @@ def read_subjects(
     return description, subjects
 
 
+def check_unchanged(run: RunFolder, description: Description, split: Split) -> None:
+    """Refuse to go on with other subjects or labels than the run began with.
+
+    A network that is finished has seen the subjects of the old split; scored on those of a new one,
+    it might be tested on what it was trained on.
+
+    Args:
+        run: Holds what the run began with.
+        description: The data set as it is now.
+        split: The split as it would be now.
+
+    Raises:
+        UserError: If either differs.
+    """
+    before = Split.read(run.cases)
+    for part in ("train", "validation", "test"):
+        changed = set(getattr(before, part)) ^ set(getattr(split, part))
+        if changed:
+            raise UserError(
+                f"{run.cases}: the {part} subjects of this run are not those found now; they "
+                f"differ in {', '.join(sorted(changed)[:5])}. Restore the data set or the split "
+                "file, or choose another --out."
+            )
+    if not run.has_description(description):
+        raise UserError(
+            f"{run.root}: the description of the data set has changed since this run began. "
+            "Restore it, or choose another --out."
+        )
+
+
 def check_view(role: str, data: DataConfig, description: Description) -> None:
     """Make sure that a network's modalities exist.
 
@@ -389,9 +428,9 @@ def build(metadata: ModelMetadata) -> torch.nn.Module:
     """
     return build_network(
         metadata.backbone,
+        metadata.backbone_arguments,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
-        **metadata.backbone_arguments,
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from data.checks import check_subjects, raise_for_problems
 from data.description import DATASETS_FOLDER, Description, load_description
 from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
+from data.volumes import read_geometry
 from errors import UserError
 from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
 from evaluation.scoring import native_classes, predict_finite
@@ -114,6 +115,7 @@ def predict(
             modalities=metadata.modalities,
         )
     )
+    _check_orientation(subjects, metadata)
     targets = [out / name for name in output_names(subjects, metadata)]
     run = _runner(network, device)
     with _progress(console) as bar:
@@ -122,6 +124,23 @@ def predict(
             _segment(run, subject, target, metadata)
             bar.advance(task)
     return targets
+
+
+def _check_orientation(subjects: Sequence[Subject], metadata: ModelMetadata) -> None:
+    """Refuse volumes whose axes run otherwise than in training: the network never saw them so."""
+    turned = {}
+    for subject in subjects:
+        file = subject.images[metadata.modalities[0]]
+        found = read_geometry(file).orientation
+        if metadata.orientation and found != metadata.orientation:
+            turned[file.path.name] = found
+    if turned:
+        listed = ", ".join(f"{name} ({codes})" for name, codes in list(turned.items())[:5])
+        raise UserError(
+            f"--input: {len(turned)} volumes have other axes than the training data, which are "
+            f"{metadata.orientation}: {listed}. Reorient them first, for example with "
+            "nibabel.as_closest_canonical or fslreorient2std."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,13 +153,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, or 2 for input that cannot be used.
     """
     options = _parser().parse_args(arguments)
-    console = Console()
+    # Names of files are shown as they are, brackets and all.
+    console = Console(markup=False)
     try:
         written = predict(
             options.model, options.input, options.out, device=options.device, console=console
         )
     except UserError as error:
         sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"{options.out}: the label maps cannot be written: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"Stopped; the label maps in {options.out} are complete.\n")
@@ -225,6 +248,13 @@ def _find_in_folder(folder: Path, metadata: ModelMetadata) -> list[Subject]:
             best = subjects
     # Where only other modalities are found, the subjects are kept for the checks to report.
     if best:
+        used = {file.path for subject in best for file in subject.images.values()}
+        left = sorted(p.name for p in folder.iterdir() if _is_image(p) and p not in used)
+        if left:
+            raise UserError(
+                f"--input {folder}: {len(left)} files fit no subject: {', '.join(left[:5])}. Name "
+                f"them like the others, or give them as {metadata.modalities[0]}=FILE."
+            )
         return [replace(subject, segmentation=None) for subject in best]
     files = [path for path in sorted(folder.iterdir()) if _is_image(path)]
     if not files:

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from config import Config
+from data.description import Description
 from errors import UserError
 
 ROLES = ("teacher", "baseline", "student")
@@ -182,6 +183,26 @@ class RunFolder:
         """
         content = environment() | {"seed": seed, "resolved": resolved}
         write_text(self.environment, json.dumps(content, indent=2) + "\n")
+
+    def write_description(self, description: Description) -> None:
+        """Record the data set as it is described when the run begins.
+
+        Args:
+            description: The data set.
+        """
+        write_text(self.root / "description.json", json.dumps(description.to_dict(), indent=2))
+
+    def has_description(self, description: Description) -> bool:
+        """Say whether the run began with a data set of this description.
+
+        Args:
+            description: The data set as it is now.
+
+        Returns:
+            Whether nothing in it has changed.
+        """
+        now = json.loads(json.dumps(description.to_dict()))
+        return bool(_read(self.root / "description.json") == now)
 
     def read_summary(self) -> dict[str, Any]:
         """Return the summary of an earlier part of this run; empty if there is none."""

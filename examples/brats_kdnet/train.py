@@ -51,6 +51,7 @@ from training.checkpoint import (
 )
 from training.interruption import TrainingStoppedError
 from training.loop import Task, fit, is_finished
+from training.progress import counting
 
 
 def distil(config: Config, console: Console) -> None:
@@ -259,6 +260,13 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
     """
     network, metadata = load_model(path)
     check_compatible(path, metadata, experiment.metadata("teacher"))
+    leaked = sorted({*metadata.seen_cases} & {*experiment.split.test})
+    if leaked:
+        raise UserError(
+            f"{path} was trained on {len(leaked)} subjects of the held-out fold: "
+            f"{', '.join(leaked[:5])}. Its knowledge of them would reach the student. Give the "
+            "teacher of this fold."
+        )
     if experiment.fabric.is_global_zero:
         save_model(experiment.run.model("teacher"), network, metadata)
         save_state(experiment.run.role("teacher") / "state.pt", {"finished": True})
@@ -308,15 +316,17 @@ def score_network(experiment: Experiment, role: str) -> list[Score]:
     run = experiment.run
     network, metadata = load_model(run.model(role))
     subjects = [experiment.subjects[name] for name in experiment.split.test]
-    return evaluate(
-        predictor(network, experiment.fabric.device),
-        subjects,
-        metadata.preprocessing(),
-        experiment.description,
-        activation=metadata.activation,
-        role=role,
-        prediction_folder=run.predictions(role) if experiment.config.run.predictions else None,
-    )
+    with counting(experiment.console, f"Scoring the {role}", len(subjects)) as scored:
+        return evaluate(
+            predictor(network, experiment.fabric.device),
+            subjects,
+            metadata.preprocessing(),
+            experiment.description,
+            activation=metadata.activation,
+            role=role,
+            prediction_folder=run.predictions(role) if experiment.config.run.predictions else None,
+            on_case=scored,
+        )
 
 
 def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -371,9 +381,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 for input that cannot be used, 128 + signal if stopped.
     """
     try:
-        distil(parse_config(arguments), Console())
+        # Names of cases and folders are shown as they are, brackets and all.
+        distil(parse_config(arguments), Console(markup=False))
     except (UserError, PrivDistillError) as error:
         sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"The run stopped: {error}. Give the same command to go on.\n")
         return 2
     except TrainingStoppedError as stop:
         sys.stderr.write(f"{stop}\n")

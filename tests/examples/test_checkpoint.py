@@ -35,7 +35,7 @@ METADATA = ModelMetadata(
 
 
 def build():
-    return build_network("kdnet", in_channels=1, out_channels=4, channels=[2, 4, 8])
+    return build_network("kdnet", {"channels": [2, 4, 8]}, in_channels=1, out_channels=4)
 
 
 def test_a_model_file_alone_rebuilds_the_network(tmp_path):

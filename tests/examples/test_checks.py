@@ -154,7 +154,7 @@ def test_problems_of_all_subjects_are_reported_together(brats_folder):
     with pytest.raises(UserError) as caught:
         raise_for_problems(problems)
     message = str(caught.value)
-    assert message.startswith("3 problems in 2 subjects")
+    assert message.startswith("Problems: 3, in 2 of the subjects")
     for text in (f"{names[0]}_t1.nii", f"{names[0]}_seg.nii", "t2", "empty", "unknown label 7"):
         assert text in message
 
@@ -166,3 +166,11 @@ def test_the_result_does_not_depend_on_the_number_of_workers(brats_folder, folde
     one, many = (check_subjects(description, subjects, workers=n, progress=False) for n in (1, 5))
     assert one == many
     assert len(one) == 9
+
+
+def test_a_subject_that_lies_turned_is_found(brats_folder, folder):
+    for path in folder.glob("*.nii"):
+        image = nib.load(path)
+        turned = nib.Nifti1Image(np.array(image.dataobj), np.diag([-1.0, 1.0, 1.0, 1.0]))
+        nib.save(turned, path)
+    assert "its axes run LAS, those of most subjects RAS" in only_problem(brats_folder).reason

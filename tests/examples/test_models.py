@@ -89,7 +89,10 @@ def test_multiresunet_refuses_sizes_that_do_not_halve():
 
 def test_any_class_can_be_built_by_import_path():
     network = build_network(
-        "monai.networks.nets.segresnet.SegResNet", in_channels=1, out_channels=4, init_filters=8
+        "monai.networks.nets.segresnet.SegResNet",
+        {"init_filters": 8},
+        in_channels=1,
+        out_channels=4,
     )
     assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 4, 16, 16, 16)
 
@@ -109,4 +112,4 @@ def test_any_class_can_be_built_by_import_path():
 )
 def test_unknown_networks_and_arguments_are_named(name, arguments, message):
     with pytest.raises(UserError, match=message):
-        build_network(name, in_channels=1, out_channels=4, **arguments)
+        build_network(name, arguments, in_channels=1, out_channels=4)

@@ -38,7 +38,7 @@ def metadata(modalities=("t1ce",), **changes):
 def save(path, **options):
     described = metadata(**options)
     torch.manual_seed(0)
-    network = build_network("kdnet", in_channels=described.in_channels, out_channels=4, **NETWORK)
+    network = build_network("kdnet", NETWORK, in_channels=described.in_channels, out_channels=4)
     save_model(path, network, described)
     return path
 
@@ -247,3 +247,20 @@ def test_out_that_is_a_file_is_refused(model, tmp_path, capsys):
     image = write_image(tmp_path / "x.nii")
     assert run("--model", model, "--input", image, "--out", image) == 2
     assert "expected a folder" in capsys.readouterr().err
+
+
+def test_a_volume_turned_otherwise_than_in_training_is_refused(tmp_path, capsys):
+    path = save(tmp_path / "turned.safetensors", orientation="LPS")
+    image = write_image(tmp_path / "a_t1ce.nii.gz")
+    assert run("--model", path, "--input", image, "--out", tmp_path / "out") == 2
+    assert "other axes than the training data, which are LPS" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_fit_no_subject_are_named(model, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a_t1ce.nii.gz", "patient [b].nii.gz"):
+        write_image(folder / name)
+    assert run("--model", model, "--input", folder, "--out", tmp_path / "out") == 2
+    assert "1 files fit no subject: patient [b].nii.gz" in capsys.readouterr().err

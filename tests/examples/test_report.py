@@ -88,7 +88,7 @@ def write_role(run, role, description):
         epoch=3,
         phantom=description.phantom,
     )
-    network = build_network("kdnet", in_channels=len(view), out_channels=4, **arguments)
+    network = build_network("kdnet", arguments, in_channels=len(view), out_channels=4)
     save_model(run / role / "model.safetensors", network, described)
     header = "epoch,step,learning_rate,seconds,train_loss,train_ground_truth,"
     header += "validation_loss,validation_dice\n"

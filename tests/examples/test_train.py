@@ -202,3 +202,65 @@ def test_two_processes_train_the_network_of_one(run, arguments, tmp_path):
     assert len(read_history(out / "student" / "history.csv")) == 2
     steps = -(-len(json.loads((out / "cases.json").read_text())["train"]) // 2)
     assert read_history(out / "student" / "history.csv")[0]["step"] == steps
+
+
+def test_a_run_is_not_scored_on_other_subjects_than_it_began_with(run, arguments, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run.root, copy)
+    (copy / "scores.csv").unlink()
+    cases = json.loads((copy / "cases.json").read_text())
+    cases["train"], cases["test"] = cases["test"], cases["train"]
+    (copy / "cases.json").write_text(json.dumps(cases))
+    again = [*arguments, "--out", str(copy)]
+    status, message = status_and_message(capsys, again)
+    assert status == 2
+    assert "the train subjects of this run are not those found now" in message
+    assert not (copy / "scores.csv").exists()
+
+
+def test_a_run_does_not_go_on_with_other_labels(run, arguments, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run.root, copy)
+    description = json.loads((copy / "description.json").read_text())
+    description["regions"] = {"WT": [1]}
+    (copy / "description.json").write_text(json.dumps(description))
+    status, message = status_and_message(capsys, [*arguments, "--out", str(copy)])
+    assert status == 2
+    assert "the description of the data set has changed" in message
+
+
+def test_a_teacher_of_another_fold_is_refused(run, arguments, tmp_path, capsys):
+    teacher = str(run.model("teacher"))
+    flags = ["--out", str(tmp_path / "fold1"), "--fold", "1", "--teacher_model", teacher]
+    status, message = status_and_message(capsys, [*arguments, *flags])
+    assert status == 2
+    assert "of the held-out fold" in message
+
+
+def test_a_model_knows_what_it_has_seen(run):
+    metadata = read_metadata(run.model("student"))
+    cases = json.loads(run.cases.read_text())
+    assert set(metadata.seen_cases) == {*cases["train"], *cases["validation"]}
+    assert len(metadata.orientation) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--phantom_size", "8"], "phantom_size is 8"),
+        (["--folds", "10", "--phantoms", "6"], "phantoms is 6"),
+        (["--weight_decay", "-1"], "weight_decay is -1"),
+        (["--plateau_factor", "2"], "plateau_factor is 2"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--backbone_arguments", '{"in_channels": 2}'], "in_channels follow from"),
+        (["--backbone_arguments", '{"name": "x"}'], "cannot be built"),
+        (["--backbone_arguments", '{"channels": [8, -16]}'], "cannot be built"),
+        (["--imitation", "1", "--validation_loss", "ground_truth"], "leaves no such term"),
+    ],
+)
+def test_mistakes_on_phantoms_leave_nothing_behind(flags, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    status, found = status_and_message(capsys, ["--out", str(out), *flags])
+    assert status == 2
+    assert message in found
+    assert not out.exists()

@@ -76,7 +76,23 @@ def check_subjects(
     found = map_parallel(
         check, subjects, workers=workers, title="Checking subjects", progress=progress
     )
-    return [problem for problems in found for problem in problems]
+    problems = [problem for problems in found for problem in problems]
+    # Only readable headers can be compared, so this waits until all else is well.
+    return problems or list(_turned(subjects, description, modalities))
+
+
+def _turned(
+    subjects: Sequence[Subject], description: Description, modalities: Sequence[str] | None
+) -> Iterator[Problem]:
+    """Subjects whose axes run otherwise than in most; a network would see them turned."""
+    first = next(iter(modalities or description.modalities))
+    files = {subject.name: subject.images[first] for subject in subjects}
+    codes = {name: read_geometry(file).orientation for name, file in files.items()}
+    usual = max(codes.values(), key=list(codes.values()).count, default="")
+    for name, found in codes.items():
+        if found != usual:
+            reason = f"its axes run {found}, those of most subjects {usual}; reorient it first"
+            yield Problem(name, files[name].path, reason)
 
 
 def raise_for_problems(problems: Sequence[Problem]) -> None:
@@ -97,12 +113,12 @@ def raise_for_problems(problems: Sequence[Problem]) -> None:
         table.add_row(problem.subject, file, problem.reason)
     text = io.StringIO()
     # A fixed width: the message may end up in a log file, where no terminal tells its own.
-    Console(file=text, width=120).print(table)
+    Console(file=text, width=120, markup=False).print(table)
     folders = sorted({str(problem.file.parent) for problem in problems if problem.file is not None})
     where = f"Files lie in {', '.join(folders[:3])}{' ...' if len(folders) > 3 else ''}.\n"
     raise UserError(
-        f"{len(problems)} problems in {subjects} subjects; repair or remove them, nothing has been "
-        f"trained.\n{where if folders else ''}{text.getvalue().rstrip()}"
+        f"Problems: {len(problems)}, in {subjects} of the subjects; repair or remove them. Nothing "
+        f"was written.\n{where if folders else ''}{text.getvalue().rstrip()}"
     )
 
 

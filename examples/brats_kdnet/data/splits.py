@@ -40,6 +40,21 @@ class Split:
         partial.replace(path)
 
     @classmethod
+    def read(cls, path: Path) -> Split:
+        """Read a split without comparing it with any subjects.
+
+        Args:
+            path: A JSON file with the lists "train", "validation" and "test".
+
+        Returns:
+            The split.
+
+        Raises:
+            UserError: If the file is not such a split.
+        """
+        return cls(**_read_parts(path))
+
+    @classmethod
     def load(cls, path: Path, subjects: Iterable[Subject]) -> Split:
         """Read a split and check it against the subjects that were found.
 
@@ -54,7 +69,7 @@ class Split:
             UserError: If the file is not such a split, names unknown subjects, or names a subject
                 twice.
         """
-        split = cls(**_read_parts(path))
+        split = cls.read(path)
         _check_names(path, split, {subject.name for subject in subjects})
         return split
 

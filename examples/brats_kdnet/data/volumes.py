@@ -49,6 +49,12 @@ class Geometry:
     header: Any
     spacing: tuple[float, float, float]
 
+    @property
+    def orientation(self) -> str:
+        """Axis codes of the affine, such as "LPS"."""
+        codes = nib.orientations.aff2axcodes(self.affine)  # type: ignore[no-untyped-call]
+        return "".join(map(str, codes))
+
 
 def read_geometry(file: ImageFile) -> Geometry:
     """Read the header of a volume.

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -16,16 +17,18 @@ _IN_CHANNELS = ("in_channels", "n_channels", "input_channels", "in_chans", "num_
 _OUT_CHANNELS = ("out_channels", "classes", "n_classes", "num_classes", "out_chans")
 
 
-def build_network(name: str, *, in_channels: int, out_channels: int, **arguments: Any) -> nn.Module:
+def build_network(
+    name: str, arguments: Mapping[str, Any], *, in_channels: int, out_channels: int
+) -> nn.Module:
     """Build a network by name or by import path.
 
     Args:
         name: "kdnet", "multiresunet", or the import path of an `nn.Module` class such as
             "monai.networks.nets.SegResNet".
+        arguments: Passed on to the class. The number of channels is passed under the name that
+            the class uses, for example in_channels or n_channels.
         in_channels: Modalities that the network sees.
         out_channels: Channels of its logits.
-        **arguments: Passed on to the class. The number of channels is passed under the name
-            that the class uses, for example in_channels or n_channels.
 
     Returns:
         The network, with random weights.
@@ -34,6 +37,12 @@ def build_network(name: str, *, in_channels: int, out_channels: int, **arguments
         UserError: If there is no such class, or it does not accept the arguments.
     """
     backbone = _find_class(name)
+    reserved = sorted({*_IN_CHANNELS, *_OUT_CHANNELS} & arguments.keys())
+    if reserved:
+        raise UserError(
+            f"--backbone_arguments: {', '.join(reserved)} follow from the modalities and classes "
+            "of the data set; leave them out."
+        )
     keywords = _parameter_names(backbone)
     channels = {
         _channel_keyword(name, keywords, _IN_CHANNELS): in_channels,
@@ -41,9 +50,9 @@ def build_network(name: str, *, in_channels: int, out_channels: int, **arguments
     }
     try:
         return backbone(**channels, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
         raise UserError(
-            f"Network {name!r} cannot be built with {channels | arguments}: {error}\n"
+            f"Network {name!r} cannot be built with {channels | dict(arguments)}: {error}\n"
             f"Its arguments are: {', '.join(keywords)}. Set them with --backbone_arguments."
         ) from error
 

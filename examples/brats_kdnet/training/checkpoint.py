@@ -39,6 +39,8 @@ class ModelMetadata:
         resample: "trilinear" or "area".
         epoch: Epoch of these weights, from 1.
         phantom: Whether it was trained on phantoms.
+        orientation: Axis codes of the training images, such as "LPS".
+        seen_cases: Subjects that trained or selected it; they must not test it.
         created_with: Versions of the packages.
     """
 
@@ -56,6 +58,8 @@ class ModelMetadata:
     resample: Literal["trilinear", "area"] = "trilinear"
     epoch: int = 0
     phantom: bool = False
+    orientation: str = ""
+    seen_cases: tuple[str, ...] = ()
     created_with: dict[str, str] = field(default_factory=versions)
 
     def preprocessing(self) -> Preprocessing:
@@ -100,7 +104,7 @@ class ModelMetadata:
         """
         values = {item.name: json.loads(strings[item.name]) for item in fields(cls)}
         values["description"] = Description.from_dict(values["description"])
-        for name in ("modalities", "crop", "grid"):
+        for name in ("modalities", "crop", "grid", "seen_cases"):
             values[name] = None if values[name] is None else tuple(values[name])
         return cls(**values)
 
@@ -155,9 +159,9 @@ def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
     metadata = _parse(path, strings)
     network = build_network(
         metadata.backbone,
+        metadata.backbone_arguments,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
-        **metadata.backbone_arguments,
     )
     try:
         network.load_state_dict(weights)
@@ -181,7 +185,10 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
     Raises:
         UserError: If inputs, outputs, classes or grid differ; both networks are described.
     """
-    keys = ("modalities", "out_channels", "activation", "crop", "grid", "normalise", "resample")
+    keys = (
+        *("modalities", "out_channels", "activation", "crop", "grid", "normalise", "resample"),
+        "phantom",
+    )
     differing = [key for key in keys if getattr(found, key) != getattr(expected, key)]
     differing += [
         key

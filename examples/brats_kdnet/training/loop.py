@@ -225,8 +225,13 @@ def build_scheduler(
         total = settings.epochs * steps
         return OneCycleLR(optimizer, max_lr=settings.learning_rate, total_steps=total)
     if settings.schedule == "plateau":
+        # PyTorch counts the epochs it tolerates, the paper those after which the rate drops; and
+        # any decrease counts as one.
         return ReduceLROnPlateau(
-            optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
+            optimizer,
+            factor=settings.plateau_factor,
+            patience=settings.plateau_patience - 1,
+            threshold=0.0,
         )
     return ConstantLR(optimizer, factor=1.0)
 

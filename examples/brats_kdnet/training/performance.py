@@ -223,12 +223,11 @@ class Stopwatch:
 
 
 def peak_memory() -> dict[str, float]:
-    """Return the peak memory so far, MiB: of this process, of its largest child, of the GPU."""
+    """Return the peak memory so far, MiB: of this process and of the GPU."""
     # Linux counts in KiB, macOS in bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peaks = {
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
-        "largest worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit,
     }
     if torch.cuda.is_available():
         peaks["gpu"] = torch.cuda.max_memory_allocated() / 2**20

@@ -1,6 +1,8 @@
 """Progress of a training: a bar in a terminal, a line now and then anywhere else."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -82,3 +84,29 @@ class TrainingProgress:
             highlight=False,
             soft_wrap=True,
         )
+
+
+@contextmanager
+def counting(console: Console, title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show how many cases are done; quiet where the output is no terminal.
+
+    Args:
+        console: Where to show it.
+        title: What is being done.
+        total: Number of cases.
+
+    Yields:
+        A function to call with the name of each case that is done.
+    """
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[case]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(title, total=total, case="")
+        yield lambda case: bar.update(task, advance=1, case=case)
