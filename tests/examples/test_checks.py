@@ -171,6 +171,6 @@ def test_the_result_does_not_depend_on_the_number_of_workers(brats_folder, folde
 def test_a_subject_that_lies_turned_is_found(brats_folder, folder):
     for path in folder.glob("*.nii"):
         image = nib.load(path)
-        turned = nib.Nifti1Image(np.array(image.dataobj), np.diag([-1.0, 1.0, 1.0, 1.0]))
+        turned = nib.Nifti1Image(image.get_fdata().astype(np.int16), np.diag([-1.0, 1.0, 1.0, 1.0]))
         nib.save(turned, path)
     assert "its axes run LAS, those of most subjects RAS" in only_problem(brats_folder).reason
