@@ -342,10 +342,25 @@ def _compose(values: Namespace) -> Config:
         return kind(**{item.name: values[item.name] for item in fields(kind)})
 
     config = Config(**{name: group(kind) for name, kind in _GROUPS.items()})
+    config = replace(config, network=_without_foreign(config.network, config.run.preset))
     if config.run.out is None:
         out = Path("runs") / config.run.preset
         config = replace(config, run=replace(config.run, out=out))
     return config
+
+
+def _without_foreign(network: NetworkConfig, preset: str) -> NetworkConfig:
+    """Drop the arguments that a preset gives to its own backbone where another one is asked for."""
+    values = _read_yaml(_preset_file(preset))
+    if network.backbone == values["backbone"]:
+        return network
+    own = values["backbone_arguments"]
+    kept = {
+        name: value
+        for name, value in network.backbone_arguments.items()
+        if name not in own or own[name] != value
+    }
+    return replace(network, backbone_arguments=kept)
 
 
 def _check(config: Config) -> None:

@@ -104,3 +104,10 @@ def test_help_shows_examples_and_sources(capsys):
 def test_every_value_of_the_flat_form_is_plain():
     for value in Config().to_dict().values():
         assert isinstance(value, str | int | float | bool | list | dict | None)
+
+
+def test_another_backbone_does_not_inherit_the_arguments_of_the_presets_own():
+    assert parse_config(["--backbone", "multiresunet"]).network.backbone_arguments == {}
+    given = ["--backbone", "x.Y", "--backbone_arguments", '{"channels": [1, 2]}']
+    assert parse_config(given).network.backbone_arguments == {"channels": [1, 2]}
+    assert "channels" in parse_config([]).network.backbone_arguments
