@@ -81,6 +81,8 @@ def test_only_the_student_learns_from_the_teacher(run):
     assert columns["student"] - columns["baseline"] == {
         "train_soft_target_dice_bce",
         "train_latent_kl",
+        "validation_soft_target_dice_bce",
+        "validation_latent_kl",
     }
 
 

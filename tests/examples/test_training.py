@@ -183,6 +183,7 @@ def test_history_has_a_column_for_every_term(tmp_path):
         "train_ground_truth",
         "validation_loss",
         "validation_dice",
+        "validation_ground_truth",
     ]
     assert any(work.scalars.iterdir())
 

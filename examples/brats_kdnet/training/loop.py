@@ -316,11 +316,13 @@ def validate(
         task: Says which loss counts.
 
     Returns:
-        validation_loss, and validation_dice: the mean over regions and subjects, at the grid.
+        validation_loss, every term, and validation_dice: the mean over regions and subjects, at
+        the grid.
     """
     kd.eval()
     zero = torch.zeros((), dtype=torch.float64, device=fabric.device)
-    means = Means({"loss": zero, "dice": zero})
+    # Named beforehand: a process whose share is empty must add up the same columns.
+    means = Means(dict.fromkeys(("loss", "dice", *kd.objective.named_terms), zero))
     for batch in loader:
         image, target = prepare(batch, task)
         with fabric.autocast():
@@ -328,7 +330,7 @@ def validate(
         ground_truth = task.settings.validation_loss == "ground_truth"
         loss = out.terms.get("ground_truth", out.loss) if ground_truth else out.loss
         dice = mean_dice(out.student, batch["label"], task.metadata)
-        means.add({"loss": loss, "dice": dice}, len(image))
+        means.add({"loss": loss, "dice": dice} | out.terms, len(image))
     return means.reduce(fabric, "validation_")
 
 
