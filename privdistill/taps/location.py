@@ -75,7 +75,6 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        # Read before the call: an in-place operator gives its input a new number.
         parents = tuple(self._known((args, kwargs)))
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
