@@ -1,0 +1,91 @@
+"""Read features as maps: transformers lay them out as tokens or with channels last."""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor
+
+# Class and register tokens that vision transformers put before those of the image.
+_PREFIXES = (0, 1, 2, 4, 5)
+
+
+class Layout(NamedTuple):
+    """How features are laid out.
+
+    Attributes:
+        kind: "map" `(B, C, *grid)`, "channels_last" `(B, *grid, C)` or "tokens" `(B, N, C)`.
+        grid: Size of the feature map in each spatial axis.
+        prefix: Number of tokens before those of the image.
+    """
+
+    kind: str
+    grid: tuple[int, ...]
+    prefix: int = 0
+
+
+def find_layout(shape: Sequence[int], spatial: Sequence[int]) -> Layout | None:
+    """Tell the layout of features from their shape and the image's.
+
+    Tokens are laid on the grid whose patches have the same side in every axis, as vision
+    transformers do.
+
+    Args:
+        shape: Shape of the features, batch first.
+        spatial: Spatial size of the image they were computed from.
+
+    Returns:
+        The layout, or None if no feature map of the image has such a shape.
+
+    Example:
+        >>> find_layout((1, 768, 4, 4), (64, 64))
+        Layout(kind='map', grid=(4, 4), prefix=0)
+        >>> find_layout((1, 17, 768), (64, 64))
+        Layout(kind='tokens', grid=(4, 4), prefix=1)
+    """
+    axes = len(spatial)
+    if len(shape) == axes + 2:
+        first, last = tuple(shape[2:]), tuple(shape[1:-1])
+        # No encoder gives a map that is larger than the image, but many have wide channels.
+        is_last = not _fits(first, spatial) and _fits(last, spatial)
+        return Layout("channels_last", last) if is_last else Layout("map", first)
+    if len(shape) == 3:
+        for prefix in _PREFIXES:
+            for grid in _grids(spatial):
+                if prod(grid) == shape[1] - prefix:
+                    return Layout("tokens", grid, prefix)
+    return None
+
+
+def as_map(features: Tensor, spatial: Sequence[int]) -> Tensor | None:
+    """Return features as a map; tokens of class and registers are left out.
+
+    Args:
+        features: `(B, C, *grid)`, `(B, *grid, C)` or `(B, N, C)`.
+        spatial: Spatial size of the image they were computed from.
+
+    Returns:
+        `(B, C, *grid)`, a view of the features, or None if they are no map of such an image.
+
+    Example:
+        >>> import torch
+        >>> as_map(torch.zeros(2, 16, 768), (64, 64)).shape
+        torch.Size([2, 768, 4, 4])
+    """
+    layout = find_layout(features.shape, spatial)
+    if layout is None or layout.kind == "map":
+        return None if layout is None else features
+    if layout.kind == "tokens":
+        return features[:, layout.prefix :].transpose(1, 2).unflatten(2, layout.grid)
+    return features.movedim(-1, 1)
+
+
+def _fits(grid: Sequence[int], spatial: Sequence[int]) -> bool:
+    return all(size <= whole for size, whole in zip(grid, spatial, strict=True))
+
+
+def _grids(spatial: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Grids of square patches, which may leave out or pad a rest at the border."""
+    for patch in range(1, max(spatial) + 1):
+        yield tuple(max(1, size // patch) for size in spatial)
+        yield tuple(-(-size // patch) for size in spatial)
