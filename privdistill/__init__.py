@@ -12,18 +12,25 @@ from privdistill.exceptions import (
     ShapeMismatchError,
 )
 from privdistill.inputs import PrivilegedInput
+from privdistill.layer_table import describe
+from privdistill.leaks import assert_no_leak
 from privdistill.losses import GroundTruth, LatentKL, Objective, SoftTargetDiceBCE, Term
 from privdistill.output import Output, Step, TapPair
-from privdistill.taps import Tap
+from privdistill.taps import Layer, Tap
+from privdistill.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.wrapper import DistillationWrapper
 
 __all__ = [
     "DistillationWrapper",
+    "Ensemble",
     "GroundTruth",
+    "JointTeacher",
     "LatentKL",
+    "Layer",
     "LayerNotFoundError",
     "LifecycleError",
     "ModalityError",
+    "MovingAverage",
     "Objective",
     "ObjectiveError",
     "Output",
@@ -35,4 +42,6 @@ __all__ = [
     "Tap",
     "TapPair",
     "Term",
+    "assert_no_leak",
+    "describe",
 ]

@@ -1,11 +1,10 @@
 """What a wrapper refuses: networks, inputs, taps and outputs that would fail in silence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from privdistill.dry_run import Trial
 from privdistill.exceptions import (
     LayerNotFoundError,
     LifecycleError,
@@ -13,9 +12,9 @@ from privdistill.exceptions import (
     ObjectiveError,
     ShapeMismatchError,
 )
-from privdistill.inputs import InputViews, SameInput
+from privdistill.inputs import InputViews, PrivilegedInput, SameInput
 from privdistill.losses import Objective
-from privdistill.taps import Recorder, Tap
+from privdistill.taps import Layer, Recorder, Tap, as_layer, as_map
 
 
 def input_views(inputs: InputViews | None) -> InputViews:
@@ -40,11 +39,11 @@ def input_views(inputs: InputViews | None) -> InputViews:
     return inputs
 
 
-def check_networks(teacher: nn.Module | None, student: nn.Module, objective: Objective) -> None:
+def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective: Objective) -> None:
     """Refuse networks that cannot be wrapped together.
 
     Args:
-        teacher: The teacher, or None.
+        teachers: The teachers, if any.
         student: The student.
         objective: Says whether a teacher is needed.
 
@@ -52,21 +51,25 @@ def check_networks(teacher: nn.Module | None, student: nn.Module, objective: Obj
         LifecycleError: If one is in DataParallel or has lazy layers, or they share parameters.
         ObjectiveError: If the objective reads a teacher and there is none.
     """
-    for role, network in (("teacher", teacher), ("student", student)):
+    for role, network in [("student", student), *(("teacher", teacher) for teacher in teachers)]:
+        if not isinstance(network, nn.Module):
+            raise LifecycleError(
+                f"The {role} is {network!r}; expected a network, an instance of torch.nn.Module."
+            )
         if isinstance(network, nn.DataParallel):
             raise LifecycleError(
                 f"The {role} is wrapped in DataParallel, whose copies no hook survives. Pass the "
                 "network itself and use DistributedDataParallel, one process per device."
             )
-        if network is not None and any(map(is_lazy, network.parameters())):
+        if any(map(is_lazy, network.parameters())):
             raise LifecycleError(
                 f"The {role} has lazy layers without weights. Run it once on a batch of its own "
                 "before the wrapper is built."
             )
-    if teacher is None:
+    if not teachers:
         _check_needs_no_teacher(objective)
-        return
-    shared = {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}
+    own = {id(p) for p in student.parameters()}
+    shared = own & {id(p) for teacher in teachers for p in teacher.parameters()}
     if shared:
         raise LifecycleError(
             f"Teacher and student share {len(shared)} parameters, and the teacher is frozen. Pass "
@@ -85,12 +88,13 @@ def _check_needs_no_teacher(objective: Objective) -> None:
         )
 
 
-def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...]) -> dict[str, Tap]:
+def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> dict[str, Tap]:
     """Return the taps given, and the bottleneck where a term reads it and nobody named it.
 
     Args:
         taps: What the user passed.
         read: Names of the taps that terms read.
+        teachers: Number of teachers.
 
     Returns:
         Taps by name.
@@ -104,9 +108,14 @@ def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...]) -> dict[str, Tap]:
             raise LayerNotFoundError(
                 f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...)."
             )
-        if not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise LayerNotFoundError(
                 f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
+            )
+        network = as_layer(tap.teacher).network
+        if teachers and network >= teachers:
+            raise LayerNotFoundError(
+                f"Tap '{name}' reads teacher {network}, but there are {teachers}, counted from 0."
             )
     for name in read:
         if name == "bottleneck":
@@ -119,44 +128,99 @@ def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...]) -> dict[str, Tap]:
     return table
 
 
-def check_logits(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
-    """Compare the shapes of both networks' logits for the example.
+def check_heads(
+    student: Sequence[tuple[int, ...]], teachers: Sequence[Sequence[tuple[int, ...]]]
+) -> None:
+    """Compare the shapes of all networks' logits for the example.
 
     Args:
-        student: `(B, C, *spatial)`.
-        teacher: `(B, C, *spatial)`.
+        student: Heads of the student, finest first.
+        teachers: Heads of each teacher.
 
     Raises:
-        ShapeMismatchError: If they differ.
+        ShapeMismatchError: If the finest ones differ.
     """
-    if student != teacher:
+    for teacher in teachers:
+        # The teacher's batch is the example's; the student's may be doubled for batch norm.
+        if student[0][1:] != teacher[0][1:]:
+            raise ShapeMismatchError(
+                f"The objective compares logits, but for the example the student gives "
+                f"{student[0]} and the teacher {teacher[0]}. Both must predict the same classes at "
+                "the same resolution; pass `select_logits=` if another output is the one to "
+                "compare."
+            )
+
+
+def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
+    """Return the weight of each head under deep supervision, summing to one.
+
+    Args:
+        given: What the user passed; None halves the weight from head to head.
+        count: Number of heads.
+
+    Returns:
+        One weight per head.
+
+    Raises:
+        ShapeMismatchError: If there is another number of heads than of weights.
+        ObjectiveError: If the weights have no meaning.
+    """
+    weights = [0.5**index for index in range(count)] if given is None else list(given)
+    # In eval mode such networks return their finest head alone.
+    if count == 1:
+        return [1.0]
+    if len(weights) != count:
         raise ShapeMismatchError(
-            f"The objective compares logits, but for the example the student gives {student} and "
-            f"the teacher {teacher}. Both must predict the same classes at the same resolution; "
-            "pass `select_logits=` if another output is the one to compare."
+            f"The student returns {count} heads, and `head_weights` has {len(weights)}: {weights}. "
+            "Pass one weight per head, finest first."
+        )
+    if not all(0 <= weight < float("inf") for weight in weights) or not sum(weights):
+        raise ObjectiveError(
+            f"`head_weights` is {weights}; weights must be finite, not negative and not all zero."
+        )
+    return [weight / sum(weights) for weight in weights]
+
+
+def check_same_views(inputs: InputViews) -> None:
+    """Refuse a moving average of a student that sees less than its teacher.
+
+    Args:
+        inputs: How the input is divided.
+
+    Raises:
+        ModalityError: If the two views are known to differ.
+    """
+    if isinstance(inputs, PrivilegedInput) and inputs.teacher != inputs.student:
+        raise ModalityError(
+            f"A MovingAverage of the student sees what the student sees, but the views differ: "
+            f"{inputs}. Pass teacher={inputs.student} to PrivilegedInput, or a trained teacher."
         )
 
 
-def check_single_head(training: Trial, evaluation: Trial) -> None:
-    """Refuse deep supervision, of which only the first head would be taught in silence.
+def feature_map(features: Tensor, spatial: Sequence[int], *, tap: str, layer: Layer) -> Tensor:
+    """Read captured features as a map.
 
     Args:
-        training: What the student gave in train mode.
-        evaluation: What it gave in eval mode.
+        features: What the layer gave.
+        spatial: Spatial size of the network's view.
+        tap: Name of the tap, for the message.
+        layer: The layer, for the message.
+
+    Returns:
+        `(B, C, *grid)`.
 
     Raises:
-        ShapeMismatchError: If there are several heads, or the logits have another number of axes.
+        ShapeMismatchError: If they are no map, tokens or channels-last features of such an image.
     """
-    output = training.output
-    heads = output if isinstance(output, tuple | list) else ()
-    alike = [h for h in heads if isinstance(h, Tensor) and h.shape[1:2] == heads[0].shape[1:2]]
-    if len(alike) > 1 or len(training.logits) != len(evaluation.logits):
-        shapes = [tuple(head.shape) for head in alike] or [training.logits]
+    found = as_map(features, spatial)
+    if found is None:
         raise ShapeMismatchError(
-            f"In train mode the student returns several predictions, {shapes}, and only the first "
-            f"would be taught; in eval mode it returns {evaluation.logits}. Switch its deep "
-            "supervision off, or pass `select_logits=`, for instance lambda output: output[0]."
+            f"Tap '{tap}': layer '{layer}' gives {tuple(features.shape)} for an image of size "
+            f"{tuple(spatial)}; expected features (B, C, *spatial) or tokens (B, N, C) of a grid "
+            "of square patches. Choose another layer, or bring them into that form with "
+            "Layer(..., select=function)."
         )
+    return found
 
 
 def check_batch(logits: Tensor) -> None:

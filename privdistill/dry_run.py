@@ -5,14 +5,14 @@ Networks leave a dry run as they entered it: modes, buffers and random state are
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import PrivDistillError, ShapeMismatchError
-from privdistill.taps import Recorder, find_layer, locate_bottleneck, uncompiled
+from privdistill.taps import Layer, Location, Recorder, find_layer, locate_bottleneck, uncompiled
 
 
 @dataclass(frozen=True)
@@ -20,52 +20,70 @@ class Trial:
     """What a dry run of one network showed.
 
     Attributes:
-        output: What the network returned.
-        logits: Shape of the logits, `(B, C, *spatial)`, or empty if they were not asked for.
+        heads: Shapes of the logits, `(B, C, *spatial)`, finest first; none if not asked for.
         features: Captured tensors by tap name.
+        spatial: Spatial size of the view.
     """
 
-    output: Any
-    logits: tuple[int, ...]
+    heads: tuple[tuple[int, ...], ...]
     features: dict[str, Tensor]
+    spatial: tuple[int, ...]
 
 
-def layer_names(
-    model: nn.Module, taps: Mapping[str, str | nn.Module | None], image: Tensor | None, role: str
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Resolve each tap's layer; locate the bottleneck where none is named.
+def find_places(
+    model: nn.Module, taps: Mapping[str, Layer], image: Tensor | None, role: str
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Resolve each tap's layer to its name; locate the bottleneck where none is named.
 
     Args:
         model: The network.
-        taps: Layer, or None, by tap name.
+        taps: Layer by tap name.
         image: The network's view of the example, or None without one.
         role: "student" or "teacher".
 
     Returns:
-        Layer name by tap name, and for located ones a sentence on how it was decided.
+        Layer by tap name, and for located ones a sentence on how it was decided.
 
     Raises:
         LayerNotFoundError: If a layer does not exist or no bottleneck can be told.
     """
-    names, notes = {}, {}
-    for tap, layer in taps.items():
-        if layer is not None:
-            names[tap] = find_layer(model, layer, tap=tap, role=role)
+    places, notes = {}, {}
+    for tap, place in taps.items():
+        if place.layer is not None:
+            name = find_layer(model, place.layer, tap=tap, role=role)
         elif image is not None:
-            with _on_trial(model, image, role):
-                model.eval()
-                found = locate_bottleneck(uncompiled(model), _place(image, model), role=role)
-            names[tap] = found.name
+            found = locate(model, image, role)
+            name = found.name
             others = ", ".join(found.candidates[-4:]) or "none"
-            notes[tap] = f"last encoder output at the coarsest resolution; also there: {others}"
-    return names, notes
+            notes[tap] = f"{getattr(found, 'how', '')}; also there: {others}"
+        places[tap] = replace(place, layer=name)
+    return places, notes
+
+
+def locate(model: nn.Module, image: Tensor, role: str) -> Location:
+    """Locate the bottleneck and leave the network as it was.
+
+    Args:
+        model: The network.
+        image: Its view of the example.
+        role: What messages call the network.
+
+    Returns:
+        The layer and how it was decided.
+
+    Raises:
+        LayerNotFoundError: If no bottleneck can be told.
+    """
+    with on_trial(model, image, role):
+        model.eval()
+        return locate_bottleneck(uncompiled(model), place(image, model), role=role)
 
 
 def run(
     model: nn.Module,
     image: Tensor,
     recorder: Recorder,
-    select: Callable[[Any], Tensor] | None,
+    select: Callable[[Any, int], list[Tensor]] | None,
     *,
     training: bool = False,
 ) -> Trial:
@@ -77,27 +95,42 @@ def run(
         model: The network.
         image: Its view of the example.
         recorder: Hooks on the network.
-        select: Function from the network's output to its logits; None leaves them alone.
+        select: Function from the network's output and the number of spatial axes to its heads;
+            None leaves the output alone.
         training: Run in train mode instead of eval mode.
 
     Returns:
         The trial.
     """
-    image = _place(image, model)
+    image = place(image, model)
     if training and image.shape[0] == 1:
         # batch norm on 1^n maps needs more than one value per channel
         image = torch.cat((image, image))
-    with _on_trial(model, image, recorder.role), recorder.recording() as captured:
+    with on_trial(model, image, recorder.role), recorder.recording() as captured:
         model.train(training)
         output = uncompiled(model)(image)
     recorder.check(captured)
     recorder.cloned.update(recorder.corrupted(captured))
-    return Trial(output, () if select is None else tuple(select(output).shape), captured)
+    spatial = tuple(image.shape[2:])
+    heads = () if select is None else select(output, len(spatial))
+    return Trial(tuple(tuple(head.shape) for head in heads), captured, spatial)
 
 
 @contextmanager
-def _on_trial(model: nn.Module, image: Tensor, role: str) -> Iterator[None]:
-    """Run without gradients, compiler or autocast, and say which network failed on what."""
+def on_trial(model: nn.Module, image: Tensor, role: str) -> Iterator[None]:
+    """Run without gradients, compiler or autocast, and say which network failed on what.
+
+    Args:
+        model: The network; left as it was.
+        image: Its view of the example, for the message.
+        role: What messages call the network.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ShapeMismatchError: If the network fails.
+    """
     device = "cpu" if (p := next(model.parameters(), None)) is None else p.device.type
     # Compiled parts keep no version counters and would compile for the example's shape.
     with (
@@ -148,8 +181,18 @@ def restored(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _place(image: Tensor, model: nn.Module) -> Tensor:
-    """Put the example where the network is; the user's example may lie on the CPU."""
+def place(image: Tensor, model: nn.Module) -> Tensor:
+    """Put the example where the network is; the user's example may lie on the CPU.
+
+    Args:
+        image: The network's view of the example.
+        model: The network.
+
+    Returns:
+        A copy on the network's device, in its dtype.
+    """
     parameter = next(model.parameters(), None)
+    if parameter is None:
+        return image.clone()
     # A copy: a network that edits its input must not edit the user's example.
-    return image.clone() if parameter is None else image.clone().to(parameter)
+    return image.clone().to(parameter.device, parameter.dtype)

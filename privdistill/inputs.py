@@ -1,6 +1,6 @@
 """Which modalities each network sees."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 from privdistill.exceptions import ModalityError
 
 Image = Tensor | Mapping[str, Tensor]
+
+# The sets of so many modalities still fit into one small table.
+_MOST_DROPPED = 12
 
 
 class InputViews(Protocol):
@@ -44,12 +47,18 @@ class PrivilegedInput:
     outside its view, so its output has no gradient with respect to the privileged ones.
 
     Args:
-        modalities: Names of all channels, in the order in which the reader stacks them.
+        modalities: Names of all channel groups, in the order in which the reader stacks them; a
+            mapping gives the number of channels of each, which is 1 otherwise.
         student: Names the student sees, in the order its input layer expects.
         teacher: Names the teacher sees; all of `modalities` unless given.
+        dropout: Probability with which each of the student's modalities is hidden from a sample in
+            training, in [0, 1), so that a student of several modalities learns to do without some.
+            At least one is kept; at 0.5 every set of modalities is equally likely.
+        fill: Value of hidden and absent modalities.
 
     Raises:
-        ModalityError: If a name is repeated, a view is empty, or a view names an unknown modality.
+        ModalityError: If a name is repeated, a view is empty, a view names an unknown modality, or
+            an option has no meaning.
 
     Example:
         >>> inputs = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
@@ -58,63 +67,171 @@ class PrivilegedInput:
         tensor([2.])
         >>> inputs.for_teacher(image).shape
         torch.Size([1, 4, 1, 1, 1])
+        >>> inputs.for_teacher(image, torch.tensor([[True, False, True, True]])).flatten()
+        tensor([0., 0., 2., 3.])
+        >>> PrivilegedInput({"rgb": 3, "depth": 1}, student=("rgb",))
+        teacher rgb (3 channels), depth | student rgb (3 channels)
 
     Source:
         Hu et al. 2020, arXiv:2106.09564, section 2: the teacher receives the concatenation of all
         modalities, the student one of them. Views of several modalities are a generalisation.
+        Dropout: random subsets of modalities in training as in HeMIS, Havaei et al. 2016,
+        arXiv:1607.05194, and U-HVED, Dorent et al. 2019, arXiv:1907.11150.
     """
 
     def __init__(
         self,
-        modalities: Sequence[str],
+        modalities: Sequence[str] | Mapping[str, int],
         student: Sequence[str],
         teacher: Sequence[str] | None = None,
+        *,
+        dropout: float = 0.0,
+        fill: float = 0.0,
     ) -> None:
         self.modalities = _names("modalities", modalities)
+        self.channels = _channel_counts(self.modalities, modalities)
         self.student = _names("student", student, self.modalities)
         everything = self.modalities if teacher is None else teacher
         self.teacher = _names("teacher", everything, self.modalities)
+        if not 0 <= dropout < 1:
+            raise ModalityError(
+                f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}. At 1 nothing is "
+                "left to learn from."
+            )
+        if dropout and len(self.student) > _MOST_DROPPED:
+            raise ModalityError(
+                f"PrivilegedInput: `dropout` draws among all sets of modalities, and the student "
+                f"has {len(self.student)}; at most {_MOST_DROPPED} are supported."
+            )
+        self.dropout = dropout
+        self.fill = fill
 
-    def for_teacher(self, image: Image) -> Tensor:
+    def for_teacher(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the teacher's modalities of a full input.
 
         Args:
-            image: `(B, len(modalities), *spatial)`, or a mapping by modality name.
+            image: `(B, channels, *spatial)`, or a mapping by modality name.
+            present: Which of `modalities` each sample has, boolean `(B, len(modalities))`; the
+                others are filled.
 
         Returns:
-            `(B, len(teacher), *spatial)`.
+            `(B, channels of the teacher's, *spatial)`.
 
         Raises:
-            ModalityError: If a modality is missing or the channel count is another.
+            ModalityError: If a modality is missing, the channel count is another, or `present` has
+                another form.
         """
-        return self._view(image, self.teacher)
+        return self._fill(self._view(image, self.teacher), self.teacher, present)
 
-    def for_student(self, image: Image) -> Tensor:
+    def for_student(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities of a full input, or of one that holds nothing else.
 
         Args:
-            image: `(B, len(modalities), *spatial)`, the student's view alone
-                `(B, len(student), *spatial)`, or a mapping by modality name.
+            image: `(B, channels, *spatial)`, the student's view alone, or a mapping by modality
+                name.
+            present: Which of `modalities` each sample has, boolean `(B, len(modalities))`; the
+                others are filled.
 
         Returns:
-            `(B, len(student), *spatial)`.
+            `(B, channels of the student's, *spatial)`.
 
         Raises:
-            ModalityError: If a modality is missing or the channel count is neither.
+            ModalityError: If a modality is missing, the channel count is neither, or `present` has
+                another form.
         """
-        alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == len(self.student)
-        if alone and len(self.student) != len(self.modalities):
-            return _as_tensor(image)
-        return self._view(image, self.student)
+        own = self._count(self.student)
+        alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == own
+        if alone and own != self._count(self.modalities):
+            view = _as_tensor(image)
+        else:
+            view = self._view(image, self.student)
+        return self._fill(view, self.student, present)
+
+    def for_training(self, image: Image, present: Tensor | None = None) -> Tensor:
+        """Return the student's modalities with some of them hidden at random.
+
+        Args:
+            image: As for `for_student`.
+            present: As for `for_student`; what is absent stays so, and of the rest one is kept.
+
+        Returns:
+            `(B, channels of the student's, *spatial)`.
+
+        Raises:
+            ModalityError: As for `for_student`.
+        """
+        view = self.for_student(image, present)
+        if not self.dropout:
+            return view
+        there = None if present is None else present[:, self._indices(self.student)]
+        return self._hide(view, self.student, self._draw(view, there))
+
+    def _draw(self, view: Tensor, present: Tensor | None) -> Tensor:
+        """Which modalities each sample keeps: `(B, M)`, drawn among the sets that are not empty."""
+        count, size = len(self.student), view.shape[0]
+        bits = torch.arange(count, device=view.device)
+        sets = (torch.arange(1, 2**count, device=view.device)[:, None] >> bits) & 1
+        kept = sets.sum(1)
+        weights = (1 - self.dropout) ** kept * self.dropout ** (count - kept)
+        weights = weights.expand(size, -1)
+        if present is not None:
+            outside = (sets[None].bool() & ~present[:, None]).any(2)
+            # A sample that has nothing at all may draw anything: all of it is filled already.
+            weights = weights * (~outside | ~present.any(1, keepdim=True))
+        return sets[weights.multinomial(1)[:, 0]].bool()
+
+    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor | None) -> Tensor:
+        if present is None:
+            return view
+        wanted = (view.shape[0], len(self.modalities))
+        if tuple(present.shape) != wanted or present.dtype != torch.bool:
+            raise ModalityError(
+                f"PrivilegedInput: `present` is {present.dtype} {tuple(present.shape)}; expected "
+                f"torch.bool {wanted}, one value per sample and modality {self.modalities}."
+            )
+        return self._hide(view, names, present[:, self._indices(names)])
+
+    def _hide(self, view: Tensor, names: tuple[str, ...], kept: Tensor) -> Tensor:
+        groups = [kept[:, i : i + 1].expand(-1, self.channels[n]) for i, n in enumerate(names)]
+        mask = torch.cat(groups, dim=1).reshape(*view.shape[:2], *[1] * (view.ndim - 2))
+        # Not a product: what is absent may well be stored as NaN.
+        return torch.where(mask.to(view.device), view, self.fill)
+
+    def _indices(self, names: tuple[str, ...]) -> list[int]:
+        return [self.modalities.index(name) for name in names]
+
+    def _count(self, names: tuple[str, ...]) -> int:
+        return sum(self.channels[name] for name in names)
 
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
-            return _stack(image, names)
+            return self._stack(image, names)
         image = _as_tensor(image)
         self._check_channels(image)
         if names == self.modalities:
             return image
-        return image[:, [self.modalities.index(name) for name in names]]
+        groups = torch.split(image, list(self.channels.values()), dim=1)
+        parts = dict(zip(self.modalities, groups, strict=True))
+        return torch.cat([parts[name] for name in names], dim=1)
+
+    def _stack(self, image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
+        missing = [name for name in names if name not in image]
+        if missing:
+            raise ModalityError(
+                f"PrivilegedInput: the input has no modality {missing}; it holds "
+                f"{sorted(map(str, image))}, and this network needs {names}."
+            )
+        parts = {name: _as_tensor(image[name]) for name in names}
+        shapes = {name: tuple(part.shape) for name, part in parts.items()}
+        wrong = any(len(s) < 3 or s[1] != self.channels[name] for name, s in shapes.items())
+        if wrong or len({(s[0], *s[2:]) for s in shapes.values()}) > 1:
+            counts = sorted({self.channels[name] for name in names})
+            forms = " or ".join(f"(B, {count}, *spatial)" for count in counts)
+            raise ModalityError(
+                f"PrivilegedInput: the modalities have shapes {shapes}; each must be {forms} "
+                "and all must be equal."
+            )
+        return torch.cat([parts[name] for name in names], dim=1)
 
     def _check_channels(self, image: Tensor) -> None:
         if image.ndim < 3:
@@ -122,15 +239,24 @@ class PrivilegedInput:
                 f"PrivilegedInput: the input has shape {tuple(image.shape)}; "
                 "expected (B, C, *spatial) with at least one spatial axis."
             )
-        if image.shape[1] != len(self.modalities):
+        if image.shape[1] != self._count(self.modalities):
+            many = self._count(self.modalities) != len(self.modalities)
+            counts = f" with {self._count(self.modalities)} channels" if many else ""
             raise ModalityError(
                 f"PrivilegedInput: the input has {image.shape[1]} channels, but `modalities` names "
-                f"{len(self.modalities)} {self.modalities}. Pass the names in the order in which "
-                "the reader stacks them."
+                f"{len(self.modalities)} {self.modalities}{counts}. Pass the names in the order in "
+                "which the reader stacks them."
             )
 
     def __repr__(self) -> str:
-        return f"teacher {', '.join(self.teacher)} | student {', '.join(self.student)}"
+        views = f"teacher {self._listed(self.teacher)} | student {self._listed(self.student)}"
+        return views + f", each hidden with probability {self.dropout}" * bool(self.dropout)
+
+    def _listed(self, names: tuple[str, ...]) -> str:
+        counts = self.channels
+        return ", ".join(
+            name if counts[name] == 1 else f"{name} ({counts[name]} channels)" for name in names
+        )
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -162,13 +288,17 @@ def _as_tensor(image: Image) -> Tensor:
 
 
 def _names(
-    argument: str, names: Sequence[str], known: tuple[str, ...] | None = None
+    argument: str, names: Sequence[str] | Mapping[str, int], known: tuple[str, ...] | None = None
 ) -> tuple[str, ...]:
     if isinstance(names, str):
         raise ModalityError(
             f"PrivilegedInput: `{argument}` is the string {names!r}; pass a tuple, ({names!r},)."
         )
-    found = tuple(names)
+    found = tuple(names) if isinstance(names, Iterable) else ()
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in found):
+        raise ModalityError(
+            f"PrivilegedInput: `{argument}` is {names!r}; pass names, such as ('t1', 't1ce')."
+        )
     if not found:
         raise ModalityError(f"PrivilegedInput: `{argument}` is empty; name at least one modality.")
     if len(set(found)) != len(found):
@@ -182,18 +312,18 @@ def _names(
     return found
 
 
-def _stack(image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
-    missing = [name for name in names if name not in image]
-    if missing:
+def _channel_counts(
+    names: tuple[str, ...], modalities: Sequence[str] | Mapping[str, int]
+) -> dict[str, int]:
+    counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names, 1)
+    wrong = {name: count for name, count in counts.items() if not _counts(count)}
+    if wrong:
         raise ModalityError(
-            f"PrivilegedInput: the input has no modality {missing}; it holds {sorted(image)}, and "
-            f"this network needs {names}."
+            f"PrivilegedInput: `modalities` gives the channel counts {wrong}; each must be a whole "
+            "number of at least 1."
         )
-    parts = {name: _as_tensor(image[name]) for name in names}
-    shapes = {name: tuple(part.shape) for name, part in parts.items()}
-    if len(set(shapes.values())) > 1 or any(len(s) < 3 or s[1] != 1 for s in shapes.values()):
-        raise ModalityError(
-            f"PrivilegedInput: the modalities have shapes {shapes}; each must be (B, 1, *spatial) "
-            "and all must be equal."
-        )
-    return torch.cat([parts[name] for name in names], dim=1)
+    return counts
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

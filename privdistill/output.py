@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -30,6 +31,8 @@ class Step:
     Attributes:
         student: Student logits, `(B, C, *spatial)`, before sigmoid or softmax.
         teacher: Teacher logits of the same shape, or None where no term needs them.
+        members: Logits and weight of each teacher, where there are several; `teacher` is then the
+            logarithm of their mean probabilities.
         target: Reference as the user passed it, or None.
         taps: Captured activations by tap name.
         activation: "softmax" (exclusive classes) or "sigmoid" (overlapping regions); a term's own
@@ -41,6 +44,7 @@ class Step:
 
     student: Tensor
     teacher: Tensor | None = None
+    members: tuple[tuple[Tensor, float], ...] = ()
     target: Tensor | None = None
     taps: dict[str, TapPair] = field(default_factory=dict)
     activation: str = "softmax"
@@ -54,58 +58,68 @@ class Output(NamedTuple):
     Attributes:
         loss: The objective, a scalar, in float32 unless the networks are float64.
         terms: Every term by name, unweighted and detached.
-        student: Student logits, `(B, C, *spatial)`.
-        teacher: Teacher logits, or None where the objective needs none.
+        student: Student logits, `(B, C, *spatial)`; under deep supervision a list of them, finest
+            first.
+        teacher: Teacher logits likewise, or None where the objective needs none.
         taps: Captured activations by tap name; owned by this output, pinned nowhere else.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    student: Tensor
-    teacher: Tensor | None
+    student: Tensor | list[Tensor]
+    teacher: Tensor | list[Tensor] | None
     taps: dict[str, TapPair]
 
 
-def first_logits(output: Any) -> Tensor:
-    """Find the logits in what a network returned.
+def find_heads(output: Any, axes: int) -> list[Tensor]:
+    """Find the logits in what a network returned: one tensor, or several under deep supervision.
 
-    A tensor is taken as it is; of a mapping the entry "out" or "logits"; of an object the attribute
-    `logits`; of a tuple or list the first entry, which is the finest resolution under deep
-    supervision.
+    A tensor is taken as it is; one with an axis more holds stacked heads. Of a mapping the entries
+    "out" or "logits" and "aux" are taken; of an object the attribute `logits`; of a tuple or list
+    the first entry and all others that have as many channels.
 
     Args:
         output: What the forward pass returned.
+        axes: Number of spatial axes.
 
     Returns:
-        `(B, C, *spatial)`.
+        Logits `(B, C, *spatial)`, finest first; among equals, in the network's order.
 
     Raises:
-        ShapeMismatchError: If no tensor with a spatial axis can be found.
+        ShapeMismatchError: If no logits with this number of axes can be found.
 
     Example:
         >>> import torch
-        >>> first_logits({"out": torch.zeros(1, 2, 8, 8), "aux": torch.zeros(1, 2, 8, 8)}).shape
-        torch.Size([1, 2, 8, 8])
+        >>> heads = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 8, 8), torch.zeros(1, 64)]
+        >>> [tuple(head.shape) for head in find_heads(heads, axes=2)]
+        [(1, 2, 8, 8), (1, 2, 4, 4)]
     """
-    if isinstance(output, Tensor) and output.ndim >= 3:
-        return output
-    inner = _inner(output)
-    if inner is None:
+    if isinstance(output, Tensor) and output.ndim == axes + 2:
+        return [output]
+    if isinstance(output, Tensor) and output.ndim == axes + 3:
+        return list(output.unbind(1))
+    first, *others = _entries(output) or [None]
+    if first is None:
         shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
         raise ShapeMismatchError(
             f"The network returned a {type(output).__name__}{shape}; expected logits "
-            "(B, C, *spatial), a mapping with 'out' or 'logits', an object with .logits, or a "
-            "tuple or list that begins with them. Otherwise pass `select_logits=` to the "
-            "wrapper, a function from the output to the logits."
+            f"(B, C, *spatial) with {axes} spatial axes, a mapping with 'out' or 'logits', an "
+            "object with .logits, or a tuple or list that begins with them. Otherwise pass "
+            "`select_logits=` to the wrapper, a function from the output to the logits."
         )
-    return first_logits(inner)
+    heads = find_heads(first, axes)
+    alike = heads[0].shape[:2]
+    heads += [
+        other
+        for other in others
+        if isinstance(other, Tensor) and other.ndim == axes + 2 and other.shape[:2] == alike
+    ]
+    return sorted(heads, key=lambda head: -prod(head.shape[2:]))
 
 
-def _inner(output: Any) -> Any:
+def _entries(output: Any) -> list[Any]:
     if isinstance(output, Mapping):
-        return output.get("out", output.get("logits"))
-    if hasattr(output, "logits"):
-        return output.logits
-    if isinstance(output, tuple | list) and output:
-        return output[0]
-    return None
+        return [output.get("out", output.get("logits")), output.get("aux")]
+    if isinstance(output, tuple | list) and not hasattr(output, "logits"):
+        return list(output)
+    return [getattr(output, "logits", None)]

@@ -1,13 +1,108 @@
-"""A frozen teacher, which several wrappers may share."""
+"""What can teach: one frozen network, several, an average of the student, or one that learns."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.taps import uncompiled
 
 _CLAIM = "_privdistill_claim"
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several frozen teachers; the student learns from the mean of their softened outputs.
+
+    Features are captured from the first, or from the one that `Layer(..., network=...)` names.
+
+    Args:
+        networks: The teachers; all see the teacher's view.
+        weights: One positive number each, scaled to sum to one; equal unless given.
+
+    Raises:
+        ObjectiveError: If there is no teacher, or the weights do not fit.
+
+    Example:
+        >>> from torch import nn
+        >>> Ensemble([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)], weights=[3, 1]).shares
+        (0.75, 0.25)
+
+    Source:
+        Hinton et al. 2015, arXiv:1503.02531, section 2: soft targets of an ensemble, by the
+        arithmetic mean of its distributions.
+    """
+
+    networks: Sequence[nn.Module]
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.networks)
+        if not count:
+            raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
+        weights = self.weights
+        if weights is None:
+            return
+        if len(weights) != count or not all(0 < weight < float("inf") for weight in weights):
+            raise ObjectiveError(
+                f"Ensemble: the weights are {list(weights)} for {count} teachers. Pass one "
+                "positive finite number each."
+            )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Weights that sum to one."""
+        weights = self.weights or [1.0] * len(self.networks)
+        return tuple(weight / sum(weights) for weight in weights)
+
+
+@dataclass(frozen=True)
+class MovingAverage:
+    """A teacher that is the exponential moving average of the student.
+
+    Both must see the same modalities. The average follows at the start of every training step, as
+    it was after the optimizer's last one; buffers are copied. Its state is in the wrapper's
+    `state_dict()`.
+
+    Args:
+        decay: Share of the average that is kept in each step, in [0, 1).
+
+    Raises:
+        ObjectiveError: If the decay is outside of [0, 1).
+
+    Source:
+        Tarvainen & Valpola 2017, arXiv:1703.01780; while few steps have been taken the decay is
+        `1 - 1 / (step + 1)`, a plain mean, as in the authors' code.
+    """
+
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ObjectiveError(f"MovingAverage: `decay` must be in [0, 1); got {self.decay}.")
+
+
+@dataclass(frozen=True)
+class JointTeacher:
+    """A teacher that is trained together with the student.
+
+    It runs in the wrapper's mode and with gradients. Terms never send gradients into a teacher, so
+    the objective needs one that supervises it: `GroundTruth(of="teacher")`. Its parameters are
+    `kd.teacher_parameters()`, its state is in the wrapper's `state_dict()`.
+
+    Args:
+        network: The teacher.
+    """
+
+    network: nn.Module
+
+
+Teacher = nn.Module | Sequence[nn.Module] | Ensemble | MovingAverage | JointTeacher
 
 
 class _Claim:
@@ -45,6 +140,10 @@ class FrozenTeacher:
             and must not move it under the original.
     """
 
+    # Whether the network belongs to this wrapper alone, is copied with it and is in its state.
+    owned = False
+    learns = False
+
     def __init__(self, module: nn.Module, *, moves: bool = True) -> None:
         self.module = module
         self.moves = moves
@@ -57,19 +156,51 @@ class FrozenTeacher:
         inner.__dict__[_CLAIM] = claim
         module.eval().requires_grad_(False)
 
+    def grad_mode(self) -> AbstractContextManager[Any]:
+        """Return the mode in which the teacher runs and its taps are recorded."""
+        return torch.no_grad()
+
+    def follow(self, student: nn.Module, steps: Tensor) -> None:
+        """Learn from the student before a training step; frozen teachers do not.
+
+        Args:
+            student: The student.
+            steps: Number of steps taken, a scalar.
+        """
+
     def __call__(self, image: Tensor) -> Any:
-        """Run the teacher; the caller holds `torch.no_grad()`.
+        """Run the teacher; the caller holds `grad_mode()`.
 
         Args:
             image: The teacher's view, `(B, C, *spatial)`.
 
         Returns:
             Whatever the network returns.
+
+        Raises:
+            LifecycleError: If the image is on another device than the teacher.
         """
+        self._check_device(image)
         if any(module.training for module in self.module.modules()):
             # Someone who shares the teacher called train() on it; batch statistics must not move.
             self.module.eval()
         return self.module(image)
+
+    def _check_device(self, image: Tensor) -> None:
+        parameter = next(self.module.parameters(), None)
+        if parameter is not None and parameter.device != image.device:
+            raise LifecycleError(
+                f"The teacher is on {parameter.device}, its view of the input on {image.device}. "
+                "Move the input there; a copied wrapper shares the teacher and never moves it, so "
+                "move the original, or build a second wrapper with a teacher of its own."
+            )
+
+    def train(self, mode: bool) -> None:
+        """Take the wrapper's mode; frozen teachers stay in eval mode.
+
+        Args:
+            mode: Train mode, or eval mode.
+        """
 
     def apply(self, function: Callable[[Tensor], Tensor], *, recurse: bool = True) -> None:
         """Apply what `nn.Module.to()` and its kin apply to every tensor, while it is held.
@@ -92,3 +223,140 @@ class FrozenTeacher:
         if claim.holders == 0:
             del inner.__dict__[_CLAIM]
             claim.restore()
+
+
+class AveragedTeacher(FrozenTeacher):
+    """Hold the moving average of the student.
+
+    Args:
+        module: A copy of the student.
+        decay: See `MovingAverage`.
+    """
+
+    owned = True
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__(module)
+        self.decay = decay
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, steps: Tensor) -> None:
+        """Move the average towards the student."""
+        share = 1 - (1 - 1 / (steps.double() + 1)).clamp(max=self.decay)
+        source = uncompiled(student)
+        for mean, value in zip(self.module.parameters(), source.parameters(), strict=True):
+            mean.lerp_(value, share.to(mean.dtype))
+        for kept, buffer in zip(self.module.buffers(), source.buffers(), strict=True):
+            kept.copy_(buffer)
+
+
+class LearningTeacher(FrozenTeacher):
+    """Hold a teacher that is trained with the student.
+
+    Args:
+        module: The teacher.
+    """
+
+    owned = True
+    learns = True
+
+    def __init__(self, module: nn.Module) -> None:  # no claim: nothing of it is changed
+        self.module = module
+        self.moves = True
+        self._holding = True
+
+    def grad_mode(self) -> AbstractContextManager[Any]:
+        """Gradients as the caller has them."""
+        return nullcontext()
+
+    def __call__(self, image: Tensor) -> Any:
+        """Run the teacher in the mode it has."""
+        self._check_device(image)
+        return self.module(image)
+
+    def train(self, mode: bool) -> None:
+        """Take the wrapper's mode."""
+        self.module.train(mode)
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._holding = False
+
+
+def members(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
+    """Return the networks that a teacher consists of.
+
+    Args:
+        teacher: What the user declared.
+        student: The student, of which an average is a copy.
+
+    Returns:
+        Networks; none where there is no teacher.
+
+    Raises:
+        LifecycleError: If it is anything else than networks or a declaration.
+    """
+    if teacher is None:
+        return []
+    if isinstance(teacher, MovingAverage):
+        return [copy.deepcopy(uncompiled(student))]
+    if isinstance(teacher, JointTeacher):
+        found: list[Any] = [teacher.network]
+    elif isinstance(teacher, Ensemble):
+        found = list(teacher.networks)
+    else:
+        found = [teacher] if isinstance(teacher, nn.Module) else list(_several(teacher))
+    wrong = [network for network in found if not isinstance(network, nn.Module)]
+    if wrong or not found:
+        raise LifecycleError(
+            f"The teacher is {wrong[0] if wrong else teacher!r}; expected a network, a list of "
+            "them, Ensemble(...), MovingAverage(...), JointTeacher(...) or None."
+        )
+    return found
+
+
+def _several(teacher: Any) -> Iterator[Any]:
+    yield from teacher if isinstance(teacher, list | tuple) else [teacher]
+
+
+def hold(teacher: Teacher, module: nn.Module) -> FrozenTeacher:
+    """Take hold of one network of a teacher.
+
+    Args:
+        teacher: What the user declared.
+        module: One of its `members`.
+
+    Returns:
+        The holder.
+
+    Raises:
+        LifecycleError: If a teacher that learns would not be synchronised between processes.
+    """
+    if isinstance(teacher, MovingAverage):
+        return AveragedTeacher(module, teacher.decay)
+    if not isinstance(teacher, JointTeacher):
+        return FrozenTeacher(module)
+    distributed = torch.distributed
+    if (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    ):
+        raise LifecycleError(
+            "A JointTeacher lies outside of what DistributedDataParallel synchronises, so each "
+            "process would train another one. Train it in one process, or pass it frozen."
+        )
+    return LearningTeacher(module)
+
+
+def shares(teacher: Teacher | None, count: int) -> tuple[float, ...]:
+    """Return the weight of each network of a teacher, summing to one.
+
+    Args:
+        teacher: What the user declared.
+        count: Number of its members.
+
+    Returns:
+        One weight each.
+    """
+    return teacher.shares if isinstance(teacher, Ensemble) else (1 / max(count, 1),) * count

@@ -2,9 +2,9 @@
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,38 @@ from privdistill import dry_run
 from privdistill.checks import (
     check_batch,
     check_gradients,
-    check_logits,
+    check_heads,
     check_networks,
-    check_single_head,
+    check_same_views,
+    feature_map,
+    head_weights,
     input_views,
     tap_table,
 )
-from privdistill.exceptions import LayerNotFoundError, LifecycleError, ObjectiveError
-from privdistill.inputs import Image, InputViews, plain
+from privdistill.exceptions import (
+    LayerNotFoundError,
+    LifecycleError,
+    ModalityError,
+    ObjectiveError,
+    ShapeMismatchError,
+)
+from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
-from privdistill.losses.functional import Activation
-from privdistill.output import Output, Step, TapPair, first_logits
-from privdistill.taps import Recorder, Tap, build_adapter, check_equal, short
-from privdistill.teachers import FrozenTeacher
+from privdistill.losses.functional import Activation, mix_logits, resize
+from privdistill.output import Output, Step, TapPair, find_heads
+from privdistill.taps import (
+    Layer,
+    Recorder,
+    Tap,
+    as_layer,
+    brief,
+    build_adapter,
+    check_equal,
+    short,
+)
+from privdistill.teachers import FrozenTeacher, MovingAverage, Teacher, hold, members, shares
+from privdistill.text import columns
 
 Validation = Literal["first", "always", "never"]
 
@@ -39,8 +57,10 @@ class DistillationWrapper(nn.Module):
     that was passed in, and `close()` gives both networks back as they came.
 
     Args:
-        teacher: A trained network; frozen and put into eval mode. None is allowed where the
-            objective reads nothing of a teacher, so that a baseline trains through the same code.
+        teacher: A trained network; frozen and put into eval mode. Several as a list or `Ensemble`;
+            a `MovingAverage` of the student; a `JointTeacher` that is trained too. None is allowed
+            where the objective reads nothing of a teacher, so that a baseline trains through the
+            same code.
         student: The network to train.
         objective: A term or a weighted sum of terms.
         inputs: Which modalities each network sees, a `PrivilegedInput` or any object with its two
@@ -53,8 +73,12 @@ class DistillationWrapper(nn.Module):
             its shape matters. Needed to locate bottlenecks and to build adapters.
         validate: When target values are checked: "first" step, "always" or "never". On a GPU each
             check waits for the device.
-        select_logits: Function from a network's output to its logits; by default tensors, tuples,
-            lists, mappings with "out" and objects with `.logits` are understood.
+        select_logits: Function from a network's output to its logits, or to a list of them; by
+            default tensors, tuples, lists, mappings with "out" and objects with `.logits` are
+            understood.
+        head_weights: Under deep supervision, the weight of each head, finest first, scaled to sum
+            to one; by default each weighs half of the one before it. Each head is compared with
+            the teacher at its own resolution, and with the target at the target's.
 
     Raises:
         LayerNotFoundError: If a tap's layer does not exist or no bottleneck can be told.
@@ -92,7 +116,7 @@ class DistillationWrapper(nn.Module):
 
     def __init__(
         self,
-        teacher: nn.Module | None,
+        teacher: Teacher | None,
         student: nn.Module,
         *,
         objective: Term | Objective,
@@ -101,7 +125,8 @@ class DistillationWrapper(nn.Module):
         activation: Activation = "softmax",
         example: Image | None = None,
         validate: Validation = "first",
-        select_logits: Callable[[Any], Tensor] = first_logits,
+        select_logits: Callable[[Any], Tensor | Sequence[Tensor]] | None = None,
+        head_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_choice("DistillationWrapper", "activation", activation, ("softmax", "sigmoid"))
@@ -111,37 +136,53 @@ class DistillationWrapper(nn.Module):
         self.validate = validate
         self.inputs = input_views(inputs)
         self.select_logits = select_logits
+        self.head_weights = head_weights
         # A tensor, since a number would be a new constant for torch.compile in every step.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._validated = False
         self._closed = False
-        check_networks(teacher, student, self.objective)
-        self.taps = tap_table(taps or {}, self.objective.taps)
-        self._build(teacher, student, example)
+        #: Whether a pickle of the wrapper holds the teacher too.
+        self.pickles_teacher = True
+        if isinstance(teacher, MovingAverage):
+            check_same_views(self.inputs)
+        teachers = members(teacher, student)
+        check_networks(teachers, student, self.objective)
+        self.taps = tap_table(taps or {}, self.objective.taps, len(teachers))
+        self._shares = shares(teacher, len(teachers))
+        self._build(teacher, teachers, student, example)
 
-    def _build(self, teacher: nn.Module | None, student: nn.Module, example: Image | None) -> None:
+    def _build(
+        self,
+        declared: Teacher | None,
+        teachers: list[nn.Module],
+        student: nn.Module,
+        example: Image | None,
+    ) -> None:
         self.student = student
         self.adapters = nn.ModuleDict()
         self._teachers: list[FrozenTeacher] = []
         self._recorders: dict[str, Recorder] = {}
         self._notes: dict[str, dict[str, str]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._heads: tuple[tuple[int, ...], ...] = ()
         # Also at the end of the wrapper's life: a notebook cell run twice must not pile up hooks.
         self._leave = weakref.finalize(self, _give_back, self._recorders, self._teachers)
         # A build that fails half-way must leave no hook and no frozen teacher behind.
         try:
-            self._attach("student", student, example)
-            if teacher is not None:
-                self._attach("teacher", teacher, example)
-                self._teachers.append(FrozenTeacher(teacher))
-            self._try_out(teacher, example)
+            self._attach("student", student, example, None)
+            for index, teacher in enumerate(teachers):
+                self._attach(_role(index), teacher, example, index)
+                self._teachers.append(hold(cast("Teacher", declared), teacher))
+            self._try_out(example)
         except BaseException:
             self.close()
             raise
 
-    def _attach(self, role: str, model: nn.Module, example: Image | None) -> None:
-        wanted = {name: getattr(tap, role) for name, tap in self.taps.items()}
-        located = [tap for tap, layer in wanted.items() if layer is None]
+    def _attach(
+        self, role: str, model: nn.Module, example: Image | None, network: int | None
+    ) -> None:
+        wanted = self._places(network)
+        located = [tap for tap, place in wanted.items() if place.layer is None]
         if located and example is None:
             raise LayerNotFoundError(
                 f"Tap '{located[0]}': no layer of the {role} is named, and without an example the "
@@ -149,44 +190,98 @@ class DistillationWrapper(nn.Module):
                 "wrapper, or name the layers."
             )
         image = None if example is None else self._view(role, example)
-        names, self._notes[role] = dry_run.layer_names(model, wanted, image, role)
-        for tap, name in names.items():
+        places, self._notes[role] = dry_run.find_places(model, wanted, image, role)
+        for tap, place in places.items():
             # by name from here on: a layer kept here would drag its network into every copy
-            old = self.taps[tap]
+            old, kept = self.taps[tap], brief(place)
             self.taps[tap] = (
-                replace(old, student=name) if role == "student" else replace(old, teacher=name)
+                replace(old, student=kept) if network is None else replace(old, teacher=kept)
             )
-        self._recorders[role] = Recorder(model, names, role=role)
+        self._recorders[role] = Recorder(model, places, role=role)
         if example is None:
             # Without a dry run nothing tells which layers are overwritten in place.
-            self._recorders[role].cloned.update(names)
+            self._recorders[role].cloned.update(places)
 
-    def _view(self, role: str, image: Image) -> Tensor:
+    def _places(self, network: int | None) -> dict[str, Layer]:
+        """Layers of the student (None) or of one teacher, by tap name."""
+        if network is None:
+            return {name: as_layer(tap.student) for name, tap in self.taps.items()}
+        teachers = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}
+        return {name: place for name, place in teachers.items() if place.network == network}
+
+    def _view(self, role: str, image: Image, present: Tensor | None = None) -> Tensor:
         views = self.inputs
-        return plain(views.for_teacher(image) if role == "teacher" else views.for_student(image))
+        if present is None:
+            student = role == "student"
+            return plain(views.for_student(image) if student else views.for_teacher(image))
+        if not isinstance(views, PrivilegedInput):
+            raise ModalityError(
+                "`present` says which modalities each sample has, but the wrapper knows none. Pass "
+                "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
+            )
+        if role == "student":
+            return views.for_student(image, present)
+        return views.for_teacher(image, present)
 
-    def _try_out(self, teacher: nn.Module | None, example: Image | None) -> None:
-        """Run both networks once; build adapters and compare shapes."""
+    def _student_view(self, image: Image, present: Tensor | None) -> Tensor:
+        if self.training and isinstance(self.inputs, PrivilegedInput) and self.inputs.dropout:
+            return self.inputs.for_training(image, present)
+        return self._view("student", image, present)
+
+    def _select(self, output: Any, axes: int) -> list[Tensor]:
+        if self.select_logits is None:
+            return find_heads(output, axes)
+        chosen = self.select_logits(output)
+        heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
+        if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
+            raise ShapeMismatchError(
+                f"`select_logits` gave {_shown(chosen)}; expected logits (B, C, *spatial), or a "
+                "list of them, finest first."
+            )
+        return heads
+
+    def _try_out(self, example: Image | None) -> None:
+        """Run all networks once; build adapters and compare shapes."""
         if example is None:
             self._demand_plain_taps()
             return
         view = self._view("student", example)
         recorder = self._recorders["student"]
-        mine = dry_run.run(self.student, view, recorder, self.select_logits)
+        mine = dry_run.run(self.student, view, recorder, self._select)
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
-        training = dry_run.run(self.student, view, recorder, self.select_logits, training=True)
-        if self.select_logits is first_logits:
-            check_single_head(training, mine)
-        if teacher is None:
-            return
+        training = dry_run.run(self.student, view, recorder, self._select, training=True)
+        self._heads = training.heads
+        head_weights(self.head_weights, len(training.heads))
         compared = self.objective.needs_teacher_logits
-        select = self.select_logits if compared else None
-        seen = self._view("teacher", example)
-        theirs = dry_run.run(teacher, seen, self._recorders["teacher"], select)
+        theirs = [
+            dry_run.run(
+                teacher.module,
+                self._view(role, example),
+                self._recorders[role],
+                self._select if compared else None,
+            )
+            for role, teacher in self._roles()
+        ]
         for tap in self.taps:
-            self._fit(tap, mine.features[tap], theirs.features[tap])
+            if theirs:
+                index = as_layer(self.taps[tap].teacher).network
+                self._fit(
+                    tap,
+                    self._map("student", tap, mine),
+                    self._map(_role(index), tap, theirs[index]),
+                )
         if compared:
-            check_logits(mine.logits, theirs.logits)
+            check_heads(mine.heads, [trial.heads for trial in theirs])
+
+    def _roles(self) -> Iterator[tuple[str, FrozenTeacher]]:
+        for index, teacher in enumerate(self._teachers):
+            yield _role(index), teacher
+
+    def _map(self, role: str, tap: str, trial: dry_run.Trial) -> Tensor:
+        if tap not in self.objective.taps:
+            return trial.features[tap]
+        layer = self._recorders[role].places[tap]
+        return feature_map(trial.features[tap], trial.spatial, tap=tap, layer=layer)
 
     def _demand_plain_taps(self) -> None:
         for name, tap in self.taps.items():
@@ -218,16 +313,45 @@ class DistillationWrapper(nn.Module):
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The frozen teacher, or None."""
+        """The teacher, the first of several, or None."""
         return self._teachers[0].module if self._teachers else None
 
-    def forward(self, image: Image, target: Tensor | None = None) -> Output:
-        """Run both networks and compute the objective.
+    def teacher_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of a teacher that was declared to change.
+
+        Returns:
+            Those of a `JointTeacher`, for an optimizer, or of a `MovingAverage`.
+
+        Raises:
+            LifecycleError: If the teacher is frozen, or there is none.
+
+        Example:
+            >>> from torch import nn
+            >>> from privdistill import DistillationWrapper, GroundTruth, JointTeacher
+            >>> objective = GroundTruth() + GroundTruth(of="teacher").named("teacher")
+            >>> teacher = JointTeacher(nn.Conv2d(1, 2, 1))
+            >>> kd = DistillationWrapper(teacher, nn.Conv2d(1, 2, 1), objective=objective)
+            >>> parameters = [*kd.parameters(), *kd.teacher_parameters()]
+        """
+        owned = [teacher for teacher in self._teachers if teacher.owned]
+        if not owned:
+            raise LifecycleError(
+                "The teacher is frozen and has nothing to train. A teacher that learns is declared "
+                "as such: DistillationWrapper(JointTeacher(network), student, ...)."
+            )
+        return (parameter for teacher in owned for parameter in teacher.module.parameters())
+
+    def forward(
+        self, image: Image, target: Tensor | None = None, *, present: Tensor | None = None
+    ) -> Output:
+        """Run all networks and compute the objective.
 
         Args:
             image: The full input: `(B, C, *spatial)` with every modality, or a mapping by name.
             target: Reference, one-hot or regions `(B, C, *spatial)`, or a label map
                 `(B, *spatial)`; may be None where no term reads it.
+            present: Which of the modalities each sample has, boolean `(B, modalities)`; the others
+                are filled as `PrivilegedInput(fill=...)` says. All of them unless given.
 
         Returns:
             Loss, terms, logits and taps of this step.
@@ -238,45 +362,109 @@ class DistillationWrapper(nn.Module):
             ModalityError: If the input does not carry the modalities named.
             ObjectiveError: If a term misses what it reads.
         """
+        self._check_ready()
+        # Taken before the teacher runs, which might edit its input in place.
+        view = self._student_view(image, present)
+        if self.training:
+            for teacher in self._teachers:
+                teacher.follow(self.student, self.steps)
+        taught, features = self._run_teachers(image, present)
+        with self._recorders["student"].recording() as captured:
+            heads = self._select(self.student(view), view.ndim - 2)
+        check_batch(heads[0])
+        mine = self._check_captures("student", captured, view)
+        pairs = self._pair(mine, features)
+        weighted = self._weighted_steps(heads, taught, pairs, target)
+        several = weighted if len(weighted) > 1 else ()
+        loss, terms = self.objective(weighted[0][1], several)
+        self._validated = True
+        # Validation passes must not move schedules that follow the step.
+        if self.training:
+            self.steps += 1
+        steps = [step for _, step in weighted]
+        return Output(
+            loss,
+            terms,
+            _list_of([s.student for s in steps]),
+            _list_of([s.teacher for s in steps]),
+            pairs,
+        )
+
+    def _check_ready(self) -> None:
         if self._closed:
             raise LifecycleError(
                 "Cannot run a distillation step, as the wrapper has been closed. Build a new one; "
                 "predict() still works."
             )
-        # Taken before the teacher runs, which might edit its input in place.
-        view = self._view("student", image)
-        teacher_output, teacher_features = self._run_teacher(image)
-        with self._recorders["student"].recording() as features:
-            logits = self.select_logits(self.student(view))
-        self._check_captures("student", features)
-        check_batch(logits)
-        step = Step(
-            student=logits,
-            teacher=teacher_output,
+        if len(self._teachers) < len(self._shares):
+            raise LifecycleError(
+                "Cannot run a distillation step, as the wrapper was pickled without its teacher. "
+                "Build a new one with the teacher and this one's student; predict() still works."
+            )
+
+    def _run_teachers(
+        self, image: Image, present: Tensor | None
+    ) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
+        """Heads of each teacher whose logits are read, and the features of all."""
+        wanted = self.objective.needs_teacher_logits
+        taught: list[list[Tensor]] = []
+        features: dict[str, Tensor] = {}
+        for role, teacher in self._roles():
+            recorder = self._recorders[role]
+            if not (wanted or recorder.places):
+                continue
+            with teacher.grad_mode(), recorder.recording() as captured:
+                view = self._view(role, image, present)
+                output = teacher(view)
+            features |= self._check_captures(role, captured, view)
+            # Without a term that reads them, the logits may have another form or class count.
+            if wanted:
+                taught.append(self._select(output, view.ndim - 2))
+        return taught, features
+
+    def _weighted_steps(
+        self,
+        heads: list[Tensor],
+        taught: list[list[Tensor]],
+        taps: dict[str, TapPair],
+        target: Tensor | None,
+    ) -> list[tuple[float, Step]]:
+        """A step for each of the student's heads, with the teachers at its resolution."""
+        common = Step(
+            student=heads[0],
             target=None if target is None else plain(target),
-            taps=self._pair(features, teacher_features),
+            taps=taps,
             activation=self.activation,
             index=self.steps.clone(),
             validate=self._must_validate(),
         )
-        loss, terms = self.objective(step)
-        self._validated = True
-        # Validation passes must not move schedules that follow the step.
-        if self.training:
-            self.steps += 1
-        return Output(loss, terms, logits, teacher_output, step.taps)
+        return [
+            (
+                weight,
+                replace(common, student=head, **self._teaching(head, head is heads[0], taught)),
+            )
+            for weight, head in zip(head_weights(self.head_weights, len(heads)), heads, strict=True)
+        ]
 
-    def _run_teacher(self, image: Image) -> tuple[Tensor | None, dict[str, Tensor]]:
-        wanted = self.objective.needs_teacher_logits
-        if not self._teachers or not (wanted or self.taps):
-            return None, {}
-        with torch.no_grad(), self._recorders["teacher"].recording() as features:
-            output = self._teachers[0](self._view("teacher", image))
-        self._check_captures("teacher", features)
-        # Without a term that reads them, the logits may have another form or number of classes.
-        return (self.select_logits(output) if wanted else None), features
+    def _teaching(self, head: Tensor, main: bool, taught: list[list[Tensor]]) -> dict[str, Any]:
+        if not taught:
+            return {}
+        size = tuple(head.shape[2:])
+        logits = []
+        for heads in taught:
+            fitting = [own for own in heads if tuple(own.shape[2:]) == size]
+            # The main head is never met half-way: networks of other resolutions are a mistake.
+            resized = heads[0] if main else resize(heads[0], size)
+            logits.append(fitting[0] if fitting else resized)
+        if len(logits) == 1:
+            return {"teacher": logits[0]}
+        weighted = tuple(zip(logits, self._shares, strict=True))
+        return {"teacher": mix_logits(weighted, self.activation), "members": weighted}
 
-    def _check_captures(self, role: str, features: dict[str, Tensor]) -> None:
+    def _check_captures(
+        self, role: str, features: dict[str, Tensor], view: Tensor
+    ) -> dict[str, Tensor]:
+        """Check what was captured, and read as maps what terms compare."""
         recorder = self._recorders[role]
         recorder.check(features)
         for tap in recorder.corrupted(features):
@@ -287,6 +475,14 @@ class DistillationWrapper(nn.Module):
             )
         if role == "student" and self.training and torch.is_grad_enabled():
             check_gradients(recorder, features)
+        read = self.objective.taps
+        spatial = view.shape[2:]
+        return {
+            tap: feature_map(value, spatial, tap=tap, layer=recorder.places[tap])
+            if tap in read
+            else value
+            for tap, value in features.items()
+        }
 
     def _pair(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
         pairs = {}
@@ -303,7 +499,7 @@ class DistillationWrapper(nn.Module):
     def _must_validate(self) -> bool:
         return self.validate == "always" or (self.validate == "first" and not self._validated)
 
-    def predict(self, image: Image) -> Tensor:
+    def predict(self, image: Image, *, present: Tensor | None = None) -> Tensor:
         """Run the student alone, in eval mode.
 
         Works without the teacher and after `close()`; follows the caller's grad mode; training
@@ -311,19 +507,20 @@ class DistillationWrapper(nn.Module):
 
         Args:
             image: The full input, the student's view alone, or a mapping by modality name.
+            present: Which of the modalities each sample has, as in the step.
 
         Returns:
-            Logits, `(B, C, *spatial)`.
+            Logits, `(B, C, *spatial)`; of several heads the finest.
 
         Raises:
             ModalityError: If the input carries other modalities.
         """
-        view = self._view("student", image)
+        view = self._view("student", image, present)
         # Flags are kept module by module: a user may have frozen some batch norms in eval mode.
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
         try:
-            return self.select_logits(self.student(view))
+            return self._select(self.student(view), view.ndim - 2)[0]
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -367,21 +564,63 @@ class DistillationWrapper(nn.Module):
         for name in self.__dict__.keys() - apart:
             twin.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         recorders = {"student": copy.deepcopy(self._recorders["student"], memo)}
-        teachers = []
-        if self._teachers and not self._closed:
-            # Another holder, which must not move the teacher under the original.
-            teachers = [FrozenTeacher(self._teachers[0].module, moves=False)]
-            recorders["teacher"] = self._recorders["teacher"].twin(teachers[0].module)
+        teachers: list[FrozenTeacher] = []
+        for role, teacher in self._roles() if not self._closed else ():
+            if teacher.owned:
+                teachers.append(copy.deepcopy(teacher, memo))
+                recorders[role] = copy.deepcopy(self._recorders[role], memo)
+            else:
+                # Another holder, which must not move the teacher under the original.
+                teachers.append(FrozenTeacher(teacher.module, moves=False))
+                recorders[role] = self._recorders[role].twin(teacher.module)
         twin.__dict__ |= {"_recorders": recorders, "_teachers": teachers}
         twin.__dict__["_leave"] = weakref.finalize(twin, _give_back, recorders, teachers)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_leave"}
+        state = {name: value for name, value in self.__dict__.items() if name != "_leave"}
+        if not self.pickles_teacher:
+            state |= {"_teachers": [], "_recorders": {"student": self._recorders["student"]}}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._leave = weakref.finalize(self, _give_back, self._recorders, self._teachers)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the student's and the adapters' mode; a frozen teacher stays in eval mode.
+
+        Args:
+            mode: Train mode, or eval mode.
+
+        Returns:
+            The wrapper.
+        """
+        super().train(mode)
+        for teacher in self._teachers:
+            teacher.train(mode)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for teacher in self._teachers:
+            if teacher.owned:
+                inner = f"{prefix}teacher."
+                teacher.module.state_dict(
+                    destination=destination, prefix=inner, keep_vars=keep_vars
+                )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        for teacher in self._teachers:
+            if teacher.owned:
+                inner = f"{prefix}teacher."
+                keys = [key for key in state_dict if key.startswith(inner)]
+                own = {key.removeprefix(inner): state_dict.pop(key) for key in keys}
+                *_, missing, unexpected, _errors = rest
+                loaded = teacher.module.load_state_dict(own, strict=False)
+                missing += [inner + key for key in loaded.missing_keys]
+                unexpected += [inner + key for key in loaded.unexpected_keys]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _replicate_for_data_parallel(self) -> Self:
         raise LifecycleError(
@@ -392,10 +631,19 @@ class DistillationWrapper(nn.Module):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}{' (closed)' * self._closed}", f"  inputs: {self.inputs}"]
         lines += [f"  activation: {self.activation}", f"  objective: {self.objective}"]
+        lines += self._head_rows()
         rows: list[tuple[str, ...]] = [("tap", "network", "layer", "shape", "adapter")]
         for tap in self.taps:
             rows += self._tap_rows(tap)
         return "\n".join(lines + columns(rows) * (len(rows) > 1) + self._remarks())
+
+    def _head_rows(self) -> list[str]:
+        if len(self._heads) < 2:
+            return []
+        weights = head_weights(self.head_weights, len(self._heads))
+        sizes = [" x ".join(map(str, head[2:])) for head in self._heads]
+        listed = ", ".join(f"{w:.3g} ({size})" for w, size in zip(weights, sizes, strict=True))
+        return [f"  deep supervision, weight of each head: {listed}"]
 
     def _tap_rows(self, tap: str) -> list[tuple[str, ...]]:
         adapter = short(self.adapters[tap]) if tap in self.adapters else "none"
@@ -404,11 +652,14 @@ class DistillationWrapper(nn.Module):
             (
                 tap if role == "student" else "",
                 role,
-                recorder.names[tap],
-                " x ".join(map(str, shapes[role][1:])) if role in shapes else "not run yet",
+                str(recorder.places[tap]),
+                " x ".join(map(str, shape[1:]))
+                if (shape := shapes.get(role.split()[0]))
+                else "not run yet",
                 adapter if role == "student" else "",
             )
             for role, recorder in self._recorders.items()
+            if tap in recorder.places
         ]
 
     def _remarks(self) -> list[str]:
@@ -419,26 +670,23 @@ class DistillationWrapper(nn.Module):
         ]
 
 
-def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lay rows out in columns of equal width.
-
-    Args:
-        rows: Cells; the first row is the heading.
-
-    Returns:
-        One indented line per row.
-
-    Example:
-        >>> columns([("tap", "layer"), ("bottleneck", "down4")])
-        ['  tap         layer', '  bottleneck  down4']
-    """
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    padded = ("  ".join(map(str.ljust, row, widths)) for row in rows)
-    return [f"  {line.rstrip()}" for line in padded]
-
-
 def _give_back(recorders: Mapping[str, Recorder], teachers: Sequence[FrozenTeacher]) -> None:
     for recorder in recorders.values():
         recorder.remove()
     for teacher in teachers:
         teacher.release()
+
+
+def _role(index: int) -> str:
+    return "teacher" if index == 0 else f"teacher {index + 1}"
+
+
+def _list_of(heads: list[Any]) -> Any:
+    """What the user sees: one tensor, or a list under deep supervision."""
+    if heads[0] is None or len(heads) == 1:
+        return heads[0]
+    return heads
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]

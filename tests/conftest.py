@@ -4,6 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from privdistill import (
+    DistillationWrapper,
+    GroundTruth,
+    LatentKL,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+)
+
 
 class TinyUNet(nn.Module):
     """Two levels, one skip connection, a bottleneck called by its name."""
@@ -31,3 +39,22 @@ def _fixed_seed() -> None:
 @pytest.fixture
 def tiny_unet() -> type[TinyUNet]:
     return TinyUNet
+
+
+@pytest.fixture
+def networks(tiny_unet):
+    return tiny_unet(4), tiny_unet(1)
+
+
+@pytest.fixture
+def build(networks):
+    """KD-Net's objective on the tiny networks; any option of the wrapper can be another one."""
+
+    def make(**options):
+        teacher, student = options.pop("teacher", networks[0]), options.pop("student", networks[1])
+        kdnet = 0.75 * SoftTargetDiceBCE() + 0.25 * GroundTruth() + 10.0 * LatentKL()
+        inputs = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
+        usual = {"objective": kdnet, "inputs": inputs, "example": torch.zeros(1, 4, 8, 8)}
+        return DistillationWrapper(teacher, student, **usual | options)
+
+    return make

@@ -2,27 +2,27 @@ import pytest
 import torch
 from torch import nn
 
-from privdistill import GroundTruth, LatentKL, PrivDistillError, PrivilegedInput, Tap
+from privdistill import GroundTruth, LatentKL, Layer, PrivDistillError, PrivilegedInput, Tap
 from privdistill.checks import (
     check_batch,
     check_gradients,
-    check_logits,
+    check_heads,
     check_networks,
-    check_single_head,
+    feature_map,
+    head_weights,
     input_views,
     tap_table,
 )
-from privdistill.dry_run import Trial
 from privdistill.taps import Recorder
 
 
 def test_a_bottleneck_that_is_read_needs_no_name():
-    assert tap_table({}, ("bottleneck",)) == {"bottleneck": Tap()}
+    assert tap_table({}, ("bottleneck",), 1) == {"bottleneck": Tap()}
 
 
 def test_given_taps_are_kept():
     mine = Tap("a", "b")
-    assert tap_table({"bottleneck": mine}, ("bottleneck",)) == {"bottleneck": mine}
+    assert tap_table({"bottleneck": mine}, ("bottleneck",), 1) == {"bottleneck": mine}
 
 
 def test_any_object_with_both_views_serves_as_inputs():
@@ -31,21 +31,39 @@ def test_any_object_with_both_views_serves_as_inputs():
 
 
 def test_a_baseline_without_teacher_passes():
-    check_networks(None, nn.Conv2d(1, 1, 1), 1.0 * GroundTruth())
+    check_networks([], nn.Conv2d(1, 1, 1), 1.0 * GroundTruth())
 
 
-def test_equal_logits_pass():
-    check_logits((1, 2, 4, 4), (1, 2, 4, 4))
+def test_equal_logits_pass_whatever_the_batch():
+    check_heads([(2, 3, 4, 4), (2, 3, 2, 2)], [[(1, 3, 4, 4)]])
 
 
-def test_one_head_passes_and_several_do_not():
-    one = Trial(torch.zeros(1, 2, 4), (1, 2, 4), {})
-    two = Trial([torch.zeros(1, 2, 4), torch.zeros(1, 2, 2)], (1, 2, 4), {})
-    stacked = Trial(torch.zeros(1, 3, 2, 4), (1, 3, 2, 4), {})
-    check_single_head(one, one)
-    for several in (two, stacked):
-        with pytest.raises(PrivDistillError, match="only the first would be taught"):
-            check_single_head(several, one)
+def test_other_classes_or_resolutions_are_refused():
+    for teacher in [(1, 2, 4, 4), (1, 3, 8, 8)]:
+        with pytest.raises(PrivDistillError, match=r"student gives \(1, 3, 4, 4\) and the teacher"):
+            check_heads([(1, 3, 4, 4)], [[(1, 3, 4, 4)], [teacher]])
+
+
+def test_head_weights_halve_and_sum_to_one():
+    assert head_weights(None, 2) == [2 / 3, 1 / 3]
+    assert head_weights([3, 1], 2) == [0.75, 0.25]
+    assert head_weights([3, 1], 1) == [1.0]
+
+
+def test_head_weights_that_do_not_fit_are_refused():
+    with pytest.raises(PrivDistillError, match="returns 3 heads, and `head_weights` has 2"):
+        head_weights([1, 1], 3)
+    for wrong in ([-1, 1], [0, 0], [float("nan"), 1]):
+        with pytest.raises(PrivDistillError, match="not negative and not all zero"):
+            head_weights(wrong, 2)
+
+
+def test_tokens_become_maps_and_vectors_do_not():
+    tokens = torch.arange(8.0).reshape(1, 4, 2)
+    found = feature_map(tokens, (8, 8), tap="deep", layer=Layer("x"))
+    assert torch.equal(found[0, 0], torch.tensor([[0.0, 2.0], [4.0, 6.0]]))
+    with pytest.raises(PrivDistillError, match=r"layer 'x' gives \(1, 64\) for an image of size"):
+        feature_map(torch.zeros(1, 64), (8, 8), tap="deep", layer=Layer("x"))
 
 
 def test_features_without_gradient_are_named():
@@ -64,4 +82,4 @@ def test_empty_batches_are_refused():
 
 def test_an_objective_that_reads_a_tap_needs_a_teacher():
     with pytest.raises(PrivDistillError, match="latent_kl read the teacher"):
-        check_networks(None, nn.Conv2d(1, 1, 1), 1.0 * LatentKL())
+        check_networks([], nn.Conv2d(1, 1, 1), 1.0 * LatentKL())

@@ -108,3 +108,82 @@ def test_without_names_both_see_the_whole(image):
 def test_an_empty_teacher_view_is_refused():
     with pytest.raises(ModalityError, match="`teacher` is empty"):
         PrivilegedInput(("a",), student=("a",), teacher=())
+
+
+def test_modalities_may_have_several_channels():
+    inputs = PrivilegedInput({"rgb": 3, "depth": 1, "ir": 2}, student=("ir", "rgb"))
+    image = torch.arange(6.0).reshape(1, 6, 1, 1)
+    assert inputs.for_student(image).flatten().tolist() == [4, 5, 0, 1, 2]
+    assert torch.equal(inputs.for_student(image[:, :5]), image[:, :5])
+    parts = {"rgb": image[:, :3], "ir": image[:, 4:]}
+    assert inputs.for_student(parts).flatten().tolist() == [4, 5, 0, 1, 2]
+    with pytest.raises(ModalityError, match=r"each must be \(B, 2, \*spatial\) or \(B, 3"):
+        inputs.for_student({"rgb": image[:, :1], "ir": image[:, 4:]})
+    with pytest.raises(ModalityError, match="with 6 channels"):
+        inputs.for_teacher(image[:, :4])
+
+
+@pytest.mark.parametrize("count", [0, 1.5, True, "3"])
+def test_channel_counts_without_meaning_are_refused(count):
+    with pytest.raises(ModalityError, match="gives the channel counts"):
+        PrivilegedInput({"rgb": count}, student=("rgb",))
+
+
+def test_absent_modalities_are_filled_for_both_networks():
+    inputs = PrivilegedInput({"a": 1, "b": 2}, student=("b",), fill=-1.0)
+    image = torch.tensor([[1.0, 2.0, 3.0], [4.0, float("nan"), 6.0]]).reshape(2, 3, 1)
+    present = torch.tensor([[False, True], [True, False]])
+    assert inputs.for_teacher(image, present).flatten().tolist() == [-1, 2, 3, 4, -1, -1]
+    assert inputs.for_student(image, present).flatten().tolist() == [2, 3, -1, -1]
+
+
+def test_a_presence_mask_of_another_form_is_refused():
+    inputs = PrivilegedInput(("a", "b"), student=("a",))
+    for wrong in (torch.ones(2, 2), torch.ones(1, 2, dtype=torch.bool)):
+        with pytest.raises(ModalityError, match=r"expected torch.bool \(2, 2\)"):
+            inputs.for_student(torch.zeros(2, 2, 4), wrong)
+
+
+def test_dropout_hides_every_set_of_modalities_equally_often():
+    inputs = PrivilegedInput(("a", "b"), student=("a", "b"), dropout=0.5)
+    seen = inputs.for_training(torch.ones(3000, 2, 1)).squeeze(-1)
+    shares = [
+        (seen == torch.tensor(kept)).all(1).float().mean() for kept in ([1, 0], [0, 1], [1, 1])
+    ]
+    assert all(abs(share - 1 / 3) < 0.04 for share in shares)
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_dropout_keeps_one_of_the_modalities_that_are_there():
+    inputs = PrivilegedInput(("a", "b", "c"), student=("a", "b", "c"), dropout=0.9)
+    present = torch.tensor([[True, False, True]]).expand(500, -1)
+    seen = inputs.for_training(torch.ones(500, 3, 1), present).squeeze(-1)
+    assert (seen[:, 1] == 0).all()
+    assert (seen.sum(1) >= 1).all()
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert not inputs.for_training(torch.ones(2, 3, 1), nothing).any()
+
+
+def test_dropout_reaches_neither_the_teacher_nor_a_prediction():
+    inputs = PrivilegedInput(("a", "b"), student=("a", "b"), dropout=0.9)
+    image = torch.ones(50, 2, 1)
+    assert torch.equal(inputs.for_teacher(image), image)
+    assert torch.equal(inputs.for_student(image), image)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_dropout_outside_the_unit_interval_is_refused(dropout):
+    with pytest.raises(ModalityError, match="`dropout` must be in"):
+        PrivilegedInput(("a",), student=("a",), dropout=dropout)
+
+
+def test_dropout_of_too_many_modalities_is_refused():
+    names = tuple(f"band{number}" for number in range(13))
+    with pytest.raises(ModalityError, match="at most 12"):
+        PrivilegedInput(names, student=names, dropout=0.5)
+
+
+@pytest.mark.parametrize("names", [3, (1, 2), [None]])
+def test_what_is_no_name_is_refused(names):
+    with pytest.raises(ModalityError, match="pass names"):
+        PrivilegedInput(names, student=("a",))

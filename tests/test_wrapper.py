@@ -31,21 +31,6 @@ def kdnet():
     return 0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth() + 10.0 * LatentKL()
 
 
-@pytest.fixture
-def networks(tiny_unet):
-    return tiny_unet(4), tiny_unet(1)
-
-
-@pytest.fixture
-def build(networks):
-    def make(**options):
-        teacher, student = options.pop("teacher", networks[0]), options.pop("student", networks[1])
-        arguments = {"objective": kdnet(), "inputs": INPUTS, "example": EXAMPLE} | options
-        return DistillationWrapper(teacher, student, **arguments)
-
-    return make
-
-
 def hooks(*models):
     return sum(len(m._forward_hooks) for model in models for m in model.modules())
 
@@ -137,7 +122,7 @@ def test_printing_shows_layers_shapes_terms_and_how_they_were_found(build):
     assert "bottleneck  student  bottleneck  8 x 4 x 4  none" in text
     assert "10 * LatentKL(tap='bottleneck')" in text
     assert "teacher flair, t1, t1ce, t2 | student t1ce" in text
-    assert "last encoder output at the coarsest resolution" in text
+    assert "student bottleneck: " in text
 
 
 def test_predict_takes_full_stack_own_view_or_mapping(build):
@@ -560,18 +545,6 @@ def test_promise_5_train_mode_is_tried_too(build, tiny_unet):
     assert torch.isfinite(kd(IMAGE, LABELS).loss)
 
 
-def test_promise_7_several_heads_in_training_are_refused(build, tiny_unet):
-    class Deep(tiny_unet):
-        def forward(self, x):
-            out = super().forward(x)
-            return [out, out[..., ::2, ::2]] if self.training else out
-
-    with pytest.raises(ShapeMismatchError, match="returns several predictions"):
-        build(student=Deep(1))
-    chosen = build(student=Deep(1), select_logits=lambda o: o[0] if isinstance(o, list) else o)
-    assert torch.isfinite(chosen(IMAGE, LABELS).loss)
-
-
 def test_promise_8_adapters_follow_the_students_dtype_and_leave_the_random_state(build, tiny_unet):
     mine = nn.Sequential(nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12))
     kd = build(
@@ -743,3 +716,29 @@ def test_inputs_and_taps_of_the_wrong_kind_are_refused(build):
         build(taps={"bottleneck": Tap(3, "down")})
     with pytest.raises(ModalityError, match="expected a tensor"):
         build()([1, 2], LABELS)
+
+
+def test_promise_1_absent_modalities_reach_neither_network(build):
+    kd = build()
+    present = torch.tensor([[True, True, True, False]] * 2)
+    holed = IMAGE.clone()
+    holed[:, 3] = float("nan")
+    filled = IMAGE.clone()
+    filled[:, 3] = 0
+    assert torch.equal(kd(holed, LABELS, present=present).loss, kd(filled, LABELS).loss)
+    assert torch.equal(kd.predict(holed, present=present), kd.predict(IMAGE))
+
+
+def test_a_presence_mask_needs_names(build, tiny_unet):
+    kd = build(student=tiny_unet(4), inputs=None)
+    with pytest.raises(ModalityError, match="the wrapper knows none"):
+        kd(IMAGE, LABELS, present=torch.ones(2, 4, dtype=torch.bool))
+
+
+def test_modality_dropout_acts_in_training_alone(build, tiny_unet):
+    names = ("flair", "t1", "t1ce", "t2")
+    inputs = PrivilegedInput(names, student=names, dropout=0.5)
+    kd = build(student=tiny_unet(4), inputs=inputs)
+    assert len({kd(IMAGE, LABELS).loss.item() for _ in range(8)}) > 1
+    kd.eval()
+    assert len({kd(IMAGE, LABELS).loss.item() for _ in range(8)}) == 1

@@ -4,11 +4,14 @@ import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
+from privdistill.losses.functional import resize
 from privdistill.output import Step
 
 
@@ -22,6 +25,8 @@ class Term(nn.Module, ABC):
         taps: Names of the taps it reads.
         needs_teacher: Whether it reads the teacher's logits.
         needs_target: Whether it reads the target.
+        per_head: Whether it is computed for each head under deep supervision; terms that read
+            nothing but taps need it once.
 
     Example:
         >>> class Confidence(Term):
@@ -32,8 +37,9 @@ class Term(nn.Module, ABC):
     """
 
     taps: tuple[str, ...] = ()
-    needs_teacher: ClassVar[bool] = False
-    needs_target: ClassVar[bool] = False
+    needs_teacher: bool = False
+    needs_target: bool = False
+    per_head: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,11 +135,15 @@ class Objective(nn.Module):
         """Whether any term reads the target."""
         return any(term.needs_target for _, term in self.named_terms.values())
 
-    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, step: Step, heads: Sequence[tuple[float, Step]] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the sum, and each term.
 
         Args:
             step: Outputs, taps and target of the step.
+            heads: Under deep supervision, weight and step of each head; a term is then the
+                weighted mean over them.
 
         Returns:
             The weighted sum, and the terms by name, unweighted and detached.
@@ -141,7 +151,7 @@ class Objective(nn.Module):
         Raises:
             ObjectiveError: If a term returns anything but a scalar tensor.
         """
-        values = {name: _scalar(term, step) for name, (_, term) in self.named_terms.items()}
+        values = {name: _value(term, step, heads) for name, (_, term) in self.named_terms.items()}
         weighted = [weight * values[name] for name, (weight, _) in self.named_terms.items()]
         total = weighted[0]
         for value in weighted[1:]:
@@ -225,6 +235,24 @@ def _finite(weight: float, term: Term) -> float:
     if not isinstance(weight, int | float) or not abs(weight) < float("inf"):
         raise ObjectiveError(f"The weight of {term!r} must be a finite number; got {weight!r}.")
     return float(weight)
+
+
+def _value(term: Term, step: Step, heads: Sequence[tuple[float, Step]]) -> Tensor:
+    if not heads or not term.per_head:
+        return _scalar(term, step)
+    value = step.student.new_zeros((), dtype=torch.float32)
+    for weight, head in heads:
+        # References are never resized, so a coarse head meets them at full resolution.
+        own = _enlarged(head, step) if term.needs_target else head
+        value = value + weight * _scalar(term, own)
+    return value
+
+
+def _enlarged(head: Step, step: Step) -> Step:
+    if head.student.shape == step.student.shape:
+        return head
+    student = resize(head.student, step.student.shape[2:])
+    return replace(head, student=student, teacher=step.teacher, members=step.members)
 
 
 def _scalar(term: Term, step: Step) -> Tensor:

@@ -1,7 +1,9 @@
 """Dice plus binary cross-entropy: against the reference, and against the teacher."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
@@ -10,6 +12,7 @@ from privdistill.losses.functional import (
     Activation,
     binarise,
     binary_cross_entropy,
+    mix_logits,
     probabilities,
     soft_dice,
 )
@@ -84,6 +87,7 @@ class GroundTruth(Term):
     `L_GT = (1 - Dice(y, sigma(l_s))) + BCE(y, sigma(l_s))`.
 
     Args:
+        of: Whose prediction is compared, "student" or that of a `JointTeacher`, "teacher".
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
         include_background: Whether channel 0 counts, for softmax outputs.
         squared_denominator: Dice with squares in the denominator.
@@ -113,6 +117,7 @@ class GroundTruth(Term):
     def __init__(
         self,
         *,
+        of: Literal["student", "teacher"] = "student",
         activation: Activation | None = None,
         include_background: bool = True,
         squared_denominator: bool = False,
@@ -120,25 +125,38 @@ class GroundTruth(Term):
         smoothing: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_choice("GroundTruth", "of", of, ("student", "teacher"))
+        self.of = of
+        self.needs_teacher = of == "teacher"
         self.dice_bce = DiceBCE(
             activation, include_background, squared_denominator, batch_dice, smoothing
         )
 
     def forward(self, step: Step) -> Tensor:
-        """Compute the term from the student's logits and the target."""
+        """Compute the term from one network's logits and the target."""
         if step.target is None:
             raise ObjectiveError(
                 f"{self.name}: the step has no target. Call the wrapper as kd(image, target)."
             )
         activation = resolve(self.dice_bce.activation, step)
+        logits = step.student if self.of == "student" else self._of_teacher(step)
         target = as_channels(
-            step.target, step.student, activation, term=self.name, validate=step.validate
+            step.target, logits, activation, term=self.name, validate=step.validate
         )
-        return self.dice_bce(step.student, target, target, activation)
+        return self.dice_bce(logits, target, target, activation)
+
+    def _of_teacher(self, step: Step) -> Tensor:
+        if step.teacher is None or not (step.teacher.requires_grad or not torch.is_grad_enabled()):
+            raise ObjectiveError(
+                f"{self.name}: of='teacher' supervises a teacher that learns, and this one is "
+                "frozen. Declare it: DistillationWrapper(JointTeacher(network), student, ...)."
+            )
+        return step.teacher
 
     def extra_repr(self) -> str:
         """Show the options that were chosen."""
-        return self.dice_bce.changed()
+        own = f"of={self.of!r}" * (self.of != "student")
+        return ", ".join(filter(None, (own, self.dice_bce.changed())))
 
 
 class SoftTargetDiceBCE(Term):
@@ -195,10 +213,11 @@ class SoftTargetDiceBCE(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits."""
-        teacher = teacher_logits(step, self.name)
         activation = resolve(self.dice_bce.activation, step)
+        teacher = teacher_logits(step, activation, term=self.name)
         check_activation(teacher, activation, term=self.name)
-        soft = probabilities(teacher, activation, temperature=self.temperature)
+        tempered = teacher_logits(step, activation, term=self.name, temperature=self.temperature)
+        soft = probabilities(tempered, activation, temperature=self.temperature)
         return self.dice_bce(step.student, soft, binarise(teacher, activation), activation)
 
     def extra_repr(self) -> str:
@@ -219,12 +238,16 @@ def resolve(own: Activation | None, step: Step) -> Activation:
     return own or ("sigmoid" if step.activation == "sigmoid" else "softmax")
 
 
-def teacher_logits(step: Step, term: str) -> Tensor:
+def teacher_logits(
+    step: Step, activation: Activation, *, term: str, temperature: float = 1.0
+) -> Tensor:
     """Return the teacher's logits, detached, after comparing their shape with the student's.
 
     Args:
         step: The step.
+        activation: "softmax" or "sigmoid".
         term: Name of the term, for messages.
+        temperature: With several teachers, at which their probabilities are averaged.
 
     Returns:
         `(B, C, *spatial)`.
@@ -241,4 +264,6 @@ def teacher_logits(step: Step, term: str) -> Tensor:
             f"{tuple(step.teacher.shape)}. Both networks must predict the same classes at the same "
             "resolution."
         )
+    if step.members:
+        return mix_logits(step.members, activation, temperature=temperature).detach()
     return step.teacher.detach()

@@ -4,6 +4,8 @@ Everything is computed in float32 (float64 where the input is float64) whatever 
 stays finite for logits of +-1e4.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 
 Activation = Literal["softmax", "sigmoid"]
 Normalisation = Literal["softmax", "softmax_channel", "softmax_spatial", "l1"]
+
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -46,6 +50,64 @@ def probabilities(logits: Tensor, activation: Activation, *, temperature: float 
     """
     tempered = at_least_float32(logits) / temperature
     return tempered.softmax(dim=1) if activation == "softmax" else tempered.sigmoid()
+
+
+def mix_logits(
+    members: Sequence[tuple[Tensor, float]], activation: Activation, *, temperature: float = 1.0
+) -> Tensor:
+    """Logits whose tempered probabilities are the mean of several networks' tempered ones.
+
+    Args:
+        members: Logits `(B, C, *spatial)` and weight of each network; weights sum to one.
+        activation: "softmax" or "sigmoid".
+        temperature: T, dimensionless, > 0.
+
+    Returns:
+        `(B, C, *spatial)` in float32; with `probabilities(..., temperature=T)` they give
+        `sum_k w_k sigma(l_k / T)`.
+
+    Example:
+        >>> members = [(torch.tensor([[[2.0], [0.0]]]), 0.5), (torch.tensor([[[0.0], [2.0]]]), 0.5)]
+        >>> probabilities(mix_logits(members, "softmax"), "softmax").flatten()
+        tensor([0.5000, 0.5000])
+
+    Source:
+        Hinton et al. 2015, arXiv:1503.02531, section 2.
+    """
+    tempered = [at_least_float32(logits) / temperature for logits, _ in members]
+    shares = [math.log(weight) for _, weight in members]
+
+    def mean(logs: list[Tensor]) -> Tensor:
+        stacked = torch.stack([log + share for log, share in zip(logs, shares, strict=True)])
+        return stacked.logsumexp(0)
+
+    if activation == "softmax":
+        return temperature * mean([logits.log_softmax(1) for logits in tempered])
+    positive = mean([F.logsigmoid(logits) for logits in tempered])
+    negative = mean([F.logsigmoid(-logits) for logits in tempered])
+    return temperature * (positive - negative)
+
+
+def resize(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample logits to another resolution: linearly to a finer one, by means to a coarser one.
+
+    Args:
+        values: `(B, C, *spatial)`.
+        size: Spatial size wanted.
+
+    Returns:
+        `(B, C, *size)` in float32; the values themselves where nothing is to be done.
+
+    Example:
+        >>> resize(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]), (2,))
+        tensor([[[2., 6.]]])
+    """
+    if tuple(values.shape[2:]) == tuple(size):
+        return values
+    values = at_least_float32(values)
+    if any(new > old for new, old in zip(size, values.shape[2:], strict=True)):
+        return F.interpolate(values, size=tuple(size), mode=_LINEAR[len(size)], align_corners=False)
+    return F.interpolate(values, size=tuple(size), mode="area")
 
 
 def binarise(logits: Tensor, activation: Activation) -> Tensor:

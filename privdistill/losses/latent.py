@@ -40,6 +40,8 @@ class LatentKL(Term):
         Hu et al. 2020, arXiv:2106.09564, eq. (3); the normalisation is not given there.
     """
 
+    per_head = False
+
     def __init__(
         self,
         tap: str = "bottleneck",

@@ -36,6 +36,8 @@ def as_channels(
                  [0., 1.]]])
     """
     check_activation(logits, activation, term=term)
+    # Tensors on the meta device have shapes and no values.
+    validate = validate and not target.is_meta
     if target.shape == logits.shape:
         return _channels(target, activation, term, validate)
     if activation == "softmax" and _is_label_map(target, logits):

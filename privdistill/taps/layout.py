@@ -76,7 +76,8 @@ def as_map(features: Tensor, spatial: Sequence[int]) -> Tensor | None:
     if layout is None or layout.kind == "map":
         return None if layout is None else features
     if layout.kind == "tokens":
-        return features[:, layout.prefix :].transpose(1, 2).unflatten(2, layout.grid)
+        tokens = features[:, layout.prefix :].transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], *layout.grid)
     return features.movedim(-1, 1)
 
 

@@ -1,6 +1,7 @@
 """Layer names as the user knows them, whatever wraps the network."""
 
 import difflib
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -75,11 +76,11 @@ def clean(path: str) -> str:
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str) -> str:
-    """Return the name of a layer given by name or as the module itself.
+    """Return the name of a layer given by name, by glob or as the module itself.
 
     Args:
         model: The network.
-        layer: Dotted name, or a module of the network.
+        layer: Dotted name, a glob such as "*.bottleneck", or a module of the network.
         tap: Name of the tap, for the message.
         role: "student" or "teacher", for the message.
 
@@ -87,7 +88,8 @@ def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str)
         The clean dotted name.
 
     Raises:
-        LayerNotFoundError: If the network has no such layer; names the closest ones.
+        LayerNotFoundError: If the network has no such layer, or a glob fits several; names the
+            closest ones.
     """
     known = layers(model)
     if isinstance(layer, nn.Module):
@@ -105,14 +107,31 @@ def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str)
     name = layer if layer in known else clean(layer)
     if name in known:
         return name
+    fitting = _fitting(layer, list(known))
+    if len(fitting) > 1:
+        raise LayerNotFoundError(
+            f"Tap '{tap}': '{layer}' fits {len(fitting)} layers of the {role}: "
+            f"{_quoted(fitting[:8])}. Write a glob that fits one, and one tap per layer."
+        )
+    if fitting:
+        return fitting[0]
     raise LayerNotFoundError(
         f"Tap '{tap}': the {role} has no layer '{layer}'.\n{_closest(name, list(known))}"
     )
 
 
+def _fitting(pattern: str, known: list[str]) -> list[str]:
+    """Layers a glob fits; those inside another one that it fits are left out."""
+    found = [name for name in known if fnmatchcase(name, pattern)]
+    return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
+
+
 def _closest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     if close:
-        return "Closest names: " + ", ".join(f"'{item}'" for item in close) + "."
-    top = [item for item in known if "." not in item]
-    return "Its top layers are: " + ", ".join(f"'{item}'" for item in top) + "."
+        return f"Closest names: {_quoted(close)}."
+    return f"Its top layers are: {_quoted([item for item in known if '.' not in item])}."
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from privdistill.exceptions import LayerNotFoundError, LifecycleError
 from privdistill.taps.names import layers
+from privdistill.taps.tap import Layer, as_layer
 
 
 class _Hook:
@@ -24,8 +25,18 @@ class _Hook:
             self.recorder.record(self.tap, output)
 
 
+class _InputHook(_Hook):
+    """The same, before a layer runs and might overwrite what it was given."""
+
+    def __call__(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.recorder.armed:
+            given = dict(enumerate(args)) | kwargs
+            # One tensor is what most layers are given; only more of them leave a choice.
+            self.recorder.record(self.tap, args[0] if len(given) == len(args) == 1 else given)
+
+
 class Recorder:
-    """Capture the outputs of named layers of one network while its forward runs.
+    """Capture what named layers of one network give, or are given, while its forward runs.
 
     Hooks stay attached from construction to `remove()`, so that `torch.compile` sees them, but
     record only inside `recording()`: activation checkpointing recomputes outside of it, and
@@ -33,15 +44,16 @@ class Recorder:
 
     Args:
         model: The network.
-        names: Layer name by tap name.
+        places: Layer by tap name, or its name alone.
         role: "student" or "teacher", for messages.
 
     Raises:
         LayerNotFoundError: If a name is no layer of the network.
     """
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str], *, role: str) -> None:
-        self.names = dict(names)
+    def __init__(self, model: nn.Module, places: Mapping[str, Layer | str], *, role: str) -> None:
+        self.places = {tap: as_layer(place) for tap, place in places.items()}
+        self.names = {tap: str(place.layer) for tap, place in self.places.items()}
         self.role = role
         self.cloned: set[str] = set()
         self._armed = False
@@ -54,6 +66,8 @@ class Recorder:
         known = layers(model)
         if name not in known:
             raise LayerNotFoundError(f"Tap '{tap}': the {self.role} has no layer '{name}'.")
+        if self.places[tap].at == "input":
+            return known[name].register_forward_pre_hook(_InputHook(self, tap), with_kwargs=True)
         return known[name].register_forward_hook(_Hook(self, tap))
 
     @property
@@ -61,13 +75,14 @@ class Recorder:
         """Whether outputs are being recorded."""
         return self._armed
 
-    def record(self, tap: str, output: Any) -> None:
-        """Keep one layer's output; called by the hooks while the recorder is armed.
+    def record(self, tap: str, value: Any) -> None:
+        """Keep what one layer gave; called by the hooks while the recorder is armed.
 
         Args:
             tap: Name of the tap.
-            output: What the layer returned.
+            value: What the layer returned, or was given.
         """
+        output = self.places[tap].pick(value)
         # An overwritten capture would pass unseen: the second output has the same shape.
         if tap in self._captured:
             self._repeated.add(tap)
@@ -129,10 +144,7 @@ class Recorder:
                     "Choose a layer that runs once."
                 )
             if not isinstance(captured[tap], Tensor):
-                raise LifecycleError(
-                    f"{where} returned {type(captured[tap]).__name__}, not a tensor. Choose a "
-                    "layer inside it whose output is a tensor (B, C, *spatial)."
-                )
+                raise LifecycleError(f"{where} {_several(self.places[tap], captured[tap])}")
 
     def corrupted(self, captured: Mapping[str, Tensor]) -> list[str]:
         """Return the taps whose tensor was changed in place after it was captured.
@@ -162,7 +174,7 @@ class Recorder:
         Returns:
             A recorder with hooks of its own.
         """
-        other = Recorder(model, self.names, role=self.role)
+        other = Recorder(model, self.places, role=self.role)
         other.cloned = set(self.cloned)
         return other
 
@@ -170,3 +182,24 @@ class Recorder:
         """Remove every hook; safe to call twice."""
         while self._handles:
             self._handles.pop().remove()
+
+
+def _several(place: Layer, value: Any) -> str:
+    """Say what was captured instead of a tensor, and how to choose from it."""
+    verb = "returned" if place.at == "output" else "was given"
+    wanted = f", which has no entry {place.select!r}" if place.select is not None else ""
+    parts = dict(enumerate(value)) if isinstance(value, tuple | list) else value
+    if not isinstance(parts, Mapping) or not parts:
+        return (
+            f"{verb} {type(value).__name__}{wanted}, not a tensor. Choose a layer inside it whose "
+            "output is a tensor (B, C, *spatial), or pass Layer(..., select=function)."
+        )
+    shapes = ", ".join(
+        f"{key!r}: {tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}"
+        for key, part in parts.items()
+    )
+    last = next((key for key in reversed(parts) if isinstance(parts[key], Tensor)), 0)
+    return (
+        f"{verb} a {type(value).__name__}{wanted}; it holds {shapes}. Choose one, for instance "
+        f"Layer({place.layer!r}, select={last!r})."
+    )

@@ -1,20 +1,101 @@
-"""A pair of layers, one in each network, captured under one name."""
+"""Which activations are captured: a layer of each network, under one name."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from privdistill.exceptions import LayerNotFoundError
+from privdistill.exceptions import LayerNotFoundError, ObjectiveError
+
+Select = int | str | Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place in a network, where a name alone does not say enough.
+
+    Args:
+        layer: Dotted name from `named_modules()`, a glob that fits one layer, or the module. None
+            lets the wrapper locate the bottleneck.
+        select: Which tensor, where the layer gives several: an index into a tuple or list, a key
+            of a mapping, an attribute, or a function of what the layer gave.
+        at: Whether the layer's "output" or its "input" is captured.
+        network: Which of several teachers, counted from 0.
+
+    Raises:
+        ObjectiveError: If an option has no meaning.
+
+    Example:
+        >>> from privdistill import Layer, Tap
+        >>> deepest = Layer("encoder", select=-1)
+        >>> Tap(teacher=deepest, student="down4").teacher.select
+        -1
+    """
+
+    layer: str | nn.Module | None = None
+    select: Select | None = None
+    at: Literal["output", "input"] = "output"
+    network: int = 0
+
+    def __post_init__(self) -> None:
+        if self.at not in ("output", "input"):
+            raise ObjectiveError(f"Layer: `at` must be 'output' or 'input'; got {self.at!r}.")
+        if not (self.select is None or isinstance(self.select, int | str) or callable(self.select)):
+            raise ObjectiveError(
+                f"Layer: `select` must be an index, a key or a function; got {self.select!r}."
+            )
+        if not isinstance(self.network, int) or self.network < 0:
+            raise ObjectiveError(
+                f"Layer: `network` must be the index of a teacher, from 0; got {self.network!r}."
+            )
+
+    def pick(self, value: Any) -> Any:
+        """Return the tensor that `select` means.
+
+        Args:
+            value: What the layer gave.
+
+        Returns:
+            The entry chosen; the value itself where there is no such entry, so that the caller
+            can say what there is.
+
+        Raises:
+            LayerNotFoundError: If the layer gives a single tensor.
+        """
+        select = self.select
+        if select is None:
+            return value
+        if callable(select):
+            return select(value)
+        if isinstance(value, Tensor):
+            raise LayerNotFoundError(
+                f"Layer '{self.layer}' gives one tensor, {tuple(value.shape)}, from which "
+                f"select={select!r} cannot choose. Leave `select` out."
+            )
+        if isinstance(value, Mapping):
+            return value.get(select, value)
+        if isinstance(select, str):
+            return getattr(value, select, value)
+        known = isinstance(value, tuple | list) and -len(value) <= select < len(value)
+        return value[select] if known else value
+
+    def __str__(self) -> str:
+        details = [f"select={self.select!r}"] * (self.select is not None)
+        details += [f"at={self.at!r}"] * (self.at != "output")
+        return f"{self.layer} ({', '.join(details)})" if details else f"{self.layer}"
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Which layer's output is captured in each network.
+    """A pair of layers, one in each network, captured under one name.
+
+    Token features `(B, N, C)` and channels-last features are read as maps `(B, C, *spatial)`.
 
     Args:
-        teacher: Layer of the teacher: a dotted name from `named_modules()`, or the module. None
-            lets the wrapper locate the bottleneck.
+        teacher: Layer of the teacher: a dotted name from `named_modules()`, a glob that fits one
+            layer, the module, or a `Layer` for entries of tuples and for inputs. None lets the
+            wrapper locate the bottleneck.
         student: Layer of the student, likewise.
         adapter: How student features get the teacher's shape. "auto" adds what is needed
             (nothing, a 1x1 convolution, resampling); None demands equal shapes; a module is used
@@ -28,8 +109,8 @@ class Tap:
         Tap(teacher='encoder.stages.5', student='down4', adapter='auto')
     """
 
-    teacher: str | nn.Module | None = None
-    student: str | nn.Module | None = None
+    teacher: str | nn.Module | Layer | None = None
+    student: str | nn.Module | Layer | None = None
     adapter: Literal["auto"] | nn.Module | None = "auto"
 
     def __post_init__(self) -> None:
@@ -37,3 +118,27 @@ class Tap:
             raise LayerNotFoundError(
                 f"Tap: `adapter` must be 'auto', None or a module; got {self.adapter!r}."
             )
+
+
+def as_layer(place: str | nn.Module | Layer | None) -> Layer:
+    """Return a tap's layer in its full form.
+
+    Args:
+        place: What the user gave for one network.
+
+    Returns:
+        A `Layer`.
+    """
+    return place if isinstance(place, Layer) else Layer(place)
+
+
+def brief(place: Layer) -> str | nn.Module | Layer | None:
+    """Return a layer in the shortest form that says the same.
+
+    Args:
+        place: A layer.
+
+    Returns:
+        Its name, if nothing else was chosen.
+    """
+    return place.layer if place == Layer(place.layer) else place

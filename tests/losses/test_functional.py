@@ -9,7 +9,9 @@ from privdistill.losses.functional import (
     binarise,
     binary_cross_entropy,
     latent_kl,
+    mix_logits,
     probabilities,
+    resize,
     soft_dice,
 )
 
@@ -158,3 +160,28 @@ def test_half_precision_logits_give_float32_probabilities(dtype, activation):
     found = probabilities(logits, activation, temperature=3.0)
     assert found.dtype == torch.float32
     assert torch.equal(found, probabilities(logits.float(), activation, temperature=3.0))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_mixed_logits_give_the_mean_of_the_probabilities(activation, temperature):
+    one, two = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4).double()
+    mixed = mix_logits([(one, 0.25), (two, 0.75)], activation, temperature=temperature)
+    sigma = torch.sigmoid if activation == "sigmoid" else (lambda x: x.softmax(1))
+    wanted = 0.25 * sigma(one / temperature) + 0.75 * sigma(two / temperature)
+    assert torch.allclose(sigma(mixed / temperature), wanted)
+
+
+def test_mixed_logits_are_finite_for_extreme_ones():
+    far = torch.tensor([[[1e4], [-1e4]]], dtype=torch.float16)
+    for activation in ("softmax", "sigmoid"):
+        assert mix_logits([(far, 0.5), (-far, 0.5)], activation).isfinite().all()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_logits_are_resampled_in_every_number_of_axes(axes):
+    values = torch.randn(1, 2, *[4] * axes)
+    assert resize(values, [4] * axes) is values
+    assert resize(values, [8] * axes).shape == (1, 2, *[8] * axes)
+    coarse = resize(values, [2] * axes)
+    assert torch.allclose(coarse.mean(), values.mean(), atol=1e-6)

@@ -1,0 +1,130 @@
+"""The table of layers that a person reads to choose taps."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from privdistill.dry_run import locate, on_trial, place
+from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
+from privdistill.inputs import plain
+from privdistill.taps import find_layout, layers, uncompiled
+from privdistill.text import columns
+
+
+class LayerRow(NamedTuple):
+    """One layer of a network.
+
+    Attributes:
+        name: Dotted name, as a `Tap` takes it.
+        type: Class of the layer.
+        shape: Shape of its output for the example, batch first; empty if that is no tensor.
+        reduction: Input size over feature size in each spatial axis; empty if it gives no features.
+        note: What else there is to say, such as the shapes in a tuple.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    reduction: tuple[float, ...]
+    note: str = ""
+
+
+class LayerTable(tuple[LayerRow, ...]):
+    """Rows in the order in which the layers ran; prints as a table."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        heading = ("layer", "type", "output", "reduction", "")
+        return "\n".join(columns([heading, *map(_cells, self)]))
+
+
+def describe(model: nn.Module, example: Tensor) -> LayerTable:
+    """Run a network once and list its layers, to choose taps from.
+
+    Args:
+        model: Any network; it is left as it was.
+        example: An input of it, `(B, C, *spatial)`; only its shape matters.
+
+    Returns:
+        One row per layer that ran, in that order; `print` shows a table in which the bottleneck
+        is marked, if one can be located.
+
+    Raises:
+        ShapeMismatchError: If the example is no image, or the network fails on it.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Upsample(16), nn.Conv2d(4, 2, 1))
+        >>> describe(net, torch.zeros(1, 1, 16, 16))
+          layer  type      output           reduction
+          0      Conv2d    1 x 4 x 7 x 7    2.29       <- bottleneck
+          1      Upsample  1 x 4 x 16 x 16  1
+          2      Conv2d    1 x 2 x 16 x 16  1
+    """
+    if not isinstance(example, Tensor) or example.ndim < 3:
+        raise ShapeMismatchError(
+            f"describe: the example is {getattr(example, 'shape', example)!r}; expected a tensor "
+            "(B, C, *spatial) with at least one spatial axis."
+        )
+    example = plain(example)
+    spatial = tuple(example.shape[2:])
+    outputs = _outputs(model, example)
+    try:
+        bottleneck = locate(model, example, "network").name
+    except LayerNotFoundError:
+        bottleneck = ""
+    rows = [
+        _row(name, module, output, spatial, "<- bottleneck" * (name == bottleneck))
+        for name, module, output in outputs
+    ]
+    return LayerTable(rows)
+
+
+def _outputs(model: nn.Module, example: Tensor) -> Iterable[tuple[str, nn.Module, Any]]:
+    found: list[tuple[str, nn.Module, Any]] = []
+    inner = uncompiled(model)
+    with on_trial(model, example, "network"):
+        handles = [
+            module.register_forward_hook(
+                lambda module, _args, output, name=name: found.append((name, module, output))
+            )
+            for name, module in layers(inner).items()
+        ]
+        try:
+            model.eval()
+            inner(place(example, model))
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+def _row(
+    name: str, module: nn.Module, output: Any, spatial: tuple[int, ...], note: str
+) -> LayerRow:
+    if not isinstance(output, Tensor):
+        return LayerRow(name, type(module).__name__, (), (), f"{_shapes(output)} {note}".strip())
+    shape = tuple(output.shape)
+    layout = find_layout(shape, spatial)
+    reduction = (
+        () if layout is None else tuple(w / g for w, g in zip(spatial, layout.grid, strict=True))
+    )
+    kind = (
+        f"{layout.kind.replace('_', ' ')}, {layout.grid}" if layout and layout.kind != "map" else ""
+    )
+    return LayerRow(name, type(module).__name__, shape, reduction, f"{kind} {note}".strip())
+
+
+def _shapes(output: Any) -> str:
+    if isinstance(output, tuple | list):
+        inner = [tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__ for o in output]
+        return f"{type(output).__name__} of {len(output)}: {', '.join(map(str, inner))}"
+    return type(output).__name__
+
+
+def _cells(row: LayerRow) -> tuple[str, ...]:
+    factors = [f"{factor:.3g}" for factor in row.reduction]
+    reduction = factors[0] if len(set(factors)) == 1 else " x ".join(factors)
+    return row.name, row.type, " x ".join(map(str, row.shape)), reduction, row.note

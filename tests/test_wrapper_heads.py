@@ -1,0 +1,145 @@
+"""Deep supervision: every head is distilled and supervised."""
+
+import pytest
+import torch
+from torch import nn
+
+from privdistill import GroundTruth, LatentKL, ObjectiveError, ShapeMismatchError, SoftTargetDiceBCE
+
+IMAGE = torch.randn(2, 4, 8, 8)
+LABELS = torch.randint(0, 3, (2, 8, 8))
+
+
+@pytest.fixture
+def deep(tiny_unet):
+    """A network with a second head at half resolution, in train mode only."""
+
+    class Deep(tiny_unet):
+        def __init__(self, in_channels):
+            super().__init__(in_channels)
+            self.coarse = nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            skip = self.encoder(x)
+            bottom = self.bottleneck(self.down(skip))
+            fine = self.head(torch.cat((skip, self.up(bottom)), dim=1))
+            return [self.coarse(bottom), fine] if self.training else fine
+
+    return Deep
+
+
+def test_both_heads_are_returned_finest_first(build, deep):
+    out = build(student=deep(1))(IMAGE, LABELS)
+    assert [head.shape for head in out.student] == [(2, 3, 8, 8), (2, 3, 4, 4)]
+    assert [head.shape for head in out.teacher] == [(2, 3, 8, 8), (2, 3, 4, 4)]
+
+
+def test_a_single_head_stays_a_tensor(build, deep):
+    kd = build(student=deep(1)).eval()
+    assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
+    assert kd.predict(IMAGE).shape == (2, 3, 8, 8)
+
+
+def test_terms_are_the_weighted_mean_over_heads(build, deep):
+    kd = build(student=deep(1), head_weights=[3, 1])
+    out = kd(IMAGE, LABELS)
+    fine, coarse = out.student
+    teacher = out.teacher[0]
+    hot = nn.functional.one_hot(LABELS, 3).movedim(-1, 1).float()
+    # references are never resized: the coarse head meets them at full resolution
+    large = nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear", align_corners=False)
+    supervised = 0.75 * dice_bce(fine, hot, hot) + 0.25 * dice_bce(large, hot, hot)
+    assert torch.allclose(out.terms["ground_truth"], supervised, atol=1e-6)
+    small = nn.functional.avg_pool2d(teacher, 2)
+    distilled = 0.75 * soft(fine, teacher) + 0.25 * soft(coarse, small)
+    assert torch.allclose(out.terms["soft_target_dice_bce"], distilled, atol=1e-6)
+
+
+def dice_bce(logits, dice_target, bce_target):
+    p = logits.softmax(1)
+    overlap = (p * dice_target).sum((2, 3))
+    dice = (2 * overlap + 1e-5) / (p.sum((2, 3)) + dice_target.sum((2, 3)) + 1e-5)
+    return 1 - dice.mean() + nn.functional.binary_cross_entropy(p, bce_target)
+
+
+def soft(logits, teacher):
+    hard = nn.functional.one_hot(teacher.argmax(1), 3).movedim(-1, 1).float()
+    return dice_bce(logits, (teacher / 5).softmax(1), hard)
+
+
+def test_feature_terms_are_computed_once(build, deep):
+    calls = []
+
+    class Counted(LatentKL):
+        def forward(self, step):
+            calls.append(step.student.shape)
+            return super().forward(step)
+
+    build(student=deep(1), objective=GroundTruth() + Counted())(IMAGE, LABELS)
+    assert len(calls) == 1
+
+
+def test_gradients_reach_every_head(build, deep):
+    kd = build(student=deep(1), objective=1.0 * SoftTargetDiceBCE())
+    kd(IMAGE, LABELS).loss.backward()
+    assert kd.student.coarse.weight.grad.abs().sum() > 0
+    assert kd.student.head.weight.grad.abs().sum() > 0
+
+
+def test_a_teacher_with_heads_teaches_each_resolution_with_its_own(build, deep):
+    class Always(deep):
+        def forward(self, x):
+            self.training, mode = True, self.training
+            try:
+                return super().forward(x)
+            finally:
+                self.training = mode
+
+    teacher = Always(4)
+    out = build(teacher=teacher, student=deep(1))(IMAGE, LABELS)
+    coarse, fine = teacher(IMAGE)
+    assert torch.equal(out.teacher[0], fine)
+    assert torch.equal(out.teacher[1], coarse)
+
+
+def test_stacked_heads_are_distilled(build, tiny_unet):
+    class Stacked(tiny_unet):
+        def forward(self, x):
+            out = super().forward(x)
+            return torch.stack((out, 2 * out), dim=1) if self.training else out
+
+    out = build(student=Stacked(1))(IMAGE, LABELS)
+    assert len(out.student) == 2
+    assert torch.equal(out.teacher[0], out.teacher[1])
+
+
+def test_printing_shows_the_weights(build, deep):
+    assert "weight of each head: 0.667 (8 x 8), 0.333 (4 x 4)" in str(build(student=deep(1)))
+
+
+def test_wrong_head_weights_are_found_when_the_wrapper_is_built(build, deep):
+    with pytest.raises(ShapeMismatchError, match="returns 2 heads, and `head_weights` has 3"):
+        build(student=deep(1), head_weights=[1, 1, 1])
+    with pytest.raises(ObjectiveError, match="not negative"):
+        build(student=deep(1), head_weights=[-1, 2])
+
+
+def test_a_selector_may_leave_heads_out(build, deep):
+    kd = build(student=deep(1), select_logits=lambda o: o[1] if isinstance(o, list) else o)
+    assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("wrong", [lambda _: None, lambda _: ["logits"], lambda o: o[:, 0, 0]])
+def test_a_selector_that_finds_no_logits_is_told_so(build, wrong):
+    with pytest.raises(ShapeMismatchError, match="`select_logits` gave"):
+        build(select_logits=wrong)
+
+
+def test_networks_of_different_resolution_are_refused_without_an_example_too(build, tiny_unet):
+    class Half(tiny_unet):
+        def forward(self, x):
+            return super().forward(x)[..., ::2, ::2]
+
+    kd = build(student=Half(1), objective=1.0 * SoftTargetDiceBCE(), example=None)
+    with pytest.raises(ShapeMismatchError, match="at the same resolution"):
+        kd(IMAGE, LABELS)

@@ -1,0 +1,185 @@
+"""Taps by glob, by module, of inputs, of entries; tokens; several at once."""
+
+import pytest
+import torch
+from torch import nn
+
+from privdistill import (
+    GroundTruth,
+    LatentKL,
+    Layer,
+    LayerNotFoundError,
+    LifecycleError,
+    ObjectiveError,
+    ShapeMismatchError,
+    Tap,
+)
+
+IMAGE = torch.randn(2, 4, 8, 8)
+LABELS = torch.randint(0, 3, (2, 8, 8))
+
+
+@pytest.fixture
+def tapped(build):
+    """Student features captured at a place of the tiny network, and the wrapper."""
+
+    def capture(of_teacher, of_student, **options):
+        objective = GroundTruth() + LatentKL()
+        kd = build(taps={"bottleneck": Tap(of_teacher, of_student)}, objective=objective, **options)
+        return kd, kd(IMAGE, LABELS).taps["bottleneck"]
+
+    return capture
+
+
+def test_a_glob_names_the_layer_it_fits(tapped):
+    kd, pair = tapped("bottle*", "*neck")
+    assert kd.taps["bottleneck"] == Tap("bottleneck", "bottleneck")
+    assert pair.student.shape == (2, 8, 4, 4)
+
+
+def test_a_glob_that_fits_several_lists_them(build):
+    with pytest.raises(LayerNotFoundError, match=r"'encoder\.\*' fits 2 layers.*'encoder.0'"):
+        build(taps={"bottleneck": Tap("encoder.*", "bottleneck")})
+
+
+def test_a_glob_that_fits_nothing_names_the_closest(build):
+    with pytest.raises(LayerNotFoundError, match=r"no layer 'botle\*'"):
+        build(taps={"bottleneck": Tap("botle*", "bottleneck")})
+
+
+def test_inputs_of_a_layer_can_be_captured(tapped):
+    _, into = tapped(Layer("up", at="input"), Layer("up", at="input"))
+    _, out_of = tapped("bottleneck", "bottleneck")
+    assert torch.equal(into.student, out_of.student)
+
+
+def test_an_input_given_by_keyword_can_be_captured(tapped, tiny_unet):
+    class Keywords(tiny_unet):
+        def forward(self, x):
+            skip = self.encoder(x)
+            deep = self.up(input=self.bottleneck(self.down(skip)))
+            return self.head(torch.cat((skip, deep), dim=1))
+
+    student = Keywords(1)
+    _, pair = tapped("bottleneck", Layer("up", select="input", at="input"), student=student)
+    assert pair.student.shape == (2, 8, 4, 4)
+
+
+def test_an_input_that_the_layer_overwrites_is_captured_as_it_was(tapped, tiny_unet):
+    student = tiny_unet(1)
+    student.bottleneck[1] = nn.ReLU(inplace=True)
+    _, pair = tapped("bottleneck", Layer("bottleneck.1", at="input"), student=student)
+    assert (pair.student < 0).any()
+
+
+class Pyramid(nn.Module):
+    """An encoder that returns several maps, in a list or a mapping."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 2, stride=2)
+        self.form = form
+
+    def forward(self, x):
+        fine = self.first(x)
+        return self.form(fine, self.second(fine))
+
+
+class Net(nn.Module):
+    def __init__(self, form, read):
+        super().__init__()
+        self.encoder, self.head, self.read = Pyramid(form), nn.Conv2d(8, 3, 1), read
+
+    def forward(self, x):
+        return nn.functional.interpolate(self.head(self.read(self.encoder(x))), scale_factor=2)
+
+
+FORMS = {
+    "tuple": (lambda a, b: (a, b), lambda out: out[1], -1),
+    "list": (lambda a, b: [a, b], lambda out: out[1], 1),
+    "dict": (lambda a, b: {"a": a, "b": b}, lambda out: out["b"], "b"),
+    "function": (lambda a, b: {"a": (a, b)}, lambda out: out["a"][1], lambda out: out["a"][1]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_of_several_outputs_is_selected(tapped, form):
+    make, read, select = FORMS[form]
+    _, pair = tapped("bottleneck", Layer("encoder", select=select), student=Net(make, read))
+    assert pair.student.shape == (2, 8, 4, 4)
+
+
+def test_what_can_be_selected_is_listed(tapped):
+    make, read, _ = FORMS["dict"]
+    for place in ("encoder", Layer("encoder", select="c")):
+        with pytest.raises(LifecycleError, match=r"it holds 'a': \(1, 4, 8, 8\), 'b': \(1, 8, 4"):
+            tapped("bottleneck", place, student=Net(make, read))
+
+
+def test_nothing_can_be_selected_from_a_tensor(tapped):
+    with pytest.raises(LayerNotFoundError, match=r"gives one tensor, \(1, 8, 4, 4\)"):
+        tapped("bottleneck", Layer("bottleneck", select=0))
+
+
+@pytest.mark.parametrize("wrong", [{"at": "middle"}, {"select": 1.5}, {"network": -1}])
+def test_options_without_meaning_are_refused(wrong):
+    with pytest.raises(ObjectiveError, match="Layer: "):
+        Layer("x", **wrong)
+
+
+class Transformer(nn.Module):
+    """Patches of 4 x 4 voxels as tokens, with a class token, and back."""
+
+    def __init__(self, channels, classes=3, width=8, axes=2):
+        super().__init__()
+        conv, back = (
+            (nn.Conv2d, nn.ConvTranspose2d) if axes == 2 else (nn.Conv3d, nn.ConvTranspose3d)
+        )
+        self.patches = conv(channels, width, 4, stride=4)
+        self.register = nn.Parameter(torch.zeros(1, 1, width))
+        self.block = nn.TransformerEncoderLayer(width, 2, 16, dropout=0.0, batch_first=True)
+        self.head = back(width, classes, 4, stride=4)
+
+    def forward(self, x):
+        grid = self.patches(x)
+        tokens = grid.flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.register.expand(len(x), -1, -1), tokens), dim=1)
+        tokens = self.block(tokens)[:, 1:]
+        return self.head(tokens.transpose(1, 2).reshape(grid.shape))
+
+
+def test_tokens_of_a_transformer_teach_a_convolutional_student(tapped):
+    kd, pair = tapped("block", "bottleneck", teacher=Transformer(4))
+    assert pair.teacher.shape == pair.student.shape == (2, 8, 2, 2)
+    # 4 x 4 to 2 x 2: resampled on the way
+    assert "Resample" in str(kd)
+
+
+def test_a_convolutional_teacher_teaches_tokens(tapped):
+    _, pair = tapped("bottleneck", "block", student=Transformer(1, width=4))
+    assert pair.student.shape == pair.teacher.shape == (2, 8, 4, 4)
+
+
+def test_token_positions_are_kept(tapped):
+    teacher = Transformer(4)
+    _, pair = tapped("block", "bottleneck", teacher=teacher)
+    _, grid = tapped("patches", "bottleneck", teacher=teacher)
+    teacher.block = nn.Identity()
+    _, same = tapped("block", "bottleneck", teacher=teacher)
+    assert torch.allclose(same.teacher, grid.teacher)
+    assert not torch.allclose(same.teacher, pair.teacher)
+
+
+def test_features_that_are_no_map_are_refused(tapped):
+    flat = Layer("bottleneck", select=lambda value: value.flatten(1))
+    with pytest.raises(ShapeMismatchError, match=r"gives \(1, 128\) for an image of size \(8, 8\)"):
+        tapped("bottleneck", flat)
+
+
+def test_one_tap_serves_several_terms_and_several_taps_one_step(build):
+    taps = {"bottleneck": Tap(), "early": Tap("encoder", "encoder")}
+    wide = LatentKL(normalisation="l1").named("wide")
+    objective = GroundTruth() + LatentKL() + wide + LatentKL(tap="early").named("early")
+    out = build(taps=taps, objective=objective)(IMAGE, LABELS)
+    assert set(out.terms) == {"ground_truth", "latent_kl", "wide", "early"}
+    assert set(out.taps) == {"bottleneck", "early"}

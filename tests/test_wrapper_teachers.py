@@ -1,0 +1,216 @@
+"""One teacher, several, an average of the student, and one that learns."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from privdistill import (
+    Ensemble,
+    GroundTruth,
+    JointTeacher,
+    LatentKL,
+    Layer,
+    LayerNotFoundError,
+    LifecycleError,
+    ModalityError,
+    MovingAverage,
+    ObjectiveError,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    Tap,
+)
+
+IMAGE = torch.randn(2, 4, 8, 8)
+LABELS = torch.randint(0, 3, (2, 8, 8))
+SAME = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",), teacher=("t1ce",))
+JOINT = GroundTruth() + SoftTargetDiceBCE() + GroundTruth(of="teacher").named("teacher")
+
+
+def soft_dice_bce(logits, soft, hard):
+    p = logits.softmax(1)
+    dice = (2 * (p * soft).sum((2, 3)) + 1e-5) / (p.sum((2, 3)) + soft.sum((2, 3)) + 1e-5)
+    return 1 - dice.mean() + nn.functional.binary_cross_entropy(p, hard)
+
+
+def test_several_teachers_teach_the_mean_of_their_softened_outputs(build, tiny_unet):
+    teachers = [tiny_unet(4), tiny_unet(4)]
+    kd = build(teacher=Ensemble(teachers, weights=[3, 1]), objective=1.0 * SoftTargetDiceBCE())
+    out = kd(IMAGE, LABELS)
+    first, second = (teacher(IMAGE) for teacher in teachers)
+    soft = 0.75 * (first / 5).softmax(1) + 0.25 * (second / 5).softmax(1)
+    mean = 0.75 * first.softmax(1) + 0.25 * second.softmax(1)
+    hard = nn.functional.one_hot(mean.argmax(1), 3).movedim(-1, 1).float()
+    assert torch.allclose(out.loss, soft_dice_bce(out.student, soft, hard), atol=1e-6)
+    assert torch.allclose(out.teacher.softmax(1), mean, atol=1e-6)
+
+
+def test_a_list_of_equal_teachers_teaches_what_one_of_them_does(build, networks):
+    one = build()(IMAGE, LABELS).loss
+    two = build(teacher=[networks[0], networks[0]])(IMAGE, LABELS).loss
+    assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_features_of_any_of_several_teachers_can_be_tapped(build, networks, tiny_unet):
+    second = tiny_unet(4)
+    taps = {"bottleneck": Tap(), "other": Tap(Layer("bottleneck", network=1), "bottleneck")}
+    objective = GroundTruth() + LatentKL() + LatentKL(tap="other")
+    out = build(teacher=[networks[0], second], taps=taps, objective=objective)(IMAGE, LABELS)
+    assert not torch.equal(out.taps["bottleneck"].teacher, out.taps["other"].teacher)
+
+
+def test_a_teacher_that_is_not_there_cannot_be_tapped(build):
+    with pytest.raises(LayerNotFoundError, match="reads teacher 1, but there are 1"):
+        build(taps={"bottleneck": Tap(teacher=Layer("bottleneck", network=1))})
+
+
+def test_all_of_several_teachers_are_frozen_and_given_back(build, networks, tiny_unet):
+    teachers = [networks[0], tiny_unet(4)]
+    with build(teacher=teachers) as kd:
+        kd.train()
+        assert not any(teacher.training for teacher in teachers)
+    assert all(teacher.training and teacher.head.weight.requires_grad for teacher in teachers)
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 0], [1, float("inf")]])
+def test_weights_that_do_not_fit_the_teachers_are_refused(networks, weights):
+    with pytest.raises(ObjectiveError, match="one positive finite number each"):
+        Ensemble([networks[0], networks[0]], weights)
+    with pytest.raises(ObjectiveError, match="there is no teacher"):
+        Ensemble([])
+
+
+@pytest.mark.parametrize("wrong", ["teacher.pt", [], [None], Ensemble(["a"])])
+def test_what_is_no_network_is_refused(build, wrong):
+    with pytest.raises(LifecycleError, match="expected a network, a list of them"):
+        build(teacher=wrong)
+
+
+def test_the_average_follows_the_student(build):
+    kd = build(teacher=MovingAverage(decay=0.5), inputs=SAME)
+    mean = kd.teacher.head.weight
+    first = kd.student.head.weight.detach().clone()
+    kd(IMAGE, LABELS)
+    assert torch.equal(mean, first)
+    with torch.no_grad():
+        kd.student.head.weight += 1
+    kd(IMAGE, LABELS)
+    assert torch.allclose(mean, first + 0.5)
+    with torch.no_grad():
+        kd.student.head.weight += 1
+    kd(IMAGE, LABELS)
+    # min(0.5, 1 - 1/3) = 0.5 of the old average, half of the new weights
+    assert torch.allclose(mean, first + 1.25)
+
+
+def test_the_average_rests_in_eval_mode_and_gets_no_gradient(build):
+    kd = build(teacher=MovingAverage(), inputs=SAME)
+    kd(IMAGE, LABELS).loss.backward()
+    before = copy.deepcopy(kd.teacher.state_dict())
+    with torch.no_grad():
+        kd.student.head.weight += 1
+    kd.eval()(IMAGE, LABELS)
+    assert all(torch.equal(value, before[name]) for name, value in kd.teacher.state_dict().items())
+    assert not any(p.grad is not None for p in kd.teacher_parameters())
+
+
+def test_an_average_of_a_student_that_sees_less_is_refused(build):
+    with pytest.raises(ModalityError, match="the views differ"):
+        build(teacher=MovingAverage())
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])
+def test_decays_outside_the_unit_interval_are_refused(decay):
+    with pytest.raises(ObjectiveError, match="must be in"):
+        MovingAverage(decay)
+
+
+@pytest.mark.parametrize("kind", ["average", "joint"])
+def test_the_state_of_a_teacher_that_changes_is_in_the_checkpoint(build, tiny_unet, kind):
+    def make():
+        if kind == "average":
+            return build(teacher=MovingAverage(), student=tiny_unet(1), inputs=SAME)
+        return build(teacher=JointTeacher(tiny_unet(4)), student=tiny_unet(1), objective=JOINT)
+
+    one, other = make(), make()
+    assert not torch.equal(one.teacher.head.weight, other.teacher.head.weight)
+    assert "teacher.head.weight" in one.state_dict()
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one.teacher.head.weight, other.teacher.head.weight)
+    with pytest.raises(RuntimeError, match=r"Missing key.*teacher\.head\.weight"):
+        other.load_state_dict(one.student.state_dict(prefix="student."))
+
+
+def test_a_joint_teacher_learns_from_its_own_term_alone(build):
+    def gradient(objective):
+        teacher = copy.deepcopy(build.__closure__[0].cell_contents[0])
+        kd = build(teacher=JointTeacher(teacher), objective=objective)
+        kd(IMAGE, LABELS).loss.backward()
+        return kd, teacher.head.weight.grad
+
+    kd, alone = gradient(1.0 * GroundTruth(of="teacher"))
+    _, together = gradient(JOINT)
+    assert torch.allclose(alone, together)
+    assert kd.teacher.training
+    assert not kd.eval().teacher.training
+
+
+def test_a_joint_teacher_is_trained_by_an_optimizer_that_takes_it(build, networks):
+    kd = build(teacher=JointTeacher(networks[0]), objective=JOINT)
+    own = {id(p) for p in kd.parameters()}
+    assert not own & {id(p) for p in kd.teacher_parameters()}
+    optimizer = torch.optim.Adam([*kd.parameters(), *kd.teacher_parameters()], lr=1e-2)
+    first = kd(IMAGE, LABELS)
+    first.loss.backward()
+    optimizer.step()
+    assert kd(IMAGE, LABELS).terms["teacher"] < first.terms["teacher"]
+
+
+def test_a_frozen_teacher_has_no_parameters_to_train(build):
+    with pytest.raises(LifecycleError, match="is frozen and has nothing to train"):
+        build().teacher_parameters()
+
+
+def test_a_frozen_teacher_cannot_be_supervised(build):
+    with pytest.raises(ObjectiveError, match="this one is frozen"):
+        build(objective=JOINT)(IMAGE, LABELS)
+
+
+@pytest.mark.parametrize("teacher", ["average", "joint"])
+def test_a_copy_has_a_changing_teacher_of_its_own(build, networks, teacher):
+    chosen = MovingAverage() if teacher == "average" else JointTeacher(networks[0])
+    kd = build(teacher=chosen, inputs=SAME if teacher == "average" else None or build_inputs())
+    twin = copy.deepcopy(kd)
+    assert twin.teacher is not kd.teacher
+    with torch.no_grad():
+        kd.teacher.head.weight += 1
+    assert not torch.equal(twin.teacher.head.weight, kd.teacher.head.weight)
+    assert torch.isfinite(twin(IMAGE, LABELS).loss)
+
+
+def build_inputs():
+    return PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
+
+
+def test_a_wrapper_can_be_pickled_without_its_teacher(build, networks):
+    kd = build()
+    kd.pickles_teacher = False
+    stored = pickle.dumps(kd)
+    found = pickle.loads(stored)
+    assert found.teacher is None
+    assert len(stored) < len(pickle.dumps(build()))
+    assert torch.equal(found.predict(IMAGE), kd.predict(IMAGE))
+    with pytest.raises(LifecycleError, match="was pickled without its teacher"):
+        found(IMAGE, LABELS)
+    assert torch.isfinite(kd(IMAGE, LABELS).loss)
+
+
+def test_a_teacher_on_another_device_than_its_input_is_named(build):
+    twin = copy.deepcopy(build())
+    twin.to("meta")
+    with pytest.raises(
+        LifecycleError, match="The teacher is on cpu, its view of the input on meta"
+    ):
+        twin(IMAGE.to("meta"), LABELS.to("meta"))
