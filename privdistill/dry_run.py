@@ -55,7 +55,7 @@ def find_places(
             found = locate(model, image, role)
             name = found.name
             others = ", ".join(found.candidates[-4:]) or "none"
-            notes[tap] = f"{getattr(found, 'how', '')}; also there: {others}"
+            notes[tap] = f"{found.how}; also there: {others}"
         places[tap] = replace(place, layer=name)
     return places, notes
 

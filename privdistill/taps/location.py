@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from privdistill.exceptions import LayerNotFoundError
+from privdistill.taps.layout import find_layout
 from privdistill.taps.names import layers
 
 # Pooling to a fixed size gives context (squeeze-excitation, ASPP, the bins of PSP), not features.
@@ -19,6 +20,7 @@ _FIXED_POOLS = ("adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool")
 _REDUCTIONS = ("mean", "sum", "amax", "avg_pool", "max_pool")
 # A window that covers more than this at once is no encoder's pooling.
 _WIDEST_POOL = 4
+_UPSAMPLING = ("upsample", "_upsample")
 _RESAMPLING = ("upsample", "_upsample", "view", "_unsafe_view", "clone", "_to_copy", "alias")
 
 
@@ -30,21 +32,27 @@ class Location:
         name: Dotted name of the layer.
         shape: Shape of its output for the example.
         candidates: Names of the other layers at the same resolution, in the order they ran.
+        how: How it was decided, in a few words.
     """
 
     name: str
     shape: tuple[int, ...]
     candidates: tuple[str, ...]
+    how: str
 
 
 @dataclass
 class _Node:
-    """One tensor of the forward pass: how it was made, and from what."""
+    """One tensor of the forward pass: how it was made, from what, and how many voxels it has.
+
+    `voxels` is 0 for what is no feature map of the image: vectors, windows, weights.
+    """
 
     operator: str
     shape: tuple[int, ...]
     parents: tuple[int, ...]
     pooled: bool
+    voxels: int
 
 
 @dataclass
@@ -66,6 +74,7 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.layer_outputs: list[_LayerOutput] = []
         self._numbers = WeakIdKeyDictionary()
         self._rank = image.ndim
+        self._batch, self._spatial = image.shape[0], tuple(image.shape[2:])
         self._add(image, "input", ())
 
     def __torch_dispatch__(
@@ -81,6 +90,14 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, Tensor) and parents:
                 self._add(leaf, func.overloadpacket.__name__, parents)
         return result
+
+    def voxels(self, item: "_LayerOutput") -> int:
+        """Return the number of voxels of a layer's output, 0 if it is no feature map."""
+        return self.nodes[item.node].voxels
+
+    def is_resampled(self, item: "_LayerOutput") -> bool:
+        """Return whether the last thing a layer did was to resample."""
+        return self.nodes[item.node].operator.startswith(_UPSAMPLING)
 
     def number(self, tensor: Any) -> int | None:
         """Return the node of a tensor, or None where it does not depend on the input."""
@@ -102,7 +119,14 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Global context stays global until it meets a feature map again.
         inherits = bool(parents) and all(self.nodes[parent].pooled for parent in parents)
         self._numbers[tensor] = len(self.nodes)
-        self.nodes.append(_Node(operator, shape, parents, makes_pool or inherits))
+        pooled = makes_pool or inherits
+        self.nodes.append(_Node(operator, shape, parents, pooled, self._voxels(shape)))
+
+    def _voxels(self, shape: tuple[int, ...]) -> int:
+        layout = find_layout(shape, self._spatial) if shape[:1] == (self._batch,) else None
+        if layout is None or (layout.kind == "tokens" and prod(layout.grid) == 1):
+            return 0
+        return prod(layout.grid)
 
     def _collapses(self, operator: str, shape: tuple[int, ...], parents: tuple[int, ...]) -> bool:
         """Whether a reduction leaves one voxel of a map."""
@@ -175,7 +199,7 @@ def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network")
     reached = _ancestors(flow.nodes, sources)
     # Norms and activations end a stage as well as convolutions; pooling alone does not begin one.
     outputs = [i for i in flow.layer_outputs if i.node in reached and (i.learns or i.keeps)]
-    return _choose(flow, _coarsest(flow, outputs, image), _resampled(flow.nodes, sources), role)
+    return _choose(flow, outputs, image, _resampled(flow.nodes, sources), role)
 
 
 @contextmanager
@@ -196,8 +220,17 @@ def _ancestors(nodes: list[_Node], sources: Sequence[int]) -> set[int]:
         number = waiting.pop()
         if number not in found:
             found.add(number)
-            waiting.extend(nodes[number].parents)
+            waiting.extend(_features(nodes, number))
     return found
+
+
+def _features(nodes: list[_Node], number: int) -> list[int]:
+    """Parents of a node without gates: maps that were upsampled only to multiply another one."""
+    parents = list(dict.fromkeys(nodes[number].parents))
+    if not nodes[number].operator.startswith("mul"):
+        return parents
+    features = [parent for parent in parents if not nodes[parent].operator.startswith(_UPSAMPLING)]
+    return features or parents
 
 
 def _resampled(nodes: list[_Node], sources: Sequence[int]) -> set[int]:
@@ -216,20 +249,25 @@ def _coarsest(
     flow: _FlowRecorder, outputs: list[_LayerOutput], image: Tensor
 ) -> list[_LayerOutput]:
     maps = [
-        item
+        (voxels, item)
         for item in outputs
-        if len(flow.nodes[item.node].shape) == image.ndim and not flow.nodes[item.node].pooled
+        if (voxels := flow.voxels(item)) and not flow.nodes[item.node].pooled
     ]
     # Maps of one voxel are legitimate where the example is small; only pooled ones are left out.
-    size = min((prod(flow.nodes[item.node].shape[2:]) for item in maps), default=0)
-    if size >= prod(image.shape[2:]):
+    fewest = min((voxels for voxels, _ in maps), default=0)
+    if fewest >= prod(image.shape[2:]):
         return []
-    return [item for item in maps if prod(flow.nodes[item.node].shape[2:]) == size]
+    return [item for voxels, item in maps if voxels == fewest]
 
 
 def _choose(
-    flow: _FlowRecorder, coarse: list[_LayerOutput], resampled: set[int], role: str
+    flow: _FlowRecorder,
+    outputs: list[_LayerOutput],
+    image: Tensor,
+    resampled: set[int],
+    role: str,
 ) -> Location:
+    coarse = _coarsest(flow, outputs, image)
     heads = {item.name for item in coarse if item.node in resampled}
     body = [item for item in coarse if not _inside(item.name, heads)]
     if not body:
@@ -238,31 +276,65 @@ def _choose(
             f"{' outside its head' if coarse else ''}, so there is no bottleneck to find. Name a "
             "layer pair: taps={'bottleneck': Tap(teacher=..., student=...)}."
         )
-    encoder = _encoder_part(flow, body)
+    # What is only resampled was learned at a coarser resolution.
+    learned = [item for item in outputs if item.learns and not flow.is_resampled(item)]
+    encoder = _encoder_part(flow, learned, body, role)
     last = _outermost(encoder, max(item.node for item in encoder))
     _check_single(flow, encoder, last, role)
     shape = flow.nodes[last.node].shape
     names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
-    return Location(last.name, shape, tuple(names))
+    how = f"last encoder output at the coarsest resolution, {flow.voxels(last)} voxels"
+    return Location(last.name, shape, tuple(names), how)
 
 
-def _encoder_part(flow: _FlowRecorder, body: list[_LayerOutput]) -> list[_LayerOutput]:
+def _encoder_part(
+    flow: _FlowRecorder, learned: list[_LayerOutput], body: list[_LayerOutput], role: str
+) -> list[_LayerOutput]:
     """Drop what another part of the network than the encoder does at the same resolution.
 
     The part that reaches the coarsest resolution first belongs to the encoder. A later part that
     also holds finer layers is a decoder or a head; one that lives at this resolution only is a
-    bottleneck of its own.
+    bottleneck of its own, if anything finer is learned behind it.
     """
-    depth = _shared_depth([item.name for item in flow.layer_outputs if item.learns])
+    learned = [item for item in learned if flow.voxels(item)]
+    depth = _shared_depth([item.name for item in learned])
     first = _part(body[0].name, depth)
-    size = prod(flow.nodes[body[0].node].shape[2:])
-    finer = {
-        _part(item.name, depth)
-        for item in flow.layer_outputs
-        if item.learns and prod(flow.nodes[item.node].shape[2:]) > size
-    }
+    finer = [item for item in learned if flow.voxels(item) > flow.voxels(body[0])]
+    _check_encoder(flow, [i for i in learned if _part(i.name, depth) != first], body, finer, role)
+    # Without a decoder behind it, what follows the encoder is a head, such as an ASPP.
+    decoded = any(item.node > body[-1].node for item in finer)
+    others = {_part(item.name, depth) for item in finer if decoded}
     parts = [(_part(item.name, depth), item) for item in body]
-    return [item for part, item in parts if part == first or part not in finer]
+    return [item for part, item in parts if part == first or (decoded and part not in others)]
+
+
+def _check_encoder(
+    flow: _FlowRecorder,
+    elsewhere: list[_LayerOutput],
+    body: list[_LayerOutput],
+    finer: list[_LayerOutput],
+    role: str,
+) -> None:
+    """Refuse to choose where a decoder goes on to a coarser resolution than its encoder."""
+    apart = {item.name for item in elsewhere}
+    own = [item for item in finer if item.name not in apart]
+    start = min(item.node for item in [*own, *body] if item.name not in apart)
+    whole = flow.nodes[0].voxels
+    before = [item for item in elsewhere if item.node < start and flow.voxels(item) < whole]
+    if not before or not any(item.node > body[-1].node for item in own):
+        return
+    coarsest = min(flow.voxels(item) for item in before)
+    encoded = [item for item in before if flow.voxels(item) == coarsest]
+    listed = [
+        _outermost(encoded, max(item.node for item in encoded)),
+        _outermost(body, body[-1].node),
+    ]
+    raise LayerNotFoundError(
+        f"Bottleneck of the {role}: the part that goes down to the coarsest resolution also goes "
+        "up again, and another part went down before it, so either may be the encoder:\n"
+        + "\n".join(f"  '{item.name}' {flow.nodes[item.node].shape}" for item in listed)
+        + "\nName the one to match: taps={'bottleneck': Tap(teacher=..., student=...)}."
+    )
 
 
 def _shared_depth(names: list[str]) -> int:

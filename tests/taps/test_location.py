@@ -176,3 +176,94 @@ def test_an_activation_in_place_is_followed():
 
 def test_metadata_tensors_do_not_hide_the_flow(tiny_unet):
     assert locate(tiny_unet(1)).name == "bottleneck"
+
+
+def test_a_map_that_only_gates_another_is_no_bottleneck():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(down(1, 2), down(2, 4))
+            self.attention = nn.Sequential(down(4, 4), down(4, 4))
+            self.decoder = nn.Sequential(nn.Upsample(16), nn.Conv2d(4, 2, 1))
+
+        def forward(self, x):
+            deep = self.encoder(x)
+            return self.decoder(deep * F.interpolate(self.attention(deep), size=deep.shape[2:]))
+
+    assert locate(Net()).name == "encoder"
+
+
+def test_a_context_module_before_a_head_without_decoder_is_left_out():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(down(1, 2), down(2, 4))
+            self.context = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+            self.head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Upsample(16))
+
+        def forward(self, x):
+            return self.head(self.context(self.encoder(x)))
+
+    assert locate(Net()).name == "encoder"
+
+
+def test_a_decoder_that_goes_deeper_than_the_encoder_is_an_error_that_lists_both():
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.deeper, self.fuse = down(4, 4), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.fuse(F.interpolate(self.deeper(x), size=x.shape[2:]) + x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = nn.Sequential(down(1, 2), down(2, 4)), Decoder()
+
+        def forward(self, x):
+            return self.decoder(self.encoder(x))
+
+    with pytest.raises(LayerNotFoundError, match=r"'encoder' \(1, 4, 4, 4\)\n  'decoder.deeper'"):
+        locate(Net())
+
+
+class Tokens(nn.Module):
+    """Patches of 4 x 4 voxels, normalised as tokens or with channels last, and upsampled."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.patches, self.norm, self.form = nn.Conv2d(1, 24, 4, stride=4), nn.LayerNorm(24), form
+        self.decoder = nn.Sequential(nn.Upsample(16), nn.Conv2d(24, 2, 1))
+
+    def forward(self, x):
+        maps = self.patches(x)
+        if self.form == "tokens":
+            maps = self.norm(maps.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(maps.shape)
+        else:
+            maps = self.norm(maps.movedim(1, -1)).movedim(-1, 1)
+        return self.decoder(maps)
+
+
+@pytest.mark.parametrize("form", ["tokens", "channels last"])
+def test_tokens_and_channels_last_features_count_with_their_grid(form):
+    found = locate(Tokens(form))
+    assert found.name == "norm"
+    assert "patches" in found.candidates
+    assert found.how == "last encoder output at the coarsest resolution, 16 voxels"
+
+
+def test_window_partitions_are_no_features():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.window = nn.Conv2d(1, 8, 4, stride=4), nn.Linear(8, 8)
+            self.decoder = nn.Sequential(nn.Upsample(16), nn.Conv2d(8, 2, 1))
+
+        def forward(self, x):
+            maps = self.patches(x)
+            windows = maps.unflatten(3, (2, 2)).permute(0, 3, 2, 4, 1).reshape(2, -1, 8)
+            windows = self.window(windows).reshape(1, 2, 4, 2, 8).permute(0, 4, 2, 1, 3)
+            return self.decoder(windows.reshape(maps.shape) + maps)
+
+    assert locate(Windows()).name == "patches"

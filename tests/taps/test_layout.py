@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from privdistill.taps import as_map, find_layout
+from privdistill.taps.layout import Layout
+
+
+@pytest.mark.parametrize(
+    ("shape", "spatial", "found"),
+    [
+        ((2, 8, 4, 4), (16, 16), Layout("map", (4, 4))),
+        ((2, 96, 4, 8, 2), (16, 32, 8), Layout("map", (4, 8, 2))),
+        ((2, 4, 4, 96), (16, 16), Layout("channels_last", (4, 4))),
+        ((2, 16, 96), (16, 16), Layout("tokens", (4, 4))),
+        ((2, 17, 96), (16, 16), Layout("tokens", (4, 4), 1)),
+        ((2, 20, 96), (16, 16), Layout("tokens", (4, 4), 4)),
+        ((2, 32, 96), (32, 32, 16), Layout("tokens", (4, 4, 2))),
+        ((2, 8, 50), (100,), Layout("map", (50,))),
+        ((2, 50, 128), (100,), Layout("channels_last", (50,))),
+        ((2, 96), (16, 16), None),
+        ((2, 7, 96), (16, 16), None),
+    ],
+)
+def test_layouts_are_told_apart(shape, spatial, found):
+    assert find_layout(shape, spatial) == found
+
+
+def test_tokens_keep_their_place_and_class_tokens_go():
+    grid = torch.arange(12.0).reshape(1, 2, 2, 3)
+    tokens = torch.cat((torch.full((1, 1, 2), -1.0), grid.flatten(2).transpose(1, 2)), dim=1)
+    assert torch.equal(as_map(tokens, (4, 6)), grid)
+
+
+def test_channels_last_are_moved_and_maps_stay():
+    features = torch.randn(1, 2, 2, 64)
+    assert torch.equal(as_map(features, (8, 8)), features.permute(0, 3, 1, 2))
+    grid = torch.randn(1, 64, 2, 2)
+    assert as_map(grid, (8, 8)) is grid
+    assert as_map(torch.zeros(1, 64), (8, 8)) is None

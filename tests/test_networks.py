@@ -1,0 +1,162 @@
+"""The matrix: networks nobody here wrote, as teacher and as student, without code for them."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from networks import NETWORKS, Network
+from torch import nn
+
+from privdistill import (
+    DistillationWrapper,
+    GroundTruth,
+    LatentKL,
+    LayerNotFoundError,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    Tap,
+)
+
+PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
+WRITING = bool(os.environ.get("PRIVDISTILL_WRITE_PAGES"))
+INPUTS = PrivilegedInput(("a", "b"), student=("b",))
+HEADINGS = {
+    "networks": ("network", "from", "axes", "returns", "bottleneck", "shape", "how"),
+    "pairs": ("teacher", "student", "teacher's features", "student's features", "adapter"),
+}
+# Teacher and student of different families; both are given the size of the first.
+PAIRS = [
+    ("UNETR 3-D", "BasicUNet 3-D"),
+    ("UNETR 3-D", "DynUNet 3-D"),
+    ("UNETR 3-D", "MultiResUNet 3-D"),
+    ("SwinUNETR 3-D", "SegResNet 3-D"),
+    ("SegResNet 3-D", "ResidualEncoderUNet 3-D, deep supervision"),
+    ("BasicUNet 3-D", "DynUNet 3-D, deep supervision"),
+    ("ResidualEncoderUNet 3-D, deep supervision", "UNet 3-D"),
+    ("UNETR 2-D", "Unet, ResNet-18"),
+    ("Segformer, MiT-B0", "Unet, ResNet-18"),
+    ("Unet, EfficientNet-B0", "Segformer, MiT-B0"),
+    ("DPT, ViT-tiny", "FPN, ResNet-18"),
+    ("FPN, ResNet-18", "DPT, ViT-tiny"),
+    ("DeepLabV3, ResNet-50", "features of EfficientNet-Lite0"),
+]
+BY_NAME = {network.name: network for network in NETWORKS}
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _quick_random_weights(monkeypatch):
+    """Initialisation by truncated normals takes longer than the whole step, and changes nothing."""
+    monkeypatch.setattr(nn.init, "trunc_normal_", nn.init.normal_)
+
+
+def wrap(teacher: Network, student: Network) -> DistillationWrapper:
+    taps = {}
+    if teacher.by_hand or student.by_hand:
+        sides = (n.bottleneck if n.by_hand else None for n in (teacher, student))
+        taps = {"bottleneck": Tap(*sides)}
+    return DistillationWrapper(
+        teacher.make(2),
+        student.make(1),
+        objective=0.75 * SoftTargetDiceBCE() + 0.25 * GroundTruth() + 10.0 * LatentKL(),
+        inputs=INPUTS,
+        taps=taps,
+        example=torch.zeros(1, 2, *teacher.size),
+    )
+
+
+def losses_around_a_step(kd, size):
+    """The loss of one batch before and after a step that should take off a fiftieth of it."""
+    image, labels = torch.randn(2, 2, *size), torch.randint(0, 2, (2, *size))
+    state = torch.get_rng_state()
+    before = kd(image, labels).loss
+    before.backward()
+    gradients = [p.grad for p in kd.parameters() if p.grad is not None]
+    steepness = sum(g.double().square().sum() for g in gradients)
+    torch.optim.SGD(kd.parameters(), lr=float(0.02 * before.detach() / steepness)).step()
+    # dropout must be the same before and after
+    torch.set_rng_state(state)
+    return before.item(), kd(image, labels).loss.item()
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def shape(kd, role):
+    return " x ".join(map(str, kd._shapes["bottleneck"][role][1:]))
+
+
+def check_row(table, cells):
+    """Compare one row of the page with what was found, or write it."""
+    row = f"| {' | '.join(cells)} |"
+    text = PAGE.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    start = lines.index(f"| {' | '.join(HEADINGS[table])} |") + 2
+    end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+    if row in lines[start:end]:
+        return
+    assert WRITING, f"docs/networks.md lacks {row}; PRIVDISTILL_WRITE_PAGES=1 pytest -n 0 writes it"
+    PAGE.write_text("\n".join([*lines[:end], row, *lines[end:]]) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_a_network_teaches_and_learns(network):
+    kd = wrap(network, network)
+    places = [str(recorder.places["bottleneck"]) for recorder in kd._recorders.values()]
+    assert places == [network.bottleneck] * 2
+    frozen = copy.deepcopy(kd.teacher.state_dict())
+    before, after = losses_around_a_step(kd, network.size)
+    assert after < before
+    assert all(torch.equal(value, frozen[name]) for name, value in kd.teacher.state_dict().items())
+    how = f"named: {network.by_hand}" if network.by_hand else "found"
+    cells = (network.name, network.library, str(len(network.size)), network.output)
+    check_row("networks", (*cells, f"`{network.bottleneck}`", shape(kd, "student"), how))
+    teacher, student = kd.teacher, kd.student
+    kd.close()
+    assert hooks(teacher) == hooks(student) == hooks(network.make(1))
+    assert all(p.requires_grad for p in teacher.parameters()) == all(
+        p.requires_grad for p in network.make(2).parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"), PAIRS, ids=[" teaches ".join(pair) for pair in PAIRS]
+)
+def test_one_family_teaches_another(teacher, student):
+    size = BY_NAME[teacher].size
+    kd = wrap(BY_NAME[teacher], BY_NAME[student])
+    before, after = losses_around_a_step(kd, size)
+    assert after < before
+    adapter = f"`{short_name(kd)}`"
+    check_row("pairs", (teacher, student, shape(kd, "teacher"), shape(kd, "student"), adapter))
+
+
+def short_name(kd):
+    from privdistill.taps import short
+
+    return short(kd.adapters["bottleneck"]) if "bottleneck" in kd.adapters else "none"
+
+
+def test_the_page_has_a_row_for_each_network_and_no_other():
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    heads = [index for index, row in enumerate(rows) if set(row) <= set("|- ")]
+    first, second = cells[heads[0] + 1 : heads[1] - 1], cells[heads[1] + 1 :]
+    assert [row[0] for row in first] == [network.name for network in NETWORKS]
+    assert [tuple(row[:2]) for row in second] == PAIRS
+    assert len(NETWORKS) >= 40
+
+
+@pytest.mark.parametrize("name", [n.name for n in NETWORKS if n.by_hand])
+def test_where_the_rule_finds_none_or_two_the_error_says_so(name):
+    network = BY_NAME[name]
+    with pytest.raises(LayerNotFoundError, match=r"taps=\{'bottleneck': Tap"):
+        DistillationWrapper(
+            network.make(1),
+            network.make(1),
+            objective=1.0 * LatentKL(),
+            example=torch.zeros(1, 1, *network.size),
+        )
