@@ -223,6 +223,6 @@ NETWORKS = [
     Network("ResidualEncoderUNet 3-D", NNUNET, nnu_net(ResidualEncoderUNet, deep=False), CUBE, "encoder.stages.3"),
     Network("ResidualEncoderUNet 3-D, deep supervision", NNUNET, nnu_net(ResidualEncoderUNet, deep=True), CUBE, "encoder.stages.3", output=LIST),
     Network("MultiResUNet 3-D", OURS, lambda c: MultiResUNet(c, 2, (4, 8, 8, 16, 16)), CUBE, "bottleneck"),
-    Network("KDNet 3-D", OURS, lambda c: KDNet(c, 2), (16, 16, 16), "bottleneck"),
+    Network("KDNet 3-D", OURS, lambda c: KDNet(c, 2), CUBE, "bottleneck"),
     Network("U-Net 1-D", OURS, Signal, (64,), "bottleneck"),
 ]  # fmt: skip
