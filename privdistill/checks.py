@@ -1,5 +1,6 @@
 """What a wrapper refuses: networks, inputs, taps and outputs that would fail in silence."""
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -66,6 +67,13 @@ def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective:
                 f"The {role} has lazy layers without weights. Run it once on a batch of its own "
                 "before the wrapper is built."
             )
+    # Whoever has sharded a network has imported this; nobody else should wait for the import.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp and any(isinstance(module, fsdp.FSDPModule) for module in student.modules()):
+        raise LifecycleError(
+            "The student is sharded by FSDP already, so the wrapper's adapters would be left out. "
+            "Build the wrapper from the plain student, then call fully_shard(kd)."
+        )
     if not teachers:
         _check_needs_no_teacher(objective)
     own = {id(p) for p in student.parameters()}

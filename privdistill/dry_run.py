@@ -131,7 +131,9 @@ def on_trial(model: nn.Module, image: Tensor, role: str) -> Iterator[None]:
     Raises:
         ShapeMismatchError: If the network fails.
     """
-    device = "cpu" if (p := next(model.parameters(), None)) is None else p.device.type
+    parameter = next(model.parameters(), None)
+    # Autocast knows no meta device.
+    device = "cpu" if parameter is None or parameter.is_meta else parameter.device.type
     # Compiled parts keep no version counters and would compile for the example's shape.
     with (
         restored(model),
@@ -194,5 +196,7 @@ def place(image: Tensor, model: nn.Module) -> Tensor:
     parameter = next(model.parameters(), None)
     if parameter is None:
         return image.clone()
+    if image.is_meta and not parameter.is_meta:
+        return torch.zeros(image.shape, device=parameter.device, dtype=parameter.dtype)
     # A copy: a network that edits its input must not edit the user's example.
     return image.clone().to(parameter.device, parameter.dtype)
