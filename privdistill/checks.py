@@ -231,19 +231,39 @@ def feature_map(features: Tensor, spatial: Sequence[int], *, tap: str, layer: La
     return found
 
 
-def check_batch(logits: Tensor) -> None:
-    """Refuse an empty batch, whose mean loss is not a number.
+def check_view(view: Tensor, role: str, like: Sequence[int] | None) -> None:
+    """Refuse what no network could run on, or what is not like the example.
 
     Args:
-        logits: `(B, C, *spatial)`.
+        view: What a network is about to see.
+        role: What messages call the network.
+        like: Shape of its view of the example, if there was one.
 
     Raises:
-        ShapeMismatchError: If B is 0.
+        ShapeMismatchError: If the batch or an axis is empty, the values are integers, or the
+            number of axes or channels is another.
     """
-    if logits.shape[0] == 0:
+    shape = tuple(view.shape)
+    if shape[:1] == (0,):
         raise ShapeMismatchError(
-            f"The student's logits are {tuple(logits.shape)}: the batch is empty. Drop empty "
-            "batches before the step."
+            f"The {role}'s view of the input is {shape}: the batch is empty. Drop empty batches "
+            "before the step."
+        )
+    if len(shape) < 3 or 0 in shape:
+        raise ShapeMismatchError(
+            f"The {role}'s view of the input is {shape}; expected (B, C, *spatial) with at least "
+            "one spatial axis and no empty one."
+        )
+    if not view.is_floating_point():
+        raise ShapeMismatchError(
+            f"The {role}'s view of the input is {view.dtype}; networks take floating-point images. "
+            "Pass image.float()."
+        )
+    if like is not None and (len(shape) != len(like) or shape[1] != like[1]):
+        raise ShapeMismatchError(
+            f"The {role}'s view of the input is {shape}, that of the example was {tuple(like)}; "
+            "the number of axes and channels must be the same. Check the reader, or build the "
+            "wrapper with an example like the batches."
         )
 
 

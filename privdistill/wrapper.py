@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from privdistill import dry_run
 from privdistill.checks import (
-    check_batch,
     check_gradients,
     check_heads,
     check_networks,
     check_same_views,
+    check_view,
     feature_map,
     head_weights,
     input_views,
@@ -165,6 +165,7 @@ class DistillationWrapper(nn.Module):
         self._notes: dict[str, dict[str, str]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         self._heads: tuple[tuple[int, ...], ...] = ()
+        self._seen: dict[str, tuple[int, ...]] = {}
         # Also at the end of the wrapper's life: a notebook cell run twice must not pile up hooks.
         self._leave = weakref.finalize(self, _give_back, self._recorders, self._teachers)
         # A build that fails half-way must leave no hook and no frozen teacher behind.
@@ -190,6 +191,9 @@ class DistillationWrapper(nn.Module):
                 "wrapper, or name the layers."
             )
         image = None if example is None else self._view(role, example)
+        if image is not None:
+            check_view(image, role, None)
+            self._seen[role] = tuple(image.shape)
         places, self._notes[role] = dry_run.find_places(model, wanted, image, role)
         for tap, place in places.items():
             # by name from here on: a layer kept here would drag its network into every copy
@@ -365,13 +369,13 @@ class DistillationWrapper(nn.Module):
         self._check_ready()
         # Taken before the teacher runs, which might edit its input in place.
         view = self._student_view(image, present)
+        check_view(view, "student", self._seen.get("student"))
         if self.training:
             for teacher in self._teachers:
                 teacher.follow(self.student, self.steps)
         taught, features = self._run_teachers(image, present)
         with self._recorders["student"].recording() as captured:
             heads = self._select(self.student(view), view.ndim - 2)
-        check_batch(heads[0])
         mine = self._check_captures("student", captured, view)
         pairs = self._pair(mine, features)
         weighted = self._weighted_steps(heads, taught, pairs, target)
@@ -415,6 +419,7 @@ class DistillationWrapper(nn.Module):
                 continue
             with teacher.grad_mode(), recorder.recording() as captured:
                 view = self._view(role, image, present)
+                check_view(view, role, self._seen.get(role))
                 output = teacher(view)
             features |= self._check_captures(role, captured, view)
             # Without a term that reads them, the logits may have another form or class count.

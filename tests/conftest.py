@@ -1,7 +1,10 @@
 """Tiny networks and inputs shared by the suite."""
 
+import os
+
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 from privdistill import (
@@ -11,6 +14,12 @@ from privdistill import (
     PrivilegedInput,
     SoftTargetDiceBCE,
 )
+
+# HYPOTHESIS_PROFILE=nightly looks much further than there is time for in every run.
+slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ordinary", max_examples=200, derandomize=True, **slow)
+settings.register_profile("nightly", max_examples=10_000, print_blob=True, **slow)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 
 class TinyUNet(nn.Module):

@@ -4,10 +4,10 @@ from torch import nn
 
 from privdistill import GroundTruth, LatentKL, Layer, PrivDistillError, PrivilegedInput, Tap
 from privdistill.checks import (
-    check_batch,
     check_gradients,
     check_heads,
     check_networks,
+    check_view,
     feature_map,
     head_weights,
     input_views,
@@ -74,10 +74,25 @@ def test_features_without_gradient_are_named():
         check_gradients(recorder, {"deep": torch.zeros(1)})
 
 
-def test_empty_batches_are_refused():
-    check_batch(torch.zeros(1, 2, 4))
-    with pytest.raises(PrivDistillError, match="the batch is empty"):
-        check_batch(torch.zeros(0, 2, 4))
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((0, 2, 4), torch.float32, "the batch is empty"),
+        ((1, 2), torch.float32, "at least one spatial axis"),
+        ((1, 2, 0), torch.float32, "no empty one"),
+        ((1, 2, 4), torch.int64, r"is torch.int64; .*image.float\(\)"),
+        ((1, 3, 4), torch.float32, r"is \(1, 3, 4\), that of the example was \(1, 2, 8\)"),
+        ((1, 2, 4, 4), torch.float32, "the number of axes and channels"),
+    ],
+)
+def test_views_that_no_network_could_take_are_refused(shape, dtype, message):
+    with pytest.raises(PrivDistillError, match=message):
+        check_view(torch.zeros(shape, dtype=dtype), "student", (1, 2, 8))
+
+
+def test_other_batches_and_sizes_than_the_examples_pass():
+    check_view(torch.zeros(3, 2, 5), "student", (1, 2, 8))
+    check_view(torch.zeros(3, 2, 5), "student", None)
 
 
 def test_an_objective_that_reads_a_tap_needs_a_teacher():

@@ -1,0 +1,169 @@
+"""Whatever is passed in, the library works or raises an error of its own."""
+
+from contextlib import suppress
+
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, event, given
+from hypothesis import strategies as st
+from torch import nn
+
+from privdistill import (
+    DistillationWrapper,
+    GroundTruth,
+    LatentKL,
+    Layer,
+    PrivDistillError,
+    PrivilegedInput,
+    ShapeMismatchError,
+    SoftTargetDiceBCE,
+    Tap,
+)
+from privdistill.taps import as_map, build_adapter, check_equal, find_layer, find_layout
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+names = st.text(min_size=1, max_size=4)
+
+
+class Small(nn.Module):
+    """Down once and up again, for any size and number of axes."""
+
+    def __init__(self, axes, channels, classes, width):
+        super().__init__()
+        convolution = CONVOLUTIONS[axes]
+        self.down = convolution(channels, width, 3, stride=2, padding=1)
+        self.body = nn.Sequential(convolution(width, width, 1), nn.LeakyReLU(inplace=True))
+        self.head = convolution(width, classes, 1)
+
+    def forward(self, x):
+        return F.interpolate(self.head(self.body(self.down(x))), size=x.shape[2:])
+
+
+@st.composite
+def objectives(draw):
+    kinds = [
+        GroundTruth(batch_dice=draw(st.booleans()), include_background=draw(st.booleans())),
+        SoftTargetDiceBCE(temperature=draw(st.floats(0.1, 50))),
+        LatentKL(normalisation=draw(st.sampled_from(["softmax", "softmax_channel", "l1"]))),
+    ]
+    chosen = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3))
+    weights = draw(st.lists(st.floats(-2, 20), min_size=3, max_size=3))
+    return sum((w * t for w, t in zip(weights[1:], chosen[1:], strict=False)), 1.0 * chosen[0])
+
+
+@st.composite
+def targets(draw, batch, classes, size):
+    spatial = draw(st.sampled_from([size, tuple(s + 1 for s in size), size[1:]]))
+    form = draw(st.sampled_from(["labels", "one label channel", "channels", "other", "none"]))
+    lead = {
+        "labels": (),
+        "one label channel": (1,),
+        "channels": (classes,),
+        "other": (classes + 1,),
+    }
+    if form == "none":
+        return None
+    shape = (draw(st.sampled_from([batch, batch, batch + 1])), *lead[form], *spatial)
+    dtype = draw(
+        st.sampled_from([torch.long, torch.float32, torch.uint8, torch.bool, torch.float16])
+    )
+    value = draw(st.sampled_from([0, 1, 1, classes - 1, classes, 200, 0.5]))
+    return torch.full(shape, value).to(dtype)
+
+
+@given(st.data())
+def test_a_step_works_or_says_why_not(data):
+    draw = data.draw
+    axes = draw(st.integers(1, 3))
+    size = tuple(draw(st.lists(st.integers(1, 7), min_size=axes, max_size=axes)))
+    classes, given_classes = draw(st.integers(1, 3)), draw(st.sampled_from([0, 0, 0, 1]))
+    teacher = Small(axes, 2, classes + given_classes, draw(st.integers(1, 3)))
+    student = Small(axes, 1, classes, draw(st.integers(1, 3)))
+    batch = draw(st.integers(0, 2))
+    image = torch.randn(batch, draw(st.sampled_from([2, 2, 2, 1, 3])), *size)
+    if draw(st.integers(0, 9)) == 0:
+        image = draw(st.sampled_from([image.long(), image.flatten(), image[None], {"a": image}]))
+    present = draw(st.sampled_from([None, torch.ones(batch, 2).bool(), torch.ones(1, 3)]))
+    with suppress(PrivDistillError):
+        kd = DistillationWrapper(
+            teacher,
+            student,
+            objective=draw(objectives()),
+            inputs=PrivilegedInput(("a", "b"), student=("b",)),
+            activation=draw(st.sampled_from(["softmax", "sigmoid"])),
+            taps=draw(st.sampled_from([None, {"bottleneck": Tap("body", "down")}])),
+            example=draw(
+                st.sampled_from([torch.zeros(1, 2, *size), torch.zeros(1, 1, *size), None])
+            ),
+        )
+        out = kd(image, draw(targets(batch, classes, size)), present=present)
+        out.loss.backward()
+        assert torch.isfinite(out.loss)
+        assert kd.predict(image).shape == (batch, classes, *size)
+        event("worked")
+
+
+@given(st.data())
+def test_inputs_are_divided_or_refused(data):
+    draw = data.draw
+    modalities = draw(st.lists(names, max_size=4) | st.dictionaries(names, st.integers(-1, 3)))
+    own = list(modalities)
+    some = st.lists(st.sampled_from(own), max_size=4) if own else st.just([])
+    some |= st.lists(names, max_size=2)
+    with suppress(PrivDistillError):
+        inputs = PrivilegedInput(
+            modalities,
+            student=draw(some),
+            teacher=draw(st.none() | some),
+            dropout=draw(st.sampled_from([0, 0, 0.5, 0.99, 1, -1])),
+        )
+        channels = sum(inputs.channels.values())
+        image = torch.randn(2, draw(st.sampled_from([channels, channels, 1, 5])), 3)
+        if draw(st.booleans()):
+            image = {
+                n: torch.randn(2, c, 3) for n, c in inputs.channels.items() if draw(st.booleans())
+            }
+        present = draw(st.none() | st.just(torch.rand(2, len(inputs.modalities)) > 0.5))
+        teacher, student = inputs.for_teacher(image, present), inputs.for_training(image, present)
+        assert teacher.shape == (2, sum(inputs.channels[n] for n in inputs.teacher), 3)
+        assert student.shape == (2, sum(inputs.channels[n] for n in inputs.student), 3)
+
+
+@given(names | st.text(alphabet="body.*?01down", max_size=8))
+def test_a_layer_is_found_or_its_neighbours_are_named(name):
+    net = Small(2, 1, 2, 2)
+    with suppress(PrivDistillError):
+        assert dict(net.named_modules())[find_layer(net, name, tap="t", role="student")] is not net
+
+
+@given(
+    st.none() | st.integers(-3, 3) | names | st.just(len),
+    st.sampled_from([torch.zeros(1, 2, 3), (), [1], {"a": torch.zeros(2)}, {}, None, "ab"]),
+)
+def test_an_entry_is_picked_or_the_value_is_returned(select, value):
+    with suppress(PrivDistillError, TypeError if callable(select) else PrivDistillError):
+        Layer("x", select=select).pick(value)
+
+
+shapes = st.lists(st.integers(1, 9), min_size=0, max_size=6)
+
+
+@given(shapes, shapes.filter(len))
+def test_features_have_a_layout_or_none(shape, spatial):
+    found = find_layout(shape, spatial)
+    assert found is None or len(found.grid) == len(spatial)
+    read = as_map(torch.zeros(shape), spatial)
+    assert (read is None) == (found is None)
+    if found is not None:
+        assert tuple(read.shape[2:]) == found.grid
+        assert read.shape[0] == shape[0]
+
+
+@given(shapes, shapes)
+def test_an_adapter_gives_the_teachers_shape_or_cannot_be_built(student, teacher):
+    with suppress(ShapeMismatchError):
+        adapter = build_adapter("t", student, teacher)
+        assume(student[0] == teacher[0])
+        found = adapter(torch.zeros(student))
+        check_equal("t", found.shape, teacher, adapter)
+        assert list(found.shape) == teacher
