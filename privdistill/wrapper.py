@@ -519,8 +519,10 @@ class DistillationWrapper(nn.Module):
 
         Raises:
             ModalityError: If the input carries other modalities.
+            ShapeMismatchError: If the view is no image, or not like the example.
         """
         view = self._view("student", image, present)
+        check_view(view, "student", self._seen.get("student"))
         # Flags are kept module by module: a user may have frozen some batch norms in eval mode.
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()

@@ -51,24 +51,25 @@ def objectives(draw):
     return sum((w * t for w, t in zip(weights[1:], chosen[1:], strict=False)), 1.0 * chosen[0])
 
 
-@st.composite
-def targets(draw, batch, classes, size):
-    spatial = draw(st.sampled_from([size, tuple(s + 1 for s in size), size[1:]]))
-    form = draw(st.sampled_from(["labels", "one label channel", "channels", "other", "none"]))
-    lead = {
-        "labels": (),
-        "one label channel": (1,),
-        "channels": (classes,),
-        "other": (classes + 1,),
-    }
+def mostly(draw, usual, *others):
+    """Draw what fits, and now and then something else."""
+    return draw(st.sampled_from([usual] * 12 + list(others)))
+
+
+def target(draw, batch, classes, size):
+    spatial = mostly(draw, size, tuple(s + 1 for s in size), size[1:])
+    form = draw(st.sampled_from(["labels", "one label channel", "channels"]))
+    form = mostly(draw, form, "more channels", "none")
     if form == "none":
         return None
-    shape = (draw(st.sampled_from([batch, batch, batch + 1])), *lead[form], *spatial)
-    dtype = draw(
-        st.sampled_from([torch.long, torch.float32, torch.uint8, torch.bool, torch.float16])
-    )
-    value = draw(st.sampled_from([0, 1, 1, classes - 1, classes, 200, 0.5]))
-    return torch.full(shape, value).to(dtype)
+    lead = {"labels": (), "one label channel": (1,), "channels": (classes,)}
+    shape = (mostly(draw, batch, batch + 1), *lead.get(form, (classes + 1,)), *spatial)
+    labels = torch.randint(0, classes, shape)
+    if form == "channels":
+        labels = F.one_hot(torch.randint(0, classes, (batch, *size)), classes).movedim(-1, 1)
+    dtypes = [torch.long, torch.float32, torch.uint8, torch.float16]
+    wrong = torch.full_like(labels, draw(st.sampled_from([-1, classes, 200])))
+    return mostly(draw, labels, wrong, labels + 0.5).to(draw(st.sampled_from(dtypes)))
 
 
 @given(st.data())
@@ -76,27 +77,29 @@ def test_a_step_works_or_says_why_not(data):
     draw = data.draw
     axes = draw(st.integers(1, 3))
     size = tuple(draw(st.lists(st.integers(1, 7), min_size=axes, max_size=axes)))
-    classes, given_classes = draw(st.integers(1, 3)), draw(st.sampled_from([0, 0, 0, 1]))
-    teacher = Small(axes, 2, classes + given_classes, draw(st.integers(1, 3)))
+    classes = draw(st.integers(1, 3))
+    teacher = Small(axes, 2, classes + mostly(draw, 0, 1), draw(st.integers(1, 3)))
     student = Small(axes, 1, classes, draw(st.integers(1, 3)))
-    batch = draw(st.integers(0, 2))
-    image = torch.randn(batch, draw(st.sampled_from([2, 2, 2, 1, 3])), *size)
-    if draw(st.integers(0, 9)) == 0:
-        image = draw(st.sampled_from([image.long(), image.flatten(), image[None], {"a": image}]))
-    present = draw(st.sampled_from([None, torch.ones(batch, 2).bool(), torch.ones(1, 3)]))
+    batch = mostly(draw, draw(st.integers(1, 2)), 0)
+    stack = torch.randn(batch, 2, *size)
+    image = mostly(
+        draw, stack, stack[:, :1], stack.long(), stack.flatten(), stack[None], {"a": stack}
+    )
+    some = torch.ones(batch, 2).bool()
+    activation = "sigmoid" if classes == 1 else draw(st.sampled_from(["softmax", "sigmoid"]))
     with suppress(PrivDistillError):
         kd = DistillationWrapper(
             teacher,
             student,
             objective=draw(objectives()),
             inputs=PrivilegedInput(("a", "b"), student=("b",)),
-            activation=draw(st.sampled_from(["softmax", "sigmoid"])),
+            activation=mostly(draw, activation, "softmax"),
             taps=draw(st.sampled_from([None, {"bottleneck": Tap("body", "down")}])),
-            example=draw(
-                st.sampled_from([torch.zeros(1, 2, *size), torch.zeros(1, 1, *size), None])
-            ),
+            example=mostly(draw, torch.zeros(1, 2, *size), torch.zeros(1, 1, *size), None),
         )
-        out = kd(image, draw(targets(batch, classes, size)), present=present)
+        present = draw(st.sampled_from([None, some])) if batch else None
+        present = mostly(draw, present, some.float(), torch.ones(3, 3).bool())
+        out = kd(image, target(draw, batch, classes, size), present=present)
         out.loss.backward()
         assert torch.isfinite(out.loss)
         assert kd.predict(image).shape == (batch, classes, *size)
