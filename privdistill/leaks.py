@@ -75,8 +75,8 @@ def _allowed(
 ) -> set[int | str]:
     if seen is None and not isinstance(view, PrivilegedInput):
         raise ModalityError(
-            f"assert_no_leak: what the student may see is not known for {view!r}. Pass "
-            f"seen=... with some of {list(parts)}."
+            f"assert_no_leak: what the student may see is not known for a {type(view).__name__}. "
+            f"Pass seen=... with some of {list(parts)}."
         )
     allowed = set(
         view.student if seen is None and isinstance(view, PrivilegedInput) else seen or ()

@@ -245,9 +245,14 @@ class AveragedTeacher(FrozenTeacher):
         share = 1 - (1 - 1 / (steps.double() + 1)).clamp(max=self.decay)
         source = uncompiled(student)
         for mean, value in zip(self.module.parameters(), source.parameters(), strict=True):
-            mean.lerp_(value, share.to(mean.dtype))
+            mean.lerp_(_whole(value), share.to(mean.dtype))
         for kept, buffer in zip(self.module.buffers(), source.buffers(), strict=True):
-            kept.copy_(buffer)
+            kept.copy_(_whole(buffer))
+
+
+def _whole(value: Tensor) -> Tensor:
+    """All of a tensor of which FSDP keeps a part in each process; the average is not sharded."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 class LearningTeacher(FrozenTeacher):
@@ -336,17 +341,22 @@ def hold(teacher: Teacher, module: nn.Module) -> FrozenTeacher:
         return AveragedTeacher(module, teacher.decay)
     if not isinstance(teacher, JointTeacher):
         return FrozenTeacher(module)
-    distributed = torch.distributed
-    if (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    ):
+    if several_processes():
         raise LifecycleError(
             "A JointTeacher lies outside of what DistributedDataParallel synchronises, so each "
             "process would train another one. Train it in one process, or pass it frozen."
         )
     return LearningTeacher(module)
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes that train together."""
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 def shares(teacher: Teacher | None, count: int) -> tuple[float, ...]:

@@ -264,6 +264,10 @@ MISUSES = {
 ELSEWHERE = {
     ("teachers.py", "hold"): "test_a_joint_teacher_is_refused_under_several_processes",
     ("checks.py", "check_networks"): "tests/test_distributed.py",
+    (
+        "adapters.py",
+        "build_adapter",
+    ): "tests/taps/test_adapters.py: only views of a user's own lead there",
     ("recorder.py", "_attach"): "a name that find_layer has found is there",
 }
 

@@ -214,3 +214,10 @@ def test_a_teacher_on_another_device_than_its_input_is_named(build):
         LifecycleError, match="The teacher is on cpu, its view of the input on meta"
     ):
         twin(IMAGE.to("meta"), LABELS.to("meta"))
+
+
+def test_a_joint_teacher_is_refused_under_several_processes(build, networks, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(LifecycleError, match="each process would train another one"):
+        build(teacher=JointTeacher(networks[0]), objective=JOINT)

@@ -280,7 +280,7 @@ def _choose(
     learned = [item for item in outputs if item.learns and not flow.is_resampled(item)]
     encoder = _encoder_part(flow, learned, body, role)
     last = _outermost(encoder, max(item.node for item in encoder))
-    _check_single(flow, encoder, last, role)
+    _check_single(flow, encoder, body, last, role)
     shape = flow.nodes[last.node].shape
     names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
     how = f"last encoder output at the coarsest resolution, {flow.voxels(last)} voxels"
@@ -339,11 +339,11 @@ def _check_encoder(
 
 def _shared_depth(names: list[str]) -> int:
     """Number of leading name parts that every layer shares, as in a network inside a wrapper."""
-    leaves = [name.split(".") for name in names]
-    longest = [path for path in leaves if len(path) > 1]
+    containers = {name.rpartition(".")[0] for name in names}
+    leaves = [name.split(".") for name in names if name not in containers]
     depth = 0
-    while longest and all(len(path) > depth + 1 for path in longest):
-        if len({path[depth] for path in longest}) > 1:
+    while leaves and all(len(path) > depth + 1 for path in leaves):
+        if len({path[depth] for path in leaves}) > 1:
             break
         depth += 1
     return depth
@@ -367,12 +367,22 @@ def _outermost(items: list[_LayerOutput], node: int) -> _LayerOutput:
 
 
 def _check_single(
-    flow: _FlowRecorder, encoder: list[_LayerOutput], last: _LayerOutput, role: str
+    flow: _FlowRecorder,
+    encoder: list[_LayerOutput],
+    body: list[_LayerOutput],
+    last: _LayerOutput,
+    role: str,
 ) -> None:
+    """Refuse to choose among branches of which neither depends on the other."""
     before = _ancestors(flow.nodes, [last.node])
-    apart = list(dict.fromkeys(item.name for item in encoder if item.node not in before))
+    apart = [item for item in encoder if item.node not in before]
+    # Elsewhere, what depends on the encoder is its decoder; what does not is a second network.
+    encoded = {item.node for item in encoder}
+    apart += [item for item in body if not encoded & _ancestors(flow.nodes, [item.node])]
+    apart = [item for item in apart if item.node not in before]
     if apart:
-        listed = "\n".join(f"  '{name}'" for name in [last.name, *apart])
+        names = dict.fromkeys([last.name, *(_outermost(apart, item.node).name for item in apart)])
+        listed = "\n".join(f"  '{name}'" for name in names)
         raise LayerNotFoundError(
             f"Bottleneck of the {role}: several branches are equally coarse and independent:\n"
             f"{listed}\nName the one to match: "

@@ -81,7 +81,8 @@ class Layer:
         return value[select] if known else value
 
     def __str__(self) -> str:
-        details = [f"select={self.select!r}"] * (self.select is not None)
+        chosen = "function" if callable(self.select) else repr(self.select)
+        details = [f"select={chosen}"] * (self.select is not None)
         details += [f"at={self.at!r}"] * (self.at != "output")
         return f"{self.layer} ({', '.join(details)})" if details else f"{self.layer}"
 

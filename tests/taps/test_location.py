@@ -267,3 +267,29 @@ def test_window_partitions_are_no_features():
             return self.decoder(windows.reshape(maps.shape) + maps)
 
     assert locate(Windows()).name == "patches"
+
+
+def test_a_part_that_is_one_layer_counts_as_a_part():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = down(1, 4)
+            self.decoder = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Upsample(16), nn.Conv2d(2, 2, 1))
+
+        def forward(self, x):
+            return self.decoder(self.encoder(x))
+
+    assert locate(Net()).name == "encoder"
+
+
+def test_two_networks_side_by_side_are_an_error_that_lists_both(tiny_unet):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = tiny_unet(1), tiny_unet(1)
+
+        def forward(self, x):
+            return self.one(x) + self.two(x)
+
+    with pytest.raises(LayerNotFoundError, match=r"'one.bottleneck'\n(.*\n)*  'two.bottleneck'"):
+        locate(Net())
