@@ -159,36 +159,6 @@ def check_heads(
             )
 
 
-def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weight of each head under deep supervision, summing to one.
-
-    Args:
-        given: What the user passed; None halves the weight from head to head.
-        count: Number of heads.
-
-    Returns:
-        One weight per head.
-
-    Raises:
-        ShapeMismatchError: If there is another number of heads than of weights.
-        ObjectiveError: If the weights have no meaning.
-    """
-    weights = [0.5**index for index in range(count)] if given is None else list(given)
-    # In eval mode such networks return their finest head alone.
-    if count == 1:
-        return [1.0]
-    if len(weights) != count:
-        raise ShapeMismatchError(
-            f"The student returns {count} heads, and `head_weights` has {len(weights)}: {weights}. "
-            "Pass one weight per head, finest first."
-        )
-    if not all(0 <= weight < float("inf") for weight in weights) or not sum(weights):
-        raise ObjectiveError(
-            f"`head_weights` is {weights}; weights must be finite, not negative and not all zero."
-        )
-    return [weight / sum(weights) for weight in weights]
-
-
 def check_same_views(inputs: InputViews) -> None:
     """Refuse a moving average of a student that sees less than its teacher.
 

@@ -1,6 +1,7 @@
 """`DistillationWrapper`: teacher and student as one trainable module."""
 
 import copy
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,6 @@ from privdistill.checks import (
     check_same_views,
     check_view,
     feature_map,
-    head_weights,
     input_views,
     tap_table,
 )
@@ -31,7 +31,8 @@ from privdistill.exceptions import (
 from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
-from privdistill.losses.functional import Activation, mix_logits, resize
+from privdistill.losses.functional import Activation
+from privdistill.losses.heads import head_weights, steps_by_head
 from privdistill.output import Output, Step, TapPair, find_heads
 from privdistill.taps import (
     Layer,
@@ -43,7 +44,15 @@ from privdistill.taps import (
     check_equal,
     short,
 )
-from privdistill.teachers import FrozenTeacher, MovingAverage, Teacher, hold, members, shares
+from privdistill.teachers import (
+    FrozenTeacher,
+    MovingAverage,
+    Teacher,
+    hold,
+    members,
+    several_processes,
+    shares,
+)
 from privdistill.text import columns
 
 Validation = Literal["first", "always", "never"]
@@ -137,8 +146,6 @@ class DistillationWrapper(nn.Module):
         self.inputs = input_views(inputs)
         self.select_logits = select_logits
         self.head_weights = head_weights
-        # A tensor, since a number would be a new constant for torch.compile in every step.
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._validated = False
         self._closed = False
         #: Whether a pickle of the wrapper holds the teacher too.
@@ -159,6 +166,11 @@ class DistillationWrapper(nn.Module):
         example: Image | None,
     ) -> None:
         self.student = student
+        weight = next(student.parameters(), None)
+        # A tensor, since a number would be a new constant for torch.compile in every step; with the
+        # student, since NCCL synchronises no buffer on the CPU.
+        steps = torch.zeros((), dtype=torch.long, device=None if weight is None else weight.device)
+        self.register_buffer("steps", steps)
         self.adapters = nn.ModuleDict()
         self._teachers: list[FrozenTeacher] = []
         self._recorders: dict[str, Recorder] = {}
@@ -214,18 +226,15 @@ class DistillationWrapper(nn.Module):
         return {name: place for name, place in teachers.items() if place.network == network}
 
     def _view(self, role: str, image: Image, present: Tensor | None = None) -> Tensor:
-        views = self.inputs
-        if present is None:
-            student = role == "student"
-            return plain(views.for_student(image) if student else views.for_teacher(image))
-        if not isinstance(views, PrivilegedInput):
+        if present is not None and not isinstance(self.inputs, PrivilegedInput):
             raise ModalityError(
                 "`present` says which modalities each sample has, but the wrapper knows none. Pass "
                 "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
             )
-        if role == "student":
-            return views.for_student(image, present)
-        return views.for_teacher(image, present)
+        views: Any = self.inputs
+        view = views.for_student if role == "student" else views.for_teacher
+        # Views of the user's own need not know of masks.
+        return plain(view(image) if present is None else view(image, present))
 
     def _student_view(self, image: Image, present: Tensor | None) -> Tensor:
         if self.training and isinstance(self.inputs, PrivilegedInput) and self.inputs.dropout:
@@ -367,6 +376,8 @@ class DistillationWrapper(nn.Module):
             ObjectiveError: If a term misses what it reads.
         """
         self._check_ready()
+        if several_processes() and not self._validated:
+            _check_synchronised(self.student, self.adapters)
         # Taken before the teacher runs, which might edit its input in place.
         view = self._student_view(image, present)
         check_view(view, "student", self._seen.get("student"))
@@ -378,21 +389,30 @@ class DistillationWrapper(nn.Module):
             heads = self._select(self.student(view), view.ndim - 2)
         mine = self._check_captures("student", captured, view)
         pairs = self._pair(mine, features)
-        weighted = self._weighted_steps(heads, taught, pairs, target)
-        several = weighted if len(weighted) > 1 else ()
-        loss, terms = self.objective(weighted[0][1], several)
+        common = Step(
+            student=heads[0],
+            target=None if target is None else plain(target),
+            taps=pairs,
+            activation=self.activation,
+            index=self.steps.clone(),
+            validate=self._must_validate(),
+        )
+        shared = list(zip(taught, self._shares, strict=True)) if taught else []
+        steps = steps_by_head(common, heads, shared, self.activation)
+        loss, terms = self.objective(steps[0], self._weighted(steps))
         self._validated = True
         # Validation passes must not move schedules that follow the step.
         if self.training:
             self.steps += 1
-        steps = [step for _, step in weighted]
-        return Output(
-            loss,
-            terms,
-            _list_of([s.student for s in steps]),
-            _list_of([s.teacher for s in steps]),
-            pairs,
-        )
+        if len(steps) == 1:
+            return Output(loss, terms, heads[0], steps[0].teacher, pairs)
+        teachers = [step.teacher for step in steps if step.teacher is not None]
+        return Output(loss, terms, heads, teachers or None, pairs)
+
+    def _weighted(self, steps: list[Step]) -> list[tuple[float, Step]]:
+        if len(steps) == 1:
+            return []
+        return list(zip(head_weights(self.head_weights, len(steps)), steps, strict=True))
 
     def _check_ready(self) -> None:
         if self._closed:
@@ -426,45 +446,6 @@ class DistillationWrapper(nn.Module):
             if wanted:
                 taught.append(self._select(output, view.ndim - 2))
         return taught, features
-
-    def _weighted_steps(
-        self,
-        heads: list[Tensor],
-        taught: list[list[Tensor]],
-        taps: dict[str, TapPair],
-        target: Tensor | None,
-    ) -> list[tuple[float, Step]]:
-        """A step for each of the student's heads, with the teachers at its resolution."""
-        common = Step(
-            student=heads[0],
-            target=None if target is None else plain(target),
-            taps=taps,
-            activation=self.activation,
-            index=self.steps.clone(),
-            validate=self._must_validate(),
-        )
-        return [
-            (
-                weight,
-                replace(common, student=head, **self._teaching(head, head is heads[0], taught)),
-            )
-            for weight, head in zip(head_weights(self.head_weights, len(heads)), heads, strict=True)
-        ]
-
-    def _teaching(self, head: Tensor, main: bool, taught: list[list[Tensor]]) -> dict[str, Any]:
-        if not taught:
-            return {}
-        size = tuple(head.shape[2:])
-        logits = []
-        for heads in taught:
-            fitting = [own for own in heads if tuple(own.shape[2:]) == size]
-            # The main head is never met half-way: networks of other resolutions are a mistake.
-            resized = heads[0] if main else resize(heads[0], size)
-            logits.append(fitting[0] if fitting else resized)
-        if len(logits) == 1:
-            return {"teacher": logits[0]}
-        weighted = tuple(zip(logits, self._shares, strict=True))
-        return {"teacher": mix_logits(weighted, self.activation), "members": weighted}
 
     def _check_captures(
         self, role: str, features: dict[str, Tensor], view: Tensor
@@ -520,7 +501,9 @@ class DistillationWrapper(nn.Module):
         Raises:
             ModalityError: If the input carries other modalities.
             ShapeMismatchError: If the view is no image, or not like the example.
+            LifecycleError: If the wrapper is sharded and FSDP was not told of this method.
         """
+        self._check_gathered()
         view = self._view("student", image, present)
         check_view(view, "student", self._seen.get("student"))
         # Flags are kept module by module: a user may have frozen some batch norms in eval mode.
@@ -531,6 +514,16 @@ class DistillationWrapper(nn.Module):
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+    def _check_gathered(self) -> None:
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        # Registering a method replaces it on the instance.
+        if fsdp and isinstance(self, fsdp.FSDPModule) and "predict" not in vars(self):
+            raise LifecycleError(
+                "The wrapper is sharded by FSDP, which gathers weights for forward() alone. Call "
+                "torch.distributed.fsdp.register_fsdp_forward_method(kd, 'predict') right after "
+                "fully_shard(kd)."
+            )
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
@@ -684,15 +677,22 @@ def _give_back(recorders: Mapping[str, Recorder], teachers: Sequence[FrozenTeach
         teacher.release()
 
 
+def _check_synchronised(student: nn.Module, adapters: nn.ModuleDict) -> None:
+    """Refuse adapters that each process would train on its own, in silence."""
+    mark = "_is_fsdp_managed_module"
+    ddp = nn.parallel.DistributedDataParallel
+    apart = any(isinstance(module, ddp) or hasattr(module, mark) for module in student.modules())
+    trained = [m for m in adapters.modules() if next(m.parameters(recurse=False), None) is not None]
+    if apart and not all(hasattr(module, mark) for module in trained):
+        raise LifecycleError(
+            f"Only the student was given to DistributedDataParallel or FSDP, so the adapters "
+            f"{list(adapters)} would differ between processes. Build the wrapper from the plain "
+            "student, then call DistributedDataParallel(kd) or fully_shard(kd)."
+        )
+
+
 def _role(index: int) -> str:
     return "teacher" if index == 0 else f"teacher {index + 1}"
-
-
-def _list_of(heads: list[Any]) -> Any:
-    """What the user sees: one tensor, or a list under deep supervision."""
-    if heads[0] is None or len(heads) == 1:
-        return heads[0]
-    return heads
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,6 @@ from privdistill.checks import (
     check_networks,
     check_view,
     feature_map,
-    head_weights,
     input_views,
     tap_table,
 )
@@ -42,20 +41,6 @@ def test_other_classes_or_resolutions_are_refused():
     for teacher in [(1, 2, 4, 4), (1, 3, 8, 8)]:
         with pytest.raises(PrivDistillError, match=r"student gives \(1, 3, 4, 4\) and the teacher"):
             check_heads([(1, 3, 4, 4)], [[(1, 3, 4, 4)], [teacher]])
-
-
-def test_head_weights_halve_and_sum_to_one():
-    assert head_weights(None, 2) == [2 / 3, 1 / 3]
-    assert head_weights([3, 1], 2) == [0.75, 0.25]
-    assert head_weights([3, 1], 1) == [1.0]
-
-
-def test_head_weights_that_do_not_fit_are_refused():
-    with pytest.raises(PrivDistillError, match="returns 3 heads, and `head_weights` has 2"):
-        head_weights([1, 1], 3)
-    for wrong in ([-1, 1], [0, 0], [float("nan"), 1]):
-        with pytest.raises(PrivDistillError, match="not negative and not all zero"):
-            head_weights(wrong, 2)
 
 
 def test_tokens_become_maps_and_vectors_do_not():
