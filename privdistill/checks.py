@@ -83,6 +83,13 @@ def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective:
             f"Teacher and student share {len(shared)} parameters, and the teacher is frozen. Pass "
             "two networks; copy.deepcopy(network) gives a second one."
         )
+    own_modules = set(student.modules())
+    both = [type(m).__name__ for net in teachers for m in net.modules() if m in own_modules]
+    if both:
+        raise LifecycleError(
+            f"Teacher and student share the modules {', '.join(both[:5])}, which cannot be in eval "
+            "and in train mode at once. Give each network its own."
+        )
 
 
 def _check_needs_no_teacher(objective: Objective) -> None:

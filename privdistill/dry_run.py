@@ -106,11 +106,13 @@ def run(
     if training and image.shape[0] == 1:
         # batch norm on 1^n maps needs more than one value per channel
         image = torch.cat((image, image))
+    version = image._version  # noqa: SLF001
     with on_trial(model, image, recorder.role), recorder.recording() as captured:
         model.train(training)
         output = uncompiled(model)(image)
     recorder.check(captured)
     recorder.cloned.update(recorder.corrupted(captured))
+    recorder.edits_input |= image._version != version  # noqa: SLF001
     spatial = tuple(image.shape[2:])
     heads = () if select is None else select(output, len(spatial))
     return Trial(tuple(tuple(head.shape) for head in heads), captured, spatial)

@@ -128,7 +128,8 @@ class PrivilegedInput:
 
         Args:
             image: `(B, channels, *spatial)`, the student's view alone, or a mapping by modality
-                name.
+                name. They are told apart by the number of channels: where the student sees all
+                modalities in another order, a tensor is always read as the full input.
             present: Which of `modalities` each sample has, boolean `(B, len(modalities))`; the
                 others are filled.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
@@ -75,8 +76,8 @@ def find_heads(output: Any, axes: int) -> list[Tensor]:
     """Find the logits in what a network returned: one tensor, or several under deep supervision.
 
     A tensor is taken as it is; one with an axis more holds stacked heads. Of a mapping the entries
-    "out" or "logits" and "aux" are taken; of an object the attribute `logits`; of a tuple or list
-    the first entry and all others that have as many channels.
+    "out" or "logits" and those that begin with "aux" are taken; of an object the attribute
+    `logits`; of a tuple or list the first entry and all others that have as many channels.
 
     Args:
         output: What the forward pass returned.
@@ -109,9 +110,10 @@ def find_heads(output: Any, axes: int) -> list[Tensor]:
         )
     heads = find_heads(first, axes)
     alike = heads[0].shape[:2]
+    nested = [inner if isinstance(inner, tuple | list) else [inner] for inner in others]
     heads += [
         other
-        for other in others
+        for other in chain.from_iterable(nested)
         if isinstance(other, Tensor) and other.ndim == axes + 2 and other.shape[:2] == alike
     ]
     return sorted(heads, key=lambda head: -prod(head.shape[2:]))
@@ -119,7 +121,8 @@ def find_heads(output: Any, axes: int) -> list[Tensor]:
 
 def _entries(output: Any) -> list[Any]:
     if isinstance(output, Mapping):
-        return [output.get("out", output.get("logits")), output.get("aux")]
+        auxiliary = [value for key, value in output.items() if str(key).startswith("aux")]
+        return [output.get("out", output.get("logits")), *auxiliary]
     if isinstance(output, tuple | list) and not hasattr(output, "logits"):
         return list(output)
     return [getattr(output, "logits", None)]

@@ -245,6 +245,11 @@ class AveragedTeacher(FrozenTeacher):
         share = 1 - (1 - 1 / (steps.double() + 1)).clamp(max=self.decay)
         source = uncompiled(student)
         for mean, value in zip(self.module.parameters(), source.parameters(), strict=True):
+            if mean.dtype in (torch.float16, torch.bfloat16):
+                raise LifecycleError(
+                    f"A MovingAverage in {mean.dtype} stops moving, as its small changes round to "
+                    "nothing. Keep the weights in float32 and use torch.autocast."
+                )
             mean.lerp_(_whole(value), share.to(mean.dtype))
         for kept, buffer in zip(self.module.buffers(), source.buffers(), strict=True):
             kept.copy_(_whole(buffer))

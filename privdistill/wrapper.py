@@ -32,7 +32,7 @@ from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
-from privdistill.losses.heads import head_weights, steps_by_head
+from privdistill.losses.heads import check_head_weights, head_weights, steps_by_head
 from privdistill.output import Output, Step, TapPair, find_heads
 from privdistill.taps import (
     Layer,
@@ -186,6 +186,7 @@ class DistillationWrapper(nn.Module):
             for index, teacher in enumerate(teachers):
                 self._attach(_role(index), teacher, example, index)
                 self._teachers.append(hold(cast("Teacher", declared), teacher))
+                self._teachers[-1].train(self.training)
             self._try_out(example)
         except BaseException:
             self.close()
@@ -217,6 +218,7 @@ class DistillationWrapper(nn.Module):
         if example is None:
             # Without a dry run nothing tells which layers are overwritten in place.
             self._recorders[role].cloned.update(places)
+            self._recorders[role].edits_input = True
 
     def _places(self, network: int | None) -> dict[str, Layer]:
         """Layers of the student (None) or of one teacher, by tap name."""
@@ -264,7 +266,7 @@ class DistillationWrapper(nn.Module):
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
         training = dry_run.run(self.student, view, recorder, self._select, training=True)
         self._heads = training.heads
-        head_weights(self.head_weights, len(training.heads))
+        check_head_weights(self.head_weights, len(training.heads))
         compared = self.objective.needs_teacher_logits
         theirs = [
             dry_run.run(
@@ -381,12 +383,14 @@ class DistillationWrapper(nn.Module):
         # Taken before the teacher runs, which might edit its input in place.
         view = self._student_view(image, present)
         check_view(view, "student", self._seen.get("student"))
-        if self.training:
+        if self._counts():
             for teacher in self._teachers:
                 teacher.follow(self.student, self.steps)
         taught, features = self._run_teachers(image, present)
         with self._recorders["student"].recording() as captured:
-            heads = self._select(self.student(view), view.ndim - 2)
+            editing = self._recorders["student"].edits_input
+            output = self.student(view.clone() if editing else view)
+            heads = self._select(output, view.ndim - 2)
         mine = self._check_captures("student", captured, view)
         pairs = self._pair(mine, features)
         common = Step(
@@ -401,13 +405,16 @@ class DistillationWrapper(nn.Module):
         steps = steps_by_head(common, heads, shared, self.activation)
         loss, terms = self.objective(steps[0], self._weighted(steps))
         self._validated = True
-        # Validation passes must not move schedules that follow the step.
-        if self.training:
+        if self._counts():
             self.steps += 1
         if len(steps) == 1:
             return Output(loss, terms, heads[0], steps[0].teacher, pairs)
         teachers = [step.teacher for step in steps if step.teacher is not None]
         return Output(loss, terms, heads, teachers or None, pairs)
+
+    def _counts(self) -> bool:
+        """Whether this is a training step; validation must not move schedules and averages."""
+        return self.training and torch.is_grad_enabled()
 
     def _weighted(self, steps: list[Step]) -> list[tuple[float, Step]]:
         if len(steps) == 1:
@@ -440,11 +447,17 @@ class DistillationWrapper(nn.Module):
             with teacher.grad_mode(), recorder.recording() as captured:
                 view = self._view(role, image, present)
                 check_view(view, role, self._seen.get(role))
-                output = teacher(view)
+                output = teacher(view.clone() if recorder.edits_input else view)
             features |= self._check_captures(role, captured, view)
             # Without a term that reads them, the logits may have another form or class count.
             if wanted:
                 taught.append(self._select(output, view.ndim - 2))
+            if wanted and teacher.learns and len(taught[-1]) > 1:
+                raise ObjectiveError(
+                    f"The JointTeacher returns {len(taught[-1])} heads, of which only the first "
+                    "would be trained. Switch its deep supervision off, or choose a head with "
+                    "`select_logits=`."
+                )
         return taught, features
 
     def _check_captures(
@@ -479,7 +492,8 @@ class DistillationWrapper(nn.Module):
                 features = adapter(features)
             if tap in self.objective.taps:
                 check_equal(tap, features.shape, wanted.shape, adapter)
-            pairs[tap] = TapPair(features, wanted)
+            # A teacher that learns does so from terms that ask for it, never from a distance.
+            pairs[tap] = TapPair(features, wanted.detach())
         return pairs
 
     def _must_validate(self) -> bool:
@@ -673,7 +687,8 @@ class DistillationWrapper(nn.Module):
 def _give_back(recorders: Mapping[str, Recorder], teachers: Sequence[FrozenTeacher]) -> None:
     for recorder in recorders.values():
         recorder.remove()
-    for teacher in teachers:
+    # Backwards, so that of teachers that share a layer the first remembers how it came.
+    for teacher in reversed(teachers):
         teacher.release()
 
 

@@ -5,10 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
 from torch.utils.checkpoint import checkpoint
 
 from privdistill import GroundTruth, LatentKL, LifecycleError, Tap
+from privdistill.taps import Recorder
 
 IMAGE = torch.randn(2, 4, 8, 8)
 LABELS = torch.randint(0, 3, (2, 8, 8))
@@ -85,3 +89,60 @@ def test_promise_11_wrapped_layers_keep_their_names(build, networks, plain, tap)
     student = networks[1]
     student.bottleneck = checkpoint_wrapper(student.bottleneck)
     assert_equal(gradients(build, student, tap), plain)
+
+
+@reentry
+@pytest.mark.parametrize("impl", [CheckpointImpl.NO_REENTRANT, CheckpointImpl.REENTRANT])
+def test_both_kinds_of_wrapped_layers_give_equal_gradients(build, networks, plain, impl):
+    student = networks[1]
+    student.bottleneck = checkpoint_wrapper(student.bottleneck, impl)
+    assert_equal(gradients(build, student, "bottleneck"), plain)
+
+
+@reentry
+def test_a_tap_inside_a_reentrant_wrapper_is_an_error_that_names_the_layer(build, networks):
+    student = networks[1]
+    student.bottleneck = checkpoint_wrapper(student.bottleneck, CheckpointImpl.REENTRANT)
+    with pytest.raises(LifecycleError, match=r"layer 'bottleneck\.0' carries no gradient"):
+        gradients(build, student, "bottleneck.0")
+
+
+@reentry
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_student_recomputed_as_a_whole(build, networks, plain, reentrant):
+    student = Recomputed(networks[1], reentrant)
+    # A pass that is recomputed as a whole needs an input with a gradient under reentry.
+    if reentrant:
+        with pytest.raises(LifecycleError, match="carries no gradient"):
+            gradients(build, student, "part.bottleneck")
+    else:
+        assert_equal(gradients(build, student, "part.bottleneck"), plain)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_recomputation_records_nothing(build, networks, monkeypatch, role):
+    teacher, student = networks
+    part = Recomputed((student if role == "student" else teacher).bottleneck, reentrant=False)
+    layer = {role: "bottleneck.part.0"}
+    networks[role == "student"].bottleneck = part
+    runs, records = [], []
+    part.part[0].register_forward_hook(lambda *_: runs.append(role))
+    record = Recorder.record
+    monkeypatch.setattr(
+        Recorder, "record", lambda self, *of: (records.append(self.role), record(self, *of))[1]
+    )
+    taps = {
+        "bottleneck": Tap(
+            layer.get("teacher", "bottleneck.0"), layer.get("student", "bottleneck.0")
+        )
+    }
+    kd = build(taps=taps)
+    runs.clear()
+    records.clear()
+    out = kd(IMAGE, LABELS)
+    before = out.taps["bottleneck"].student.clone()
+    out.loss.backward()
+    # the teacher runs without gradients, so that nothing of it is recomputed
+    assert len(runs) == (2 if role == "student" else 1)
+    assert sorted(records) == ["student", "teacher"]
+    assert torch.equal(out.taps["bottleneck"].student, before)

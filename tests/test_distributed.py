@@ -1,44 +1,72 @@
 """Two gloo processes against one process on the joined batch."""
 
-import tempfile
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from privdistill import (
     DistillationWrapper,
     GroundTruth,
     LatentKL,
-    LifecycleError,
+    MovingAverage,
+    PrivDistillError,
     PrivilegedInput,
     SoftTargetDiceBCE,
+    Tap,
 )
 
+pytestmark = pytest.mark.slow
+KDNET = SoftTargetDiceBCE() + GroundTruth() + 10 * LatentKL()
+ONE = PrivilegedInput(("t1", "t1ce"), student=("t1ce",), teacher=("t1ce",))
 
-def build(arrange=None, objective=None):
-    def network(channels, width):
-        torch.manual_seed(channels)
-        return nn.Sequential(
-            nn.Conv2d(channels, width, 2, stride=2),
-            nn.LeakyReLU(),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(width, 3, 1),
-        )
 
-    teacher, student = network(2, width=6), network(1, width=4)
-    torch.manual_seed(9)
-    if arrange == "student first":
-        fully_shard(student)
+class Net(nn.Module):
+    """Down and up again; a second head in train mode if wanted."""
+
+    def __init__(self, channels, width=4, heads=1):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU())
+        self.down = nn.Sequential(nn.Conv2d(width, width, 2, stride=2), nn.LeakyReLU())
+        self.up, self.head = nn.Upsample(scale_factor=2), nn.Conv2d(width, 3, 1)
+        self.coarse = nn.Conv2d(width, 3, 1) if heads > 1 else None
+
+    def forward(self, x):
+        deep = self.down(self.stem(x))
+        fine = self.head(self.up(deep))
+        return [fine, self.coarse(deep)] if self.coarse and self.training else fine
+
+
+WRAPPERS = {
+    "equal widths": {"width": 4},
+    "adapter": {},
+    "heads": {"heads": 2},
+    "several taps": {
+        "taps": {"bottleneck": Tap("down", "down"), "stem": Tap("stem", "stem")},
+        "objective": KDNET + LatentKL("stem"),
+    },
+    "average": {"teacher": MovingAverage(0.5), "inputs": ONE},
+    "batch dice": {"objective": 1.0 * GroundTruth(batch_dice=True)},
+}
+
+
+def build(kind, wrap=None):
+    options = dict(WRAPPERS[kind])
+    torch.manual_seed(0)
+    teacher, student = Net(2, options.pop("width", 6)), Net(1, heads=options.pop("heads", 1))
+    usual = {
+        "objective": KDNET,
+        "inputs": PrivilegedInput(("t1", "t1ce"), student=("t1ce",)),
+        "example": torch.zeros(1, 2, 8, 8),
+    }
+    options = usual | options
     return DistillationWrapper(
-        teacher,
-        student,
-        objective=objective or SoftTargetDiceBCE() + GroundTruth() + 10 * LatentKL(),
-        inputs=PrivilegedInput(("t1", "t1ce"), student=("t1ce",)),
-        example=torch.zeros(1, 2, 8, 8),
+        options.pop("teacher", teacher), wrap(student) if wrap else student, **options
     )
 
 
@@ -48,70 +76,174 @@ def batch():
     return image, torch.randint(0, 3, (4, 8, 8), generator=generator)
 
 
-def train_shard(rank, folder, arrange):
-    store = f"file://{folder}/store"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    try:
-        if arrange == "student first":
-            with pytest.raises(LifecycleError, match=r"then call fully_shard\(kd\)"):
-                build(arrange)
-            return
-        kd = build(arrange, objective=local() if arrange == "batch dice" else None)
-        model = (
-            DistributedDataParallel(kd) if arrange in ("ddp", "batch dice") else shard(kd, arrange)
-        )
-        image, target = (part[2 * rank : 2 * rank + 2] for part in batch())
-        model(image, target).loss.backward()
-        gradients = {name: whole(p.grad) for name, p in kd.named_parameters()}
-        torch.save(gradients, Path(folder) / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+def train(kd, model, part):
+    """Gradients of the third step, the weights after it, and the student's checkpoint."""
+    image, target = batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(image[part], target[part]).loss.backward()
+        optimizer.step()
+    named = {name.replace("module.", ""): p for name, p in kd.named_parameters()}
+    return {
+        "gradients": {name: whole(p.grad) for name, p in named.items()},
+        "teacher": {name: p.detach() for name, p in kd.teacher.named_parameters()},
+        "checkpoint": {name: whole(p) for name, p in kd.student.state_dict().items()},
+    }
 
 
-def shard(kd, arrange):
-    if arrange == "wrapper last":
-        fully_shard(kd.student)
-    # the adapters too, which only the wrapper holds
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def student_first(kd):
+    fully_shard(kd.student)
     return fully_shard(kd)
 
 
-def whole(gradient):
-    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+def layer_by_layer(kd):
+    for layer in (kd.student.stem, kd.student.down):
+        fully_shard(layer)
+    return student_first(kd)
 
 
-def local():
-    return 1.0 * GroundTruth(batch_dice=True)
+def student_alone(kd):
+    fully_shard(kd.student)
+    return kd
 
 
-def gradients_of_two_processes(arrange):
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(train_shard, args=(folder, arrange), nprocs=2)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+ddp = partial(DistributedDataParallel, find_unused_parameters=False)
+CASES = {
+    "ddp": ("adapter", ddp),
+    "ddp, heads": ("heads", ddp),
+    "ddp, several taps": ("several taps", ddp),
+    "ddp, average": ("average", ddp),
+    "fsdp, wrapper alone": ("adapter", fully_shard),
+    "fsdp, student first": ("adapter", student_first),
+    "fsdp, layer by layer": ("adapter", layer_by_layer),
+    "fsdp, heads": ("heads", student_first),
+    "fsdp, several taps": ("several taps", student_first),
+    "fsdp, average": ("average", student_first),
+    "fsdp, student alone without an adapter": ("equal widths", student_alone),
+}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arrange", ["ddp", "wrapper last", "wrapper alone"])
-def test_promise_12_gradients_equal_those_of_the_joined_batch(arrange):
-    kd = build()
-    kd(*batch()).loss.backward()
-    assert len(kd.adapters) == 1
-    for found in gradients_of_two_processes(arrange):
-        for name, parameter in kd.named_parameters():
-            torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_promise_12_a_student_that_is_sharded_already_is_refused():
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(train_shard, args=(folder, "student first"), nprocs=2)
-
-
-@pytest.mark.slow
-def test_promise_12_batch_dice_is_each_processes_own():
-    kd = build(objective=local())
+def step(kd, rank):
     image, target = batch()
-    halves = [kd(image[part], target[part]).loss for part in (slice(0, 2), slice(2, 4))]
-    (sum(halves) / 2).backward()
-    found = gradients_of_two_processes("batch dice")[0]
-    for name, parameter in kd.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-5)
+    return kd(image[2 * rank : 2 * rank + 2], target[2 * rank : 2 * rank + 2])
+
+
+def predict(rank, *, registered):
+    kd = build("adapter")
+    expected = kd.predict(batch()[0])
+    model = student_first(kd)
+    if registered:
+        register_fsdp_forward_method(kd, "predict")
+        # before and after a step
+        assert torch.allclose(kd.predict(batch()[0]), expected)
+        step(model, rank)
+    assert torch.allclose(kd.predict(batch()[0]), expected)
+    return "equal"
+
+
+def local_gradients(rank):
+    kd = build("batch dice")
+    # kept until after the backward pass, whose hooks live as long as it does
+    model = DistributedDataParallel(kd)
+    step(model, rank).loss.backward()
+    return {name: p.grad for name, p in kd.named_parameters()}
+
+
+ELSE = {
+    "batch dice": local_gradients,
+    "prediction": partial(predict, registered=True),
+    "prediction unregistered": partial(predict, registered=False),
+    "sharded already": lambda rank: build("equal widths", fully_shard),
+    "adapters beside a sharded student": lambda rank: step(student_alone(build("adapter")), rank),
+    "adapters beside a student in ddp": lambda rank: step(
+        build("adapter", DistributedDataParallel), rank
+    ),
+}
+
+
+def work(rank, folder):
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    found = {}
+    for case, (kind, arrange) in CASES.items():
+        kd = build(kind)
+        found[case] = train(kd, arrange(kd), slice(2 * rank, 2 * rank + 2))
+    for case, run in ELSE.items():
+        try:
+            found[case] = run(rank)
+        except PrivDistillError as error:
+            found[case] = f"{type(error).__name__}: {error}"
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each of the two processes found, by case."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_close(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_promise_12_gradients_equal_those_of_the_joined_batch(found, case):
+    kd = build(CASES[case][0])
+    wanted = train(kd, kd, slice(0, 4))
+    adapters = {"equal widths": 0, "average": 0, "several taps": 2}.get(CASES[case][0], 1)
+    assert len(kd.adapters) == adapters
+    for rank in found:
+        for part, values in wanted.items():
+            assert_close(rank[case][part], values)
+        Net(1, heads=WRAPPERS[CASES[case][0]].get("heads", 1)).load_state_dict(
+            rank[case]["checkpoint"]
+        )
+
+
+def test_promise_12_batch_dice_is_each_processes_own(found):
+    def gradients(parts):
+        kd = build("batch dice")
+        image, target = batch()
+        (sum(kd(image[p], target[p]).loss for p in parts) / len(parts)).backward()
+        return {name: p.grad for name, p in kd.named_parameters()}
+
+    for rank in found:
+        assert_close(rank["batch dice"], gradients([slice(0, 2), slice(2, 4)]))
+        with pytest.raises(AssertionError):
+            assert_close(rank["batch dice"], gradients([slice(0, 4)]))
+
+
+def test_a_sharded_wrapper_predicts_once_fsdp_knows_of_it(found):
+    for rank in found:
+        assert rank["prediction"] == "equal"
+        assert "register_fsdp_forward_method(kd, 'predict')" in rank["prediction unregistered"]
+
+
+def test_promise_12_a_student_that_is_sharded_already_is_refused(found):
+    for rank in found:
+        assert "LifecycleError: The student is sharded" in rank["sharded already"]
+        assert "then call fully_shard(kd)" in rank["sharded already"]
+
+
+@pytest.mark.parametrize(
+    "case", ["adapters beside a sharded student", "adapters beside a student in ddp"]
+)
+def test_adapters_that_would_differ_between_processes_are_refused(found, case):
+    for rank in found:
+        assert "so the adapters ['bottleneck'] would differ between processes" in rank[case]

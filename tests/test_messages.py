@@ -18,6 +18,7 @@ from privdistill import (
     DistillationWrapper,
     Ensemble,
     GroundTruth,
+    JointTeacher,
     LatentKL,
     Layer,
     MovingAverage,
@@ -82,6 +83,17 @@ def closed():
     kd = wrap()
     kd.close()
     kd(IMAGE, LABELS)
+
+
+def half_average():
+    inputs = PrivilegedInput(NAMES, student=NAMES)
+    kd = wrap(teacher=MovingAverage(), student=Net(2), inputs=inputs).bfloat16()
+    kd(IMAGE.bfloat16(), LABELS)
+
+
+def shared_module():
+    activation = nn.ReLU()
+    wrap(teacher=nn.Sequential(Net(2), activation), student=nn.Sequential(Net(1), activation))
 
 
 def without_teacher():
@@ -258,12 +270,21 @@ MISUSES = {
         Net(1), PrivilegedInput(NAMES, student=("t1ce",)), IMAGE[:, :1]
     ),
     "description of no image": lambda: describe(Net(1), torch.zeros(8, 8)),
+    "weights for heads that are not there": lambda: wrap(head_weights=[1, 1]),
+    "joint teacher of several heads": lambda: step(
+        teacher=JointTeacher(Net(2, form=lambda o: [o, o])),
+        objective=GroundTruth() + GroundTruth(of="teacher"),
+    ),
+    "average in half precision": half_average,
+    "a module of both": shared_module,
     "decoder deeper than the encoder": lambda: wrap(student=DeeperDecoder()),
 }
 # Raised where this suite does not run: under two processes.
 ELSEWHERE = {
     ("teachers.py", "hold"): "test_a_joint_teacher_is_refused_under_several_processes",
     ("checks.py", "check_networks"): "tests/test_distributed.py",
+    ("wrapper.py", "_check_synchronised"): "tests/test_distributed.py",
+    ("wrapper.py", "_check_gathered"): "tests/test_distributed.py",
     (
         "adapters.py",
         "build_adapter",

@@ -4,133 +4,148 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from paths import EVERY, HOT, IMAGE, LABELS, NAMES, PATHS, PRESENT, target, trained
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from privdistill import (
-    GroundTruth,
-    JointTeacher,
-    LatentKL,
-    Layer,
-    MovingAverage,
-    PrivilegedInput,
-    SoftTargetDiceBCE,
-    Tap,
-)
+from privdistill import GroundTruth, LatentKL, PrivilegedInput, SoftTargetDiceBCE
 
-NAMES = ("flair", "t1", "t1ce", "t2")
 META = torch.device("meta")
 
 
 class NoStrays(TorchDispatchMode):
-    """Refuse operations on tensors of two devices, which a GPU would refuse or wait for."""
+    """Refuse every operation that reads or makes a tensor elsewhere, 0-dim ones included.
+
+    Python numbers reach operations as numbers, not as tensors.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        devices = {t.device.type for t in found}
-        copies = func.overloadpacket.__name__ in ("copy_", "_to_copy")
-        assert len(devices) < 2 or copies, f"{func} mixes {devices}"
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        found = {leaf.device.type for leaf in tensors((args, kwargs, result))}
+        assert found <= {"meta"}, f"{func} has tensors on {found}"
+        return result
+
+
+def tensors(tree):
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 @pytest.fixture
 def meta(tiny_unet, build):
-    def make(**options):
-        options = {"teacher": tiny_unet(4), "student": tiny_unet(1)} | options
-        return build(**options).to(META)
+    """Wrappers of networks, adapters and an example that were never anywhere else."""
+
+    def unet(*args, **options):
+        return tiny_unet(*args, **options).to(META)
+
+    def make(path="usual", **options):
+        options = {"teacher": unet(4), "student": unet(1), **PATHS[path](unet)} | options
+        for role in ("student", "teacher"):
+            if isinstance(options[role], torch.nn.Module):
+                options[role].to(META)
+        return build(example=torch.zeros(1, 4, 8, 8, device=META), **options)
 
     return make
 
 
-def run(kd, target=None, **options):
-    """A step, its backward pass and an optimizer step; every tensor must be on meta."""
-    image = torch.zeros(2, 4, 8, 8, device=META)
-    if target is None:
-        target = torch.zeros(2, 8, 8, dtype=torch.long, device=META)
+def run(kd, reference=None, **options):
+    """A step, its backward pass, an optimizer step and a prediction, all of it on meta."""
+    image = IMAGE.to(META)
+    reference = (target(kd) if reference is None else reference).to(META)
+    optimizer = torch.optim.Adam(trained(kd), lr=0.1)
     with NoStrays():
-        out = kd(image, target, **options)
+        out = kd(image, reference, **options)
         out.loss.backward()
         prediction = kd.predict(image)
-    torch.optim.SGD(kd.parameters(), lr=0.1).step()
-    tensors = [
-        leaf for leaf in tree_leaves((tuple(out), prediction)) if isinstance(leaf, torch.Tensor)
-    ]
-    assert {t.device.type for t in tensors} == {"meta"}
+        kd.eval()(image, reference)
+        kd.train()
+    optimizer.step()
+    gradients = [p.grad for p in trained(kd)]
+    assert all(gradient is not None for gradient in gradients)
+    everything = tensors((tuple(out), prediction, gradients, kd.state_dict()))
+    assert {tensor.device.type for tensor in everything} == {"meta"}
     return out
 
 
+def test_a_stray_tensor_is_found():
+    with NoStrays(), pytest.raises(AssertionError, match="has tensors on"):
+        torch.zeros(2, device=META) * torch.ones(())
+    with NoStrays(), pytest.raises(AssertionError, match="has tensors on"):
+        torch.zeros(2).to(META)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_of_the_wrapper_runs_where_its_inputs_are(meta, path):
+    run(meta(path))
+
+
 OBJECTIVES = {
-    "kd-net": SoftTargetDiceBCE() + GroundTruth() + 10 * LatentKL(),
-    "options": GroundTruth(squared_denominator=True, batch_dice=True, include_background=False)
-    + SoftTargetDiceBCE(temperature=1.0),
-    **{
-        name: 1.0 * LatentKL(normalisation=name)
-        for name in ("softmax", "softmax_channel", "softmax_spatial", "l1")
-    },
+    "soft": lambda options: SoftTargetDiceBCE(temperature=1.0, **options),
+    "hard": lambda options: GroundTruth(**options),
 }
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_term_runs_where_its_inputs_are(meta, objective, activation):
-    hot = torch.zeros(2, 3, 8, 8, device=META)
-    run(meta(objective=OBJECTIVES[objective], activation=activation), target=hot)
+@pytest.mark.parametrize(
+    "option", ["include_background", "squared_denominator", "batch_dice", "activation"]
+)
+def test_every_option_runs_where_its_inputs_are(meta, objective, activation, option):
+    value = {"include_background": False, "activation": activation}.get(option, True)
+    term = OBJECTIVES[objective]({option: value})
+    kd = meta(objective=1.0 * term, activation=activation, validate="always")
+    run(kd, HOT)
 
 
-def test_label_maps_run_where_they_are(meta):
-    run(meta())
+@pytest.mark.parametrize("normalisation", ["softmax", "softmax_channel", "softmax_spatial", "l1"])
+def test_every_normalisation_runs_where_its_inputs_are(meta, normalisation):
+    kd = meta(objective=1.0 * LatentKL(normalisation=normalisation, temperature=2.0))
+    image = IMAGE.to(META)
+    with NoStrays():
+        out = kd(image)
+        out.loss.backward()
+    assert out.loss.is_meta
 
 
-class Deep(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        out = self.net(x)
-        return [out, nn.functional.avg_pool2d(out, 2)]
+@pytest.mark.parametrize("form", [LABELS, LABELS[:, None], LABELS.to(torch.uint8), HOT])
+def test_every_form_of_a_target_runs_where_it_is(meta, form):
+    run(meta(), form)
 
 
-VARIANTS = {
-    "adapter": lambda unet: {"teacher": unet(4, width=6)},
-    "two teachers": lambda unet: {"teacher": [unet(4), unet(4)]},
-    "heads": lambda unet: {"student": Deep(unet(1))},
-    "average": lambda unet: {
-        "teacher": MovingAverage(),
-        "inputs": PrivilegedInput(NAMES, student=("t1",), teacher=("t1",)),
-    },
-    "joint": lambda unet: {
-        "teacher": JointTeacher(unet(4)),
-        "objective": GroundTruth() + GroundTruth(of="teacher") + LatentKL(),
-    },
-    "dropout": lambda unet: {
-        "student": unet(4),
-        "inputs": PrivilegedInput(NAMES, student=NAMES, dropout=0.5),
-    },
-    "input of a layer": lambda unet: {
-        "taps": {"bottleneck": Tap(Layer("up", at="input"), Layer("up", at="input"))}
-    },
-}
+def test_presence_masks_run_where_they_are(meta, tiny_unet):
+    run(meta(student=tiny_unet(4), inputs=EVERY), present=PRESENT.to(META))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_path_of_the_wrapper_runs_where_its_inputs_are(meta, tiny_unet, variant):
-    run(meta(**VARIANTS[variant](tiny_unet)))
+@pytest.mark.parametrize("present", [None, PRESENT])
+def test_modality_dropout_runs_where_its_inputs_are(meta, tiny_unet, present):
+    inputs = PrivilegedInput(NAMES, student=NAMES, dropout=0.5)
+    kd = meta(student=tiny_unet(4), inputs=inputs)
+    run(kd, present=None if present is None else present.to(META))
 
 
-def test_presence_masks_run_where_they_are(meta):
-    run(meta(), present=torch.ones(2, 4, dtype=torch.bool, device=META))
-
-
-def test_copies_and_checkpoints_run_where_they_are(meta):
-    kd = meta()
+@pytest.mark.parametrize("path", ["adapter", "average", "joint", "ensemble"])
+def test_copies_and_checkpoints_run_where_they_are(meta, path):
+    kd = meta(path)
     run(copy.deepcopy(kd))
-    kd.load_state_dict(kd.state_dict())
+    state = kd.state_dict()
+    assert {value.device.type for value in state.values()} == {"meta"}
+    kd.load_state_dict(state)
     run(kd)
 
 
-def test_networks_built_on_the_device_are_wrapped_there(tiny_unet, build):
+@pytest.mark.parametrize("path", PATHS)
+def test_a_wrapper_built_elsewhere_moves_as_a_whole(build, tiny_unet, path):
+    options = {"teacher": tiny_unet(4), "student": tiny_unet(1)} | PATHS[path](tiny_unet)
+    run(build(**options).to(META))
+
+
+def test_networks_built_under_a_default_device_are_wrapped_there(tiny_unet, build):
     with META:
         kd = build(teacher=tiny_unet(4), student=tiny_unet(1))
+    run(kd)
+
+
+def test_an_example_on_the_cpu_serves_networks_elsewhere(tiny_unet, build):
+    kd = build(teacher=tiny_unet(4, width=6).to(META), student=tiny_unet(1).to(META))
+    assert kd.adapters["bottleneck"].weight.is_meta
+    kd.to(META)
     run(kd)

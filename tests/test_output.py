@@ -60,3 +60,13 @@ def test_an_auxiliary_head_counts_and_other_tensors_do_not():
 
 def test_a_list_beside_something_else_is_found():
     assert sizes(([LOGITS, LOGITS[..., ::2, ::2]], torch.zeros(()))) == [(8, 8), (4, 4)]
+
+
+def test_nested_and_numbered_auxiliary_heads_count():
+    coarse = LOGITS[..., ::2, ::2]
+    for output in (
+        {"out": LOGITS, "aux": [coarse]},
+        (LOGITS, [coarse]),
+        {"out": LOGITS, "aux1": coarse},
+    ):
+        assert sizes(output) == [(8, 8), (4, 4)]

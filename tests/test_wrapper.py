@@ -742,3 +742,40 @@ def test_modality_dropout_acts_in_training_alone(build, tiny_unet):
     assert len({kd(IMAGE, LABELS).loss.item() for _ in range(8)}) > 1
     kd.eval()
     assert len({kd(IMAGE, LABELS).loss.item() for _ in range(8)}) == 1
+
+
+def test_a_network_that_edits_its_input_spoils_it_for_nobody(build, tiny_unet):
+    class Editing(tiny_unet):
+        def forward(self, x):
+            return super().forward(x.relu_())
+
+    student = tiny_unet(4)
+    image = IMAGE.clone()
+    for example in (EXAMPLE, None):
+        taps = {"bottleneck": Tap("bottleneck", "bottleneck", adapter=None)}
+        teachers = [Editing(4), Editing(4)]
+        kd = build(teacher=teachers, student=student, inputs=None, taps=taps, example=example)
+        assert torch.equal(kd(image, LABELS).student, student(IMAGE))
+        assert torch.equal(image, IMAGE)
+
+
+def test_networks_that_share_a_dropout_are_refused(build, networks):
+    shared = nn.Dropout()
+    teacher, student = (nn.Sequential(net, shared) for net in networks)
+    with pytest.raises(LifecycleError, match="share the modules Dropout"):
+        build(teacher=teacher, student=student)
+
+
+def test_promise_17_teachers_that_share_a_layer_are_given_back(build, tiny_unet):
+    one, other = tiny_unet(4), tiny_unet(4)
+    other.encoder = one.encoder
+    build(teacher=[one, other]).close()
+    assert one.encoder.training
+    assert one.encoder[0].weight.requires_grad
+
+
+def test_steps_without_gradients_are_not_counted(build):
+    kd = build()
+    with torch.no_grad():
+        kd(IMAGE, LABELS)
+    assert kd.steps == 0

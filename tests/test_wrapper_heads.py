@@ -143,3 +143,8 @@ def test_networks_of_different_resolution_are_refused_without_an_example_too(bui
     kd = build(student=Half(1), objective=1.0 * SoftTargetDiceBCE(), example=None)
     with pytest.raises(ShapeMismatchError, match="at the same resolution"):
         kd(IMAGE, LABELS)
+
+
+def test_weights_for_heads_that_are_not_there_are_refused(build):
+    with pytest.raises(ShapeMismatchError, match="the student returns one head in train mode"):
+        build(head_weights=[1, 1])

@@ -221,3 +221,31 @@ def test_a_joint_teacher_is_refused_under_several_processes(build, networks, mon
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(LifecycleError, match="each process would train another one"):
         build(teacher=JointTeacher(networks[0]), objective=JOINT)
+
+
+def test_promise_15_no_distance_sends_gradients_into_a_joint_teacher(build, networks):
+    class Distance(LatentKL):
+        def forward(self, step):
+            pair = step.taps["bottleneck"]
+            return (pair.student - pair.teacher).square().mean()
+
+    kd = build(teacher=JointTeacher(networks[0].eval()), objective=GroundTruth() + Distance())
+    assert networks[0].training
+    kd(IMAGE, LABELS).loss.backward()
+    assert all(p.grad is None for p in kd.teacher_parameters())
+
+
+def test_a_joint_teacher_of_several_heads_is_refused(build, tiny_unet):
+    class Deep(tiny_unet):
+        def forward(self, x):
+            out = super().forward(x)
+            return [out, out]
+
+    with pytest.raises(ObjectiveError, match="returns 2 heads"):
+        build(teacher=JointTeacher(Deep(4)), objective=JOINT)(IMAGE, LABELS)
+
+
+def test_an_average_in_half_precision_is_refused(build):
+    kd = build(teacher=MovingAverage(), inputs=SAME).bfloat16()
+    with pytest.raises(LifecycleError, match="stops moving"):
+        kd(IMAGE.bfloat16(), LABELS)

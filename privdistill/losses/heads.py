@@ -41,6 +41,26 @@ def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+def check_head_weights(given: Sequence[float] | None, count: int) -> None:
+    """Check weights against the heads that the student returns in train mode.
+
+    Args:
+        given: What the user passed.
+        count: Number of heads.
+
+    Raises:
+        ShapeMismatchError: If there is another number of heads than of weights.
+        ObjectiveError: If the weights have no meaning.
+    """
+    if given is not None and count == 1 < len(given):
+        raise ShapeMismatchError(
+            f"`head_weights` has {len(given)}, but the student returns one head in train mode, or "
+            "others in a form that is not understood: expected a list, stacked heads, or 'aux' "
+            "entries. `select_logits=` may return a list."
+        )
+    head_weights(given, count)
+
+
 def steps_by_head(
     common: Step,
     heads: Sequence[Tensor],

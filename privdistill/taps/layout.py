@@ -46,8 +46,10 @@ def find_layout(shape: Sequence[int], spatial: Sequence[int]) -> Layout | None:
     axes = len(spatial)
     if len(shape) == axes + 2:
         first, last = tuple(shape[2:]), tuple(shape[1:-1])
-        # No encoder gives a map that is larger than the image, but many have wide channels.
-        is_last = not _fits(first, spatial) and _fits(last, spatial)
+        # No encoder gives a map larger than the image; among readings that fit, the one that
+        # keeps the image's proportions is meant.
+        keeps = _keeps_proportions(last, spatial) and not _keeps_proportions(first, spatial)
+        is_last = _fits(last, spatial) and (keeps or not _fits(first, spatial))
         return Layout("channels_last", last) if is_last else Layout("map", first)
     if len(shape) == 3:
         for prefix in _PREFIXES:
@@ -83,6 +85,11 @@ def as_map(features: Tensor, spatial: Sequence[int]) -> Tensor | None:
 
 def _fits(grid: Sequence[int], spatial: Sequence[int]) -> bool:
     return all(size <= whole for size, whole in zip(grid, spatial, strict=True))
+
+
+def _keeps_proportions(grid: Sequence[int], spatial: Sequence[int]) -> bool:
+    ratios = {whole / size for size, whole in zip(grid, spatial, strict=True) if size}
+    return len(grid) > 1 and len(ratios) == 1
 
 
 def _grids(spatial: Sequence[int]) -> Iterator[tuple[int, ...]]:

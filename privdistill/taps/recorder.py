@@ -56,6 +56,8 @@ class Recorder:
         self.names = {tap: str(place.layer) for tap, place in self.places.items()}
         self.role = role
         self.cloned: set[str] = set()
+        # Whether the network changes its input in place, which others still have to see.
+        self.edits_input = False
         self._armed = False
         self._captured: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
@@ -176,6 +178,7 @@ class Recorder:
         """
         other = Recorder(model, self.places, role=self.role)
         other.cloned = set(self.cloned)
+        other.edits_input = self.edits_input
         return other
 
     def remove(self) -> None:

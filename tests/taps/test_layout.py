@@ -11,6 +11,8 @@ from privdistill.taps.layout import Layout
         ((2, 8, 4, 4), (16, 16), Layout("map", (4, 4))),
         ((2, 96, 4, 8, 2), (16, 32, 8), Layout("map", (4, 8, 2))),
         ((2, 4, 4, 96), (16, 16), Layout("channels_last", (4, 4))),
+        ((2, 16, 16, 24), (64, 64), Layout("channels_last", (16, 16))),
+        ((2, 24, 16, 16), (64, 64), Layout("map", (16, 16))),
         ((2, 16, 96), (16, 16), Layout("tokens", (4, 4))),
         ((2, 17, 96), (16, 16), Layout("tokens", (4, 4), 1)),
         ((2, 20, 96), (16, 16), Layout("tokens", (4, 4), 4)),
