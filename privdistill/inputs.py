@@ -164,7 +164,7 @@ class PrivilegedInput:
         view = self.for_student(image, present)
         if not self.dropout:
             return view
-        there = None if present is None else present[:, self._indices(self.student)]
+        there = None if present is None else present[:, self._indices(self.student)].to(view.device)
         return self._hide(view, self.student, self._draw(view, there))
 
     def _draw(self, view: Tensor, present: Tensor | None) -> Tensor:
