@@ -48,15 +48,19 @@ class Network:
 class PlainDecoder(nn.Module):
     """A timm encoder that returns its feature maps, and the smallest decoder."""
 
-    def __init__(self, encoder: str, channels: int):
+    def __init__(self, encoder: str, channels: int, *, channels_last: bool = False, **options: Any):
         super().__init__()
-        self.encoder = timm.create_model(encoder, features_only=True, in_chans=channels)
+        self.channels_last = channels_last
+        options |= {"features_only": True, "in_chans": channels}
+        self.encoder = timm.create_model(encoder, **options)
         widths = self.encoder.feature_info.channels()
         self.lateral = nn.ModuleList([nn.Conv2d(width, 8, 1) for width in widths])
         self.head = nn.Conv2d(8, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.encoder(x)
+        if self.channels_last:
+            maps = [features.movedim(-1, 1) for features in maps]
         merged = self.lateral[-1](maps[-1])
         for convolution, features in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
             size = features.shape[2:]
@@ -155,6 +159,18 @@ def torchvision_net(kind: str, *, aux: bool = False) -> Callable[[int], nn.Modul
     return make
 
 
+def swin(channels: int) -> nn.Module:
+    small = {"img_size": 64, "window_size": 2, "embed_dim": 12, "depths": (1, 1, 1, 1)}
+    heads = {"num_heads": (1, 2, 2, 2)}
+    name = "swin_tiny_patch4_window7_224"
+    return PlainDecoder(name, channels, channels_last=True, **small, **heads)
+
+
+def dpt(channels: int) -> nn.Module:
+    slim = {"decoder_intermediate_channels": (16, 16, 16, 16), "decoder_fusion_channels": 16}
+    return smp_net("DPT", "tu-vit_tiny_patch16_224", dynamic_img_size=True, **slim)(channels)
+
+
 def high_res_net(channels: int) -> nn.Module:
     layers = [
         {"name": "conv_0", "n_features": 4, "kernel_size": 3},
@@ -187,42 +203,50 @@ NETWORKS = [
     Network("SegResNet 3-D", MONAI, lambda c: monai.SegResNet(3, 8, c, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1)), CUBE, "down_layers.2"),
     Network("SegResNetVAE 3-D", MONAI, lambda c: monai.SegResNetVAE(CUBE, vae_nz=8, spatial_dims=3, init_filters=8, in_channels=c, out_channels=2, blocks_down=(1, 1, 1, 1), blocks_up=(1, 1, 1)), CUBE, "down_layers.3", output="tuple with a loss"),
     Network("SegResNetDS 3-D", MONAI, lambda c: monai.SegResNetDS(3, 4, c, 2, blocks_down=(1, 1, 1), dsdepth=2), CUBE, "encoder.layers.2.blocks", output=LIST),
-    Network("VNet 3-D", MONAI, lambda c: monai.VNet(3, c, 2), (16, 16, 16), "down_tr256"),
+    Network("VNet 2-D", MONAI, lambda c: monai.VNet(2, c, 2), (32, 32), "down_tr256"),
     Network("UNETR 3-D", MONAI, lambda c: monai.UNETR(c, 2, CUBE, feature_size=4, hidden_size=16, mlp_dim=32, num_heads=2), CUBE, "vit.norm"),
     Network("UNETR 2-D", MONAI, lambda c: monai.UNETR(c, 2, SQUARE, feature_size=4, hidden_size=16, mlp_dim=32, num_heads=2, spatial_dims=2), SQUARE, "vit.norm"),
-    Network("SwinUNETR 3-D", MONAI, lambda c: monai.SwinUNETR(c, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)), (64, 32, 32), "encoder10"),
+    Network("SwinUNETR 3-D", MONAI, lambda c: monai.SwinUNETR(c, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window_size=4), (64, 32, 32), "encoder10"),
     Network("SwinUNETR 2-D", MONAI, lambda c: monai.SwinUNETR(c, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), spatial_dims=2), SQUARE, "encoder10"),
     Network("FlexibleUNet 2-D", MONAI, lambda c: monai.FlexibleUNet(c, 2, "resnet18", decoder_channels=(16, 8, 8, 8, 8)), SQUARE, "encoder.layer4"),
     Network("RegUNet 3-D", MONAI, lambda c: monai.RegUNet(3, c, 4, 2, out_channels=2, out_kernel_initializer="kaiming_uniform"), CUBE, "bottom_block"),
+    Network("AHNet 2-D", MONAI, lambda c: monai.AHNet((1, 1, 1, 1), 2, in_channels=c, out_channels=2, psp_block_num=2), SQUARE, "layer4"),
+    Network("AutoEncoder 2-D", MONAI, lambda c: monai.AutoEncoder(2, c, 2, (4, 8, 8), (2, 2, 2)), SQUARE, "encode"),
+    Network("MedNeXt 3-D", MONAI, lambda c: monai.MedNeXt(3, 4, c, 2), CUBE, "bottleneck"),
+    Network("MedNeXt 2-D, deep supervision", MONAI, lambda c: monai.MedNeXt(2, 4, c, 2, deep_supervision=True), SQUARE, "bottleneck", output=LIST),
+    Network("QuickNAT 2-D", MONAI, lambda c: monai.Quicknat(2, c, 8), SQUARE, "model.1.submodule.1.submodule.1.submodule.1.submodule.layers2"),
     Network("HighResNet 3-D", MONAI, high_res_net, (16, 16, 16), "blocks.3", by_hand="never downsamples"),
     Network("Unet, ResNet-18", SMP, smp_net("Unet"), SQUARE, "encoder.layer4"),
     Network("Unet, EfficientNet-B0", SMP, smp_net("Unet", "efficientnet-b0"), SQUARE, "encoder._blocks.15"),
     Network("Unet, timm MobileNetV3", SMP, smp_net("Unet", "tu-mobilenetv3_small_100"), SQUARE, "encoder.model.blocks.5"),
     Network("Unet, timm ConvNeXt", SMP, smp_net("Unet", "tu-convnext_atto", decoder_channels=(32, 16, 8, 8, 8)), SQUARE, "encoder.model.stages_3"),
+    Network("Unet, timm PVT v2", SMP, smp_net("Unet", "tu-pvt_v2_b0", decoder_channels=(32, 16, 8, 8, 8)), SQUARE, "encoder.model.stages_3"),
     Network("Unet++, ResNet-18", SMP, smp_net("UnetPlusPlus", decoder_channels=(32, 16, 8, 8, 8)), SQUARE, "encoder.layer4"),
     Network("MAnet, ResNet-18", SMP, smp_net("MAnet", decoder_channels=(32, 16, 8, 8, 8)), SQUARE, "encoder.layer4"),
     Network("Linknet, ResNet-18", SMP, smp_net("Linknet"), SQUARE, "encoder.layer4"),
     Network("FPN, ResNet-18", SMP, smp_net("FPN"), SQUARE, "encoder.layer4"),
     Network("PSPNet, ResNet-18", SMP, smp_net("PSPNet"), SQUARE, "encoder.layer2"),
+    Network("PSPNet, MiT-B0", SMP, smp_net("PSPNet", "mit_b0"), SQUARE, "encoder.norm2"),
     Network("DeepLabV3, ResNet-18", SMP, smp_net("DeepLabV3", decoder_channels=32), SQUARE, "encoder.layer4"),
     Network("DeepLabV3+, ResNet-18", SMP, smp_net("DeepLabV3Plus", decoder_channels=32), SQUARE, "encoder.layer4"),
     Network("PAN, ResNet-18", SMP, smp_net("PAN"), (128, 128), "encoder.layer4"),
     Network("UPerNet, ResNet-18", SMP, smp_net("UPerNet", decoder_channels=32), SQUARE, "encoder.layer4"),
     Network("Segformer, MiT-B0", SMP, smp_net("Segformer", "mit_b0", decoder_segmentation_channels=32), SQUARE, "encoder.norm4"),
     Network("Unet, MiT-B0", SMP, smp_net("Unet", "mit_b0"), SQUARE, "encoder.norm4"),
-    Network("DPT, ViT-tiny", SMP, smp_net("DPT", "tu-vit_tiny_patch16_224", dynamic_img_size=True), (32, 32), "encoder.model.blocks.11", by_hand="its decoder goes on to a coarser grid than its encoder's tokens"),
+    Network("DPT, ViT-tiny", SMP, dpt, SQUARE, "encoder.model.blocks.11", by_hand="its decoder goes on to a coarser grid than its encoder's tokens"),
     Network("FCN, ResNet-50", TV, torchvision_net("fcn_resnet50"), (32, 32), "backbone.layer4", output=MAPPING),
     Network("FCN, ResNet-50, auxiliary head", TV, torchvision_net("fcn_resnet50", aux=True), (32, 32), "backbone.layer4", output="mapping with an auxiliary head"),
     Network("DeepLabV3, ResNet-50", TV, torchvision_net("deeplabv3_resnet50"), (32, 32), "backbone.layer4", output=MAPPING),
     Network("LR-ASPP, MobileNetV3", TV, torchvision_net("lraspp_mobilenet_v3_large"), SQUARE, "backbone.16", output=MAPPING),
     Network("features of ResNet-10t", TIMM, lambda c: PlainDecoder("resnet10t", c), SQUARE, "encoder.layer4"),
     Network("features of EfficientNet-Lite0", TIMM, lambda c: PlainDecoder("tf_efficientnet_lite0", c), SQUARE, "encoder.blocks.6"),
+    Network("features of Swin (channels last)", TIMM, swin, SQUARE, "encoder.layers_3"),
     Network("PlainConvUNet 3-D", NNUNET, nnu_net(PlainConvUNet, deep=False), CUBE, "encoder.stages.3"),
     Network("PlainConvUNet 2-D, deep supervision", NNUNET, nnu_net(PlainConvUNet, deep=True, axes=2), SQUARE, "encoder.stages.3", output=LIST),
     Network("PlainConvUNet 3-D, deep supervision", NNUNET, nnu_net(PlainConvUNet, deep=True), CUBE, "encoder.stages.3", output=LIST),
     Network("ResidualEncoderUNet 3-D", NNUNET, nnu_net(ResidualEncoderUNet, deep=False), CUBE, "encoder.stages.3"),
     Network("ResidualEncoderUNet 3-D, deep supervision", NNUNET, nnu_net(ResidualEncoderUNet, deep=True), CUBE, "encoder.stages.3", output=LIST),
     Network("MultiResUNet 3-D", OURS, lambda c: MultiResUNet(c, 2, (4, 8, 8, 16, 16)), CUBE, "bottleneck"),
-    Network("KDNet 3-D", OURS, lambda c: KDNet(c, 2), CUBE, "bottleneck"),
+    Network("KDNet 3-D", OURS, lambda c: KDNet(c, 2, (4, 8, 16, 16, 32)), CUBE, "bottleneck"),
     Network("U-Net 1-D", OURS, Signal, (64,), "bottleneck"),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Locate the bottleneck of any encoder-decoder from one forward pass."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -20,8 +21,10 @@ _FIXED_POOLS = ("adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool")
 _REDUCTIONS = ("mean", "sum", "amax", "avg_pool", "max_pool")
 # A window that covers more than this at once is no encoder's pooling.
 _WIDEST_POOL = 4
+_REMEDY = "taps={'bottleneck': Tap(teacher=..., student=...)}."
 _UPSAMPLING = ("upsample", "_upsample")
-_RESAMPLING = ("upsample", "_upsample", "view", "_unsafe_view", "clone", "_to_copy", "alias")
+_COPIES = ("view", "_unsafe_view", "clone", "_to_copy", "alias")
+_RESHAPING = (*_COPIES, "permute", "transpose", "expand", "slice", "unsqueeze", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Location:
         shape: Shape of its output for the example.
         candidates: Names of the other layers at the same resolution, in the order they ran.
         how: How it was decided, in a few words.
+        select: Index or key of the features, where the layer gives several tensors.
     """
 
     name: str
     shape: tuple[int, ...]
     candidates: tuple[str, ...]
     how: str
+    select: int | str | None = None
 
 
 @dataclass
@@ -57,10 +62,16 @@ class _Node:
 
 @dataclass
 class _LayerOutput:
-    """Output of a layer; `keeps` is set if it has the shape of the layer's input."""
+    """Output of a layer; `keeps` is set if it has the shape of the layer's input.
+
+    `origin` is the node before it was only reshaped; `voxels` is 0 if it is no feature map.
+    """
 
     name: str
+    select: int | str | None
     node: int
+    origin: int
+    voxels: int
     learns: bool
     keeps: bool
 
@@ -90,14 +101,6 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, Tensor) and parents:
                 self._add(leaf, func.overloadpacket.__name__, parents)
         return result
-
-    def voxels(self, item: "_LayerOutput") -> int:
-        """Return the number of voxels of a layer's output, 0 if it is no feature map."""
-        return self.nodes[item.node].voxels
-
-    def is_resampled(self, item: "_LayerOutput") -> bool:
-        """Return whether the last thing a layer did was to resample."""
-        return self.nodes[item.node].operator.startswith(_UPSAMPLING)
 
     def number(self, tensor: Any) -> int | None:
         """Return the node of a tensor, or None where it does not depend on the input."""
@@ -132,25 +135,25 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether a reduction leaves one voxel of a map."""
         if len(shape) == self._rank and prod(shape[2:]) > 1:
             return False
-        widest = max(
-            (max(self.nodes[p].shape[2:]) for p in parents if self._is_map(p)),
-            default=1,
-        )
+        maps = [self.nodes[p].shape for p in parents if len(self.nodes[p].shape) == self._rank]
+        widest = max((max(shape[2:]) for shape in maps), default=1)
         return widest > (_WIDEST_POOL if "pool" in operator else 1)
-
-    def _is_map(self, number: int) -> bool:
-        return len(self.nodes[number].shape) == self._rank
 
     def watch(self, name: str, module: nn.Module) -> Any:
         """Return a hook that notes the node of a layer's output."""
         learns = any(True for _ in module.parameters())
 
         def hook(_module: nn.Module, args: Any, output: Any) -> None:
-            number, inputs = self.number(output), set(self._known(args))
-            if number is not None and not self._joins(number, inputs):
-                shape = self.nodes[number].shape
-                keeps = any(self.nodes[item].shape == shape for item in inputs)
-                self.layer_outputs.append(_LayerOutput(name, number, learns, keeps))
+            inputs = set(self._known(args))
+            shapes = {self.nodes[item].shape for item in inputs}
+            for select, value in _entries(output):
+                number = self.number(value)
+                if number is not None and not self._joins(number, inputs):
+                    node, origin = self.nodes[number], _origin(self.nodes, number)
+                    # What is only resampled was learned at a coarser resolution.
+                    here = learns and not node.operator.startswith(_UPSAMPLING)
+                    found = (number, origin, node.voxels, here, node.shape in shapes)
+                    self.layer_outputs.append(_LayerOutput(name, select, *found))
 
         return hook
 
@@ -160,13 +163,20 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return node.operator == "cat" and bool(inputs & set(node.parents))
 
 
+def _entries(output: Any) -> list[tuple[int | str | None, Any]]:
+    if isinstance(output, Mapping):
+        return list(output.items())
+    return list(enumerate(output)) if isinstance(output, tuple | list) else [(None, output)]
+
+
 def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network") -> Location:
     """Find the last encoder output at the coarsest resolution on the path to the logits.
 
     One forward pass records which tensor was computed from which. Left out are global-pooling
-    branches (squeeze-excitation, ASPP, PSP), layers the logits do not depend on, heads whose
-    output is only resampled into logits, layers that only join a skip connection, and what a
-    decoder does at that resolution before it upsamples.
+    branches (squeeze-excitation, ASPP, PSP), keys and values of attention, layers the logits do
+    not depend on, heads whose output is only resampled into logits, layers that only join a skip
+    connection, activations that run several times, and what a decoder does at that resolution
+    before it upsamples. Names decide nothing but which layers belong to one part.
 
     Args:
         model: The network, uncompiled, in the mode in which its forward is to be read; call
@@ -196,10 +206,13 @@ def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network")
     with flow, _watched(model, flow):
         output = model(image)
     sources = [number for leaf in tree_leaves(output) if (number := flow.number(leaf)) is not None]
-    reached = _ancestors(flow.nodes, sources)
+    reached = _ancestors(flow.nodes, sources, of=_features)
+    # One activation that is used in many places gives no one output.
+    runs = Counter((item.name, item.select) for item in flow.layer_outputs)
+    once = [i for i in flow.layer_outputs if i.learns or runs[i.name, i.select] == 1]
     # Norms and activations end a stage as well as convolutions; pooling alone does not begin one.
-    outputs = [i for i in flow.layer_outputs if i.node in reached and (i.learns or i.keeps)]
-    return _choose(flow, outputs, image, _resampled(flow.nodes, sources), role)
+    outputs = [i for i in once if i.node in reached and (i.learns or i.keeps)]
+    return _choose(flow, outputs, sources, role)
 
 
 @contextmanager
@@ -213,78 +226,86 @@ def _watched(model: nn.Module, flow: _FlowRecorder) -> Iterator[None]:
         yield
 
 
-def _ancestors(nodes: list[_Node], sources: Sequence[int]) -> set[int]:
+def _parents(nodes: list[_Node], number: int) -> Sequence[int]:
+    return nodes[number].parents
+
+
+def _ancestors(
+    nodes: list[_Node],
+    sources: Sequence[int],
+    of: Callable[[list[_Node], int], Sequence[int]] = _parents,
+) -> set[int]:
     found: set[int] = set()
     waiting = list(sources)
     while waiting:
         number = waiting.pop()
         if number not in found:
             found.add(number)
-            waiting.extend(_features(nodes, number))
+            waiting.extend(of(nodes, number))
     return found
 
 
 def _features(nodes: list[_Node], number: int) -> list[int]:
-    """Parents of a node without gates: maps that were upsampled only to multiply another one."""
+    """Parents of a node without gates: maps that were upsampled only to multiply another one.
+
+    Attention has none: its keys and values may be coarser than the features that pass it by.
+    """
     parents = list(dict.fromkeys(nodes[number].parents))
+    if _attends(nodes, nodes[number]):
+        return []
     if not nodes[number].operator.startswith("mul"):
         return parents
     features = [parent for parent in parents if not nodes[parent].operator.startswith(_UPSAMPLING)]
     return features or parents
 
 
-def _resampled(nodes: list[_Node], sources: Sequence[int]) -> set[int]:
-    """Nodes from which only resampling leads to the logits."""
-    found: set[int] = set()
-    waiting = list(sources)
-    while waiting:
-        number = waiting.pop()
-        found.add(number)
-        if nodes[number].operator.startswith(_RESAMPLING):
-            waiting.extend(nodes[number].parents)
-    return found
+def _attends(nodes: list[_Node], node: _Node) -> bool:
+    weights = [nodes[_origin(nodes, parent)].operator for parent in node.parents]
+    return node.operator.startswith("_scaled_dot_product") or (
+        node.operator == "bmm" and any("softmax" in operator for operator in weights)
+    )
 
 
-def _coarsest(
-    flow: _FlowRecorder, outputs: list[_LayerOutput], image: Tensor
-) -> list[_LayerOutput]:
-    maps = [
-        (voxels, item)
-        for item in outputs
-        if (voxels := flow.voxels(item)) and not flow.nodes[item.node].pooled
-    ]
+def _origin(nodes: list[_Node], number: int) -> int:
+    """Node that was only reshaped since."""
+    while nodes[number].operator.startswith(_RESHAPING):
+        number = nodes[number].parents[0]
+    return number
+
+
+def _resampled(nodes: list[_Node], number: int) -> Sequence[int]:
+    """Parents of a node that only resamples them."""
+    only = nodes[number].operator.startswith((*_UPSAMPLING, *_COPIES))
+    return nodes[number].parents if only else ()
+
+
+def _coarsest(flow: _FlowRecorder, outputs: list[_LayerOutput]) -> list[_LayerOutput]:
     # Maps of one voxel are legitimate where the example is small; only pooled ones are left out.
-    fewest = min((voxels for voxels, _ in maps), default=0)
-    if fewest >= prod(image.shape[2:]):
-        return []
-    return [item for voxels, item in maps if voxels == fewest]
+    maps = [item for item in outputs if item.voxels and not flow.nodes[item.node].pooled]
+    fewest = min((item.voxels for item in maps), default=0)
+    return [item for item in maps if item.voxels == fewest < flow.nodes[0].voxels]
 
 
 def _choose(
-    flow: _FlowRecorder,
-    outputs: list[_LayerOutput],
-    image: Tensor,
-    resampled: set[int],
-    role: str,
+    flow: _FlowRecorder, outputs: list[_LayerOutput], sources: list[int], role: str
 ) -> Location:
-    coarse = _coarsest(flow, outputs, image)
+    coarse = _coarsest(flow, outputs)
+    resampled = _ancestors(flow.nodes, sources, of=_resampled)
     heads = {item.name for item in coarse if item.node in resampled}
     body = [item for item in coarse if not _inside(item.name, heads)]
     if not body:
         raise LayerNotFoundError(
             f"Bottleneck of the {role}: no layer has a coarser output than the input"
             f"{' outside its head' if coarse else ''}, so there is no bottleneck to find. Name a "
-            "layer pair: taps={'bottleneck': Tap(teacher=..., student=...)}."
+            f"layer pair: {_REMEDY}"
         )
-    # What is only resampled was learned at a coarser resolution.
-    learned = [item for item in outputs if item.learns and not flow.is_resampled(item)]
-    encoder = _encoder_part(flow, learned, body, role)
-    last = _outermost(encoder, max(item.node for item in encoder))
+    encoder = _encoder_part(flow, [item for item in outputs if item.learns], body, role)
+    last = _last(encoder)
     _check_single(flow, encoder, body, last, role)
     shape = flow.nodes[last.node].shape
     names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
-    how = f"last encoder output at the coarsest resolution, {flow.voxels(last)} voxels"
-    return Location(last.name, shape, tuple(names), how)
+    how = f"last encoder output at the coarsest resolution, {last.voxels} voxels"
+    return Location(last.name, shape, tuple(names), how, last.select)
 
 
 def _encoder_part(
@@ -296,14 +317,14 @@ def _encoder_part(
     also holds finer layers is a decoder or a head; one that lives at this resolution only is a
     bottleneck of its own, if anything finer is learned behind it.
     """
-    learned = [item for item in learned if flow.voxels(item)]
+    learned = [item for item in learned if item.voxels]
     depth = _shared_depth([item.name for item in learned])
     first = _part(body[0].name, depth)
-    finer = [item for item in learned if flow.voxels(item) > flow.voxels(body[0])]
+    finer = [item for item in learned if item.voxels > body[0].voxels]
     _check_encoder(flow, [i for i in learned if _part(i.name, depth) != first], body, finer, role)
     # Without a decoder behind it, what follows the encoder is a head, such as an ASPP.
     decoded = any(item.node > body[-1].node for item in finer)
-    others = {_part(item.name, depth) for item in finer if decoded}
+    others = {_part(item.name, depth) for item in finer}
     parts = [(_part(item.name, depth), item) for item in body]
     return [item for part, item in parts if part == first or (decoded and part not in others)]
 
@@ -320,20 +341,17 @@ def _check_encoder(
     own = [item for item in finer if item.name not in apart]
     start = min(item.node for item in [*own, *body] if item.name not in apart)
     whole = flow.nodes[0].voxels
-    before = [item for item in elsewhere if item.node < start and flow.voxels(item) < whole]
+    before = [item for item in elsewhere if item.node < start and item.voxels < whole]
     if not before or not any(item.node > body[-1].node for item in own):
         return
-    coarsest = min(flow.voxels(item) for item in before)
-    encoded = [item for item in before if flow.voxels(item) == coarsest]
-    listed = [
-        _outermost(encoded, max(item.node for item in encoded)),
-        _outermost(body, body[-1].node),
-    ]
+    coarsest = min(item.voxels for item in before)
+    encoded = [item for item in before if item.voxels == coarsest]
+    listed = [_last(encoded), _last(body)]
     raise LayerNotFoundError(
         f"Bottleneck of the {role}: the part that goes down to the coarsest resolution also goes "
         "up again, and another part went down before it, so either may be the encoder:\n"
         + "\n".join(f"  '{item.name}' {flow.nodes[item.node].shape}" for item in listed)
-        + "\nName the one to match: taps={'bottleneck': Tap(teacher=..., student=...)}."
+        + f"\nName the one to match: {_REMEDY}"
     )
 
 
@@ -360,10 +378,9 @@ def _inside(name: str, parts: set[str]) -> bool:
     return any(name == part or name.startswith(part + ".") for part in parts)
 
 
-def _outermost(items: list[_LayerOutput], node: int) -> _LayerOutput:
+def _last(items: list[_LayerOutput]) -> _LayerOutput:
     # A block and its last layer give the same tensor; the block's name is what people know.
-    same = [item for item in items if item.node == node]
-    return min(same, key=lambda item: item.name.count("."))
+    return max(items, key=lambda i: (i.origin, i.select is None, -i.name.count(".")))
 
 
 def _check_single(
@@ -375,16 +392,15 @@ def _check_single(
 ) -> None:
     """Refuse to choose among branches of which neither depends on the other."""
     before = _ancestors(flow.nodes, [last.node])
-    apart = [item for item in encoder if item.node not in before]
     # Elsewhere, what depends on the encoder is its decoder; what does not is a second network.
     encoded = {item.node for item in encoder}
-    apart += [item for item in body if not encoded & _ancestors(flow.nodes, [item.node])]
-    apart = [item for item in apart if item.node not in before]
+    second = [item for item in body if not encoded & _ancestors(flow.nodes, [item.node])]
+    apart = [item for item in (*encoder, *second) if item.origin not in before]
     if apart:
-        names = dict.fromkeys([last.name, *(_outermost(apart, item.node).name for item in apart)])
+        same = [[other for other in apart if other.origin == item.origin] for item in apart]
+        names = dict.fromkeys([last.name, *(_last(items).name for items in same)])
         listed = "\n".join(f"  '{name}'" for name in names)
         raise LayerNotFoundError(
             f"Bottleneck of the {role}: several branches are equally coarse and independent:\n"
-            f"{listed}\nName the one to match: "
-            "taps={'bottleneck': Tap(teacher=..., student=...)}."
+            f"{listed}\nName the one to match: {_REMEDY}"
         )

@@ -293,3 +293,186 @@ def test_two_networks_side_by_side_are_an_error_that_lists_both(tiny_unet):
 
     with pytest.raises(LayerNotFoundError, match=r"'one.bottleneck'\n(.*\n)*  'two.bottleneck'"):
         locate(Net())
+
+
+class Attention(nn.Module):
+    """Self-attention whose keys and values are taken at half the resolution, as in MiT and PVT."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.reduce, self.fused = down(8, 8), fused
+        self.q, self.kv, self.out = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, maps):
+        tokens, fewer = (m.flatten(2).transpose(1, 2) for m in (maps, self.reduce(maps)))
+        query, keys = self.q(tokens), self.kv(fewer)
+        if self.fused:
+            looked_up = F.scaled_dot_product_attention(query, keys, keys)
+        else:
+            looked_up = (query @ keys.transpose(1, 2)).softmax(-1) @ keys
+        return maps + self.out(looked_up).transpose(1, 2).reshape(maps.shape)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_keys_and_values_of_attention_are_no_bottleneck(fused):
+    stage = nn.Sequential(nn.Conv2d(1, 8, 4, stride=4), Attention(fused))
+    found = locate(nn.Sequential(stage, nn.Upsample(16), nn.Conv2d(8, 2, 1)))
+    assert found.name == "0"
+    assert found.shape == (1, 8, 4, 4)
+
+
+def test_attention_in_a_decoder_depends_on_the_encoder():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Conv2d(1, 8, 4, stride=4)
+            self.decoder = nn.ModuleList([Attention(True), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)])
+
+        def forward(self, x):
+            attention, fuse, head = self.decoder
+            wide = F.interpolate(attention(self.encoder(x)), scale_factor=2)
+            return head(F.interpolate(fuse(wide), scale_factor=2))
+
+    assert locate(Net()).name == "encoder"
+
+
+def test_an_activation_used_in_several_places_has_no_one_output():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.top, self.deep = nn.ReLU(), nn.Conv2d(1, 4, 1), down(4, 4)
+            self.up, self.head = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.head(self.up(self.relu(self.deep(self.relu(self.top(x))))))
+
+    assert locate(Net()).name == "deep"
+
+
+class Block(nn.Module):
+    """A residual block that gives its features among other things, as transformers' blocks do."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.mlp, self.form = nn.Conv2d(4, 4, 1), form
+
+    def forward(self, x):
+        features = x + self.mlp(x)
+        return {"mapping": {"size": 8, "features": features}, "tuple": (8, features)}[self.form]
+
+
+@pytest.mark.parametrize(("form", "entry"), [("tuple", 1), ("mapping", "features")])
+def test_features_among_other_things_are_found_with_their_entry(form, entry):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block = down(1, 4), Block(form)
+            self.decoder = nn.Sequential(nn.Upsample(16), nn.Conv2d(4, 2, 1))
+
+        def forward(self, x):
+            return self.decoder(self.block(self.stem(x))[entry])
+
+    found = locate(Net())
+    assert (found.name, found.select) == ("block", entry)
+    assert found.shape == (1, 4, 8, 8)
+
+
+def test_a_layer_is_preferred_to_an_encoder_that_lists_its_output():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stages = nn.ModuleList([down(1, 4), down(4, 8)])
+
+        def forward(self, x):
+            first = self.stages[0](x)
+            # copied, as the mix transformers of SegFormer are
+            return [first, self.stages[1](first).permute(0, 2, 3, 1).permute(0, 3, 1, 2).clone()]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = Encoder(), nn.Conv2d(12, 2, 1)
+
+        def forward(self, x):
+            maps = [F.interpolate(m, size=x.shape[2:]) for m in self.encoder(x)]
+            return self.decoder(torch.cat(maps, dim=1))
+
+    found = locate(Net())
+    assert (found.name, found.select) == ("encoder.stages.1", None)
+
+
+def test_a_single_token_is_no_map():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.readout = nn.Conv2d(1, 8, 4, stride=4), nn.Linear(8, 8)
+            self.decoder = nn.Sequential(nn.Upsample(16), nn.Conv2d(8, 2, 1))
+
+        def forward(self, x):
+            maps = self.patches(x)
+            class_token = maps.flatten(2).transpose(1, 2)[:, :1]
+            return self.decoder(maps + self.readout(class_token).transpose(1, 2)[..., None])
+
+    assert locate(Net()).name == "patches"
+
+
+class CoarseDecoder(nn.Module):
+    """A decoder whose first layer works at the coarsest resolution, below a level of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(down(1, 2), down(2, 4))
+        self.decoder = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Upsample(16), nn.Conv2d(2, 2, 1))
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+def test_parts_are_told_apart_inside_a_wrapper_too():
+    assert locate(nn.Sequential(CoarseDecoder())).name == "0.encoder"
+
+
+def test_a_pyramid_of_the_input_is_no_encoder():
+    class Net(CoarseDecoder):
+        def __init__(self):
+            super().__init__()
+            self.pyramid, self.fuse = nn.AvgPool2d(4), nn.Conv2d(5, 4, 1)
+
+        def forward(self, x):
+            small = self.pyramid(x)
+            return self.decoder(self.fuse(torch.cat((self.encoder(x), small), dim=1)))
+
+    assert locate(Net()).name == "fuse"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_among_numbered_layers_is_no_bottleneck(dtype):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(down(1, 4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Upsample(16))
+
+        def forward(self, x):
+            return self.body(x).to(dtype)
+
+    assert locate(Net()).name == "body.1"
+
+
+def test_levels_side_by_side_are_one_encoder():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down1, self.down2, self.down3 = down(1, 2), down(2, 4), down(4, 8)
+            self.up = nn.Sequential(nn.Upsample(16), nn.Conv2d(8, 2, 1))
+
+        def forward(self, x):
+            return self.up(self.down3(self.down2(self.down1(x))))
+
+    assert locate(Net()).name == "down3"
+
+
+def test_pooling_to_one_voxel_is_a_level_where_the_image_is_small():
+    level = [nn.Conv2d(1, 4, 1), nn.MaxPool2d(4), nn.Conv2d(4, 8, 1)]
+    net = nn.Sequential(*level, nn.Upsample(4), nn.Conv2d(8, 2, 1)).eval()
+    with torch.no_grad():
+        assert locate_bottleneck(net, torch.zeros(1, 1, 4, 4)).name == "2"
