@@ -35,6 +35,7 @@ class Step:
         members: Logits and weight of each teacher, where there are several; `teacher` is then the
             logarithm of their mean probabilities.
         target: Reference as the user passed it, or None.
+        image: The student's view of the input, `(B, C, *spatial)`, or None.
         taps: Captured activations by tap name.
         activation: "softmax" (exclusive classes) or "sigmoid" (overlapping regions); a term's own
             option wins.
@@ -47,6 +48,7 @@ class Step:
     teacher: Tensor | None = None
     members: tuple[tuple[Tensor, float], ...] = ()
     target: Tensor | None = None
+    image: Tensor | None = None
     taps: dict[str, TapPair] = field(default_factory=dict)
     activation: str = "softmax"
     index: Tensor | int = 0

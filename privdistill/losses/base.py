@@ -27,6 +27,7 @@ class Term(nn.Module, ABC):
         needs_target: Whether it reads the target.
         per_head: Whether it is computed for each head under deep supervision; terms that read
             nothing but taps need it once.
+        equal_channels: Whether the features it compares need the same number of channels.
 
     Example:
         >>> class Confidence(Term):
@@ -40,6 +41,7 @@ class Term(nn.Module, ABC):
     needs_teacher: bool = False
     needs_target: bool = False
     per_head: ClassVar[bool] = True
+    equal_channels: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +56,13 @@ class Term(nn.Module, ABC):
 
         Returns:
             A scalar tensor, in float32 unless the logits are float64.
+        """
+
+    def build(self, step: Step) -> None:
+        """Make the term's own networks from the shapes of a dry run; most terms have none.
+
+        Args:
+            step: Logits, features and view of the example; only shapes, dtype and device matter.
         """
 
     def named(self, name: str) -> Self:
