@@ -4,7 +4,7 @@ import pytest
 import torch
 from paths import HOT, IMAGE, LABELS, ONE, PATHS, Deep, target, trained
 
-from privdistill import MovingAverage
+from privdistill import MovingAverage, Step, TapPair
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -113,3 +113,24 @@ def test_promise_10_heads_are_supervised_in_float32(build, tiny_unet, dtype):
     assert [head.dtype for head in out.student] == [dtype, dtype]
     assert dtypes(out) == {torch.float32}
     out.loss.backward()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("how", ["autocast", "cast"])
+@pytest.mark.parametrize("path", ["usual", "sigmoid", "options", "adapter", "normalisations", "l1"])
+def test_promise_10_losses_of_half_precision_outputs_are_those_of_float32(
+    build, tiny_unet, path, how, dtype
+):
+    kd = build(**PATHS[path](tiny_unet))
+    kd, image = (kd.to(dtype), IMAGE.to(dtype)) if how == "cast" else (kd, IMAGE)
+    with torch.autocast("cpu", dtype, enabled=how == "autocast"):
+        out = kd(image, target(kd))
+    # What the networks gave is taken as it is; only the arithmetic of the losses is repeated.
+    teacher = None if out.teacher is None else out.teacher.float()
+    taps = {name: TapPair(*(tensor.float() for tensor in pair)) for name, pair in out.taps.items()}
+    step = Step(
+        out.student.float(), teacher, target=target(kd), taps=taps, activation=kd.activation
+    )
+    loss, terms = kd.objective(step)
+    torch.testing.assert_close(out.loss, loss, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(out.terms, terms, atol=1e-6, rtol=1e-6)
