@@ -15,6 +15,9 @@ from privdistill import (
     SoftTargetDiceBCE,
 )
 
+# The networks are tiny, the processes of pytest-xdist many: threads would only wait for each other.
+torch.set_num_threads(1)
+
 # HYPOTHESIS_PROFILE=nightly looks much further than there is time for in every run.
 slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ordinary", max_examples=200, derandomize=True, **slow)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ with warnings.catch_warnings():
     import timm
     import torchvision.models.segmentation as torchvision
     from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+    from torchvision.models import resnet
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,11 @@ def smp_net(kind: str, encoder: str = "resnet18", **options: Any) -> Callable[[i
 def torchvision_net(kind: str, *, aux: bool = False) -> Callable[[int], nn.Module]:
     def make(channels: int) -> nn.Module:
         options = {} if kind.startswith("lraspp") else {"aux_loss": aux}
-        net = getattr(torchvision, kind)(
-            weights=None, weights_backbone=None, num_classes=2, **options
-        )
+        # One block per stage instead of 3, 4, 6, 3: the same network, quicker to make.
+        with mock.patch.object(resnet, "ResNet", shallow):
+            net = getattr(torchvision, kind)(
+                weights=None, weights_backbone=None, num_classes=2, **options
+            )
         name, first = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
         other = nn.Conv2d(
             channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
@@ -157,6 +161,13 @@ def torchvision_net(kind: str, *, aux: bool = False) -> Callable[[int], nn.Modul
         return net
 
     return make
+
+
+RESNET = resnet.ResNet
+
+
+def shallow(block: type, layers: list[int], **options: Any) -> nn.Module:
+    return RESNET(block, [1] * len(layers), **options)
 
 
 def swin(channels: int) -> nn.Module:
@@ -206,13 +217,13 @@ NETWORKS = [
     Network("VNet 2-D", MONAI, lambda c: monai.VNet(2, c, 2), (32, 32), "down_tr256"),
     Network("UNETR 3-D", MONAI, lambda c: monai.UNETR(c, 2, CUBE, feature_size=4, hidden_size=16, mlp_dim=32, num_heads=2), CUBE, "vit.norm"),
     Network("UNETR 2-D", MONAI, lambda c: monai.UNETR(c, 2, SQUARE, feature_size=4, hidden_size=16, mlp_dim=32, num_heads=2, spatial_dims=2), SQUARE, "vit.norm"),
-    Network("SwinUNETR 3-D", MONAI, lambda c: monai.SwinUNETR(c, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window_size=4), (64, 32, 32), "encoder10"),
+    Network("SwinUNETR 3-D", MONAI, lambda c: monai.SwinUNETR(c, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window_size=4, norm_name="batch"), CUBE, "encoder10"),
     Network("SwinUNETR 2-D", MONAI, lambda c: monai.SwinUNETR(c, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), spatial_dims=2), SQUARE, "encoder10"),
     Network("FlexibleUNet 2-D", MONAI, lambda c: monai.FlexibleUNet(c, 2, "resnet18", decoder_channels=(16, 8, 8, 8, 8)), SQUARE, "encoder.layer4"),
     Network("RegUNet 3-D", MONAI, lambda c: monai.RegUNet(3, c, 4, 2, out_channels=2, out_kernel_initializer="kaiming_uniform"), CUBE, "bottom_block"),
-    Network("AHNet 2-D", MONAI, lambda c: monai.AHNet((1, 1, 1, 1), 2, in_channels=c, out_channels=2, psp_block_num=2), SQUARE, "layer4"),
+    Network("AHNet 2-D", MONAI, lambda c: monai.AHNet((1, 1, 1, 1), 2, in_channels=c, out_channels=2, psp_block_num=2), (32, 32), "layer4"),
     Network("AutoEncoder 2-D", MONAI, lambda c: monai.AutoEncoder(2, c, 2, (4, 8, 8), (2, 2, 2)), SQUARE, "encode"),
-    Network("MedNeXt 3-D", MONAI, lambda c: monai.MedNeXt(3, 4, c, 2), CUBE, "bottleneck"),
+    Network("MedNeXt 3-D", MONAI, lambda c: monai.MedNeXt(3, 4, c, 2, kernel_size=3), CUBE, "bottleneck"),
     Network("MedNeXt 2-D, deep supervision", MONAI, lambda c: monai.MedNeXt(2, 4, c, 2, deep_supervision=True), SQUARE, "bottleneck", output=LIST),
     Network("QuickNAT 2-D", MONAI, lambda c: monai.Quicknat(2, c, 8), SQUARE, "model.1.submodule.1.submodule.1.submodule.1.submodule.layers2"),
     Network("HighResNet 3-D", MONAI, high_res_net, (16, 16, 16), "blocks.3", by_hand="never downsamples"),
@@ -234,9 +245,9 @@ NETWORKS = [
     Network("Segformer, MiT-B0", SMP, smp_net("Segformer", "mit_b0", decoder_segmentation_channels=32), SQUARE, "encoder.norm4"),
     Network("Unet, MiT-B0", SMP, smp_net("Unet", "mit_b0"), SQUARE, "encoder.norm4"),
     Network("DPT, ViT-tiny", SMP, dpt, SQUARE, "encoder.model.blocks.11", by_hand="its decoder goes on to a coarser grid than its encoder's tokens"),
-    Network("FCN, ResNet-50", TV, torchvision_net("fcn_resnet50"), (32, 32), "backbone.layer4", output=MAPPING),
-    Network("FCN, ResNet-50, auxiliary head", TV, torchvision_net("fcn_resnet50", aux=True), (32, 32), "backbone.layer4", output="mapping with an auxiliary head"),
-    Network("DeepLabV3, ResNet-50", TV, torchvision_net("deeplabv3_resnet50"), (32, 32), "backbone.layer4", output=MAPPING),
+    Network("FCN, ResNet-14", TV, torchvision_net("fcn_resnet50"), (32, 32), "backbone.layer4", output=MAPPING),
+    Network("FCN, ResNet-14, auxiliary head", TV, torchvision_net("fcn_resnet50", aux=True), (32, 32), "backbone.layer4", output="mapping with an auxiliary head"),
+    Network("DeepLabV3, ResNet-14", TV, torchvision_net("deeplabv3_resnet50"), (32, 32), "backbone.layer4", output=MAPPING),
     Network("LR-ASPP, MobileNetV3", TV, torchvision_net("lraspp_mobilenet_v3_large"), SQUARE, "backbone.16", output=MAPPING),
     Network("features of ResNet-10t", TIMM, lambda c: PlainDecoder("resnet10t", c), SQUARE, "encoder.layer4"),
     Network("features of EfficientNet-Lite0", TIMM, lambda c: PlainDecoder("tf_efficientnet_lite0", c), SQUARE, "encoder.blocks.6"),
@@ -246,7 +257,8 @@ NETWORKS = [
     Network("PlainConvUNet 3-D, deep supervision", NNUNET, nnu_net(PlainConvUNet, deep=True), CUBE, "encoder.stages.3", output=LIST),
     Network("ResidualEncoderUNet 3-D", NNUNET, nnu_net(ResidualEncoderUNet, deep=False), CUBE, "encoder.stages.3"),
     Network("ResidualEncoderUNet 3-D, deep supervision", NNUNET, nnu_net(ResidualEncoderUNet, deep=True), CUBE, "encoder.stages.3", output=LIST),
-    Network("MultiResUNet 3-D", OURS, lambda c: MultiResUNet(c, 2, (4, 8, 8, 16, 16)), CUBE, "bottleneck"),
+    Network("MultiResUNet 3-D", OURS, lambda c: MultiResUNet(c, 2, (4, 8, 8, 16, 16)), (32, 16, 16), "bottleneck"),
+    Network("MultiResUNet 2-D", OURS, lambda c: MultiResUNet(c, 2, (4, 8, 8, 16, 16), spatial_dims=2), SQUARE, "bottleneck"),
     Network("KDNet 3-D", OURS, lambda c: KDNet(c, 2, (4, 8, 16, 16, 32)), CUBE, "bottleneck"),
     Network("U-Net 1-D", OURS, Signal, (64,), "bottleneck"),
 ]  # fmt: skip

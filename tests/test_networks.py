@@ -32,18 +32,18 @@ HEADINGS = {
 PAIRS = [
     ("UNETR 3-D", "BasicUNet 3-D"),
     ("UNETR 3-D", "DynUNet 3-D"),
-    ("UNETR 3-D", "MultiResUNet 3-D"),
     ("SwinUNETR 3-D", "SegResNet 3-D"),
     ("SegResNet 3-D", "ResidualEncoderUNet 3-D, deep supervision"),
     ("BasicUNet 3-D", "DynUNet 3-D, deep supervision"),
     ("ResidualEncoderUNet 3-D, deep supervision", "UNet 3-D"),
+    ("UNETR 2-D", "MultiResUNet 2-D"),
     ("UNETR 2-D", "Unet, ResNet-18"),
     ("Segformer, MiT-B0", "Unet, ResNet-18"),
     ("Unet, EfficientNet-B0", "Segformer, MiT-B0"),
     ("DPT, ViT-tiny", "FPN, ResNet-18"),
     ("FPN, ResNet-18", "DPT, ViT-tiny"),
     ("DeepLabV3, ResNet-18", "features of EfficientNet-Lite0"),
-    ("DeepLabV3, ResNet-50", "UNet 2-D"),
+    ("DeepLabV3, ResNet-14", "UNet 2-D"),
     ("LR-ASPP, MobileNetV3", "features of ResNet-10t"),
     ("features of Swin (channels last)", "Unet, timm MobileNetV3"),
     ("MedNeXt 3-D", "KDNet 3-D"),
@@ -87,7 +87,7 @@ def losses_around_a_step(kd, size):
     before = kd(image, labels).loss
     before.backward()
     gradients = [p.grad for p in kd.parameters() if p.grad is not None]
-    steepness = sum(g.double().square().sum() for g in gradients)
+    steepness = torch.stack(torch._foreach_norm(gradients)).square().sum()
     torch.optim.SGD(kd.parameters(), lr=float(FALL * before.detach() / steepness)).step()
     # dropout must be the same before and after
     torch.set_rng_state(state)
