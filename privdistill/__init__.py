@@ -14,7 +14,15 @@ from privdistill.exceptions import (
 from privdistill.inputs import PrivilegedInput
 from privdistill.layer_table import describe
 from privdistill.leaks import assert_no_leak
-from privdistill.losses import GroundTruth, LatentKL, Objective, SoftTargetDiceBCE, Term
+from privdistill.losses import (
+    GroundTruth,
+    LatentKL,
+    Objective,
+    Ramp,
+    SoftTargetDiceBCE,
+    Term,
+    warm_up,
+)
 from privdistill.output import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
 from privdistill.teachers import Ensemble, JointTeacher, MovingAverage
@@ -36,6 +44,7 @@ __all__ = [
     "Output",
     "PrivDistillError",
     "PrivilegedInput",
+    "Ramp",
     "ShapeMismatchError",
     "SoftTargetDiceBCE",
     "Step",
@@ -44,4 +53,5 @@ __all__ = [
     "Term",
     "assert_no_leak",
     "describe",
+    "warm_up",
 ]

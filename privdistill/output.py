@@ -35,6 +35,8 @@ class Step:
         members: Logits and weight of each teacher, where there are several; `teacher` is then the
             logarithm of their mean probabilities.
         target: Reference as the user passed it, or None.
+        labelled: Which samples have a reference, boolean `(B,)`; None where all have.
+        sample_weights: Weight of each sample in terms that read the target, `(B,)`, or None.
         image: The student's view of the input, `(B, C, *spatial)`, or None.
         taps: Captured activations by tap name.
         activation: "softmax" (exclusive classes) or "sigmoid" (overlapping regions); a term's own
@@ -48,6 +50,8 @@ class Step:
     teacher: Tensor | None = None
     members: tuple[tuple[Tensor, float], ...] = ()
     target: Tensor | None = None
+    labelled: Tensor | None = None
+    sample_weights: Tensor | None = None
     image: Tensor | None = None
     taps: dict[str, TapPair] = field(default_factory=dict)
     activation: str = "softmax"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import resize
+from privdistill.losses.schedules import Schedule, Weight
 from privdistill.output import Step
 
 
@@ -83,7 +84,7 @@ class Term(nn.Module, ABC):
         twin.name = name
         return twin
 
-    def __mul__(self, weight: float) -> "Objective":
+    def __mul__(self, weight: float | Schedule) -> "Objective":
         return Objective([(weight, self)])
 
     __rmul__ = __mul__
@@ -101,10 +102,12 @@ class Objective(nn.Module):
     """A weighted sum of terms, made with `*` and `+`.
 
     Args:
-        weighted: Pairs of a finite weight and a term.
+        weighted: Pairs of a weight and a term. A weight is a finite number, or a function of the
+            number of steps taken, such as `Ramp`.
+        balanced: See `balanced()`.
 
     Raises:
-        ObjectiveError: If there is no term, or a weight is not a finite number.
+        ObjectiveError: If there is no term, or a weight is neither a finite number nor a function.
 
     Example:
         >>> from privdistill import GroundTruth, LatentKL
@@ -112,17 +115,56 @@ class Objective(nn.Module):
         2 * GroundTruth() + 1 * LatentKL(tap='bottleneck')
     """
 
-    def __init__(self, weighted: Sequence[tuple[float, Term]]) -> None:
+    magnitudes: Tensor | None
+
+    def __init__(
+        self,
+        weighted: Sequence[tuple[float | Schedule | Weight, Term]],
+        *,
+        balanced: float | None = None,
+    ) -> None:
         super().__init__()
         if not weighted:
             raise ObjectiveError("An objective needs at least one term, e.g. GroundTruth().")
-        self.weights = [_finite(weight, term) for weight, term in weighted]
+        if balanced is not None and not 0 <= balanced < 1:
+            raise ObjectiveError(f"balanced: `decay` must be in [0, 1); got {balanced}.")
+        self.weights = [Weight(1.0).times(weight) for weight, _ in weighted]
         self.terms = nn.ModuleList([term for _, term in weighted])
+        self.decay = balanced
+        # Zero says that a term has not been seen yet.
+        unseen = None if balanced is None else torch.zeros(len(weighted))
+        self.register_buffer("magnitudes", unseen)
+
+    def balanced(self, decay: float = 0.99) -> "Objective":
+        """Divide each term by the running mean of its own size, so that weights are shares.
+
+        Terms of different units then need no tuning of magnitudes. Sizes are averaged over
+        training steps, each process its own, and are in the `state_dict()`.
+
+        Args:
+            decay: Share of the mean that is kept in each step, in [0, 1).
+
+        Returns:
+            A new objective over the same terms.
+
+        Raises:
+            ObjectiveError: If the decay is outside of [0, 1).
+
+        Example:
+            >>> from privdistill import GroundTruth, LatentKL
+            >>> (GroundTruth() + LatentKL()).balanced()
+            (1 * GroundTruth() + 1 * LatentKL(tap='bottleneck')).balanced(0.99)
+
+        Source:
+            Ours; the step from a fixed factor (Hu et al. 2020, section 3.2: alpha is "needed to
+            balance the magnitude") to a measured one.
+        """
+        return Objective(self._pairs(), balanced=decay)
 
     @property
-    def named_terms(self) -> dict[str, tuple[float, Term]]:
+    def named_terms(self) -> dict[str, tuple[Weight, Term]]:
         """Weight and term by name; duplicates are numbered from 2."""
-        found: dict[str, tuple[float, Term]] = {}
+        found: dict[str, tuple[Weight, Term]] = {}
         for weight, module in zip(self.weights, self.terms, strict=True):
             if isinstance(module, Term):
                 found[_free_name(module.name, found)] = (weight, module)
@@ -155,32 +197,59 @@ class Objective(nn.Module):
                 weighted mean over them.
 
         Returns:
-            The weighted sum, and the terms by name, unweighted and detached.
+            The weighted sum, and the terms by name, unweighted and detached. Without a target,
+            terms that need one are left out of both, if there are others.
 
         Raises:
             ObjectiveError: If a term returns anything but a scalar tensor.
         """
-        values = {name: _value(term, step, heads) for name, (_, term) in self.named_terms.items()}
-        weighted = [weight * values[name] for name, (weight, _) in self.named_terms.items()]
-        total = weighted[0]
-        for value in weighted[1:]:
-            total = total + value
-        return total, {name: value.detach() for name, value in values.items()}
+        index = torch.as_tensor(step.index)
+        total, values = 0.0 * index, {}
+        for position, (name, (weight, term)) in enumerate(self.named_terms.items()):
+            if step.target is None and term.needs_target and self._teaches_without_target:
+                continue
+            value = _value(term, step, heads)
+            total = total + weight.at(index) * self._sized(position, value)
+            values[name] = value.detach()
+        return total, values
 
-    def __mul__(self, factor: float) -> "Objective":
-        return Objective([(factor * weight, term) for weight, term in self._pairs()])
+    @property
+    def _teaches_without_target(self) -> bool:
+        return not all(term.needs_target for _, term in self.named_terms.values())
+
+    def _sized(self, position: int, value: Tensor) -> Tensor:
+        """A term's value, or what it is of its usual size."""
+        if self.magnitudes is None or self.decay is None:
+            return value
+        size, now = self.magnitudes[position], value.detach().abs()
+        if self.training and torch.is_grad_enabled():
+            # A term that is zero in a step, for instance without labels, says nothing of its size.
+            mean = torch.where(size > 0, self.decay * size + (1 - self.decay) * now, now)
+            size.copy_(torch.where(now > 0, mean, size))
+        seen = self.magnitudes[position].clone()
+        return value / torch.where(seen > 0, seen, torch.ones_like(seen)).to(value.dtype)
+
+    def __mul__(self, factor: float | Schedule) -> "Objective":
+        pairs = [(weight.times(factor), term) for weight, term in self._pairs()]
+        return Objective(pairs, balanced=self.decay)
 
     __rmul__ = __mul__
 
     def __add__(self, other: "Term | Objective") -> "Objective":
         more = other if isinstance(other, Objective) else 1.0 * other
-        return Objective([*self._pairs(), *more._pairs()])
+        if self.decay != more.decay:
+            raise ObjectiveError(
+                "A balanced objective and one that is not cannot be added. Add the terms first: "
+                "(a + b).balanced()."
+            )
+        return Objective([*self._pairs(), *more._pairs()], balanced=self.decay)
 
-    def _pairs(self) -> list[tuple[float, Term]]:
+    def _pairs(self) -> list[tuple[Weight, Term]]:
         return list(self.named_terms.values())
 
     def __repr__(self) -> str:
-        return " + ".join(f"{weight:g} * {term!r}" for weight, term in self._pairs())
+        formula = " + ".join(f"{weight!r} * {term!r}" for weight, term in self._pairs())
+        return formula if self.decay is None else f"({formula}).balanced({self.decay:g})"
 
 
 def as_objective(objective: Term | Objective) -> Objective:
@@ -240,12 +309,6 @@ def check_choice(owner: str, option: str, value: str, choices: Sequence[str]) ->
         raise ObjectiveError(f"{owner}: `{option}` must be one of {choices}; got {value!r}.")
 
 
-def _finite(weight: float, term: Term) -> float:
-    if not isinstance(weight, int | float) or not abs(weight) < float("inf"):
-        raise ObjectiveError(f"The weight of {term!r} must be a finite number; got {weight!r}.")
-    return float(weight)
-
-
 def _value(term: Term, step: Step, heads: Sequence[tuple[float, Step]]) -> Tensor:
     if not heads or not term.per_head:
         return _scalar(term, step)
@@ -275,7 +338,7 @@ def _scalar(term: Term, step: Step) -> Tensor:
     return value
 
 
-def _free_name(name: str, taken: dict[str, tuple[float, Term]]) -> str:
+def _free_name(name: str, taken: dict[str, tuple[Weight, Term]]) -> str:
     if name not in taken:
         return name
     number = 2

@@ -1,5 +1,6 @@
 """Dice plus binary cross-entropy: against the reference, and against the teacher."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,13 +11,16 @@ from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.base import Term, check_choice, check_positive
 from privdistill.losses.functional import (
     Activation,
+    Binarisation,
+    at_least_float32,
     binarise,
     binary_cross_entropy,
     mix_logits,
     probabilities,
+    resize,
     soft_dice,
 )
-from privdistill.losses.targets import as_channels, check_activation
+from privdistill.losses.targets import check_activation, reference
 from privdistill.output import Step
 
 
@@ -30,6 +34,7 @@ class DiceBCE:
         squared_denominator: Dice with squares in the denominator.
         batch_dice: Dice over the batch instead of per sample; under DDP, over each process's own.
         smoothing: Added to Dice's numerator and denominator, in voxels.
+        class_weights: One number per channel that counts, scaled to a mean of one.
 
     Raises:
         ObjectiveError: If an option has no meaning.
@@ -40,14 +45,30 @@ class DiceBCE:
     squared_denominator: bool = False
     batch_dice: bool = False
     smoothing: float = 1e-5
+    class_weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if self.activation is not None:
             check_choice("DiceBCE", "activation", self.activation, ("softmax", "sigmoid"))
         check_positive("DiceBCE", "smoothing", self.smoothing)
+        weights = self.class_weights
+        if weights is not None and not (
+            all(0 <= weight < float("inf") for weight in weights) and any(weights)
+        ):
+            raise ObjectiveError(
+                f"DiceBCE: `class_weights` is {list(weights)}; weights must be finite, not "
+                "negative and not all zero."
+            )
 
     def __call__(
-        self, logits: Tensor, dice_target: Tensor, bce_target: Tensor, activation: Activation
+        self,
+        logits: Tensor,
+        dice_target: Tensor,
+        bce_target: Tensor,
+        activation: Activation,
+        *,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -56,20 +77,47 @@ class DiceBCE:
             dice_target: Target of the Dice part, same shape, in [0, 1].
             bce_target: Target of the cross-entropy part, same shape, in [0, 1].
             activation: Which one to use.
+            mask: 1 where a voxel counts, `(B, 1 or C, *spatial)`.
+            weights: Weight of each sample, `(B,)`; the loss is the weighted mean over samples, and
+                zero where all weights are.
 
         Returns:
             A scalar in float32, >= 0.
+
+        Raises:
+            ShapeMismatchError: If there are not as many class weights as channels.
         """
         first = 0 if self.include_background or activation == "sigmoid" else 1
+        bce = binary_cross_entropy(logits, bce_target, activation)[:, first:]
+        prediction = probabilities(logits, activation)[:, first:]
+        dice_target = dice_target[:, first:]
+        if mask is not None:
+            mask = (mask if mask.shape[1] == 1 else mask[:, first:]).to(bce.dtype)
+            prediction, dice_target, bce = prediction * mask, dice_target * mask, bce * mask
+        if weights is not None and self.batch_dice:
+            each = weights.to(bce.dtype).reshape(-1, *[1] * (logits.ndim - 1))
+            prediction, dice_target = prediction * each, dice_target * each
         dice = soft_dice(
-            probabilities(logits, activation)[:, first:],
-            dice_target[:, first:],
+            prediction,
+            dice_target,
             squared_denominator=self.squared_denominator,
             batch_dice=self.batch_dice,
             smoothing=self.smoothing,
         )
-        bce = binary_cross_entropy(logits, bce_target, activation)[:, first:]
-        return (1 - dice).mean() + bce.mean()
+        cost = (1 - dice) + _mean_over_space(bce, mask)
+        return _mean_over_samples(self._mean_over_classes(cost), weights)
+
+    def _mean_over_classes(self, cost: Tensor) -> Tensor:
+        """`(B, C)` to `(B,)`."""
+        if self.class_weights is None:
+            return cost.mean(dim=1)
+        if len(self.class_weights) != cost.shape[1]:
+            raise ShapeMismatchError(
+                f"`class_weights` has {len(self.class_weights)} numbers, and {cost.shape[1]} "
+                "channels count. Pass one per channel, without the background if it is left out."
+            )
+        weights = torch.tensor(self.class_weights, dtype=cost.dtype, device=cost.device)
+        return cost @ (weights / weights.sum())
 
     def changed(self) -> str:
         """Options that differ from the default, as they would be typed."""
@@ -79,6 +127,22 @@ class DiceBCE:
             for name, value in vars(self).items()
             if value != getattr(usual, name)
         )
+
+
+def _mean_over_space(values: Tensor, mask: Tensor | None) -> Tensor:
+    """`(B, C, *spatial)` to `(B, C)`, over the voxels that count."""
+    if mask is None:
+        return values.flatten(2).mean(dim=2)
+    return values.flatten(2).sum(dim=2) / mask.flatten(2).sum(dim=2).clamp(min=1)
+
+
+def _mean_over_samples(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return values.mean()
+    weights = weights.to(values.dtype)
+    total = weights.sum()
+    # Without any reference the mean is zero, with gradients that are zero.
+    return (weights * values).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
 class GroundTruth(Term):
@@ -93,6 +157,9 @@ class GroundTruth(Term):
         squared_denominator: Dice with squares in the denominator.
         batch_dice: Dice over the batch instead of per sample; under DDP, over each process's own.
         smoothing: Added to Dice's numerator and denominator, in voxels.
+        class_weights: One number per channel that counts, scaled to a mean of one.
+        ignore_index: Value in the target that marks voxels to leave out.
+        resize: "logits" enlarges logits that are coarser than the target; None refuses them.
 
     Shape:
         Logits `(B, C, *spatial)`. Target: the same, one-hot or regions, or under softmax a label
@@ -123,27 +190,37 @@ class GroundTruth(Term):
         squared_denominator: bool = False,
         batch_dice: bool = False,
         smoothing: float = 1e-5,
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int | None = None,
+        resize: Literal["logits"] | None = None,
     ) -> None:
         super().__init__()
         check_choice("GroundTruth", "of", of, ("student", "teacher"))
+        if resize is not None:
+            check_choice("GroundTruth", "resize", resize, ("logits",))
         self.of = of
         self.needs_teacher = of == "teacher"
+        self.ignore_index = ignore_index
+        self.resize = resize
         self.dice_bce = DiceBCE(
-            activation, include_background, squared_denominator, batch_dice, smoothing
+            activation,
+            include_background,
+            squared_denominator,
+            batch_dice,
+            smoothing,
+            class_weights,
         )
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from one network's logits and the target."""
-        if step.target is None:
-            raise ObjectiveError(
-                f"{self.name}: the step has no target. Call the wrapper as kd(image, target)."
-            )
         activation = resolve(self.dice_bce.activation, step)
         logits = step.student if self.of == "student" else self._of_teacher(step)
-        target = as_channels(
-            step.target, logits, activation, term=self.name, validate=step.validate
+        if self.resize and step.target is not None:
+            logits = _enlarge(logits, step.target)
+        target, mask, weights = reference(
+            step, logits, activation, term=self.name, ignore_index=self.ignore_index
         )
-        return self.dice_bce(logits, target, target, activation)
+        return self.dice_bce(logits, target, target, activation, mask=mask, weights=weights)
 
     def _of_teacher(self, step: Step) -> Tensor:
         if step.teacher is None or not (step.teacher.requires_grad or not torch.is_grad_enabled()):
@@ -155,8 +232,17 @@ class GroundTruth(Term):
 
     def extra_repr(self) -> str:
         """Show the options that were chosen."""
-        own = f"of={self.of!r}" * (self.of != "student")
-        return ", ".join(filter(None, (own, self.dice_bce.changed())))
+        own = [f"of={self.of!r}"] * (self.of != "student")
+        own += [f"ignore_index={self.ignore_index}"] * (self.ignore_index is not None)
+        own += [f"resize={self.resize!r}"] * (self.resize is not None)
+        return ", ".join(filter(None, (*own, self.dice_bce.changed())))
+
+
+def _enlarge(logits: Tensor, target: Tensor) -> Tensor:
+    """Bring logits to the target's size, if that is finer; anything else is refused later."""
+    size, wanted = logits.shape[2:], target.shape[-(logits.ndim - 2) :]
+    finer = all(new >= old for new, old in zip(wanted, size, strict=True))
+    return resize(logits, wanted) if finer else logits
 
 
 class SoftTargetDiceBCE(Term):
@@ -168,11 +254,17 @@ class SoftTargetDiceBCE(Term):
 
     Args:
         temperature: T, dimensionless, > 0.
+        student_temperature: Divides the student's logits, dimensionless, > 0.
+        scale_by_t2: Multiply by T^2, which keeps gradients at T = 1 size where both are tempered.
+        binarisation: What the cross-entropy compares with: "argmax", "positive" (logit > 0) or
+            "soft", the soft targets themselves; by default argmax for softmax outputs and positive
+            for sigmoid ones.
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
         include_background: Whether channel 0 counts, for softmax outputs.
         squared_denominator: Dice with squares in the denominator.
         batch_dice: Dice over the batch instead of per sample; under DDP, over each process's own.
         smoothing: Added to Dice's numerator and denominator, in voxels.
+        class_weights: One number per channel that counts, scaled to a mean of one.
 
     Shape:
         Student and teacher logits `(B, C, *spatial)`, equal. Output: scalar, >= 0.
@@ -199,16 +291,31 @@ class SoftTargetDiceBCE(Term):
         self,
         *,
         temperature: float = 5.0,
+        student_temperature: float = 1.0,
+        scale_by_t2: bool = False,
+        binarisation: Binarisation | None = None,
         activation: Activation | None = None,
         include_background: bool = True,
         squared_denominator: bool = False,
         batch_dice: bool = False,
         smoothing: float = 1e-5,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.temperature = check_positive("SoftTargetDiceBCE", "temperature", temperature)
+        owner = "SoftTargetDiceBCE"
+        self.temperature = check_positive(owner, "temperature", temperature)
+        self.student_temperature = check_positive(owner, "student_temperature", student_temperature)
+        if binarisation is not None:
+            check_choice(owner, "binarisation", binarisation, ("argmax", "positive", "soft"))
+        self.scale_by_t2 = scale_by_t2
+        self.binarisation = binarisation
         self.dice_bce = DiceBCE(
-            activation, include_background, squared_denominator, batch_dice, smoothing
+            activation,
+            include_background,
+            squared_denominator,
+            batch_dice,
+            smoothing,
+            class_weights,
         )
 
     def forward(self, step: Step) -> Tensor:
@@ -218,11 +325,21 @@ class SoftTargetDiceBCE(Term):
         check_activation(teacher, activation, term=self.name)
         tempered = teacher_logits(step, activation, term=self.name, temperature=self.temperature)
         soft = probabilities(tempered, activation, temperature=self.temperature)
-        return self.dice_bce(step.student, soft, binarise(teacher, activation), activation)
+        rule = self.binarisation or ("argmax" if activation == "softmax" else "positive")
+        hard = soft if rule == "soft" else binarise(teacher, rule)
+        student = step.student
+        if self.student_temperature != 1:
+            student = at_least_float32(student) / self.student_temperature
+        loss = self.dice_bce(student, soft, hard, activation)
+        return self.temperature**2 * loss if self.scale_by_t2 else loss
 
     def extra_repr(self) -> str:
         """Show the temperature and the options that were chosen."""
-        return ", ".join(filter(None, (f"temperature={self.temperature}", self.dice_bce.changed())))
+        own = [f"temperature={self.temperature}"]
+        own += [f"student_temperature={self.student_temperature}"] * (self.student_temperature != 1)
+        own += ["scale_by_t2=True"] * self.scale_by_t2
+        own += [f"binarisation={self.binarisation!r}"] * (self.binarisation is not None)
+        return ", ".join(filter(None, (*own, self.dice_bce.changed())))
 
 
 def resolve(own: Activation | None, step: Step) -> Activation:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 Activation = Literal["softmax", "sigmoid"]
 Normalisation = Literal["softmax", "softmax_channel", "softmax_spatial", "l1"]
+Reduction = Literal["sum", "mean"]
+Binarisation = Literal["argmax", "positive", "soft"]
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -110,7 +112,7 @@ def resize(values: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(values, size=tuple(size), mode="area")
 
 
-def binarise(logits: Tensor, activation: Activation) -> Tensor:
+def binarise(logits: Tensor, rule: Literal["argmax", "positive"]) -> Tensor:
     """The binary prediction behind logits: one-hot argmax, or logit > 0.
 
     Both do not depend on a temperature. A threshold of 0.5 on softened probabilities does, and
@@ -118,16 +120,16 @@ def binarise(logits: Tensor, activation: Activation) -> Tensor:
 
     Args:
         logits: `(B, C, *spatial)`.
-        activation: "softmax" or "sigmoid".
+        rule: "argmax", the one class with the largest logit; or "positive", every logit > 0.
 
     Returns:
         Zeros and ones in float32, `(B, C, *spatial)`.
 
     Example:
-        >>> binarise(torch.tensor([[[1.0], [3.0]]]), "softmax").flatten()
+        >>> binarise(torch.tensor([[[1.0], [3.0]]]), "argmax").flatten()
         tensor([0., 1.])
     """
-    if activation == "sigmoid":
+    if rule == "positive":
         return (logits > 0).float()
     return torch.zeros_like(logits, dtype=torch.float32).scatter_(
         1, logits.argmax(dim=1, keepdim=True), 1.0
@@ -224,6 +226,7 @@ def latent_kl(
     *,
     normalisation: Normalisation = "softmax",
     temperature: float = 1.0,
+    reduction: Reduction = "sum",
 ) -> Tensor:
     """Kullback-Leibler divergence from the teacher's to the student's normalised features.
 
@@ -238,6 +241,7 @@ def latent_kl(
             voxel; "softmax_spatial" over space in each channel; "l1", absolute values over their
             sum.
         temperature: Divides the features before a softmax, dimensionless, > 0.
+        reduction: "sum" over j; or "mean" over j, which shrinks with the length of the vector.
 
     Returns:
         A scalar, in nats, >= 0.
@@ -254,7 +258,8 @@ def latent_kl(
     """
     log_p = _log_distribution(at_least_float32(student), normalisation, temperature)
     log_q = _log_distribution(at_least_float32(teacher).detach(), normalisation, temperature)
-    divergence: Tensor = (log_q.exp() * (log_q - log_p)).sum(dim=-1)
+    summands = log_q.exp() * (log_q - log_p)
+    divergence: Tensor = summands.sum(dim=-1) if reduction == "sum" else summands
     return divergence.mean()
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from privdistill.exceptions import LayerNotFoundError
 from privdistill.losses.base import Term, check_choice, check_positive
-from privdistill.losses.functional import Normalisation, latent_kl
+from privdistill.losses.functional import Normalisation, Reduction, latent_kl
 from privdistill.output import Step, TapPair
 
 _NORMALISATIONS = ("softmax", "softmax_channel", "softmax_spatial", "l1")
@@ -22,6 +22,8 @@ class LatentKL(Term):
             normalized"), "softmax_channel" per voxel, "softmax_spatial" per channel, or "l1",
             absolute values over their sum.
         temperature: Divides the features before a softmax, dimensionless, > 0.
+        reduction: "sum" over the vector, as in the equation; "mean" shrinks with its length (30,720
+            numbers in the paper's network), so that the term all but vanishes.
 
     Shape:
         Features `(B, C, *spatial)`, equal after the tap's adapter. Output: scalar, nats, >= 0.
@@ -48,9 +50,12 @@ class LatentKL(Term):
         *,
         normalisation: Normalisation = "softmax",
         temperature: float = 1.0,
+        reduction: Reduction = "sum",
     ) -> None:
         super().__init__()
         check_choice("LatentKL", "normalisation", normalisation, _NORMALISATIONS)
+        check_choice("LatentKL", "reduction", reduction, ("sum", "mean"))
+        self.reduction: Reduction = reduction
         self.tap = tap
         self.taps = (tap,)
         self.normalisation: Normalisation = normalisation
@@ -64,6 +69,7 @@ class LatentKL(Term):
             pair.teacher,
             normalisation=self.normalisation,
             temperature=self.temperature,
+            reduction=self.reduction,
         )
 
     def extra_repr(self) -> str:
@@ -71,6 +77,7 @@ class LatentKL(Term):
         parts = [f"tap={self.tap!r}"]
         parts += [f"normalisation={self.normalisation!r}"] * (self.normalisation != "softmax")
         parts += [f"temperature={self.temperature}"] * (self.temperature != 1.0)
+        parts += [f"reduction={self.reduction!r}"] * (self.reduction != "sum")
         return ", ".join(parts)
 
 

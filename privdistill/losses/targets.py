@@ -1,10 +1,99 @@
 """References in the forms people have them, as one channel per logit channel."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation
+from privdistill.output import Step
+
+
+class Reference(NamedTuple):
+    """A target as terms use it.
+
+    Attributes:
+        channels: `(B, C, *spatial)` in float32.
+        mask: 1 where a voxel counts and 0 where it is ignored, `(B, 1 or C, *spatial)`; None where
+            all count.
+        weights: Weight of each sample, `(B,)`, zero without a reference; None where all are alike.
+    """
+
+    channels: Tensor
+    mask: Tensor | None
+    weights: Tensor | None
+
+
+def reference(
+    step: Step, logits: Tensor, activation: Activation, *, term: str, ignore_index: int | None
+) -> Reference:
+    """Read the step's target, with what is to be left out of it.
+
+    Args:
+        step: The step, with target, and which samples have one.
+        logits: What the target is compared with, `(B, C, *spatial)`.
+        activation: "softmax" or "sigmoid".
+        term: Name of the term, for messages.
+        ignore_index: Value that marks voxels to leave out; in one-hot targets a voxel is left out
+            if any channel holds it, in regions each channel for itself.
+
+    Returns:
+        Channels, mask and weights.
+
+    Raises:
+        ShapeMismatchError: If the target, the labelled mask or the weights have another form.
+        ObjectiveError: If the step has no target, or its values do not fit.
+    """
+    if step.target is None:
+        raise ObjectiveError(
+            f"{term}: the step has no target. Call the wrapper as kd(image, target)."
+        )
+    target, mask = step.target, None
+    if ignore_index is not None:
+        ignored = target == ignore_index
+        if activation == "softmax" and target.shape == logits.shape:
+            ignored = ignored.any(dim=1, keepdim=True)
+        target = _hide(target, ignored, logits, activation)
+        ignored = ignored.reshape(len(ignored), -1, *logits.shape[2:])
+        mask = (~ignored).to(torch.float32)
+    weights = _sample_weights(step, logits, term)
+    if step.labelled is not None:
+        missing = ~step.labelled.reshape(-1, *[1] * (target.ndim - 1))
+        target = _hide(target, missing, logits, activation)
+    channels = as_channels(target, logits, activation, term=term, validate=step.validate)
+    return Reference(channels, mask, weights)
+
+
+def _hide(target: Tensor, hidden: Tensor, logits: Tensor, activation: Activation) -> Tensor:
+    """Put a valid value where nothing is read: whatever stands there may be anything."""
+    valid = torch.zeros_like(target)
+    if activation == "softmax" and target.shape == logits.shape:
+        valid[:, 0] = 1
+    return torch.where(hidden, valid, target)
+
+
+def _sample_weights(step: Step, logits: Tensor, term: str) -> Tensor | None:
+    weights = step.sample_weights
+    for name, given in (("labelled", step.labelled), ("sample_weights", weights)):
+        if given is not None and tuple(given.shape) != (len(logits),):
+            raise ShapeMismatchError(
+                f"{term}: `{name}` is {tuple(given.shape)} for a batch of {len(logits)}. Pass one "
+                "value per sample."
+            )
+    if weights is not None and step.validate and not weights.is_meta and not _all_weights(weights):
+        raise ObjectiveError(
+            f"{term}: `sample_weights` is {weights.tolist()}; weights must be finite and not "
+            "negative."
+        )
+    if step.labelled is None:
+        return weights
+    labelled = step.labelled.to(torch.float32)
+    return labelled if weights is None else labelled * weights
+
+
+def _all_weights(weights: Tensor) -> bool:
+    return bool((weights.isfinite() & (weights >= 0)).all())
 
 
 def as_channels(
@@ -48,7 +137,8 @@ def as_channels(
         forms += f" (one-hot), or a label map {(logits.shape[0], *logits.shape[2:])}"
     raise ShapeMismatchError(
         f"{term}: the logits are {tuple(logits.shape)}, the target is {tuple(target.shape)}; with "
-        f"{activation} the target must be {forms}. Targets are never resized."
+        f"{activation} the target must be {forms}. Targets are never resized; where they are "
+        "finer than the logits, GroundTruth(resize='logits') enlarges the logits."
     )
 
 

@@ -3,7 +3,7 @@ import torch
 
 from privdistill import GroundTruth, LatentKL, Objective, ObjectiveError, SoftTargetDiceBCE, Term
 from privdistill.losses import as_objective
-from privdistill.output import Step
+from privdistill.output import Step, TapPair
 
 
 class Constant(Term):
@@ -104,3 +104,62 @@ def test_a_term_that_is_no_scalar_is_refused():
 
     with pytest.raises(ObjectiveError, match=r"returned \(3,\); a term must return a scalar"):
         (1 * Vector(1.0))(STEP)
+
+
+def two_terms(**fields):
+    z = torch.tensor([[[3.0, -1.0], [0.0, 2.0]]])
+    pair = TapPair(z.clone().requires_grad_(), z.flip(1))
+    return Step(student=z.clone().requires_grad_(), taps={"bottleneck": pair}, **fields)
+
+
+def test_without_a_target_terms_that_read_none_still_teach():
+    loss, terms = (GroundTruth() + 2 * LatentKL())(two_terms())
+    assert list(terms) == ["latent_kl"]
+    assert loss.item() == pytest.approx(2 * terms["latent_kl"].item())
+
+
+def test_without_a_target_an_objective_that_only_reads_it_says_so():
+    with pytest.raises(ObjectiveError, match="the step has no target"):
+        (GroundTruth() + GroundTruth().named("again"))(two_terms())
+
+
+def test_balanced_terms_weigh_as_much_as_their_weights_say():
+    step = two_terms(target=torch.tensor([[0, 1]]))
+    loss, terms = (GroundTruth() + 1000 * LatentKL()).balanced()(step)
+    assert loss.item() == pytest.approx(1 + 1000)
+    assert terms["latent_kl"] == LatentKL()(step)
+
+
+def test_balance_follows_a_running_mean_in_training_only():
+    objective = (1.0 * LatentKL()).balanced(0.5)
+    step = two_terms()
+    first = LatentKL()(step).item()
+    objective(step)
+    other = TapPair(step.taps["bottleneck"].student, 3 * step.taps["bottleneck"].teacher)
+    later = Step(student=step.student, taps={"bottleneck": other})
+    second = LatentKL()(later).item()
+    with torch.no_grad():
+        assert objective(later)[0].item() == pytest.approx(second / first)
+    assert objective(later)[0].item() == pytest.approx(second / (0.5 * first + 0.5 * second))
+    assert objective.state_dict()["magnitudes"].item() == pytest.approx((first + second) / 2)
+
+
+def test_a_term_that_is_zero_does_not_blow_up_a_balanced_objective():
+    z = torch.zeros(1, 2, 2, requires_grad=True)
+    objective = (1.0 * LatentKL()).balanced()
+    loss, _ = objective(Step(student=z, taps={"bottleneck": TapPair(z, z.detach())}))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(z.grad, torch.zeros_like(z))
+
+
+def test_balanced_and_unbalanced_objectives_do_not_add():
+    with pytest.raises(ObjectiveError, match=r"\(a \+ b\).balanced\(\)"):
+        (1.0 * GroundTruth()).balanced() + LatentKL()
+    with pytest.raises(ObjectiveError, match=r"`decay` must be in \[0, 1\)"):
+        (1.0 * GroundTruth()).balanced(1.0)
+
+
+def test_balance_outlives_weights_and_sums():
+    objective = 2 * ((1.0 * GroundTruth()).balanced(0.5) + (1.0 * LatentKL()).balanced(0.5))
+    assert repr(objective) == ("(2 * GroundTruth() + 2 * LatentKL(tap='bottleneck')).balanced(0.5)")

@@ -152,3 +152,156 @@ def test_background_left_out_of_the_cross_entropy_by_hand():
     bce = (math.log(3) + math.log(1.5)) / 2
     found = GroundTruth(include_background=False)(step)
     assert found.item() == pytest.approx(dice + bce, abs=1e-4)
+
+
+def gt(logits, target, *, fields=None, **options):
+    return GroundTruth(**options)(Step(student=logits, target=target, **(fields or {})))
+
+
+LOGITS = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+MAP = torch.randint(0, 3, (3, 4, 4), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("form", ["map", "channels"])
+def test_ignored_voxels_might_as_well_not_be_there(activation, form):
+    if form == "map" and activation == "sigmoid":
+        pytest.skip("regions have channels")
+    target = MAP if form == "map" else nn.functional.one_hot(MAP, 3).movedim(-1, 1)
+    kept = gt(LOGITS[..., :2], target[..., :2], activation=activation)
+    target = target.clone()
+    target[..., 2:] = 255
+    found = gt(LOGITS, target, activation=activation, ignore_index=255)
+    assert found.item() == pytest.approx(kept.item(), rel=1e-6)
+
+
+def test_nothing_but_ignored_voxels_gives_no_cross_entropy_and_no_gradient():
+    logits = LOGITS.clone().requires_grad_()
+    loss = gt(logits, torch.full_like(MAP, -1), ignore_index=-1)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_unlabelled_samples_might_as_well_not_be_there():
+    labelled = torch.tensor([True, False, True])
+    target = MAP.clone()
+    target[1] = 99
+    for batch_dice in (False, True):
+        kept = gt(LOGITS[labelled], MAP[labelled], batch_dice=batch_dice)
+        found = gt(LOGITS, target, fields={"labelled": labelled}, batch_dice=batch_dice)
+        assert found.item() == pytest.approx(kept.item(), rel=1e-6)
+
+
+def test_nan_in_an_unlabelled_reference_is_never_read():
+    target = nn.functional.one_hot(MAP, 3).movedim(-1, 1).float()
+    target[0] = float("nan")
+    fields = {"labelled": torch.tensor([False, True, True])}
+    logits = LOGITS.clone().requires_grad_()
+    gt(logits, target, fields=fields).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad[0].any()
+
+
+def test_a_batch_without_any_reference_costs_nothing():
+    logits = LOGITS.clone().requires_grad_()
+    loss = gt(logits, MAP, fields={"labelled": torch.zeros(3, dtype=torch.bool)})
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_sample_weights_give_the_weighted_mean():
+    weights = torch.tensor([1.0, 0.0, 3.0])
+    single = [gt(LOGITS[i : i + 1], MAP[i : i + 1]).item() for i in range(3)]
+    found = gt(LOGITS, MAP, fields={"sample_weights": weights})
+    assert found.item() == pytest.approx((single[0] + 3 * single[2]) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labelled": torch.ones(2, dtype=torch.bool)}, r"`labelled` is \(2,\) for a batch of 3"),
+        ({"sample_weights": torch.ones(3, 1)}, r"`sample_weights` is \(3, 1\) for a batch of 3"),
+        ({"sample_weights": torch.tensor([1.0, -1, 1])}, "must be finite and not negative"),
+    ],
+)
+def test_masks_and_weights_of_another_form_are_refused(fields, message):
+    with pytest.raises((ObjectiveError, ShapeMismatchError), match=message):
+        gt(LOGITS, MAP, fields=fields)
+
+
+def test_class_weights_give_the_weighted_mean_over_channels():
+    target = nn.functional.one_hot(MAP, 3).movedim(-1, 1)
+    single = [
+        gt(LOGITS[:, c : c + 1], target[:, c : c + 1], activation="sigmoid").item()
+        for c in range(3)
+    ]
+    found = gt(LOGITS, target, activation="sigmoid", class_weights=(2, 0, 1))
+    assert found.item() == pytest.approx((2 * single[0] + single[2]) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(1, -1), (0, 0), (1, float("nan"))])
+def test_class_weights_without_meaning_are_refused(weights):
+    with pytest.raises(ObjectiveError, match="`class_weights` is"):
+        GroundTruth(class_weights=weights)
+
+
+def test_as_many_class_weights_as_channels_that_count():
+    gt(LOGITS, MAP, class_weights=(1, 2), include_background=False)
+    with pytest.raises(ShapeMismatchError, match=r"`class_weights` has 2 numbers, and 3 channels"):
+        gt(LOGITS, MAP, class_weights=(1, 2))
+
+
+def test_a_finer_target_is_met_by_enlarged_logits_only_if_asked():
+    target = MAP.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    with pytest.raises(ShapeMismatchError, match=r"GroundTruth\(resize='logits'\)"):
+        gt(LOGITS, target)
+    enlarged = nn.functional.interpolate(LOGITS, size=(16, 16), mode="bilinear")
+    found = gt(LOGITS, target, resize="logits")
+    assert found.item() == pytest.approx(gt(enlarged, target).item())
+
+
+def test_a_coarser_target_is_never_met():
+    with pytest.raises(ShapeMismatchError, match="never resized"):
+        gt(LOGITS, MAP[:, ::2, ::2], resize="logits")
+
+
+def test_soft_targets_may_stand_in_for_binarised_ones():
+    teacher = LOGITS.flip(0)
+    step = Step(student=LOGITS, teacher=teacher, activation="sigmoid")
+    loss = SoftTargetDiceBCE(temperature=2.0, binarisation="soft")(step)
+    soft = (teacher / 2).sigmoid()
+    p = LOGITS.sigmoid()
+    dice = 2 * (p * soft).sum((2, 3)) / (p + soft).sum((2, 3))
+    bce = -(soft * p.log() + (1 - soft) * (1 - p).log()).mean()
+    assert loss.item() == pytest.approx((1 - dice.mean() + bce).item(), rel=1e-5)
+
+
+def test_binarisation_may_differ_from_the_activation():
+    logits = torch.tensor([[[4.0], [3.0]]])
+    step = Step(student=logits, teacher=logits)
+    argmax = SoftTargetDiceBCE(temperature=1.0)(step)
+    positive = SoftTargetDiceBCE(temperature=1.0, binarisation="positive")(step)
+    # both channels are positive, so the second is taught 1 instead of 0
+    p = torch.softmax(logits, 1)[0, 1, 0]
+    extra = (-p.log() + (1 - p).log()) / 2
+    assert positive.item() == pytest.approx((argmax + extra).item(), rel=1e-5)
+
+
+def test_a_tempered_student_and_the_factor_t_squared():
+    step = Step(student=LOGITS, teacher=LOGITS.flip(0))
+    cool = Step(student=LOGITS / 3, teacher=LOGITS.flip(0))
+    found = SoftTargetDiceBCE(temperature=3.0, student_temperature=3.0, scale_by_t2=True)(step)
+    assert found.item() == pytest.approx(9 * SoftTargetDiceBCE(temperature=3.0)(cool).item())
+
+
+def test_options_that_were_chosen_are_shown():
+    term = SoftTargetDiceBCE(student_temperature=5.0, scale_by_t2=True, binarisation="soft")
+    assert repr(term) == (
+        "SoftTargetDiceBCE(temperature=5.0, student_temperature=5.0, scale_by_t2=True, "
+        "binarisation='soft')"
+    )
+    assert repr(GroundTruth(ignore_index=255, resize="logits", class_weights=(1, 2))) == (
+        "GroundTruth(ignore_index=255, resize='logits', class_weights=(1, 2))"
+    )

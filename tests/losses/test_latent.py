@@ -36,3 +36,11 @@ def test_temperature_divides_the_features():
     student, teacher = torch.randn(1, 2, 3), torch.randn(1, 2, 3)
     warm = LatentKL(temperature=2.0)(Step(student, taps={"bottleneck": TapPair(student, teacher)}))
     assert warm.item() == pytest.approx(latent_kl(student / 2, teacher / 2).item())
+
+
+def test_the_mean_over_the_vector_is_the_sum_divided_by_its_length():
+    student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    step = Step(student, taps={"bottleneck": TapPair(student, teacher)})
+    mean = LatentKL(reduction="mean")(step)
+    assert mean.item() == pytest.approx(LatentKL()(step).item() / 48)
+    assert repr(LatentKL(reduction="mean")) == "LatentKL(tap='bottleneck', reduction='mean')"

@@ -1,0 +1,157 @@
+"""Weights that change while the student learns: functions of the number of steps taken."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from privdistill.exceptions import ObjectiveError
+
+#: Maps the number of training steps taken, a scalar tensor, to the factor of a term's weight.
+Schedule = Callable[[Tensor], Tensor | float]
+
+_CURVES = ("linear", "cosine", "exponential")
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that goes from one value to another and stays there.
+
+    Args:
+        start: Weight at the beginning.
+        end: Weight from step `begin + steps` on.
+        steps: Length in training steps, > 0.
+        begin: Step at which it leaves `start`.
+        curve: "linear"; "cosine", flat at both ends; or "exponential", `exp(-5 (1 - x)^2)`, steep
+            at the end.
+
+    Raises:
+        ObjectiveError: If an option has no meaning.
+
+    Example:
+        >>> from privdistill import GroundTruth, LatentKL
+        >>> Ramp(0, 10, steps=100)(torch.tensor(25))
+        tensor(2.5000)
+        >>> GroundTruth() + Ramp(0, 10, steps=100) * LatentKL()
+        1 * GroundTruth() + Ramp(0, 10, steps=100) * LatentKL(tap='bottleneck')
+
+    Source:
+        Cosine: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. (5). Exponential: Laine & Aila 2017,
+        arXiv:1610.02242, section 2.1.
+    """
+
+    start: float
+    end: float
+    steps: int
+    begin: int = 0
+    curve: Literal["linear", "cosine", "exponential"] = "linear"
+
+    def __post_init__(self) -> None:
+        if self.steps <= 0 or self.begin < 0:
+            raise ObjectiveError(
+                f"{self}: `steps` must be positive and `begin` must not be negative, both counted "
+                "in training steps."
+            )
+        if self.curve not in _CURVES:
+            raise ObjectiveError(f"Ramp: `curve` must be one of {_CURVES}; got {self.curve!r}.")
+        if not all(abs(value) < float("inf") for value in (self.start, self.end)):
+            raise ObjectiveError(f"{self}: `start` and `end` must be finite numbers.")
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """Return the weight at a step.
+
+        Args:
+            index: Number of training steps taken, a scalar.
+
+        Returns:
+            A scalar on the same device.
+        """
+        share = ((index - self.begin) / self.steps).clamp(0, 1)
+        if self.curve == "cosine":
+            share = (1 - torch.cos(torch.pi * share)) / 2
+        elif self.curve == "exponential":
+            # Laine & Aila start at exp(-5); here the curve is shifted to start at zero.
+            floor = torch.exp(torch.full_like(share, -5.0))
+            share = (torch.exp(-5 * (1 - share).square()) - floor) / (1 - floor)
+        return self.start + (self.end - self.start) * share
+
+    def __repr__(self) -> str:
+        begin = f", begin={self.begin}" * bool(self.begin)
+        curve = f", curve={self.curve!r}" * (self.curve != "linear")
+        return f"Ramp({self.start:g}, {self.end:g}, steps={self.steps}{begin}{curve})"
+
+
+def warm_up(steps: int) -> Ramp:
+    """A weight that rises linearly from 0 to 1.
+
+    Args:
+        steps: Length in training steps.
+
+    Returns:
+        A schedule.
+
+    Example:
+        >>> warm_up(10)(torch.tensor(5))
+        tensor(0.5000)
+    """
+    return Ramp(0, 1, steps)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a term is multiplied with: a number, and schedules.
+
+    Args:
+        factor: A finite number.
+        schedules: Functions of the step.
+    """
+
+    factor: float
+    schedules: tuple[Schedule, ...] = ()
+
+    def at(self, index: Tensor) -> Tensor | float:
+        """Return the weight at a step.
+
+        Args:
+            index: Number of training steps taken, a scalar.
+
+        Returns:
+            A number or a scalar tensor.
+        """
+        value: Tensor | float = self.factor
+        for schedule in self.schedules:
+            value = value * schedule(index)
+        return value
+
+    def times(self, factor: "float | Schedule | Weight") -> "Weight":
+        """Return the product with a number, a schedule or another weight.
+
+        Args:
+            factor: What to multiply with.
+
+        Returns:
+            A weight.
+
+        Raises:
+            ObjectiveError: If it is neither a finite number nor a function of the step.
+        """
+        if isinstance(factor, Weight):
+            return Weight(self.factor * factor.factor, self.schedules + factor.schedules)
+        if isinstance(factor, int | float) and abs(factor) < float("inf"):
+            return Weight(self.factor * float(factor), self.schedules)
+        if callable(factor):
+            return Weight(self.factor, (*self.schedules, factor))
+        raise ObjectiveError(
+            f"The weight of a term must be a finite number or a function of the step such as "
+            f"Ramp(0, 1, steps=1000); got {factor!r}."
+        )
+
+    def __repr__(self) -> str:
+        number = [f"{self.factor:g}"] * (self.factor != 1 or not self.schedules)
+        return " * ".join([*number, *map(_name, self.schedules)])
+
+
+def _name(schedule: Schedule) -> str:
+    return repr(schedule) if isinstance(schedule, Ramp) else getattr(schedule, "__name__", "...")
