@@ -52,11 +52,11 @@ def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective:
         LifecycleError: If one is in DataParallel or has lazy layers, or they share parameters.
         ObjectiveError: If the objective reads a teacher and there is none.
     """
+    if not isinstance(student, nn.Module):
+        raise LifecycleError(
+            f"The student is {student!r}; expected a network, an instance of torch.nn.Module."
+        )
     for role, network in [("student", student), *(("teacher", teacher) for teacher in teachers)]:
-        if not isinstance(network, nn.Module):
-            raise LifecycleError(
-                f"The {role} is {network!r}; expected a network, an instance of torch.nn.Module."
-            )
         if isinstance(network, nn.DataParallel):
             raise LifecycleError(
                 f"The {role} is wrapped in DataParallel, whose copies no hook survives. Pass the "
@@ -71,8 +71,9 @@ def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp and any(isinstance(module, fsdp.FSDPModule) for module in student.modules()):
         raise LifecycleError(
-            "The student is sharded by FSDP already, so the wrapper's adapters would be left out. "
-            "Build the wrapper from the plain student, then call fully_shard(kd)."
+            "The student is sharded by FSDP already: the dry run would leave its weights gathered, "
+            "and the wrapper's adapters would be left out. Build the wrapper from the plain "
+            "student, then call fully_shard(kd)."
         )
     if not teachers:
         _check_needs_no_teacher(objective)
@@ -143,26 +144,23 @@ def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> 
     return table
 
 
-def check_heads(
-    student: Sequence[tuple[int, ...]], teachers: Sequence[Sequence[tuple[int, ...]]]
-) -> None:
+def check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
     """Compare the shapes of all networks' logits for the example.
 
     Args:
-        student: Heads of the student, finest first.
-        teachers: Heads of each teacher.
+        student: Logits of the student, `(B, C, *spatial)`; of several heads the finest.
+        teachers: Those of each teacher.
 
     Raises:
-        ShapeMismatchError: If the finest ones differ.
+        ShapeMismatchError: If they differ.
     """
     for teacher in teachers:
-        # The teacher's batch is the example's; the student's may be doubled for batch norm.
-        if student[0][1:] != teacher[0][1:]:
+        if student.shape != teacher.shape:
             raise ShapeMismatchError(
                 f"The objective compares logits, but for the example the student gives "
-                f"{student[0]} and the teacher {teacher[0]}. Both must predict the same classes at "
-                "the same resolution; pass `select_logits=` if another output is the one to "
-                "compare."
+                f"{tuple(student.shape)} and the teacher {tuple(teacher.shape)}. Both must predict "
+                "the same classes at the same resolution; pass `select_logits=` if another output "
+                "is the one to compare."
             )
 
 
@@ -262,3 +260,50 @@ def check_gradients(recorder: Recorder, features: Mapping[str, Tensor]) -> None:
                 "or does activation checkpointing run with use_reentrant=True? Use "
                 "use_reentrant=False."
             )
+
+
+def check_synchronised(student: nn.Module, others: Mapping[str, nn.Module]) -> None:
+    """Refuse to train what each process would train on its own, in silence.
+
+    Args:
+        student: The student.
+        others: What the wrapper trains besides, by name.
+
+    Raises:
+        LifecycleError: If only the student was given to DistributedDataParallel or FSDP.
+    """
+    mark = "_is_fsdp_managed_module"
+    ddp = nn.parallel.DistributedDataParallel
+    if not any(isinstance(module, ddp) or hasattr(module, mark) for module in student.modules()):
+        return
+    apart = [
+        name
+        for name, other in others.items()
+        for module in other.modules()
+        if next(module.parameters(recurse=False), None) is not None and not hasattr(module, mark)
+    ]
+    if apart:
+        raise LifecycleError(
+            f"Only the student was given to DistributedDataParallel or FSDP, so the adapters or "
+            f"terms {list(dict.fromkeys(apart))} would differ between processes. Build the wrapper "
+            "from the plain student, then call DistributedDataParallel(kd) or fully_shard(kd)."
+        )
+
+
+def check_gathered(wrapper: nn.Module) -> None:
+    """Refuse to predict with weights of which this process has a part.
+
+    Args:
+        wrapper: The wrapper.
+
+    Raises:
+        LifecycleError: If it is sharded by FSDP, which was not told of `predict`.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    # Registering a method replaces it on the instance.
+    if fsdp and isinstance(wrapper, fsdp.FSDPModule) and "predict" not in vars(wrapper):
+        raise LifecycleError(
+            "The wrapper is sharded by FSDP, which gathers weights for forward() alone. Call "
+            "torch.distributed.fsdp.register_fsdp_forward_method(kd, 'predict') right after "
+            "fully_shard(kd)."
+        )

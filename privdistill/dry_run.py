@@ -5,29 +5,30 @@ Networks leave a dry run as they entered it: modes, buffers and random state are
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from privdistill.exceptions import PrivDistillError, ShapeMismatchError
+from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
 from privdistill.taps import Layer, Location, Recorder, find_layer, locate_bottleneck, uncompiled
 
+Select = Callable[[Any, int], list[Tensor]]
 
-@dataclass(frozen=True)
-class Trial:
+
+class Trial(NamedTuple):
     """What a dry run of one network showed.
 
     Attributes:
-        heads: Shapes of the logits, `(B, C, *spatial)`, finest first; none if not asked for.
+        heads: Logits, `(B, C, *spatial)`, finest first; none if not asked for.
         features: Captured tensors by tap name.
-        spatial: Spatial size of the view.
+        image: The view, as the network was given it.
     """
 
-    heads: tuple[tuple[int, ...], ...]
+    heads: list[Tensor]
     features: dict[str, Tensor]
-    spatial: tuple[int, ...]
+    image: Tensor
 
 
 def find_places(
@@ -51,12 +52,19 @@ def find_places(
     for tap, place in taps.items():
         if place.layer is not None:
             name = find_layer(model, place.layer, tap=tap, role=role)
-        elif image is not None:
-            found = locate(model, image, role)
-            name = found.name
-            others = ", ".join(found.candidates[-4:]) or "none"
-            notes[tap] = f"{found.how}; also there: {others}"
-        places[tap] = replace(place, layer=name)
+            places[tap] = replace(place, layer=name)
+            continue
+        if image is None:
+            raise LayerNotFoundError(
+                f"Tap '{tap}': no layer of the {role} is named, and without an example the "
+                "bottleneck cannot be located. Pass example=torch.zeros(1, C, *spatial) to the "
+                "wrapper, or name the layers."
+            )
+        found = locate(model, image, role)
+        chosen = found.select if place.select is None else place.select
+        places[tap] = replace(place, layer=found.name, select=chosen)
+        others = ", ".join(found.candidates[-4:]) or "none"
+        notes[tap] = f"{found.how}; also there: {others}"
     return places, notes
 
 
@@ -83,7 +91,7 @@ def run(
     model: nn.Module,
     image: Tensor,
     recorder: Recorder,
-    select: Callable[[Any, int], list[Tensor]] | None,
+    select: Select | None,
     *,
     training: bool = False,
 ) -> Trial:
@@ -113,9 +121,8 @@ def run(
     recorder.check(captured)
     recorder.cloned.update(recorder.corrupted(captured))
     recorder.edits_input |= image._version != version  # noqa: SLF001
-    spatial = tuple(image.shape[2:])
-    heads = () if select is None else select(output, len(spatial))
-    return Trial(tuple(tuple(head.shape) for head in heads), captured, spatial)
+    heads = [] if select is None else select(output, image.ndim - 2)
+    return Trial(heads, captured, image)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from privdistill.dry_run import locate, on_trial, place
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
 from privdistill.taps import find_layout, layers, uncompiled
-from privdistill.text import columns
+from privdistill.text import columns, sizes
 
 
 class LayerRow(NamedTuple):
@@ -127,4 +127,4 @@ def _shapes(output: Any) -> str:
 def _cells(row: LayerRow) -> tuple[str, ...]:
     factors = [f"{factor:.3g}" for factor in row.reduction]
     reduction = factors[0] if len(set(factors)) == 1 else " x ".join(factors)
-    return row.name, row.type, " x ".join(map(str, row.shape)), reduction, row.note
+    return row.name, row.type, sizes(row.shape), reduction, row.note

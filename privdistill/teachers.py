@@ -1,8 +1,7 @@
 """What can teach: one frozen network, several, an average of the student, or one that learns."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +146,7 @@ class FrozenTeacher:
     def __init__(self, module: nn.Module, *, moves: bool = True) -> None:
         self.module = module
         self.moves = moves
-        self._holding = True
+        self.holding = True
         # Compiled or not, it is one network with one claim.
         inner = uncompiled(module)
         claim = inner.__dict__.get(_CLAIM) or _Claim(module)
@@ -155,10 +154,6 @@ class FrozenTeacher:
         # Kept in the instance dictionary: as a module attribute it would enter named_modules().
         inner.__dict__[_CLAIM] = claim
         module.eval().requires_grad_(False)
-
-    def grad_mode(self) -> AbstractContextManager[Any]:
-        """Return the mode in which the teacher runs and its taps are recorded."""
-        return torch.no_grad()
 
     def follow(self, student: nn.Module, steps: Tensor) -> None:
         """Learn from the student before a training step; frozen teachers do not.
@@ -169,7 +164,7 @@ class FrozenTeacher:
         """
 
     def __call__(self, image: Tensor) -> Any:
-        """Run the teacher; the caller holds `grad_mode()`.
+        """Run the teacher, without gradients if it is frozen.
 
         Args:
             image: The teacher's view, `(B, C, *spatial)`.
@@ -184,7 +179,8 @@ class FrozenTeacher:
         if any(module.training for module in self.module.modules()):
             # Someone who shares the teacher called train() on it; batch statistics must not move.
             self.module.eval()
-        return self.module(image)
+        with torch.no_grad():
+            return self.module(image)
 
     def _check_device(self, image: Tensor) -> None:
         parameter = next(self.module.parameters(), None)
@@ -209,16 +205,16 @@ class FrozenTeacher:
             function: Maps a tensor to the moved or cast one.
             recurse: As in `nn.Module._apply`.
         """
-        if self.moves and self._holding:
+        if self.moves and self.holding:
             self.module._apply(function, recurse)  # type: ignore[no-untyped-call]  # noqa: SLF001
 
     def release(self) -> None:
         """Give up the claim; the last one to do so restores modes and gradient flags."""
         inner = uncompiled(self.module)
         claim = inner.__dict__.get(_CLAIM)
-        if not self._holding or claim is None:
+        if not self.holding or claim is None:
             return
-        self._holding = False
+        self.holding = False
         claim.holders -= 1
         if claim.holders == 0:
             del inner.__dict__[_CLAIM]
@@ -273,11 +269,7 @@ class LearningTeacher(FrozenTeacher):
     def __init__(self, module: nn.Module) -> None:  # no claim: nothing of it is changed
         self.module = module
         self.moves = True
-        self._holding = True
-
-    def grad_mode(self) -> AbstractContextManager[Any]:
-        """Gradients as the caller has them."""
-        return nullcontext()
+        self.holding = True
 
     def __call__(self, image: Tensor) -> Any:
         """Run the teacher in the mode it has."""
@@ -290,7 +282,7 @@ class LearningTeacher(FrozenTeacher):
 
     def release(self) -> None:
         """Hold nothing any more."""
-        self._holding = False
+        self.holding = False
 
 
 def members(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
@@ -304,7 +296,8 @@ def members(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
         Networks; none where there is no teacher.
 
     Raises:
-        LifecycleError: If it is anything else than networks or a declaration.
+        LifecycleError: If it is anything else than networks or a declaration, or a teacher that
+            learns would not be synchronised between processes.
     """
     if teacher is None:
         return []
@@ -315,21 +308,22 @@ def members(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
     elif isinstance(teacher, Ensemble):
         found = list(teacher.networks)
     else:
-        found = [teacher] if isinstance(teacher, nn.Module) else list(_several(teacher))
+        found = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     wrong = [network for network in found if not isinstance(network, nn.Module)]
     if wrong or not found:
         raise LifecycleError(
             f"The teacher is {wrong[0] if wrong else teacher!r}; expected a network, a list of "
             "them, Ensemble(...), MovingAverage(...), JointTeacher(...) or None."
         )
+    if isinstance(teacher, JointTeacher) and several_processes():
+        raise LifecycleError(
+            "A JointTeacher lies outside of what DistributedDataParallel synchronises, so each "
+            "process would train another one. Train it in one process, or pass it frozen."
+        )
     return found
 
 
-def _several(teacher: Any) -> Iterator[Any]:
-    yield from teacher if isinstance(teacher, list | tuple) else [teacher]
-
-
-def hold(teacher: Teacher, module: nn.Module) -> FrozenTeacher:
+def hold(teacher: Teacher | None, module: nn.Module) -> FrozenTeacher:
     """Take hold of one network of a teacher.
 
     Args:
@@ -338,20 +332,10 @@ def hold(teacher: Teacher, module: nn.Module) -> FrozenTeacher:
 
     Returns:
         The holder.
-
-    Raises:
-        LifecycleError: If a teacher that learns would not be synchronised between processes.
     """
     if isinstance(teacher, MovingAverage):
         return AveragedTeacher(module, teacher.decay)
-    if not isinstance(teacher, JointTeacher):
-        return FrozenTeacher(module)
-    if several_processes():
-        raise LifecycleError(
-            "A JointTeacher lies outside of what DistributedDataParallel synchronises, so each "
-            "process would train another one. Train it in one process, or pass it frozen."
-        )
-    return LearningTeacher(module)
+    return LearningTeacher(module) if isinstance(teacher, JointTeacher) else FrozenTeacher(module)
 
 
 def several_processes() -> bool:

@@ -1,28 +1,16 @@
 """`DistillationWrapper`: teacher and student as one trainable module."""
 
 import copy
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from privdistill import dry_run
-from privdistill.checks import (
-    check_gradients,
-    check_heads,
-    check_networks,
-    check_same_views,
-    check_view,
-    feature_map,
-    input_views,
-    tap_table,
-)
+from privdistill import checks, dry_run
 from privdistill.exceptions import (
-    LayerNotFoundError,
     LifecycleError,
     ModalityError,
     ObjectiveError,
@@ -33,27 +21,18 @@ from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
 from privdistill.losses.heads import check_head_weights, head_weights, steps_by_head
+from privdistill.network import Network, TeacherNetwork
 from privdistill.output import Output, Step, TapPair, find_heads
-from privdistill.taps import (
-    Layer,
-    Recorder,
-    Tap,
-    as_layer,
-    brief,
-    build_adapter,
-    check_equal,
-    short,
-)
+from privdistill.taps import Tap, as_layer, brief, build_adapter, check_equal, short
 from privdistill.teachers import (
     FrozenTeacher,
     MovingAverage,
     Teacher,
-    hold,
     members,
     several_processes,
     shares,
 )
-from privdistill.text import columns
+from privdistill.text import columns, sizes
 
 Validation = Literal["first", "always", "never"]
 
@@ -143,7 +122,7 @@ class DistillationWrapper(nn.Module):
         self.objective = as_objective(objective)
         self.activation: Activation = activation
         self.validate = validate
-        self.inputs = input_views(inputs)
+        self.inputs = checks.input_views(inputs)
         self.select_logits = select_logits
         self.head_weights = head_weights
         self._validated = False
@@ -151,20 +130,11 @@ class DistillationWrapper(nn.Module):
         #: Whether a pickle of the wrapper holds the teacher too.
         self.pickles_teacher = True
         if isinstance(teacher, MovingAverage):
-            check_same_views(self.inputs)
+            checks.check_same_views(self.inputs)
         teachers = members(teacher, student)
-        check_networks(teachers, student, self.objective)
-        self.taps = tap_table(taps or {}, self.objective.taps, len(teachers))
+        checks.check_networks(teachers, student, self.objective)
+        self.taps = checks.tap_table(taps or {}, self.objective.taps, len(teachers))
         self._shares = shares(teacher, len(teachers))
-        self._build(teacher, teachers, student, example)
-
-    def _build(
-        self,
-        declared: Teacher | None,
-        teachers: list[nn.Module],
-        student: nn.Module,
-        example: Image | None,
-    ) -> None:
         self.student = student
         weight = next(student.parameters(), None)
         # A tensor, since a number would be a new constant for torch.compile in every step; with the
@@ -172,76 +142,67 @@ class DistillationWrapper(nn.Module):
         steps = torch.zeros((), dtype=torch.long, device=None if weight is None else weight.device)
         self.register_buffer("steps", steps)
         self.adapters = nn.ModuleDict()
-        self._teachers: list[FrozenTeacher] = []
-        self._recorders: dict[str, Recorder] = {}
-        self._notes: dict[str, dict[str, str]] = {}
-        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-        self._heads: tuple[tuple[int, ...], ...] = ()
-        self._seen: dict[str, tuple[int, ...]] = {}
+        self._head_sizes: list[str] = []
+        # The student, then the teachers.
+        self._networks: list[Network] = []
         # Also at the end of the wrapper's life: a notebook cell run twice must not pile up hooks.
-        self._leave = weakref.finalize(self, _give_back, self._recorders, self._teachers)
+        self._leave = weakref.finalize(self, _give_back, self._networks)
         # A build that fails half-way must leave no hook and no frozen teacher behind.
         try:
-            self._attach("student", student, example, None)
-            for index, teacher in enumerate(teachers):
-                self._attach(_role(index), teacher, example, index)
-                self._teachers.append(hold(cast("Teacher", declared), teacher))
-                self._teachers[-1].train(self.training)
-            self._try_out(example)
+            self._attach(teacher, teachers, example)
         except BaseException:
             self.close()
             raise
 
     def _attach(
-        self, role: str, model: nn.Module, example: Image | None, network: int | None
+        self, declared: Teacher | None, teachers: list[nn.Module], example: Image | None
     ) -> None:
-        wanted = self._places(network)
-        located = [tap for tap, place in wanted.items() if place.layer is None]
-        if located and example is None:
-            raise LayerNotFoundError(
-                f"Tap '{located[0]}': no layer of the {role} is named, and without an example the "
-                "bottleneck cannot be located. Pass example=torch.zeros(1, C, *spatial) to the "
-                "wrapper, or name the layers."
-            )
-        image = None if example is None else self._view(role, example)
-        if image is not None:
-            check_view(image, role, None)
-            self._seen[role] = tuple(image.shape)
-        places, self._notes[role] = dry_run.find_places(model, wanted, image, role)
-        for tap, place in places.items():
-            # by name from here on: a layer kept here would drag its network into every copy
-            old, kept = self.taps[tap], brief(place)
-            self.taps[tap] = (
-                replace(old, student=kept) if network is None else replace(old, teacher=kept)
-            )
-        self._recorders[role] = Recorder(model, places, role=role)
-        if example is None:
-            # Without a dry run nothing tells which layers are overwritten in place.
-            self._recorders[role].cloned.update(places)
-            self._recorders[role].edits_input = True
+        views: dict[str, Tensor] = {}
+        if example is not None:
+            views["student"] = self._view("student", example)
+        if example is not None and teachers:
+            views["teacher"] = self._view("teacher", example)
+        own = {name: as_layer(tap.student) for name, tap in self.taps.items()}
+        self._networks.append(Network(self.student, own, views.get("student")))
+        places = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}
+        for index, teacher in enumerate(teachers):
+            layers = {name: place for name, place in places.items() if place.network == index}
+            held = TeacherNetwork(declared, teacher, layers, views.get("teacher"), index)
+            held.holder.train(self.training)
+            self._networks.append(held)
+        for network in self._networks:
+            for tap, place in network.recorder.places.items():
+                # by name from here on: a layer kept here would drag its network into every copy
+                kept: dict[str, Any] = {network.side: brief(place)}
+                self.taps[tap] = replace(self.taps[tap], **kept)
+        if views:
+            self._try_out(views)
+        else:
+            self._demand_plain_taps()
 
-    def _places(self, network: int | None) -> dict[str, Layer]:
-        """Layers of the student (None) or of one teacher, by tap name."""
-        if network is None:
-            return {name: as_layer(tap.student) for name, tap in self.taps.items()}
-        teachers = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}
-        return {name: place for name, place in teachers.items() if place.network == network}
+    @property
+    def _student(self) -> Network:
+        return self._networks[0]
 
-    def _view(self, role: str, image: Image, present: Tensor | None = None) -> Tensor:
-        if present is not None and not isinstance(self.inputs, PrivilegedInput):
+    @property
+    def _teachers(self) -> list[TeacherNetwork]:
+        return [network for network in self._networks if isinstance(network, TeacherNetwork)]
+
+    def _view(
+        self, side: str, image: Image, present: Tensor | None = None, *, training: bool = False
+    ) -> Tensor:
+        views: Any = self.inputs
+        named = isinstance(views, PrivilegedInput)
+        if present is not None and not named:
             raise ModalityError(
                 "`present` says which modalities each sample has, but the wrapper knows none. Pass "
                 "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
             )
-        views: Any = self.inputs
-        view = views.for_student if role == "student" else views.for_teacher
+        view = views.for_student if side == "student" else views.for_teacher
+        if training and named:
+            view = views.for_training
         # Views of the user's own need not know of masks.
         return plain(view(image) if present is None else view(image, present))
-
-    def _student_view(self, image: Image, present: Tensor | None) -> Tensor:
-        if self.training and isinstance(self.inputs, PrivilegedInput) and self.inputs.dropout:
-            return self.inputs.for_training(image, present)
-        return self._view("student", image, present)
 
     def _select(self, output: Any, axes: int) -> list[Tensor]:
         if self.select_logits is None:
@@ -255,48 +216,30 @@ class DistillationWrapper(nn.Module):
             )
         return heads
 
-    def _try_out(self, example: Image | None) -> None:
-        """Run all networks once; build adapters and compare shapes."""
-        if example is None:
-            self._demand_plain_taps()
-            return
-        view = self._view("student", example)
-        recorder = self._recorders["student"]
-        mine = dry_run.run(self.student, view, recorder, self._select)
+    def _try_out(self, views: Mapping[str, Tensor]) -> None:
+        """Run all networks once; build adapters and what terms need, and compare shapes."""
+        read, student = self.objective.taps, self._student
+        mine = student.try_out(self.student, views["student"], self._select, read)
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
-        training = dry_run.run(self.student, view, recorder, self._select, training=True)
-        self._heads = training.heads
+        training = dry_run.run(
+            self.student, views["student"], student.recorder, self._select, training=True
+        )
         check_head_weights(self.head_weights, len(training.heads))
-        compared = self.objective.needs_teacher_logits
+        self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
+        select = self._select if self.objective.needs_teacher_logits else None
         theirs = [
-            dry_run.run(
-                teacher.module,
-                self._view(role, example),
-                self._recorders[role],
-                self._select if compared else None,
-            )
-            for role, teacher in self._roles()
+            teacher.try_out(teacher.holder.module, views["teacher"], select, read)
+            for teacher in self._teachers
         ]
-        for tap in self.taps:
-            if theirs:
-                index = as_layer(self.taps[tap].teacher).network
-                self._fit(
-                    tap,
-                    self._map("student", tap, mine),
-                    self._map(_role(index), tap, theirs[index]),
-                )
-        if compared:
-            check_heads(mine.heads, [trial.heads for trial in theirs])
-
-    def _roles(self) -> Iterator[tuple[str, FrozenTeacher]]:
-        for index, teacher in enumerate(self._teachers):
-            yield _role(index), teacher
-
-    def _map(self, role: str, tap: str, trial: dry_run.Trial) -> Tensor:
-        if tap not in self.objective.taps:
-            return trial.features[tap]
-        layer = self._recorders[role].places[tap]
-        return feature_map(trial.features[tap], trial.spatial, tap=tap, layer=layer)
+        features = {tap: value for trial in theirs for tap, value in trial.features.items()}
+        pairs = self._fit(mine.features, features)
+        taught = [trial.heads for trial in theirs if trial.heads]
+        checks.check_heads(mine.heads[0], [heads[0] for heads in taught])
+        step = self._steps(mine.heads[:1], taught, mine.image, pairs)[0]
+        # A term under two names is one module.
+        for term in dict.fromkeys(term for _, term in self.objective.named_terms.values()):
+            term.build(step)
+            term.to(step.student.device)
 
     def _demand_plain_taps(self) -> None:
         for name, tap in self.taps.items():
@@ -306,30 +249,37 @@ class DistillationWrapper(nn.Module):
                     "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or "
                     "Tap(..., adapter=None) where both layers have the same shape."
                 )
-            if isinstance(tap.adapter, nn.Module) and name in self.objective.taps:
+            if tap.adapter is not None and name in self.objective.taps:
                 self.adapters[name] = tap.adapter
 
-    def _fit(self, name: str, student: Tensor, teacher: Tensor) -> None:
-        self._shapes[name] = {"student": tuple(student.shape), "teacher": tuple(teacher.shape)}
-        if name not in self.objective.taps:
-            # Recorded for the user's own eyes; an adapter that no term trains would stall DDP.
-            return
-        adapter = self.taps[name].adapter
-        if adapter == "auto":
-            adapter = build_adapter(name, student.shape, teacher.shape)
-        if adapter is not None:
-            adapter.to(student.device, student.dtype)
-        # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
-        if adapter is not None and not isinstance(adapter, nn.Identity):
-            self.adapters[name] = adapter
-            with torch.no_grad(), dry_run.restored(adapter):
-                student = adapter(student)
-        check_equal(name, student.shape, teacher.shape, adapter)
+    def _fit(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
+        """Add adapters where terms compare features, and pair what the dry run captured."""
+        # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
+        for name in self.objective.taps:
+            mine, theirs, adapter = student[name], teacher[name], self.taps[name].adapter
+            if adapter == "auto":
+                equal = self._equal_channels(name)
+                adapter = build_adapter(name, mine.shape, theirs.shape, channels=equal)
+            # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
+            if adapter is not None and not isinstance(adapter, nn.Identity):
+                self.adapters[name] = adapter.to(mine.device, mine.dtype)
+        with torch.no_grad(), dry_run.restored(self.adapters):
+            return self._pair(student, teacher)
+
+    def _equal_channels(self, tap: str) -> bool:
+        """Whether any term that reads a tap compares its features channel by channel."""
+        terms = [term for _, term in self.objective.named_terms.values()]
+        return any(term.equal_channels for term in terms if tap in term.taps)
 
     @property
     def teacher(self) -> nn.Module | None:
         """The teacher, the first of several, or None."""
-        return self._teachers[0].module if self._teachers else None
+        return self._teachers[0].holder.module if self._teachers else None
+
+    @property
+    def _changing(self) -> FrozenTeacher | None:
+        """Holder of a teacher that changes; of several none does."""
+        return next((t.holder for t in self._teachers if t.holder.owned), None)
 
     def teacher_parameters(self) -> Iterator[nn.Parameter]:
         """Return the parameters of a teacher that was declared to change.
@@ -348,13 +298,13 @@ class DistillationWrapper(nn.Module):
             >>> kd = DistillationWrapper(teacher, nn.Conv2d(1, 2, 1), objective=objective)
             >>> parameters = [*kd.parameters(), *kd.teacher_parameters()]
         """
-        owned = [teacher for teacher in self._teachers if teacher.owned]
-        if not owned:
+        changing = self._changing
+        if changing is None:
             raise LifecycleError(
                 "The teacher is frozen and has nothing to train. A teacher that learns is declared "
                 "as such: DistillationWrapper(JointTeacher(network), student, ...)."
             )
-        return (parameter for teacher in owned for parameter in teacher.module.parameters())
+        return changing.module.parameters()
 
     def forward(
         self, image: Image, target: Tensor | None = None, *, present: Tensor | None = None
@@ -379,30 +329,20 @@ class DistillationWrapper(nn.Module):
         """
         self._check_ready()
         if several_processes() and not self._validated:
-            _check_synchronised(self.student, self.adapters)
+            trained = {name: term for name, (_, term) in self.objective.named_terms.items()}
+            checks.check_synchronised(self.student, dict(self.adapters) | trained)
         # Taken before the teacher runs, which might edit its input in place.
-        view = self._student_view(image, present)
-        check_view(view, "student", self._seen.get("student"))
+        view = self._view("student", image, present, training=self.training)
+        self._student.check(view)
         if self._counts():
             for teacher in self._teachers:
-                teacher.follow(self.student, self.steps)
+                teacher.holder.follow(self.student, self.steps)
         taught, features = self._run_teachers(image, present)
-        with self._recorders["student"].recording() as captured:
-            editing = self._recorders["student"].edits_input
-            output = self.student(view.clone() if editing else view)
-            heads = self._select(output, view.ndim - 2)
-        mine = self._check_captures("student", captured, view)
-        pairs = self._pair(mine, features)
-        common = Step(
-            student=heads[0],
-            target=None if target is None else plain(target),
-            taps=pairs,
-            activation=self.activation,
-            index=self.steps.clone(),
-            validate=self._must_validate(),
-        )
-        shared = list(zip(taught, self._shares, strict=True)) if taught else []
-        steps = steps_by_head(common, heads, shared, self.activation)
+        output, mine = self._student.run(self.student, view, self.objective.taps)
+        if self._counts():
+            checks.check_gradients(self._student.recorder, mine)
+        heads, pairs = self._select(output, view.ndim - 2), self._pair(mine, features)
+        steps = self._steps(heads, taught, view, pairs, target)
         loss, terms = self.objective(steps[0], self._weighted(steps))
         self._validated = True
         if self._counts():
@@ -411,6 +351,28 @@ class DistillationWrapper(nn.Module):
             return Output(loss, terms, heads[0], steps[0].teacher, pairs)
         teachers = [step.teacher for step in steps if step.teacher is not None]
         return Output(loss, terms, heads, teachers or None, pairs)
+
+    def _steps(
+        self,
+        heads: Sequence[Tensor],
+        taught: Sequence[Sequence[Tensor]],
+        image: Tensor,
+        pairs: dict[str, TapPair],
+        target: Tensor | None = None,
+    ) -> list[Step]:
+        """One step for each head of the student."""
+        common = Step(
+            student=heads[0],
+            target=None if target is None else plain(target),
+            image=image,
+            taps=pairs,
+            activation=self.activation,
+            index=self.steps.clone(),
+            validate=self.validate == "always"
+            or (self.validate == "first" and not self._validated),
+        )
+        shared = list(zip(taught, self._shares, strict=True)) if taught else []
+        return steps_by_head(common, heads, shared, self.activation)
 
     def _counts(self) -> bool:
         """Whether this is a training step; validation must not move schedules and averages."""
@@ -422,15 +384,16 @@ class DistillationWrapper(nn.Module):
         return list(zip(head_weights(self.head_weights, len(steps)), steps, strict=True))
 
     def _check_ready(self) -> None:
-        if self._closed:
-            raise LifecycleError(
-                "Cannot run a distillation step, as the wrapper has been closed. Build a new one; "
-                "predict() still works."
+        if self._closed or len(self._teachers) < len(self._shares):
+            why, student = (
+                "was pickled without its teacher",
+                " with the teacher and this one's student",
             )
-        if len(self._teachers) < len(self._shares):
+            if self._closed:
+                why, student = "has been closed", ""
             raise LifecycleError(
-                "Cannot run a distillation step, as the wrapper was pickled without its teacher. "
-                "Build a new one with the teacher and this one's student; predict() still works."
+                f"Cannot run a distillation step, as the wrapper {why}. Build a new one{student}; "
+                "predict() still works."
             )
 
     def _run_teachers(
@@ -440,48 +403,23 @@ class DistillationWrapper(nn.Module):
         wanted = self.objective.needs_teacher_logits
         taught: list[list[Tensor]] = []
         features: dict[str, Tensor] = {}
-        for role, teacher in self._roles():
-            recorder = self._recorders[role]
-            if not (wanted or recorder.places):
+        for teacher in self._teachers:
+            if not (wanted or teacher.recorder.places):
                 continue
-            with teacher.grad_mode(), recorder.recording() as captured:
-                view = self._view(role, image, present)
-                check_view(view, role, self._seen.get(role))
-                output = teacher(view.clone() if recorder.edits_input else view)
-            features |= self._check_captures(role, captured, view)
+            view = self._view("teacher", image, present)
+            teacher.check(view)
+            output, captured = teacher.run(teacher.holder, view, self.objective.taps)
+            features |= captured
             # Without a term that reads them, the logits may have another form or class count.
             if wanted:
                 taught.append(self._select(output, view.ndim - 2))
-            if wanted and teacher.learns and len(taught[-1]) > 1:
+            if wanted and teacher.holder.learns and len(taught[-1]) > 1:
                 raise ObjectiveError(
                     f"The JointTeacher returns {len(taught[-1])} heads, of which only the first "
                     "would be trained. Switch its deep supervision off, or choose a head with "
                     "`select_logits=`."
                 )
         return taught, features
-
-    def _check_captures(
-        self, role: str, features: dict[str, Tensor], view: Tensor
-    ) -> dict[str, Tensor]:
-        """Check what was captured, and read as maps what terms compare."""
-        recorder = self._recorders[role]
-        recorder.check(features)
-        for tap in recorder.corrupted(features):
-            raise LifecycleError(
-                f"Tap '{tap}': a layer behind '{recorder.names[tap]}' of the {role} changed its "
-                "output in place after it was captured, which the dry run did not show. Pass an "
-                "example of the training size to the wrapper, or set inplace=False there."
-            )
-        if role == "student" and self.training and torch.is_grad_enabled():
-            check_gradients(recorder, features)
-        read = self.objective.taps
-        spatial = view.shape[2:]
-        return {
-            tap: feature_map(value, spatial, tap=tap, layer=recorder.places[tap])
-            if tap in read
-            else value
-            for tap, value in features.items()
-        }
 
     def _pair(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
         pairs = {}
@@ -491,13 +429,11 @@ class DistillationWrapper(nn.Module):
             if adapter is not None:
                 features = adapter(features)
             if tap in self.objective.taps:
-                check_equal(tap, features.shape, wanted.shape, adapter)
+                equal = self._equal_channels(tap)
+                check_equal(tap, features.shape, wanted.shape, adapter, channels=equal)
             # A teacher that learns does so from terms that ask for it, never from a distance.
             pairs[tap] = TapPair(features, wanted.detach())
         return pairs
-
-    def _must_validate(self) -> bool:
-        return self.validate == "always" or (self.validate == "first" and not self._validated)
 
     def predict(self, image: Image, *, present: Tensor | None = None) -> Tensor:
         """Run the student alone, in eval mode.
@@ -517,9 +453,9 @@ class DistillationWrapper(nn.Module):
             ShapeMismatchError: If the view is no image, or not like the example.
             LifecycleError: If the wrapper is sharded and FSDP was not told of this method.
         """
-        self._check_gathered()
+        checks.check_gathered(self)
         view = self._view("student", image, present)
-        check_view(view, "student", self._seen.get("student"))
+        self._student.check(view)
         # Flags are kept module by module: a user may have frozen some batch norms in eval mode.
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
@@ -528,16 +464,6 @@ class DistillationWrapper(nn.Module):
         finally:
             for module, mode in modes.items():
                 module.training = mode
-
-    def _check_gathered(self) -> None:
-        fsdp = sys.modules.get("torch.distributed.fsdp")
-        # Registering a method replaces it on the instance.
-        if fsdp and isinstance(self, fsdp.FSDPModule) and "predict" not in vars(self):
-            raise LifecycleError(
-                "The wrapper is sharded by FSDP, which gathers weights for forward() alone. Call "
-                "torch.distributed.fsdp.register_fsdp_forward_method(kd, 'predict') right after "
-                "fully_shard(kd)."
-            )
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
@@ -554,7 +480,7 @@ class DistillationWrapper(nn.Module):
         # .to(), .half() and .cuda() end here; the teacher is no submodule but must come along
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for teacher in self._teachers:
-            teacher.apply(fn, recurse=recurse)
+            teacher.holder.apply(fn, recurse=recurse)
         return self
 
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
@@ -571,35 +497,22 @@ class DistillationWrapper(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DistillationWrapper":
-        """Copy the student with hooks of its own; the teacher is shared, not copied."""
+        """Copy the student with hooks of its own; a frozen teacher is shared, not copied."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        apart = {"_recorders", "_teachers", "_leave"}
-        for name in self.__dict__.keys() - apart:
-            twin.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
-        recorders = {"student": copy.deepcopy(self._recorders["student"], memo)}
-        teachers: list[FrozenTeacher] = []
-        for role, teacher in self._roles() if not self._closed else ():
-            if teacher.owned:
-                teachers.append(copy.deepcopy(teacher, memo))
-                recorders[role] = copy.deepcopy(self._recorders[role], memo)
-            else:
-                # Another holder, which must not move the teacher under the original.
-                teachers.append(FrozenTeacher(teacher.module, moves=False))
-                recorders[role] = self._recorders[role].twin(teacher.module)
-        twin.__dict__ |= {"_recorders": recorders, "_teachers": teachers}
-        twin.__dict__["_leave"] = weakref.finalize(twin, _give_back, recorders, teachers)
+        twin.__setstate__(copy.deepcopy(self._state(), memo))
         return twin
 
+    def _state(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_leave"}
+
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_leave"}
-        if not self.pickles_teacher:
-            state |= {"_teachers": [], "_recorders": {"student": self._recorders["student"]}}
-        return state
+        kept = {} if self.pickles_teacher else {"_networks": [self._student]}
+        return self._state() | kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._leave = weakref.finalize(self, _give_back, self._recorders, self._teachers)
+        self._leave = weakref.finalize(self, _give_back, self._networks)
 
     def train(self, mode: bool = True) -> Self:
         """Set the student's and the adapters' mode; a frozen teacher stays in eval mode.
@@ -612,28 +525,24 @@ class DistillationWrapper(nn.Module):
         """
         super().train(mode)
         for teacher in self._teachers:
-            teacher.train(mode)
+            teacher.holder.train(mode)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for teacher in self._teachers:
-            if teacher.owned:
-                inner = f"{prefix}teacher."
-                teacher.module.state_dict(
-                    destination=destination, prefix=inner, keep_vars=keep_vars
-                )
+        if self._changing is not None:
+            module, inner = self._changing.module, f"{prefix}teacher."
+            module.state_dict(destination=destination, prefix=inner, keep_vars=keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        for teacher in self._teachers:
-            if teacher.owned:
-                inner = f"{prefix}teacher."
-                keys = [key for key in state_dict if key.startswith(inner)]
-                own = {key.removeprefix(inner): state_dict.pop(key) for key in keys}
-                *_, missing, unexpected, _errors = rest
-                loaded = teacher.module.load_state_dict(own, strict=False)
-                missing += [inner + key for key in loaded.missing_keys]
-                unexpected += [inner + key for key in loaded.unexpected_keys]
+        if self._changing is not None:
+            inner = f"{prefix}teacher."
+            keys = [key for key in state_dict if key.startswith(inner)]
+            own = {key.removeprefix(inner): state_dict.pop(key) for key in keys}
+            *_, missing, unexpected, _errors = rest
+            loaded = self._changing.module.load_state_dict(own, strict=False)
+            missing += [inner + key for key in loaded.missing_keys]
+            unexpected += [inner + key for key in loaded.unexpected_keys]
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _replicate_for_data_parallel(self) -> Self:
@@ -645,69 +554,29 @@ class DistillationWrapper(nn.Module):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}{' (closed)' * self._closed}", f"  inputs: {self.inputs}"]
         lines += [f"  activation: {self.activation}", f"  objective: {self.objective}"]
-        lines += self._head_rows()
-        rows: list[tuple[str, ...]] = [("tap", "network", "layer", "shape", "adapter")]
+        if len(self._head_sizes) > 1:
+            weights = head_weights(self.head_weights, len(self._head_sizes))
+            heads = zip(weights, self._head_sizes, strict=True)
+            listed = ", ".join(f"{weight:.3g} ({size})" for weight, size in heads)
+            lines.append(f"  deep supervision, weight of each head: {listed}")
+        rows = [("tap", "network", "layer", "shape", "adapter")] if self.taps else []
         for tap in self.taps:
-            rows += self._tap_rows(tap)
-        return "\n".join(lines + columns(rows) * (len(rows) > 1) + self._remarks())
-
-    def _head_rows(self) -> list[str]:
-        if len(self._heads) < 2:
-            return []
-        weights = head_weights(self.head_weights, len(self._heads))
-        sizes = [" x ".join(map(str, head[2:])) for head in self._heads]
-        listed = ", ".join(f"{w:.3g} ({size})" for w, size in zip(weights, sizes, strict=True))
-        return [f"  deep supervision, weight of each head: {listed}"]
-
-    def _tap_rows(self, tap: str) -> list[tuple[str, ...]]:
-        adapter = short(self.adapters[tap]) if tap in self.adapters else "none"
-        shapes = self._shapes.get(tap, {})
-        return [
-            (
-                tap if role == "student" else "",
-                role,
-                str(recorder.places[tap]),
-                " x ".join(map(str, shape[1:]))
-                if (shape := shapes.get(role.split()[0]))
-                else "not run yet",
-                adapter if role == "student" else "",
-            )
-            for role, recorder in self._recorders.items()
-            if tap in recorder.places
+            adapter = short(self.adapters[tap]) if tap in self.adapters else "none"
+            student, *teachers = [n.cells(tap) for n in self._networks if tap in n.recorder.places]
+            rows.append((tap, *student, adapter))
+            rows += [("", *teacher, "") for teacher in teachers]
+        notes = [
+            f"  {network.role} {tap}: {note}"
+            for network in self._networks
+            for tap, note in network.notes.items()
         ]
-
-    def _remarks(self) -> list[str]:
-        return [
-            f"  {role} {tap}: {note}"
-            for role, notes in self._notes.items()
-            for tap, note in notes.items()
-        ]
+        return "\n".join([*lines, *columns(rows), *notes])
 
 
-def _give_back(recorders: Mapping[str, Recorder], teachers: Sequence[FrozenTeacher]) -> None:
-    for recorder in recorders.values():
-        recorder.remove()
+def _give_back(networks: Sequence[Network]) -> None:
     # Backwards, so that of teachers that share a layer the first remembers how it came.
-    for teacher in reversed(teachers):
-        teacher.release()
-
-
-def _check_synchronised(student: nn.Module, adapters: nn.ModuleDict) -> None:
-    """Refuse adapters that each process would train on its own, in silence."""
-    mark = "_is_fsdp_managed_module"
-    ddp = nn.parallel.DistributedDataParallel
-    apart = any(isinstance(module, ddp) or hasattr(module, mark) for module in student.modules())
-    trained = [m for m in adapters.modules() if next(m.parameters(recurse=False), None) is not None]
-    if apart and not all(hasattr(module, mark) for module in trained):
-        raise LifecycleError(
-            f"Only the student was given to DistributedDataParallel or FSDP, so the adapters "
-            f"{list(adapters)} would differ between processes. Build the wrapper from the plain "
-            "student, then call DistributedDataParallel(kd) or fully_shard(kd)."
-        )
-
-
-def _role(index: int) -> str:
-    return "teacher" if index == 0 else f"teacher {index + 1}"
+    for network in reversed(networks):
+        network.release()
 
 
 def _shown(value: Any) -> str:

@@ -115,7 +115,7 @@ def target(kd):
 
 def trained(kd):
     """All that learns: the student, adapters, and a teacher that is trained too."""
-    if any(teacher.learns for teacher in kd._teachers):
+    if any(teacher.holder.learns for teacher in kd._teachers):
         return [*kd.parameters(), *kd.teacher_parameters()]
     return list(kd.parameters())
 

@@ -107,7 +107,8 @@ def flags(model):
 
 
 def shape(kd, role):
-    return " x ".join(map(str, kd._shapes["bottleneck"][role][1:]))
+    (network,) = [network for network in kd._networks if network.role == role]
+    return " x ".join(map(str, network.shapes["bottleneck"][1:]))
 
 
 def check_row(table, cells):
@@ -128,7 +129,7 @@ def test_a_network_teaches_and_learns(network):
     networks = network.make(2), network.make(1)
     as_they_came = [flags(net) for net in networks]
     kd = wrap(network, network, networks)
-    places = [str(recorder.places["bottleneck"]) for recorder in kd._recorders.values()]
+    places = [str(network.recorder.places["bottleneck"]) for network in kd._networks]
     assert places == [network.bottleneck] * 2
     frozen = [tensor.clone() for tensor in tensors(kd.teacher)]
     before, after = losses_around_a_step(kd, network.size)

@@ -13,7 +13,9 @@ from privdistill import (
     ObjectiveError,
     ShapeMismatchError,
     Tap,
+    Term,
 )
+from privdistill.taps import Resample
 
 IMAGE = torch.randn(2, 4, 8, 8)
 LABELS = torch.randint(0, 3, (2, 8, 8))
@@ -183,3 +185,104 @@ def test_one_tap_serves_several_terms_and_several_taps_one_step(build):
     out = build(taps=taps, objective=objective)(IMAGE, LABELS)
     assert set(out.terms) == {"ground_truth", "latent_kl", "wide", "early"}
     assert set(out.taps) == {"bottleneck", "early"}
+
+
+class Energy(Term):
+    """Compares maps of mean squares, whatever the number of channels."""
+
+    taps = ("bottleneck",)
+    equal_channels = False
+
+    def forward(self, step):
+        mine, theirs = (side.square().mean(1) for side in step.taps["bottleneck"])
+        return (mine - theirs).square().mean()
+
+
+def test_a_term_that_needs_no_equal_channels_gets_no_convolution(build, tiny_unet):
+    teacher = tiny_unet(4, width=6)
+    kd = build(teacher=teacher, objective=1.0 * Energy())
+    pair = kd(IMAGE, LABELS).taps["bottleneck"]
+    assert (pair.student.shape[1], pair.teacher.shape[1]) == (8, 12)
+    assert len(kd.adapters) == 0
+    taps = {"bottleneck": Tap("bottleneck", "encoder")}
+    kd = build(teacher=teacher, objective=1.0 * Energy(), taps=taps)
+    assert isinstance(kd.adapters["bottleneck"], Resample)
+
+
+def test_one_term_that_needs_equal_channels_is_enough_for_a_convolution(build, tiny_unet):
+    kd = build(teacher=tiny_unet(4, width=6), objective=Energy() + LatentKL())
+    assert isinstance(kd.adapters["bottleneck"], nn.Conv2d)
+
+
+class Regressor(Energy):
+    """Predicts teacher features from those of the student by a network that it builds."""
+
+    needs_teacher = True
+
+    def build(self, step):
+        self.built = step
+        student, teacher = step.taps["bottleneck"]
+        self.predict = nn.Conv2d(student.shape[1], teacher.shape[1], 1)
+
+    def forward(self, step):
+        self.seen = step.image
+        student, teacher = step.taps["bottleneck"]
+        return (self.predict(student) - teacher).square().mean()
+
+
+def test_terms_build_their_own_networks_from_the_dry_run(build, tiny_unet):
+    term = Regressor()
+    kd = build(teacher=tiny_unet(4, width=6), objective=GroundTruth() + 2.0 * term)
+    assert term.built.student.shape == term.built.teacher.shape == (1, 3, 8, 8)
+    assert term.built.image.shape == (1, 1, 8, 8)
+    assert {id(p) for p in term.parameters()} <= {id(p) for p in kd.parameters()}
+    kd(IMAGE, LABELS).loss.backward()
+    assert term.predict.weight.grad.abs().sum() > 0
+
+
+def test_what_terms_build_follows_the_students_device(build, tiny_unet):
+    term = Regressor()
+    build(student=tiny_unet(1).to("meta"), teacher=tiny_unet(4).to("meta"), objective=1.0 * term)
+    assert term.predict.weight.is_meta
+
+
+def test_a_term_of_two_names_is_built_once(build):
+    class Counted(Regressor):
+        calls = 0
+
+        def build(self, step):
+            super().build(step)
+            Counted.calls += 1
+
+    term = Counted()
+    build(objective=0.5 * term + 0.5 * term)
+    assert Counted.calls == 1
+
+
+def test_terms_see_the_students_view(build):
+    term = Regressor()
+    build(objective=1.0 * term)(IMAGE, LABELS)
+    assert torch.equal(term.seen, IMAGE[:, 2:3])
+
+
+def test_a_bottleneck_found_in_an_entry_is_captured_there(build):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mlp = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return len(x), x + self.mlp(x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block = nn.Conv2d(1, 8, 2, stride=2), Block()
+            self.decoder = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(8, 3, 1))
+
+        def forward(self, x):
+            return self.decoder(self.block(self.stem(x))[1])
+
+    kd = build(student=Net())
+    assert kd.taps["bottleneck"].student == Layer("block", select=1)
+    assert kd(IMAGE, LABELS).taps["bottleneck"].student.shape == (2, 8, 4, 4)

@@ -50,13 +50,16 @@ class Resample(nn.Module):
         return f"factors={self.factors}"
 
 
-def build_adapter(tap: str, student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
+def build_adapter(
+    tap: str, student: Sequence[int], teacher: Sequence[int], *, channels: bool = True
+) -> nn.Module:
     """Return the smallest module that turns the student's shape into the teacher's.
 
     Args:
         tap: Name of the tap, for the message.
         student: Shape of the student's features, `(B, C, *spatial)`.
         teacher: Shape of the teacher's features.
+        channels: Whether the channel counts must become equal too.
 
     Returns:
         `nn.Identity`, a 1x1 convolution, `Resample`, or convolution and `Resample` in turn.
@@ -76,7 +79,7 @@ def build_adapter(tap: str, student: Sequence[int], teacher: Sequence[int]) -> n
             "spatial axes. Choose other layers, or pass a module as Tap(adapter=...)."
         )
     steps: list[nn.Module] = []
-    if student[1] != teacher[1]:
+    if channels and student[1] != teacher[1]:
         steps.append(_CONVOLUTIONS[axes](student[1], teacher[1], kernel_size=1))
     if tuple(student[2:]) != tuple(teacher[2:]):
         factors = [t / s for s, t in zip(student[2:], teacher[2:], strict=True)]
@@ -87,7 +90,12 @@ def build_adapter(tap: str, student: Sequence[int], teacher: Sequence[int]) -> n
 
 
 def check_equal(
-    tap: str, student: Sequence[int], teacher: Sequence[int], adapter: nn.Module | None
+    tap: str,
+    student: Sequence[int],
+    teacher: Sequence[int],
+    adapter: nn.Module | None,
+    *,
+    channels: bool = True,
 ) -> None:
     """Check that adapted student features fit the teacher's.
 
@@ -96,35 +104,34 @@ def check_equal(
         student: Shape after the adapter.
         teacher: Shape of the teacher's features.
         adapter: What produced the student's shape, for the message.
+        channels: Whether the channel counts must be equal too.
 
     Raises:
         ShapeMismatchError: If the shapes differ; the message names a remedy.
     """
-    if tuple(student) == tuple(teacher):
+    different = _difference(student, teacher, channels)
+    if not different:
         return
+    try:
+        added = short(build_adapter(tap, student, teacher, channels=channels))
+        remedy = f", which adds {added} to the student"
+    except ShapeMismatchError:
+        remedy = ""
     raise ShapeMismatchError(
         f"Tap '{tap}' (adapter={adapter}): the student gives {tuple(student)}, the teacher\n"
-        f"{tuple(teacher)}; {_difference(student, teacher)} differ. Choose layers of equal shape, "
-        f'or leave\nadapter="auto"{_remedy(tap, student, teacher)}.'
+        f"{tuple(teacher)}; {different} differ. Choose layers of equal shape, or leave\n"
+        f'adapter="auto"{remedy}.'
     )
 
 
-def _difference(student: Sequence[int], teacher: Sequence[int]) -> str:
+def _difference(student: Sequence[int], teacher: Sequence[int], channels: bool) -> str:
     if len(student) != len(teacher):
         return "numbers of axes"
     if student[0] != teacher[0]:
         return "batch sizes"
-    parts = ["channels"] if student[1] != teacher[1] else []
+    parts = ["channels"] if channels and student[1] != teacher[1] else []
     parts += ["sizes"] if tuple(student[2:]) != tuple(teacher[2:]) else []
     return " and ".join(parts)
-
-
-def _remedy(tap: str, student: Sequence[int], teacher: Sequence[int]) -> str:
-    try:
-        adapter = build_adapter(tap, student, teacher)
-    except ShapeMismatchError:
-        return ""
-    return f", which adds {short(adapter)} to the student"
 
 
 def short(adapter: nn.Module) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from privdistill.exceptions import LayerNotFoundError, LifecycleError
+from privdistill.exceptions import LifecycleError
 from privdistill.taps.names import layers
 from privdistill.taps.tap import Layer, as_layer
 
@@ -44,11 +44,8 @@ class Recorder:
 
     Args:
         model: The network.
-        places: Layer by tap name, or its name alone.
+        places: Layer by tap name, or its name alone, as `find_layer` returns it.
         role: "student" or "teacher", for messages.
-
-    Raises:
-        LayerNotFoundError: If a name is no layer of the network.
     """
 
     def __init__(self, model: nn.Module, places: Mapping[str, Layer | str], *, role: str) -> None:
@@ -62,15 +59,13 @@ class Recorder:
         self._captured: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._repeated: set[str] = set()
-        self._handles = [self._attach(model, tap, name) for tap, name in self.names.items()]
-
-    def _attach(self, model: nn.Module, tap: str, name: str) -> RemovableHandle:
         known = layers(model)
-        if name not in known:
-            raise LayerNotFoundError(f"Tap '{tap}': the {self.role} has no layer '{name}'.")
+        self._handles = [self._attach(known[name], tap) for tap, name in self.names.items()]
+
+    def _attach(self, layer: nn.Module, tap: str) -> RemovableHandle:
         if self.places[tap].at == "input":
-            return known[name].register_forward_pre_hook(_InputHook(self, tap), with_kwargs=True)
-        return known[name].register_forward_hook(_Hook(self, tap))
+            return layer.register_forward_pre_hook(_InputHook(self, tap), with_kwargs=True)
+        return layer.register_forward_hook(_Hook(self, tap))
 
     @property
     def armed(self) -> bool:
@@ -166,6 +161,22 @@ class Recorder:
             for tap, version in self._versions.items()
             if tap in captured and captured[tap]._version != version  # noqa: SLF001
         ]
+
+    def check_intact(self, captured: Mapping[str, Tensor]) -> None:
+        """Check that no tensor was changed in place after it was captured.
+
+        Args:
+            captured: What `recording()` yielded, after the forward.
+
+        Raises:
+            LifecycleError: If one was, although the dry run did not show it.
+        """
+        for tap in self.corrupted(captured):
+            raise LifecycleError(
+                f"Tap '{tap}': a layer behind '{self.names[tap]}' of the {self.role} changed its "
+                "output in place after it was captured, which the dry run did not show. Pass an "
+                "example of the training size to the wrapper, or set inplace=False there."
+            )
 
     def twin(self, model: nn.Module) -> "Recorder":
         """Return a second recorder of the same layers, for another holder of the network.

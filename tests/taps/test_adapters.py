@@ -59,3 +59,13 @@ def test_adapters_are_described_as_code():
     both = build_adapter("t", (1, 2, 4), (1, 3, 8))
     assert short(both) == "nn.Conv1d(2, 3, kernel_size=1) and Resample((2.0,))"
     assert short(nn.ReLU()) == "ReLU"
+
+
+def test_only_space_is_resampled_where_channels_may_differ():
+    adapter = build_adapter("t", (1, 2, 4), (1, 3, 8), channels=False)
+    assert isinstance(adapter, Resample)
+    assert isinstance(build_adapter("t", (1, 2, 4), (1, 3, 4), channels=False), nn.Identity)
+    check_equal("t", (1, 2, 8), (1, 3, 8), adapter, channels=False)
+    for other in [(2, 3, 8), (1, 3, 4), (1, 3, 8, 8)]:
+        with pytest.raises(ShapeMismatchError, match="differ"):
+            check_equal("t", (1, 2, 8), other, adapter, channels=False)

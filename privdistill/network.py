@@ -1,0 +1,169 @@
+"""One network of a wrapper: its hooks, its view, and what the dry run showed."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from privdistill import dry_run
+from privdistill.checks import check_view, feature_map
+from privdistill.taps import Layer, Recorder
+from privdistill.teachers import FrozenTeacher, Teacher, hold
+from privdistill.text import sizes
+
+
+class Network:
+    """The student, or what it has in common with a teacher.
+
+    Args:
+        model: The network; only hooks stay on it.
+        layers: Layer by tap name.
+        view: Its view of the example, or None without one.
+        role: What messages call it.
+
+    Raises:
+        LayerNotFoundError: If a layer does not exist or no bottleneck can be told.
+        ShapeMismatchError: If the view is no image.
+    """
+
+    side = "student"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        view: Tensor | None,
+        role: str = "student",
+    ) -> None:
+        self.role = role
+        self.example: tuple[int, ...] | None = None
+        if view is not None:
+            self.check(view)
+            self.example = tuple(view.shape)
+        places, self.notes = dry_run.find_places(model, layers, view, role)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.recorder = Recorder(model, places, role=role)
+        if view is None:
+            # Without a dry run nothing tells which layers are overwritten in place.
+            self.recorder.cloned.update(places)
+            self.recorder.edits_input = True
+
+    def check(self, view: Tensor) -> None:
+        """Refuse a view that the network could not run on, or that is not like the example.
+
+        Args:
+            view: What the network is about to see.
+
+        Raises:
+            ShapeMismatchError: If it is such a view.
+        """
+        check_view(view, self.role, self.example)
+
+    def try_out(
+        self, model: nn.Module, view: Tensor, select: dry_run.Select | None, read: Collection[str]
+    ) -> dry_run.Trial:
+        """Run once in eval mode, and note the shapes of the features.
+
+        Args:
+            model: The network.
+            view: Its view of the example.
+            select: Finds the logits, if any are needed.
+            read: Taps whose features terms compare; these are read as maps.
+
+        Returns:
+            The trial.
+        """
+        trial = dry_run.run(model, view, self.recorder, select)
+        features = self._maps(trial.features, view, read)
+        self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
+        return trial._replace(features=features)
+
+    def run(
+        self, model: Callable[[Tensor], Any], view: Tensor, read: Collection[str]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Run the network and capture its features.
+
+        Args:
+            model: The network, or its holder.
+            view: What it sees.
+            read: Taps whose features terms compare; these are read as maps.
+
+        Returns:
+            Its output, and the features by tap name.
+
+        Raises:
+            LifecycleError: If a tap did not fire once, or was overwritten.
+        """
+        with self.recorder.recording() as captured:
+            # What a network does to its input must not reach the others.
+            output = model(view.clone() if self.recorder.edits_input else view)
+        self.recorder.check(captured)
+        self.recorder.check_intact(captured)
+        return output, self._maps(captured, view, read)
+
+    def _maps(
+        self, captured: dict[str, Tensor], view: Tensor, read: Collection[str]
+    ) -> dict[str, Tensor]:
+        features = dict(captured)
+        for tap in features.keys() & set(read):
+            layer = self.recorder.places[tap]
+            features[tap] = feature_map(captured[tap], view.shape[2:], tap=tap, layer=layer)
+        return features
+
+    def cells(self, tap: str) -> tuple[str, str, str]:
+        """Describe a tap in the table that a wrapper prints.
+
+        Args:
+            tap: Name of the tap.
+
+        Returns:
+            Role, layer and shape of the features.
+        """
+        shape = sizes(self.shapes[tap][1:]) if tap in self.shapes else "not run yet"
+        return self.role, str(self.recorder.places[tap]), shape
+
+    def release(self) -> None:
+        """Give the network back as it came; safe to call twice."""
+        self.recorder.remove()
+
+
+class TeacherNetwork(Network):
+    """A teacher and its holder.
+
+    Args:
+        declared: What the user passed as teacher.
+        model: One of its networks.
+        layers: Layer by tap name.
+        view: Its view of the example, or None without one.
+        index: Which of several teachers, from 0.
+    """
+
+    side = "teacher"
+
+    def __init__(
+        self,
+        declared: Teacher | None,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        view: Tensor | None,
+        index: int,
+    ) -> None:
+        super().__init__(model, layers, view, f"teacher {index + 1}" if index else "teacher")
+        self.holder = hold(declared, model)
+
+    def release(self) -> None:
+        """Remove the hooks and give up the claim on the teacher."""
+        super().release()
+        self.holder.release()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TeacherNetwork":
+        """Copy a teacher that changes; share a frozen one, with hooks and a claim of its own."""
+        twin = copy.copy(self)
+        if self.holder.owned:
+            twin.__dict__ |= copy.deepcopy(self.__dict__, memo)
+        elif self.holder.holding:
+            # Another holder, which must not move the teacher under the original.
+            twin.holder = FrozenTeacher(self.holder.module, moves=False)
+            twin.recorder = self.recorder.twin(self.holder.module)
+        return twin
