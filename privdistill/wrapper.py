@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import torch
@@ -307,16 +308,25 @@ class DistillationWrapper(nn.Module):
         return changing.module.parameters()
 
     def forward(
-        self, image: Image, target: Tensor | None = None, *, present: Tensor | None = None
+        self,
+        image: Image,
+        target: Tensor | None = None,
+        *,
+        present: Tensor | None = None,
+        labelled: Tensor | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Output:
         """Run all networks and compute the objective.
 
         Args:
             image: The full input: `(B, C, *spatial)` with every modality, or a mapping by name.
             target: Reference, one-hot or regions `(B, C, *spatial)`, or a label map
-                `(B, *spatial)`; may be None where no term reads it.
+                `(B, *spatial)`. Without one, terms that read it are left out, and the others teach.
             present: Which of the modalities each sample has, boolean `(B, modalities)`; the others
                 are filled as `PrivilegedInput(fill=...)` says. All of them unless given.
+            labelled: Which samples have a reference, boolean `(B,)`; what `target` holds for the
+                others is not read. All of them unless given.
+            sample_weights: Weight of each sample in terms that read the target, `(B,)`, >= 0.
 
         Returns:
             Loss, terms, logits and taps of this step.
@@ -342,7 +352,9 @@ class DistillationWrapper(nn.Module):
         if self._counts():
             checks.check_gradients(self._student.recorder, mine)
         heads, pairs = self._select(output, view.ndim - 2), self._pair(mine, features)
-        steps = self._steps(heads, taught, view, pairs, target)
+        target = None if target is None else plain(target)
+        given = {"target": target, "labelled": labelled, "sample_weights": sample_weights}
+        steps = self._steps(heads, taught, view, pairs, given)
         loss, terms = self.objective(steps[0], self._weighted(steps))
         self._validated = True
         if self._counts():
@@ -358,18 +370,18 @@ class DistillationWrapper(nn.Module):
         taught: Sequence[Sequence[Tensor]],
         image: Tensor,
         pairs: dict[str, TapPair],
-        target: Tensor | None = None,
+        reference: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Step]:
         """One step for each head of the student."""
         common = Step(
             student=heads[0],
-            target=None if target is None else plain(target),
             image=image,
             taps=pairs,
             activation=self.activation,
             index=self.steps.clone(),
             validate=self.validate == "always"
             or (self.validate == "first" and not self._validated),
+            **reference,
         )
         shared = list(zip(taught, self._shares, strict=True)) if taught else []
         return steps_by_head(common, heads, shared, self.activation)

@@ -16,6 +16,7 @@ from privdistill import (
     ModalityError,
     ObjectiveError,
     PrivilegedInput,
+    Ramp,
     ShapeMismatchError,
     SoftTargetDiceBCE,
     Tap,
@@ -779,3 +780,40 @@ def test_steps_without_gradients_are_not_counted(build):
     with torch.no_grad():
         kd(IMAGE, LABELS)
     assert kd.steps == 0
+
+
+# --- samples without a reference ---------------------------------------------------------------
+
+
+def test_a_batch_without_references_still_teaches(build):
+    kd = build()
+    out = kd(IMAGE)
+    out.loss.backward()
+    assert sorted(out.terms) == ["latent_kl", "soft_target_dice_bce"]
+    assert kd.student.head.weight.grad.any()
+
+
+def test_unlabelled_samples_learn_from_the_teacher_alone(build):
+    kd = build()
+    target = LABELS.clone()
+    target[1] = 77
+    out = kd(IMAGE, target, labelled=torch.tensor([True, False]))
+    both, first = kd(IMAGE, LABELS), kd(IMAGE[:1], LABELS[:1])
+    assert out.terms["ground_truth"].item() == pytest.approx(first.terms["ground_truth"].item())
+    for taught in ("latent_kl", "soft_target_dice_bce"):
+        assert out.terms[taught].item() == pytest.approx(both.terms[taught].item())
+
+
+def test_weights_of_samples_reach_the_reference_terms(build):
+    kd = build()
+    out = kd(IMAGE, LABELS, sample_weights=torch.tensor([0.0, 2.0]))
+    second = kd(IMAGE[1:], LABELS[1:])
+    assert out.terms["ground_truth"].item() == pytest.approx(second.terms["ground_truth"].item())
+
+
+def test_the_step_counter_moves_schedules(build):
+    kd = build(objective=GroundTruth() + Ramp(0, 1, steps=2) * LatentKL())
+    for share in (0, 0.5, 1, 1):
+        out = kd(IMAGE, LABELS)
+        wanted = out.terms["ground_truth"] + share * out.terms["latent_kl"]
+        assert out.loss.item() == pytest.approx(wanted.item())

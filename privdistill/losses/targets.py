@@ -59,7 +59,7 @@ def reference(
         mask = (~ignored).to(torch.float32)
     weights = _sample_weights(step, logits, term)
     if step.labelled is not None:
-        missing = ~step.labelled.reshape(-1, *[1] * (target.ndim - 1))
+        missing = ~step.labelled.to(target.device).reshape(-1, *[1] * (target.ndim - 1))
         target = _hide(target, missing, logits, activation)
     channels = as_channels(target, logits, activation, term=term, validate=step.validate)
     return Reference(channels, mask, weights)
@@ -88,8 +88,8 @@ def _sample_weights(step: Step, logits: Tensor, term: str) -> Tensor | None:
         )
     if step.labelled is None:
         return weights
-    labelled = step.labelled.to(torch.float32)
-    return labelled if weights is None else labelled * weights
+    labelled = step.labelled.to(logits.device, torch.float32)
+    return labelled if weights is None else labelled * weights.to(logits.device)
 
 
 def _all_weights(weights: Tensor) -> bool:

@@ -153,7 +153,7 @@ def test_damaged_subject_is_found_before_training(subjects, arguments, tmp_path,
 
 def test_objective_is_equation_five():
     terms = train.student_objective(ObjectiveConfig()).named_terms
-    weights = {name: weight for name, (weight, _) in terms.items()}
+    weights = {name: weight.factor for name, (weight, _) in terms.items()}
     assert weights == {"soft_target_dice_bce": 0.75, "ground_truth": 0.25, "latent_kl": 10.0}
 
 

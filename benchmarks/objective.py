@@ -1,0 +1,149 @@
+"""Time and extra memory of the KD-Net objective, against the same one built from other libraries.
+
+The other one takes MONAI's `DiceLoss`, torch's binary cross-entropy and torch's `kl_div`. Forward
+and backward, from logits and features that are there already; both alternate in one process, and
+only their ratio is reported. Memory is what the process grows by at its peak, each in a process of
+its own.
+
+    python benchmarks/objective.py
+    python benchmarks/objective.py --sizes 2x4x64x64x64 --rounds 20
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor
+
+from privdistill import GroundTruth, LatentKL, SoftTargetDiceBCE, Step, TapPair
+
+OURS = 0.75 * SoftTargetDiceBCE() + 0.25 * GroundTruth() + 10.0 * LatentKL()
+
+
+def inputs(size: tuple[int, ...], activation: str) -> Step:
+    """Make random logits, a bottleneck of the paper's size, and a reference."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(size, generator=generator, requires_grad=True)
+    latent = torch.randn(size[0], 480, 4, 4, 4, generator=generator, requires_grad=True)
+    classes = torch.randint(0, size[1], (size[0], *size[2:]), generator=generator)
+    target = F.one_hot(classes, size[1]).movedim(-1, 1).float().contiguous()
+    teacher = torch.randn(size, generator=generator)
+    pair = TapPair(latent, torch.randn(latent.shape, generator=generator))
+    return Step(
+        student,
+        teacher,
+        target=target,
+        taps={"bottleneck": pair},
+        activation=activation,
+        validate=False,
+    )
+
+
+def ours(step: Step) -> Tensor:
+    """Equation (5) by this library."""
+    return OURS(step)[0]
+
+
+def theirs(step: Step) -> Tensor:
+    """Equation (5) by MONAI's Dice and torch's cross-entropy and divergence."""
+    softmax = step.activation == "softmax"
+    dice = DiceLoss(softmax=softmax, sigmoid=not softmax)
+    teacher, pair = step.teacher, step.taps["bottleneck"]
+    if softmax:
+        soft = (teacher / 5).softmax(1)
+        hard = F.one_hot(teacher.argmax(1), teacher.shape[1]).movedim(-1, 1).float()
+    else:
+        soft, hard = (teacher / 5).sigmoid(), (teacher > 0).float()
+
+    def bce(target: Tensor) -> Tensor:
+        if softmax:
+            return F.binary_cross_entropy(step.student.softmax(1), target)
+        return F.binary_cross_entropy_with_logits(step.student, target)
+
+    latent = F.kl_div(
+        pair.student.flatten(1).log_softmax(1),
+        pair.teacher.flatten(1).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    taught = dice(step.student, soft) + bce(hard)
+    supervised = dice(step.student, step.target) + bce(step.target)
+    return 0.75 * taught + 0.25 * supervised + 10 * latent
+
+
+def seconds(loss: Callable[[Step], Tensor], step: Step) -> float:
+    """Time one forward and backward pass."""
+    step.student.grad = step.taps["bottleneck"].student.grad = None
+    begin = time.perf_counter()
+    loss(step).backward()
+    return time.perf_counter() - begin
+
+
+def peak(name: str, size: str, activation: str) -> float:
+    """Peak growth of a fresh process over one pass, in MiB."""
+    command = [
+        sys.executable,
+        __file__,
+        "--only",
+        name,
+        "--sizes",
+        size,
+        "--activation",
+        activation,
+    ]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
+
+
+def grown(name: str, step: Step) -> float:
+    """Growth of this process's peak memory over one pass, in MiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds(ours if name == "ours" else theirs, step)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def compare(size: str, activation: str, rounds: int) -> str:
+    """One row of the table."""
+    step = inputs(tuple(map(int, size.split("x"))), activation)
+    for loss in (ours, theirs):
+        seconds(loss, step)
+    pairs = [(seconds(ours, step), seconds(theirs, step)) for _ in range(rounds)]
+    ratios = [mine / other for mine, other in pairs]
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    quartiles = statistics.quantiles(ratios, n=4)
+    memory = [peak(name, size, activation) for name in ("ours", "theirs")]
+    return (
+        f"{size:>18}  {activation:8}  {1e3 * mine:7.1f} ms  {1e3 * other:7.1f} ms  "
+        f"{statistics.median(ratios):5.2f} ({quartiles[0]:.2f} to {quartiles[2]:.2f})  "
+        f"{memory[0]:6.0f} MiB  {memory[1]:6.0f} MiB  {memory[0] / max(memory[1], 1):5.2f}"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["2x4x64x64x64", "2x3x128x128x128"])
+    parser.add_argument("--activation", choices=("softmax", "sigmoid"))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.only:
+        size = tuple(map(int, options.sizes[0].split("x")))
+        print(grown(options.only, inputs(size, options.activation)))
+        return
+    print("              size  activation   ours        others      time ratio (quartiles)  memory")
+    for size in options.sizes:
+        for activation in [options.activation] if options.activation else ("softmax", "sigmoid"):
+            print(compare(size, activation, options.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
