@@ -6,16 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from privdistill.exceptions import ObjectiveError, ShapeMismatchError
+from privdistill.exceptions import ObjectiveError
 from privdistill.losses.base import Term, check_choice, check_positive
 from privdistill.losses.functional import (
     Activation,
     binarise,
     binary_cross_entropy,
-    mix_logits,
     probabilities,
     soft_dice,
 )
+from privdistill.losses.reading import resolve, teacher_logits
 from privdistill.losses.targets import as_channels, check_activation
 from privdistill.output import Step
 
@@ -223,47 +223,3 @@ class SoftTargetDiceBCE(Term):
     def extra_repr(self) -> str:
         """Show the temperature and the options that were chosen."""
         return ", ".join(filter(None, (f"temperature={self.temperature}", self.dice_bce.changed())))
-
-
-def resolve(own: Activation | None, step: Step) -> Activation:
-    """Return a term's own activation, or the wrapper's.
-
-    Args:
-        own: The term's option.
-        step: The step, which carries the wrapper's.
-
-    Returns:
-        "softmax" or "sigmoid".
-    """
-    return own or ("sigmoid" if step.activation == "sigmoid" else "softmax")
-
-
-def teacher_logits(
-    step: Step, activation: Activation, *, term: str, temperature: float = 1.0
-) -> Tensor:
-    """Return the teacher's logits, detached, after comparing their shape with the student's.
-
-    Args:
-        step: The step.
-        activation: "softmax" or "sigmoid".
-        term: Name of the term, for messages.
-        temperature: With several teachers, at which their probabilities are averaged.
-
-    Returns:
-        `(B, C, *spatial)`.
-
-    Raises:
-        ObjectiveError: If the step has none.
-        ShapeMismatchError: If they differ from the student's in shape.
-    """
-    if step.teacher is None:
-        raise ObjectiveError(f"{term}: the step has no teacher logits.")
-    if step.teacher.shape != step.student.shape:
-        raise ShapeMismatchError(
-            f"{term}: the student's logits are {tuple(step.student.shape)}, the teacher's "
-            f"{tuple(step.teacher.shape)}. Both networks must predict the same classes at the same "
-            "resolution."
-        )
-    if step.members:
-        return mix_logits(step.members, activation, temperature=temperature).detach()
-    return step.teacher.detach()
