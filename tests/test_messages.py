@@ -29,9 +29,19 @@ from privdistill import (
     SoftTargetDiceBCE,
     Step,
     Tap,
+    TapPair,
     Term,
     assert_no_leak,
     describe,
+)
+from privdistill.losses import (
+    AttentionTransfer,
+    ContrastiveProjection,
+    FeatureL2,
+    HintonKL,
+    LogitMSE,
+    ReliableSoftTargetCE,
+    VariationalInformation,
 )
 
 FILE = Path(__file__).with_name("messages.txt")
@@ -150,6 +160,11 @@ def alone(term, **fields):
     return term(Step(student=torch.zeros(2, 3, 8, 8), **fields))
 
 
+def at_tap(term, student, teacher):
+    pair = TapPair(torch.zeros(student), torch.zeros(teacher))
+    return alone(term, taps={"bottleneck": pair})
+
+
 MISUSES = {
     "the student is no network": lambda: wrap(student="net.pt"),
     "the teacher is no network": lambda: wrap(teacher="net.pt"),
@@ -251,6 +266,19 @@ MISUSES = {
     "step without teacher logits": lambda: alone(SoftTargetDiceBCE()),
     "step with other logits": lambda: alone(SoftTargetDiceBCE(), teacher=torch.zeros(2, 2, 8, 8)),
     "step without tap": lambda: alone(LatentKL()),
+    "step without target": lambda: alone(ReliableSoftTargetCE(), teacher=torch.zeros(2, 3, 8, 8)),
+    "standardised pair of channels": lambda: HintonKL(standardise=True)(
+        Step(student=HOT[:, :2], teacher=HOT[:, :2])
+    ),
+    "centred regions": lambda: alone(
+        LogitMSE(centre=True), teacher=torch.zeros(2, 3, 8, 8), activation="sigmoid"
+    ),
+    "features of other shape": lambda: at_tap(FeatureL2(), (2, 4, 8, 8), (2, 8, 8, 8)),
+    "term without its networks": lambda: at_tap(VariationalInformation(), (2, 4, 8), (2, 4, 8)),
+    "contrast of one sample": lambda: at_tap(ContrastiveProjection(), (1, 4, 8), (1, 4, 8)),
+    "power of attention": lambda: AttentionTransfer(power=0.5),
+    "variance below its floor": lambda: VariationalInformation(min_variance=9.0),
+    "width of a term's network": lambda: ContrastiveProjection(dimensions=0),
     "mapping without names": lambda: wrap(inputs=None)(dict.fromkeys(NAMES, IMAGE), LABELS),
     "input of another kind": lambda: step(image=[1, 2]),
     "modality missing": lambda: step(image={"t1": IMAGE[:, :1]}),

@@ -1,6 +1,7 @@
 """A loss term, and objectives: weighted sums of terms."""
 
 import copy
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -350,3 +351,20 @@ def _free_name(name: str, taken: dict[str, tuple[Weight, Term]]) -> str:
 def _snake_case(name: str) -> str:
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
     return re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", words).lower()
+
+
+def changed_options(term: Term, *always: str) -> str:
+    """Return a term's options that differ from their defaults, as they would be typed.
+
+    Args:
+        term: A term that keeps each option as an attribute of its name.
+        always: Options to be shown in any case.
+
+    Returns:
+        For `extra_repr`.
+    """
+    return ", ".join(
+        f"{name}={getattr(term, name)!r}"
+        for name, option in inspect.signature(type(term)).parameters.items()
+        if name in always or getattr(term, name) != option.default
+    )

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from privdistill.exceptions import ObjectiveError, ShapeMismatchError
+from privdistill.exceptions import ObjectiveError
 from privdistill.losses.base import Term, check_choice, check_positive
 from privdistill.losses.functional import (
     Activation,
@@ -15,11 +15,11 @@ from privdistill.losses.functional import (
     at_least_float32,
     binarise,
     binary_cross_entropy,
-    mix_logits,
     probabilities,
     resize,
     soft_dice,
 )
+from privdistill.losses.reading import resolve, teacher_logits
 from privdistill.losses.targets import check_activation, reference
 from privdistill.output import Step
 
@@ -340,47 +340,3 @@ class SoftTargetDiceBCE(Term):
         own += ["scale_by_t2=True"] * self.scale_by_t2
         own += [f"binarisation={self.binarisation!r}"] * (self.binarisation is not None)
         return ", ".join(filter(None, (*own, self.dice_bce.changed())))
-
-
-def resolve(own: Activation | None, step: Step) -> Activation:
-    """Return a term's own activation, or the wrapper's.
-
-    Args:
-        own: The term's option.
-        step: The step, which carries the wrapper's.
-
-    Returns:
-        "softmax" or "sigmoid".
-    """
-    return own or ("sigmoid" if step.activation == "sigmoid" else "softmax")
-
-
-def teacher_logits(
-    step: Step, activation: Activation, *, term: str, temperature: float = 1.0
-) -> Tensor:
-    """Return the teacher's logits, detached, after comparing their shape with the student's.
-
-    Args:
-        step: The step.
-        activation: "softmax" or "sigmoid".
-        term: Name of the term, for messages.
-        temperature: With several teachers, at which their probabilities are averaged.
-
-    Returns:
-        `(B, C, *spatial)`.
-
-    Raises:
-        ObjectiveError: If the step has none.
-        ShapeMismatchError: If they differ from the student's in shape.
-    """
-    if step.teacher is None:
-        raise ObjectiveError(f"{term}: the step has no teacher logits.")
-    if step.teacher.shape != step.student.shape:
-        raise ShapeMismatchError(
-            f"{term}: the student's logits are {tuple(step.student.shape)}, the teacher's "
-            f"{tuple(step.teacher.shape)}. Both networks must predict the same classes at the same "
-            "resolution."
-        )
-    if step.members:
-        return mix_logits(step.members, activation, temperature=temperature).detach()
-    return step.teacher.detach()

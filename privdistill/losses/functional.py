@@ -302,3 +302,57 @@ def _log_distribution(features: Tensor, normalisation: Normalisation, temperatur
         features = features.flatten(1)
     log_distribution: Tensor = (features / temperature).log_softmax(dim=-1)
     return log_distribution
+
+
+def standardise(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    """Values less their mean, over their standard deviation: `(v - m) / sqrt(var + 1e-5)`.
+
+    Args:
+        values: In float32 or float64.
+        axes: Axes of the mean and of the (population) variance.
+
+    Returns:
+        Same shape; a constant gives zeros.
+
+    Example:
+        >>> standardise(torch.tensor([[0.0, 2.0, 4.0]]), 1)
+        tensor([[-1.2247,  0.0000,  1.2247]])
+    """
+    centred = values - values.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + 1e-5).rsqrt()
+
+
+def unit(values: Tensor, axis: int) -> Tensor:
+    """Vectors over their L2 norm, `v / sqrt(|v|^2 + 1e-12)`.
+
+    Args:
+        values: In float32 or float64.
+        axis: Axis of the vectors.
+
+    Returns:
+        Same shape; a zero vector stays zero.
+
+    Example:
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), 1)
+        tensor([[0.6000, 0.8000], [0.0000, 0.0000]])
+    """
+    return values * (values.square().sum(axis, keepdim=True) + 1e-12).rsqrt()
+
+
+def full_precision(values: Tensor) -> torch.autocast:
+    """A context in which matrix products and convolutions keep their inputs' precision.
+
+    Args:
+        values: A tensor on the device in question.
+
+    Returns:
+        A context manager that switches autocast off.
+
+    Example:
+        >>> x = torch.ones(2, 2)
+        >>> with torch.autocast("cpu"), full_precision(x):
+        ...     (x @ x).dtype
+        torch.float32
+    """
+    # There is no autocast for the meta device, and nothing to switch off.
+    return torch.autocast("cpu" if values.is_meta else values.device.type, enabled=False)

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from privdistill.exceptions import LayerNotFoundError
 from privdistill.losses.base import Term, check_choice, check_positive
 from privdistill.losses.functional import Normalisation, Reduction, latent_kl
-from privdistill.output import Step, TapPair
+from privdistill.losses.reading import tap_pair
+from privdistill.output import Step
 
 _NORMALISATIONS = ("softmax", "softmax_channel", "softmax_spatial", "l1")
 
@@ -34,6 +34,7 @@ class LatentKL(Term):
 
     Example:
         >>> import torch
+        >>> from privdistill import TapPair
         >>> z = torch.zeros(1, 2, 4, 4, 4)
         >>> LatentKL()(Step(student=z, taps={"bottleneck": TapPair(z, z)}))
         tensor(0.)
@@ -79,25 +80,3 @@ class LatentKL(Term):
         parts += [f"temperature={self.temperature}"] * (self.temperature != 1.0)
         parts += [f"reduction={self.reduction!r}"] * (self.reduction != "sum")
         return ", ".join(parts)
-
-
-def tap_pair(step: Step, tap: str, term: str) -> TapPair:
-    """Return the features captured under a tap's name.
-
-    Args:
-        step: The step.
-        tap: Name of the tap.
-        term: Name of the term, for the message.
-
-    Returns:
-        Student and teacher features.
-
-    Raises:
-        LayerNotFoundError: If the step carries no such tap.
-    """
-    if tap not in step.taps:
-        raise LayerNotFoundError(
-            f"{term}: this step has no tap '{tap}'; it has {sorted(step.taps) or 'none'}. Name it "
-            "in the wrapper: taps={'" + tap + "': Tap(teacher=..., student=...)}."
-        )
-    return step.taps[tap]

@@ -1,0 +1,314 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from privdistill import ObjectiveError, ShapeMismatchError, Step
+from privdistill.losses import HintonKL, LogitMSE, ProbabilityMSE, ReliableSoftTargetCE
+
+SHAPES = [(2, 3, 5), (2, 3, 4, 5), (2, 3, 3, 4, 2)]
+TERMS = [
+    HintonKL(),
+    HintonKL(temperature=2.0, standardise=True),
+    LogitMSE(),
+    ProbabilityMSE(),
+    ReliableSoftTargetCE(),
+]
+
+
+def pair(shape=SHAPES[1], activation="softmax", dtype=torch.float32, **options):
+    student, teacher = 2 * torch.randn(shape), 3 * torch.randn(shape)
+    if activation == "softmax":
+        target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    else:
+        target = torch.rand(shape) > 0.5
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    return Step(student=student, teacher=teacher, target=target, activation=activation, **options)
+
+
+def voxels(logits):
+    """Vectors over channels, one row per voxel."""
+    return logits.double().flatten(2).transpose(1, 2).flatten(0, 1).numpy()
+
+
+def softmax(z):
+    return np.exp(z) / np.exp(z).sum()
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def kl(q, p):
+    return sum(a * math.log(a / b) for a, b in zip(q, p, strict=True))
+
+
+def z_score(z):
+    return (z - z.mean()) / math.sqrt(z.var() + 1e-5)
+
+
+def hinton(step, temperature, prepare=lambda z: z):
+    total, rows = 0.0, list(zip(voxels(step.student), voxels(step.teacher), strict=True))
+    for student, teacher in rows:
+        s, t = prepare(student) / temperature, prepare(teacher) / temperature
+        if step.activation == "softmax":
+            total += kl(softmax(t), softmax(s))
+        else:
+            bits = zip(sigmoid(t), sigmoid(s), strict=True)
+            total += np.mean([kl((q, 1 - q), (p, 1 - p)) for q, p in bits])
+    return temperature**2 * total / len(rows)
+
+
+def reliable(step, temperature):
+    sums, weights = 0.0, 0.0
+    softly = step.activation == "softmax"
+    target = (
+        torch.nn.functional.one_hot(step.target, 3).movedim(-1, 1)
+        if softly
+        else step.target.float()
+    )
+    rows = zip(voxels(step.student), voxels(step.teacher), voxels(target), strict=True)
+    for student, teacher, y in rows:
+        if softly:
+            entries = [
+                (
+                    -math.log(softmax(student)[y.argmax()]),
+                    -math.log(softmax(teacher)[y.argmax()]),
+                    teacher.argmax() == y.argmax(),
+                    -(softmax(teacher / temperature) @ np.log(softmax(student / temperature))),
+                )
+            ]
+        else:
+            entries = []
+            for s, t, label in zip(student, teacher, y, strict=True):
+                q, p = sigmoid(t / temperature), sigmoid(s / temperature)
+                own, other = (sigmoid(v if label else -v) for v in (s, t))
+                soft = -q * math.log(p) - (1 - q) * math.log(1 - p)
+                entries.append((-math.log(own), -math.log(other), (t > 0) == bool(label), soft))
+        for own, other, right, soft in entries:
+            m = max(0.0, own - other) * right
+            sums, weights = sums + m * soft, weights + m
+    return sums / weights
+
+
+def close(found, expected):
+    return abs(found.item() - expected) <= 1e-6 * max(1.0, abs(expected))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_divergence_equals_the_formula(shape, activation, temperature):
+    step = pair(shape, activation)
+    assert close(HintonKL(temperature=temperature)(step), hinton(step, temperature))
+
+
+def test_divergence_without_the_factor_and_as_a_sum():
+    step = pair()
+    mean = HintonKL(temperature=3.0)(step).item()
+    plain = HintonKL(temperature=3.0, scale_by_t2=False)(step).item()
+    assert plain == pytest.approx(mean / 9, rel=1e-6)
+    summed = HintonKL(temperature=3.0, reduction="sum")(step).item()
+    assert summed == pytest.approx(20 * mean, rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_standardised_divergence_equals_the_formula(activation):
+    step = pair(activation=activation)
+    found = HintonKL(temperature=2.0, standardise=True)(step)
+    assert close(found, hinton(step, 2.0, z_score))
+
+
+def test_standardised_logits_may_have_another_size():
+    step = pair()
+    scaled = Step(student=7 * step.teacher + 2, teacher=step.teacher)
+    assert HintonKL(standardise=True)(scaled) < 1e-4
+    assert HintonKL()(scaled) > 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logit_distance_equals_the_formula(shape):
+    step = pair(shape)
+    difference = voxels(step.student) - voxels(step.teacher)
+    assert close(LogitMSE()(step), (difference**2).mean())
+    centred = difference - difference.mean(1, keepdims=True)
+    assert close(LogitMSE(centre=True)(step), (centred**2).mean())
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_probability_distance_equals_the_formula(shape, activation):
+    step = pair(shape, activation)
+    sigma = softmax if activation == "softmax" else sigmoid
+    rows = zip(voxels(step.student), voxels(step.teacher), strict=True)
+    expected = np.mean([((sigma(s) - sigma(t)) ** 2).sum() for s, t in rows])
+    assert close(ProbabilityMSE()(step), expected)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reliable_cross_entropy_equals_the_formula(shape, activation):
+    step = pair(shape, activation)
+    assert close(ReliableSoftTargetCE(temperature=10.0)(step), reliable(step, 10.0))
+
+
+def test_reliable_cross_entropy_reads_one_hot_targets():
+    step = pair()
+    hot = torch.nn.functional.one_hot(step.target, 3).movedim(-1, 1)
+    term = ReliableSoftTargetCE()
+    assert term(Step(student=step.student, teacher=step.teacher, target=hot)) == term(step)
+
+
+def test_a_teacher_that_is_never_right_teaches_nothing():
+    step = pair()
+    student = step.student.requires_grad_()
+    wrong = torch.nn.functional.one_hot((step.target + 1) % 3, 3).movedim(-1, 1) * 9.0
+    value = ReliableSoftTargetCE()(Step(student=student, teacher=wrong, target=step.target))
+    value.backward()
+    assert value == 0
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("term", TERMS, ids=repr)
+def test_perfect_imitation_costs_nothing(term, activation):
+    step = pair(activation=activation)
+    imitation = Step(
+        student=step.teacher, teacher=step.teacher, target=step.target, activation=activation
+    )
+    assert term(imitation) == 0
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("term", TERMS, ids=repr)
+def test_gradients_in_float64(term, activation):
+    step = pair((2, 3, 2, 2), activation, torch.float64)
+    teacher = step.teacher.requires_grad_()
+
+    def loss(x):
+        return term(Step(student=x, teacher=teacher, target=step.target, activation=activation))
+
+    student = step.student.requires_grad_()
+    if isinstance(term, ReliableSoftTargetCE):
+        # its weights depend on the student and carry no gradient, so differences would not agree
+        loss(student).backward()
+    else:
+        assert torch.autograd.gradcheck(loss, (student,))
+    loss(student).backward()
+    assert student.grad.isfinite().all()
+    assert teacher.grad is None
+
+
+def test_reliability_carries_no_gradient():
+    step = pair((1, 3, 1), dtype=torch.float64)
+    student = step.student.requires_grad_()
+    hot = torch.nn.functional.one_hot(step.teacher.argmax(1), 3).movedim(-1, 1)
+    teacher = 20.0 * hot
+    # a single voxel: the weight cancels, and the gradient is that of the cross-entropy alone
+    ReliableSoftTargetCE(temperature=2.0)(Step(student, teacher, target=hot)).backward()
+    expected = ((student / 2).softmax(1) - (teacher / 2).softmax(1)) / 2
+    assert torch.allclose(student.grad, expected)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("term", TERMS, ids=repr)
+def test_extreme_half_precision_logits_stay_finite(term, dtype, activation):
+    step = pair((2, 3, 4, 4), activation)
+    student = (1e4 * step.student.sign()).to(dtype).requires_grad_()
+    teacher = (1e4 * step.teacher.sign()).to(dtype)
+    value = term(Step(student, teacher, target=step.target, activation=activation))
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("term", TERMS, ids=repr)
+def test_value_does_not_change_with_the_patch_size(term):
+    small, large = (term(pair((1, 3, size, size, size))).item() for size in (32, 64))
+    assert large == pytest.approx(small, rel=0.05)
+
+
+@pytest.mark.parametrize("term", TERMS, ids=repr)
+def test_terms_compile_whole_and_run_on_meta(term):
+    step = pair(validate=False)
+
+    def loss(student, teacher, target):
+        return term(Step(student=student, teacher=teacher, target=target, validate=False))
+
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    tensors = step.student, step.teacher, step.target
+    assert torch.equal(compiled(*tensors), loss(*tensors))
+    assert loss(*(tensor.to("meta") for tensor in tensors)).shape == ()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(*tensors), term(step))
+
+
+@pytest.mark.parametrize("term", [HintonKL(temperature=3.0), ReliableSoftTargetCE()], ids=repr)
+def test_several_teachers_are_averaged_at_the_temperature(term):
+    step = pair()
+    twice = Step(
+        student=step.student,
+        teacher=step.teacher,
+        target=step.target,
+        members=((step.teacher, 0.25), (step.teacher, 0.75)),
+    )
+    assert term(twice).item() == pytest.approx(term(step).item(), rel=1e-4)
+
+
+def test_terms_own_activation_wins():
+    step = pair(activation="sigmoid")
+    own = Step(student=step.student, teacher=step.teacher)
+    assert HintonKL(activation="sigmoid")(own) == HintonKL()(step)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HintonKL(temperature=0), "`temperature` must be positive and finite; got 0"),
+        (lambda: HintonKL(reduction="none"), r"`reduction` must be one of .*; got 'none'"),
+        (lambda: LogitMSE(activation="tanh"), "LogitMSE: `activation` must be one of"),
+        (lambda: ReliableSoftTargetCE(temperature=-1), "`temperature` must be positive"),
+    ],
+)
+def test_options_without_meaning_are_refused(make, message):
+    with pytest.raises(ObjectiveError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_two_channels_cannot_be_standardised(activation):
+    with pytest.raises(ObjectiveError, match="at least 3 channels; of the 2 here"):
+        HintonKL(standardise=True)(pair((1, 2, 4), activation))
+
+
+def test_logits_of_a_sigmoid_are_not_centred():
+    with pytest.raises(ObjectiveError, match=r"what a sigmoid depends on. Pass centre=False"):
+        LogitMSE(centre=True)(pair(activation="sigmoid"))
+
+
+@pytest.mark.parametrize("term", TERMS, ids=repr)
+def test_steps_that_lack_something_are_refused(term):
+    one = torch.zeros(1, 1, 4)
+    with pytest.raises(ObjectiveError, match="softmax over 1 channel is constant"):
+        term(Step(student=one, teacher=one, target=one))
+    with pytest.raises(ObjectiveError, match="no teacher logits"):
+        term(Step(student=torch.zeros(1, 3, 4)))
+    with pytest.raises(ShapeMismatchError, match=r"student's logits are \(1, 3, 4\), the"):
+        term(Step(student=torch.zeros(1, 3, 4), teacher=torch.zeros(1, 3, 8)))
+
+
+def test_missing_target_says_how_to_call():
+    step = pair()
+    with pytest.raises(ObjectiveError, match=r"no target. Call the wrapper as kd\(image, target\)"):
+        ReliableSoftTargetCE()(Step(student=step.student, teacher=step.teacher))
+
+
+def test_repr_shows_what_was_chosen():
+    assert repr(HintonKL()) == "HintonKL(temperature=4.0)"
+    chosen = HintonKL(temperature=2.0, standardise=True, reduction="sum")
+    assert repr(chosen) == "HintonKL(temperature=2.0, standardise=True, reduction='sum')"
+    assert repr(LogitMSE()) == "LogitMSE()"
+    assert repr(ReliableSoftTargetCE()) == "ReliableSoftTargetCE(temperature=10.0)"
