@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from privdistill.exceptions import ObjectiveError
+from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.base import Term, check_choice, check_positive
 from privdistill.losses.functional import (
     Activation,

@@ -1,10 +1,9 @@
-"""What terms read from a step: activation, teacher's logits, target and features."""
+"""What terms read from a step: activation, teacher's logits and features."""
 
 from torch import Tensor
 
 from privdistill.exceptions import LayerNotFoundError, ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation, mix_logits
-from privdistill.losses.targets import as_channels
 from privdistill.output import Step, TapPair
 
 
@@ -50,28 +49,6 @@ def teacher_logits(
     if step.members:
         return mix_logits(step.members, activation, temperature=temperature).detach()
     return step.teacher.detach()
-
-
-def target_channels(step: Step, activation: Activation, *, term: str) -> Tensor:
-    """Return the target with one channel per logit channel.
-
-    Args:
-        step: The step.
-        activation: "softmax" or "sigmoid".
-        term: Name of the term, for messages.
-
-    Returns:
-        `(B, C, *spatial)` in float32.
-
-    Raises:
-        ObjectiveError: If the step has none, or its values do not fit.
-        ShapeMismatchError: If its shape does not fit the logits.
-    """
-    if step.target is None:
-        raise ObjectiveError(
-            f"{term}: the step has no target. Call the wrapper as kd(image, target)."
-        )
-    return as_channels(step.target, step.student, activation, term=term, validate=step.validate)
 
 
 def tap_pair(step: Step, tap: str, term: str) -> TapPair:

@@ -14,8 +14,8 @@ from privdistill.losses.functional import (
     probabilities,
     standardise,
 )
-from privdistill.losses.reading import resolve, target_channels, teacher_logits
-from privdistill.losses.targets import check_activation
+from privdistill.losses.reading import resolve, teacher_logits
+from privdistill.losses.targets import check_activation, reference
 from privdistill.output import Step
 
 Reduction = Literal["mean", "sum"]
@@ -270,9 +270,11 @@ class ReliableSoftTargetCE(ResponseTerm):
         """Compute the term from both networks' logits and the target."""
         student, teacher, activation = self.logits(step)
         mixed = teacher_logits(step, activation, term=self.name, temperature=self.temperature)
-        target = target_channels(step, activation, term=self.name).to(student.dtype)
+        target, _, counts = reference(step, student, activation, term=self.name)
         soft = probabilities(mixed, activation, temperature=self.temperature)
-        weight = _reliability(student.detach(), teacher, target, activation)
+        weight = _reliability(student.detach(), teacher, target.to(student.dtype), activation)
+        if counts is not None:
+            weight = weight * counts.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
         share = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
         return (share * _cross_entropy(student / self.temperature, soft, activation)).sum()
 

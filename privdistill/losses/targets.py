@@ -26,7 +26,12 @@ class Reference(NamedTuple):
 
 
 def reference(
-    step: Step, logits: Tensor, activation: Activation, *, term: str, ignore_index: int | None
+    step: Step,
+    logits: Tensor,
+    activation: Activation,
+    *,
+    term: str,
+    ignore_index: int | None = None,
 ) -> Reference:
     """Read the step's target, with what is to be left out of it.
 
