@@ -77,20 +77,19 @@ def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective:
         )
     if not teachers:
         _check_needs_no_teacher(objective)
-    own = {id(p) for p in student.parameters()}
-    shared = own & {id(p) for teacher in teachers for p in teacher.parameters()}
-    if shared:
-        raise LifecycleError(
-            f"Teacher and student share {len(shared)} parameters, and the teacher is frozen. Pass "
-            "two networks; copy.deepcopy(network) gives a second one."
-        )
-    own_modules = set(student.modules())
-    both = [type(m).__name__ for net in teachers for m in net.modules() if m in own_modules]
+    own = {id(part) for part in _parts(student)}
+    parts = [part for teacher in teachers for part in _parts(teacher)]
+    both = dict.fromkeys(type(part).__name__ for part in parts if id(part) in own)
     if both:
         raise LifecycleError(
-            f"Teacher and student share the modules {', '.join(both[:5])}, which cannot be in eval "
-            "and in train mode at once. Give each network its own."
+            f"Teacher and student share parameters or layers ({', '.join(both)}), which cannot be "
+            "frozen in eval mode and be trained at once. Give each network its own; "
+            "copy.deepcopy(network) makes a second one."
         )
+
+
+def _parts(network: nn.Module) -> list[object]:
+    return [*network.parameters(), *network.modules()]
 
 
 def _check_needs_no_teacher(objective: Objective) -> None:
@@ -219,15 +218,10 @@ def check_view(view: Tensor, role: str, like: Sequence[int] | None) -> None:
             number of axes or channels is another.
     """
     shape = tuple(view.shape)
-    if shape[:1] == (0,):
-        raise ShapeMismatchError(
-            f"The {role}'s view of the input is {shape}: the batch is empty. Drop empty batches "
-            "before the step."
-        )
     if len(shape) < 3 or 0 in shape:
         raise ShapeMismatchError(
             f"The {role}'s view of the input is {shape}; expected (B, C, *spatial) with at least "
-            "one spatial axis and no empty one."
+            "one spatial axis and no empty one. If the batch is empty, drop it before the step."
         )
     if not view.is_floating_point():
         raise ShapeMismatchError(

@@ -163,6 +163,24 @@ def on_trial(model: nn.Module, image: Tensor, role: str) -> Iterator[None]:
 
 
 @contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Restore a network's modes on leaving, module by module: some may have been set apart.
+
+    Args:
+        model: The network.
+
+    Yields:
+        Nothing.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Restore a network's modes and buffers, and the random state, on leaving.
 
@@ -172,7 +190,6 @@ def restored(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    modes = {module: module.training for module in model.modules()}
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
@@ -180,11 +197,12 @@ def restored(model: nn.Module) -> Iterator[None]:
     ]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        with (
+            modes_kept(model),
+            torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)),
+        ):
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 # A forward pass may have replaced the tensor instead of writing into it.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from privdistill.dry_run import locate, on_trial, place
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
-from privdistill.taps import find_layout, layers, uncompiled
+from privdistill.taps import find_layout, uncompiled, watched
 from privdistill.text import columns, sizes
 
 
@@ -84,20 +84,14 @@ def describe(model: nn.Module, example: Tensor) -> LayerTable:
 
 def _outputs(model: nn.Module, example: Tensor) -> Iterable[tuple[str, nn.Module, Any]]:
     found: list[tuple[str, nn.Module, Any]] = []
+
+    def watch(name: str, _layer: nn.Module) -> Any:
+        return lambda layer, _args, output: found.append((name, layer, output))
+
     inner = uncompiled(model)
-    with on_trial(model, example, "network"):
-        handles = [
-            module.register_forward_hook(
-                lambda module, _args, output, name=name: found.append((name, module, output))
-            )
-            for name, module in layers(inner).items()
-        ]
-        try:
-            model.eval()
-            inner(place(example, model))
-        finally:
-            for handle in handles:
-                handle.remove()
+    with on_trial(model, example, "network"), watched(inner, watch):
+        model.eval()
+        inner(place(example, model))
     return found
 
 

@@ -73,20 +73,19 @@ def _parts(example: Image, view: InputViews) -> dict[int | str, Tensor]:
 def _allowed(
     view: InputViews, parts: Mapping[int | str, Tensor], seen: Sequence[int | str] | None
 ) -> set[int | str]:
-    if seen is None and not isinstance(view, PrivilegedInput):
+    if seen is None and isinstance(view, PrivilegedInput):
+        seen = view.student
+    if seen is None:
         raise ModalityError(
             f"assert_no_leak: what the student may see is not known for a {type(view).__name__}. "
             f"Pass seen=... with some of {list(parts)}."
         )
-    allowed = set(
-        view.student if seen is None and isinstance(view, PrivilegedInput) else seen or ()
-    )
-    if not allowed <= set(parts):
+    if not set(seen) <= set(parts):
         raise ModalityError(
-            f"assert_no_leak: the student's view is {sorted(allowed, key=str)}, but the example "
+            f"assert_no_leak: the student's view is {sorted(seen, key=str)}, but the example "
             f"holds {list(parts)}. Pass a full input."
         )
-    return allowed
+    return set(seen)
 
 
 def _run(

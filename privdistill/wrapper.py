@@ -25,7 +25,7 @@ from privdistill.network import Network, TeacherNetwork
 from privdistill.output import Output, Step, TapPair, find_heads
 from privdistill.taps import Tap, as_layer, brief, build_adapter, check_equal, short
 from privdistill.teachers import (
-    FrozenTeacher,
+    Holder,
     MovingAverage,
     Teacher,
     members,
@@ -159,9 +159,8 @@ class DistillationWrapper(nn.Module):
     ) -> None:
         views: dict[str, Tensor] = {}
         if example is not None:
-            views["student"] = self._view("student", example)
-        if example is not None and teachers:
-            views["teacher"] = self._view("teacher", example)
+            sides = ("student", "teacher") if teachers else ("student",)
+            views = {side: self._view(side, example) for side in sides}
         own = {name: as_layer(tap.student) for name, tap in self.taps.items()}
         self._networks.append(Network(self.student, own, views.get("student")))
         places = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}
@@ -178,7 +177,7 @@ class DistillationWrapper(nn.Module):
         if views:
             self._try_out(views)
         else:
-            self._demand_plain_taps()
+            self._fit({}, {})
 
     @property
     def _student(self) -> Network:
@@ -211,8 +210,8 @@ class DistillationWrapper(nn.Module):
         heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
         if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
             raise ShapeMismatchError(
-                f"`select_logits` gave {_shown(chosen)}; expected logits (B, C, *spatial), or a "
-                "list of them, finest first."
+                f"`select_logits` gave {str(getattr(chosen, 'shape', chosen))[:80]}; expected "
+                "logits (B, C, *spatial), or a list of them, finest first."
             )
         return heads
 
@@ -241,28 +240,25 @@ class DistillationWrapper(nn.Module):
             term.build(step)
             term.to(step.student.device)
 
-    def _demand_plain_taps(self) -> None:
-        for name, tap in self.taps.items():
-            if tap.adapter == "auto":
+    def _fit(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
+        """Add adapters where terms compare features, and pair what the dry run captured."""
+        # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
+        for name in self.objective.taps:
+            adapter = self.taps[name].adapter
+            if adapter == "auto" and name not in teacher:
                 raise ObjectiveError(
                     f"Tap '{name}': whether an adapter is needed cannot be told without an "
                     "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or "
                     "Tap(..., adapter=None) where both layers have the same shape."
                 )
-            if tap.adapter is not None and name in self.objective.taps:
-                self.adapters[name] = tap.adapter
-
-    def _fit(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
-        """Add adapters where terms compare features, and pair what the dry run captured."""
-        # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
-        for name in self.objective.taps:
-            mine, theirs, adapter = student[name], teacher[name], self.taps[name].adapter
             if adapter == "auto":
-                equal = self._equal_channels(name)
-                adapter = build_adapter(name, mine.shape, theirs.shape, channels=equal)
+                shapes = student[name].shape, teacher[name].shape
+                adapter = build_adapter(name, *shapes, channels=self._equal_channels(name))
             # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
             if adapter is not None and not isinstance(adapter, nn.Identity):
-                self.adapters[name] = adapter.to(mine.device, mine.dtype)
+                self.adapters[name] = adapter
+                if name in student:
+                    adapter.to(student[name].device, student[name].dtype)
         with torch.no_grad(), dry_run.restored(self.adapters):
             return self._pair(student, teacher)
 
@@ -277,7 +273,7 @@ class DistillationWrapper(nn.Module):
         return self._teachers[0].holder.module if self._teachers else None
 
     @property
-    def _changing(self) -> FrozenTeacher | None:
+    def _changing(self) -> Holder | None:
         """Holder of a teacher that changes; of several none does."""
         return next((t.holder for t in self._teachers if t.holder.owned), None)
 
@@ -456,14 +452,9 @@ class DistillationWrapper(nn.Module):
         checks.check_gathered(self)
         view = self._view("student", image, present)
         self._student.check(view)
-        # Flags are kept module by module: a user may have frozen some batch norms in eval mode.
-        modes = {module: module.training for module in self.student.modules()}
-        self.student.eval()
-        try:
+        with dry_run.modes_kept(self.student):
+            self.student.eval()
             return self._select(self.student(view), view.ndim - 2)[0]
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
@@ -577,7 +568,3 @@ def _give_back(networks: Sequence[Network]) -> None:
     # Backwards, so that of teachers that share a layer the first remembers how it came.
     for network in reversed(networks):
         network.release()
-
-
-def _shown(value: Any) -> str:
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]

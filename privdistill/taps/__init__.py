@@ -3,7 +3,7 @@
 from privdistill.taps.adapters import Resample, build_adapter, check_equal, short
 from privdistill.taps.layout import as_map, find_layout
 from privdistill.taps.location import Location, locate_bottleneck
-from privdistill.taps.names import find_layer, layers, uncompiled
+from privdistill.taps.names import find_layer, layers, uncompiled, watched
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer, Tap, as_layer, brief
 
@@ -24,4 +24,5 @@ __all__ = [
     "locate_bottleneck",
     "short",
     "uncompiled",
+    "watched",
 ]

@@ -1,7 +1,11 @@
 """Layer names as the user knows them, whatever wraps the network."""
 
 import difflib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from itertools import dropwhile
+from typing import Any
 
 from torch import nn
 
@@ -54,6 +58,25 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+@contextmanager
+def watched(model: nn.Module, watch: Callable[[str, nn.Module], Any]) -> Iterator[None]:
+    """Watch what every layer of a network gives.
+
+    Args:
+        model: The network.
+        watch: Returns a forward hook for a name and its layer.
+
+    Yields:
+        Nothing; the hooks are removed on leaving.
+    """
+    with ExitStack() as stack:
+        # Each module once: a shared layer has several names.
+        known = {module: name for name, module in reversed(layers(model).items())}
+        for module, name in known.items():
+            stack.callback(module.register_forward_hook(watch(name, module)).remove)
+        yield
+
+
 def clean(path: str) -> str:
     """Remove the parts that wrappers add to a dotted name.
 
@@ -67,12 +90,8 @@ def clean(path: str) -> str:
         >>> clean("_orig_mod.encoder._checkpoint_wrapped_module.conv")
         'encoder.conv'
     """
-    parts = path.split(".")
-    leading = 0
-    while leading < len(parts) and parts[leading] in _WRAPPER_PARTS:
-        leading += 1
-    kept = [part for part in parts[leading:] if part == "module" or part not in _WRAPPER_PARTS]
-    return ".".join(kept)
+    inner = dropwhile(_WRAPPER_PARTS.__contains__, path.split("."))
+    return ".".join(part for part in inner if part == "module" or part not in _WRAPPER_PARTS)
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str) -> str:

@@ -55,7 +55,8 @@ class Recorder:
         self.cloned: set[str] = set()
         # Whether the network changes its input in place, which others still have to see.
         self.edits_input = False
-        self._armed = False
+        # Whether outputs are being recorded.
+        self.armed = False
         self._captured: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._repeated: set[str] = set()
@@ -66,11 +67,6 @@ class Recorder:
         if self.places[tap].at == "input":
             return layer.register_forward_pre_hook(_InputHook(self, tap), with_kwargs=True)
         return layer.register_forward_hook(_Hook(self, tap))
-
-    @property
-    def armed(self) -> bool:
-        """Whether outputs are being recorded."""
-        return self._armed
 
     def record(self, tap: str, value: Any) -> None:
         """Keep what one layer gave; called by the hooks while the recorder is armed.
@@ -101,7 +97,7 @@ class Recorder:
         Raises:
             LifecycleError: If the recorder is already recording.
         """
-        if self._armed:
+        if self.armed:
             raise LifecycleError(
                 f"The {self.role} is already being recorded. Run one forward at a time: a wrapper "
                 "cannot be called from inside its own networks or from several threads."
@@ -111,11 +107,11 @@ class Recorder:
         self._versions = {}
         self._repeated = set()
         # A fresh mapping each time, so that the caller's captures are never cleared under it.
-        self._armed = True
+        self.armed = True
         try:
             yield captured
         finally:
-            self._armed = False
+            self.armed = False
             self._captured = {}
 
     def check(self, captured: Mapping[str, Any]) -> None:
