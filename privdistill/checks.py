@@ -1,7 +1,7 @@
 """What a wrapper refuses: networks, inputs, taps and outputs that would fail in silence."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -15,7 +15,9 @@ from privdistill.exceptions import (
 )
 from privdistill.inputs import InputViews, PrivilegedInput, SameInput
 from privdistill.losses import Objective
-from privdistill.taps import Layer, Recorder, Tap, as_layer, as_map
+from privdistill.taps.layout import as_map
+from privdistill.taps.recorder import Recorder
+from privdistill.taps.tap import Layer, Tap, as_layer
 
 
 def input_views(inputs: InputViews | None) -> InputViews:
@@ -249,19 +251,19 @@ def check_gradients(recorder: Recorder, features: Mapping[str, Tensor]) -> None:
     for tap, tensor in features.items():
         if not tensor.requires_grad:
             raise LifecycleError(
-                f"Tap '{tap}': the output of layer '{recorder.names[tap]}' carries no gradient in "
-                "training, so its terms would teach nothing. Is that part of the student frozen, "
-                "or does activation checkpointing run with use_reentrant=True? Use "
-                "use_reentrant=False."
+                f"Tap '{tap}': the output of layer '{recorder.places[tap].layer}' carries no "
+                "gradient in training, so its terms would teach nothing. Is that part of the "
+                "student frozen, or does activation checkpointing run with use_reentrant=True? "
+                "Use use_reentrant=False."
             )
 
 
-def check_synchronised(student: nn.Module, others: Mapping[str, nn.Module]) -> None:
+def check_synchronised(student: nn.Module, others: Iterable[tuple[str, nn.Module]]) -> None:
     """Refuse to train what each process would train on its own, in silence.
 
     Args:
         student: The student.
-        others: What the wrapper trains besides, by name.
+        others: What the wrapper trains besides, with names.
 
     Raises:
         LifecycleError: If only the student was given to DistributedDataParallel or FSDP.
@@ -272,7 +274,7 @@ def check_synchronised(student: nn.Module, others: Mapping[str, nn.Module]) -> N
         return
     apart = [
         name
-        for name, other in others.items()
+        for name, other in others
         for module in other.modules()
         if next(module.parameters(recurse=False), None) is not None and not hasattr(module, mark)
     ]

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
-from privdistill.taps import Layer, Location, Recorder, find_layer, locate_bottleneck, uncompiled
+from privdistill.taps.location import Location, locate_bottleneck
+from privdistill.taps.names import find_layer, uncompiled
+from privdistill.taps.recorder import Recorder
+from privdistill.taps.tap import Layer
 
 Select = Callable[[Any, int], list[Tensor]]
 
@@ -197,10 +200,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     ]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with (
-            modes_kept(model),
-            torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)),
-        ):
+        with modes_kept(model), torch.random.fork_rng(devices=sorted(devices)):
             yield
     finally:
         with torch.no_grad():

@@ -259,14 +259,10 @@ def plain(tensor: Tensor) -> Tensor:
 def _as_tensor(image: Image) -> Tensor:
     if isinstance(image, Tensor):
         return plain(image)
-    if not isinstance(image, Mapping):
-        raise ModalityError(
-            f"The input is a {type(image).__name__}; expected a tensor (B, C, *spatial) or a "
-            "mapping from modality name to tensor. torch.as_tensor(image) makes one."
-        )
     raise ModalityError(
-        f"The input is a mapping with keys {sorted(image)}, but no modality names were given. "
-        "Pass `inputs=PrivilegedInput(modalities=..., student=...)` to the wrapper."
+        f"The input is a {type(image).__name__}; expected a tensor (B, C, *spatial), which "
+        "torch.as_tensor(image) makes. A mapping from modality name to tensor needs "
+        "`inputs=PrivilegedInput(modalities=..., student=...)`."
     )
 
 

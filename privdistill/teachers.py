@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from privdistill.exceptions import LifecycleError, ObjectiveError
-from privdistill.taps import uncompiled
+from privdistill.taps.names import uncompiled
 
 _CLAIM = "_privdistill_claim"
 
@@ -44,9 +44,7 @@ class Ensemble:
         count = len(self.networks)
         if not count:
             raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
-        weights = self.weights
-        if weights is None:
-            return
+        weights = [1.0] * count if self.weights is None else self.weights
         if len(weights) != count or not all(0 < weight < float("inf") for weight in weights):
             raise ObjectiveError(
                 f"Ensemble: the weights are {list(weights)} for {count} teachers. Pass one "
@@ -119,9 +117,6 @@ class _Claim:
             parameter.requires_grad_(needed)
 
     # A copy of a teacher is held by no wrapper, so the claim does not travel with it.
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None
-
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
@@ -345,7 +340,6 @@ def hold(teacher: Teacher | None, module: nn.Module) -> Holder:
 
 def several_processes() -> bool:
     """Whether this is one of several processes that train together."""
-    distributed = torch.distributed
     return (
         distributed.is_available()
         and distributed.is_initialized()

@@ -10,31 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from privdistill import checks, dry_run
-from privdistill.exceptions import (
-    LifecycleError,
-    ModalityError,
-    ObjectiveError,
-    ShapeMismatchError,
-)
+from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
 from privdistill.losses.heads import check_head_weights, head_weights, steps_by_head
-from privdistill.network import Network, TeacherNetwork
+from privdistill.network import Features, Network, TeacherNetwork
 from privdistill.output import Output, Step, TapPair, find_heads
-from privdistill.taps import Tap, as_layer, brief, build_adapter, check_equal, short
-from privdistill.teachers import (
-    Holder,
-    MovingAverage,
-    Teacher,
-    members,
-    several_processes,
-    shares,
-)
+from privdistill.taps.adapters import build_adapter, check_equal, short
+from privdistill.taps.tap import Tap, as_layer, brief
+from privdistill.teachers import Holder, MovingAverage, Teacher, members, several_processes, shares
 from privdistill.text import columns, sizes
 
 Validation = Literal["first", "always", "never"]
+Heads = list[Tensor]
 
 
 class DistillationWrapper(nn.Module):
@@ -203,7 +193,7 @@ class DistillationWrapper(nn.Module):
         # Views of the user's own need not know of masks.
         return plain(view(image) if present is None else view(image, present))
 
-    def _select(self, output: Any, axes: int) -> list[Tensor]:
+    def _select(self, output: Any, axes: int) -> Heads:
         if self.select_logits is None:
             return find_heads(output, axes)
         chosen = self.select_logits(output)
@@ -240,7 +230,7 @@ class DistillationWrapper(nn.Module):
             term.build(step)
             term.to(step.student.device)
 
-    def _fit(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
+    def _fit(self, student: Features, teacher: Features) -> dict[str, TapPair]:
         """Add adapters where terms compare features, and pair what the dry run captured."""
         # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
         for name in self.objective.taps:
@@ -325,8 +315,8 @@ class DistillationWrapper(nn.Module):
         """
         self._check_ready()
         if several_processes() and not self._validated:
-            trained = {name: term for name, (_, term) in self.objective.named_terms.items()}
-            checks.check_synchronised(self.student, dict(self.adapters) | trained)
+            terms = [(name, term) for name, (_, term) in self.objective.named_terms.items()]
+            checks.check_synchronised(self.student, [*self.adapters.items(), *terms])
         # Taken before the teacher runs, which might edit its input in place.
         view = self._view("student", image, present, training=self.training)
         self._student.check(view)
@@ -339,7 +329,8 @@ class DistillationWrapper(nn.Module):
             checks.check_gradients(self._student.recorder, mine)
         heads, pairs = self._select(output, view.ndim - 2), self._pair(mine, features)
         steps = self._steps(heads, taught, view, pairs, target)
-        loss, terms = self.objective(steps[0], self._weighted(steps))
+        weighted = zip(head_weights(self.head_weights, len(steps)), steps, strict=True)
+        loss, terms = self.objective(steps[0], list(weighted) if len(steps) > 1 else [])
         self._validated = True
         if self._counts():
             self.steps += 1
@@ -374,31 +365,19 @@ class DistillationWrapper(nn.Module):
         """Whether this is a training step; validation must not move schedules and averages."""
         return self.training and torch.is_grad_enabled()
 
-    def _weighted(self, steps: list[Step]) -> list[tuple[float, Step]]:
-        if len(steps) == 1:
-            return []
-        return list(zip(head_weights(self.head_weights, len(steps)), steps, strict=True))
-
     def _check_ready(self) -> None:
         if self._closed or len(self._teachers) < len(self._shares):
-            why, student = (
-                "was pickled without its teacher",
-                " with the teacher and this one's student",
-            )
-            if self._closed:
-                why, student = "has been closed", ""
+            why = "has been closed" if self._closed else "was pickled without its teacher"
             raise LifecycleError(
-                f"Cannot run a distillation step, as the wrapper {why}. Build a new one{student}; "
-                "predict() still works."
+                f"Cannot run a distillation step, as the wrapper {why}. Build a new one with the "
+                "teacher and this one's student; predict() still works."
             )
 
-    def _run_teachers(
-        self, image: Image, present: Tensor | None
-    ) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
+    def _run_teachers(self, image: Image, present: Tensor | None) -> tuple[list[Heads], Features]:
         """Heads of each teacher whose logits are read, and the features of all."""
         wanted = self.objective.needs_teacher_logits
-        taught: list[list[Tensor]] = []
-        features: dict[str, Tensor] = {}
+        taught: list[Heads] = []
+        features: Features = {}
         for teacher in self._teachers:
             if not (wanted or teacher.recorder.places):
                 continue
@@ -417,7 +396,7 @@ class DistillationWrapper(nn.Module):
                 )
         return taught, features
 
-    def _pair(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
+    def _pair(self, student: Features, teacher: Features) -> dict[str, TapPair]:
         pairs = {}
         for tap, wanted in teacher.items():
             features = student[tap]

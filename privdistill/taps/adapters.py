@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import ShapeMismatchError
 
+Shape = Sequence[int]
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LINEAR = ("linear", "bilinear", "trilinear")
 
@@ -46,9 +48,7 @@ class Resample(nn.Module):
         return f"factors={self.factors}"
 
 
-def build_adapter(
-    tap: str, student: Sequence[int], teacher: Sequence[int], *, channels: bool = True
-) -> nn.Module:
+def build_adapter(tap: str, student: Shape, teacher: Shape, *, channels: bool = True) -> nn.Module:
     """Return the smallest module that turns the student's shape into the teacher's.
 
     Args:
@@ -86,12 +86,7 @@ def build_adapter(
 
 
 def check_equal(
-    tap: str,
-    student: Sequence[int],
-    teacher: Sequence[int],
-    adapter: nn.Module | None,
-    *,
-    channels: bool = True,
+    tap: str, student: Shape, teacher: Shape, adapter: nn.Module | None, *, channels: bool = True
 ) -> None:
     """Check that adapted student features fit the teacher's.
 
@@ -120,7 +115,7 @@ def check_equal(
     )
 
 
-def _difference(student: Sequence[int], teacher: Sequence[int], channels: bool) -> str:
+def _difference(student: Shape, teacher: Shape, channels: bool) -> str:
     if len(student) != len(teacher):
         return "numbers of axes"
     if student[0] != teacher[0]:

@@ -79,14 +79,6 @@ class _LayerOutput:
     learns: bool
     keeps: bool
 
-    @property
-    def voxels(self) -> int:
-        return self.node.voxels
-
-    @property
-    def number(self) -> int:
-        return self.node.number
-
 
 _Outputs = list[_LayerOutput]
 
@@ -255,9 +247,9 @@ def _resampled(node: _Node) -> Sequence[_Node]:
 
 def _choose(outputs: _Outputs, sources: list[_Node], whole: int, role: str) -> Location:
     # Maps of one voxel are legitimate where the example is small; only pooled ones are left out.
-    maps = [item for item in outputs if item.voxels and not item.node.pooled]
-    fewest = min((item.voxels for item in maps), default=0)
-    coarse = [item for item in maps if item.voxels == fewest < whole]
+    maps = [item for item in outputs if item.node.voxels and not item.node.pooled]
+    fewest = min((item.node.voxels for item in maps), default=0)
+    coarse = [item for item in maps if item.node.voxels == fewest < whole]
     resampled = _ancestors(sources, _resampled)
     heads = {item.name for item in coarse if item.node in resampled}
     body = [item for item in coarse if not _inside(item.name, heads)]
@@ -267,11 +259,11 @@ def _choose(outputs: _Outputs, sources: list[_Node], whole: int, role: str) -> L
             f"{' outside its head' if coarse else ''}, so there is no bottleneck to find. Name a "
             f"layer pair: {_REMEDY}"
         )
-    encoder = _encoder_part([i for i in outputs if i.learns and i.voxels], body, whole, role)
+    encoder = _encoder_part([i for i in outputs if i.learns and i.node.voxels], body, whole, role)
     last = _last(encoder)
     _check_single(encoder, body, last, role)
     names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
-    how = f"last encoder output at the coarsest resolution, {last.voxels} voxels"
+    how = f"last encoder output at the coarsest resolution, {last.node.voxels} voxels"
     return Location(last.name, last.node.shape, tuple(names), how, last.select)
 
 
@@ -285,11 +277,11 @@ def _encoder_part(learned: _Outputs, body: _Outputs, whole: int, role: str) -> _
     depth = _shared_depth([item.name for item in learned])
     parts = {item.name: _part(item.name, depth) for item in (*learned, *body)}
     first = parts[body[0].name]
-    finer = [item for item in learned if item.voxels > body[0].voxels]
+    finer = [item for item in learned if item.node.voxels > body[0].node.voxels]
     own = [item for item in finer if parts[item.name] == first]
     _check_encoder(own, [i for i in learned if parts[i.name] != first], body, whole, role)
     # Without a decoder behind it, what follows the encoder is a head, such as an ASPP.
-    decoded = any(item.number > body[-1].number for item in finer)
+    decoded = any(item.node.number > body[-1].node.number for item in finer)
     kept = {first} | (
         {parts[i.name] for i in body} - {parts[i.name] for i in finer} if decoded else set()
     )
@@ -300,11 +292,11 @@ def _check_encoder(
     own: _Outputs, elsewhere: _Outputs, body: _Outputs, whole: int, role: str
 ) -> None:
     """Refuse to choose where a decoder goes on to a coarser resolution than its encoder."""
-    start = min(item.number for item in [*own, body[0]])
-    before = [item for item in elsewhere if item.number < start and item.voxels < whole]
-    if before and any(item.number > body[-1].number for item in own):
-        coarsest = min(item.voxels for item in before)
-        encoded = [item for item in before if item.voxels == coarsest]
+    start = min(item.node.number for item in [*own, body[0]])
+    before = [item for item in elsewhere if item.node.number < start and item.node.voxels < whole]
+    if before and any(item.node.number > body[-1].node.number for item in own):
+        coarsest = min(item.node.voxels for item in before)
+        encoded = [item for item in before if item.node.voxels == coarsest]
         raise _undecided(
             role,
             "the part that goes down to the coarsest resolution also goes up again, and another "

@@ -12,12 +12,7 @@ from torch import nn
 from privdistill.exceptions import LayerNotFoundError
 
 # torch.compile, DDP, FSDP and activation checkpointing put these into every name below them.
-_WRAPPER_PARTS = {
-    "_orig_mod",
-    "module",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-}
+_WRAPPER_PARTS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -124,9 +119,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str)
             f"Tap '{tap}': the {role}'s layer is {layer!r}; expected a dotted name or a module."
         )
     name = layer if layer in known else clean(layer)
-    if name in known:
-        return name
-    fitting = _fitting(layer, list(known))
+    fitting = [name] if name in known else _fitting(layer, list(known))
     if len(fitting) > 1:
         raise LayerNotFoundError(
             f"Tap '{tap}': '{layer}' fits {len(fitting)} layers of the {role}: "

@@ -50,7 +50,6 @@ class Recorder:
 
     def __init__(self, model: nn.Module, places: Mapping[str, Layer | str], *, role: str) -> None:
         self.places = {tap: as_layer(place) for tap, place in places.items()}
-        self.names = {tap: str(place.layer) for tap, place in self.places.items()}
         self.role = role
         self.cloned: set[str] = set()
         # Whether the network changes its input in place, which others still have to see.
@@ -61,7 +60,7 @@ class Recorder:
         self._versions: dict[str, int] = {}
         self._repeated: set[str] = set()
         known = layers(model)
-        self._handles = [self._attach(known[name], tap) for tap, name in self.names.items()]
+        self._handles = [self._attach(known[str(p.layer)], tap) for tap, p in self.places.items()]
 
     def _attach(self, layer: nn.Module, tap: str) -> RemovableHandle:
         if self.places[tap].at == "input":
@@ -123,8 +122,8 @@ class Recorder:
         Raises:
             LifecycleError: If a tap did not fire, fired twice, or gave something else.
         """
-        for tap, name in self.names.items():
-            where = f"Tap '{tap}': layer '{name}' of the {self.role}"
+        for tap, place in self.places.items():
+            where = f"Tap '{tap}': layer '{place.layer}' of the {self.role}"
             if tap not in captured:
                 raise LifecycleError(
                     f"{where} did not run in this forward pass. Choose a layer that the network "
@@ -137,7 +136,7 @@ class Recorder:
                     "Choose a layer that runs once."
                 )
             if not isinstance(captured[tap], Tensor):
-                raise LifecycleError(f"{where} {_several(self.places[tap], captured[tap])}")
+                raise LifecycleError(f"{where} {_several(place, captured[tap])}")
 
     def corrupted(self, captured: Mapping[str, Tensor]) -> list[str]:
         """Return the taps whose tensor was changed in place after it was captured.
@@ -168,10 +167,11 @@ class Recorder:
             LifecycleError: If one was, although the dry run did not show it.
         """
         for tap in self.corrupted(captured):
+            layer = self.places[tap].layer
             raise LifecycleError(
-                f"Tap '{tap}': a layer behind '{self.names[tap]}' of the {self.role} changed its "
-                "output in place after it was captured, which the dry run did not show. Pass an "
-                "example of the training size to the wrapper, or set inplace=False there."
+                f"Tap '{tap}': a layer behind '{layer}' of the {self.role} changed its output in "
+                "place after it was captured, which the dry run did not show. Pass an example of "
+                "the training size to the wrapper, or set inplace=False there."
             )
 
     def twin(self, model: nn.Module) -> "Recorder":
