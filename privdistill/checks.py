@@ -1,7 +1,7 @@
 """What a wrapper refuses: networks, inputs, taps and outputs that would fail in silence."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -15,7 +15,9 @@ from privdistill.exceptions import (
 )
 from privdistill.inputs import InputViews, PrivilegedInput, SameInput
 from privdistill.losses import Objective
-from privdistill.taps import Layer, Recorder, Tap, as_layer, as_map
+from privdistill.taps.layout import as_map
+from privdistill.taps.recorder import Recorder
+from privdistill.taps.tap import Layer, Tap, as_layer
 
 
 def input_views(inputs: InputViews | None) -> InputViews:
@@ -77,20 +79,19 @@ def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective:
         )
     if not teachers:
         _check_needs_no_teacher(objective)
-    own = {id(p) for p in student.parameters()}
-    shared = own & {id(p) for teacher in teachers for p in teacher.parameters()}
-    if shared:
-        raise LifecycleError(
-            f"Teacher and student share {len(shared)} parameters, and the teacher is frozen. Pass "
-            "two networks; copy.deepcopy(network) gives a second one."
-        )
-    own_modules = set(student.modules())
-    both = [type(m).__name__ for net in teachers for m in net.modules() if m in own_modules]
+    own = {id(part) for part in _parts(student)}
+    parts = [part for teacher in teachers for part in _parts(teacher)]
+    both = dict.fromkeys(type(part).__name__ for part in parts if id(part) in own)
     if both:
         raise LifecycleError(
-            f"Teacher and student share the modules {', '.join(both[:5])}, which cannot be in eval "
-            "and in train mode at once. Give each network its own."
+            f"Teacher and student share parameters or layers ({', '.join(both)}), which cannot be "
+            "frozen in eval mode and be trained at once. Give each network its own; "
+            "copy.deepcopy(network) makes a second one."
         )
+
+
+def _parts(network: nn.Module) -> list[object]:
+    return [*network.parameters(), *network.modules()]
 
 
 def _check_needs_no_teacher(objective: Objective) -> None:
@@ -219,15 +220,10 @@ def check_view(view: Tensor, role: str, like: Sequence[int] | None) -> None:
             number of axes or channels is another.
     """
     shape = tuple(view.shape)
-    if shape[:1] == (0,):
-        raise ShapeMismatchError(
-            f"The {role}'s view of the input is {shape}: the batch is empty. Drop empty batches "
-            "before the step."
-        )
     if len(shape) < 3 or 0 in shape:
         raise ShapeMismatchError(
             f"The {role}'s view of the input is {shape}; expected (B, C, *spatial) with at least "
-            "one spatial axis and no empty one."
+            "one spatial axis and no empty one. If the batch is empty, drop it before the step."
         )
     if not view.is_floating_point():
         raise ShapeMismatchError(
@@ -255,19 +251,19 @@ def check_gradients(recorder: Recorder, features: Mapping[str, Tensor]) -> None:
     for tap, tensor in features.items():
         if not tensor.requires_grad:
             raise LifecycleError(
-                f"Tap '{tap}': the output of layer '{recorder.names[tap]}' carries no gradient in "
-                "training, so its terms would teach nothing. Is that part of the student frozen, "
-                "or does activation checkpointing run with use_reentrant=True? Use "
-                "use_reentrant=False."
+                f"Tap '{tap}': the output of layer '{recorder.places[tap].layer}' carries no "
+                "gradient in training, so its terms would teach nothing. Is that part of the "
+                "student frozen, or does activation checkpointing run with use_reentrant=True? "
+                "Use use_reentrant=False."
             )
 
 
-def check_synchronised(student: nn.Module, others: Mapping[str, nn.Module]) -> None:
+def check_synchronised(student: nn.Module, others: Iterable[tuple[str, nn.Module]]) -> None:
     """Refuse to train what each process would train on its own, in silence.
 
     Args:
         student: The student.
-        others: What the wrapper trains besides, by name.
+        others: What the wrapper trains besides, with names.
 
     Raises:
         LifecycleError: If only the student was given to DistributedDataParallel or FSDP.
@@ -278,7 +274,7 @@ def check_synchronised(student: nn.Module, others: Mapping[str, nn.Module]) -> N
         return
     apart = [
         name
-        for name, other in others.items()
+        for name, other in others
         for module in other.modules()
         if next(module.parameters(recurse=False), None) is not None and not hasattr(module, mark)
     ]

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
-from privdistill.taps import Layer, Location, Recorder, find_layer, locate_bottleneck, uncompiled
+from privdistill.taps.location import Location, locate_bottleneck
+from privdistill.taps.names import find_layer, uncompiled
+from privdistill.taps.recorder import Recorder
+from privdistill.taps.tap import Layer
 
 Select = Callable[[Any, int], list[Tensor]]
 
@@ -163,6 +166,24 @@ def on_trial(model: nn.Module, image: Tensor, role: str) -> Iterator[None]:
 
 
 @contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Restore a network's modes on leaving, module by module: some may have been set apart.
+
+    Args:
+        model: The network.
+
+    Yields:
+        Nothing.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Restore a network's modes and buffers, and the random state, on leaving.
 
@@ -172,7 +193,6 @@ def restored(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    modes = {module: module.training for module in model.modules()}
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
@@ -180,11 +200,9 @@ def restored(model: nn.Module) -> Iterator[None]:
     ]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        with modes_kept(model), torch.random.fork_rng(devices=sorted(devices)):
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 # A forward pass may have replaced the tensor instead of writing into it.

@@ -10,9 +10,6 @@ from privdistill.exceptions import ModalityError
 
 Image = Tensor | Mapping[str, Tensor]
 
-# The sets of so many modalities still fit into one small table.
-_MOST_DROPPED = 12
-
 
 class InputViews(Protocol):
     """Two views of one input; `PrivilegedInput` is one, any object with these methods serves."""
@@ -98,11 +95,6 @@ class PrivilegedInput:
                 f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}. At 1 nothing is "
                 "left to learn from."
             )
-        if dropout and len(self.student) > _MOST_DROPPED:
-            raise ModalityError(
-                f"PrivilegedInput: `dropout` draws among all sets of modalities, and the student "
-                f"has {len(self.student)}; at most {_MOST_DROPPED} are supported."
-            )
         self.dropout = dropout
         self.fill = fill
 
@@ -169,17 +161,15 @@ class PrivilegedInput:
 
     def _draw(self, view: Tensor, present: Tensor | None) -> Tensor:
         """Which modalities each sample keeps: `(B, M)`, drawn among the sets that are not empty."""
-        count, size = len(self.student), view.shape[0]
-        bits = torch.arange(count, device=view.device)
-        sets = (torch.arange(1, 2**count, device=view.device)[:, None] >> bits) & 1
-        kept = sets.sum(1)
-        weights = (1 - self.dropout) ** kept * self.dropout ** (count - kept)
-        weights = weights.expand(size, -1)
-        if present is not None:
-            outside = (sets[None].bool() & ~present[:, None]).any(2)
-            # A sample that has nothing at all may draw anything: all of it is filled already.
-            weights = weights * (~outside | ~present.any(1, keepdim=True))
-        return sets[weights.multinomial(1)[:, 0]].bool()
+        every = torch.ones(view.shape[0], len(self.student), device=view.device).bool()
+        # A sample that has nothing at all may draw anything: all of it is filled already.
+        free = every if present is None else present | ~present.any(1, keepdim=True)
+        # The first one that is kept, and those behind it one by one: no draw is ever empty.
+        chance = torch.where(free, self.dropout ** (free.cumsum(1) - 1.0), 0.0)
+        first = chance.multinomial(1)
+        order = torch.arange(len(self.student), device=view.device)
+        kept = free & (torch.rand(every.shape, device=view.device) >= self.dropout)
+        return (order == first) | (kept & (order > first))
 
     def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor | None) -> Tensor:
         if present is None:
@@ -226,27 +216,19 @@ class PrivilegedInput:
         shapes = {name: tuple(part.shape) for name, part in parts.items()}
         wrong = any(len(s) < 3 or s[1] != self.channels[name] for name, s in shapes.items())
         if wrong or len({(s[0], *s[2:]) for s in shapes.values()}) > 1:
-            counts = sorted({self.channels[name] for name in names})
-            forms = " or ".join(f"(B, {count}, *spatial)" for count in counts)
             raise ModalityError(
-                f"PrivilegedInput: the modalities have shapes {shapes}; each must be {forms} "
-                "and all must be equal."
+                f"PrivilegedInput: the modalities have shapes {shapes}; expected (B, C, *spatial) "
+                f"of one size, with the channels {self.channels}."
             )
         return torch.cat([parts[name] for name in names], dim=1)
 
     def _check_channels(self, image: Tensor) -> None:
-        if image.ndim < 3:
+        count = self._count(self.modalities)
+        if image.ndim < 3 or image.shape[1] != count:
             raise ModalityError(
-                f"PrivilegedInput: the input has shape {tuple(image.shape)}; "
-                "expected (B, C, *spatial) with at least one spatial axis."
-            )
-        if image.shape[1] != self._count(self.modalities):
-            many = self._count(self.modalities) != len(self.modalities)
-            counts = f" with {self._count(self.modalities)} channels" if many else ""
-            raise ModalityError(
-                f"PrivilegedInput: the input has {image.shape[1]} channels, but `modalities` names "
-                f"{len(self.modalities)} {self.modalities}{counts}. Pass the names in the order in "
-                "which the reader stacks them."
+                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {count}, "
+                f"*spatial) for the channels of `modalities`, {self.channels}. Pass the names in "
+                "the order in which the reader stacks them."
             )
 
     def __repr__(self) -> str:
@@ -277,31 +259,22 @@ def plain(tensor: Tensor) -> Tensor:
 def _as_tensor(image: Image) -> Tensor:
     if isinstance(image, Tensor):
         return plain(image)
-    if not isinstance(image, Mapping):
-        raise ModalityError(
-            f"The input is a {type(image).__name__}; expected a tensor (B, C, *spatial) or a "
-            "mapping from modality name to tensor. torch.as_tensor(image) makes one."
-        )
     raise ModalityError(
-        f"The input is a mapping with keys {sorted(image)}, but no modality names were given. "
-        "Pass `inputs=PrivilegedInput(modalities=..., student=...)` to the wrapper."
+        f"The input is a {type(image).__name__}; expected a tensor (B, C, *spatial), which "
+        "torch.as_tensor(image) makes. A mapping from modality name to tensor needs "
+        "`inputs=PrivilegedInput(modalities=..., student=...)`."
     )
 
 
 def _names(
     argument: str, names: Sequence[str] | Mapping[str, int], known: tuple[str, ...] | None = None
 ) -> tuple[str, ...]:
-    if isinstance(names, str):
+    found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else ()
+    if not found or not all(isinstance(name, str) for name in found):
         raise ModalityError(
-            f"PrivilegedInput: `{argument}` is the string {names!r}; pass a tuple, ({names!r},)."
+            f"PrivilegedInput: `{argument}` is {names!r}; pass a tuple of names, such as "
+            "('t1', 't1ce')."
         )
-    found = tuple(names) if isinstance(names, Iterable) else ()
-    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in found):
-        raise ModalityError(
-            f"PrivilegedInput: `{argument}` is {names!r}; pass names, such as ('t1', 't1ce')."
-        )
-    if not found:
-        raise ModalityError(f"PrivilegedInput: `{argument}` is empty; name at least one modality.")
     if len(set(found)) != len(found):
         raise ModalityError(f"PrivilegedInput: `{argument}` repeats a name: {found}.")
     unknown = [name for name in found if known is not None and name not in known]
@@ -317,14 +290,10 @@ def _channel_counts(
     names: tuple[str, ...], modalities: Sequence[str] | Mapping[str, int]
 ) -> dict[str, int]:
     counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names, 1)
-    wrong = {name: count for name, count in counts.items() if not _counts(count)}
+    wrong = {name: count for name, count in counts.items() if type(count) is not int or count < 1}
     if wrong:
         raise ModalityError(
             f"PrivilegedInput: `modalities` gives the channel counts {wrong}; each must be a whole "
             "number of at least 1."
         )
     return counts
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

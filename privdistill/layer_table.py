@@ -1,6 +1,6 @@
 """The table of layers that a person reads to choose taps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from privdistill.dry_run import locate, on_trial, place
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
-from privdistill.taps import find_layout, layers, uncompiled
+from privdistill.taps.layout import find_layout
+from privdistill.taps.names import uncompiled, watched
 from privdistill.text import columns, sizes
 
 
@@ -69,14 +70,13 @@ def describe(model: nn.Module, example: Tensor) -> LayerTable:
             "(B, C, *spatial) with at least one spatial axis."
         )
     example = plain(example)
-    spatial = tuple(example.shape[2:])
     outputs = _outputs(model, example)
     try:
         bottleneck = locate(model, example, "network").name
     except LayerNotFoundError:
         bottleneck = ""
     rows = [
-        _row(name, module, output, spatial, "<- bottleneck" * (name == bottleneck))
+        _row(name, module, output, example.shape[2:], "<- bottleneck" * (name == bottleneck))
         for name, module, output in outputs
     ]
     return LayerTable(rows)
@@ -84,37 +84,27 @@ def describe(model: nn.Module, example: Tensor) -> LayerTable:
 
 def _outputs(model: nn.Module, example: Tensor) -> Iterable[tuple[str, nn.Module, Any]]:
     found: list[tuple[str, nn.Module, Any]] = []
+
+    def watch(name: str, _layer: nn.Module) -> Any:
+        return lambda layer, _args, output: found.append((name, layer, output))
+
     inner = uncompiled(model)
-    with on_trial(model, example, "network"):
-        handles = [
-            module.register_forward_hook(
-                lambda module, _args, output, name=name: found.append((name, module, output))
-            )
-            for name, module in layers(inner).items()
-        ]
-        try:
-            model.eval()
-            inner(place(example, model))
-        finally:
-            for handle in handles:
-                handle.remove()
+    with on_trial(model, example, "network"), watched(inner, watch):
+        model.eval()
+        inner(place(example, model))
     return found
 
 
-def _row(
-    name: str, module: nn.Module, output: Any, spatial: tuple[int, ...], note: str
-) -> LayerRow:
+def _row(name: str, module: nn.Module, output: Any, spatial: Sequence[int], note: str) -> LayerRow:
+    kind = type(module).__name__
     if not isinstance(output, Tensor):
-        return LayerRow(name, type(module).__name__, (), (), f"{_shapes(output)} {note}".strip())
-    shape = tuple(output.shape)
-    layout = find_layout(shape, spatial)
-    reduction = (
-        () if layout is None else tuple(w / g for w, g in zip(spatial, layout.grid, strict=True))
-    )
-    kind = (
-        f"{layout.kind.replace('_', ' ')}, {layout.grid}" if layout and layout.kind != "map" else ""
-    )
-    return LayerRow(name, type(module).__name__, shape, reduction, f"{kind} {note}".strip())
+        return LayerRow(name, kind, (), (), f"{_shapes(output)} {note}".strip())
+    layout = find_layout(output.shape, spatial)
+    grid = () if layout is None else layout.grid
+    reduction = tuple(whole / size for whole, size in zip(spatial, grid, strict=False))
+    if layout is not None and layout.kind != "map":
+        note = f"{layout.kind.replace('_', ' ')}, {grid} {note}".strip()
+    return LayerRow(name, kind, tuple(output.shape), reduction, note)
 
 
 def _shapes(output: Any) -> str:

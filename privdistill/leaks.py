@@ -1,6 +1,7 @@
 """Show that a student cannot see what it must not see."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,7 @@ from privdistill.inputs import Image, InputViews, PrivilegedInput
 
 
 def assert_no_leak(
-    model: nn.Module,
-    view: InputViews,
-    example: Image,
-    *,
-    seen: Sequence[int | str] | None = None,
+    model: nn.Module, view: InputViews, example: Image, *, seen: Sequence[int | str] | None = None
 ) -> None:
     """Check that a student's output does not depend on modalities outside its view.
 
@@ -45,10 +42,9 @@ def assert_no_leak(
         model.eval()
         values = {name: torch.randn_like(part).requires_grad_() for name, part in parts.items()}
         output = _run(model, view, example, values)
-        with_gradient = _reached(output, values)
+        leaking = [name for name in _reached(output, values) if name not in allowed]
         noise = {n: v if n in allowed else torch.randn_like(v) for n, v in values.items()}
         changed = not torch.equal(output, _run(model, view, example, noise))
-    leaking = [name for name in with_gradient if name not in allowed]
     if leaking or changed:
         what = leaking or [name for name in parts if name not in allowed]
         how = "a gradient leads to it" if leaking else "it changes when these are replaced by noise"
@@ -62,10 +58,9 @@ def assert_no_leak(
 def _parts(example: Image, view: InputViews) -> dict[int | str, Tensor]:
     if isinstance(example, Mapping):
         return {name: part.detach().float() for name, part in example.items()}
-    channels = torch.split(example.detach().float(), 1, dim=1)
-    names = view.channels if isinstance(view, PrivilegedInput) else {}
-    if sum(names.values()) != len(channels):
-        return dict(enumerate(channels))
+    names: dict[Any, int] = dict(view.channels) if isinstance(view, PrivilegedInput) else {}
+    if sum(names.values()) != example.shape[1]:
+        names = dict.fromkeys(range(example.shape[1]), 1)
     groups = torch.split(example.detach().float(), list(names.values()), dim=1)
     return dict(zip(names, groups, strict=True))
 
@@ -73,20 +68,19 @@ def _parts(example: Image, view: InputViews) -> dict[int | str, Tensor]:
 def _allowed(
     view: InputViews, parts: Mapping[int | str, Tensor], seen: Sequence[int | str] | None
 ) -> set[int | str]:
-    if seen is None and not isinstance(view, PrivilegedInput):
+    if seen is None and isinstance(view, PrivilegedInput):
+        seen = view.student
+    if seen is None:
         raise ModalityError(
             f"assert_no_leak: what the student may see is not known for a {type(view).__name__}. "
             f"Pass seen=... with some of {list(parts)}."
         )
-    allowed = set(
-        view.student if seen is None and isinstance(view, PrivilegedInput) else seen or ()
-    )
-    if not allowed <= set(parts):
+    if not set(seen) <= set(parts):
         raise ModalityError(
-            f"assert_no_leak: the student's view is {sorted(allowed, key=str)}, but the example "
+            f"assert_no_leak: the student's view is {sorted(seen, key=str)}, but the example "
             f"holds {list(parts)}. Pass a full input."
         )
-    return allowed
+    return set(seen)
 
 
 def _run(

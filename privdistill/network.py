@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 from privdistill import dry_run
 from privdistill.checks import check_view, feature_map
-from privdistill.taps import Layer, Recorder
+from privdistill.taps.recorder import Recorder
+from privdistill.taps.tap import Layer
 from privdistill.teachers import FrozenTeacher, Teacher, hold
 from privdistill.text import sizes
+
+Features = dict[str, Tensor]
 
 
 class Network:
@@ -37,10 +40,9 @@ class Network:
         role: str = "student",
     ) -> None:
         self.role = role
-        self.example: tuple[int, ...] | None = None
+        self.example = None if view is None else tuple(view.shape)
         if view is not None:
             self.check(view)
-            self.example = tuple(view.shape)
         places, self.notes = dry_run.find_places(model, layers, view, role)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.recorder = Recorder(model, places, role=role)
@@ -81,7 +83,7 @@ class Network:
 
     def run(
         self, model: Callable[[Tensor], Any], view: Tensor, read: Collection[str]
-    ) -> tuple[Any, dict[str, Tensor]]:
+    ) -> tuple[Any, Features]:
         """Run the network and capture its features.
 
         Args:
@@ -102,9 +104,7 @@ class Network:
         self.recorder.check_intact(captured)
         return output, self._maps(captured, view, read)
 
-    def _maps(
-        self, captured: dict[str, Tensor], view: Tensor, read: Collection[str]
-    ) -> dict[str, Tensor]:
+    def _maps(self, captured: Features, view: Tensor, read: Collection[str]) -> Features:
         features = dict(captured)
         for tap in features.keys() & set(read):
             layer = self.recorder.places[tap]

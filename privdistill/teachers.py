@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from privdistill.exceptions import LifecycleError, ObjectiveError
-from privdistill.taps import uncompiled
+from privdistill.taps.names import uncompiled
 
 _CLAIM = "_privdistill_claim"
 
@@ -44,9 +44,7 @@ class Ensemble:
         count = len(self.networks)
         if not count:
             raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
-        weights = self.weights
-        if weights is None:
-            return
+        weights = [1.0] * count if self.weights is None else self.weights
         if len(weights) != count or not all(0 < weight < float("inf") for weight in weights):
             raise ObjectiveError(
                 f"Ensemble: the weights are {list(weights)} for {count} teachers. Pass one "
@@ -119,19 +117,15 @@ class _Claim:
             parameter.requires_grad_(needed)
 
     # A copy of a teacher is held by no wrapper, so the claim does not travel with it.
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None
-
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
 
-class FrozenTeacher:
-    """Hold a teacher in eval mode without gradients, outside the wrapper's own modules.
+class Holder:
+    """Hold a teacher outside the wrapper's own modules.
 
     It is no `nn.Module` on purpose: so the teacher is in neither `parameters()` nor
-    `state_dict()`, and `train()` cannot reach it. The claim is kept on the teacher itself, so that
-    the last of several wrappers restores it and no global state is needed.
+    `state_dict()`, and `train()` cannot reach it.
 
     Args:
         module: The teacher.
@@ -147,16 +141,9 @@ class FrozenTeacher:
         self.module = module
         self.moves = moves
         self.holding = True
-        # Compiled or not, it is one network with one claim.
-        inner = uncompiled(module)
-        claim = inner.__dict__.get(_CLAIM) or _Claim(module)
-        claim.holders += 1
-        # Kept in the instance dictionary: as a module attribute it would enter named_modules().
-        inner.__dict__[_CLAIM] = claim
-        module.eval().requires_grad_(False)
 
     def follow(self, student: nn.Module, steps: Tensor) -> None:
-        """Learn from the student before a training step; frozen teachers do not.
+        """Learn from the student before a training step; most teachers do not.
 
         Args:
             student: The student.
@@ -164,7 +151,7 @@ class FrozenTeacher:
         """
 
     def __call__(self, image: Tensor) -> Any:
-        """Run the teacher, without gradients if it is frozen.
+        """Run the teacher.
 
         Args:
             image: The teacher's view, `(B, C, *spatial)`.
@@ -175,14 +162,6 @@ class FrozenTeacher:
         Raises:
             LifecycleError: If the image is on another device than the teacher.
         """
-        self._check_device(image)
-        if any(module.training for module in self.module.modules()):
-            # Someone who shares the teacher called train() on it; batch statistics must not move.
-            self.module.eval()
-        with torch.no_grad():
-            return self.module(image)
-
-    def _check_device(self, image: Tensor) -> None:
         parameter = next(self.module.parameters(), None)
         if parameter is not None and parameter.device != image.device:
             raise LifecycleError(
@@ -190,6 +169,7 @@ class FrozenTeacher:
                 "Move the input there; a copied wrapper shares the teacher and never moves it, so "
                 "move the original, or build a second wrapper with a teacher of its own."
             )
+        return self.module(image)
 
     def train(self, mode: bool) -> None:
         """Take the wrapper's mode; frozen teachers stay in eval mode.
@@ -207,6 +187,40 @@ class FrozenTeacher:
         """
         if self.moves and self.holding:
             self.module._apply(function, recurse)  # type: ignore[no-untyped-call]  # noqa: SLF001
+
+    def release(self) -> None:
+        """Hold the teacher no more."""
+        self.holding = False
+
+
+class FrozenTeacher(Holder):
+    """Hold a teacher in eval mode without gradients.
+
+    The claim is kept on the teacher itself, so that the last of several wrappers restores it and
+    no global state is needed.
+
+    Args:
+        module: The teacher.
+        moves: As in `Holder`.
+    """
+
+    def __init__(self, module: nn.Module, *, moves: bool = True) -> None:
+        super().__init__(module, moves=moves)
+        # Compiled or not, it is one network with one claim.
+        inner = uncompiled(module)
+        claim = inner.__dict__.get(_CLAIM) or _Claim(module)
+        claim.holders += 1
+        # Kept in the instance dictionary: as a module attribute it would enter named_modules().
+        inner.__dict__[_CLAIM] = claim
+        module.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Any:
+        """Run the teacher without gradients."""
+        if any(module.training for module in self.module.modules()):
+            # Someone who shares the teacher called train() on it; batch statistics must not move.
+            self.module.eval()
+        return super().__call__(image)
 
     def release(self) -> None:
         """Give up the claim; the last one to do so restores modes and gradient flags."""
@@ -256,7 +270,7 @@ def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-class LearningTeacher(FrozenTeacher):
+class LearningTeacher(Holder):
     """Hold a teacher that is trained with the student.
 
     Args:
@@ -266,23 +280,9 @@ class LearningTeacher(FrozenTeacher):
     owned = True
     learns = True
 
-    def __init__(self, module: nn.Module) -> None:  # no claim: nothing of it is changed
-        self.module = module
-        self.moves = True
-        self.holding = True
-
-    def __call__(self, image: Tensor) -> Any:
-        """Run the teacher in the mode it has."""
-        self._check_device(image)
-        return self.module(image)
-
     def train(self, mode: bool) -> None:
         """Take the wrapper's mode."""
         self.module.train(mode)
-
-    def release(self) -> None:
-        """Hold nothing any more."""
-        self.holding = False
 
 
 def members(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
@@ -323,7 +323,7 @@ def members(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
     return found
 
 
-def hold(teacher: Teacher | None, module: nn.Module) -> FrozenTeacher:
+def hold(teacher: Teacher | None, module: nn.Module) -> Holder:
     """Take hold of one network of a teacher.
 
     Args:
@@ -340,7 +340,6 @@ def hold(teacher: Teacher | None, module: nn.Module) -> FrozenTeacher:
 
 def several_processes() -> bool:
     """Whether this is one of several processes that train together."""
-    distributed = torch.distributed
     return (
         distributed.is_available()
         and distributed.is_initialized()

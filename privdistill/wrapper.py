@@ -11,31 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from privdistill import checks, dry_run
-from privdistill.exceptions import (
-    LifecycleError,
-    ModalityError,
-    ObjectiveError,
-    ShapeMismatchError,
-)
+from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
 from privdistill.losses.heads import check_head_weights, head_weights, steps_by_head
-from privdistill.network import Network, TeacherNetwork
+from privdistill.network import Features, Network, TeacherNetwork
 from privdistill.output import Output, Step, TapPair, find_heads
-from privdistill.taps import Tap, as_layer, brief, build_adapter, check_equal, short
-from privdistill.teachers import (
-    FrozenTeacher,
-    MovingAverage,
-    Teacher,
-    members,
-    several_processes,
-    shares,
-)
+from privdistill.taps.adapters import build_adapter, check_equal, short
+from privdistill.taps.tap import Tap, as_layer, brief
+from privdistill.teachers import Holder, MovingAverage, Teacher, members, several_processes, shares
 from privdistill.text import columns, sizes
 
 Validation = Literal["first", "always", "never"]
+Heads = list[Tensor]
 
 
 class DistillationWrapper(nn.Module):
@@ -160,9 +150,8 @@ class DistillationWrapper(nn.Module):
     ) -> None:
         views: dict[str, Tensor] = {}
         if example is not None:
-            views["student"] = self._view("student", example)
-        if example is not None and teachers:
-            views["teacher"] = self._view("teacher", example)
+            sides = ("student", "teacher") if teachers else ("student",)
+            views = {side: self._view(side, example) for side in sides}
         own = {name: as_layer(tap.student) for name, tap in self.taps.items()}
         self._networks.append(Network(self.student, own, views.get("student")))
         places = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}
@@ -179,7 +168,7 @@ class DistillationWrapper(nn.Module):
         if views:
             self._try_out(views)
         else:
-            self._demand_plain_taps()
+            self._fit({}, {})
 
     @property
     def _student(self) -> Network:
@@ -205,15 +194,15 @@ class DistillationWrapper(nn.Module):
         # Views of the user's own need not know of masks.
         return plain(view(image) if present is None else view(image, present))
 
-    def _select(self, output: Any, axes: int) -> list[Tensor]:
+    def _select(self, output: Any, axes: int) -> Heads:
         if self.select_logits is None:
             return find_heads(output, axes)
         chosen = self.select_logits(output)
         heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
         if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
             raise ShapeMismatchError(
-                f"`select_logits` gave {_shown(chosen)}; expected logits (B, C, *spatial), or a "
-                "list of them, finest first."
+                f"`select_logits` gave {str(getattr(chosen, 'shape', chosen))[:80]}; expected "
+                "logits (B, C, *spatial), or a list of them, finest first."
             )
         return heads
 
@@ -242,28 +231,25 @@ class DistillationWrapper(nn.Module):
             term.build(step)
             term.to(step.student.device)
 
-    def _demand_plain_taps(self) -> None:
-        for name, tap in self.taps.items():
-            if tap.adapter == "auto":
+    def _fit(self, student: Features, teacher: Features) -> dict[str, TapPair]:
+        """Add adapters where terms compare features, and pair what the dry run captured."""
+        # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
+        for name in self.objective.taps:
+            adapter = self.taps[name].adapter
+            if adapter == "auto" and name not in teacher:
                 raise ObjectiveError(
                     f"Tap '{name}': whether an adapter is needed cannot be told without an "
                     "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or "
                     "Tap(..., adapter=None) where both layers have the same shape."
                 )
-            if tap.adapter is not None and name in self.objective.taps:
-                self.adapters[name] = tap.adapter
-
-    def _fit(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
-        """Add adapters where terms compare features, and pair what the dry run captured."""
-        # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
-        for name in self.objective.taps:
-            mine, theirs, adapter = student[name], teacher[name], self.taps[name].adapter
             if adapter == "auto":
-                equal = self._equal_channels(name)
-                adapter = build_adapter(name, mine.shape, theirs.shape, channels=equal)
+                shapes = student[name].shape, teacher[name].shape
+                adapter = build_adapter(name, *shapes, channels=self._equal_channels(name))
             # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
             if adapter is not None and not isinstance(adapter, nn.Identity):
-                self.adapters[name] = adapter.to(mine.device, mine.dtype)
+                self.adapters[name] = adapter
+                if name in student:
+                    adapter.to(student[name].device, student[name].dtype)
         with torch.no_grad(), dry_run.restored(self.adapters):
             return self._pair(student, teacher)
 
@@ -278,7 +264,7 @@ class DistillationWrapper(nn.Module):
         return self._teachers[0].holder.module if self._teachers else None
 
     @property
-    def _changing(self) -> FrozenTeacher | None:
+    def _changing(self) -> Holder | None:
         """Holder of a teacher that changes; of several none does."""
         return next((t.holder for t in self._teachers if t.holder.owned), None)
 
@@ -339,8 +325,8 @@ class DistillationWrapper(nn.Module):
         """
         self._check_ready()
         if several_processes() and not self._validated:
-            trained = {name: term for name, (_, term) in self.objective.named_terms.items()}
-            checks.check_synchronised(self.student, dict(self.adapters) | trained)
+            terms = [(name, term) for name, (_, term) in self.objective.named_terms.items()]
+            checks.check_synchronised(self.student, [*self.adapters.items(), *terms])
         # Taken before the teacher runs, which might edit its input in place.
         view = self._view("student", image, present, training=self.training)
         self._student.check(view)
@@ -355,7 +341,8 @@ class DistillationWrapper(nn.Module):
         target = None if target is None else plain(target)
         given = {"target": target, "labelled": labelled, "sample_weights": sample_weights}
         steps = self._steps(heads, taught, view, pairs, given)
-        loss, terms = self.objective(steps[0], self._weighted(steps))
+        weighted = zip(head_weights(self.head_weights, len(steps)), steps, strict=True)
+        loss, terms = self.objective(steps[0], list(weighted) if len(steps) > 1 else [])
         self._validated = True
         if self._counts():
             self.steps += 1
@@ -390,31 +377,19 @@ class DistillationWrapper(nn.Module):
         """Whether this is a training step; validation must not move schedules and averages."""
         return self.training and torch.is_grad_enabled()
 
-    def _weighted(self, steps: list[Step]) -> list[tuple[float, Step]]:
-        if len(steps) == 1:
-            return []
-        return list(zip(head_weights(self.head_weights, len(steps)), steps, strict=True))
-
     def _check_ready(self) -> None:
         if self._closed or len(self._teachers) < len(self._shares):
-            why, student = (
-                "was pickled without its teacher",
-                " with the teacher and this one's student",
-            )
-            if self._closed:
-                why, student = "has been closed", ""
+            why = "has been closed" if self._closed else "was pickled without its teacher"
             raise LifecycleError(
-                f"Cannot run a distillation step, as the wrapper {why}. Build a new one{student}; "
-                "predict() still works."
+                f"Cannot run a distillation step, as the wrapper {why}. Build a new one with the "
+                "teacher and this one's student; predict() still works."
             )
 
-    def _run_teachers(
-        self, image: Image, present: Tensor | None
-    ) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
+    def _run_teachers(self, image: Image, present: Tensor | None) -> tuple[list[Heads], Features]:
         """Heads of each teacher whose logits are read, and the features of all."""
         wanted = self.objective.needs_teacher_logits
-        taught: list[list[Tensor]] = []
-        features: dict[str, Tensor] = {}
+        taught: list[Heads] = []
+        features: Features = {}
         for teacher in self._teachers:
             if not (wanted or teacher.recorder.places):
                 continue
@@ -433,7 +408,7 @@ class DistillationWrapper(nn.Module):
                 )
         return taught, features
 
-    def _pair(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> dict[str, TapPair]:
+    def _pair(self, student: Features, teacher: Features) -> dict[str, TapPair]:
         pairs = {}
         for tap, wanted in teacher.items():
             features = student[tap]
@@ -468,14 +443,9 @@ class DistillationWrapper(nn.Module):
         checks.check_gathered(self)
         view = self._view("student", image, present)
         self._student.check(view)
-        # Flags are kept module by module: a user may have frozen some batch norms in eval mode.
-        modes = {module: module.training for module in self.student.modules()}
-        self.student.eval()
-        try:
+        with dry_run.modes_kept(self.student):
+            self.student.eval()
             return self._select(self.student(view), view.ndim - 2)[0]
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
@@ -589,7 +559,3 @@ def _give_back(networks: Sequence[Network]) -> None:
     # Backwards, so that of teachers that share a layer the first remembers how it came.
     for network in reversed(networks):
         network.release()
-
-
-def _shown(value: Any) -> str:
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]

@@ -12,7 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.utils.checkpoint import checkpoint
 
 from privdistill import GroundTruth, LatentKL, LifecycleError, Tap
-from privdistill.taps import Recorder
+from privdistill.taps.recorder import Recorder
 
 IMAGE = torch.randn(2, 4, 8, 8)
 LABELS = torch.randint(0, 3, (2, 8, 8))

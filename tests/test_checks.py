@@ -12,7 +12,7 @@ from privdistill.checks import (
     input_views,
     tap_table,
 )
-from privdistill.taps import Recorder
+from privdistill.taps.recorder import Recorder
 
 
 def test_a_bottleneck_that_is_read_needs_no_name():

@@ -3,7 +3,7 @@ from torch import nn
 
 from privdistill import dry_run
 from privdistill.output import find_heads
-from privdistill.taps import Recorder
+from privdistill.taps.recorder import Recorder
 
 
 def noisy():

@@ -296,9 +296,6 @@ MISUSES = {
     "unknown names": lambda: PrivilegedInput(NAMES, student=("flair",)),
     "channel counts": lambda: PrivilegedInput({"rgb": 0}, student=("rgb",)),
     "dropout": lambda: PrivilegedInput(NAMES, student=NAMES, dropout=1.0),
-    "dropout of many": lambda: PrivilegedInput(
-        [*map(str, range(13))], student=[*map(str, range(13))], dropout=0.5
-    ),
     "presence mask": lambda: step(present=torch.ones(2, 2)),
     "presence without names": lambda: wrap(inputs=None, student=Net(2))(
         IMAGE, LABELS, present=torch.ones(2, 2).bool()

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import ShapeMismatchError
 
-_CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
-    1: nn.Conv1d,
-    2: nn.Conv2d,
-    3: nn.Conv3d,
-}
-_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+Shape = Sequence[int]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LINEAR = ("linear", "bilinear", "trilinear")
 
 
 class Resample(nn.Module):
@@ -43,16 +41,14 @@ class Resample(nn.Module):
             max(1, round(factor * length))
             for factor, length in zip(self.factors, features.shape[2:], strict=True)
         ]
-        return F.interpolate(features, size=size, mode=_LINEAR[len(size)], align_corners=False)
+        return F.interpolate(features, size=size, mode=_LINEAR[len(size) - 1], align_corners=False)
 
     def extra_repr(self) -> str:
         """Show the factors in `print`."""
         return f"factors={self.factors}"
 
 
-def build_adapter(
-    tap: str, student: Sequence[int], teacher: Sequence[int], *, channels: bool = True
-) -> nn.Module:
+def build_adapter(tap: str, student: Shape, teacher: Shape, *, channels: bool = True) -> nn.Module:
     """Return the smallest module that turns the student's shape into the teacher's.
 
     Args:
@@ -72,7 +68,7 @@ def build_adapter(
         Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
     """
     axes = len(student) - 2
-    if len(student) != len(teacher) or axes not in _CONVOLUTIONS:
+    if len(student) != len(teacher) or not 1 <= axes <= 3:
         raise ShapeMismatchError(
             f"Tap '{tap}': the student gives {tuple(student)}, the teacher {tuple(teacher)}; an "
             "adapter can be built for (B, C, *spatial) features of one, two or three equal "
@@ -80,7 +76,7 @@ def build_adapter(
         )
     steps: list[nn.Module] = []
     if channels and student[1] != teacher[1]:
-        steps.append(_CONVOLUTIONS[axes](student[1], teacher[1], kernel_size=1))
+        steps.append(_CONVOLUTIONS[axes - 1](student[1], teacher[1], kernel_size=1))
     if tuple(student[2:]) != tuple(teacher[2:]):
         factors = [t / s for s, t in zip(student[2:], teacher[2:], strict=True)]
         steps.append(Resample(factors))
@@ -90,12 +86,7 @@ def build_adapter(
 
 
 def check_equal(
-    tap: str,
-    student: Sequence[int],
-    teacher: Sequence[int],
-    adapter: nn.Module | None,
-    *,
-    channels: bool = True,
+    tap: str, student: Shape, teacher: Shape, adapter: nn.Module | None, *, channels: bool = True
 ) -> None:
     """Check that adapted student features fit the teacher's.
 
@@ -124,7 +115,7 @@ def check_equal(
     )
 
 
-def _difference(student: Sequence[int], teacher: Sequence[int], channels: bool) -> str:
+def _difference(student: Shape, teacher: Shape, channels: bool) -> str:
     if len(student) != len(teacher):
         return "numbers of axes"
     if student[0] != teacher[0]:
@@ -147,7 +138,7 @@ def short(adapter: nn.Module) -> str:
         return " and ".join(short(step) for step in adapter)
     if isinstance(adapter, Resample):
         return f"Resample({adapter.factors})"
-    if isinstance(adapter, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(adapter, _CONVOLUTIONS):
         size = adapter.kernel_size[0]
         name = type(adapter).__name__
         return f"nn.{name}({adapter.in_channels}, {adapter.out_channels}, kernel_size={size})"

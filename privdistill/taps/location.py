@@ -1,9 +1,9 @@
 """Locate the bottleneck of any encoder-decoder from one forward pass."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from privdistill.exceptions import LayerNotFoundError
 from privdistill.taps.layout import find_layout
-from privdistill.taps.names import layers
+from privdistill.taps.names import watched
 
 # Pooling to a fixed size gives context (squeeze-excitation, ASPP, the bins of PSP), not features.
 _FIXED_POOLS = ("adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool")
@@ -46,34 +46,41 @@ class Location:
     select: int | str | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Node:
     """One tensor of the forward pass: how it was made, from what, and how many voxels it has.
 
     `voxels` is 0 for what is no feature map of the image: vectors, windows, weights.
     """
 
+    number: int
     operator: str
     shape: tuple[int, ...]
-    parents: tuple[int, ...]
+    parents: tuple["_Node", ...]
     pooled: bool
     voxels: int
 
+    @property
+    def origin(self) -> "_Node":
+        """The node before it was only reshaped."""
+        node = self
+        while node.operator.startswith(_RESHAPING):
+            node = node.parents[0]
+        return node
 
-@dataclass
+
+@dataclass(eq=False)
 class _LayerOutput:
-    """Output of a layer; `keeps` is set if it has the shape of the layer's input.
-
-    `origin` is the node before it was only reshaped; `voxels` is 0 if it is no feature map.
-    """
+    """Output of a layer; `keeps` is set if it has the shape of the layer's input."""
 
     name: str
     select: int | str | None
-    node: int
-    origin: int
-    voxels: int
+    node: _Node
     learns: bool
     keeps: bool
+
+
+_Outputs = list[_LayerOutput]
 
 
 class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,9 +88,9 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.nodes: list[_Node] = []
-        self.layer_outputs: list[_LayerOutput] = []
-        self._numbers = WeakIdKeyDictionary()
+        self.outputs: _Outputs = []
+        self._nodes = WeakIdKeyDictionary()
+        self._numbers = count()
         self._rank = image.ndim
         self._batch, self._spatial = image.shape[0], tuple(image.shape[2:])
         self._add(image, "input", ())
@@ -95,47 +102,36 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        parents = tuple(self._known((args, kwargs)))
+        parents = tuple(self.nodes((args, kwargs)))
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and parents:
                 self._add(leaf, func.overloadpacket.__name__, parents)
         return result
 
-    def number(self, tensor: Any) -> int | None:
-        """Return the node of a tensor, or None where it does not depend on the input."""
-        if not isinstance(tensor, Tensor) or tensor not in self._numbers:
-            return None
-        return int(self._numbers[tensor])
+    def nodes(self, values: Any) -> list[_Node]:
+        """Return the nodes of all tensors in a value that depend on the input."""
+        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+        return [self._nodes[tensor] for tensor in tensors if tensor in self._nodes]
 
-    def _known(self, values: Any) -> Iterator[int]:
-        for leaf in tree_leaves(values):
-            number = self.number(leaf)
-            if number is not None:
-                yield number
-
-    def _add(self, tensor: Tensor, operator: str, parents: tuple[int, ...]) -> None:
+    def _add(self, tensor: Tensor, operator: str, parents: tuple[_Node, ...]) -> None:
         shape = tuple(tensor.shape)
-        makes_pool = operator.startswith(_FIXED_POOLS) or (
-            operator.startswith(_REDUCTIONS) and self._collapses(operator, shape, parents)
-        )
-        # Global context stays global until it meets a feature map again.
-        inherits = bool(parents) and all(self.nodes[parent].pooled for parent in parents)
-        self._numbers[tensor] = len(self.nodes)
-        pooled = makes_pool or inherits
-        self.nodes.append(_Node(operator, shape, parents, pooled, self._voxels(shape)))
-
-    def _voxels(self, shape: tuple[int, ...]) -> int:
         layout = find_layout(shape, self._spatial) if shape[:1] == (self._batch,) else None
-        if layout is None or (layout.kind == "tokens" and prod(layout.grid) == 1):
-            return 0
-        return prod(layout.grid)
+        is_map = layout is not None and (layout.kind != "tokens" or prod(layout.grid) > 1)
+        voxels = prod(layout.grid) if layout and is_map else 0
+        # Global context stays global until it meets a feature map again.
+        inherits = bool(parents) and all(parent.pooled for parent in parents)
+        pooled = inherits or self._pools(operator, shape, parents)
+        self._nodes[tensor] = _Node(next(self._numbers), operator, shape, parents, pooled, voxels)
 
-    def _collapses(self, operator: str, shape: tuple[int, ...], parents: tuple[int, ...]) -> bool:
-        """Whether a reduction leaves one voxel of a map."""
-        if len(shape) == self._rank and prod(shape[2:]) > 1:
+    def _pools(self, operator: str, shape: tuple[int, ...], parents: tuple[_Node, ...]) -> bool:
+        """Whether an operator pools to a fixed size, or reduces a map to one voxel."""
+        if operator.startswith(_FIXED_POOLS):
+            return True
+        several = len(shape) == self._rank and prod(shape[2:]) > 1
+        if several or not operator.startswith(_REDUCTIONS):
             return False
-        maps = [self.nodes[p].shape for p in parents if len(self.nodes[p].shape) == self._rank]
+        maps = [node.shape for node in parents if len(node.shape) == self._rank]
         widest = max((max(shape[2:]) for shape in maps), default=1)
         return widest > (_WIDEST_POOL if "pool" in operator else 1)
 
@@ -144,23 +140,18 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         learns = any(True for _ in module.parameters())
 
         def hook(_module: nn.Module, args: Any, output: Any) -> None:
-            inputs = set(self._known(args))
-            shapes = {self.nodes[item].shape for item in inputs}
+            inputs = self.nodes(args)
+            shapes = {node.shape for node in inputs}
             for select, value in _entries(output):
-                number = self.number(value)
-                if number is not None and not self._joins(number, inputs):
-                    node, origin = self.nodes[number], _origin(self.nodes, number)
+                for node in self.nodes(value) if isinstance(value, Tensor) else ():
                     # What is only resampled was learned at a coarser resolution.
                     here = learns and not node.operator.startswith(_UPSAMPLING)
-                    found = (number, origin, node.voxels, here, node.shape in shapes)
-                    self.layer_outputs.append(_LayerOutput(name, select, *found))
+                    # A layer may only join its input to what it computed: a skip connection.
+                    if node.operator != "cat" or not set(inputs) & set(node.parents):
+                        found = _LayerOutput(name, select, node, here, node.shape in shapes)
+                        self.outputs.append(found)
 
         return hook
-
-    def _joins(self, number: int, inputs: set[int]) -> bool:
-        """Whether a layer only joins its input to what it computed, as a skip connection does."""
-        node = self.nodes[number]
-        return node.operator == "cat" and bool(inputs & set(node.parents))
 
 
 def _entries(output: Any) -> list[tuple[int | str | None, Any]]:
@@ -203,94 +194,63 @@ def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network")
         and decoder. The paper does not say which layer of Fig. 1 that is; the rule here is ours.
     """
     flow = _FlowRecorder(image)
-    with flow, _watched(model, flow):
-        output = model(image)
-    sources = [number for leaf in tree_leaves(output) if (number := flow.number(leaf)) is not None]
-    reached = _ancestors(flow.nodes, sources, of=_features)
+    with flow, watched(model, flow.watch):
+        sources = flow.nodes(model(image))
+    reached = _ancestors(sources, _features)
     # One activation that is used in many places gives no one output.
-    runs = Counter((item.name, item.select) for item in flow.layer_outputs)
-    once = [i for i in flow.layer_outputs if i.learns or runs[i.name, i.select] == 1]
+    runs = Counter((item.name, item.select) for item in flow.outputs)
+    once = [i for i in flow.outputs if i.learns or runs[i.name, i.select] == 1]
     # Norms and activations end a stage as well as convolutions; pooling alone does not begin one.
     outputs = [i for i in once if i.node in reached and (i.learns or i.keeps)]
-    return _choose(flow, outputs, sources, role)
+    return _choose(outputs, sources, prod(image.shape[2:]), role)
 
 
-@contextmanager
-def _watched(model: nn.Module, flow: _FlowRecorder) -> Iterator[None]:
-    with ExitStack() as stack:
-        # Each module once: a shared layer has several names.
-        known = {module: name for name, module in reversed(layers(model).items())}
-        for module, name in known.items():
-            handle = module.register_forward_hook(flow.watch(name, module))
-            stack.callback(handle.remove)
-        yield
-
-
-def _parents(nodes: list[_Node], number: int) -> Sequence[int]:
-    return nodes[number].parents
-
-
-def _ancestors(
-    nodes: list[_Node],
-    sources: Sequence[int],
-    of: Callable[[list[_Node], int], Sequence[int]] = _parents,
-) -> set[int]:
-    found: set[int] = set()
+def _ancestors(sources: list[_Node], parents: Callable[[_Node], Iterable[_Node]]) -> set[_Node]:
+    found: set[_Node] = set()
     waiting = list(sources)
     while waiting:
-        number = waiting.pop()
-        if number not in found:
-            found.add(number)
-            waiting.extend(of(nodes, number))
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(parents(node))
     return found
 
 
-def _features(nodes: list[_Node], number: int) -> list[int]:
+def _parents(node: _Node) -> tuple[_Node, ...]:
+    return node.parents
+
+
+def _features(node: _Node) -> Sequence[_Node]:
     """Parents of a node without gates: maps that were upsampled only to multiply another one.
 
     Attention has none: its keys and values may be coarser than the features that pass it by.
     """
-    parents = list(dict.fromkeys(nodes[number].parents))
-    if _attends(nodes, nodes[number]):
+    if _attends(node):
         return []
-    if not nodes[number].operator.startswith("mul"):
-        return parents
-    features = [parent for parent in parents if not nodes[parent].operator.startswith(_UPSAMPLING)]
-    return features or parents
+    if not node.operator.startswith("mul"):
+        return node.parents
+    features = [item for item in node.parents if not item.operator.startswith(_UPSAMPLING)]
+    return features or node.parents
 
 
-def _attends(nodes: list[_Node], node: _Node) -> bool:
-    weights = [nodes[_origin(nodes, parent)].operator for parent in node.parents]
+def _attends(node: _Node) -> bool:
+    weights = [parent.origin.operator for parent in node.parents]
     return node.operator.startswith("_scaled_dot_product") or (
         node.operator == "bmm" and any("softmax" in operator for operator in weights)
     )
 
 
-def _origin(nodes: list[_Node], number: int) -> int:
-    """Node that was only reshaped since."""
-    while nodes[number].operator.startswith(_RESHAPING):
-        number = nodes[number].parents[0]
-    return number
-
-
-def _resampled(nodes: list[_Node], number: int) -> Sequence[int]:
+def _resampled(node: _Node) -> Sequence[_Node]:
     """Parents of a node that only resamples them."""
-    only = nodes[number].operator.startswith((*_UPSAMPLING, *_COPIES))
-    return nodes[number].parents if only else ()
+    return node.parents if node.operator.startswith((*_UPSAMPLING, *_COPIES)) else ()
 
 
-def _coarsest(flow: _FlowRecorder, outputs: list[_LayerOutput]) -> list[_LayerOutput]:
+def _choose(outputs: _Outputs, sources: list[_Node], whole: int, role: str) -> Location:
     # Maps of one voxel are legitimate where the example is small; only pooled ones are left out.
-    maps = [item for item in outputs if item.voxels and not flow.nodes[item.node].pooled]
-    fewest = min((item.voxels for item in maps), default=0)
-    return [item for item in maps if item.voxels == fewest < flow.nodes[0].voxels]
-
-
-def _choose(
-    flow: _FlowRecorder, outputs: list[_LayerOutput], sources: list[int], role: str
-) -> Location:
-    coarse = _coarsest(flow, outputs)
-    resampled = _ancestors(flow.nodes, sources, of=_resampled)
+    maps = [item for item in outputs if item.node.voxels and not item.node.pooled]
+    fewest = min((item.node.voxels for item in maps), default=0)
+    coarse = [item for item in maps if item.node.voxels == fewest < whole]
+    resampled = _ancestors(sources, _resampled)
     heads = {item.name for item in coarse if item.node in resampled}
     body = [item for item in coarse if not _inside(item.name, heads)]
     if not body:
@@ -299,59 +259,70 @@ def _choose(
             f"{' outside its head' if coarse else ''}, so there is no bottleneck to find. Name a "
             f"layer pair: {_REMEDY}"
         )
-    encoder = _encoder_part(flow, [item for item in outputs if item.learns], body, role)
+    encoder = _encoder_part([i for i in outputs if i.learns and i.node.voxels], body, whole, role)
     last = _last(encoder)
-    _check_single(flow, encoder, body, last, role)
-    shape = flow.nodes[last.node].shape
+    _check_single(encoder, body, last, role)
     names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
-    how = f"last encoder output at the coarsest resolution, {last.voxels} voxels"
-    return Location(last.name, shape, tuple(names), how, last.select)
+    how = f"last encoder output at the coarsest resolution, {last.node.voxels} voxels"
+    return Location(last.name, last.node.shape, tuple(names), how, last.select)
 
 
-def _encoder_part(
-    flow: _FlowRecorder, learned: list[_LayerOutput], body: list[_LayerOutput], role: str
-) -> list[_LayerOutput]:
+def _encoder_part(learned: _Outputs, body: _Outputs, whole: int, role: str) -> _Outputs:
     """Drop what another part of the network than the encoder does at the same resolution.
 
     The part that reaches the coarsest resolution first belongs to the encoder. A later part that
     also holds finer layers is a decoder or a head; one that lives at this resolution only is a
     bottleneck of its own, if anything finer is learned behind it.
     """
-    learned = [item for item in learned if item.voxels]
     depth = _shared_depth([item.name for item in learned])
-    first = _part(body[0].name, depth)
-    finer = [item for item in learned if item.voxels > body[0].voxels]
-    _check_encoder(flow, [i for i in learned if _part(i.name, depth) != first], body, finer, role)
+    parts = {item.name: _part(item.name, depth) for item in (*learned, *body)}
+    first = parts[body[0].name]
+    finer = [item for item in learned if item.node.voxels > body[0].node.voxels]
+    own = [item for item in finer if parts[item.name] == first]
+    _check_encoder(own, [i for i in learned if parts[i.name] != first], body, whole, role)
     # Without a decoder behind it, what follows the encoder is a head, such as an ASPP.
-    decoded = any(item.node > body[-1].node for item in finer)
-    others = {_part(item.name, depth) for item in finer}
-    parts = [(_part(item.name, depth), item) for item in body]
-    return [item for part, item in parts if part == first or (decoded and part not in others)]
+    decoded = any(item.node.number > body[-1].node.number for item in finer)
+    kept = {first} | (
+        {parts[i.name] for i in body} - {parts[i.name] for i in finer} if decoded else set()
+    )
+    return [item for item in body if parts[item.name] in kept]
 
 
 def _check_encoder(
-    flow: _FlowRecorder,
-    elsewhere: list[_LayerOutput],
-    body: list[_LayerOutput],
-    finer: list[_LayerOutput],
-    role: str,
+    own: _Outputs, elsewhere: _Outputs, body: _Outputs, whole: int, role: str
 ) -> None:
     """Refuse to choose where a decoder goes on to a coarser resolution than its encoder."""
-    apart = {item.name for item in elsewhere}
-    own = [item for item in finer if item.name not in apart]
-    start = min(item.node for item in [*own, *body] if item.name not in apart)
-    whole = flow.nodes[0].voxels
-    before = [item for item in elsewhere if item.node < start and item.voxels < whole]
-    if not before or not any(item.node > body[-1].node for item in own):
-        return
-    coarsest = min(item.voxels for item in before)
-    encoded = [item for item in before if item.voxels == coarsest]
-    listed = [_last(encoded), _last(body)]
-    raise LayerNotFoundError(
-        f"Bottleneck of the {role}: the part that goes down to the coarsest resolution also goes "
-        "up again, and another part went down before it, so either may be the encoder:\n"
-        + "\n".join(f"  '{item.name}' {flow.nodes[item.node].shape}" for item in listed)
-        + f"\nName the one to match: {_REMEDY}"
+    start = min(item.node.number for item in [*own, body[0]])
+    before = [item for item in elsewhere if item.node.number < start and item.node.voxels < whole]
+    if before and any(item.node.number > body[-1].node.number for item in own):
+        coarsest = min(item.node.voxels for item in before)
+        encoded = [item for item in before if item.node.voxels == coarsest]
+        raise _undecided(
+            role,
+            "the part that goes down to the coarsest resolution also goes up again, and another "
+            "part went down before it, so either may be the encoder",
+            [_last(encoded), _last(body)],
+        )
+
+
+def _check_single(encoder: _Outputs, body: _Outputs, last: _LayerOutput, role: str) -> None:
+    """Refuse to choose among branches of which neither depends on the other."""
+    before = _ancestors([last.node], _parents)
+    # Elsewhere, what depends on the encoder is its decoder; what does not is a second network.
+    encoded = {item.node for item in encoder}
+    second = [item for item in body if encoded.isdisjoint(_ancestors([item.node], _parents))]
+    apart = [item for item in (*encoder, *second) if item.node.origin not in before]
+    if apart:
+        same = [[i for i in apart if i.node.origin is item.node.origin] for item in apart]
+        listed = [last, *map(_last, same)]
+        raise _undecided(role, "several branches are equally coarse and independent", listed)
+
+
+def _undecided(role: str, why: str, candidates: _Outputs) -> LayerNotFoundError:
+    shapes = {item.name: item.node.shape for item in candidates}
+    listed = "".join(f"  '{name}' {shape}\n" for name, shape in shapes.items())
+    return LayerNotFoundError(
+        f"Bottleneck of the {role}: {why}:\n{listed}Name the one to match: {_REMEDY}"
     )
 
 
@@ -360,9 +331,7 @@ def _shared_depth(names: list[str]) -> int:
     containers = {name.rpartition(".")[0] for name in names}
     leaves = [name.split(".") for name in names if name not in containers]
     depth = 0
-    while leaves and all(len(path) > depth + 1 for path in leaves):
-        if len({path[depth] for path in leaves}) > 1:
-            break
+    while all(len(path) > depth + 1 for path in leaves) and len({p[depth] for p in leaves}) == 1:
         depth += 1
     return depth
 
@@ -378,29 +347,6 @@ def _inside(name: str, parts: set[str]) -> bool:
     return any(name == part or name.startswith(part + ".") for part in parts)
 
 
-def _last(items: list[_LayerOutput]) -> _LayerOutput:
+def _last(items: _Outputs) -> _LayerOutput:
     # A block and its last layer give the same tensor; the block's name is what people know.
-    return max(items, key=lambda i: (i.origin, i.select is None, -i.name.count(".")))
-
-
-def _check_single(
-    flow: _FlowRecorder,
-    encoder: list[_LayerOutput],
-    body: list[_LayerOutput],
-    last: _LayerOutput,
-    role: str,
-) -> None:
-    """Refuse to choose among branches of which neither depends on the other."""
-    before = _ancestors(flow.nodes, [last.node])
-    # Elsewhere, what depends on the encoder is its decoder; what does not is a second network.
-    encoded = {item.node for item in encoder}
-    second = [item for item in body if not encoded & _ancestors(flow.nodes, [item.node])]
-    apart = [item for item in (*encoder, *second) if item.origin not in before]
-    if apart:
-        same = [[other for other in apart if other.origin == item.origin] for item in apart]
-        names = dict.fromkeys([last.name, *(_last(items).name for items in same)])
-        listed = "\n".join(f"  '{name}'" for name in names)
-        raise LayerNotFoundError(
-            f"Bottleneck of the {role}: several branches are equally coarse and independent:\n"
-            f"{listed}\nName the one to match: {_REMEDY}"
-        )
+    return max(items, key=lambda i: (i.node.origin.number, i.select is None, -i.name.count(".")))

@@ -1,19 +1,18 @@
 """Layer names as the user knows them, whatever wraps the network."""
 
 import difflib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from itertools import dropwhile
+from typing import Any
 
 from torch import nn
 
 from privdistill.exceptions import LayerNotFoundError
 
 # torch.compile, DDP, FSDP and activation checkpointing put these into every name below them.
-_WRAPPER_PARTS = {
-    "_orig_mod",
-    "module",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-}
+_WRAPPER_PARTS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -54,6 +53,25 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+@contextmanager
+def watched(model: nn.Module, watch: Callable[[str, nn.Module], Any]) -> Iterator[None]:
+    """Watch what every layer of a network gives.
+
+    Args:
+        model: The network.
+        watch: Returns a forward hook for a name and its layer.
+
+    Yields:
+        Nothing; the hooks are removed on leaving.
+    """
+    with ExitStack() as stack:
+        # Each module once: a shared layer has several names.
+        known = {module: name for name, module in reversed(layers(model).items())}
+        for module, name in known.items():
+            stack.callback(module.register_forward_hook(watch(name, module)).remove)
+        yield
+
+
 def clean(path: str) -> str:
     """Remove the parts that wrappers add to a dotted name.
 
@@ -67,12 +85,8 @@ def clean(path: str) -> str:
         >>> clean("_orig_mod.encoder._checkpoint_wrapped_module.conv")
         'encoder.conv'
     """
-    parts = path.split(".")
-    leading = 0
-    while leading < len(parts) and parts[leading] in _WRAPPER_PARTS:
-        leading += 1
-    kept = [part for part in parts[leading:] if part == "module" or part not in _WRAPPER_PARTS]
-    return ".".join(kept)
+    inner = dropwhile(_WRAPPER_PARTS.__contains__, path.split("."))
+    return ".".join(part for part in inner if part == "module" or part not in _WRAPPER_PARTS)
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str) -> str:
@@ -105,9 +119,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str)
             f"Tap '{tap}': the {role}'s layer is {layer!r}; expected a dotted name or a module."
         )
     name = layer if layer in known else clean(layer)
-    if name in known:
-        return name
-    fitting = _fitting(layer, list(known))
+    fitting = [name] if name in known else _fitting(layer, list(known))
     if len(fitting) > 1:
         raise LayerNotFoundError(
             f"Tap '{tap}': '{layer}' fits {len(fitting)} layers of the {role}: "

@@ -50,27 +50,22 @@ class Recorder:
 
     def __init__(self, model: nn.Module, places: Mapping[str, Layer | str], *, role: str) -> None:
         self.places = {tap: as_layer(place) for tap, place in places.items()}
-        self.names = {tap: str(place.layer) for tap, place in self.places.items()}
         self.role = role
         self.cloned: set[str] = set()
         # Whether the network changes its input in place, which others still have to see.
         self.edits_input = False
-        self._armed = False
+        # Whether outputs are being recorded.
+        self.armed = False
         self._captured: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._repeated: set[str] = set()
         known = layers(model)
-        self._handles = [self._attach(known[name], tap) for tap, name in self.names.items()]
+        self._handles = [self._attach(known[str(p.layer)], tap) for tap, p in self.places.items()]
 
     def _attach(self, layer: nn.Module, tap: str) -> RemovableHandle:
         if self.places[tap].at == "input":
             return layer.register_forward_pre_hook(_InputHook(self, tap), with_kwargs=True)
         return layer.register_forward_hook(_Hook(self, tap))
-
-    @property
-    def armed(self) -> bool:
-        """Whether outputs are being recorded."""
-        return self._armed
 
     def record(self, tap: str, value: Any) -> None:
         """Keep what one layer gave; called by the hooks while the recorder is armed.
@@ -101,7 +96,7 @@ class Recorder:
         Raises:
             LifecycleError: If the recorder is already recording.
         """
-        if self._armed:
+        if self.armed:
             raise LifecycleError(
                 f"The {self.role} is already being recorded. Run one forward at a time: a wrapper "
                 "cannot be called from inside its own networks or from several threads."
@@ -111,11 +106,11 @@ class Recorder:
         self._versions = {}
         self._repeated = set()
         # A fresh mapping each time, so that the caller's captures are never cleared under it.
-        self._armed = True
+        self.armed = True
         try:
             yield captured
         finally:
-            self._armed = False
+            self.armed = False
             self._captured = {}
 
     def check(self, captured: Mapping[str, Any]) -> None:
@@ -127,8 +122,8 @@ class Recorder:
         Raises:
             LifecycleError: If a tap did not fire, fired twice, or gave something else.
         """
-        for tap, name in self.names.items():
-            where = f"Tap '{tap}': layer '{name}' of the {self.role}"
+        for tap, place in self.places.items():
+            where = f"Tap '{tap}': layer '{place.layer}' of the {self.role}"
             if tap not in captured:
                 raise LifecycleError(
                     f"{where} did not run in this forward pass. Choose a layer that the network "
@@ -141,7 +136,7 @@ class Recorder:
                     "Choose a layer that runs once."
                 )
             if not isinstance(captured[tap], Tensor):
-                raise LifecycleError(f"{where} {_several(self.places[tap], captured[tap])}")
+                raise LifecycleError(f"{where} {_several(place, captured[tap])}")
 
     def corrupted(self, captured: Mapping[str, Tensor]) -> list[str]:
         """Return the taps whose tensor was changed in place after it was captured.
@@ -172,10 +167,11 @@ class Recorder:
             LifecycleError: If one was, although the dry run did not show it.
         """
         for tap in self.corrupted(captured):
+            layer = self.places[tap].layer
             raise LifecycleError(
-                f"Tap '{tap}': a layer behind '{self.names[tap]}' of the {self.role} changed its "
-                "output in place after it was captured, which the dry run did not show. Pass an "
-                "example of the training size to the wrapper, or set inplace=False there."
+                f"Tap '{tap}': a layer behind '{layer}' of the {self.role} changed its output in "
+                "place after it was captured, which the dry run did not show. Pass an example of "
+                "the training size to the wrapper, or set inplace=False there."
             )
 
     def twin(self, model: nn.Module) -> "Recorder":

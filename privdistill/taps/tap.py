@@ -1,6 +1,6 @@
 """Which activations are captured: a layer of each network, under one name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,12 +73,10 @@ class Layer:
                 f"Layer '{self.layer}' gives one tensor, {tuple(value.shape)}, from which "
                 f"select={select!r} cannot choose. Leave `select` out."
             )
-        if isinstance(value, Mapping):
-            return value.get(select, value)
-        if isinstance(select, str):
-            return getattr(value, select, value)
-        known = isinstance(value, tuple | list) and -len(value) <= select < len(value)
-        return value[select] if known else value
+        try:
+            return value[select]
+        except (LookupError, TypeError):
+            return getattr(value, str(select), value)
 
     def __str__(self) -> str:
         chosen = "function" if callable(self.select) else repr(self.select)

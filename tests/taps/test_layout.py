@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from privdistill.taps import as_map, find_layout
-from privdistill.taps.layout import Layout
+from privdistill.taps.layout import Layout, as_map, find_layout
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from privdistill import LifecycleError
-from privdistill.taps import Recorder
+from privdistill.taps.recorder import Recorder
 
 
 @pytest.fixture
