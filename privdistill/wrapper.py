@@ -293,6 +293,69 @@ class DistillationWrapper(nn.Module):
             )
         return changing.module.parameters()
 
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the critics that terms bring along.
+
+        Returns:
+            Those of every `HolisticAdversarial`, for an optimizer of their own.
+
+        Raises:
+            LifecycleError: If no term has a critic, or in several processes.
+        """
+        return iter(dict.fromkeys(p for term in self._critics() for p in term.critic_parameters()))
+
+    def critic_loss(self, image: Image, out: Output, *, present: Tensor | None = None) -> Tensor:
+        """Compute the loss that trains the critics, after the student's own step.
+
+        Args:
+            image: The full input, as in the step. The critic sees the student's view of it, whole
+                even where modality dropout took a part from the student.
+            out: What the step returned; of several heads the finest count.
+            present: Which of the modalities each sample has, as in the step.
+
+        Returns:
+            A scalar; only critics get gradients from it.
+
+        Raises:
+            LifecycleError: If no term has a critic, or in several processes.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from privdistill import DistillationWrapper
+            >>> from privdistill.losses import HolisticAdversarial
+            >>> term = HolisticAdversarial(nn.Conv2d(2, 1, 1), conditional=False)
+            >>> kd = DistillationWrapper(nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=term)
+            >>> optimizer = torch.optim.Adam(kd.parameters())
+            >>> critic_optimizer = torch.optim.Adam(kd.critic_parameters())
+            >>> image = torch.rand(2, 1, 4, 4)
+            >>> out = kd(image)
+            >>> out.loss.backward(); optimizer.step()
+            >>> critic_optimizer.zero_grad()
+            >>> kd.critic_loss(image, out).backward(); critic_optimizer.step()
+        """
+        student, teacher = (
+            logits[0] if isinstance(logits, list) else logits
+            for logits in (out.student, out.teacher)
+        )
+        view = self._view("student", image, present)
+        losses = [t.critic_loss(student, teacher, view, self.activation) for t in self._critics()]
+        return torch.stack(losses).sum()
+
+    def _critics(self) -> list[Any]:
+        terms = [term for _, term in self.objective.named_terms.values()]
+        critics = [term for term in terms if hasattr(term, "critic_loss")]
+        if not critics:
+            raise LifecycleError(
+                "No term of the objective has a critic to train. HolisticAdversarial() brings one."
+            )
+        if several_processes():
+            raise LifecycleError(
+                "A critic lies outside of what DistributedDataParallel synchronises, so each "
+                "process would train another one. Train with HolisticAdversarial in one process."
+            )
+        return critics
+
     def forward(
         self,
         image: Image,

@@ -15,14 +15,17 @@ from torch import nn
 
 import privdistill
 from privdistill import (
+    CenteredKernelAlignment,
     DistillationWrapper,
     Ensemble,
     GroundTruth,
+    HolisticAdversarial,
     JointTeacher,
     LatentKL,
     Layer,
     MovingAverage,
     Objective,
+    PairwiseSimilarity,
     PrivDistillError,
     PrivilegedInput,
     Ramp,
@@ -33,6 +36,7 @@ from privdistill import (
     Term,
     assert_no_leak,
     describe,
+    kdnet,
 )
 from privdistill.losses import (
     AttentionTransfer,
@@ -265,6 +269,17 @@ MISUSES = {
     ),
     "step without teacher logits": lambda: alone(SoftTargetDiceBCE()),
     "step with other logits": lambda: alone(SoftTargetDiceBCE(), teacher=torch.zeros(2, 2, 8, 8)),
+    "share of a preset": lambda: kdnet(imitation=2),
+    "scale of positions": lambda: PairwiseSimilarity(scale=0),
+    "features on other grids": lambda: at_tap(PairwiseSimilarity(), (1, 2, 4, 4), (1, 2, 8, 8)),
+    "one example to align": lambda: at_tap(
+        CenteredKernelAlignment(over="samples"), (1, 2, 4, 4), (1, 2, 4, 4)
+    ),
+    "critic that is not built": lambda: HolisticAdversarial().critic,
+    "critic without an image": lambda: alone(
+        HolisticAdversarial(nn.Conv2d(4, 1, 1)), teacher=torch.zeros(2, 3, 8, 8)
+    ),
+    "no critic": lambda: wrap().critic_parameters(),
     "step without tap": lambda: alone(LatentKL()),
     "step without target": lambda: alone(ReliableSoftTargetCE(), teacher=torch.zeros(2, 3, 8, 8)),
     "standardised pair of channels": lambda: HintonKL(standardise=True)(

@@ -1,5 +1,6 @@
 """Terms, their algebra and their mathematics. Nothing here knows the wrapper."""
 
+from privdistill.losses.adversarial import HolisticAdversarial
 from privdistill.losses.base import Objective, Term, as_objective
 from privdistill.losses.dice_bce import GroundTruth, SoftTargetDiceBCE
 from privdistill.losses.features import (
@@ -12,11 +13,19 @@ from privdistill.losses.features import (
     VariationalInformation,
 )
 from privdistill.losses.latent import LatentKL
+from privdistill.losses.presets import generalized, hinton, kdnet, pmkl, protokd, structured, xie
+from privdistill.losses.relational import (
+    CenteredKernelAlignment,
+    LocalConsistency,
+    PairwiseSimilarity,
+    PrototypeSimilarity,
+)
 from privdistill.losses.response import HintonKL, LogitMSE, ProbabilityMSE, ReliableSoftTargetCE
 from privdistill.losses.schedules import Ramp, warm_up
 
 __all__ = [
     "AttentionTransfer",
+    "CenteredKernelAlignment",
     "ChannelWise",
     "ContrastiveProjection",
     "FeatureCosine",
@@ -24,15 +33,26 @@ __all__ = [
     "Gram",
     "GroundTruth",
     "HintonKL",
+    "HolisticAdversarial",
     "LatentKL",
+    "LocalConsistency",
     "LogitMSE",
     "Objective",
+    "PairwiseSimilarity",
     "ProbabilityMSE",
+    "PrototypeSimilarity",
     "Ramp",
     "ReliableSoftTargetCE",
     "SoftTargetDiceBCE",
     "Term",
     "VariationalInformation",
     "as_objective",
+    "generalized",
+    "hinton",
+    "kdnet",
+    "pmkl",
+    "protokd",
+    "structured",
     "warm_up",
+    "xie",
 ]

@@ -294,6 +294,21 @@ def check_positive(owner: str, option: str, value: float) -> float:
     return value
 
 
+def check_share(owner: str, option: str, value: float) -> None:
+    """Check an option that must lie in [0, 1].
+
+    Args:
+        owner: Function name, for the message.
+        option: Option name, for the message.
+        value: What was passed.
+
+    Raises:
+        ObjectiveError: If it does not.
+    """
+    if not 0 <= value <= 1:
+        raise ObjectiveError(f"{owner}: `{option}` must be in [0, 1]; got {value}.")
+
+
 def check_choice(owner: str, option: str, value: str, choices: Sequence[str]) -> None:
     """Check an option that must be one of a few words.
 

@@ -175,6 +175,9 @@ class GroundTruth(Term):
         >>> bool(GroundTruth()(step) < 1e-3)
         True
 
+    Weight:
+        1, or `1 - lambda` beside soft targets: 0.25 in `kdnet()`.
+
     Source:
         Hu et al. 2020, arXiv:2106.09564, eq. (4), averaged over the batch where the paper sums.
     """
@@ -279,6 +282,9 @@ class SoftTargetDiceBCE(Term):
         >>> term = SoftTargetDiceBCE(temperature=5.0)
         >>> term(Step(student=logits, teacher=logits)).round(decimals=4)
         tensor(0.)
+
+    Weight:
+        0.75, the paper's lambda, as in `kdnet()`.
 
     Source:
         Hu et al. 2020, arXiv:2106.09564, eqs. (1) and (2), averaged over the batch where the paper

@@ -104,6 +104,9 @@ class FeatureL2(FeatureTerm):
         >>> FeatureL2("stage3")(Step(student=pair.student, taps={"stage3": pair}))
         tensor(9.)
 
+    Weight:
+        Depends on the scale of the features; begin with the share that `.balanced()` gives.
+
     Source:
         Romero et al. 2015 (FitNets), arXiv:1412.6550, eq. (3), the mean where it halves a sum; the
         regressor is the tap's adapter. Normalised: Cao et al. 2022 (PKD), arXiv:2207.02039, who
@@ -145,6 +148,9 @@ class FeatureCosine(FeatureTerm):
         >>> FeatureCosine()(Step(student=pair.student, taps={"bottleneck": pair}))
         tensor(1.)
 
+    Weight:
+        1; the term lies in [0, 2].
+
     Source:
         The usual cosine distance, averaged over voxels.
     """
@@ -178,6 +184,9 @@ class AttentionTransfer(FeatureTerm):
         >>> pair = TapPair(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]]))
         >>> AttentionTransfer()(Step(student=pair.student, taps={"bottleneck": pair}))
         tensor(2.)
+
+    Weight:
+        Of the order of 10: unit maps are compared, so that the term lies in [0, 4].
 
     Source:
         Zagoruyko and Komodakis 2017, arXiv:1612.03928, eq. (2), where the norm of the difference is
@@ -233,6 +242,9 @@ class ChannelWise(FeatureTerm):
         >>> ChannelWise(temperature=1.0)(Step(student=pair.student, taps={"bottleneck": pair}))
         tensor(0.3278)
 
+    Weight:
+        Of the order of 1; the divergence is a mean over channels.
+
     Source:
         Shu et al. 2021 (CWD), arXiv:2011.13256, and the code the authors published with it.
     """
@@ -276,6 +288,9 @@ class Gram(FeatureTerm):
         >>> pair = TapPair(torch.zeros(1, 1, 4), torch.full((1, 1, 4), 2.0))
         >>> Gram()(Step(student=pair.student, taps={"bottleneck": pair}))
         tensor(4.)
+
+    Weight:
+        Depends on the scale of the features; begin with the share that `.balanced()` gives.
 
     Source:
         Azad et al. 2022 (SMU-Net), after Gatys et al. 2015, arXiv:1508.06576:
@@ -326,6 +341,9 @@ class VariationalInformation(FeatureTerm):
         >>> term.build(step)
         >>> bool(term(step).abs() < 1e-6)
         True
+
+    Weight:
+        0.5, as in ACN (Wang et al. 2021).
 
     Source:
         Ahn et al. 2019 (VID), arXiv:1904.05835; layers, initial and least variance as in the
@@ -418,6 +436,9 @@ class ContrastiveProjection(FeatureTerm):
         >>> term.build(step)
         >>> term(step).shape
         torch.Size([])
+
+    Weight:
+        0.5, as in `pmkl()`.
 
     Source:
         Chen et al. 2022 (PMKL), doi:10.1109/TMI.2021.3119385, "contrastive knowledge distillation

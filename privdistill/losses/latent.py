@@ -39,6 +39,9 @@ class LatentKL(Term):
         >>> LatentKL()(Step(student=z, taps={"bottleneck": TapPair(z, z)}))
         tensor(0.)
 
+    Weight:
+        10, the paper's alpha, as in `kdnet()`.
+
     Source:
         Hu et al. 2020, arXiv:2106.09564, eq. (3); the normalisation is not given there.
     """

@@ -90,6 +90,9 @@ class HintonKL(ResponseTerm):
         >>> HintonKL(temperature=1.0)(Step(student=student, teacher=teacher))
         tensor(0.3278)
 
+    Weight:
+        0.5 beside half the reference, as in `hinton()`; 10 in `structured()`, at T = 1.
+
     Source:
         Hinton et al. 2015, arXiv:1503.02531, section 2, where the cross-entropy differs from this
         by the teacher's entropy. Standardisation: Sun et al. 2024, arXiv:2403.01427; the authors'
@@ -167,6 +170,9 @@ class LogitMSE(ResponseTerm):
         >>> LogitMSE()(Step(student=torch.zeros(1, 2, 4), teacher=torch.full((1, 2, 4), 3.0)))
         tensor(9.)
 
+    Weight:
+        Depends on the scale of the logits; begin with 0.1.
+
     Source:
         Ba and Caruana 2014, arXiv:1312.6184, who sum over outputs and halve; here the mean.
     """
@@ -212,6 +218,9 @@ class ProbabilityMSE(ResponseTerm):
         >>> ProbabilityMSE()(Step(student=torch.zeros(1, 2, 1), teacher=teacher))
         tensor(0.5000)
 
+    Weight:
+        1, as in `xie()`.
+
     Source:
         Xie et al. 2018, arXiv:1810.08476, "zero-order knowledge"; the exact form could not be
         checked.
@@ -253,6 +262,9 @@ class ReliableSoftTargetCE(ResponseTerm):
         tensor(0.6931)
         >>> term(Step(student=student, teacher=teacher, target=torch.tensor([[1]])))
         tensor(0.)
+
+    Weight:
+        0.5, as in `pmkl()`.
 
     Source:
         Chen et al. 2022 (PMKL), doi:10.1109/TMI.2021.3119385, "regularized knowledge distillation

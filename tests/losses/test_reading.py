@@ -1,8 +1,7 @@
-import pytest
 import torch
 
-from privdistill import ObjectiveError, Step
-from privdistill.losses.reading import resolve, target_channels, teacher_logits
+from privdistill import Step
+from privdistill.losses.reading import resolve, teacher_logits
 
 Z = torch.randn(1, 2, 3)
 
@@ -22,10 +21,3 @@ def test_several_teachers_are_averaged_at_the_temperature():
     mixed = teacher_logits(step, "softmax", term="t", temperature=3.0)
     wanted = ((Z / 3).softmax(1) + (-Z / 3).softmax(1)) / 2
     assert torch.allclose((mixed / 3).softmax(1), wanted)
-
-
-def test_targets_have_one_channel_per_logit_channel():
-    step = Step(Z, target=torch.tensor([[0, 1, 1]]))
-    assert target_channels(step, "softmax", term="t").tolist() == [[[1, 0, 0], [0, 1, 1]]]
-    with pytest.raises(ObjectiveError, match="t: the step has no target"):
-        target_channels(Step(Z), "softmax", term="t")

@@ -1,0 +1,224 @@
+"""Published objectives in one line, with their constants.
+
+Each returns a sum of terms that can be weighed, extended and printed like any other. The supervised
+part is Dice plus cross-entropy in all of them, so that they compare in what the teacher adds; where
+a paper supervises otherwise, its preset says so.
+"""
+
+from privdistill.losses.base import Objective, check_share
+from privdistill.losses.dice_bce import GroundTruth, SoftTargetDiceBCE
+from privdistill.losses.features import ContrastiveProjection
+from privdistill.losses.latent import LatentKL
+from privdistill.losses.relational import LocalConsistency, PairwiseSimilarity, PrototypeSimilarity
+from privdistill.losses.response import HintonKL, ProbabilityMSE, ReliableSoftTargetCE
+
+
+def kdnet(
+    *,
+    imitation: float = 0.75,
+    temperature: float = 5.0,
+    latent_weight: float = 10.0,
+    tap: str = "bottleneck",
+) -> Objective:
+    """KD-Net: soft targets, the latent representation and the reference.
+
+    `lambda L_KD + (1 - lambda) L_GT + alpha L_KL`.
+
+    Args:
+        imitation: lambda, in [0, 1].
+        temperature: T of the teacher's soft targets, dimensionless, > 0.
+        latent_weight: alpha, >= 0.
+        tap: Name of the tap that holds the latent representation.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> kdnet()
+        0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth() + 10 * \
+LatentKL(tap='bottleneck')
+
+    Source:
+        Hu et al. 2020, arXiv:2106.09564, eq. (5); the constants are those of its section 3.2.
+    """
+    check_share("kdnet", "imitation", imitation)
+    taught = imitation * SoftTargetDiceBCE(temperature=temperature)
+    return taught + (1 - imitation) * GroundTruth() + latent_weight * LatentKL(tap)
+
+
+def hinton(*, imitation: float = 0.5, temperature: float = 4.0) -> Objective:
+    """Hinton's distillation: tempered outputs of both networks, times T^2, and the reference.
+
+    `lambda T^2 KL + (1 - lambda) L_GT`.
+
+    Args:
+        imitation: lambda, in [0, 1].
+        temperature: T of both networks, dimensionless, > 0.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> hinton()
+        0.5 * HintonKL(temperature=4.0) + 0.5 * GroundTruth()
+
+    Source:
+        Hinton et al. 2015, arXiv:1503.02531, section 2. The paper fixes no constants; T = 4 and
+        equal shares are usual. Its supervised part is the cross-entropy alone.
+    """
+    check_share("hinton", "imitation", imitation)
+    return imitation * HintonKL(temperature=temperature) + (1 - imitation) * GroundTruth()
+
+
+def generalized(*, imitation: float = 0.5, temperature: float = 2.0) -> Objective:
+    """Generalized distillation with privileged information: one loss for targets of both kinds.
+
+    `(1 - lambda) l(y, sigma(f)) + lambda l(s, sigma(f))` with `s = sigma(f_t / T)`. Only the
+    teacher is tempered.
+
+    Args:
+        imitation: lambda, in [0, 1].
+        temperature: T of the teacher, dimensionless, > 0.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> generalized()
+        0.5 * SoftTargetDiceBCE(temperature=2.0, binarisation='soft') + 0.5 * GroundTruth()
+
+    Source:
+        Lopez-Paz et al. 2016, arXiv:1511.03643, section 4. There l is the cross-entropy, here Dice
+        plus cross-entropy; lambda and T are chosen for each task there, and ours here.
+    """
+    check_share("generalized", "imitation", imitation)
+    soft = SoftTargetDiceBCE(temperature=temperature, binarisation="soft")
+    return imitation * soft + (1 - imitation) * GroundTruth()
+
+
+def structured(
+    *, pixelwise: float = 10.0, pairwise: float = 1.0, tap: str = "bottleneck"
+) -> Objective:
+    """Structured knowledge distillation: voxels and pairs of positions.
+
+    `L_GT + lambda_1 KL + lambda_2 PA`.
+
+    Args:
+        pixelwise: Weight of the divergence of each voxel's probabilities.
+        pairwise: Weight of the similarities between positions.
+        tap: Name of the tap whose positions are compared.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> structured().taps
+        ('bottleneck',)
+
+    Source:
+        Liu et al. 2019, arXiv:1903.04197; the weights are those of a public implementation. The
+        holistic, adversarial term has an optimizer of its own and is added by hand:
+        `structured() + 0.1 * HolisticAdversarial()`.
+    """
+    pixels = HintonKL(temperature=1.0)
+    return GroundTruth() + pixelwise * pixels + pairwise * PairwiseSimilarity(tap)
+
+
+def pmkl(*, reliable: float = 0.5, contrastive: float = 0.5, tap: str = "decoder") -> Objective:
+    """Privileged modality distillation: soft targets where the teacher knows better, and contrast.
+
+    `L_GT + 0.5 L_RKD + 0.5 L_con`. Needs batches of two or more, and a tap on the last decoder
+    features: `taps={"decoder": Tap(teacher=..., student=...)}`.
+
+    Args:
+        reliable: Weight of the soft targets, T = 10.
+        contrastive: Weight of the contrast between samples.
+        tap: Name of the tap on the last decoder features.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> pmkl().taps
+        ('decoder',)
+
+    Source:
+        Chen et al. 2022, doi:10.1109/TMI.2021.3119385, and the constants of the code the authors
+        published. Its weight decay of 1e-5 belongs to the optimizer; its cross-entropy is weighted
+        by class: `GroundTruth(class_weights=...)`.
+    """
+    taught = reliable * ReliableSoftTargetCE(temperature=10.0)
+    return GroundTruth() + taught + contrastive * ContrastiveProjection(tap)
+
+
+def protokd(
+    *, classes: int = 4, softened: float = 10.0, prototypes: float = 0.1, tap: str = "decoder"
+) -> Objective:
+    """Prototype distillation: softened outputs, and similarity of features to class prototypes.
+
+    `L_GT + 10 KL + 0.1 MSE(M_s, M_t)`. Needs a tap on the last decoder features:
+    `taps={"decoder": Tap(teacher=..., student=...)}`.
+
+    Args:
+        classes: Number of classes; the published divergence is a mean over classes too.
+        softened: Weight of the divergence at T = 10, without T^2.
+        prototypes: Weight of the similarity maps.
+        tap: Name of the tap on the last decoder features.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> protokd().taps
+        ('decoder',)
+
+    Source:
+        Wang et al. 2023, ProtoKD (ICASSP), and the constants of the code the authors published. Its
+        cross-entropy is weighted by class: `GroundTruth(class_weights=...)`.
+    """
+    soft = HintonKL(temperature=10.0, scale_by_t2=False)
+    return GroundTruth() + softened / classes * soft + prototypes * PrototypeSimilarity(tap)
+
+
+def xie(*, zero_order: float = 1.0, first_order: float = 1.0) -> Objective:
+    """Xie's distillation of segmentation: probabilities, and how they change between neighbours.
+
+    `L_GT + lambda_0 ||p_t - p_s||^2 + lambda_1 (c_t - c_s)^2`.
+
+    Args:
+        zero_order: Weight of the probabilities.
+        first_order: Weight of the local consistency maps.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> len(xie().terms)
+        3
+
+    Source:
+        Xie et al. 2018, arXiv:1810.08476, of which the abstract alone could be read: the exact
+        forms and weights could not be checked.
+    """
+    return GroundTruth() + zero_order * ProbabilityMSE() + first_order * LocalConsistency()
