@@ -1,0 +1,86 @@
+"""Every term through the wrapper: networks of its own, devices, precision, unlabelled batches."""
+
+import pytest
+import torch
+from paths import IMAGE, LABELS
+
+from privdistill import Tap, losses
+from privdistill.losses import GroundTruth, HolisticAdversarial, Term
+
+KINDS = [getattr(losses, name) for name in losses.__all__]
+KINDS = [k for k in KINDS if isinstance(k, type) and issubclass(k, Term) and k is not Term]
+EVERY = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+TAPS = {name: Tap("bottleneck", "bottleneck") for name in ("bottleneck", "decoder")}
+
+
+def of(build, kind, **options):
+    term = kind()
+    taps = {name: TAPS[name] for name in term.taps}
+    return build(objective=1.0 * term, taps=taps, **options)
+
+
+@EVERY
+def test_a_term_teaches_the_student(build, kind):
+    kd = of(build, kind)
+    out = kd(IMAGE, LABELS)
+    out.loss.backward()
+    assert out.loss.dtype == torch.float32
+    assert kd.student.encoder[0].weight.grad.any()
+
+
+@EVERY
+def test_networks_of_a_term_train_with_the_student_except_critics(build, kind):
+    kd = of(build, kind)
+    own = sum(p.numel() for p in kd.objective.parameters())
+    assert (own > 0) == (kind.__name__ in ("ContrastiveProjection", "VariationalInformation"))
+    assert sum(p.numel() for p in kd.parameters()) == own + sum(
+        p.numel() for p in (*kd.student.parameters(), *kd.adapters.parameters())
+    )
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_term_is_finite_under_autocast(build, kind, dtype):
+    kd = of(build, kind)
+    with torch.autocast("cpu", dtype):
+        out = kd(IMAGE, LABELS)
+    out.loss.backward()
+    assert out.loss.dtype == torch.float32
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in kd.parameters())
+
+
+@EVERY
+def test_a_term_learns_from_labelled_samples_only_where_it_reads_labels(build, kind):
+    kd = of(build, kind, validate="always")
+    target = LABELS.clone()
+    target[1] = 77
+    out = kd(IMAGE, target, labelled=torch.tensor([True, False]))
+    assert torch.isfinite(out.loss)
+    if kind().needs_target:
+        alone = kd(IMAGE[:1], LABELS[:1])
+        assert out.loss.item() == pytest.approx(alone.loss.item(), rel=1e-4)
+
+
+@EVERY
+def test_a_term_runs_on_the_meta_device(build, kind):
+    kd = of(build, kind, validate="never").to("meta")
+    out = kd(IMAGE.to("meta"), LABELS.to("meta"))
+    assert out.loss.is_meta
+
+
+def test_a_critic_learns_by_a_second_call(build):
+    kd = build(objective=GroundTruth() + 0.1 * HolisticAdversarial())
+    optimizer = torch.optim.Adam(kd.critic_parameters(), lr=1e-2)
+    losses = []
+    for _ in range(5):
+        out = kd(IMAGE, LABELS)
+        out.loss.backward()
+        assert all(p.grad is None for p in kd.critic_parameters())
+        loss = kd.critic_loss(IMAGE, out)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not {id(p) for p in kd.critic_parameters()} & {id(p) for p in kd.parameters()}
+    assert any("critic." in key for key in kd.state_dict())
