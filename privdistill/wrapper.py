@@ -148,10 +148,8 @@ class DistillationWrapper(nn.Module):
     def _attach(
         self, declared: Teacher | None, teachers: list[nn.Module], example: Image | None
     ) -> None:
-        views: dict[str, Tensor] = {}
-        if example is not None:
-            sides = ("student", "teacher") if teachers else ("student",)
-            views = {side: self._view(side, example) for side in sides}
+        sides = ("student", "teacher") if teachers else ("student",)
+        views = {} if example is None else {side: self._view(side, example) for side in sides}
         own = {name: as_layer(tap.student) for name, tap in self.taps.items()}
         self._networks.append(Network(self.student, own, views.get("student")))
         places = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}

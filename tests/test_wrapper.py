@@ -782,6 +782,23 @@ def test_steps_without_gradients_are_not_counted(build):
     assert kd.steps == 0
 
 
+def test_promise_14_a_copy_of_a_closed_wrapper_holds_nothing(build, networks):
+    kd = build()
+    kd.close()
+    twin = copy.deepcopy(kd).double()
+    assert networks[0].training
+    assert hooks(*networks) == 0
+    assert networks[0].head.weight.dtype == torch.float32
+    with pytest.raises(LifecycleError, match="the wrapper has been closed"):
+        twin(IMAGE, LABELS)
+
+
+def test_promise_14_what_is_left_out_of_a_pickle_is_in_a_copy(build):
+    kd = build()
+    kd.pickles_teacher = False
+    assert copy.deepcopy(kd).teacher is kd.teacher
+
+
 # --- samples without a reference ---------------------------------------------------------------
 
 
