@@ -1,0 +1,59 @@
+"""Whole patches of extreme logits: sums over 64^3 voxels overflow in half precision."""
+
+import pytest
+import torch
+
+from privdistill import (
+    AttentionTransfer,
+    CenteredKernelAlignment,
+    ChannelWise,
+    FeatureCosine,
+    FeatureL2,
+    GroundTruth,
+    HintonKL,
+    LatentKL,
+    LocalConsistency,
+    LogitMSE,
+    PairwiseSimilarity,
+    ProbabilityMSE,
+    PrototypeSimilarity,
+    ReliableSoftTargetCE,
+    SoftTargetDiceBCE,
+    Step,
+    TapPair,
+)
+
+TERMS = [
+    AttentionTransfer,
+    CenteredKernelAlignment,
+    ChannelWise,
+    FeatureCosine,
+    FeatureL2,
+    GroundTruth,
+    HintonKL,
+    LatentKL,
+    LocalConsistency,
+    LogitMSE,
+    PairwiseSimilarity,
+    ProbabilityMSE,
+    PrototypeSimilarity,
+    ReliableSoftTargetCE,
+    SoftTargetDiceBCE,
+]
+
+
+@pytest.mark.parametrize("size", [64, pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", TERMS, ids=lambda kind: kind.__name__)
+def test_values_and_gradients_are_finite(kind, dtype, size):
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (2, 1, 2, size, size, size), generator=generator)
+    student, teacher = (2e4 * signs - 1e4).to(dtype)
+    student.requires_grad_()
+    labels = signs[0, :, 0]
+    taps = dict.fromkeys(kind().taps, TapPair(student, teacher))
+    loss = kind()(Step(student, teacher, target=labels, taps=taps))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(student.grad).all()
