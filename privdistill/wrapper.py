@@ -342,7 +342,9 @@ class DistillationWrapper(nn.Module):
 
     def _critics(self) -> list[Any]:
         terms = [term for _, term in self.objective.named_terms.values()]
-        critics = [term for term in terms if hasattr(term, "critic_loss")]
+        # A term under two names has one critic.
+        found = [term for term in terms if hasattr(term, "critic_loss")]
+        critics = list({id(getattr(term, "critic", term)): term for term in found}.values())
         if not critics:
             raise LifecycleError(
                 "No term of the objective has a critic to train. HolisticAdversarial() brings one."
@@ -404,7 +406,7 @@ class DistillationWrapper(nn.Module):
         steps = self._steps(heads, taught, view, pairs, given)
         weighted = zip(head_weights(self.head_weights, len(steps)), steps, strict=True)
         loss, terms = self.objective(steps[0], list(weighted) if len(steps) > 1 else [])
-        self._validated = True
+        self._validated = self._validated or self._checked(target, labelled)
         if self._counts():
             self.steps += 1
         if len(steps) == 1:
@@ -433,6 +435,12 @@ class DistillationWrapper(nn.Module):
         )
         shared = list(zip(taught, self._shares, strict=True)) if taught else []
         return steps_by_head(common, heads, shared, self.activation)
+
+    def _checked(self, target: Tensor | None, labelled: Tensor | None) -> bool:
+        """Whether a step that checks values had a target to check."""
+        if self.validate == "never" or not self.objective.needs_target:
+            return True
+        return target is not None and (labelled is None or bool(labelled.any()))
 
     def _counts(self) -> bool:
         """Whether this is a training step; validation must not move schedules and averages."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from paths import IMAGE, LABELS
 
-from privdistill import Tap, losses
+from privdistill import ObjectiveError, Tap, losses
 from privdistill.losses import GroundTruth, HolisticAdversarial, Term
 
 KINDS = [getattr(losses, name) for name in losses.__all__]
@@ -84,3 +84,21 @@ def test_a_critic_learns_by_a_second_call(build):
     assert losses[-1] < losses[0]
     assert not {id(p) for p in kd.critic_parameters()} & {id(p) for p in kd.parameters()}
     assert any("critic." in key for key in kd.state_dict())
+
+
+def test_a_step_without_a_target_does_not_use_up_the_check_of_targets(build):
+    kd = build()
+    kd(IMAGE)
+    kd(IMAGE, LABELS, labelled=torch.zeros(2, dtype=torch.bool))
+    with pytest.raises(ObjectiveError, match="label map holds"):
+        kd(IMAGE, LABELS + 7)
+
+
+def test_a_critic_under_two_names_counts_once(build):
+    critic = torch.nn.Conv2d(4, 1, 1)
+    term = HolisticAdversarial(critic)
+    one, two = build(objective=1.0 * term), build(objective=term.named("a") + term.named("b"))
+    torch.manual_seed(0)
+    wanted = one.critic_loss(IMAGE, one(IMAGE)).item()
+    torch.manual_seed(0)
+    assert two.critic_loss(IMAGE, two(IMAGE)).item() == pytest.approx(wanted)

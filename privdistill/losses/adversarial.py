@@ -199,6 +199,20 @@ class HolisticAdversarial(Term):
         scores: Tensor = functional_call(self.critic, weights, (joint,))
         return scores.flatten(1).mean(dim=1)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the term's and the critic's mode.
+
+        Args:
+            mode: Train mode, or eval mode.
+
+        Returns:
+            The term.
+        """
+        super().train(mode)
+        for critic in self._critic:
+            critic.train(mode)
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for critic in self._critic:

@@ -4,7 +4,7 @@ import copy
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -140,7 +140,8 @@ class Objective(nn.Module):
         """Divide each term by the running mean of its own size, so that weights are shares.
 
         Terms of different units then need no tuning of magnitudes. Sizes are averaged over
-        training steps, each process its own, and are in the `state_dict()`.
+        training steps, begin anew where objectives are weighed or added, and are in the
+        `state_dict()`; DistributedDataParallel takes those of its first process.
 
         Args:
             decay: Share of the mean that is kept in each step, in [0, 1).
@@ -226,9 +227,17 @@ class Objective(nn.Module):
         if self.training and torch.is_grad_enabled():
             # A term that is zero in a step, for instance without labels, says nothing of its size.
             mean = torch.where(size > 0, self.decay * size + (1 - self.decay) * now, now)
-            size.copy_(torch.where(now > 0, mean, size))
+            size.copy_(torch.where((now > 0) & now.isfinite(), mean, size))
         seen = self.magnitudes[position].clone()
         return value / torch.where(seen > 0, seen, torch.ones_like(seen)).to(value.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = self.magnitudes
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if kept is not None and self.magnitudes is not None:
+            # A running mean stalls in half precision.
+            self.magnitudes = kept.to(self.magnitudes.device)
+        return self
 
     def __mul__(self, factor: float | Schedule) -> "Objective":
         pairs = [(weight.times(factor), term) for weight, term in self._pairs()]

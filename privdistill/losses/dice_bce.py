@@ -94,15 +94,13 @@ class DiceBCE:
         if mask is not None:
             mask = (mask if mask.shape[1] == 1 else mask[:, first:]).to(bce.dtype)
             prediction, dice_target, bce = prediction * mask, dice_target * mask, bce * mask
-        if weights is not None and self.batch_dice:
-            each = weights.to(bce.dtype).reshape(-1, *[1] * (logits.ndim - 1))
-            prediction, dice_target = prediction * each, dice_target * each
         dice = soft_dice(
             prediction,
             dice_target,
             squared_denominator=self.squared_denominator,
             batch_dice=self.batch_dice,
             smoothing=self.smoothing,
+            weights=weights,
         )
         cost = (1 - dice) + _mean_over_space(bce, mask)
         return _mean_over_samples(self._mean_over_classes(cost), weights)

@@ -186,7 +186,7 @@ class AttentionTransfer(FeatureTerm):
         tensor(2.)
 
     Weight:
-        Of the order of 10: unit maps are compared, so that the term lies in [0, 4].
+        Of the order of 10: unit maps are compared, so that the term lies in [0, 2].
 
     Source:
         Zagoruyko and Komodakis 2017, arXiv:1612.03928, eq. (2), where the norm of the difference is

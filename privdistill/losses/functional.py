@@ -144,6 +144,7 @@ def soft_dice(
     squared_denominator: bool = False,
     batch_dice: bool = False,
     smoothing: float = 1e-5,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Soft Dice of two probability maps, over space.
 
@@ -156,6 +157,7 @@ def soft_dice(
         squared_denominator: Use `sum(p^2) + sum(t^2)`.
         batch_dice: Sum over the batch too, before the ratio.
         smoothing: The constant `e`, in voxels.
+        weights: With `batch_dice`, weight of each sample's sums, `(B,)`.
 
     Returns:
         `(B, C)`, or `(C,)` with `batch_dice`.
@@ -170,12 +172,15 @@ def soft_dice(
         Milletari et al. 2016, arXiv:1606.04797 (squared denominator); the plain form is the usual
         one. Hu et al. 2020 do not say which they use.
     """
-    axes = (0, *range(2, prediction.ndim)) if batch_dice else tuple(range(2, prediction.ndim))
+    axes = tuple(range(2, prediction.ndim))
     overlap = (prediction * target).sum(axes)
     if squared_denominator:
         size = prediction.square().sum(axes) + target.square().sum(axes)
     else:
         size = prediction.sum(axes) + target.sum(axes)
+    if batch_dice:
+        each = overlap.new_ones(len(overlap)) if weights is None else weights.to(overlap.dtype)
+        overlap, size = each @ overlap, each @ size
     return (2 * overlap + smoothing) / (size + smoothing)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
 
@@ -141,7 +141,7 @@ class Weight:
             return Weight(self.factor * factor.factor, self.schedules + factor.schedules)
         if isinstance(factor, int | float) and abs(factor) < float("inf"):
             return Weight(self.factor * float(factor), self.schedules)
-        if callable(factor):
+        if callable(factor) and not isinstance(factor, nn.Module):
             return Weight(self.factor, (*self.schedules, factor))
         raise ObjectiveError(
             f"The weight of a term must be a finite number or a function of the step such as "

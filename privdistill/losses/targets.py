@@ -55,7 +55,8 @@ def reference(
             f"{term}: the step has no target. Call the wrapper as kd(image, target)."
         )
     target, mask = step.target, None
-    if ignore_index is not None:
+    fits = target.shape == logits.shape or _is_label_map(target, logits)
+    if ignore_index is not None and fits:
         ignored = target == ignore_index
         if activation == "softmax" and target.shape == logits.shape:
             ignored = ignored.any(dim=1, keepdim=True)
@@ -63,7 +64,7 @@ def reference(
         ignored = ignored.reshape(len(ignored), -1, *logits.shape[2:])
         mask = (~ignored).to(torch.float32)
     weights = _sample_weights(step, logits, term)
-    if step.labelled is not None:
+    if step.labelled is not None and fits:
         missing = ~step.labelled.to(target.device).reshape(-1, *[1] * (target.ndim - 1))
         target = _hide(target, missing, logits, activation)
     channels = as_channels(target, logits, activation, term=term, validate=step.validate)
@@ -86,15 +87,23 @@ def _sample_weights(step: Step, logits: Tensor, term: str) -> Tensor | None:
                 f"{term}: `{name}` is {tuple(given.shape)} for a batch of {len(logits)}. Pass one "
                 "value per sample."
             )
+    if step.labelled is not None and step.labelled.dtype != torch.bool:
+        raise ObjectiveError(
+            f"{term}: `labelled` is {step.labelled.dtype}; pass a boolean mask, labelled.bool()."
+        )
+    weights = None if weights is None else weights.to(logits.device)
+    if weights is not None and step.labelled is not None:
+        # Nothing is read of samples without a reference, not even a weight that is NaN.
+        known = step.labelled.to(logits.device)
+        weights = torch.where(known, weights, torch.zeros_like(weights))
     if weights is not None and step.validate and not weights.is_meta and not _all_weights(weights):
         raise ObjectiveError(
             f"{term}: `sample_weights` is {weights.tolist()}; weights must be finite and not "
             "negative."
         )
-    if step.labelled is None:
-        return weights
-    labelled = step.labelled.to(logits.device, torch.float32)
-    return labelled if weights is None else labelled * weights.to(logits.device)
+    if weights is None and step.labelled is not None:
+        return step.labelled.to(logits.device, torch.float32)
+    return weights
 
 
 def _all_weights(weights: Tensor) -> bool:

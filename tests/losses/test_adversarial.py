@@ -291,3 +291,9 @@ def test_repr_shows_what_was_chosen():
         "HolisticAdversarial(gradient_penalty=5.0, conditional=False, metric='euclidean', "
         "activation='sigmoid')"
     )
+
+
+def test_a_critic_is_in_the_terms_mode():
+    term = HolisticAdversarial(nn.Dropout())
+    assert not term.eval().critic.training
+    assert term.train().critic.training

@@ -163,3 +163,19 @@ def test_balanced_and_unbalanced_objectives_do_not_add():
 def test_balance_outlives_weights_and_sums():
     objective = 2 * ((1.0 * GroundTruth()).balanced(0.5) + (1.0 * LatentKL()).balanced(0.5))
     assert repr(objective) == ("(2 * GroundTruth() + 2 * LatentKL(tap='bottleneck')).balanced(0.5)")
+
+
+def test_one_infinite_value_leaves_the_balance_as_it_was():
+    objective = (1.0 * LatentKL()).balanced(0.5)
+    step = two_terms()
+    objective(step)
+    size = objective.magnitudes.clone()
+    far = TapPair(step.taps["bottleneck"].student * float("inf"), step.taps["bottleneck"].teacher)
+    objective(Step(student=step.student, taps={"bottleneck": far}))
+    assert torch.equal(objective.magnitudes, size)
+    assert objective.half().magnitudes.dtype == torch.float32
+
+
+def test_a_term_is_no_weight():
+    with pytest.raises(ObjectiveError, match="finite number or a function of the step"):
+        GroundTruth() * LatentKL()

@@ -305,3 +305,30 @@ def test_options_that_were_chosen_are_shown():
     assert repr(GroundTruth(ignore_index=255, resize="logits", class_weights=(1, 2))) == (
         "GroundTruth(ignore_index=255, resize='logits', class_weights=(1, 2))"
     )
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, 2.0])
+def test_weights_of_a_batch_dice_do_not_change_a_perfect_prediction(weight):
+    logits = torch.tensor([20.0, -20.0]).reshape(1, 2, 1).expand(2, 2, 4)
+    fields = {"sample_weights": torch.full((2,), weight)}
+    labels = torch.zeros(2, 4, dtype=torch.long)
+    assert gt(logits, labels, fields=fields, batch_dice=True).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_mask_that_is_not_boolean_is_refused():
+    with pytest.raises(ObjectiveError, match=r"`labelled` is torch.uint8; pass a boolean mask"):
+        gt(LOGITS, MAP, fields={"labelled": torch.ones(3, dtype=torch.uint8)})
+
+
+def test_a_weight_of_an_unlabelled_sample_is_never_read():
+    fields = {
+        "labelled": torch.tensor([True, False, True]),
+        "sample_weights": torch.tensor([1.0, float("nan"), 1.0]),
+    }
+    kept = gt(LOGITS[[0, 2]], MAP[[0, 2]])
+    assert gt(LOGITS, MAP, fields=fields).item() == pytest.approx(kept.item(), rel=1e-6)
+
+
+def test_ignored_voxels_do_not_hide_a_wrong_shape():
+    with pytest.raises(ShapeMismatchError, match=r"the target is \(3, 5, 5\)"):
+        gt(LOGITS, torch.zeros(3, 5, 5, dtype=torch.long), ignore_index=255)
