@@ -406,7 +406,8 @@ class DistillationWrapper(nn.Module):
         steps = self._steps(heads, taught, view, pairs, given)
         weighted = zip(head_weights(self.head_weights, len(steps)), steps, strict=True)
         loss, terms = self.objective(steps[0], list(weighted) if len(steps) > 1 else [])
-        self._validated = self._validated or self._checked(target, labelled)
+        # Read only where it is needed: the compiler would make a new graph when it changes.
+        self._validated = self.validate != "first" or self._checked(target, labelled)
         if self._counts():
             self.steps += 1
         if len(steps) == 1:
@@ -437,8 +438,8 @@ class DistillationWrapper(nn.Module):
         return steps_by_head(common, heads, shared, self.activation)
 
     def _checked(self, target: Tensor | None, labelled: Tensor | None) -> bool:
-        """Whether a step that checks values had a target to check."""
-        if self.validate == "never" or not self.objective.needs_target:
+        """Whether this or an earlier step had a target to check."""
+        if self._validated or not self.objective.needs_target:
             return True
         return target is not None and (labelled is None or bool(labelled.any()))
 

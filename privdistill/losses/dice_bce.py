@@ -115,7 +115,8 @@ class DiceBCE:
                 "channels count. Pass one per channel, without the background if it is left out."
             )
         weights = torch.tensor(self.class_weights, dtype=cost.dtype, device=cost.device)
-        return cost @ (weights / weights.sum())
+        # No matrix product, which autocast would round to half precision.
+        return (cost * (weights / weights.sum())).sum(dim=1)
 
     def changed(self) -> str:
         """Options that differ from the default, as they would be typed."""

@@ -179,8 +179,11 @@ def soft_dice(
     else:
         size = prediction.sum(axes) + target.sum(axes)
     if batch_dice:
-        each = overlap.new_ones(len(overlap)) if weights is None else weights.to(overlap.dtype)
-        overlap, size = each @ overlap, each @ size
+        if weights is not None:
+            # No matrix product, which autocast would round to half precision.
+            each = weights.to(overlap.dtype)[:, None]
+            overlap, size = each * overlap, each * size
+        overlap, size = overlap.sum(0), size.sum(0)
     return (2 * overlap + smoothing) / (size + smoothing)
 
 
