@@ -3,7 +3,10 @@
 Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
+from privdistill.cache import TeacherCache, precompute
 from privdistill.exceptions import (
+    CacheError,
+    CacheWarning,
     LayerNotFoundError,
     LifecycleError,
     ModalityError,
@@ -53,6 +56,8 @@ from privdistill.wrapper import DistillationWrapper
 
 __all__ = [
     "AttentionTransfer",
+    "CacheError",
+    "CacheWarning",
     "CenteredKernelAlignment",
     "ChannelWise",
     "ContrastiveProjection",
@@ -88,6 +93,7 @@ __all__ = [
     "Step",
     "Tap",
     "TapPair",
+    "TeacherCache",
     "Term",
     "VariationalInformation",
     "assert_no_leak",
@@ -96,6 +102,7 @@ __all__ = [
     "hinton",
     "kdnet",
     "pmkl",
+    "precompute",
     "protokd",
     "structured",
     "warm_up",

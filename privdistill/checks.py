@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from privdistill.cache import TeacherCache
 from privdistill.exceptions import (
     LayerNotFoundError,
     LifecycleError,
@@ -18,6 +19,7 @@ from privdistill.losses import Objective
 from privdistill.taps.layout import as_map
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer, Tap, as_layer
+from privdistill.teachers import JointTeacher, MovingAverage, Teacher
 
 
 def input_views(inputs: InputViews | None) -> InputViews:
@@ -178,6 +180,29 @@ def check_same_views(inputs: InputViews) -> None:
         raise ModalityError(
             f"A MovingAverage of the student sees what the student sees, but the views differ: "
             f"{inputs}. Pass teacher={inputs.student} to PrivilegedInput, or a trained teacher."
+        )
+
+
+def check_cache(cache: TeacherCache | None, teacher: Teacher | None) -> None:
+    """Refuse to keep the outputs of a teacher that changes in every step.
+
+    Args:
+        cache: What the user passed.
+        teacher: What the user declared.
+
+    Raises:
+        LifecycleError: If it is no cache, or the teacher changes.
+    """
+    if cache is None:
+        return
+    if not isinstance(cache, TeacherCache):
+        raise LifecycleError(
+            f"`cache` is {cache!r}; expected a TeacherCache, such as TeacherCache('runs/teacher')."
+        )
+    if isinstance(teacher, MovingAverage | JointTeacher):
+        raise LifecycleError(
+            f"A {type(teacher).__name__} changes in every step, so its outputs cannot be kept. "
+            "Leave `cache` out, or pass a frozen teacher."
         )
 
 

@@ -7,7 +7,10 @@ The tree::
     ├── ShapeMismatchError   (ValueError)    two tensors that must fit each other do not
     ├── ModalityError        (ValueError)    the input does not carry the modalities named
     ├── ObjectiveError       (ValueError)    an option, a target or an objective that has no meaning
+    ├── CacheError           (ValueError)    a cache folder or key that cannot be used
     └── LifecycleError       (RuntimeError)  a call at the wrong time, or a capture missing
+
+    CacheWarning             (UserWarning)   an entry that was lost; training goes on
 
 Every message says what ran, what arrived, what fits and what to do.
 """
@@ -35,3 +38,11 @@ class ObjectiveError(PrivDistillError, ValueError):
 
 class LifecycleError(PrivDistillError, RuntimeError):
     """A call at the wrong time, or a tap that recorded nothing when it had to."""
+
+
+class CacheError(PrivDistillError, ValueError):
+    """A cache folder, an option or a key that cannot be used."""
+
+
+class CacheWarning(UserWarning):
+    """An entry of a cache could not be kept or read; training goes on without it."""

@@ -1,6 +1,7 @@
 """One network of a wrapper: its hooks, its view, and what the dry run showed."""
 
 import copy
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from privdistill import dry_run
 from privdistill.checks import check_view, feature_map
+from privdistill.taps.names import uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
 from privdistill.teachers import FrozenTeacher, Teacher, hold
@@ -82,7 +84,12 @@ class Network:
         return trial._replace(features=features)
 
     def run(
-        self, model: Callable[[Tensor], Any], view: Tensor, read: Collection[str]
+        self,
+        model: Callable[[Tensor], Any],
+        view: Tensor,
+        read: Collection[str],
+        *,
+        leave_early: bool = False,
     ) -> tuple[Any, Features]:
         """Run the network and capture its features.
 
@@ -90,14 +97,16 @@ class Network:
             model: The network, or its holder.
             view: What it sees.
             read: Taps whose features terms compare; these are read as maps.
+            leave_early: Stop the forward pass at the last tap.
 
         Returns:
-            Its output, and the features by tap name.
+            Its output, None if it was left early, and the features by tap name.
 
         Raises:
             LifecycleError: If a tap did not fire once, or was overwritten.
         """
-        with self.recorder.recording() as captured:
+        output = None
+        with self.recorder.recording(leave_early=leave_early) as captured:
             # What a network does to its input must not reach the others.
             output = model(view.clone() if self.recorder.edits_input else view)
         self.recorder.check(captured)
@@ -151,6 +160,7 @@ class TeacherNetwork(Network):
     ) -> None:
         super().__init__(model, layers, view, f"teacher {index + 1}" if index else "teacher")
         self.holder = hold(declared, model)
+        self.runs_on = why_not_left_early(model)
 
     def release(self) -> None:
         """Remove the hooks and give up the claim on the teacher."""
@@ -167,3 +177,21 @@ class TeacherNetwork(Network):
             twin.holder = FrozenTeacher(self.holder.module, moves=False)
             twin.recorder = self.recorder.twin(self.holder.module)
         return twin
+
+
+def why_not_left_early(model: nn.Module) -> str:
+    """Say why a network's forward pass cannot be stopped at its last tap.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The reason, or an empty text where it can be stopped.
+    """
+    parts = list(model.modules())
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp and any(isinstance(part, fsdp.FSDPModule) for part in parts):
+        return "it is sharded by FSDP, which must see the end of each layer"
+    if any(part is not uncompiled(part) or vars(part).get("_compiled_call_impl") for part in parts):
+        return "it is compiled, and a graph cannot be left half-way"
+    return ""

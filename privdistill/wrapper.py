@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from privdistill import checks, dry_run
+from privdistill.cache import TeacherCache
+from privdistill.cache.fingerprint import Fingerprint
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
@@ -58,6 +60,7 @@ class DistillationWrapper(nn.Module):
         head_weights: Under deep supervision, the weight of each head, finest first, scaled to sum
             to one; by default each weighs half of the one before it. Each head is compared with
             the teacher at its own resolution, and with the target at the target's.
+        cache: Keeps what a frozen teacher returns for the samples that steps name by `key=`.
 
     Raises:
         LayerNotFoundError: If a tap's layer does not exist or no bottleneck can be told.
@@ -106,6 +109,7 @@ class DistillationWrapper(nn.Module):
         validate: Validation = "first",
         select_logits: Callable[[Any], Tensor | Sequence[Tensor]] | None = None,
         head_weights: Sequence[float] | None = None,
+        cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
         check_choice("DistillationWrapper", "activation", activation, ("softmax", "sigmoid"))
@@ -122,6 +126,9 @@ class DistillationWrapper(nn.Module):
         self.pickles_teacher = True
         if isinstance(teacher, MovingAverage):
             checks.check_same_views(self.inputs)
+        checks.check_cache(cache, teacher)
+        self.cache = cache
+        self._fingerprint: Fingerprint | None = None
         teachers = members(teacher, student)
         checks.check_networks(teachers, student, self.objective)
         self.taps = checks.tap_table(taps or {}, self.objective.taps, len(teachers))
@@ -364,6 +371,7 @@ class DistillationWrapper(nn.Module):
         present: Tensor | None = None,
         labelled: Tensor | None = None,
         sample_weights: Tensor | None = None,
+        key: Sequence[str] | None = None,
     ) -> Output:
         """Run all networks and compute the objective.
 
@@ -376,6 +384,8 @@ class DistillationWrapper(nn.Module):
             labelled: Which samples have a reference, boolean `(B,)`; what `target` holds for the
                 others is not read. All of them unless given.
             sample_weights: Weight of each sample in terms that read the target, `(B,)`, >= 0.
+            key: One text per sample that names it and its augmentation, for the cache; without
+                keys, or without a cache, the teacher runs.
 
         Returns:
             Loss, terms, logits and taps of this step.
@@ -385,6 +395,7 @@ class DistillationWrapper(nn.Module):
             ShapeMismatchError: If features, logits or target do not fit.
             ModalityError: If the input does not carry the modalities named.
             ObjectiveError: If a term misses what it reads.
+            CacheError: If a key comes back with another input.
         """
         self._check_ready()
         if several_processes() and not self._validated:
@@ -396,7 +407,7 @@ class DistillationWrapper(nn.Module):
         if self._counts():
             for teacher in self._teachers:
                 teacher.holder.follow(self.student, self.steps)
-        taught, features = self._run_teachers(image, present)
+        taught, features = self.teacher_outputs(image, key=key, present=present)
         output, mine = self._student.run(self.student, view, self.objective.taps)
         if self._counts():
             checks.check_gradients(self._student.recorder, mine)
@@ -455,17 +466,63 @@ class DistillationWrapper(nn.Module):
                 "teacher and this one's student; predict() still works."
             )
 
-    def _run_teachers(self, image: Image, present: Tensor | None) -> tuple[list[Heads], Features]:
-        """Heads of each teacher whose logits are read, and the features of all."""
+    def teacher_outputs(
+        self, image: Image, *, key: Sequence[str] | None = None, present: Tensor | None = None
+    ) -> tuple[list[Heads], Features]:
+        """Return what the teachers say of an input, from the cache where it is known.
+
+        Args:
+            image: The full input, as in the step.
+            key: One text per sample, as in the step.
+            present: Which of the modalities each sample has, as in the step.
+
+        Returns:
+            Heads of each teacher whose logits are read, and the features of all by tap name.
+
+        Raises:
+            LifecycleError: After `close()`, or if a tap did not fire.
+            CacheError: If a key comes back with another input.
+        """
+        self._check_ready()
+        if not self._teachers:
+            return [], {}
+        view = self._view("teacher", image, present)
+        read = self.objective.needs_teacher_logits or self.taps
+        if self.cache is None or key is None or not read:
+            return self._run_teachers(view)
+        if self._fingerprint is None:
+            self._fingerprint = Fingerprint(self._frozen(), self._asked())
+        teacher = self._fingerprint.current()
+        return _parted(
+            self.cache.fetch(teacher, key, view, lambda: _named(*self._run_teachers(view)))
+        )
+
+    def _frozen(self) -> list[nn.Module]:
+        return [teacher.holder.module for teacher in self._teachers]
+
+    def _asked(self) -> str:
+        """What else than its weights decides what a teacher's outputs are."""
+        views = self.inputs
+        seen = views.teacher if isinstance(views, PrivilegedInput) else type(views).__qualname__
+        places = [
+            (n.role, tap, str(p)) for n in self._teachers for tap, p in n.recorder.places.items()
+        ]
+        select = getattr(self.select_logits, "__qualname__", "")
+        return repr(
+            (seen, places, self.objective.needs_teacher_logits, self.objective.taps, select)
+        )
+
+    def _run_teachers(self, view: Tensor) -> tuple[list[Heads], Features]:
         wanted = self.objective.needs_teacher_logits
         taught: list[Heads] = []
         features: Features = {}
         for teacher in self._teachers:
             if not (wanted or teacher.recorder.places):
                 continue
-            view = self._view("teacher", image, present)
             teacher.check(view)
-            output, captured = teacher.run(teacher.holder, view, self.objective.taps)
+            output, captured = teacher.run(
+                teacher.holder, view, self.objective.taps, leave_early=self._stops(teacher)
+            )
             features |= captured
             # Without a term that reads them, the logits may have another form or class count.
             if wanted:
@@ -477,6 +534,10 @@ class DistillationWrapper(nn.Module):
                     "`select_logits=`."
                 )
         return taught, features
+
+    def _stops(self, teacher: TeacherNetwork) -> bool:
+        """Whether nothing behind a teacher's last tap is read."""
+        return not (self.objective.needs_teacher_logits or teacher.runs_on)
 
     def _pair(self, student: Features, teacher: Features) -> dict[str, TapPair]:
         pairs = {}
@@ -556,7 +617,9 @@ class DistillationWrapper(nn.Module):
         return twin
 
     def _state(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_leave"}
+        # Hashing the teacher's weights anew costs less than keeping two copies in step.
+        kept = {name: value for name, value in self.__dict__.items() if name != "_leave"}
+        return kept | {"_fingerprint": None}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {} if self.pickles_teacher else {"_networks": [self._student]}
@@ -622,10 +685,38 @@ class DistillationWrapper(nn.Module):
             for network in self._networks
             for tap, note in network.notes.items()
         ]
-        return "\n".join([*lines, *columns(rows), *notes])
+        return "\n".join([*lines, *columns(rows), *notes, *self._on_teachers()])
+
+    def _on_teachers(self) -> list[str]:
+        """How often and how far the teachers run."""
+        lines = [f"  cache: {self.cache!r}, {self.cache.statistics}"] if self.cache else []
+        if self.objective.needs_teacher_logits:
+            return lines
+        for teacher in self._teachers:
+            if teacher.recorder.places:
+                stops = "stops at its last tap, as no term reads its logits"
+                runs = f"runs to its end, as {teacher.runs_on}"
+                lines.append(f"  {teacher.role}: {runs if teacher.runs_on else stops}")
+        return lines
 
 
 def _give_back(networks: Sequence[Network]) -> None:
     # Backwards, so that of teachers that share a layer the first remembers how it came.
     for network in reversed(networks):
         network.release()
+
+
+def _named(taught: list[Heads], features: Features) -> dict[str, Tensor]:
+    heads = {f"logits.{i}.{j}": h for i, own in enumerate(taught) for j, h in enumerate(own)}
+    return heads | {f"tap.{tap}": value for tap, value in features.items()}
+
+
+def _parted(outputs: Mapping[str, Tensor]) -> tuple[list[Heads], Features]:
+    """The inverse of `_named`."""
+    taught: list[Heads] = []
+    for name, value in outputs.items():
+        if name.startswith("logits."):
+            index = int(name.split(".")[1])
+            taught += [[]] * (index == len(taught))
+            taught[index].append(value)
+    return taught, {n.removeprefix("tap."): v for n, v in outputs.items() if n.startswith("tap.")}

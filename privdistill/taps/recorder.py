@@ -13,6 +13,10 @@ from privdistill.taps.names import layers
 from privdistill.taps.tap import Layer, as_layer
 
 
+class _LastTapReached(BaseException):
+    """Leaves a forward pass; no `Exception`, which a network might catch for reasons of its own."""
+
+
 class _Hook:
     """A forward hook as an object, so that deepcopy and pickle carry its recorder along."""
 
@@ -56,6 +60,7 @@ class Recorder:
         self.edits_input = False
         # Whether outputs are being recorded.
         self.armed = False
+        self._leaves_early = False
         self._captured: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._repeated: set[str] = set()
@@ -73,6 +78,9 @@ class Recorder:
         Args:
             tap: Name of the tap.
             value: What the layer returned, or was given.
+
+        Raises:
+            _LastTapReached: If nothing behind the last tap is wanted; `recording()` catches it.
         """
         output = self.places[tap].pick(value)
         # An overwritten capture would pass unseen: the second output has the same shape.
@@ -85,10 +93,15 @@ class Recorder:
             if not torch.compiler.is_compiling() and not output.is_inference():
                 self._versions[tap] = output._version  # noqa: SLF001
         self._captured[tap] = output
+        if self._leaves_early and len(self._captured) == len(self.places):
+            raise _LastTapReached
 
     @contextmanager
-    def recording(self) -> Iterator[dict[str, Tensor]]:
+    def recording(self, *, leave_early: bool = False) -> Iterator[dict[str, Tensor]]:
         """Record into the mapping that is yielded; it belongs to the caller afterwards.
+
+        Args:
+            leave_early: Leave the block once every tap has fired, as nothing behind is wanted.
 
         Yields:
             Layer outputs by tap name, filled while the network's forward runs.
@@ -107,8 +120,12 @@ class Recorder:
         self._repeated = set()
         # A fresh mapping each time, so that the caller's captures are never cleared under it.
         self.armed = True
+        # A graph cannot be left half-way.
+        self._leaves_early = leave_early and not torch.compiler.is_compiling()
         try:
             yield captured
+        except _LastTapReached:
+            pass
         finally:
             self.armed = False
             self._captured = {}

@@ -1,0 +1,101 @@
+"""Fill a cache before training."""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from privdistill.cache.teacher_cache import Statistics, TeacherCache, check_keys, mirror
+from privdistill.exceptions import CacheError
+from privdistill.inputs import Image
+
+
+class HasTeacher(Protocol):
+    """What `precompute` asks of a wrapper."""
+
+    @property
+    def cache(self) -> TeacherCache | None:
+        """Where outputs are kept."""
+
+    def teacher_outputs(self, image: Image, *, key: Sequence[str] | None = None) -> Any:
+        """Run the teacher, or serve what it returned before."""
+
+
+@torch.no_grad()
+def precompute(
+    kd: HasTeacher,
+    batches: Iterable[tuple[Image, Sequence[str]]],
+    *,
+    flips: bool = False,
+    progress: bool = True,
+) -> Statistics:
+    """Run the teacher of a wrapper on every sample, so that training finds all of it cached.
+
+    Batches of the size used in training give the very numbers of training; what is there already
+    is not run again, so that a call that was stopped goes on where it was. Call it under the
+    autocast of the training. Several processes may each take a part, into one folder.
+
+    Args:
+        kd: A wrapper with a cache.
+        batches: Pairs of a full input and one key per sample.
+        flips: Whether each batch is run under every combination of axis flips, eight in 3-D; keys
+            then end in "/flip0" to "/flip7", bit i for spatial axis i.
+        progress: Whether to show on standard error how far it is.
+
+    Returns:
+        Hits, misses and bytes of the cache.
+
+    Raises:
+        CacheError: If the wrapper has no cache, or keys do not fit.
+
+    Example:
+        >>> from torch import nn
+        >>> from privdistill import DistillationWrapper, SoftTargetDiceBCE
+        >>> kd = DistillationWrapper(
+        ...     nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=SoftTargetDiceBCE(),
+        ...     cache=TeacherCache())
+        >>> batches = [(torch.rand(2, 1, 4, 4), ["case1", "case2"])]
+        >>> precompute(kd, batches, flips=True, progress=False).stored
+        8
+    """
+    if kd.cache is None:
+        raise CacheError(
+            "precompute: the wrapper has no cache. Build it with cache=TeacherCache(folder)."
+        )
+    total = len(batches) if isinstance(batches, Sized) else None
+    started = time.monotonic()
+    for number, (image, keys) in enumerate(batches, start=1):
+        for flipped, names in _flipped(image, keys) if flips else [(image, keys)]:
+            kd.teacher_outputs(flipped, key=names)
+        if progress:
+            _show(number, total, time.monotonic() - started)
+    if progress:
+        sys.stderr.write("\n")
+    return kd.cache.statistics
+
+
+def _flipped(image: Image, keys: Sequence[str]) -> Iterable[tuple[Image, list[str]]]:
+    first = image if isinstance(image, Tensor) else next(iter(image.values()))
+    check_keys(keys, len(first))
+    axes = first.ndim - 2
+    for code in range(2**axes):
+        if isinstance(image, Tensor):
+            flipped: Image = mirror(image, code, axes)
+        else:
+            flipped = {name: mirror(part, code, axes) for name, part in image.items()}
+        yield flipped, [f"{key}/flip{code}" for key in keys]
+
+
+def _show(done: int, total: int | None, seconds: float) -> None:
+    """Overwrite one line: how far, and how long it still takes."""
+    if total is None:
+        line = f"teacher outputs: {done} batches, {seconds:.0f} s"
+    else:
+        left = seconds / done * (total - done)
+        bar = "#" * (20 * done // total)
+        line = f"teacher outputs: [{bar:20}] {done}/{total} batches, {left:.0f} s left"
+    sys.stderr.write(f"\r{line}  ")
+    sys.stderr.flush()

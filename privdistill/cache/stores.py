@@ -1,0 +1,205 @@
+"""Where entries lie: in memory, or in files that several processes share."""
+
+import os
+import pickle
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from privdistill.cache.entries import Entry
+from privdistill.exceptions import CacheError, CacheWarning
+
+_RECOUNT = 64  # entries stored between two looks at what other processes have stored
+_OPEN = 16_384  # files kept mapped; Linux allows a process about 65,000
+_ABANDONED = 3600.0  # seconds after which an unfinished file belongs to a killed process
+
+# What a file that was cut short, overwritten or written by somebody else can raise.
+_DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError)
+
+
+class MemoryStore:
+    """Entries in this process's memory.
+
+    Args:
+        max_bytes: Limit, or None.
+    """
+
+    def __init__(self, max_bytes: int | None) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._entries: dict[tuple[str, str], Entry] = {}
+
+    def get(self, teacher: str, name: str) -> Entry | None:
+        """Return an entry, or None."""
+        return self._entries.get((teacher, name))
+
+    def put(self, teacher: str, name: str, entry: Entry) -> bool:
+        """Keep an entry if there is room; those of other teachers go first.
+
+        Args:
+            teacher: The teacher's fingerprint.
+            name: The entry's.
+            entry: What to keep.
+
+        Returns:
+            Whether it is kept.
+        """
+        others = iter([key for key in self._entries if key[0] != teacher])
+        while self.max_bytes is not None and self.bytes + entry.bytes > self.max_bytes:
+            oldest = next(others, None)
+            if oldest is None:
+                return False
+            self.bytes -= self._entries.pop(oldest).bytes
+        self._entries[teacher, name] = entry
+        self.bytes += entry.bytes
+        return True
+
+
+class DiskStore:
+    """Entries as files, one each, mapped into memory when they are read.
+
+    A file is written beside its place and renamed, so that other processes and a later run see all
+    of it or nothing, whenever this one is killed.
+
+    Args:
+        folder: Made if it does not exist.
+        max_bytes: Limit for all files in it, or None.
+
+    Raises:
+        CacheError: If the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(
+                f"TeacherCache: the folder {folder} cannot be made ({error}). Choose one that can "
+                "be written, or leave it out to keep the entries in memory."
+            ) from error
+        self._open: dict[tuple[str, str], Entry] = {}
+        self._held = 0
+        self._puts = 0
+        self._failed = False
+        _remove_abandoned(folder)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files, of every teacher and process."""
+        return sum(size for _, size, _ in self._files())
+
+    def get(self, teacher: str, name: str) -> Entry | None:
+        """Return an entry; None if there is none, or a damaged one, which is removed."""
+        entry = self._open.get((teacher, name))
+        if entry is None and (path := self._path(teacher, name)).is_file():
+            entry = _read(path)
+            if entry is not None and len(self._open) < _OPEN:
+                self._open[teacher, name] = entry
+        return entry
+
+    def put(self, teacher: str, name: str, entry: Entry) -> bool:
+        """Write an entry if there is room; files of other teachers go first, the oldest first.
+
+        Args:
+            teacher: The teacher's fingerprint.
+            name: The entry's.
+            entry: What to keep.
+
+        Returns:
+            Whether it is kept. What cannot be written is left out, with one warning.
+        """
+        if not self._make_room(teacher, entry.bytes):
+            return False
+        path = self._path(teacher, name)
+        partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            content = {"digest": entry.digest, "parts": entry.parts, "checksum": entry.checksum()}
+            torch.save(content, partial)
+            partial.replace(path)
+        # A full disk is a RuntimeError of torch's writer.
+        except (OSError, RuntimeError) as error:
+            self._warn_once(error)
+            return False
+        finally:
+            # Where the folder is gone or closed there is nothing to clear away.
+            if os.access(path.parent, os.W_OK):
+                partial.unlink(missing_ok=True)
+        self._held += entry.bytes
+        return True
+
+    def _make_room(self, teacher: str, wanted: int) -> bool:
+        if self.max_bytes is None:
+            return True
+        if self._puts % _RECOUNT == 0:
+            self._held = self.bytes
+        self._puts += 1
+        if self._held + wanted <= self.max_bytes:
+            return True
+        for path, size, _ in sorted(self._files(), key=lambda file: file[2]):
+            if path.parent.name != teacher:
+                path.unlink(missing_ok=True)
+                self._held -= size
+            if self._held + wanted <= self.max_bytes:
+                return True
+        return False
+
+    def _path(self, teacher: str, name: str) -> Path:
+        return self.folder / teacher / f"{name}.pt"
+
+    def _files(self) -> Iterator[tuple[Path, int, float]]:
+        for path in self.folder.glob("*/*.pt"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                # Another process has made room.
+                continue
+            yield path, status.st_size, status.st_mtime
+
+    def _warn_once(self, error: Exception) -> None:
+        if not self._failed:
+            warnings.warn(
+                f"TeacherCache: entries cannot be written to {self.folder} ({error}). Training "
+                "goes on; the teacher runs again for what is missing.",
+                CacheWarning,
+                stacklevel=2,
+            )
+        self._failed = True
+
+
+def _read(path: Path) -> Entry | None:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        entry = Entry(content["digest"], content["parts"])
+        if entry.checksum() == content["checksum"]:
+            return entry
+        damage = "its checksum differs"
+    except (*_DAMAGE, pickle.UnpicklingError) as error:
+        damage = str(error).split("\n", 1)[0]
+    warnings.warn(
+        f"TeacherCache: the entry {path} is damaged ({damage}). It is removed, and the teacher "
+        "runs again.",
+        CacheWarning,
+        stacklevel=2,
+    )
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        # In a folder that cannot be written it is met again, and refused again.
+        return None
+    return None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob("*/.*.partial"):
+        try:
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink(missing_ok=True)
+        except OSError:
+            continue
