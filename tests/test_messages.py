@@ -33,10 +33,12 @@ from privdistill import (
     Step,
     Tap,
     TapPair,
+    TeacherCache,
     Term,
     assert_no_leak,
     describe,
     kdnet,
+    precompute,
 )
 from privdistill.losses import (
     AttentionTransfer,
@@ -117,6 +119,12 @@ def without_teacher():
     kd = wrap()
     kd.pickles_teacher = False
     pickle.loads(pickle.dumps(kd))(IMAGE, LABELS)
+
+
+def other_input():
+    kd = wrap(cache=TeacherCache())
+    for image in (torch.zeros(1, 2, 8, 8), torch.ones(1, 2, 8, 8)):
+        kd(image, LABELS[:1], key=["case12/flip0"])
 
 
 class Unchecked(Term):
@@ -328,6 +336,22 @@ MISUSES = {
     ),
     "average in half precision": half_average,
     "a module of both": shared_module,
+    "no cache": lambda: wrap(cache="runs"),
+    "cache of a teacher that changes": lambda: wrap(
+        teacher=JointTeacher(Net(2)), cache=TeacherCache()
+    ),
+    "storage of a cache": lambda: TeacherCache(storage="4bit"),
+    "size of a cache": lambda: TeacherCache(max_bytes=0),
+    "folder of a cache": lambda: TeacherCache("/dev/null/cache"),
+    "keys": lambda: wrap(cache=TeacherCache())(IMAGE, LABELS, key="ab"),
+    "key of another input": other_input,
+    "key of another flip": lambda: wrap(cache=TeacherCache(share_flips=True))(
+        IMAGE, LABELS, key=["a/flip4", "b"]
+    ),
+    "tokens under flips": lambda: TeacherCache(share_flips=True).fetch(
+        "teacher", ["a", "b"], IMAGE, lambda: {"tap.x": torch.zeros(2, 5)}
+    ),
+    "nothing to fill": lambda: precompute(wrap(), []),
     "decoder deeper than the encoder": lambda: wrap(student=DeeperDecoder()),
 }
 # Raised where this suite does not run: under two processes.
@@ -335,6 +359,7 @@ ELSEWHERE = {
     ("checks.py", "check_networks"): "tests/test_distributed.py",
     ("checks.py", "check_synchronised"): "tests/test_distributed.py",
     ("checks.py", "check_gathered"): "tests/test_distributed.py",
+    ("recorder.py", "record"): "tests/test_wrapper_early_exit.py: no error, it leaves a forward",
     (
         "adapters.py",
         "build_adapter",

@@ -115,8 +115,14 @@ def digest(view: Tensor) -> Tensor:
         >>> digest(torch.arange(4.0).reshape(1, 1, 4))
         tensor([[0., 1., 2., 3., 0., 1., 2., 3.]])
     """
-    # Over channels too: in both memory layouts a slice is then a few long runs of numbers.
-    slices = view.mean((1, *range(3, view.ndim)), dtype=torch.float32)[:, None]
+    # One mean for all channels: in both memory layouts a slice is then long runs of numbers.
+    batch, channels, length = view.shape[:3]
+    last = view.movedim(1, -1)
+    if last.is_contiguous():
+        slices = last.reshape(batch, 1, length, -1).mean(3, dtype=torch.float32)
+    else:
+        each = view.reshape(batch, channels, length, -1).mean(3, dtype=torch.float32)
+        slices = each.mean(1, keepdim=True)
     slices = F.adaptive_avg_pool1d(slices, min(_BINS, slices.shape[2]))
     steps = [-(-length // _PROBES) for length in view.shape[2:]]
     coarse = [slice(step // 2, None, step) for step in steps]

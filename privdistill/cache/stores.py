@@ -13,6 +13,7 @@ import torch
 from privdistill.cache.entries import Entry
 from privdistill.exceptions import CacheError, CacheWarning
 
+_OVERHEAD = 4096  # bytes of a file around its tensors, at most
 _RECOUNT = 64  # entries stored between two looks at what other processes have stored
 _OPEN = 16_384  # files kept mapped; Linux allows a process about 65,000
 _ABANDONED = 3600.0  # seconds after which an unfinished file belongs to a killed process
@@ -114,7 +115,7 @@ class DiskStore:
         Returns:
             Whether it is kept. What cannot be written is left out, with one warning.
         """
-        if not self._make_room(teacher, entry.bytes):
+        if not self._make_room(teacher, entry.bytes + _OVERHEAD):
             return False
         path = self._path(teacher, name)
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
@@ -122,6 +123,7 @@ class DiskStore:
             path.parent.mkdir(exist_ok=True)
             content = {"digest": entry.digest, "parts": entry.parts, "checksum": entry.checksum()}
             torch.save(content, partial)
+            self._held += partial.stat().st_size
             partial.replace(path)
         # A full disk is a RuntimeError of torch's writer.
         except (OSError, RuntimeError) as error:
@@ -131,7 +133,6 @@ class DiskStore:
             # Where the folder is gone or closed there is nothing to clear away.
             if os.access(path.parent, os.W_OK):
                 partial.unlink(missing_ok=True)
-        self._held += entry.bytes
         return True
 
     def _make_room(self, teacher: str, wanted: int) -> bool:

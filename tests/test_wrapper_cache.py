@@ -1,0 +1,252 @@
+"""A wrapper with a cache: the same training, without the teacher's forward."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from privdistill import (
+    CacheError,
+    DistillationWrapper,
+    Ensemble,
+    FeatureL2,
+    GroundTruth,
+    JointTeacher,
+    LatentKL,
+    LifecycleError,
+    MovingAverage,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    Tap,
+    TeacherCache,
+)
+
+NAMES = ("flair", "t1", "t1ce", "t2")
+
+
+@pytest.fixture
+def batches():
+    return [
+        (
+            torch.rand(2, 4, 8, 8),
+            torch.randint(0, 3, (2, 8, 8)),
+            [f"case{2 * i}", f"case{2 * i + 1}"],
+        )
+        for i in range(3)
+    ]
+
+
+def train(kd, batches, epochs=3):
+    """Weights of the student after some epochs, in which batches change their order."""
+    optimizer = torch.optim.Adam(kd.parameters(), lr=1e-2)
+    for epoch in range(epochs):
+        for image, target, keys in batches[epoch:] + batches[:epoch]:
+            kd(image, target, key=keys).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return torch.cat([p.detach().flatten() for p in kd.parameters()])
+
+
+def twins(networks, **options):
+    """Two equal wrappers, one with a cache."""
+    cache = options.pop("cache", None) or TeacherCache()
+    usual = {
+        "objective": 0.75 * SoftTargetDiceBCE() + 0.25 * GroundTruth() + 10.0 * LatentKL(),
+        "inputs": PrivilegedInput(NAMES, student=("t1ce",)),
+        "example": torch.zeros(1, 4, 8, 8),
+    }
+    wrappers = []
+    for given in ({}, {"cache": cache}):
+        teacher, student = copy.deepcopy(networks)
+        teacher = options.get("declare", lambda t: t)(teacher)
+        torch.manual_seed(0)
+        rest = {k: v for k, v in (usual | options).items() if k != "declare"}
+        wrappers.append(DistillationWrapper(teacher, student, **rest, **given))
+    return wrappers
+
+
+def forwards(kd):
+    """Count the teacher's forward passes from here on."""
+    calls = []
+    kd.teacher.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_training_with_the_cache_gives_bit_identical_weights(networks, batches, place, tmp_path):
+    cache = TeacherCache(tmp_path if place == "disk" else None)
+    plain, cached = twins(networks, cache=cache)
+    calls = forwards(cached)
+    assert torch.equal(train(plain, batches), train(cached, batches))
+    assert len(calls) == 3
+    assert cached.cache.statistics.hits == 2 * 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_under_autocast_too(networks, batches, dtype):
+    plain, cached = twins(networks)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(train(plain, batches), train(cached, batches))
+
+
+def test_training_in_channels_last_too(networks, batches):
+    batches = [(image.to(memory_format=torch.channels_last), *rest) for image, *rest in batches]
+    plain, cached = twins([net.to(memory_format=torch.channels_last) for net in networks])
+    assert torch.equal(train(plain, batches), train(cached, batches))
+
+
+def test_training_with_an_ensemble_and_several_taps_too(networks, batches):
+    options = {
+        "declare": lambda teacher: Ensemble([teacher, copy.deepcopy(networks[0])], [2, 1]),
+        "objective": SoftTargetDiceBCE() + LatentKL() + FeatureL2("first"),
+        "taps": {"first": Tap("encoder", "encoder"), "bottleneck": Tap("bottleneck", "bottleneck")},
+    }
+    plain, cached = twins(networks, **options)
+    assert torch.equal(train(plain, batches), train(cached, batches))
+
+
+def test_training_with_latent_terms_alone_too(networks, batches):
+    plain, cached = twins(networks, objective=GroundTruth() + LatentKL())
+    calls = forwards(cached)
+    assert torch.equal(train(plain, batches), train(cached, batches))
+    assert len(calls) == 3
+
+
+def test_narrow_storage_changes_little(networks, batches):
+    for storage, bound in (("half", 2e-3), ("8bit", 2e-2)):
+        plain, cached = twins(networks, cache=TeacherCache(storage=storage))
+        image, target, keys = batches[0]
+        cached(image, target, key=keys)
+        expected, found = plain(image, target), cached(image, target, key=keys)
+        assert found.loss.item() == pytest.approx(expected.loss.item(), rel=bound)
+        assert 0 < cached.cache.statistics.max_error < bound
+
+
+def test_without_keys_nothing_is_cached(networks, batches):
+    _, cached = twins(networks)
+    image, target, _ = batches[0]
+    cached(image, target)
+    assert cached.cache.statistics.stored == 0
+
+
+def test_without_a_cache_keys_change_nothing(networks, batches):
+    plain, _ = twins(networks)
+    image, target, keys = batches[0]
+    assert plain(image, target, key=keys).loss == plain(image, target).loss
+
+
+def test_a_teacher_whose_weights_change_is_asked_again(networks, batches):
+    _, cached = twins(networks)
+    image, target, keys = batches[0]
+    before = cached(image, target, key=keys).teacher
+    with torch.no_grad():
+        cached.teacher.head.weight.mul_(2)
+    after = cached(image, target, key=keys).teacher
+    assert not torch.equal(before, after)
+    assert torch.equal(after, cached(image, target).teacher)
+
+
+OTHERS = {
+    "teacher": {"declare": nn.Sequential},
+    "view": {"inputs": PrivilegedInput(NAMES, teacher=NAMES[::-1], student=("t1ce",))},
+    "tap": {"taps": {"bottleneck": Tap("bottleneck.0", "bottleneck.0")}},
+    "logits alone": {"objective": SoftTargetDiceBCE() + GroundTruth()},
+    "logits": {"select_logits": lambda output: 2 * output},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_two_runs_in_one_folder_never_share_what_differs(networks, batches, other, tmp_path):
+    image, target, keys = batches[0]
+    for options in ({}, OTHERS[other]):
+        plain, cached = twins(networks, cache=TeacherCache(tmp_path), **options)
+        found = cached(image, target, key=keys)
+        assert torch.equal(found.loss, plain(image, target).loss)
+        assert cached.cache.statistics.misses == 2
+
+
+def test_a_later_run_on_the_folder_never_runs_the_teacher(networks, batches, tmp_path):
+    train(twins(networks, cache=TeacherCache(tmp_path))[1], batches)
+    plain, later = twins(networks, cache=TeacherCache(tmp_path))
+    calls = forwards(later)
+    assert torch.equal(train(plain, batches), train(later, batches))
+    assert not calls
+
+
+def test_an_augmentation_that_the_key_does_not_name_is_refused(networks, batches):
+    _, cached = twins(networks)
+    image, target, keys = batches[0]
+    cached(image, target, key=keys)
+    with pytest.raises(CacheError, match="came back with another input"):
+        cached(image.flip(2), target.flip(1), key=keys)
+
+
+def test_modalities_that_are_absent_belong_in_the_key(networks, batches):
+    _, cached = twins(networks)
+    image, target, keys = batches[0]
+    cached(image, target, key=keys)
+    present = torch.tensor([[True] * 4, [True, False, True, True]])
+    with pytest.raises(CacheError, match="key 'case1' came back with another input"):
+        cached(image, target, present=present, key=keys)
+
+
+def test_validation_is_served_too(networks, batches):
+    _, cached = twins(networks)
+    image, target, keys = batches[0]
+    cached.eval()
+    with torch.inference_mode():
+        first = cached(image, target, key=keys)
+        second = cached(image, target, key=keys)
+    cached.train()(image, target, key=keys).loss.backward()
+    assert torch.equal(first.loss, second.loss)
+    assert cached.cache.statistics.misses == 2
+
+
+def test_what_was_served_can_be_changed_by_the_user(networks, batches, tmp_path):
+    _, cached = twins(networks, cache=TeacherCache(tmp_path))
+    image, target, keys = batches[0]
+    first = cached(image, target, key=keys).teacher.clone()
+    for _ in range(2):
+        cached(image, target, key=keys).teacher.zero_()
+    assert torch.equal(cached(image, target, key=keys).teacher, first)
+
+
+def test_copies_share_the_cache_and_pickles_keep_the_option(networks, batches):
+    _, cached = twins(networks)
+    image, target, keys = batches[0]
+    cached(image, target, key=keys)
+    twin = copy.deepcopy(cached)
+    assert twin(image, target, key=keys).loss == cached(image, target).loss
+    assert twin.cache is cached.cache
+    loaded = pickle.loads(pickle.dumps(cached))
+    assert loaded(image, target, key=keys).loss == cached(image, target).loss
+
+
+def test_printing_shows_what_the_cache_did(networks, batches):
+    _, cached = twins(networks)
+    image, target, keys = batches[0]
+    for _ in range(2):
+        cached(image, target, key=keys)
+    # Of each sample: 72 numbers of its input, 3 x 8 x 8 logits, 8 x 4 x 4 features.
+    assert "  cache: TeacherCache(), 2 hits, 2 misses, 3136 bytes" in repr(cached)
+
+
+@pytest.mark.parametrize("teacher", [MovingAverage(), JointTeacher(nn.Conv2d(1, 2, 1))])
+def test_a_teacher_that_changes_is_refused(teacher):
+    with pytest.raises(LifecycleError, match=r"changes in every step, so its outputs cannot be"):
+        DistillationWrapper(
+            teacher, nn.Conv2d(1, 2, 1), objective=SoftTargetDiceBCE(), cache=TeacherCache()
+        )
+
+
+def test_a_folder_alone_is_no_cache():
+    with pytest.raises(LifecycleError, match=r"`cache` is 'runs'; expected a TeacherCache"):
+        DistillationWrapper(None, nn.Conv2d(1, 2, 1), objective=GroundTruth(), cache="runs")
+
+
+def test_keys_without_anything_to_keep_are_accepted(networks, batches):
+    _, cached = twins(networks, objective=GroundTruth(), example=None)
+    image, target, keys = batches[0]
+    assert cached(image, target, key=keys).teacher is None
