@@ -162,6 +162,12 @@ class TrainingConfig:
         precision: "auto" takes bf16 where it is supported (GPU) or faster in a trial (CPU).
         memory_format: "auto" tries both layouts on the network at hand.
         compile: Compile the networks with torch.compile.
+        teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
+            flip: "disk" (with the preprocessed subjects; processes and later runs share it),
+            "memory", or "off".
+        teacher_cache_storage: "full" keeps every bit, so that the student's weights are those of
+            a training without the cache; "half" and "8bit" take less and err a little.
+        teacher_cache_gib: Limit of the cache in GiB; the teacher runs for what has no room.
         accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
         devices: Devices of one node: a number, or "auto" for all.
         num_nodes: Nodes, started with torchrun.
@@ -184,6 +190,9 @@ class TrainingConfig:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     compile: bool = False
+    teacher_cache: Literal["off", "memory", "disk"] = "disk"
+    teacher_cache_storage: Literal["full", "half", "8bit"] = "full"
+    teacher_cache_gib: float = 20.0
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
@@ -393,6 +402,12 @@ def _check(config: Config) -> None:
         ("learning_rate", training.learning_rate, training.learning_rate > 0, "above 0"),
         ("gradient_clip", training.gradient_clip, training.gradient_clip >= 0, "0 or more"),
         ("threads", training.threads, training.threads >= 0, "0 or more"),
+        (
+            "teacher_cache_gib",
+            training.teacher_cache_gib,
+            training.teacher_cache_gib > 0,
+            "above 0",
+        ),
     )
     wrong = [
         f"{name} is {value}; expected {wanted}."

@@ -2,7 +2,9 @@
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,6 +24,7 @@ from data.volumes import read_geometry
 from errors import UserError
 from models import build_network
 from phantoms import generate_phantoms
+from privdistill import TeacherCache
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata
 from training.performance import (
@@ -53,6 +56,7 @@ class Experiment:
         subjects: Files by name.
         datasets: Preprocessed training and validation subjects.
         memory_format: Layout of images and weights.
+        cache_counts: Hits, misses and bytes of the teacher cache, in this process.
     """
 
     config: Config
@@ -66,6 +70,7 @@ class Experiment:
     subjects: dict[str, Subject]
     datasets: dict[str, Any]
     memory_format: MemoryFormat
+    cache_counts: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         return self
@@ -92,8 +97,24 @@ class Experiment:
             "total_seconds": round(sum(seconds.values()), 2),
             "peak_mib": peak_memory(),
         }
+        if self.cache_counts:
+            summary["teacher_cache"] = self.cache_counts
         self.run.write_summary(summary)
         return summary
+
+    @contextmanager
+    def counting(self, cache: TeacherCache | None) -> Iterator[None]:
+        """Add what a cache did in the block to the counts, also if an exception leaves it."""
+        try:
+            yield
+        finally:
+            if cache is not None:
+                now, before = cache.statistics, self.cache_counts
+                self.cache_counts = {
+                    "hits": before.get("hits", 0) + now.hits,
+                    "misses": before.get("misses", 0) + now.misses,
+                    "bytes": now.bytes,
+                }
 
     def view(self, role: str) -> tuple[str, ...]:
         """Return the modalities that a network sees."""
@@ -160,7 +181,8 @@ def open_experiment(config: Config, console: Console) -> Experiment:
     precision = resolve_precision(config, run)
     fabric = launch(config, precision)
     console = console if fabric.is_global_zero else Console(quiet=True)
-    watch = Stopwatch(run.read_summary().get("seconds") if held else None)
+    earlier = run.read_summary() if held else {}
+    watch = Stopwatch(earlier.get("seconds"))
     with watch.phase("data"), fabric.rank_zero_first():
         description, subjects = read_subjects(config, run, console)
         split = split_of(config, subjects)
@@ -186,6 +208,7 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         subjects={subject.name: subject for subject in subjects},
         datasets=datasets,
         memory_format=memory_format,
+        cache_counts=earlier.get("teacher_cache", {}),
     )
 
 

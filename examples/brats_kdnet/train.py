@@ -24,6 +24,7 @@ from evaluation.tables import render_tables
 from experiment import (
     Experiment,
     build,
+    cache_folder,
     describe_network,
     find_description,
     open_experiment,
@@ -38,6 +39,7 @@ from privdistill import (
     PrivilegedInput,
     SoftTargetDiceBCE,
     Tap,
+    TeacherCache,
     Term,
 )
 from report import write_report
@@ -203,7 +205,9 @@ def train(
             taps=taps(config.objective, network, objective),
             activation=config.network.activation,
             example=experiment.example(),
+            cache=teacher_cache(config, teacher),
         ) as kd,
+        experiment.counting(kd.cache),
     ):
         task = Task(
             metadata=experiment.metadata(role),
@@ -216,6 +220,26 @@ def train(
         loaders = experiment.loader("train"), experiment.loader("validation")
         fit(experiment.fabric, kd, *loaders, task)
     return load_model(run.model(role))[0]
+
+
+def teacher_cache(config: Config, teacher: nn.Module | None) -> TeacherCache | None:
+    """Say where the teacher's outputs are kept.
+
+    Args:
+        config: Place, storage and limit.
+        teacher: None in the trainings that have no teacher.
+
+    Returns:
+        The cache, or None if the teacher is to run in every step.
+    """
+    training = config.training
+    if teacher is None or training.teacher_cache == "off":
+        return None
+    return TeacherCache(
+        cache_folder(config) / "teacher" if training.teacher_cache == "disk" else None,
+        storage=training.teacher_cache_storage,
+        max_bytes=int(training.teacher_cache_gib * 2**30),
+    )
 
 
 def compiled(network: nn.Module) -> nn.Module:
@@ -362,13 +386,32 @@ def show(experiment: Experiment, scores: Sequence[Score]) -> None:
         report = write_report(experiment.run.root)
     summary = experiment.write_summary()
     phases = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
+    counts = summary.get("teacher_cache")
+    served = [render_cache(counts)] if counts else []
     peaks = ", ".join(f"{name} {value:.0f} MiB" for name, value in summary["peak_mib"].items())
     for line in (
         f"Time: {phases}; in all {summary['total_seconds']:.0f} s",
+        *served,
         f"Peak memory: {peaks}",
         f"Report: {report}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def render_cache(counts: dict[str, int]) -> str:
+    """Say how often the teacher ran and how often it was not asked.
+
+    Args:
+        counts: Hits, misses and bytes.
+
+    Returns:
+        One line.
+    """
+    asked = counts["hits"] + counts["misses"]
+    return (
+        f"Teacher cache: {counts['hits']} of {asked} samples served, {counts['misses']} times the "
+        f"teacher ran; {counts['bytes'] / 2**20:.0f} MiB"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

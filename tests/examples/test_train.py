@@ -114,6 +114,34 @@ def test_a_trained_teacher_can_be_given(run, arguments, tmp_path, capsys):
     assert "differs in modalities" in message
 
 
+def weights(run):
+    return load_file(run.model("student"))
+
+
+@pytest.mark.parametrize("place", ["off", "memory"])
+def test_the_student_is_the_same_without_the_teacher_cache(run, arguments, tmp_path, place):
+    out = RunFolder(tmp_path / "run")
+    more = ["--out", str(out.root), "--teacher_cache", place, "--predictions", "false"]
+    given = ["--teacher_model", str(run.model("teacher")), "--cache_dir", str(run.root / "cache")]
+    assert train.main([*arguments, *more, *given]) == 0
+    assert all(torch.equal(weights(run)[name], value) for name, value in weights(out).items())
+    assert ("teacher_cache" in json.loads(out.summary.read_text())) == (place != "off")
+
+
+def test_the_summary_tells_what_the_teacher_cache_saved(run):
+    found = json.loads(run.summary.read_text())["teacher_cache"]
+    # Two epochs of three training subjects under random flips, and one validation subject: that
+    # one is served in the second epoch.
+    assert found["hits"] + found["misses"] == 2 * (3 + 1)
+    assert found["hits"] >= 1
+    assert found["bytes"] > found["misses"] * 4 * 8**3 * 4 / 2
+    assert any((run.root / "cache" / "teacher").glob("*/*.pt"))
+
+
+def test_a_stopped_run_may_go_on_without_the_teacher_cache(run, arguments):
+    assert train.main([*arguments, "--teacher_cache", "off"]) == 0
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -127,6 +155,7 @@ def test_a_trained_teacher_can_be_given(run, arguments, tmp_path, capsys):
         (["--teacher_model", "none.safetensors"], "there is no such model file"),
         (["--accelerator", "abacus"], "Lightning Fabric cannot start"),
         (["--split_file", "none.json"], "none.json"),
+        (["--teacher_cache_gib", "0"], "teacher_cache_gib is 0.0; expected above 0"),
     ],
 )
 def test_unusable_input_is_one_message_and_status_two(

@@ -166,7 +166,7 @@ def fit(
             model.train()
             for batch in train:
                 image, target = prepare(batch, task)
-                out = model(image, target)
+                out = model(image, target, key=batch["key"])
                 fabric.backward(out.loss)
                 norm = fabric.clip_gradients(
                     model,
@@ -326,7 +326,7 @@ def validate(
     for batch in loader:
         image, target = prepare(batch, task)
         with fabric.autocast():
-            out = kd(image, target)
+            out = kd(image, target, key=batch["key"])
         ground_truth = task.settings.validation_loss == "ground_truth"
         loss = out.terms.get("ground_truth", out.loss) if ground_truth else out.loss
         dice = mean_dice(out.student, batch["label"], task.metadata)
