@@ -180,3 +180,26 @@ def test_two_writers_killed_at_any_moment_leave_no_torn_entry(tmp_path):
         assert any(found)
         for number, one in enumerate(found):
             assert one is None or (one.parts["tap.x"][0] == number).all()
+
+
+LIMITED = """
+import resource, signal, sys, warnings, torch
+from pathlib import Path
+from privdistill.cache.entries import Entry
+from privdistill.cache.stores import DiskStore
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+store = DiskStore(Path(sys.argv[1]), None)
+kept = [store.put("t", str(n), Entry(torch.zeros(1, 1), {"x": (torch.ones(1, n),)}))
+        for n in (10, 10**6, 20, 10**6)]
+print(kept, sorted(path.name for path in Path(sys.argv[1]).glob("*/*")))
+"""
+
+
+@pytest.mark.faults
+def test_a_file_that_the_system_cuts_short_is_not_kept(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "[True, False, True, False] ['10.pt', '20.pt']\n"
+    assert run.stderr.count("CacheWarning: TeacherCache: entries cannot be written") == 1
