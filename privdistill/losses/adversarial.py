@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from privdistill.exceptions import LifecycleError, ObjectiveError
-from privdistill.losses.base import Term, check_choice, check_positive
+from privdistill.losses.base import Term, changed_options, check_choice, check_positive
 from privdistill.losses.functional import (
     Activation,
     at_least_float32,
@@ -239,11 +239,7 @@ class HolisticAdversarial(Term):
 
     def extra_repr(self) -> str:
         """Show the options that were chosen."""
-        parts = [f"gradient_penalty={self.gradient_penalty}"] * (self.gradient_penalty != 10.0)
-        parts += ["conditional=False"] * (not self.conditional)
-        parts += [f"metric={self.metric!r}"] * (self.metric != "rms")
-        parts += [f"activation={self.activation!r}"] * (self.activation is not None)
-        return ", ".join(parts)
+        return changed_options(self)
 
 
 def _network(channels: int, axes: int) -> nn.Module:

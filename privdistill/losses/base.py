@@ -390,5 +390,6 @@ def changed_options(term: Term, *always: str) -> str:
     return ", ".join(
         f"{name}={getattr(term, name)!r}"
         for name, option in inspect.signature(type(term)).parameters.items()
-        if name in always or getattr(term, name) != option.default
+        # A network that was passed is no plain attribute, and no option to be typed.
+        if name in always or vars(term).get(name, option.default) != option.default
     )

@@ -22,7 +22,7 @@ from privdistill.output import Step, TapPair
 
 
 class FeatureTerm(Term):
-    """What the terms of this file share: a tap.
+    """What terms on features share: a tap.
 
     Args:
         tap: Name of the tap; "bottleneck" is located by the wrapper unless given.
@@ -50,12 +50,14 @@ class FeatureTerm(Term):
         student, teacher = tap_pair(step, self.tap, self.name)
         equal = range(student.ndim) if self.equal_channels else (0, *range(2, student.ndim))
         if student.ndim != teacher.ndim or any(student.shape[i] != teacher.shape[i] for i in equal):
+            allowed = "they must be equal" if self.equal_channels else "only channels may differ"
             raise ShapeMismatchError(
                 f"{self.name}: tap '{self.tap}' gives {tuple(student.shape)} for the student and "
-                f"{tuple(teacher.shape)} for the teacher, which this term cannot compare. Let the "
-                "wrapper build an adapter: Tap(..., adapter='auto')."
+                f"{tuple(teacher.shape)} for the teacher; {allowed}. Let the wrapper build an "
+                "adapter: Tap(..., adapter='auto')."
             )
-        return TapPair(at_least_float32(student), at_least_float32(teacher.detach()))
+        student = at_least_float32(student)
+        return TapPair(student, teacher.detach().to(student.dtype))
 
     def built(self, network: nn.Module | None) -> nn.Module:
         """Return one of the term's own networks, once there is one.

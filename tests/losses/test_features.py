@@ -252,6 +252,12 @@ def test_features_that_cannot_be_compared_are_refused_with_both_shapes(make):
             make()(step(student, teacher[:, :1, :4]))
 
 
+def test_dead_features_have_no_direction_and_no_slope():
+    student, teacher = torch.zeros(1, 3, 4, requires_grad=True), torch.randn(1, 3, 4)
+    FeatureCosine()(step(student, teacher)).backward()
+    assert (student.grad == 0).all()
+
+
 @pytest.mark.parametrize("make", [*PLAIN, *LEARNT], ids=name)
 def test_missing_tap_is_named(make):
     with pytest.raises(LayerNotFoundError, match="no tap 'bottleneck'"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from privdistill import LatentKL, LayerNotFoundError, ObjectiveError, TapPair
+from privdistill import LatentKL, LayerNotFoundError, ObjectiveError, ShapeMismatchError, TapPair
 from privdistill.losses.functional import latent_kl
 from privdistill.output import Step
 
@@ -44,3 +44,9 @@ def test_the_mean_over_the_vector_is_the_sum_divided_by_its_length():
     mean = LatentKL(reduction="mean")(step)
     assert mean.item() == pytest.approx(LatentKL()(step).item() / 48)
     assert repr(LatentKL(reduction="mean")) == "LatentKL(tap='bottleneck', reduction='mean')"
+
+
+def test_features_of_other_channels_are_refused():
+    pair = TapPair(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4))
+    with pytest.raises(ShapeMismatchError, match="they must be equal"):
+        LatentKL()(Step(pair.student, taps={"bottleneck": pair}))

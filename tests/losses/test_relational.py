@@ -307,7 +307,7 @@ def test_an_alignment_of_one_example_is_refused():
 @pytest.mark.parametrize("name", [name for name in TERMS if "local" not in name])
 def test_features_of_other_grids_and_missing_taps_are_refused(name):
     student = torch.randn(2, 3, 4)
-    with pytest.raises(ShapeMismatchError, match=r"\(2, 3, 4\), the teacher's \(2, 3, 1\)"):
+    with pytest.raises(ShapeMismatchError, match=r"\(2, 3, 4\) for the student and \(2, 3, 1\)"):
         TERMS[name](step_of(student, torch.randn(2, 3, 1)))
     with pytest.raises(LayerNotFoundError, match="no tap 'tap'"):
         TERMS[name](Step(student, target=student.argmax(1)))
