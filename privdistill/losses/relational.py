@@ -99,11 +99,13 @@ class PrototypeSimilarity(FeatureTerm):
 
     Args:
         tap: Name of the tap, usually the last features before the logits.
+        ignore_index: Value in the target that marks voxels to leave out, of prototypes and maps.
 
     Shape:
         Features `(B, C, *spatial)`; C may differ between the networks. Target: as the logits,
         one-hot or regions, or under softmax a label map. Where the features have another grid, the
-        target's channels are averaged onto it: a voxel then counts by its share of the class.
+        target's channels are averaged onto it: a voxel then counts by its share of the class, and
+        by its share of voxels that are not ignored.
         Output: scalar, in [0, 4].
 
     Raises:
@@ -129,15 +131,20 @@ class PrototypeSimilarity(FeatureTerm):
     needs_target = True
     equal_channels = False
 
-    def __init__(self, tap: str = "decoder") -> None:
+    def __init__(self, tap: str = "decoder", *, ignore_index: int | None = None) -> None:
         super().__init__(tap)
+        self.ignore_index = ignore_index
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features and the target."""
         student, teacher = self.features(step)
-        target, _, weights = reference(step, step.student, resolve(None, step), term=self.name)
+        target, mask, weights = reference(
+            step, step.student, resolve(None, step), term=self.name, ignore_index=self.ignore_index
+        )
         weights = student.new_ones(len(student)) if weights is None else weights.to(student.dtype)
-        share = resize(target, student.shape[2:]).flatten(2).to(student.dtype)
+        mask = target.new_ones((1,) * target.ndim) if mask is None else mask
+        share = self._on_grid(target * mask, student)
+        seen = self._on_grid(mask, student)
         total = share.sum(2, keepdim=True)
         share = share / torch.where(total > 0, total, 1)
         with full_precision(student):
@@ -145,8 +152,13 @@ class PrototypeSimilarity(FeatureTerm):
         counts = weights > 0
         present = ((total.squeeze(2) > 0) | ~counts[:, None]).all(dim=0) & counts.any()
         by_sample = (weights / weights.sum().clamp_min(_SHORT))[:, None]
-        by_class = (by_sample * difference.square().mean(dim=2)).sum(dim=0) * present
+        costs = (difference.square() * seen).sum(2) / seen.sum(2).clamp_min(_SHORT)
+        by_class = (by_sample * costs).sum(dim=0) * present
         return by_class.sum() / present.sum().clamp_min(1)
+
+    @staticmethod
+    def _on_grid(channels: Tensor, features: Tensor) -> Tensor:
+        return resize(channels, features.shape[2:]).flatten(2).to(features.dtype)
 
 
 class LocalConsistency(ResponseTerm):

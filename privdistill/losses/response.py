@@ -243,6 +243,7 @@ class ReliableSoftTargetCE(ResponseTerm):
 
     Args:
         temperature: T, dimensionless, > 0.
+        ignore_index: Value in the target that marks voxels to leave out.
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
 
     Shape:
@@ -274,17 +275,29 @@ class ReliableSoftTargetCE(ResponseTerm):
 
     needs_target = True
 
-    def __init__(self, *, temperature: float = 10.0, activation: Activation | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float = 10.0,
+        ignore_index: int | None = None,
+        activation: Activation | None = None,
+    ) -> None:
         super().__init__(activation=activation)
         self.temperature = check_positive("ReliableSoftTargetCE", "temperature", temperature)
+        self.ignore_index = ignore_index
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits and the target."""
         student, teacher, activation = self.logits(step)
         mixed = teacher_logits(step, activation, term=self.name, temperature=self.temperature)
-        target, _, counts = reference(step, student, activation, term=self.name)
+        target, mask, counts = reference(
+            step, student, activation, term=self.name, ignore_index=self.ignore_index
+        )
         soft = probabilities(mixed, activation, temperature=self.temperature)
         weight = _reliability(student.detach(), teacher, target.to(student.dtype), activation)
+        if mask is not None:
+            # Under softmax both are of the voxel, under sigmoid of each channel.
+            weight = weight * mask.reshape(weight.shape)
         if counts is not None:
             weight = weight * counts.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
         share = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)

@@ -113,6 +113,26 @@ def test_a_coarse_tap_weighs_its_voxels_by_their_share_of_the_class():
     assert PrototypeSimilarity("tap")(step).item() == pytest.approx(wanted, abs=1e-6)
 
 
+def test_prototypes_and_their_maps_leave_ignored_voxels_out():
+    student, teacher = torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    labels = torch.tensor([[0, 1, 0, 1, 0, 0]])
+    wanted = PrototypeSimilarity("tap")(step_of(student[..., :4], teacher[..., :4], labels[:, :4]))
+    labels[:, 4:] = 255
+    found = PrototypeSimilarity("tap", ignore_index=255)(step_of(student, teacher, labels))
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_coarse_tap_weighs_its_voxels_by_what_is_not_ignored():
+    student, teacher = torch.randn(1, 3, 2), torch.randn(1, 3, 2)
+    labels = torch.tensor([[0, 255, 0, 1]])  # shares: (1/2, 1/2) of class 0, (0, 1/2) of class 1
+    shares, seen = np.array([[0.5, 0.5], [0, 0.5]]), np.array([0.5, 1.0])
+    step = Step(torch.zeros(1, 2, 4), target=labels, taps={"tap": TapPair(student, teacher)})
+    maps = [prototype_reference(z[0].double().numpy(), shares) for z in (student, teacher)]
+    wanted = ((maps[0] - maps[1]) ** 2 @ seen / seen.sum()).mean()
+    found = PrototypeSimilarity("tap", ignore_index=255)(step)
+    assert found.item() == pytest.approx(wanted, abs=1e-6)
+
+
 def test_without_a_common_class_prototypes_cost_nothing_and_keep_their_graph():
     student = torch.randn(2, 2, 4, requires_grad=True)
     labels = torch.tensor([[0] * 4, [1] * 4])
