@@ -183,6 +183,29 @@ def test_nothing_but_ignored_voxels_gives_no_cross_entropy_and_no_gradient():
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"sample_weights": torch.tensor([1.0, 2.0, 3.0])}])
+def test_a_sample_of_nothing_but_ignored_voxels_might_as_well_not_be_there(fields, batch_dice):
+    kept = {name: value[[0, 2]] for name, value in fields.items()}
+    wanted = gt(LOGITS[[0, 2]], MAP[[0, 2]], fields=kept, batch_dice=batch_dice)
+    target = MAP.clone()
+    target[1] = 255
+    found = gt(LOGITS, target, fields=fields, batch_dice=batch_dice, ignore_index=255)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("class_weights", [None, (1, 2, 3)])
+def test_a_region_that_a_sample_ignores_altogether_is_left_out_of_its_mean(class_weights):
+    regions = (torch.rand(LOGITS.shape) > 0.5).long()
+    options = {"activation": "sigmoid", "class_weights": class_weights}
+    whole = gt(LOGITS[:2], regions[:2], **options).item()
+    last = {"activation": "sigmoid", "class_weights": class_weights and class_weights[1:]}
+    part = gt(LOGITS[2:, 1:], regions[2:, 1:], **last).item()
+    regions[2, 0] = 255
+    found = gt(LOGITS, regions, ignore_index=255, **options).item()
+    assert found == pytest.approx((2 * whole + part) / 3, rel=1e-6)
+
+
 def test_unlabelled_samples_might_as_well_not_be_there():
     labelled = torch.tensor([True, False, True])
     target = MAP.clone()

@@ -122,6 +122,15 @@ def test_prototypes_and_their_maps_leave_ignored_voxels_out():
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
+def test_prototypes_need_no_class_of_a_sample_that_is_ignored_altogether():
+    student, teacher = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    labels = torch.tensor([[0, 1, 0, 1, 0, 0], [255] * 6])
+    wanted = PrototypeSimilarity("tap")(step_of(student[:1], teacher[:1], labels[:1]))
+    found = PrototypeSimilarity("tap", ignore_index=255)(step_of(student, teacher, labels))
+    assert wanted > 0
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
 def test_a_coarse_tap_weighs_its_voxels_by_what_is_not_ignored():
     student, teacher = torch.randn(1, 3, 2), torch.randn(1, 3, 2)
     labels = torch.tensor([[0, 255, 0, 1]])  # shares: (1/2, 1/2) of class 0, (0, 1/2) of class 1
