@@ -177,6 +177,12 @@ def at_tap(term, student, teacher):
     return alone(term, taps={"bottleneck": pair})
 
 
+def in_two_wrappers(term):
+    wrap(objective=1.0 * term)
+    other = {"student": Net(1, width=8, classes=2), "teacher": Net(2, classes=2)}
+    wrap(objective=1.0 * term, **other)
+
+
 MISUSES = {
     "the student is no network": lambda: wrap(student="net.pt"),
     "the teacher is no network": lambda: wrap(teacher="net.pt"),
@@ -300,6 +306,8 @@ MISUSES = {
     "term without its networks": lambda: at_tap(VariationalInformation(), (2, 4, 8), (2, 4, 8)),
     "contrast of one sample": lambda: at_tap(ContrastiveProjection(), (1, 4, 8), (1, 4, 8)),
     "power of attention": lambda: AttentionTransfer(power=0.5),
+    "networks made for another wrapper": lambda: in_two_wrappers(VariationalInformation()),
+    "critic made for another wrapper": lambda: in_two_wrappers(HolisticAdversarial()),
     "variance below its floor": lambda: VariationalInformation(min_variance=9.0),
     "width of a term's network": lambda: ContrastiveProjection(dimensions=0),
     "mapping without names": lambda: wrap(inputs=None)(dict.fromkeys(NAMES, IMAGE), LABELS),

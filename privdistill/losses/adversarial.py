@@ -113,14 +113,25 @@ class HolisticAdversarial(Term):
         return self._critic[0]
 
     def build(self, step: Step) -> None:
-        """Make the critic, unless one was given, for the example's channels and axes.
+        """Make the critic, unless there is one, for the example's channels and axes.
 
         Args:
             step: Logits and view of the example.
+
+        Raises:
+            ObjectiveError: If it was made for a wrapper with others.
         """
+        joint = self._seen(step.student, step.image, "sigmoid")
+        wanted = joint.shape[1], joint.ndim - 2
         if not self._critic:
-            joint = self._seen(step.student, step.image, "sigmoid")
-            self._critic.append(_network(joint.shape[1], joint.ndim - 2))
+            self._critic.append(_Critic(*wanted))
+        if isinstance(self.critic, _Critic) and self.critic.sees != wanted:
+            (channels, axes), (here, these) = self.critic.sees, wanted
+            raise ObjectiveError(
+                f"{self.name}: its critic was made for another wrapper, where it sees {channels} "
+                f"channels on {axes} axes; here it would see {here} on {these}. Make an objective "
+                "for each wrapper."
+            )
         self.critic.to(step.student.device)
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
@@ -242,13 +253,15 @@ class HolisticAdversarial(Term):
         return changed_options(self)
 
 
-def _network(channels: int, axes: int) -> nn.Module:
-    convolution: Any = _CONVOLUTIONS[axes]
-    layers: list[nn.Module] = []
-    # Kernels of 3 with padding 1 take any size, and without zeros at the border, of which small
-    # patches have a larger share, the score does not depend on it. No norms: they would mix the
-    # samples, whose slopes are penalised one by one.
-    options = {"stride": 2, "padding": 1, "padding_mode": "circular"}
-    for before, after in pairwise((channels, *_WIDTHS)):
-        layers += [convolution(before, after, 3, **options), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, convolution(_WIDTHS[-1], 1, 1))
+class _Critic(nn.Sequential):
+    def __init__(self, channels: int, axes: int) -> None:
+        convolution: Any = _CONVOLUTIONS[axes]
+        layers: list[nn.Module] = []
+        # Kernels of 3 with padding 1 take any size, and without zeros at the border, of which small
+        # patches have a larger share, the score does not depend on it. No norms: they would mix the
+        # samples, whose slopes are penalised one by one.
+        options = {"stride": 2, "padding": 1, "padding_mode": "circular"}
+        for before, after in pairwise((channels, *_WIDTHS)):
+            layers += [convolution(before, after, 3, **options), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, convolution(_WIDTHS[-1], 1, 1))
+        self.sees = (channels, axes)
