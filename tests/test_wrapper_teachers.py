@@ -143,6 +143,20 @@ def test_the_state_of_a_teacher_that_changes_is_in_the_checkpoint(build, tiny_un
         other.load_state_dict(one.student.state_dict(prefix="student."))
 
 
+@pytest.mark.parametrize("kind", ["average", "joint"])
+def test_a_teacher_that_changes_takes_assigned_values_as_they_are(build, tiny_unet, kind):
+    if kind == "average":
+        kd = build(teacher=MovingAverage(), inputs=SAME)
+    else:
+        kd = build(teacher=JointTeacher(tiny_unet(4)), objective=JOINT)
+    learns = kd.teacher.head.weight.requires_grad
+    state = {name: value.clone() for name, value in kd.state_dict().items()}
+    kd.load_state_dict(state, assign=True)
+    weight = kd.teacher.head.weight
+    assert weight.data_ptr() == state["teacher.head.weight"].data_ptr()
+    assert weight.requires_grad == learns
+
+
 def test_a_joint_teacher_learns_from_its_own_term_alone(build):
     def gradient(objective):
         teacher = copy.deepcopy(build.__closure__[0].cell_contents[0])

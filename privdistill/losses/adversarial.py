@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from privdistill.apart import load_apart
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.losses.base import Term, changed_options, check_choice, check_positive
 from privdistill.losses.functional import (
@@ -202,12 +203,18 @@ class HolisticAdversarial(Term):
         return torch.cat((p, view.to(p.dtype)), dim=1)
 
     def _scores(self, joint: Tensor, *, learning: bool = True) -> Tensor:
+        buffers = dict(self.critic.named_buffers())
+        state = {name: p if learning else p.detach() for name, p in self.critic.named_parameters()}
         # A critic that was cast to half precision still computes in the precision of its input.
-        weights = {
-            name: (value if learning else value.detach()).to(joint.dtype)
-            for name, value in self.critic.named_parameters()
+        state = {
+            name: value.to(joint.dtype) if value.is_floating_point() else value
+            for name, value in (state | buffers).items()
         }
-        scores: Tensor = functional_call(self.critic, weights, (joint,))
+        scores: Tensor = functional_call(self.critic, state, (joint,))
+        for name, buffer in buffers.items():
+            if buffer is not state[name]:
+                # A batch norm wrote its running statistics into the copy.
+                buffer.copy_(state[name])
         return scores.flatten(1).mean(dim=1)
 
     def train(self, mode: bool = True) -> Self:
@@ -239,13 +246,7 @@ class HolisticAdversarial(Term):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         for critic in self._critic:
-            inner = f"{prefix}critic."
-            keys = [key for key in state_dict if key.startswith(inner)]
-            own = {key.removeprefix(inner): state_dict.pop(key) for key in keys}
-            *_, missing, unexpected, _errors = rest
-            loaded = critic.load_state_dict(own, strict=False)
-            missing += [inner + key for key in loaded.missing_keys]
-            unexpected += [inner + key for key in loaded.unexpected_keys]
+            load_apart(critic, f"{prefix}critic.", state_dict, *rest)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
