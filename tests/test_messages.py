@@ -177,6 +177,10 @@ def at_tap(term, student, teacher):
     return alone(term, taps={"bottleneck": pair})
 
 
+def nothing(index):
+    """A schedule without its return."""
+
+
 def in_two_wrappers(term):
     wrap(objective=1.0 * term)
     other = {"student": Net(1, width=8, classes=2), "teacher": Net(2, classes=2)}
@@ -273,6 +277,7 @@ MISUSES = {
     "schedule": lambda: Ramp(0, 1, steps=0),
     "balance": lambda: (1.0 * GroundTruth()).balanced(1.0),
     "balanced and not": lambda: (1.0 * GroundTruth()).balanced() + LatentKL(),
+    "function that is no schedule": lambda: nothing * GroundTruth(),
     "neither number nor schedule": lambda: "2" * GroundTruth(),
     "target shape": lambda: step(target=LABELS[:, :4]),
     "label out of range": lambda: step(target=LABELS + 7),

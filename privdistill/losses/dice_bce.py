@@ -51,14 +51,15 @@ class DiceBCE:
         if self.activation is not None:
             check_choice("DiceBCE", "activation", self.activation, ("softmax", "sigmoid"))
         check_positive("DiceBCE", "smoothing", self.smoothing)
-        weights = self.class_weights
-        if weights is not None and not (
-            all(0 <= weight < float("inf") for weight in weights) and any(weights)
-        ):
-            raise ObjectiveError(
-                f"DiceBCE: `class_weights` is {list(weights)}; weights must be finite, not "
-                "negative and not all zero."
-            )
+        if self.class_weights is not None:
+            # Arrays and tensors could neither be shown nor compared with the default.
+            weights = tuple(float(weight) for weight in self.class_weights)
+            object.__setattr__(self, "class_weights", weights)
+            if not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
+                raise ObjectiveError(
+                    f"DiceBCE: `class_weights` is {list(weights)}; weights must be finite, not "
+                    "negative and not all zero."
+                )
 
     def __call__(
         self,

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -270,6 +271,13 @@ def test_class_weights_without_meaning_are_refused(weights):
         GroundTruth(class_weights=weights)
 
 
+@pytest.mark.parametrize("weights", [[1, 2, 0.5], np.array([1, 2, 0.5]), torch.tensor([1, 2, 0.5])])
+def test_class_weights_of_any_kind_are_kept_as_numbers(weights):
+    term = GroundTruth(class_weights=weights)
+    assert repr(term) == "GroundTruth(class_weights=(1.0, 2.0, 0.5))"
+    assert term.dice_bce == GroundTruth(class_weights=(1, 2, 0.5)).dice_bce
+
+
 def test_as_many_class_weights_as_channels_that_count():
     gt(LOGITS, MAP, class_weights=(1, 2), include_background=False)
     with pytest.raises(ShapeMismatchError, match=r"`class_weights` has 2 numbers, and 3 channels"):
@@ -326,7 +334,7 @@ def test_options_that_were_chosen_are_shown():
         "binarisation='soft')"
     )
     assert repr(GroundTruth(ignore_index=255, resize="logits", class_weights=(1, 2))) == (
-        "GroundTruth(ignore_index=255, resize='logits', class_weights=(1, 2))"
+        "GroundTruth(ignore_index=255, resize='logits', class_weights=(1.0, 2.0))"
     )
 
 
