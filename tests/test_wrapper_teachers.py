@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from privdistill import (
     Ensemble,
     GroundTruth,
+    HintonKL,
     JointTeacher,
     LatentKL,
     Layer,
@@ -169,6 +171,21 @@ def test_a_joint_teacher_learns_from_its_own_term_alone(build):
     assert torch.allclose(alone, together)
     assert kd.teacher.training
     assert not kd.eval().teacher.training
+
+
+def test_mutual_training_is_a_term_with_the_roles_exchanged(build, networks):
+    class FromStudent(HintonKL):
+        def forward(self, step):
+            return super().forward(replace(step, student=step.teacher, teacher=step.student))
+
+    kd = build(teacher=JointTeacher(networks[0]), objective=1.0 * FromStudent(temperature=1.0))
+    out = kd(IMAGE, LABELS)
+    out.loss.backward()
+    student, teacher = out.student.softmax(1), out.teacher.softmax(1)
+    wanted = (student * (student / teacher).log()).sum(1).mean()
+    assert torch.allclose(out.loss, wanted, atol=1e-6)
+    assert all(p.grad.any() for p in kd.teacher_parameters())
+    assert not any(p.grad is not None and p.grad.any() for p in kd.student.parameters())
 
 
 def test_a_joint_teacher_is_trained_by_an_optimizer_that_takes_it(build, networks):
