@@ -122,6 +122,7 @@ class HolisticAdversarial(Term):
         Raises:
             ObjectiveError: If it was made for a wrapper with others.
         """
+        # Only shapes matter here; a softmax would do as well.
         joint = self._seen(step.student, step.image, "sigmoid")
         wanted = joint.shape[1], joint.ndim - 2
         if not self._critic:
@@ -182,7 +183,9 @@ class HolisticAdversarial(Term):
 
     def _slopes(self, fake: Tensor, real: Tensor, classes: int) -> Tensor:
         """Length of the gradient along the probabilities at a random point between, `(B,)`."""
+        # One point for each sample: the probabilities of all its voxels move together.
         share = torch.rand_like(fake[(slice(None), *[slice(1)] * (fake.ndim - 1))])
+        # The slope is wanted in validation too.
         with torch.enable_grad():
             between = torch.lerp(fake, real, share).requires_grad_()
             total = self._scores(between).sum()

@@ -58,6 +58,7 @@ class FeatureTerm(Term):
                 "adapter: Tap(..., adapter='auto')."
             )
         student = at_least_float32(student)
+        # Matrix products of both need one dtype, and a float64 teacher must not cast the student.
         return TapPair(student, teacher.detach().to(student.dtype))
 
     def built(self, network: nn.Module | None) -> nn.Module:
@@ -420,6 +421,7 @@ class _Gaussian(nn.Module):
         self.mean = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
         self.channels = (widths[0], widths[-1])
         self.floor = floor
+        # So that training starts at that variance itself; expm1 keeps the digits of small ones.
         gap = initial - floor
         inverse_softplus = gap + math.log(-math.expm1(-gap))
         self.scale = nn.Parameter(torch.full((widths[-1], 1), inverse_softplus))
@@ -524,6 +526,7 @@ class ContrastiveProjection(FeatureTerm):
         mine = self._embed(self.student_head, student)
         theirs = self._embed(self.teacher_head, teacher)
         squared = (mine[:, None] - theirs).square().sum(2)
+        # The slope of a root is infinite at zero.
         negative = (self.margin - squared.clamp_min(1e-12).sqrt()).relu().square()
         same = torch.eye(batch, dtype=torch.bool, device=squared.device)
         return torch.where(same, squared, negative).mean()

@@ -155,6 +155,7 @@ class PrototypeSimilarity(FeatureTerm):
         share = share / torch.where(total > 0, total, 1)
         with full_precision(student):
             difference = _prototype_maps(student, share) - _prototype_maps(teacher, share)
+        # Samples without weight may hold anything, so they need not have the class.
         counts = weights > 0
         present = ((total.squeeze(2) > 0) | ~counts[:, None]).all(dim=0) & counts.any()
         by_sample = (weights / weights.sum().clamp_min(_SHORT))[:, None]
@@ -302,8 +303,10 @@ def _local_changes(p: Tensor) -> tuple[Tensor, Tensor]:
             pairs = list(zip(offset, size, strict=True))
             here = tuple(slice(max(0, -s), length - max(0, s)) for s, length in pairs)
             there = tuple(slice(max(0, s), length - max(0, -s)) for s, length in pairs)
+            # Its slope at equal neighbours is zero, where that of a square root is infinite.
             distance = torch.linalg.vector_norm(p[:, :, *here] - p[:, :, *there], dim=1)
             for end in (here, there):
+                # In place, or each of 26 neighbours would leave a map behind.
                 total[:, *end].add_(distance)
                 neighbours[end].add_(1)
     return total, neighbours

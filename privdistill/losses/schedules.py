@@ -69,6 +69,7 @@ class Ramp:
         Returns:
             A scalar on the same device.
         """
+        # Tensors all along: a number read off the index would make the GPU wait.
         share = ((index - self.begin) / self.steps).clamp(0, 1)
         if self.curve == "cosine":
             share = (1 - torch.cos(torch.pi * share)) / 2
