@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from privdistill.apart import load_apart
 from privdistill.exceptions import LifecycleError, ObjectiveError
-from privdistill.losses.base import Term, changed_options, check_choice, check_positive
+from privdistill.losses.base import check_choice, check_positive
 from privdistill.losses.functional import (
     Activation,
     at_least_float32,
@@ -20,6 +20,7 @@ from privdistill.losses.functional import (
     resize,
 )
 from privdistill.losses.reading import resolve
+from privdistill.losses.response import ResponseTerm
 from privdistill.losses.targets import check_activation
 from privdistill.output import Step
 
@@ -27,7 +28,7 @@ _WIDTHS = (32, 64, 128)
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class HolisticAdversarial(Term):
+class HolisticAdversarial(ResponseTerm):
     """Make the student's prediction, seen as a whole, one that a critic takes for the teacher's.
 
     The student's term is `-E[D(p_s, image)]`: the critic D sees the probabilities and, on further
@@ -74,7 +75,6 @@ class HolisticAdversarial(Term):
         is the same for both.
     """
 
-    needs_teacher = True
     per_head = False
 
     def __init__(
@@ -86,16 +86,13 @@ class HolisticAdversarial(Term):
         metric: Literal["rms", "euclidean"] = "rms",
         activation: Activation | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(activation=activation)
         check_choice("HolisticAdversarial", "metric", metric, ("rms", "euclidean"))
-        if activation is not None:
-            check_choice("HolisticAdversarial", "activation", activation, ("softmax", "sigmoid"))
         self.gradient_penalty = check_positive(
             "HolisticAdversarial", "gradient_penalty", gradient_penalty
         )
         self.conditional = conditional
         self.metric = metric
-        self.activation: Activation | None = activation
         # In a list, out of sight of nn.Module: an optimizer of the student must not train it.
         self._critic = [] if critic is None else [critic]
 
@@ -251,10 +248,6 @@ class HolisticAdversarial(Term):
         for critic in self._critic:
             load_apart(critic, f"{prefix}critic.", state_dict, *rest)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def extra_repr(self) -> str:
-        """Show the options that were chosen."""
-        return changed_options(self)
 
 
 class _Critic(nn.Sequential):
