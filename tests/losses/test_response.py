@@ -180,8 +180,8 @@ def test_reliable_cross_entropy_ignores_each_region_for_itself():
     step = pair((1, 2, 6), "sigmoid")
     target = step.target.long()
     target[:, 1] = 255
-    # the teacher is right about the second region, which would count
-    certain = torch.full((1, 1, 6), 9.0)
+    # where nothing is read a region counts as absent, and the teacher would be right about that
+    certain = torch.full((1, 1, 6), -9.0)
     teacher = torch.cat((step.teacher[:, :1], certain), 1)
     found = ReliableSoftTargetCE(ignore_index=255)(replace(step, teacher=teacher, target=target))
     alone = [z[:, :1] for z in (step.student, step.teacher, step.target)]
