@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from privdistill import checks, dry_run
+from privdistill.apart import load_apart
 from privdistill.cache import TeacherCache
 from privdistill.cache.fingerprint import Fingerprint
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
@@ -651,13 +652,7 @@ class DistillationWrapper(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         if self._changing is not None:
-            inner = f"{prefix}teacher."
-            keys = [key for key in state_dict if key.startswith(inner)]
-            own = {key.removeprefix(inner): state_dict.pop(key) for key in keys}
-            *_, missing, unexpected, _errors = rest
-            loaded = self._changing.module.load_state_dict(own, strict=False)
-            missing += [inner + key for key in loaded.missing_keys]
-            unexpected += [inner + key for key in loaded.unexpected_keys]
+            load_apart(self._changing.module, f"{prefix}teacher.", state_dict, *rest)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _replicate_for_data_parallel(self) -> Self:

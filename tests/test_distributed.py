@@ -1,5 +1,6 @@
 """Two gloo processes against one process on the joined batch."""
 
+import copy
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,18 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from privdistill import (
+    ContrastiveProjection,
     DistillationWrapper,
+    FeatureL2,
     GroundTruth,
     LatentKL,
     MovingAverage,
+    PairwiseSimilarity,
     PrivDistillError,
     PrivilegedInput,
     SoftTargetDiceBCE,
     Tap,
+    VariationalInformation,
 )
 
 pytestmark = pytest.mark.slow
@@ -52,6 +57,10 @@ WRAPPERS = {
     },
     "average": {"teacher": MovingAverage(0.5), "inputs": ONE},
     "batch dice": {"objective": 1.0 * GroundTruth(batch_dice=True)},
+    "adapter of another term": {"objective": GroundTruth() + FeatureL2()},
+    "networks of a term": {"objective": GroundTruth() + VariationalInformation()},
+    "pairs": {"objective": GroundTruth() + PairwiseSimilarity()},
+    "contrast": {"objective": GroundTruth() + ContrastiveProjection()},
 }
 
 
@@ -65,6 +74,8 @@ def build(kind, wrap=None):
         "example": torch.zeros(1, 2, 8, 8),
     }
     options = usual | options
+    # An objective keeps its networks from wrapper to wrapper.
+    options["objective"] = copy.deepcopy(options["objective"])
     return DistillationWrapper(
         options.pop("teacher", teacher), wrap(student) if wrap else student, **options
     )
@@ -118,12 +129,19 @@ CASES = {
     "ddp, heads": ("heads", ddp),
     "ddp, several taps": ("several taps", ddp),
     "ddp, average": ("average", ddp),
+    "ddp, adapter of another term": ("adapter of another term", ddp),
+    "ddp, networks of a term": ("networks of a term", ddp),
+    "ddp, pairs": ("pairs", ddp),
     "fsdp, wrapper alone": ("adapter", fully_shard),
     "fsdp, student first": ("adapter", student_first),
     "fsdp, layer by layer": ("adapter", layer_by_layer),
     "fsdp, heads": ("heads", student_first),
     "fsdp, several taps": ("several taps", student_first),
     "fsdp, average": ("average", student_first),
+    "fsdp, adapter of another term": ("adapter of another term", student_first),
+    "fsdp, networks of a term": ("networks of a term", student_first),
+    "fsdp, networks of a term, wrapper alone": ("networks of a term", fully_shard),
+    "fsdp, pairs": ("pairs", student_first),
     "fsdp, student alone without an adapter": ("equal widths", student_alone),
 }
 
@@ -146,22 +164,35 @@ def predict(rank, *, registered):
     return "equal"
 
 
-def local_gradients(rank):
-    kd = build("batch dice")
+def local_gradients(rank, kind, arrange):
+    kd = build(kind)
     # kept until after the backward pass, whose hooks live as long as it does
-    model = DistributedDataParallel(kd)
+    model = arrange(kd)
     step(model, rank).loss.backward()
-    return {name: p.grad for name, p in kd.named_parameters()}
+    return {name: whole(p.grad) for name, p in kd.named_parameters()}
+
+
+LOCAL = {
+    "batch dice": ("batch dice", ddp),
+    "ddp, contrast": ("contrast", ddp),
+    "fsdp, contrast": ("contrast", student_first),
+}
 
 
 ELSE = {
-    "batch dice": local_gradients,
+    **{
+        name: partial(local_gradients, kind=kind, arrange=arrange)
+        for name, (kind, arrange) in LOCAL.items()
+    },
     "prediction": partial(predict, registered=True),
     "prediction unregistered": partial(predict, registered=False),
     "sharded already": lambda rank: build("equal widths", fully_shard),
     "adapters beside a sharded student": lambda rank: step(student_alone(build("adapter")), rank),
     "adapters beside a student in ddp": lambda rank: step(
         build("adapter", DistributedDataParallel), rank
+    ),
+    "networks of a term beside a student in ddp": lambda rank: step(
+        build("networks of a term", DistributedDataParallel), rank
     ),
 }
 
@@ -206,8 +237,11 @@ def assert_close(found, wanted):
 def test_promise_12_gradients_equal_those_of_the_joined_batch(found, case):
     kd = build(CASES[case][0])
     wanted = train(kd, kd, slice(0, 4))
-    adapters = {"equal widths": 0, "average": 0, "several taps": 2}.get(CASES[case][0], 1)
-    assert len(kd.adapters) == adapters
+    adapters = {"equal widths": 0, "average": 0, "several taps": 2} | dict.fromkeys(
+        ("networks of a term", "pairs"), 0
+    )
+    assert len(kd.adapters) == adapters.get(CASES[case][0], 1)
+    assert bool(list(kd.objective.parameters())) == (CASES[case][0] == "networks of a term")
     for rank in found:
         for part, values in wanted.items():
             assert_close(rank[case][part], values)
@@ -216,17 +250,24 @@ def test_promise_12_gradients_equal_those_of_the_joined_batch(found, case):
         )
 
 
-def test_promise_12_batch_dice_is_each_processes_own(found):
+@pytest.mark.parametrize("case", LOCAL)
+def test_promise_12_a_term_over_the_batch_is_each_processes_own(found, case):
     def gradients(parts):
-        kd = build("batch dice")
+        kd = build(LOCAL[case][0])
         image, target = batch()
         (sum(kd(image[p], target[p]).loss for p in parts) / len(parts)).backward()
         return {name: p.grad for name, p in kd.named_parameters()}
 
     for rank in found:
-        assert_close(rank["batch dice"], gradients([slice(0, 2), slice(2, 4)]))
+        assert_close(rank[case], gradients([slice(0, 2), slice(2, 4)]))
         with pytest.raises(AssertionError):
-            assert_close(rank["batch dice"], gradients([slice(0, 4)]))
+            assert_close(rank[case], gradients([slice(0, 4)]))
+
+
+def test_networks_of_a_term_that_would_differ_between_processes_are_refused(found):
+    for rank in found:
+        text = rank["networks of a term beside a student in ddp"]
+        assert "terms ['variational_information'] would differ between processes" in text
 
 
 def test_a_sharded_wrapper_predicts_once_fsdp_knows_of_it(found):

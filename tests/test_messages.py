@@ -177,6 +177,16 @@ def at_tap(term, student, teacher):
     return alone(term, taps={"bottleneck": pair})
 
 
+def nothing(index):
+    """A schedule without its return."""
+
+
+def in_two_wrappers(term):
+    wrap(objective=1.0 * term)
+    other = {"student": Net(1, width=8, classes=2), "teacher": Net(2, classes=2)}
+    wrap(objective=1.0 * term, **other)
+
+
 MISUSES = {
     "the student is no network": lambda: wrap(student="net.pt"),
     "the teacher is no network": lambda: wrap(teacher="net.pt"),
@@ -267,6 +277,7 @@ MISUSES = {
     "schedule": lambda: Ramp(0, 1, steps=0),
     "balance": lambda: (1.0 * GroundTruth()).balanced(1.0),
     "balanced and not": lambda: (1.0 * GroundTruth()).balanced() + LatentKL(),
+    "function that is no schedule": lambda: nothing * GroundTruth(),
     "neither number nor schedule": lambda: "2" * GroundTruth(),
     "target shape": lambda: step(target=LABELS[:, :4]),
     "label out of range": lambda: step(target=LABELS + 7),
@@ -300,6 +311,8 @@ MISUSES = {
     "term without its networks": lambda: at_tap(VariationalInformation(), (2, 4, 8), (2, 4, 8)),
     "contrast of one sample": lambda: at_tap(ContrastiveProjection(), (1, 4, 8), (1, 4, 8)),
     "power of attention": lambda: AttentionTransfer(power=0.5),
+    "networks made for another wrapper": lambda: in_two_wrappers(VariationalInformation()),
+    "critic made for another wrapper": lambda: in_two_wrappers(HolisticAdversarial()),
     "variance below its floor": lambda: VariationalInformation(min_variance=9.0),
     "width of a term's network": lambda: ContrastiveProjection(dimensions=0),
     "mapping without names": lambda: wrap(inputs=None)(dict.fromkeys(NAMES, IMAGE), LABELS),

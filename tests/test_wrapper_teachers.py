@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from privdistill import (
     Ensemble,
     GroundTruth,
+    HintonKL,
     JointTeacher,
     LatentKL,
     Layer,
@@ -143,6 +145,20 @@ def test_the_state_of_a_teacher_that_changes_is_in_the_checkpoint(build, tiny_un
         other.load_state_dict(one.student.state_dict(prefix="student."))
 
 
+@pytest.mark.parametrize("kind", ["average", "joint"])
+def test_a_teacher_that_changes_takes_assigned_values_as_they_are(build, tiny_unet, kind):
+    if kind == "average":
+        kd = build(teacher=MovingAverage(), inputs=SAME)
+    else:
+        kd = build(teacher=JointTeacher(tiny_unet(4)), objective=JOINT)
+    learns = kd.teacher.head.weight.requires_grad
+    state = {name: value.clone() for name, value in kd.state_dict().items()}
+    kd.load_state_dict(state, assign=True)
+    weight = kd.teacher.head.weight
+    assert weight.data_ptr() == state["teacher.head.weight"].data_ptr()
+    assert weight.requires_grad == learns
+
+
 def test_a_joint_teacher_learns_from_its_own_term_alone(build):
     def gradient(objective):
         teacher = copy.deepcopy(build.__closure__[0].cell_contents[0])
@@ -155,6 +171,21 @@ def test_a_joint_teacher_learns_from_its_own_term_alone(build):
     assert torch.allclose(alone, together)
     assert kd.teacher.training
     assert not kd.eval().teacher.training
+
+
+def test_mutual_training_is_a_term_with_the_roles_exchanged(build, networks):
+    class FromStudent(HintonKL):
+        def forward(self, step):
+            return super().forward(replace(step, student=step.teacher, teacher=step.student))
+
+    kd = build(teacher=JointTeacher(networks[0]), objective=1.0 * FromStudent(temperature=1.0))
+    out = kd(IMAGE, LABELS)
+    out.loss.backward()
+    student, teacher = out.student.softmax(1), out.teacher.softmax(1)
+    wanted = (student * (student / teacher).log()).sum(1).mean()
+    assert torch.allclose(out.loss, wanted, atol=1e-6)
+    assert all(p.grad.any() for p in kd.teacher_parameters())
+    assert not any(p.grad is not None and p.grad.any() for p in kd.student.parameters())
 
 
 def test_a_joint_teacher_is_trained_by_an_optimizer_that_takes_it(build, networks):

@@ -86,6 +86,20 @@ def test_a_critic_learns_by_a_second_call(build):
     assert any("critic." in key for key in kd.state_dict())
 
 
+@pytest.mark.parametrize(
+    "kind", ["ContrastiveProjection", "HolisticAdversarial", "VariationalInformation"]
+)
+def test_an_objective_keeps_its_networks_in_the_next_wrapper(build, kind):
+    objective = 1.0 * getattr(losses, kind)()
+    with build(objective=objective) as kd:
+        own = objective.state_dict(keep_vars=True)
+        wanted = kd(IMAGE, LABELS).loss.item()
+    again = build(objective=objective)
+    kept = objective.state_dict(keep_vars=True)
+    assert all(kept[name] is weight for name, weight in own.items())
+    assert again(IMAGE, LABELS).loss.item() == pytest.approx(wanted)
+
+
 def test_a_step_without_a_target_does_not_use_up_the_check_of_targets(build):
     kd = build()
     kd(IMAGE)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from privdistill.apart import load_apart
 from privdistill.exceptions import LifecycleError, ObjectiveError
-from privdistill.losses.base import Term, check_choice, check_positive
+from privdistill.losses.base import check_choice, check_positive
 from privdistill.losses.functional import (
     Activation,
     at_least_float32,
@@ -19,6 +20,7 @@ from privdistill.losses.functional import (
     resize,
 )
 from privdistill.losses.reading import resolve
+from privdistill.losses.response import ResponseTerm
 from privdistill.losses.targets import check_activation
 from privdistill.output import Step
 
@@ -26,7 +28,7 @@ _WIDTHS = (32, 64, 128)
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class HolisticAdversarial(Term):
+class HolisticAdversarial(ResponseTerm):
     """Make the student's prediction, seen as a whole, one that a critic takes for the teacher's.
 
     The student's term is `-E[D(p_s, image)]`: the critic D sees the probabilities and, on further
@@ -73,7 +75,6 @@ class HolisticAdversarial(Term):
         is the same for both.
     """
 
-    needs_teacher = True
     per_head = False
 
     def __init__(
@@ -85,16 +86,13 @@ class HolisticAdversarial(Term):
         metric: Literal["rms", "euclidean"] = "rms",
         activation: Activation | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(activation=activation)
         check_choice("HolisticAdversarial", "metric", metric, ("rms", "euclidean"))
-        if activation is not None:
-            check_choice("HolisticAdversarial", "activation", activation, ("softmax", "sigmoid"))
         self.gradient_penalty = check_positive(
             "HolisticAdversarial", "gradient_penalty", gradient_penalty
         )
         self.conditional = conditional
         self.metric = metric
-        self.activation: Activation | None = activation
         # In a list, out of sight of nn.Module: an optimizer of the student must not train it.
         self._critic = [] if critic is None else [critic]
 
@@ -113,14 +111,26 @@ class HolisticAdversarial(Term):
         return self._critic[0]
 
     def build(self, step: Step) -> None:
-        """Make the critic, unless one was given, for the example's channels and axes.
+        """Make the critic, unless there is one, for the example's channels and axes.
 
         Args:
             step: Logits and view of the example.
+
+        Raises:
+            ObjectiveError: If it was made for a wrapper with others.
         """
+        # Only shapes matter here; a softmax would do as well.
+        joint = self._seen(step.student, step.image, "sigmoid")
+        wanted = joint.shape[1], joint.ndim - 2
         if not self._critic:
-            joint = self._seen(step.student, step.image, "sigmoid")
-            self._critic.append(_network(joint.shape[1], joint.ndim - 2))
+            self._critic.append(_Critic(*wanted))
+        if isinstance(self.critic, _Critic) and self.critic.sees != wanted:
+            (channels, axes), (here, these) = self.critic.sees, wanted
+            raise ObjectiveError(
+                f"{self.name}: its critic was made for another wrapper, where it sees {channels} "
+                f"channels on {axes} axes; here it would see {here} on {these}. Make an objective "
+                "for each wrapper."
+            )
         self.critic.to(step.student.device)
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
@@ -170,7 +180,9 @@ class HolisticAdversarial(Term):
 
     def _slopes(self, fake: Tensor, real: Tensor, classes: int) -> Tensor:
         """Length of the gradient along the probabilities at a random point between, `(B,)`."""
+        # One point for each sample: the probabilities of all its voxels move together.
         share = torch.rand_like(fake[(slice(None), *[slice(1)] * (fake.ndim - 1))])
+        # The slope is wanted in validation too.
         with torch.enable_grad():
             between = torch.lerp(fake, real, share).requires_grad_()
             total = self._scores(between).sum()
@@ -191,12 +203,18 @@ class HolisticAdversarial(Term):
         return torch.cat((p, view.to(p.dtype)), dim=1)
 
     def _scores(self, joint: Tensor, *, learning: bool = True) -> Tensor:
+        buffers = dict(self.critic.named_buffers())
+        state = {name: p if learning else p.detach() for name, p in self.critic.named_parameters()}
         # A critic that was cast to half precision still computes in the precision of its input.
-        weights = {
-            name: (value if learning else value.detach()).to(joint.dtype)
-            for name, value in self.critic.named_parameters()
+        state = {
+            name: value.to(joint.dtype) if value.is_floating_point() else value
+            for name, value in (state | buffers).items()
         }
-        scores: Tensor = functional_call(self.critic, weights, (joint,))
+        scores: Tensor = functional_call(self.critic, state, (joint,))
+        for name, buffer in buffers.items():
+            if buffer is not state[name]:
+                # A batch norm wrote its running statistics into the copy.
+                buffer.copy_(state[name])
         return scores.flatten(1).mean(dim=1)
 
     def train(self, mode: bool = True) -> Self:
@@ -228,31 +246,19 @@ class HolisticAdversarial(Term):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         for critic in self._critic:
-            inner = f"{prefix}critic."
-            keys = [key for key in state_dict if key.startswith(inner)]
-            own = {key.removeprefix(inner): state_dict.pop(key) for key in keys}
-            *_, missing, unexpected, _errors = rest
-            loaded = critic.load_state_dict(own, strict=False)
-            missing += [inner + key for key in loaded.missing_keys]
-            unexpected += [inner + key for key in loaded.unexpected_keys]
+            load_apart(critic, f"{prefix}critic.", state_dict, *rest)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def extra_repr(self) -> str:
-        """Show the options that were chosen."""
-        parts = [f"gradient_penalty={self.gradient_penalty}"] * (self.gradient_penalty != 10.0)
-        parts += ["conditional=False"] * (not self.conditional)
-        parts += [f"metric={self.metric!r}"] * (self.metric != "rms")
-        parts += [f"activation={self.activation!r}"] * (self.activation is not None)
-        return ", ".join(parts)
 
-
-def _network(channels: int, axes: int) -> nn.Module:
-    convolution: Any = _CONVOLUTIONS[axes]
-    layers: list[nn.Module] = []
-    # Kernels of 3 with padding 1 take any size, and without zeros at the border, of which small
-    # patches have a larger share, the score does not depend on it. No norms: they would mix the
-    # samples, whose slopes are penalised one by one.
-    options = {"stride": 2, "padding": 1, "padding_mode": "circular"}
-    for before, after in pairwise((channels, *_WIDTHS)):
-        layers += [convolution(before, after, 3, **options), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, convolution(_WIDTHS[-1], 1, 1))
+class _Critic(nn.Sequential):
+    def __init__(self, channels: int, axes: int) -> None:
+        convolution: Any = _CONVOLUTIONS[axes]
+        layers: list[nn.Module] = []
+        # Kernels of 3 with padding 1 take any size, and without zeros at the border, of which small
+        # patches have a larger share, the score does not depend on it. No norms: they would mix the
+        # samples, whose slopes are penalised one by one.
+        options = {"stride": 2, "padding": 1, "padding_mode": "circular"}
+        for before, after in pairwise((channels, *_WIDTHS)):
+            layers += [convolution(before, after, 3, **options), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, convolution(_WIDTHS[-1], 1, 1))
+        self.sees = (channels, axes)

@@ -81,6 +81,7 @@ class Term(nn.Module, ABC):
         """
         if not name or "." in name:
             raise ObjectiveError(f"A term's name must not be empty or hold a dot; got {name!r}.")
+        # Shallow, so that networks that `build` makes later are those of both names.
         twin = copy.copy(self)
         twin.name = name
         return twin
@@ -228,6 +229,7 @@ class Objective(nn.Module):
             # A term that is zero in a step, for instance without labels, says nothing of its size.
             mean = torch.where(size > 0, self.decay * size + (1 - self.decay) * now, now)
             size.copy_(torch.where((now > 0) & now.isfinite(), mean, size))
+        # The next step writes into the buffer, perhaps before this one's backward pass.
         seen = self.magnitudes[position].clone()
         return value / torch.where(seen > 0, seen, torch.ones_like(seen)).to(value.dtype)
 
@@ -390,5 +392,6 @@ def changed_options(term: Term, *always: str) -> str:
     return ", ".join(
         f"{name}={getattr(term, name)!r}"
         for name, option in inspect.signature(type(term)).parameters.items()
-        if name in always or getattr(term, name) != option.default
+        # A network that was passed is no plain attribute, and no option to be typed.
+        if name in always or vars(term).get(name, option.default) != option.default
     )

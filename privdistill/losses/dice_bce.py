@@ -51,14 +51,15 @@ class DiceBCE:
         if self.activation is not None:
             check_choice("DiceBCE", "activation", self.activation, ("softmax", "sigmoid"))
         check_positive("DiceBCE", "smoothing", self.smoothing)
-        weights = self.class_weights
-        if weights is not None and not (
-            all(0 <= weight < float("inf") for weight in weights) and any(weights)
-        ):
-            raise ObjectiveError(
-                f"DiceBCE: `class_weights` is {list(weights)}; weights must be finite, not "
-                "negative and not all zero."
-            )
+        if self.class_weights is not None:
+            # Arrays and tensors could neither be shown nor compared with the default.
+            weights = tuple(float(weight) for weight in self.class_weights)
+            object.__setattr__(self, "class_weights", weights)
+            if not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
+                raise ObjectiveError(
+                    f"DiceBCE: `class_weights` is {list(weights)}; weights must be finite, not "
+                    "negative and not all zero."
+                )
 
     def __call__(
         self,
@@ -103,20 +104,27 @@ class DiceBCE:
             weights=weights,
         )
         cost = (1 - dice) + _mean_over_space(bce, mask)
-        return _mean_over_samples(self._mean_over_classes(cost), weights)
+        known = None if mask is None else mask.flatten(2).amax(2)
+        return _mean_over_samples(self._mean_over_classes(cost, known), weights)
 
-    def _mean_over_classes(self, cost: Tensor) -> Tensor:
-        """`(B, C)` to `(B,)`."""
+    def _mean_over_classes(self, cost: Tensor, known: Tensor | None) -> Tensor:
+        """`(B, C)` to `(B,)`, without the regions that a sample ignores altogether."""
+        shares = self._class_weights(cost)
+        if known is not None:
+            shares = shares * known
+        total = shares.sum(dim=-1, keepdim=True)
+        # No matrix product, which autocast would round to half precision.
+        return (cost * (shares / torch.where(total > 0, total, 1))).sum(dim=1)
+
+    def _class_weights(self, cost: Tensor) -> Tensor:
         if self.class_weights is None:
-            return cost.mean(dim=1)
+            return torch.ones_like(cost[0])
         if len(self.class_weights) != cost.shape[1]:
             raise ShapeMismatchError(
                 f"`class_weights` has {len(self.class_weights)} numbers, and {cost.shape[1]} "
                 "channels count. Pass one per channel, without the background if it is left out."
             )
-        weights = torch.tensor(self.class_weights, dtype=cost.dtype, device=cost.device)
-        # No matrix product, which autocast would round to half precision.
-        return (cost * (weights / weights.sum())).sum(dim=1)
+        return torch.tensor(self.class_weights, dtype=cost.dtype, device=cost.device)
 
     def changed(self) -> str:
         """Options that differ from the default, as they would be typed."""
@@ -157,7 +165,8 @@ class GroundTruth(Term):
         batch_dice: Dice over the batch instead of per sample; under DDP, over each process's own.
         smoothing: Added to Dice's numerator and denominator, in voxels.
         class_weights: One number per channel that counts, scaled to a mean of one.
-        ignore_index: Value in the target that marks voxels to leave out.
+        ignore_index: Value in the target that marks voxels to leave out; a sample, or a region of
+            one, in which there is nothing else is left out of the mean.
         resize: "logits" enlarges logits that are coarser than the target; None refuses them.
 
     Shape:

@@ -1,6 +1,7 @@
 """Terms on the features of a tap, sample by sample."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -22,7 +23,7 @@ from privdistill.output import Step, TapPair
 
 
 class FeatureTerm(Term):
-    """What the terms of this file share: a tap.
+    """What terms on features share: a tap.
 
     Args:
         tap: Name of the tap; "bottleneck" is located by the wrapper unless given.
@@ -50,12 +51,15 @@ class FeatureTerm(Term):
         student, teacher = tap_pair(step, self.tap, self.name)
         equal = range(student.ndim) if self.equal_channels else (0, *range(2, student.ndim))
         if student.ndim != teacher.ndim or any(student.shape[i] != teacher.shape[i] for i in equal):
+            allowed = "they must be equal" if self.equal_channels else "only channels may differ"
             raise ShapeMismatchError(
                 f"{self.name}: tap '{self.tap}' gives {tuple(student.shape)} for the student and "
-                f"{tuple(teacher.shape)} for the teacher, which this term cannot compare. Let the "
-                "wrapper build an adapter: Tap(..., adapter='auto')."
+                f"{tuple(teacher.shape)} for the teacher; {allowed}. Let the wrapper build an "
+                "adapter: Tap(..., adapter='auto')."
             )
-        return TapPair(at_least_float32(student), at_least_float32(teacher.detach()))
+        student = at_least_float32(student)
+        # Matrix products of both need one dtype, and a float64 teacher must not cast the student.
+        return TapPair(student, teacher.detach().to(student.dtype))
 
     def built(self, network: nn.Module | None) -> nn.Module:
         """Return one of the term's own networks, once there is one.
@@ -75,6 +79,23 @@ class FeatureTerm(Term):
                 "none. Pass example=torch.zeros(1, C, *spatial) to the wrapper."
             )
         return network
+
+    def check_fit(self, built: Sequence[int], wanted: Sequence[int]) -> None:
+        """Refuse networks that were made for another wrapper and do not fit this one.
+
+        Args:
+            built: Channels of student and teacher that the term's networks take.
+            wanted: Those of the example.
+
+        Raises:
+            ObjectiveError: If they differ.
+        """
+        if tuple(built) != tuple(wanted):
+            raise ObjectiveError(
+                f"{self.name}: its networks were made for another wrapper, whose features have "
+                f"{built[0]} channels for the student and {built[1]} for the teacher; here they "
+                f"have {wanted[0]} and {wanted[1]}. Make an objective for each wrapper."
+            )
 
     def extra_repr(self) -> str:
         """Show the tap and the options that were chosen."""
@@ -317,7 +338,8 @@ class VariationalInformation(FeatureTerm):
     `((F_t - mu(F_s))^2 / v_c + log v_c) / 2`, averaged over batch, channels and voxels: minimising
     it raises a lower bound of the mutual information. `mu` is three 1x1 convolutions without bias
     and with ReLU between them; `v_c = softplus(e_c) + min_variance` is learnt for each channel.
-    Both are trained with the student; the wrapper makes them after its dry run.
+    Both are trained with the student; the wrapper makes them after its dry run, and another wrapper
+    of the same term keeps them.
 
     Args:
         tap: Name of the tap; the numbers of channels may differ.
@@ -329,7 +351,8 @@ class VariationalInformation(FeatureTerm):
         Features `(B, C, *spatial)`, equal but for C. Output: scalar, nats; it may be negative.
 
     Raises:
-        ObjectiveError: If an option has no meaning, or there was no dry run.
+        ObjectiveError: If an option has no meaning, there was no dry run, or the networks were made
+            for other channels.
         LayerNotFoundError: If the step carries no such tap.
         ShapeMismatchError: If the features differ in resolution.
 
@@ -351,7 +374,7 @@ class VariationalInformation(FeatureTerm):
     """
 
     equal_channels = False
-    likelihood: nn.Module | None
+    likelihood: "_Gaussian | None"
 
     def __init__(
         self,
@@ -374,9 +397,12 @@ class VariationalInformation(FeatureTerm):
         self.register_module("likelihood", None)
 
     def build(self, step: Step) -> None:
-        """Make the mean network and the variances from the tap's shapes."""
+        """Make the mean network and the variances from the tap's shapes, unless they are there."""
         student, teacher = self.features(step)
         inputs, outputs = student.shape[1], teacher.shape[1]
+        if self.likelihood is not None:
+            self.check_fit(self.likelihood.channels, (inputs, outputs))
+            return
         widths = (inputs, self.hidden or outputs, self.hidden or outputs, outputs)
         gaussian = _Gaussian(widths, self.initial_variance, self.min_variance)
         self.likelihood = gaussian.to(student.device)
@@ -393,7 +419,9 @@ class _Gaussian(nn.Module):
         # One kernel for any number of axes, since space comes flattened.
         first, second, third = (nn.Conv1d(a, b, 1, bias=False) for a, b in pairwise(widths))
         self.mean = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+        self.channels = (widths[0], widths[-1])
         self.floor = floor
+        # So that training starts at that variance itself; expm1 keeps the digits of small ones.
         gap = initial - floor
         inverse_softplus = gap + math.log(-math.expm1(-gap))
         self.scale = nn.Parameter(torch.full((widths[-1], 1), inverse_softplus))
@@ -410,7 +438,8 @@ class ContrastiveProjection(FeatureTerm):
     `mean_ij (d_ii^2 if i = j else max(0, margin - d_ij)^2)` over all B^2 pairs, with `d_ij` the
     distance between the student's embedding of sample i and the teacher's of sample j. An embedding
     is the mean over space, a linear layer, ReLU, a linear layer, over its L2 norm. Each network has
-    its own head; both are trained with the student, and the wrapper makes them after its dry run.
+    its own head; both are trained with the student, and the wrapper makes them after its dry run;
+    another wrapper of the same term keeps them.
 
     Args:
         tap: Name of the tap; the numbers of channels may differ.
@@ -423,8 +452,8 @@ class ContrastiveProjection(FeatureTerm):
         negatives are the other samples of the batch; under DDP, of each process's own.
 
     Raises:
-        ObjectiveError: If an option has no meaning, the batch has one sample, or there was no dry
-            run.
+        ObjectiveError: If an option has no meaning, the batch has one sample, there was no dry
+            run, or the heads were made for other channels.
         LayerNotFoundError: If the step carries no such tap.
         ShapeMismatchError: If the features differ in resolution.
 
@@ -466,8 +495,16 @@ class ContrastiveProjection(FeatureTerm):
         self.register_module("teacher_head", None)
 
     def build(self, step: Step) -> None:
-        """Make both heads from the tap's shapes."""
+        """Make both heads from the tap's shapes, unless they are there."""
         student, teacher = self.features(step)
+        built = [
+            next(head.parameters()).shape[1]
+            for head in (self.student_head, self.teacher_head)
+            if head is not None
+        ]
+        if built:
+            self.check_fit(built, (student.shape[1], teacher.shape[1]))
+            return
         self.student_head = self._head(student)
         self.teacher_head = self._head(teacher)
 
@@ -489,6 +526,7 @@ class ContrastiveProjection(FeatureTerm):
         mine = self._embed(self.student_head, student)
         theirs = self._embed(self.teacher_head, teacher)
         squared = (mine[:, None] - theirs).square().sum(2)
+        # The slope of a root is infinite at zero.
         negative = (self.margin - squared.clamp_min(1e-12).sqrt()).relu().square()
         same = torch.eye(batch, dtype=torch.bool, device=squared.device)
         return torch.where(same, squared, negative).mean()

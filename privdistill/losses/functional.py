@@ -330,21 +330,24 @@ def standardise(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
     return centred * (centred.square().mean(axes, keepdim=True) + 1e-5).rsqrt()
 
 
-def unit(values: Tensor, axis: int) -> Tensor:
-    """Vectors over their L2 norm, `v / sqrt(|v|^2 + 1e-12)`.
+def unit(values: Tensor, axes: int | tuple[int, ...], floor: Tensor | float = 1e-12) -> Tensor:
+    """Vectors over their L2 norm.
 
     Args:
         values: In float32 or float64.
-        axis: Axis of the vectors.
+        axes: Axes of the vectors.
+        floor: Squared length up to which a vector counts as zero.
 
     Returns:
-        Same shape; a zero vector stays zero.
+        Same shape; zero, without a gradient, where a vector is too short to have a direction.
 
     Example:
         >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), 1)
         tensor([[0.6000, 0.8000], [0.0000, 0.0000]])
     """
-    return values * (values.square().sum(axis, keepdim=True) + 1e-12).rsqrt()
+    energy = values.square().sum(axes, keepdim=True)
+    # A slope of 1e6 at dead features would drown that of all others.
+    return values * ((energy > floor) * energy.clamp_min(floor).rsqrt())
 
 
 def full_precision(values: Tensor) -> torch.autocast:

@@ -93,6 +93,7 @@ def _teaching(
     if not taught:
         return {}
     members = tuple((_at_resolution(own, head, main), share) for own, share in taught)
+    # A single teacher's logits stay what it gave, bit by bit.
     if len(members) == 1:
         return {"teacher": members[0][0]}
     return {"teacher": mix_logits(members, activation), "members": members}

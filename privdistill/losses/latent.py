@@ -2,15 +2,15 @@
 
 from torch import Tensor
 
-from privdistill.losses.base import Term, check_choice, check_positive
+from privdistill.losses.base import check_choice, check_positive
+from privdistill.losses.features import FeatureTerm
 from privdistill.losses.functional import Normalisation, Reduction, latent_kl
-from privdistill.losses.reading import tap_pair
 from privdistill.output import Step
 
 _NORMALISATIONS = ("softmax", "softmax_channel", "softmax_spatial", "l1")
 
 
-class LatentKL(Term):
+class LatentKL(FeatureTerm):
     """Kullback-Leibler divergence between the normalised features of a tap.
 
     `L_KL = sum_j q_j log(q_j / p_j)`, q from the teacher and p from the student, averaged over the
@@ -31,6 +31,7 @@ class LatentKL(Term):
     Raises:
         ObjectiveError: If an option has no meaning.
         LayerNotFoundError: If the step carries no such tap.
+        ShapeMismatchError: If the features differ in shape.
 
     Example:
         >>> import torch
@@ -46,8 +47,6 @@ class LatentKL(Term):
         Hu et al. 2020, arXiv:2106.09564, eq. (3); the normalisation is not given there.
     """
 
-    per_head = False
-
     def __init__(
         self,
         tap: str = "bottleneck",
@@ -56,30 +55,18 @@ class LatentKL(Term):
         temperature: float = 1.0,
         reduction: Reduction = "sum",
     ) -> None:
-        super().__init__()
+        super().__init__(tap)
         check_choice("LatentKL", "normalisation", normalisation, _NORMALISATIONS)
         check_choice("LatentKL", "reduction", reduction, ("sum", "mean"))
         self.reduction: Reduction = reduction
-        self.tap = tap
-        self.taps = (tap,)
         self.normalisation: Normalisation = normalisation
         self.temperature = check_positive("LatentKL", "temperature", temperature)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features."""
-        pair = tap_pair(step, self.tap, self.name)
         return latent_kl(
-            pair.student,
-            pair.teacher,
+            *self.features(step),
             normalisation=self.normalisation,
             temperature=self.temperature,
             reduction=self.reduction,
         )
-
-    def extra_repr(self) -> str:
-        """Show the tap and the options that were chosen."""
-        parts = [f"tap={self.tap!r}"]
-        parts += [f"normalisation={self.normalisation!r}"] * (self.normalisation != "softmax")
-        parts += [f"temperature={self.temperature}"] * (self.temperature != 1.0)
-        parts += [f"reduction={self.reduction!r}"] * (self.reduction != "sum")
-        return ", ".join(parts)

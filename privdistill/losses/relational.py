@@ -1,31 +1,27 @@
 """Terms on relations: between positions, to class prototypes, to neighbours, between examples."""
 
 from itertools import product
-from math import ceil, prod
+from math import ceil
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from privdistill.exceptions import ObjectiveError, ShapeMismatchError
-from privdistill.losses.base import Term, check_choice, check_positive
-from privdistill.losses.functional import (
-    Activation,
-    at_least_float32,
-    full_precision,
-    probabilities,
-    resize,
-)
-from privdistill.losses.reading import resolve, tap_pair, teacher_logits
-from privdistill.losses.targets import check_activation, reference
+from privdistill.exceptions import ObjectiveError
+from privdistill.losses.base import check_choice, check_positive
+from privdistill.losses.features import FeatureTerm
+from privdistill.losses.functional import Activation, full_precision, probabilities, resize, unit
+from privdistill.losses.reading import resolve
+from privdistill.losses.response import ResponseTerm
+from privdistill.losses.targets import reference
 from privdistill.output import Step
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _SHORT = 1e-12  # squared length below which a vector has no direction
 
 
-class PairwiseSimilarity(Term):
+class PairwiseSimilarity(FeatureTerm):
     """Squared difference between the cosine similarities of all pairs of positions in a tap.
 
     `1/N^2 sum_ij (a_t_ij - a_s_ij)^2`, with a_ij the cosine of the max-pooled features at
@@ -34,10 +30,12 @@ class PairwiseSimilarity(Term):
 
     Args:
         tap: Name of the tap; "bottleneck" is located by the wrapper unless given.
-        scale: Positions per axis after max-pooling, as a share of the tap's, in (0, 1].
-        max_positions: Time and memory grow with the square of the positions: where more would
-            remain, the longest axis is halved until they fit. From there on the pooling windows,
-            and with them the value, depend on the patch size.
+        scale: Positions per axis after max-pooling, as a share of the tap's, in (0, 1]; a window is
+            `1 / scale` voxels long, rounded up.
+        max_positions: Time and memory grow with the square of the positions: where more remain,
+            so many of them are drawn anew in each step, from the device's random generator, and
+            compared with as many drawn apart. The expected value is that of all pairs; a single one
+            scatters around it, by 2 to 3 % at the default.
 
     Shape:
         Features `(B, C, *spatial)`; C may differ between the networks. Output: scalar, >= 0.
@@ -59,50 +57,45 @@ class PairwiseSimilarity(Term):
     Source:
         Liu et al. 2019, arXiv:1903.04197, the pair-wise term. In the authors' code scale = 0.5 is
         the share of an axis that one pooling window spans, which leaves two positions per axis
-        (here: `max_positions=4` in 2-D, 8 in 3-D), and no gradient passes through the norm; here
-        it does.
+        (here: scale = 2 / length), and no gradient passes through the norm; here it does.
     """
 
-    per_head = False
     equal_channels = False
 
     def __init__(
         self, tap: str = "bottleneck", *, scale: float = 0.5, max_positions: int = 4096
     ) -> None:
-        super().__init__()
+        super().__init__(tap)
         if not 0 < scale <= 1:
             raise ObjectiveError(f"PairwiseSimilarity: `scale` must be in (0, 1]; got {scale}.")
         check_positive("PairwiseSimilarity", "max_positions", int(max_positions))
-        self.tap, self.taps = tap, (tap,)
         self.scale = scale
         self.max_positions = int(max_positions)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features."""
-        student, teacher = features(step, self.tap, self.name)
+        student, teacher = self.features(step)
+        mine, theirs = self._directions(student), self._directions(teacher)
+        rows, columns = self._drawn(mine), self._drawn(mine)
         with full_precision(student):
-            return (self._similarities(student) - self._similarities(teacher)).square().mean()
+            similar = mine[..., rows].mT @ mine[..., columns]
+            return (similar - theirs[..., rows].mT @ theirs[..., columns]).square().mean()
 
-    def _similarities(self, values: Tensor) -> Tensor:
-        size = values.shape[2:]
-        grid = [max(1, round(length * self.scale)) for length in size]
-        while prod(grid) > self.max_positions:
-            longest = grid.index(max(grid))
-            grid[longest] = ceil(grid[longest] / 2)
-        window = [ceil(length / count) for length, count in zip(size, grid, strict=True)]
-        pooled: Tensor = _MAX_POOL[len(size)](values, window, ceil_mode=True)
-        directions = _unit(pooled.flatten(2), 1)
-        return directions.mT @ directions
+    def _directions(self, values: Tensor) -> Tensor:
+        # A tolerance, since 1 / (1 / 49) need not be 49.
+        window = ceil(1 / self.scale - 1e-6)
+        pooled: Tensor = _MAX_POOL[values.ndim - 2](values, window, ceil_mode=True)
+        return unit(pooled.flatten(2), 1)
 
-    def extra_repr(self) -> str:
-        """Show the tap and the options that were chosen."""
-        parts = [f"tap={self.tap!r}"]
-        parts += [f"scale={self.scale}"] * (self.scale != 0.5)
-        parts += [f"max_positions={self.max_positions}"] * (self.max_positions != 4096)
-        return ", ".join(parts)
+    def _drawn(self, directions: Tensor) -> Tensor | slice:
+        """Which positions are compared; rows and columns apart, so that all pairs are as likely."""
+        count = directions.shape[2]
+        if count <= self.max_positions:
+            return slice(None)
+        return torch.randperm(count, device=directions.device)[: self.max_positions]
 
 
-class PrototypeSimilarity(Term):
+class PrototypeSimilarity(FeatureTerm):
     """Squared difference between the maps of similarity to class prototypes.
 
     `mean (M_s - M_t)^2` with `M_c(v) = cos(F(v), proto_c)`, where proto_c is the mean of the
@@ -112,11 +105,13 @@ class PrototypeSimilarity(Term):
 
     Args:
         tap: Name of the tap, usually the last features before the logits.
+        ignore_index: Value in the target that marks voxels to leave out, of prototypes and maps.
 
     Shape:
         Features `(B, C, *spatial)`; C may differ between the networks. Target: as the logits,
         one-hot or regions, or under softmax a label map. Where the features have another grid, the
-        target's channels are averaged onto it: a voxel then counts by its share of the class.
+        target's channels are averaged onto it: a voxel then counts by its share of the class, and
+        by its share of voxels that are not ignored.
         Output: scalar, in [0, 4].
 
     Raises:
@@ -140,35 +135,40 @@ class PrototypeSimilarity(Term):
     """
 
     needs_target = True
-    per_head = False
     equal_channels = False
 
-    def __init__(self, tap: str = "decoder") -> None:
-        super().__init__()
-        self.tap, self.taps = tap, (tap,)
+    def __init__(self, tap: str = "decoder", *, ignore_index: int | None = None) -> None:
+        super().__init__(tap)
+        self.ignore_index = ignore_index
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features and the target."""
-        student, teacher = features(step, self.tap, self.name)
-        target, _, weights = reference(step, step.student, resolve(None, step), term=self.name)
+        student, teacher = self.features(step)
+        target, mask, weights = reference(
+            step, step.student, resolve(None, step), term=self.name, ignore_index=self.ignore_index
+        )
         weights = student.new_ones(len(student)) if weights is None else weights.to(student.dtype)
-        share = resize(target, student.shape[2:]).flatten(2).to(student.dtype)
+        mask = target.new_ones((1,) * target.ndim) if mask is None else mask
+        share = self._on_grid(target * mask, student)
+        seen = self._on_grid(mask, student)
         total = share.sum(2, keepdim=True)
         share = share / torch.where(total > 0, total, 1)
         with full_precision(student):
             difference = _prototype_maps(student, share) - _prototype_maps(teacher, share)
+        # Samples without weight may hold anything, so they need not have the class.
         counts = weights > 0
         present = ((total.squeeze(2) > 0) | ~counts[:, None]).all(dim=0) & counts.any()
         by_sample = (weights / weights.sum().clamp_min(_SHORT))[:, None]
-        by_class = (by_sample * difference.square().mean(dim=2)).sum(dim=0) * present
+        costs = (difference.square() * seen).sum(2) / seen.sum(2).clamp_min(_SHORT)
+        by_class = (by_sample * costs).sum(dim=0) * present
         return by_class.sum() / present.sum().clamp_min(1)
 
-    def extra_repr(self) -> str:
-        """Show the tap."""
-        return f"tap={self.tap!r}"
+    @staticmethod
+    def _on_grid(channels: Tensor, features: Tensor) -> Tensor:
+        return resize(channels, features.shape[2:]).flatten(2).to(features.dtype)
 
 
-class LocalConsistency(Term):
+class LocalConsistency(ResponseTerm):
     """Squared difference between the maps of how much each voxel differs from its neighbours.
 
     `mean_x (c_s(x) - c_t(x))^2` with `c(x) = mean_y ||p(x) - p(y)||` over the neighbours y of x
@@ -201,41 +201,28 @@ class LocalConsistency(Term):
         not change with the number of axes, nor with the patch size through its border.
     """
 
-    needs_teacher = True
-
     def __init__(
         self,
         *,
         reduction: Literal["mean", "sum"] = "mean",
         activation: Activation | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(activation=activation)
         check_choice("LocalConsistency", "reduction", reduction, ("mean", "sum"))
-        if activation is not None:
-            check_choice("LocalConsistency", "activation", activation, ("softmax", "sigmoid"))
         self.reduction = reduction
-        self.activation: Activation | None = activation
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits."""
-        activation = resolve(self.activation, step)
-        check_activation(step.student, activation, term=self.name)
-        teacher = teacher_logits(step, activation, term=self.name)
+        student, teacher, activation = self.logits(step)
         theirs, neighbours = _local_changes(probabilities(teacher, activation))
-        mine, _ = _local_changes(probabilities(step.student, activation))
+        mine, _ = _local_changes(probabilities(student, activation))
         difference = mine - theirs
         if self.reduction == "mean":
             difference = difference / neighbours.clamp_min(1)
         return difference.square().mean()
 
-    def extra_repr(self) -> str:
-        """Show the options that were chosen."""
-        parts = [f"reduction={self.reduction!r}"] * (self.reduction != "mean")
-        parts += [f"activation={self.activation!r}"] * (self.activation is not None)
-        return ", ".join(parts)
 
-
-class CenteredKernelAlignment(Term):
+class CenteredKernelAlignment(FeatureTerm):
     """One minus the linear centred kernel alignment (CKA) of a tap's features.
 
     `1 - ||Y'X||^2 / (||X'X|| ||Y'Y||)`, Frobenius norms, with X and Y the centred features of
@@ -273,22 +260,20 @@ class CenteredKernelAlignment(Term):
         examples are ours.
     """
 
-    per_head = False
     equal_channels = False
 
     def __init__(
         self, tap: str = "bottleneck", *, over: Literal["voxels", "samples"] = "voxels"
     ) -> None:
-        super().__init__()
+        super().__init__(tap)
         check_choice("CenteredKernelAlignment", "over", over, ("voxels", "samples"))
-        self.tap, self.taps = tap, (tap,)
         self.over = over
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features."""
         rows = [
             values.flatten(2).mT if self.over == "voxels" else values.flatten(1).unsqueeze(0)
-            for values in features(step, self.tap, self.name)
+            for values in self.features(step)
         ]
         if rows[0].shape[1] < 2:
             raise ObjectiveError(
@@ -299,46 +284,11 @@ class CenteredKernelAlignment(Term):
         with full_precision(rows[0]):
             return 1 - _alignment(*rows).mean()
 
-    def extra_repr(self) -> str:
-        """Show the tap and the option if it was chosen."""
-        return f"tap={self.tap!r}" + f", over={self.over!r}" * (self.over != "voxels")
-
-
-def features(step: Step, tap: str, term: str) -> tuple[Tensor, Tensor]:
-    """Return a tap's features in float32 or more, after comparing all but their channels.
-
-    Args:
-        step: The step.
-        tap: Name of the tap.
-        term: Name of the term, for messages.
-
-    Returns:
-        Features of the student and, detached, of the teacher.
-
-    Raises:
-        ShapeMismatchError: If batch or grid differ.
-    """
-    student, teacher = tap_pair(step, tap, term)
-    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
-        raise ShapeMismatchError(
-            f"{term}: at tap '{tap}' the student's features are {tuple(student.shape)}, the "
-            f"teacher's {tuple(teacher.shape)}; only channels may differ. Choose layers of equal "
-            "resolution, or leave adapter='auto'."
-        )
-    student = at_least_float32(student)
-    return student, teacher.detach().to(student.dtype)
-
-
-def _unit(values: Tensor, dim: int | tuple[int, ...], floor: Tensor | float = _SHORT) -> Tensor:
-    """Vectors of length one; zero, without a gradient, where they are too short to tell."""
-    energy = values.square().sum(dim, keepdim=True)
-    return values * ((energy > floor) * energy.clamp_min(floor).rsqrt())
-
 
 def _prototype_maps(values: Tensor, share: Tensor) -> Tensor:
     """Cosines `(B, classes, N)` to each class's mean, for weights of that shape that sum to one."""
     values = values.flatten(2)
-    return _unit(share @ values.mT, 2) @ _unit(values, 1)
+    return unit(share @ values.mT, 2) @ unit(values, 1)
 
 
 def _local_changes(p: Tensor) -> tuple[Tensor, Tensor]:
@@ -353,8 +303,10 @@ def _local_changes(p: Tensor) -> tuple[Tensor, Tensor]:
             pairs = list(zip(offset, size, strict=True))
             here = tuple(slice(max(0, -s), length - max(0, s)) for s, length in pairs)
             there = tuple(slice(max(0, s), length - max(0, -s)) for s, length in pairs)
+            # Its slope at equal neighbours is zero, where that of a square root is infinite.
             distance = torch.linalg.vector_norm(p[:, :, *here] - p[:, :, *there], dim=1)
             for end in (here, there):
+                # In place, or each of 26 neighbours would leave a map behind.
                 total[:, *end].add_(distance)
                 neighbours[end].add_(1)
     return total, neighbours
@@ -378,4 +330,4 @@ def _centred(x: Tensor) -> Tensor:
     """Examples around their mean, scaled to a Frobenius norm of one."""
     # What rounding leaves of constant features is no variation.
     floor = _SHORT * x.detach().square().sum((1, 2), keepdim=True) + _SHORT**2
-    return _unit(x - x.mean(1, keepdim=True), (1, 2), floor)
+    return unit(x - x.mean(1, keepdim=True), (1, 2), floor)

@@ -142,6 +142,7 @@ def _divergence(student: Tensor, teacher: Tensor, activation: Activation) -> Ten
     if activation == "softmax":
         log_q, log_p = teacher.log_softmax(1), student.log_softmax(1)
         return (log_q.exp() * (log_q - log_p)).sum(1)
+    # log(1 - p) from -l: the difference to one has no digits left where p is close to it.
     inside = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     outside = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
     return (inside + outside).mean(1)
@@ -243,6 +244,7 @@ class ReliableSoftTargetCE(ResponseTerm):
 
     Args:
         temperature: T, dimensionless, > 0.
+        ignore_index: Value in the target that marks voxels to leave out.
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
 
     Shape:
@@ -274,19 +276,33 @@ class ReliableSoftTargetCE(ResponseTerm):
 
     needs_target = True
 
-    def __init__(self, *, temperature: float = 10.0, activation: Activation | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float = 10.0,
+        ignore_index: int | None = None,
+        activation: Activation | None = None,
+    ) -> None:
         super().__init__(activation=activation)
         self.temperature = check_positive("ReliableSoftTargetCE", "temperature", temperature)
+        self.ignore_index = ignore_index
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits and the target."""
         student, teacher, activation = self.logits(step)
+        # Several teachers answer at T; whether they are right is asked of them untempered.
         mixed = teacher_logits(step, activation, term=self.name, temperature=self.temperature)
-        target, _, counts = reference(step, student, activation, term=self.name)
+        target, mask, counts = reference(
+            step, student, activation, term=self.name, ignore_index=self.ignore_index
+        )
         soft = probabilities(mixed, activation, temperature=self.temperature)
         weight = _reliability(student.detach(), teacher, target.to(student.dtype), activation)
+        if mask is not None:
+            # Under softmax both are of the voxel, under sigmoid of each channel.
+            weight = weight * mask.reshape(weight.shape)
         if counts is not None:
             weight = weight * counts.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
+        # A floor, since there may be no voxel in which the teacher knows better.
         share = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
         return (share * _cross_entropy(student / self.temperature, soft, activation)).sum()
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,7 @@ class Ramp:
         Returns:
             A scalar on the same device.
         """
+        # Tensors all along: a number read off the index would make the GPU wait.
         share = ((index - self.begin) / self.steps).clamp(0, 1)
         if self.curve == "cosine":
             share = (1 - torch.cos(torch.pi * share)) / 2
@@ -135,13 +137,15 @@ class Weight:
             A weight.
 
         Raises:
-            ObjectiveError: If it is neither a finite number nor a function of the step.
+            ObjectiveError: If it is neither a finite number nor a function of the step, which is
+                tried at step 0.
         """
         if isinstance(factor, Weight):
             return Weight(self.factor * factor.factor, self.schedules + factor.schedules)
         if isinstance(factor, int | float) and abs(factor) < float("inf"):
             return Weight(self.factor * float(factor), self.schedules)
         if callable(factor) and not isinstance(factor, nn.Module):
+            _check_scalar(factor)
             return Weight(self.factor, (*self.schedules, factor))
         raise ObjectiveError(
             f"The weight of a term must be a finite number or a function of the step such as "
@@ -151,6 +155,17 @@ class Weight:
     def __repr__(self) -> str:
         number = [f"{self.factor:g}"] * (self.factor != 1 or not self.schedules)
         return " * ".join([*number, *map(_name, self.schedules)])
+
+
+def _check_scalar(schedule: Schedule) -> None:
+    """Try a schedule when the objective is made: a training step is late to learn of a typo."""
+    value: Any = schedule(torch.tensor(0))
+    scalar = isinstance(value, Real) or (isinstance(value, Tensor) and not value.ndim)
+    if not (scalar and abs(float(value)) < float("inf")):
+        raise ObjectiveError(
+            f"The schedule {_name(schedule)} gave {value!r} at step 0; it must return a finite "
+            "number or a scalar tensor, the weight at that step."
+        )
 
 
 def _name(schedule: Schedule) -> str:

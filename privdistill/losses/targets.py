@@ -17,7 +17,8 @@ class Reference(NamedTuple):
         channels: `(B, C, *spatial)` in float32.
         mask: 1 where a voxel counts and 0 where it is ignored, `(B, 1 or C, *spatial)`; None where
             all count.
-        weights: Weight of each sample, `(B,)`, zero without a reference; None where all are alike.
+        weights: Weight of each sample, `(B,)`, zero without a reference or with nothing but ignored
+            voxels; None where all are alike.
     """
 
     channels: Tensor
@@ -64,6 +65,10 @@ def reference(
         ignored = ignored.reshape(len(ignored), -1, *logits.shape[2:])
         mask = (~ignored).to(torch.float32)
     weights = _sample_weights(step, logits, term)
+    if mask is not None:
+        # Nothing to be wrong about would count as perfect and lower the mean of the others.
+        known = mask.flatten(1).amax(1).to(logits.device)
+        weights = known if weights is None else known * weights
     if step.labelled is not None and fits:
         missing = ~step.labelled.to(target.device).reshape(-1, *[1] * (target.ndim - 1))
         target = _hide(target, missing, logits, activation)

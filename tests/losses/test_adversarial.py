@@ -216,6 +216,33 @@ def test_the_critic_is_saved_under_its_name_and_loaded():
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
+def test_a_critic_takes_assigned_values_as_they_are():
+    one, other = built(), built()
+    state = one.double().state_dict()
+    other.load_state_dict(state, assign=True)
+    assert {p.dtype for p in other.critic_parameters()} == {torch.float64}
+    first = next(other.critic_parameters())
+    assert first.data_ptr() == state["critic.0.weight"].data_ptr()
+    assert first.requires_grad
+
+
+def test_a_critic_with_batch_norm_computes_and_counts_in_half_precision():
+    critic = nn.Sequential(nn.BatchNorm1d(2), nn.Conv1d(2, 1, 1))
+    term, logits = HolisticAdversarial(critic, conditional=False), torch.randn(2, 2, 64)
+    wanted = term.critic_loss(logits, -logits, None, "softmax")
+    mean = critic[0].running_mean.clone()
+    critic[0].reset_running_stats()
+    torch.manual_seed(0)
+    found = term.half().critic_loss(logits.half(), -logits.half(), None, "softmax")
+    found.backward()
+    assert found.dtype == torch.float32
+    assert found.isfinite()
+    assert wanted.isfinite()
+    torch.testing.assert_close(critic[0].running_mean, mean.half(), atol=1e-2, rtol=0)
+    assert mean.abs().min() > 0.1
+    assert critic[0].num_batches_tracked == 3
+
+
 def test_keys_that_the_critic_misses_or_does_not_know_are_named():
     term = built()
     state = term.state_dict()

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ def reference(p, dice_target, bce_target):
     for b in range(batch):
         for c in range(channels):
             overlap = 2 * (p[b, c] * dice_target[b, c]).sum()
-            total += 1 - overlap / (p[b, c].sum() + dice_target[b, c].sum())
+            size = p[b, c].sum() + dice_target[b, c].sum()
+            total += 1 - (overlap + 1e-5) / (size + 1e-5)
     bce = -(bce_target * p.log() + (1 - bce_target) * (1 - p).log()).mean()
     return total / (batch * channels) + bce
 
@@ -27,14 +29,14 @@ def test_ground_truth_equals_the_paper_under_softmax(shape):
     hot = nn.functional.one_hot(labels, shape[1]).movedim(-1, 1).double()
     expected = reference(logits.double().softmax(1), hot, hot)
     found = GroundTruth()(Step(student=logits, target=labels))
-    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
 
 
 def test_ground_truth_equals_the_paper_under_sigmoid():
     logits, target = torch.randn(2, 3, 4, 4), (torch.rand(2, 3, 4, 4) > 0.5).float()
     expected = reference(logits.double().sigmoid(), target.double(), target.double())
     found = GroundTruth()(Step(student=logits, target=target, activation="sigmoid"))
-    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
@@ -44,7 +46,7 @@ def test_soft_targets_equal_the_paper(temperature):
     soft = (teacher.double() / temperature).softmax(1)
     expected = reference(student.double().softmax(1), soft, hot)
     found = SoftTargetDiceBCE(temperature=temperature)(Step(student=student, teacher=teacher))
-    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-6)
 
 
 def test_perfect_imitation_does_not_bring_the_tempered_term_to_zero():
@@ -183,6 +185,29 @@ def test_nothing_but_ignored_voxels_gives_no_cross_entropy_and_no_gradient():
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"sample_weights": torch.tensor([1.0, 2.0, 3.0])}])
+def test_a_sample_of_nothing_but_ignored_voxels_might_as_well_not_be_there(fields, batch_dice):
+    kept = {name: value[[0, 2]] for name, value in fields.items()}
+    wanted = gt(LOGITS[[0, 2]], MAP[[0, 2]], fields=kept, batch_dice=batch_dice)
+    target = MAP.clone()
+    target[1] = 255
+    found = gt(LOGITS, target, fields=fields, batch_dice=batch_dice, ignore_index=255)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("class_weights", [None, (1, 2, 3)])
+def test_a_region_that_a_sample_ignores_altogether_is_left_out_of_its_mean(class_weights):
+    regions = (torch.rand(LOGITS.shape) > 0.5).long()
+    options = {"activation": "sigmoid", "class_weights": class_weights}
+    whole = gt(LOGITS[:2], regions[:2], **options).item()
+    last = {"activation": "sigmoid", "class_weights": class_weights and class_weights[1:]}
+    part = gt(LOGITS[2:, 1:], regions[2:, 1:], **last).item()
+    regions[2, 0] = 255
+    found = gt(LOGITS, regions, ignore_index=255, **options).item()
+    assert found == pytest.approx((2 * whole + part) / 3, rel=1e-6)
+
+
 def test_unlabelled_samples_might_as_well_not_be_there():
     labelled = torch.tensor([True, False, True])
     target = MAP.clone()
@@ -247,6 +272,13 @@ def test_class_weights_without_meaning_are_refused(weights):
         GroundTruth(class_weights=weights)
 
 
+@pytest.mark.parametrize("weights", [[1, 2, 0.5], np.array([1, 2, 0.5]), torch.tensor([1, 2, 0.5])])
+def test_class_weights_of_any_kind_are_kept_as_numbers(weights):
+    term = GroundTruth(class_weights=weights)
+    assert repr(term) == "GroundTruth(class_weights=(1.0, 2.0, 0.5))"
+    assert term.dice_bce == GroundTruth(class_weights=(1, 2, 0.5)).dice_bce
+
+
 def test_as_many_class_weights_as_channels_that_count():
     gt(LOGITS, MAP, class_weights=(1, 2), include_background=False)
     with pytest.raises(ShapeMismatchError, match=r"`class_weights` has 2 numbers, and 3 channels"):
@@ -303,7 +335,7 @@ def test_options_that_were_chosen_are_shown():
         "binarisation='soft')"
     )
     assert repr(GroundTruth(ignore_index=255, resize="logits", class_weights=(1, 2))) == (
-        "GroundTruth(ignore_index=255, resize='logits', class_weights=(1, 2))"
+        "GroundTruth(ignore_index=255, resize='logits', class_weights=(1.0, 2.0))"
     )
 
 

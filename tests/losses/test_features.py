@@ -252,6 +252,12 @@ def test_features_that_cannot_be_compared_are_refused_with_both_shapes(make):
             make()(step(student, teacher[:, :1, :4]))
 
 
+def test_dead_features_have_no_direction_and_no_slope():
+    student, teacher = torch.zeros(1, 3, 4, requires_grad=True), torch.randn(1, 3, 4)
+    FeatureCosine()(step(student, teacher)).backward()
+    assert (student.grad == 0).all()
+
+
 @pytest.mark.parametrize("make", [*PLAIN, *LEARNT], ids=name)
 def test_missing_tap_is_named(make):
     with pytest.raises(LayerNotFoundError, match="no tap 'bottleneck'"):
@@ -262,6 +268,13 @@ def test_missing_tap_is_named(make):
 def test_without_a_dry_run_there_are_no_networks(make):
     with pytest.raises(ObjectiveError, match=r"dry run, and there was none. Pass example="):
         make()(step(*features()))
+
+
+@pytest.mark.parametrize("make", LEARNT, ids=name)
+def test_networks_made_for_other_channels_are_refused(make):
+    term = built(make, *features((2, 3, 4), (2, 5, 4)))
+    with pytest.raises(ObjectiveError, match=r"3 channels for the student and 5.* have 3 and 6\."):
+        term.build(step(*features((2, 3, 4), (2, 6, 4))))
 
 
 def test_a_named_twin_shares_the_networks():

@@ -7,10 +7,12 @@ from privdistill import (
     AttentionTransfer,
     CenteredKernelAlignment,
     ChannelWise,
+    ContrastiveProjection,
     FeatureCosine,
     FeatureL2,
     GroundTruth,
     HintonKL,
+    HolisticAdversarial,
     LatentKL,
     LocalConsistency,
     LogitMSE,
@@ -21,16 +23,20 @@ from privdistill import (
     SoftTargetDiceBCE,
     Step,
     TapPair,
+    VariationalInformation,
 )
 
+# Without `Gram`, whose slope is the cube of such features: tests/losses/test_features.py.
 TERMS = [
     AttentionTransfer,
     CenteredKernelAlignment,
     ChannelWise,
+    ContrastiveProjection,
     FeatureCosine,
     FeatureL2,
     GroundTruth,
     HintonKL,
+    HolisticAdversarial,
     LatentKL,
     LocalConsistency,
     LogitMSE,
@@ -39,6 +45,7 @@ TERMS = [
     PrototypeSimilarity,
     ReliableSoftTargetCE,
     SoftTargetDiceBCE,
+    VariationalInformation,
 ]
 
 
@@ -47,12 +54,15 @@ TERMS = [
 @pytest.mark.parametrize("kind", TERMS, ids=lambda kind: kind.__name__)
 def test_values_and_gradients_are_finite(kind, dtype, size):
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (2, 1, 2, size, size, size), generator=generator)
+    signs = torch.randint(0, 2, (2, 2, 2, size, size, size), generator=generator)
     student, teacher = (2e4 * signs - 1e4).to(dtype)
     student.requires_grad_()
     labels = signs[0, :, 0]
     taps = dict.fromkeys(kind().taps, TapPair(student, teacher))
-    loss = kind()(Step(student, teacher, target=labels, taps=taps))
+    term = kind()
+    step = Step(student, teacher, target=labels, image=student.detach()[:, :1], taps=taps)
+    term.build(step)
+    loss = term(step)
     loss.backward()
     assert torch.isfinite(loss)
     assert loss.dtype == torch.float32

@@ -17,6 +17,7 @@ from privdistill.output import Step
 SIZES = [(6,), (4, 6), (4, 2, 4)]
 TERMS = {
     "pairwise": PairwiseSimilarity("tap"),
+    "pairwise, subset": PairwiseSimilarity("tap", max_positions=2),
     "prototype": PrototypeSimilarity("tap"),
     "local": LocalConsistency(),
     "local, sum": LocalConsistency(reduction="sum"),
@@ -30,6 +31,12 @@ def step_of(student, teacher, labels=None, **options):
     labels = student.detach().argmax(1) if labels is None else labels
     taps = {"tap": TapPair(student, teacher)}
     return Step(student, teacher, target=labels, taps=taps, **options)
+
+
+def seeded(name, step):
+    """A term's value with the same positions drawn each time."""
+    torch.manual_seed(0)
+    return TERMS[name](step)
 
 
 def cosine(a, b):
@@ -63,18 +70,32 @@ def test_pairwise_similarity_equals_the_formula(size):
     assert found.item() == pytest.approx(wanted, abs=1e-6)
 
 
-def test_positions_are_bounded_by_halving_the_longest_axis():
-    student, teacher = torch.randn(1, 2, 16, 4), torch.randn(1, 2, 16, 4)
-    # 8 x 2 positions remain at scale 0.5; 4 x 2 of them where 8 are allowed
-    found = PairwiseSimilarity("tap", max_positions=8)(step_of(student, teacher))
-    pooled = [torch.nn.functional.max_pool2d(z, (4, 2)) for z in (student, teacher)]
-    assert found == PairwiseSimilarity("tap", scale=1)(step_of(*pooled))
+def test_a_drawn_subset_of_positions_gives_the_mean_over_all_pairs_on_average():
+    step = step_of(torch.randn(2, 2, 16), torch.randn(2, 2, 16))
+    term = PairwiseSimilarity("tap", scale=1, max_positions=3)
+    found = np.array([term(step).item() for _ in range(2000)])
+    wanted = PairwiseSimilarity("tap", scale=1)(step).item()
+    assert found.std() > 0
+    assert abs(found.mean() - wanted) < 4 * found.std() / math.sqrt(len(found))
 
 
-def test_the_authors_pooling_leaves_two_positions_an_axis():
+def test_both_networks_are_compared_at_the_positions_drawn():
+    z = torch.randn(1, 2, 64)
+    assert PairwiseSimilarity("tap", scale=1, max_positions=4)(step_of(z, z.clone())) == 0
+
+
+def test_as_many_positions_as_allowed_are_compared_in_a_fixed_order():
+    step = step_of(torch.randn(1, 2, 16), torch.randn(1, 2, 16))
+    state = torch.get_rng_state()
+    assert PairwiseSimilarity("tap", max_positions=8)(step) == PairwiseSimilarity("tap")(step)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("scale", "window"), [(2 / 12, 6), (0.4, 3), (1 / 49, 49)])
+def test_the_window_is_the_scale_s_inverse_whatever_the_size(scale, window):
     student, teacher = torch.randn(1, 2, 12, 9), torch.randn(1, 2, 12, 9)
-    found = PairwiseSimilarity("tap", max_positions=4)(step_of(student, teacher))
-    pool = torch.nn.MaxPool2d((6, 5), ceil_mode=True)
+    found = PairwiseSimilarity("tap", scale=scale)(step_of(student, teacher))
+    pool = torch.nn.MaxPool2d(window, ceil_mode=True)
     wanted = PairwiseSimilarity("tap", scale=1)(step_of(pool(student), pool(teacher)))
     assert found == wanted
 
@@ -111,6 +132,35 @@ def test_a_coarse_tap_weighs_its_voxels_by_their_share_of_the_class():
     maps = [prototype_reference(z[0].double().numpy(), shares) for z in (student, teacher)]
     wanted = np.mean((maps[0] - maps[1]) ** 2)
     assert PrototypeSimilarity("tap")(step).item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_prototypes_and_their_maps_leave_ignored_voxels_out():
+    student, teacher = torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    labels = torch.tensor([[0, 1, 0, 1, 0, 0]])
+    wanted = PrototypeSimilarity("tap")(step_of(student[..., :4], teacher[..., :4], labels[:, :4]))
+    labels[:, 4:] = 255
+    found = PrototypeSimilarity("tap", ignore_index=255)(step_of(student, teacher, labels))
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_prototypes_need_no_class_of_a_sample_that_is_ignored_altogether():
+    student, teacher = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    labels = torch.tensor([[0, 1, 0, 1, 0, 0], [255] * 6])
+    wanted = PrototypeSimilarity("tap")(step_of(student[:1], teacher[:1], labels[:1]))
+    found = PrototypeSimilarity("tap", ignore_index=255)(step_of(student, teacher, labels))
+    assert wanted > 0
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_coarse_tap_weighs_its_voxels_by_what_is_not_ignored():
+    student, teacher = torch.randn(1, 3, 2), torch.randn(1, 3, 2)
+    labels = torch.tensor([[0, 255, 0, 1]])  # shares: (1/2, 1/2) of class 0, (0, 1/2) of class 1
+    shares, seen = np.array([[0.5, 0.5], [0, 0.5]]), np.array([0.5, 1.0])
+    step = Step(torch.zeros(1, 2, 4), target=labels, taps={"tap": TapPair(student, teacher)})
+    maps = [prototype_reference(z[0].double().numpy(), shares) for z in (student, teacher)]
+    wanted = ((maps[0] - maps[1]) ** 2 @ seen / seen.sum()).mean()
+    found = PrototypeSimilarity("tap", ignore_index=255)(step)
+    assert found.item() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_without_a_common_class_prototypes_cost_nothing_and_keep_their_graph():
@@ -203,7 +253,7 @@ def test_gradients_reach_the_student_alone(name):
     labels = torch.tensor([0, 1]).repeat(12).reshape(2, 3, 4)
 
     def loss(x):
-        return TERMS[name](step_of(x, teacher, labels))
+        return seeded(name, step_of(x, teacher, labels))
 
     assert loss(student).dtype == torch.float64
     assert torch.autograd.gradcheck(loss, (student,))
@@ -234,9 +284,9 @@ def test_extreme_half_precision_values_stay_finite(name, dtype, kind):
 @pytest.mark.parametrize("name", TERMS)
 def test_autocast_changes_nothing(name):
     step = step_of(torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8))
-    exact = TERMS[name](step)
+    exact = seeded(name, step)
     with torch.autocast("cpu", torch.bfloat16):
-        assert TERMS[name](step) == exact
+        assert seeded(name, step) == exact
 
 
 def tissue(size):
@@ -260,6 +310,22 @@ def test_value_does_not_change_with_the_patch_size(name):
     assert large == pytest.approx(small, rel=0.05)
 
 
+def test_pairs_at_a_tap_of_full_resolution_do_not_change_with_the_patch_size():
+    field, term = tissue(64), TERMS["pairwise"]
+
+    def value(corner, size):
+        part = (..., *(slice(start, start + size) for start in corner))
+        return term(step_of(field.student[part], field.teacher[part])).item()
+
+    # 16^3 positions are all compared, of 32^3 those that are drawn
+    small = np.mean([value(corner, 32) for corner in product((0, 32), repeat=3)])
+    torch.manual_seed(0)
+    drawn = [value((0, 0, 0), 64) for _ in range(6)]
+    assert small > 1e-3
+    assert np.mean(drawn) == pytest.approx(small, rel=0.02)
+    assert drawn == pytest.approx([small] * 6, rel=0.08)
+
+
 @pytest.mark.parametrize("name", TERMS)
 def test_terms_have_shapes_on_the_meta_device(name):
     step = step_of(
@@ -278,7 +344,9 @@ def test_terms_compile_without_a_break(name):
     # "aot_eager" traces forward and backward as any backend would, without generating code.
     step = step_of(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), validate=False)
     compiled = torch.compile(TERMS[name].forward, fullgraph=True, backend="aot_eager")
-    assert compiled(step).item() == pytest.approx(TERMS[name](step).item(), abs=1e-6)
+    expected = seeded(name, step).item()
+    torch.manual_seed(0)
+    assert compiled(step).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +375,7 @@ def test_an_alignment_of_one_example_is_refused():
 @pytest.mark.parametrize("name", [name for name in TERMS if "local" not in name])
 def test_features_of_other_grids_and_missing_taps_are_refused(name):
     student = torch.randn(2, 3, 4)
-    with pytest.raises(ShapeMismatchError, match=r"\(2, 3, 4\), the teacher's \(2, 3, 1\)"):
+    with pytest.raises(ShapeMismatchError, match=r"\(2, 3, 4\) for the student and \(2, 3, 1\)"):
         TERMS[name](step_of(student, torch.randn(2, 3, 1)))
     with pytest.raises(LayerNotFoundError, match="no tap 'tap'"):
         TERMS[name](Step(student, target=student.argmax(1)))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +159,34 @@ def test_reliable_cross_entropy_reads_one_hot_targets():
     hot = torch.nn.functional.one_hot(step.target, 3).movedim(-1, 1)
     term = ReliableSoftTargetCE()
     assert term(Step(student=step.student, teacher=step.teacher, target=hot)) == term(step)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_reliable_cross_entropy_leaves_ignored_voxels_out(activation):
+    step = pair((2, 3, 6), activation)
+    kept = replace(
+        step,
+        student=step.student[..., :2],
+        teacher=step.teacher[..., :2],
+        target=step.target[..., :2],
+    )
+    target = step.target.long()
+    target[..., 2:] = 255
+    found = ReliableSoftTargetCE(ignore_index=255)(replace(step, target=target))
+    assert found.item() == pytest.approx(ReliableSoftTargetCE()(kept).item(), rel=1e-6)
+
+
+def test_reliable_cross_entropy_ignores_each_region_for_itself():
+    step = pair((1, 2, 6), "sigmoid")
+    target = step.target.long()
+    target[:, 1] = 255
+    # where nothing is read a region counts as absent, and the teacher would be right about that
+    certain = torch.full((1, 1, 6), -9.0)
+    teacher = torch.cat((step.teacher[:, :1], certain), 1)
+    found = ReliableSoftTargetCE(ignore_index=255)(replace(step, teacher=teacher, target=target))
+    alone = [z[:, :1] for z in (step.student, step.teacher, step.target)]
+    wanted = ReliableSoftTargetCE()(Step(*alone[:2], target=alone[2], activation="sigmoid"))
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
 def test_a_teacher_that_is_never_right_teaches_nothing():

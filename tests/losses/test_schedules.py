@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,3 +70,18 @@ def test_options_without_meaning_are_refused(options, message):
 def test_a_weight_that_is_neither_number_nor_function_is_refused():
     with pytest.raises(ObjectiveError, match="finite number or a function of the step"):
         "2" * GroundTruth()
+
+
+@pytest.mark.parametrize("value", [None, "1", torch.ones(1), torch.ones(2), [1.0], float("nan")])
+def test_a_function_that_is_no_schedule_is_refused_when_the_objective_is_made(value):
+    def growing(index):
+        return value
+
+    with pytest.raises(ObjectiveError, match=r"The schedule growing gave .* at step 0; it must"):
+        growing * GroundTruth()
+
+
+@pytest.mark.parametrize("value", [0, 0.5, True, np.float32(2), torch.tensor(3)])
+def test_a_schedule_may_return_any_kind_of_scalar(value):
+    (weight, _) = ((lambda index: value) * GroundTruth()).named_terms["ground_truth"]
+    assert float(weight.at(torch.tensor(1))) == float(value)
