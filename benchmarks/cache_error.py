@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 
-from training.checkpoint import load_model
-
 from privdistill import DistillationWrapper, GroundTruth, LatentKL, SoftTargetDiceBCE, TeacherCache
+from training.checkpoint import load_model
 
 KINDS = {
     "half": {"storage": "half"},

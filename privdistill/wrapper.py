@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from privdistill import checks, dry_run
 from privdistill.apart import load_apart
 from privdistill.cache import TeacherCache
-from privdistill.cache.fingerprint import Fingerprint
+from privdistill.cache.fingerprint import Fingerprint, written
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
@@ -508,7 +508,8 @@ class DistillationWrapper(nn.Module):
         places = [
             (n.role, tap, str(p)) for n in self._teachers for tap, p in n.recorder.places.items()
         ]
-        select = getattr(self.select_logits, "__qualname__", "")
+        select = [written(self.select_logits)]
+        select += [written(p.select) for n in self._teachers for p in n.recorder.places.values()]
         return repr(
             (seen, places, self.objective.needs_teacher_logits, self.objective.taps, select)
         )

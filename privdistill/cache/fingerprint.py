@@ -1,6 +1,7 @@
 """Which teacher an output came from."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.cache.entries import on_bytes
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Fingerprint:
@@ -38,20 +41,43 @@ class Fingerprint:
         return self._digest
 
     def _hashed(self, tensors: Sequence[Tensor]) -> str:
-        total: Any = hashlib.sha256(self.description.encode())
+        total: Any = hashlib.sha256(f"{torch.__version__} {self.description}".encode())
         for network in self.networks:
-            total.update(repr(network).encode())
+            kinds = dict.fromkeys(type(module) for module in network.modules())
+            text = (repr(network), [written(kind.forward) for kind in kinds])
+            total.update(_ADDRESS.sub("", repr(text)).encode())
         for tensor in tensors:
             total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             on_bytes(tensor.flatten().view(torch.uint8), total.update)
         return str(total.hexdigest()[:32])
 
 
+def written(function: Any) -> str:
+    """Tell a function from one that does something else, also in another run.
+
+    Args:
+        function: Any callable.
+
+    Returns:
+        Its name, its code and what it closes over; of other callables what they print.
+
+    Example:
+        >>> written(lambda x: x["out"]) == written(lambda x: x["aux"])
+        False
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return _ADDRESS.sub("", repr(function))
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    parts = (function.__qualname__, code.co_code, code.co_consts, code.co_names)
+    return _ADDRESS.sub("", repr((*parts, function.__defaults__, held)))
+
+
 def _tensors(networks: Sequence[nn.Module]) -> Iterable[Tensor]:
     for network in networks:
         for tensor in (*network.parameters(), *network.buffers()):
-            # Of a teacher sharded by FSDP each process has a part.
-            yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            # Of a teacher sharded by FSDP each process knows its own part.
+            yield tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _version(tensor: Tensor) -> int:

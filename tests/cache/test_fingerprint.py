@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from privdistill.cache.fingerprint import Fingerprint
+from privdistill.cache.fingerprint import Fingerprint, written
 
 
 def network():
@@ -54,3 +54,35 @@ def test_a_moved_teacher_keeps_its_fingerprint():
     before = fingerprint.current()
     net.to(torch.float64).to(torch.float32)
     assert fingerprint.current() == before
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_another_forward_of_the_same_weights_counts():
+    plain, scaled = nn.Conv2d(1, 1, 1), Scaled(1, 1, 1)
+    scaled.load_state_dict(plain.state_dict())
+    before = current(scaled)
+    Scaled.forward = lambda self, x: 3 * nn.Conv2d.forward(self, x)
+    assert current(scaled) != before
+    assert current(scaled) != current(plain)
+
+
+def test_addresses_in_memory_do_not_count():
+    class Named(nn.Module):
+        def extra_repr(self):
+            return repr(object())
+
+    assert current(Named()) == current(Named())
+
+
+def choose(index):
+    return lambda output: output[index]
+
+
+def test_functions_are_told_apart_by_what_they_do():
+    assert written(choose(0)) == written(choose(0))
+    assert written(choose(0)) != written(choose(1))
+    assert written(None) == "None"
