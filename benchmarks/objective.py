@@ -6,10 +6,12 @@ only their ratio is reported. Memory is what the process grows by at its peak, e
 its own.
 
     python benchmarks/objective.py
-    python benchmarks/objective.py --sizes 2x4x64x64x64 --rounds 20
+    python benchmarks/objective.py --sizes 2x4x64x64x64 --rounds 20 --json rows.json
 """
 
 import argparse
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +27,15 @@ from torch import Tensor
 from privdistill import GroundTruth, LatentKL, SoftTargetDiceBCE, Step, TapPair
 
 OURS = 0.75 * SoftTargetDiceBCE() + 0.25 * GroundTruth() + 10.0 * LatentKL()
+HEADER = (
+    "size              activation  threads  time, ms: ours  others  ratio (quartiles)"
+    "    memory, MiB: ours  others  ratio"
+)
+ROW = (
+    "{size:16}  {activation:10}  {threads:7}  {ms:14.1f}  {others_ms:6.1f}  "
+    "{time_ratio:5.2f} ({low:.2f} to {high:.2f})  {mib:17.0f}  {others_mib:6.0f}  "
+    "{memory_ratio:5.2f}"
+)
 
 
 def inputs(size: tuple[int, ...], activation: str) -> Step:
@@ -86,26 +97,21 @@ def seconds(loss: Callable[[Step], Tensor], step: Step) -> float:
     return time.perf_counter() - begin
 
 
-def peak(name: str, size: str, activation: str) -> float:
+def peak(name: str, size: str, activation: str, threads: int) -> float:
     """Peak growth of a fresh process over one pass, in MiB."""
-    command = [
-        sys.executable,
-        __file__,
-        "--only",
-        name,
-        "--sizes",
-        size,
-        "--activation",
-        activation,
-    ]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
+    options = ["--sizes", size, "--activation", activation, "--threads", str(threads)]
+    command = [sys.executable, __file__, "--only", name, *options]
+    # Each tensor in a mapping of its own: what an earlier one left in the heap is memory, too.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
+    return float(done.stdout)
 
 
 def grown(name: str, step: Step) -> float:
     """Growth of this process's memory to its peak within one pass, in MiB; Linux alone."""
     loss = ours if name == "ours" else theirs
-    seconds(loss, step)
-    step.student.grad = step.taps["bottleneck"].student.grad = None
+    # What is loaded and started in the first pass is no memory of the second one.
+    seconds(loss, inputs((1, 2, 4, 4, 4), step.activation))
     # "5" sets the peak back to what is held now.
     Path("/proc/self/clear_refs").write_text("5")
     before = kibibytes("VmRSS")
@@ -119,21 +125,18 @@ def kibibytes(field: str) -> int:
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
 
 
-def compare(size: str, activation: str, rounds: int) -> str:
-    """One row of the table."""
+def compare(size: str, activation: str, rounds: int, threads: int) -> dict[str, str | float]:
+    """One row of the table: medians in ms, ratios, and peaks in MiB."""
     step = inputs(tuple(map(int, size.split("x"))), activation)
     for loss in (ours, theirs):
         seconds(loss, step)
     pairs = [(seconds(ours, step), seconds(theirs, step)) for _ in range(rounds)]
-    ratios = [mine / other for mine, other in pairs]
-    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    quartiles = statistics.quantiles(ratios, n=4)
-    memory = [peak(name, size, activation) for name in ("ours", "theirs")]
-    return (
-        f"{size:>18}  {activation:8}  {1e3 * mine:7.1f} ms  {1e3 * other:7.1f} ms  "
-        f"{statistics.median(ratios):5.2f} ({quartiles[0]:.2f} to {quartiles[2]:.2f})  "
-        f"{memory[0]:6.0f} MiB  {memory[1]:6.0f} MiB  {memory[0] / max(memory[1], 1):5.2f}"
-    )
+    low, ratio, high = statistics.quantiles([mine / other for mine, other in pairs], n=4)
+    mine, other = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+    memory, others = (peak(name, size, activation, threads) for name in ("ours", "theirs"))
+    times = {"ms": mine, "others_ms": other, "time_ratio": ratio, "low": low, "high": high}
+    memories = {"mib": memory, "others_mib": others, "memory_ratio": memory / others}
+    return {"size": size, "activation": activation, "threads": threads, **times, **memories}
 
 
 def main() -> None:
@@ -143,6 +146,7 @@ def main() -> None:
     parser.add_argument("--activation", choices=("softmax", "sigmoid"))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file for the rows of the table")
     parser.add_argument("--only", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -150,10 +154,14 @@ def main() -> None:
         size = tuple(map(int, options.sizes[0].split("x")))
         print(grown(options.only, inputs(size, options.activation)))
         return
-    print("              size  activation   ours        others      time ratio (quartiles)  memory")
+    print(HEADER)
+    rows = []
     for size in options.sizes:
         for activation in [options.activation] if options.activation else ("softmax", "sigmoid"):
-            print(compare(size, activation, options.rounds), flush=True)
+            rows.append(compare(size, activation, options.rounds, options.threads))
+            print(ROW.format(**rows[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

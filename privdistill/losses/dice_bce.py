@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -13,12 +14,9 @@ from privdistill.losses.functional import (
     Activation,
     Binarisation,
     at_least_float32,
-    binarise,
-    binary_cross_entropy,
-    probabilities,
     resize,
-    soft_dice,
 )
+from privdistill.losses.fused import Comparison, dice_bce_sums
 from privdistill.losses.reading import resolve, teacher_logits
 from privdistill.losses.targets import check_activation, reference
 from privdistill.output import Step
@@ -64,21 +62,17 @@ class DiceBCE:
     def __call__(
         self,
         logits: Tensor,
-        dice_target: Tensor,
-        bce_target: Tensor,
+        comparison: Comparison,
         activation: Activation,
         *,
-        mask: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
         Args:
             logits: Student logits, `(B, C, *spatial)`.
-            dice_target: Target of the Dice part, same shape, in [0, 1].
-            bce_target: Target of the cross-entropy part, same shape, in [0, 1].
+            comparison: What they are compared with.
             activation: Which one to use.
-            mask: 1 where a voxel counts, `(B, 1 or C, *spatial)`.
             weights: Weight of each sample, `(B,)`; the loss is the weighted mean over samples, and
                 zero where all weights are.
 
@@ -88,23 +82,15 @@ class DiceBCE:
         Raises:
             ShapeMismatchError: If there are not as many class weights as channels.
         """
+        sums = dice_bce_sums(logits, comparison, activation, squared=self.squared_denominator)
         first = 0 if self.include_background or activation == "sigmoid" else 1
-        bce = binary_cross_entropy(logits, bce_target, activation)[:, first:]
-        prediction = probabilities(logits, activation)[:, first:]
-        dice_target = dice_target[:, first:]
-        if mask is not None:
-            mask = (mask if mask.shape[1] == 1 else mask[:, first:]).to(bce.dtype)
-            prediction, dice_target, bce = prediction * mask, dice_target * mask, bce * mask
-        dice = soft_dice(
-            prediction,
-            dice_target,
-            squared_denominator=self.squared_denominator,
-            batch_dice=self.batch_dice,
-            smoothing=self.smoothing,
-            weights=weights,
-        )
-        cost = (1 - dice) + _mean_over_space(bce, mask)
-        known = None if mask is None else mask.flatten(2).amax(2)
+        overlap, size, bce = (values[:, first:] for values in sums)
+        if self.batch_dice:
+            overlap, size = (_pooled(values, weights) for values in (overlap, size))
+        dice = (2 * overlap + self.smoothing) / (size + self.smoothing)
+        cost = (1 - dice) + bce / _count(comparison, first)
+        mask = comparison.mask
+        known = None if mask is None else mask.flatten(2).amax(2).to(cost.dtype)
         return _mean_over_samples(self._mean_over_classes(cost, known), weights)
 
     def _mean_over_classes(self, cost: Tensor, known: Tensor | None) -> Tensor:
@@ -136,11 +122,21 @@ class DiceBCE:
         )
 
 
-def _mean_over_space(values: Tensor, mask: Tensor | None) -> Tensor:
-    """`(B, C, *spatial)` to `(B, C)`, over the voxels that count."""
+def _pooled(sums: Tensor, weights: Tensor | None) -> Tensor:
+    """`(B, C)` to `(C,)`."""
+    if weights is not None:
+        # No matrix product, which autocast would round to half precision.
+        sums = sums * weights.to(sums.dtype)[:, None]
+    return sums.sum(0)
+
+
+def _count(comparison: Comparison, first: int) -> Tensor | int:
+    """Number of voxels that count."""
+    mask = comparison.mask
     if mask is None:
-        return values.flatten(2).mean(dim=2)
-    return values.flatten(2).sum(dim=2) / mask.flatten(2).sum(dim=2).clamp(min=1)
+        return prod(comparison.source.shape[2:])
+    mask = mask if mask.shape[1] == 1 else mask[:, first:]
+    return mask.flatten(2).sum(dim=2).clamp(min=1)
 
 
 def _mean_over_samples(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -231,7 +227,7 @@ class GroundTruth(Term):
         target, mask, weights = reference(
             step, logits, activation, term=self.name, ignore_index=self.ignore_index
         )
-        return self.dice_bce(logits, target, target, activation, mask=mask, weights=weights)
+        return self.dice_bce(logits, Comparison(target, mask=mask), activation, weights=weights)
 
     def _of_teacher(self, step: Step) -> Tensor:
         if step.teacher is None or not (step.teacher.requires_grad or not torch.is_grad_enabled()):
@@ -338,13 +334,12 @@ class SoftTargetDiceBCE(Term):
         teacher = teacher_logits(step, activation, term=self.name)
         check_activation(teacher, activation, term=self.name)
         tempered = teacher_logits(step, activation, term=self.name, temperature=self.temperature)
-        soft = probabilities(tempered, activation, temperature=self.temperature)
         rule = self.binarisation or ("argmax" if activation == "softmax" else "positive")
-        hard = soft if rule == "soft" else binarise(teacher, rule)
+        comparison = Comparison(tempered, self.temperature, rule, teacher if step.members else None)
         student = step.student
         if self.student_temperature != 1:
             student = at_least_float32(student) / self.student_temperature
-        loss = self.dice_bce(student, soft, hard, activation)
+        loss = self.dice_bce(student, comparison, activation)
         return self.temperature**2 * loss if self.scale_by_t2 else loss
 
     def extra_repr(self) -> str:

@@ -6,12 +6,11 @@ stays finite for logits of +-1e4.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Activation = Literal["softmax", "sigmoid"]
 Normalisation = Literal["softmax", "softmax_channel", "softmax_spatial", "l1"]
@@ -124,7 +123,7 @@ def binarise(logits: Tensor, rule: Literal["argmax", "positive"]) -> Tensor:
         rule: "argmax", the one class with the largest logit; or "positive", every logit > 0.
 
     Returns:
-        Zeros and ones in float32, `(B, C, *spatial)`.
+        Zeros and ones, `(B, C, *spatial)`; of equal logits the first is the largest.
 
     Example:
         >>> binarise(torch.tensor([[[1.0], [3.0]]]), "argmax").flatten()
@@ -132,124 +131,13 @@ def binarise(logits: Tensor, rule: Literal["argmax", "positive"]) -> Tensor:
     """
     if rule == "positive":
         return (logits > 0).float()
-    return torch.zeros_like(logits, dtype=torch.float32).scatter_(
-        1, logits.argmax(dim=1, keepdim=True), 1.0
-    )
-
-
-def soft_dice(
-    prediction: Tensor,
-    target: Tensor,
-    *,
-    squared_denominator: bool = False,
-    batch_dice: bool = False,
-    smoothing: float = 1e-5,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Soft Dice of two probability maps, over space.
-
-    `(2 sum(p t) + e) / (sum(p) + sum(t) + e)`, or with squares in the denominator. Two empty maps
-    give 1.
-
-    Args:
-        prediction: `(B, C, *spatial)`, in [0, 1].
-        target: Same shape; may be soft.
-        squared_denominator: Use `sum(p^2) + sum(t^2)`.
-        batch_dice: Sum over the batch too, before the ratio.
-        smoothing: The constant `e`, in voxels.
-        weights: With `batch_dice`, weight of each sample's sums, `(B,)`.
-
-    Returns:
-        `(B, C)`, or `(C,)` with `batch_dice`.
-
-    Example:
-        >>> p = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
-        >>> t = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])
-        >>> soft_dice(p, t, smoothing=0.0)
-        tensor([[0.6667]])
-
-    Source:
-        Milletari et al. 2016, arXiv:1606.04797 (squared denominator); the plain form is the usual
-        one. Hu et al. 2020 do not say which they use.
-    """
-    axes = tuple(range(2, prediction.ndim))
-    overlap = (prediction * target).sum(axes)
-    if squared_denominator:
-        size = prediction.square().sum(axes) + target.square().sum(axes)
-    else:
-        size = prediction.sum(axes) + target.sum(axes)
-    if batch_dice:
-        if weights is not None:
-            # No matrix product, which autocast would round to half precision.
-            each = weights.to(overlap.dtype)[:, None]
-            overlap, size = each * overlap, each * size
-        overlap, size = overlap.sum(0), size.sum(0)
-    return (2 * overlap + smoothing) / (size + smoothing)
-
-
-def binary_cross_entropy(logits: Tensor, target: Tensor, activation: Activation) -> Tensor:
-    """Binary cross-entropy of every channel's probability, element by element.
-
-    For the softmax, each channel's probability is compared with its own target as if it were a
-    class of its own: `-t log p_c - (1 - t) log(1 - p_c)`, in log space, so that a probability that
-    rounds to 0 or 1 costs what it must and no more.
-
-    Args:
-        logits: `(B, C, *spatial)`.
-        target: Same shape, in [0, 1].
-        activation: "softmax" or "sigmoid".
-
-    Returns:
-        `(B, C, *spatial)`, in nats, >= 0.
-
-    Example:
-        >>> binary_cross_entropy(torch.zeros(1, 2, 1), torch.ones(1, 2, 1), "softmax").flatten()
-        tensor([0.6931, 0.6931])
-
-    Source:
-        Hu et al. 2020, arXiv:2106.09564, eqs. (2) and (4), which apply BCE to softmax outputs.
-    """
-    logits = at_least_float32(logits)
-    target = target.to(logits.dtype)
-    if activation == "sigmoid":
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    loss: Tensor = _SoftmaxCrossEntropy.apply(logits, target)
-    return loss
-
-
-class _SoftmaxCrossEntropy(torch.autograd.Function):
-    """`-t log p_c - (1 - t) log(1 - p_c)` for the softmax over channels.
-
-    Written with its own gradient: through the operators it takes three times as long and keeps
-    eight maps. `1 - p` loses all digits only for the largest p, the winner's; there the others are
-    summed instead, and `p_j / (1 - p)` is their own softmax, which is never more than one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        highest, winner = logits.max(dim=1, keepdim=True)
-        shifted = logits - highest
-        log_others = shifted.scatter(1, winner, float("-inf")).logsumexp(1, keepdim=True)
-        log_total = F.softplus(log_others)
-        ctx.save_for_backward(logits, target, winner, highest, log_others, log_total)
-        log_p = shifted.sub_(log_total)
-        log_rest = log_p.exp().neg_().log1p_().scatter_(1, winner, log_others - log_total)
-        return log_p.sub_(log_rest).mul_(target).add_(log_rest).neg_()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, target, winner, highest, log_others, log_total = ctx.saved_tensors
-        shifted = logits - highest
-        p = (shifted - log_total).exp_()
-        positive = gradient * target
-        negative = (gradient - positive).mul_(p)
-        # d log(1 - p_k) / d z_j is -p_k where j is k, and p_k p_j / (1 - p_k) elsewhere.
-        odds = (negative / (1 - p)).scatter_(1, winner, 0.0)
-        share = positive.sum(1, keepdim=True) - odds.sum(1, keepdim=True)
-        result = negative - positive + p.mul_(odds.add_(share))
-        among_others = shifted.sub_(log_others).exp_().scatter_(1, winner, 0.0)
-        return result - among_others.mul_(negative.gather(1, winner)), None
+    # By rows, as an argmax is slow; among equals the first wins.
+    logits = at_least_float32(logits.detach())
+    hard = (logits - logits.amax(1, keepdim=True)).sign_().add_(1)
+    left = torch.ones_like(hard[:, :1])
+    for row in hard.chunk(hard.shape[1], dim=1):
+        left.sub_(row.mul_(left))
+    return hard
 
 
 def latent_kl(
