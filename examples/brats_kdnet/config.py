@@ -159,9 +159,13 @@ class TrainingConfig:
             The paper leaves it open.
         validation_loss: "objective", what the network is trained on, or "ground_truth", the
             L_GT part alone, which is the same for teacher and baseline. The paper leaves it open.
-        precision: "auto" takes bf16 where it is supported (GPU) or faster in a trial (CPU).
-        memory_format: "auto" tries both layouts on the network at hand.
-        compile: Compile the networks with torch.compile.
+        performance: "auto" takes the precision, memory format and compilation that are fastest in
+            a trial of a few seconds on the network at hand, "plain" 32-true, contiguous and no
+            compilation. Either way the next three options win where they are not "auto".
+        precision: Precision of the trainings.
+        memory_format: Layout of images and weights.
+        compile: Compile the networks with torch.compile. "auto" tries it in long runs on a GPU; on
+            CPUs it took a minute for each network and gained nothing.
         accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
         devices: Devices of one node: a number, or "auto" for all.
         num_nodes: Nodes, started with torchrun.
@@ -181,9 +185,10 @@ class TrainingConfig:
     gradient_clip: float = 0.0
     selection: Literal["best", "last"] = "best"
     validation_loss: Literal["objective", "ground_truth"] = "objective"
+    performance: Literal["auto", "plain"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1

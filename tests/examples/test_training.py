@@ -100,7 +100,7 @@ def rows_without_times(path):
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, number):
     settings = {"schedule": schedule, "plateau_patience": 0, "selection": "best"}
     whole, parts = task(tmp_path / "whole", **settings), task(tmp_path / "parts", **settings)
