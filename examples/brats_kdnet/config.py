@@ -168,8 +168,9 @@ class TrainingConfig:
             CPUs it took a minute for each network and gained nothing.
         accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
         devices: Devices of one node: a number, or "auto" for all.
-        num_nodes: Nodes, started with torchrun.
-        strategy: As in Lightning Fabric: auto or ddp.
+        num_nodes: Nodes; start their processes with torchrun, or srun (slurm/array.sbatch).
+        strategy: As in Lightning Fabric: "auto", or "ddp" for several devices. Weights are not
+            sharded (FSDP): every process holds the whole network.
         threads: CPU threads of each process; 0 leaves PyTorch's choice.
         deterministic: Only deterministic algorithms; slower on a GPU, where some do not exist.
         seed: Of weights, order, flips, splits and phantoms.

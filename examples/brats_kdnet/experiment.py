@@ -3,12 +3,14 @@
 import logging
 import os
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from rich.console import Console
 
 from config import Config, DataConfig
@@ -258,12 +260,14 @@ def launch(config: Config, precision: str) -> Fabric:
         torch.use_deterministic_algorithms(mode=True)
     # It would announce the precision once more.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # The others wait while the first process reads and preprocesses: hours for 100,000 subjects.
+    patient = DDPStrategy(timeout=timedelta(days=1))
     try:
         fabric = Fabric(
             accelerator=training.accelerator,
             devices=training.devices,
             num_nodes=training.num_nodes,
-            strategy=training.strategy,
+            strategy=patient if training.strategy == "ddp" else training.strategy,
             precision=precision,  # type: ignore[arg-type]
         )
         fabric.launch()
