@@ -205,6 +205,8 @@ def fit(
                 history.add(row)
             progress.epoch(position.epoch, row)
             checkpoint.save(position, row["validation_loss"])
+            # A signal during the validation must not be lost with the last epoch.
+            stop_if_asked(fabric, interruption, task, position)
     fabric.barrier()
 
 
@@ -299,10 +301,11 @@ def stop_if_asked(
     received = interruption.agreed(fabric)
     if received is None:
         return
+    kept, epochs = position.epoch, task.settings.epochs
     raise TrainingStoppedError(
         received,
-        f"Stopped in epoch {position.epoch + 1} of the {task.role}; {position.epoch} of "
-        f"{task.settings.epochs} epochs are kept in {task.folder}. Give the same command to go on.",
+        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} epochs are "
+        f"kept in {task.folder}. Give the same command to go on.",
     )
 
 
