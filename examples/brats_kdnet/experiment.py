@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from rich.console import Console
 
 from config import Config, DataConfig

@@ -304,8 +304,8 @@ def stop_if_asked(
     kept, epochs = position.epoch, task.settings.epochs
     raise TrainingStoppedError(
         received,
-        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} epochs are "
-        f"kept in {task.folder}. Give the same command to go on.",
+        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} epochs "
+        f"are kept in {task.folder}. Give the same command to go on.",
     )
 
 
