@@ -159,9 +159,13 @@ class TrainingConfig:
             The paper leaves it open.
         validation_loss: "objective", what the network is trained on, or "ground_truth", the
             L_GT part alone, which is the same for teacher and baseline. The paper leaves it open.
-        precision: "auto" takes bf16 where it is supported (GPU) or faster in a trial (CPU).
-        memory_format: "auto" tries both layouts on the network at hand.
-        compile: Compile the networks with torch.compile.
+        performance: "auto" takes the precision, memory format and compilation that are fastest in
+            a trial of a few seconds on the network at hand, "plain" 32-true, contiguous and no
+            compilation. Either way the next three options win where they are not "auto".
+        precision: Precision of the trainings.
+        memory_format: Layout of images and weights.
+        compile: Compile the networks with torch.compile. "auto" tries it in long runs on a GPU; on
+            CPUs it took a minute for each network and gained nothing.
         teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
             flip: "disk" (with the preprocessed subjects; processes and later runs share it),
             "memory", or "off".
@@ -170,8 +174,9 @@ class TrainingConfig:
         teacher_cache_gib: Limit of the cache in GiB; the teacher runs for what has no room.
         accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
         devices: Devices of one node: a number, or "auto" for all.
-        num_nodes: Nodes, started with torchrun.
-        strategy: As in Lightning Fabric: auto or ddp.
+        num_nodes: Nodes; start their processes with torchrun, or srun (slurm/array.sbatch).
+        strategy: As in Lightning Fabric: "auto", or "ddp" for several devices. Weights are not
+            sharded (FSDP): every process holds the whole network.
         threads: CPU threads of each process; 0 leaves PyTorch's choice.
         deterministic: Only deterministic algorithms; slower on a GPU, where some do not exist.
         seed: Of weights, order, flips, splits and phantoms.
@@ -187,9 +192,10 @@ class TrainingConfig:
     gradient_clip: float = 0.0
     selection: Literal["best", "last"] = "best"
     validation_loss: Literal["objective", "ground_truth"] = "objective"
+    performance: Literal["auto", "plain"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     teacher_cache: Literal["off", "memory", "disk"] = "disk"
     teacher_cache_storage: Literal["full", "half", "8bit"] = "full"
     teacher_cache_gib: float = 20.0

@@ -4,13 +4,15 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from rich.console import Console
 
 from config import Config, DataConfig
@@ -28,12 +30,15 @@ from privdistill import TeacherCache
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata
 from training.performance import (
-    MemoryFormat,
+    Performance,
     Stopwatch,
-    choose_memory_format,
-    choose_precision,
+    candidates,
+    check_precision,
+    choose,
     device_type,
+    may_compile,
     peak_memory,
+    steps_of,
     torch_format,
 )
 
@@ -55,7 +60,7 @@ class Experiment:
         split: Names of training, validation and test subjects.
         subjects: Files by name.
         datasets: Preprocessed training and validation subjects.
-        memory_format: Layout of images and weights.
+        performance: How training steps are taken.
         cache_counts: Hits, misses and bytes of the teacher cache, in this process.
     """
 
@@ -69,7 +74,7 @@ class Experiment:
     split: Split
     subjects: dict[str, Subject]
     datasets: dict[str, Any]
-    memory_format: MemoryFormat
+    performance: Performance
     cache_counts: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -136,7 +141,7 @@ class Experiment:
         """
         self.fabric.seed_everything(self.config.training.seed, verbose=False)
         network = build(self.metadata(role))
-        return network.to(memory_format=torch_format(self.memory_format))
+        return network.to(memory_format=torch_format(self.performance.memory_format))
 
     def example(self) -> torch.Tensor:
         """Return an empty image with every modality, (1, M, *grid)."""
@@ -178,8 +183,8 @@ def open_experiment(config: Config, console: Console) -> Experiment:
     held = run.holds(config)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    precision = resolve_precision(config, run)
-    fabric = launch(config, precision)
+    refuse_wrong_gradients(config)
+    fabric = launch(config, "32-true")
     console = console if fabric.is_global_zero else Console(quiet=True)
     earlier = run.read_summary() if held else {}
     watch = Stopwatch(earlier.get("seconds"))
@@ -194,12 +199,13 @@ def open_experiment(config: Config, console: Console) -> Experiment:
             run.write_description(description)
             split.save(run.cases)
         datasets = prepare_parts(config, description, subjects, split, console)
-    memory_format = settle(config, run, description, precision, fabric)
-    announce(console, description, split, precision, memory_format, held=held)
+    performance = settle(config, description, split, fabric=fabric, console=console)
+    announce(console, description, split, performance, held=held)
     return Experiment(
         config=config,
         run=run,
-        fabric=fabric,
+        # Processes and their group are those of the first one, which did not know the precision.
+        fabric=launch(config, performance.precision),
         console=console,
         watch=watch,
         description=description,
@@ -207,7 +213,7 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         split=split,
         subjects={subject.name: subject for subject in subjects},
         datasets=datasets,
-        memory_format=memory_format,
+        performance=performance,
         cache_counts=earlier.get("teacher_cache", {}),
     )
 
@@ -234,24 +240,23 @@ def find_description(config: Config) -> Description:
     return description
 
 
-def resolve_precision(config: Config, run: RunFolder) -> str:
-    """Choose the precision before Fabric starts; an earlier part of the run decides for all.
+def refuse_wrong_gradients(config: Config) -> None:
+    """Refuse a precision whose gradients would be wrong, before anything is started or written.
 
     Args:
         config: Device, precision, network and data set.
-        run: May hold an earlier part of the run.
-
-    Returns:
-        The precision.
 
     Raises:
         UserError: If bf16 is asked for where its gradients would be wrong.
     """
     metadata = describe_network("teacher", config, find_description(config))
-    wanted = run.resolved().get("precision", config.training.precision)
-    shape = (1, metadata.in_channels, *metadata.grid)
-    device = device_type(config.training.accelerator)
-    return choose_precision(wanted, device, build(metadata), shape)
+    training = config.training
+    check_precision(
+        training.precision,
+        device_type(training.accelerator),
+        build(metadata),
+        (1, metadata.in_channels, *metadata.grid),
+    )
 
 
 def own_description(data: DataConfig) -> Description | None:
@@ -278,12 +283,14 @@ def launch(config: Config, precision: str) -> Fabric:
         torch.use_deterministic_algorithms(mode=True)
     # It would announce the precision once more.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # The others wait while the first process reads and preprocesses: hours for 100,000 subjects.
+    patient = DDPStrategy(timeout=timedelta(days=1))
     try:
         fabric = Fabric(
             accelerator=training.accelerator,
             devices=training.devices,
             num_nodes=training.num_nodes,
-            strategy=training.strategy,
+            strategy=patient if training.strategy == "ddp" else training.strategy,
             precision=precision,  # type: ignore[arg-type]
         )
         fabric.launch()
@@ -553,44 +560,74 @@ def prepare_parts(
 
 
 def settle(
-    config: Config, run: RunFolder, description: Description, precision: str, fabric: Fabric
-) -> MemoryFormat:
-    """Choose the memory format and record every choice made by trial.
+    config: Config, description: Description, split: Split, *, fabric: Fabric, console: Console
+) -> Performance:
+    """Choose how steps are taken, unless an earlier part of the run has; record it in the run.
 
     Args:
         config: Settings.
-        run: Where choices are recorded; earlier ones hold.
         description: Gives the size of the input.
-        precision: Already chosen.
+        split: Gives the length of the training.
         fabric: Tells the device; the first process chooses for all.
+        console: Where the trial is shown.
 
     Returns:
-        The memory format.
+        The choice.
     """
-    setting = run.resolved().get("memory_format", config.training.memory_format)
-    metadata = describe_network("student", config, description)
-    shape = (config.training.batch_size, metadata.in_channels, *metadata.grid)
-    memory_format: MemoryFormat = choose_memory_format(
-        setting, build(metadata), shape, precision=precision, device=fabric.device.type
-    )
-    memory_format = fabric.broadcast(memory_format)
+    run = RunFolder(out_folder(config))
+    resolved = run.resolved()
+    if not resolved and fabric.is_global_zero:
+        steps = -(-len(split.train) // (config.training.batch_size * fabric.world_size))
+        network = describe_network("student", config, description)
+        choice, seconds = try_out(config, network, fabric.device.type, steps)
+        show_trial(console, choice, seconds)
+        resolved = asdict(choice) | {"trial_seconds": seconds}
+    resolved = fabric.broadcast(resolved)
+    resolved |= {"device": str(fabric.device), "world_size": fabric.world_size}
     if fabric.is_global_zero:
-        resolved = {
-            "precision": precision,
-            "memory_format": memory_format,
-            "device": str(fabric.device),
-            "world_size": fabric.world_size,
-        }
         run.write_environment(seed=config.training.seed, resolved=resolved)
-    return memory_format
+    return Performance(**{item.name: resolved[item.name] for item in fields(Performance)})
+
+
+def try_out(
+    config: Config, metadata: ModelMetadata, device: str, steps: int
+) -> tuple[Performance, dict[str, float]]:
+    """Compare ways to take a step of a network.
+
+    Args:
+        config: What is left open.
+        metadata: The network.
+        device: Where it runs.
+        steps: Steps of an epoch.
+
+    Returns:
+        The choice, and the seconds of all that were measured.
+    """
+    training, network = config.training, build(metadata)
+    shape = (training.batch_size, metadata.in_channels, *metadata.grid)
+    options = candidates(training, device, network, shape)
+    with steps_of(network, shape, device) as measure:
+        choice, seconds = choose(
+            options,
+            measure,
+            steps=training.epochs * steps,
+            compilable=may_compile(training, device),
+        )
+    return (replace(choice, compile=True) if training.compile is True else choice), seconds
+
+
+def show_trial(console: Console, choice: Performance, seconds: dict[str, float]) -> None:
+    """Print what a trial measured, the fastest first; nothing if there was none."""
+    for name, value in sorted(seconds.items(), key=lambda item: item[1]):
+        mark = "  <- taken" if name == str(choice) else ""
+        console.print(f"Trial step: {value:8.4f} s  {name}{mark}", highlight=False, soft_wrap=True)
 
 
 def announce(
     console: Console,
     description: Description,
     split: Split,
-    precision: str,
-    memory_format: str,
+    performance: Performance,
     *,
     held: bool,
 ) -> None:
@@ -600,14 +637,13 @@ def announce(
         console: Where to.
         description: The data set.
         split: The subjects.
-        precision: Chosen precision.
-        memory_format: Chosen memory format.
+        performance: How steps are taken.
         held: Whether an earlier run goes on.
     """
     phantom = " (phantom subjects, not patients)" if description.phantom else ""
     console.print(
         f"{description.name}{phantom}: {len(split.train)} training, {len(split.validation)} "
-        f"validation, {len(split.test)} held-out subjects; {precision}, {memory_format}",
+        f"validation, {len(split.test)} held-out subjects; {performance}",
         highlight=False,
         soft_wrap=True,
     )

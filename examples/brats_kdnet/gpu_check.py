@@ -26,7 +26,7 @@ _EPOCHS, _STEPS = 10, 50
 _ARGUMENTS = (
     *("--preset", "paper", "--phantoms", "24", "--phantom_size", "128", "--epochs", str(_EPOCHS)),
     *("--crop", "128,128,128", "--grid", "64,64,64", "--validation_fraction", "0.375"),
-    *("--accelerator", "gpu", "--predictions", "false"),
+    *("--accelerator", "gpu", "--predictions", "false", "--compile", "false"),
 )
 
 

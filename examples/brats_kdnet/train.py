@@ -65,7 +65,7 @@ def distil(config: Config, console: Console) -> None:
 
     Raises:
         UserError: If the configuration or the data cannot be used.
-        TrainingStoppedError: After SIGTERM or Ctrl-C.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
     """
     options = config.objective
     rehearse(config)
@@ -175,7 +175,7 @@ def train(
 
     Raises:
         UserError: If a given teacher does not fit or the training diverges.
-        TrainingStoppedError: After SIGTERM or Ctrl-C.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
     """
     config, run = experiment.config, experiment.run
     if is_finished(run.role(role)):
@@ -188,7 +188,7 @@ def train(
         return adopt_teacher(experiment, given)
 
     network = experiment.build_network(role)
-    if config.training.compile:
+    if experiment.performance.compile:
         network, teacher = compiled(network), teacher and compiled(teacher)
     inputs = PrivilegedInput(
         experiment.modalities,
@@ -214,7 +214,7 @@ def train(
             settings=config.training,
             folder=run.role(role),
             scalars=run.tensorboard(role),
-            memory_format=experiment.memory_format,
+            memory_format=experiment.performance.memory_format,
             console=experiment.console,
         )
         loaders = experiment.loader("train"), experiment.loader("validation")

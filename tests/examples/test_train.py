@@ -9,19 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
 import train
-from config import ObjectiveConfig
+from config import ObjectiveConfig, parse_config
 from evaluation.scoring import read_scores
+from experiment import describe_network, find_description, open_experiment, show_trial, try_out
 from models import KDNet
 from phantoms import generate_phantoms
 from run_folder import ROLES, RunFolder
 from training.checkpoint import load_model, read_metadata
 from training.history import read_history
+from training.performance import Performance
 
 SCRIPT = Path(train.__file__)
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--precision", "32-true", "--memory_format", "contiguous", "--workers", "1"),
@@ -94,6 +98,40 @@ def test_a_finished_run_is_not_trained_again(run, arguments, capsys):
     assert all(f"{role}: finished" in output for role in ROLES)
     assert "phantom" in output
     assert all(torch.equal(before[k], v) for k, v in load_file(run.model("student")).items())
+
+
+def test_a_continued_run_keeps_the_choices_of_its_beginning(run, arguments, tmp_path, monkeypatch):
+    choice = Performance("32-true", "channels_last")
+    monkeypatch.setattr("experiment.try_out", lambda *_: (choice, {"32-true, contiguous": 2.0}))
+    open_run = ["--out", str(tmp_path / "run"), "--memory_format", "auto"]
+    config = parse_config([*arguments, *open_run, "--cache_dir", str(run.root / "cache")])
+    assert open_experiment(config, Console(quiet=True)).performance == choice
+    resolved = RunFolder(tmp_path / "run").resolved()
+    assert resolved["memory_format"] == "channels_last"
+    assert resolved["trial_seconds"] == {"32-true, contiguous": 2.0}
+    monkeypatch.setattr("experiment.try_out", None)
+    again = open_experiment(config, Console(quiet=True))
+    assert again.performance == choice
+    assert again.build_network("student").head.weight.is_contiguous(
+        memory_format=torch.channels_last_3d
+    )
+    assert RunFolder(tmp_path / "run").resolved() == resolved
+
+
+def test_the_trial_is_shown_the_fastest_first(capsys):
+    seconds = {"32-true, contiguous": 0.2, "bf16-mixed, contiguous": 0.1}
+    show_trial(Console(), Performance("bf16-mixed"), seconds)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "Trial step:   0.1000 s  bf16-mixed, contiguous  <- taken",
+        "Trial step:   0.2000 s  32-true, contiguous",
+    ]
+
+
+def test_compilation_is_used_where_it_is_asked_for(arguments):
+    config = parse_config([*arguments, "--compile", "true"])
+    metadata = describe_network("student", config, find_description(config))
+    assert try_out(config, metadata, "cpu", 1) == (Performance(compile=True), {})
 
 
 def test_another_configuration_is_refused_in_the_same_folder(run, arguments, capsys):
@@ -207,7 +245,7 @@ def test_bottleneck_is_named_where_the_network_names_it(layer, network, tap):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_stopped_process_continues_with_the_same_command(run, arguments, tmp_path, number):
     out = tmp_path / "run"
     command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out), "--epochs", "120"]
@@ -225,10 +263,13 @@ def test_a_stopped_process_continues_with_the_same_command(run, arguments, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_network_of_one(run, arguments, tmp_path):
+@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["fabric", "torchrun"])
+def test_two_processes_train_together_however_started(run, arguments, tmp_path, launcher):
     out = tmp_path / "run"
-    command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out)]
-    command += ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--batch_size", "1"]
+    flags = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--batch_size", "1"]
+    # The second of two precisions to be told from the first process.
+    flags += ["--precision", "auto", "--out", str(out)]
+    command = [sys.executable, *launcher, str(SCRIPT), *arguments, *flags]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert len(read_history(out / "student" / "history.csv")) == 2
     steps = -(-len(json.loads((out / "cases.json").read_text())["train"]) // 2)

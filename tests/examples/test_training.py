@@ -74,12 +74,12 @@ def task(folder, role="baseline", **settings):
     )
 
 
-def train(work, samples=None):
+def train(work, samples=None, validation=None):
     fabric = Fabric(accelerator="cpu", devices=1)
     inputs = PrivilegedInput(tuple(DESCRIPTION.modalities), student=("t1ce",))
     loaders = [
         build_loader(dataset, 2, shuffle=shuffle, seed=3, flips=shuffle, workers=0)
-        for dataset, shuffle in ((samples or Samples(5), True), (Samples(3), False))
+        for dataset, shuffle in ((samples or Samples(5), True), (validation or Samples(3), False))
     ]
     student = network()
     with DistillationWrapper(None, student, objective=GroundTruth(), inputs=inputs) as kd:
@@ -100,7 +100,7 @@ def rows_without_times(path):
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, number):
     settings = {"schedule": schedule, "plateau_patience": 0, "selection": "best"}
     whole, parts = task(tmp_path / "whole", **settings), task(tmp_path / "parts", **settings)
@@ -126,6 +126,13 @@ def test_a_run_stopped_in_its_first_epoch_starts_over(tmp_path):
     train(work)
     train(whole := task(tmp_path / "whole"))
     assert equal(load_file(work.model_file), load_file(whole.model_file))
+
+
+def test_a_signal_during_the_last_validation_is_not_lost(tmp_path):
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError, match=r"Stopped in epoch 4 .* 4 of 4"):
+        train(work, validation=Samples(3, at=12, call=send(signal.SIGUSR1)))
+    assert is_finished(work.folder)
 
 
 def test_rows_after_the_last_checkpoint_are_dropped(tmp_path):

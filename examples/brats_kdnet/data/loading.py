@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import random
+import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def prepare(
     """Preprocess every subject once and keep the result on disk.
 
     A subject is read again if its files (path, size, time of change) or the settings differ. In
-    memory there are never more subjects than workers.
+    memory there are never more subjects than workers. Several runs may fill a cache together, also
+    from several machines.
 
     Args:
         subjects: What to read.
@@ -65,7 +67,9 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: the cache cannot be written ({error}).") from error
-    map_parallel(fill, subjects, workers=workers, title="Preparing subjects", progress=progress)
+    # In an order of its own, so that runs that share an empty cache share the work.
+    order = random.SystemRandom().sample(subjects, len(subjects))
+    map_parallel(fill, order, workers=workers, title="Preparing subjects", progress=progress)
     return PersistentDataset(
         list(subjects), transform=preprocessing, cache_dir=folder, hash_func=cache_key
     )
@@ -257,7 +261,7 @@ def _fill(subject: Subject, preprocessing: Preprocessing, folder: Path) -> None:
     # A file cut short by a full disk has lost the directory at its end.
     if file.is_file() and zipfile.is_zipfile(file):
         return
-    partial = file.with_name(f".{os.getpid()}.{file.name}.partial")
+    partial = file.with_name(f".{uuid.uuid4().hex}.{file.name}.partial")
     sample = preprocessing(subject)
     try:
         torch.save(sample, partial)

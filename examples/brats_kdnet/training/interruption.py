@@ -1,9 +1,15 @@
-"""Stop between two steps when the process is asked to."""
+"""Stop between two steps when one of the processes is asked to."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Self
+
+import torch
+from lightning_fabric import Fabric
+
+# SLURM sends the last one some time before the end of a job: sbatch --signal=USR1@120.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class TrainingStoppedError(Exception):
@@ -20,7 +26,7 @@ class TrainingStoppedError(Exception):
 
 
 class Interruption:
-    """Turn SIGTERM and Ctrl-C into a request that is honoured after the current step.
+    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request that is honoured after the current step.
 
     A second signal acts as it would without this class.
     """
@@ -32,7 +38,7 @@ class Interruption:
     def __enter__(self) -> Self:
         # Python delivers signals to the main thread alone and lets no other one set handlers.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -43,6 +49,19 @@ class Interruption:
         trace: TracebackType | None,
     ) -> None:
         self._restore()
+
+    def agreed(self, fabric: Fabric) -> int | None:
+        """Return the signal that any process has received; all must ask, and get one answer.
+
+        A process that left alone would let the others wait for its gradients for ever.
+
+        Args:
+            fabric: Launched.
+        """
+        if fabric.world_size == 1:
+            return self.received
+        mine = torch.tensor(self.received or 0, device=fabric.device)
+        return int(torch.as_tensor(fabric.all_reduce(mine, reduce_op="max"))) or None
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.received = number

@@ -145,7 +145,7 @@ def fit(
 
     Raises:
         NonFiniteError: If a loss or gradient is not finite.
-        TrainingStoppedError: After SIGTERM or Ctrl-C.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
         UserError: If the last checkpoint is damaged.
     """
     settings = task.settings
@@ -188,7 +188,7 @@ def fit(
                 position.step += 1
                 means.add({"loss": out.loss} | out.terms, len(image))
                 progress.step(float(out.loss.detach()))
-                stop_if_asked(interruption, task, position)
+                stop_if_asked(fabric, interruption, task, position)
 
             position.epoch = epoch + 1
             row = {
@@ -205,6 +205,8 @@ def fit(
                 history.add(row)
             progress.epoch(position.epoch, row)
             checkpoint.save(position, row["validation_loss"])
+            # A signal during the validation must not be lost with the last epoch.
+            stop_if_asked(fabric, interruption, task, position)
     fabric.barrier()
 
 
@@ -282,10 +284,13 @@ def stop_if_not_finite(
     )
 
 
-def stop_if_asked(interruption: Interruption, task: Task, position: Position) -> None:
-    """Leave the training after a signal.
+def stop_if_asked(
+    fabric: Fabric, interruption: Interruption, task: Task, position: Position
+) -> None:
+    """Leave the training after a signal to this or any other process.
 
     Args:
+        fabric: Asks the other processes.
         interruption: Has seen the signal, or not.
         task: Names the network.
         position: Where it is.
@@ -293,12 +298,14 @@ def stop_if_asked(interruption: Interruption, task: Task, position: Position) ->
     Raises:
         TrainingStoppedError: If there was a signal.
     """
-    if interruption.received is None:
+    received = interruption.agreed(fabric)
+    if received is None:
         return
+    kept, epochs = position.epoch, task.settings.epochs
     raise TrainingStoppedError(
-        interruption.received,
-        f"Stopped in epoch {position.epoch + 1} of the {task.role}; {position.epoch} of "
-        f"{task.settings.epochs} epochs are kept in {task.folder}. Give the same command to go on.",
+        received,
+        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} epochs "
+        f"are kept in {task.folder}. Give the same command to go on.",
     )
 
 

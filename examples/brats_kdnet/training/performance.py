@@ -1,20 +1,226 @@
-"""Precision and memory layout by trial, and what a run costs."""
+"""The fastest way to take a step, found by trial, and what a run costs."""
 
+import functools
+import importlib.util
+import itertools
+import os
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
+from config import TrainingConfig
 from errors import UserError
 
 MemoryFormat = Literal["channels_last", "contiguous"]
 
-_TRIAL_SECONDS = 0.25
+#: A choice must take this share of the plain step or less; less is noise, and not worth rounding.
+_WORTHWHILE = 0.95
+#: After two steps of every candidate, those in the running take turns for this long.
+_TRIAL_SECONDS = 2.0
+#: torch.compile is tried where the run would take this long without it.
+_LONG_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Performance:
+    """One way to take a training step.
+
+    Attributes:
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        memory_format: Layout of images and weights.
+        compile: Whether networks go through torch.compile.
+    """
+
+    precision: str = "32-true"
+    memory_format: MemoryFormat = "contiguous"
+    compile: bool = False
+
+    def __str__(self) -> str:
+        compiled = ", compiled" if self.compile else ""
+        return f"{self.precision}, {self.memory_format}{compiled}"
+
+
+#: Seconds of one step taken in a certain way.
+Measure = Callable[[Performance], float]
+
+
+def check_precision(precision: str, device: str, network: nn.Module, shape: Sequence[int]) -> None:
+    """Refuse bf16 where its gradients would be wrong.
+
+    Args:
+        precision: What was asked for.
+        device: "cuda", "mps" or "cpu".
+        network: One of the networks to be trained.
+        shape: Shape of its input, (1, C, X, Y, Z).
+
+    Raises:
+        UserError: If it was asked for, and a layer's gradient would be wrong.
+    """
+    if device != "cpu" or precision != "bf16-mixed":
+        return
+    if layers := unsafe_in_bf16(network, shape):
+        raise UserError(
+            f"--precision bf16-mixed gives wrong gradients on a CPU where a 3-D convolution sees a "
+            f"volume of depth 2, as here: {', '.join(layers)}. Use --precision 32-true, a larger "
+            "--grid, or a network with fewer levels."
+        )
+
+
+def candidates(
+    settings: TrainingConfig, device: str, network: nn.Module, shape: Sequence[int]
+) -> list[Performance]:
+    """List what a trial compares without torch.compile, the plainest first.
+
+    Args:
+        settings: A precision or memory format that it names is the only one.
+        device: "cuda", "mps" or "cpu".
+        network: Keeps a CPU from bf16 where its gradients would be wrong.
+        shape: Shape of its input, (B, C, X, Y, Z).
+
+    Returns:
+        One or more ways to take a step; one alone if `performance` is "plain".
+
+    Example:
+        >>> settings = TrainingConfig(performance="plain", memory_format="channels_last")
+        >>> [str(way) for way in candidates(settings, "cpu", nn.Identity(), (1, 1, 4, 4, 4))]
+        ['32-true, channels_last']
+    """
+    precisions, formats = ["32-true"], ["contiguous"]
+    if settings.performance == "auto":
+        precisions += _half_precisions(device, network, shape)
+        formats += ["channels_last"]
+    if settings.precision != "auto":
+        precisions = [settings.precision]
+    if settings.memory_format != "auto":
+        formats = [settings.memory_format]
+    return [
+        Performance(precision, cast("MemoryFormat", layout))
+        for precision, layout in itertools.product(precisions, formats)
+    ]
+
+
+def _half_precisions(device: str, network: nn.Module, shape: Sequence[int]) -> list[str]:
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ["bf16-mixed" if native else "16-mixed"]
+    safe = device == "cpu" and not unsafe_in_bf16(network, shape)
+    return ["bf16-mixed"] if safe else []
+
+
+def may_compile(settings: TrainingConfig, device: str) -> bool:
+    """Say whether a trial of torch.compile can pay.
+
+    Never on a CPU: compiling the demo's network took 45 to 77 s and its step then 0.94 to 1.22
+    times as long as without (PyTorch 2.14.1, g++, one core). `--compile true` compiles anywhere.
+
+    Args:
+        settings: Whether it is left to the trial.
+        device: "cuda", "mps" or "cpu".
+
+    Returns:
+        True on a GPU with Triton and a C++ compiler, unless the settings decide.
+    """
+    left_open = settings.performance == "auto" and settings.compile == "auto"
+    compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+    triton = importlib.util.find_spec("triton") is not None
+    return left_open and device == "cuda" and compiler and triton
+
+
+def choose(
+    options: Sequence[Performance],
+    measure: Measure,
+    *,
+    steps: int,
+    compilable: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Performance, dict[str, float]]:
+    """Choose the fastest way to take a step by trying them on the network at hand.
+
+    Nothing else tells: bf16 is ten times slower on processors that emulate it, and channels last
+    wins for few channels and loses by far for many.
+
+    Args:
+        options: What is compared; the first one is kept unless another is clearly faster.
+        measure: Takes one step.
+        steps: Steps of the training, which a compilation must pay for.
+        compilable: Whether to try torch.compile on the fastest one, if the run is long.
+        clock: Seconds.
+
+    Returns:
+        The choice, and the seconds of all; none if there was nothing to compare.
+    """
+    plain = options[0]
+    seconds: dict[Performance, float] = {}
+    if len(options) > 1 or compilable:
+        seconds = _trial(options, measure, clock)
+    best = _faster(plain, seconds)
+    if compilable and steps * seconds[best] > _LONG_SECONDS:
+        compiled = replace(best, compile=True)
+        started = clock()
+        measure(compiled)
+        spent = clock() - started
+        seconds |= _trial([best, compiled], measure, clock)
+        # Three networks are compiled, the teacher twice: it trains, and then it teaches.
+        if steps * (seconds[best] - seconds[compiled]) > 4 * spent:
+            best = compiled
+    return best, {str(option): round(value, 6) for option, value in seconds.items()}
+
+
+def _faster(plain: Performance, seconds: dict[Performance, float]) -> Performance:
+    best = min(seconds, key=lambda option: seconds[option], default=plain)
+    return best if seconds and seconds[best] < _WORTHWHILE * seconds[plain] else plain
+
+
+def _trial(
+    options: Sequence[Performance], measure: Measure, clock: Callable[[], float]
+) -> dict[Performance, float]:
+    """Measure in turns, so that a busy moment does not hit one of them alone."""
+    measure(options[0])
+    seconds = {option: measure(option) for option in options}
+    # A first step can be slow, but those far behind are not worth more: a step may take a minute.
+    near = [option for option in options if seconds[option] < 3 * min(seconds.values())]
+    near = list(dict.fromkeys((options[0], *near)))
+    end = clock() + _TRIAL_SECONDS
+    while True:
+        seconds |= {option: min(seconds[option], measure(option)) for option in near}
+        if clock() >= end:
+            return seconds
+
+
+@contextmanager
+def steps_of(network: nn.Module, shape: Sequence[int], device: str) -> Iterator[Measure]:
+    """Take steps of a network, for `choose`.
+
+    Args:
+        network: Its gradients and, on a CPU, its format change.
+        shape: Shape of a training batch, (B, C, X, Y, Z).
+        device: Where it runs.
+
+    Yields:
+        A function that takes one step and returns its seconds. Random numbers go on afterwards as
+        if there had been none.
+    """
+    network = network.to(device).train()
+    compiled = functools.cache(lambda: cast("nn.Module", torch.compile(network)))
+
+    def measure(way: Performance) -> float:
+        layout = torch_format(way.memory_format)
+        network.to(memory_format=layout)
+        image = torch.zeros(*shape, device=device).to(memory_format=layout)
+        return _timed_step(compiled() if way.compile else network, image, way.precision)
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield measure
+    if compiled.cache_info().currsize:
+        torch.compiler.reset()
 
 
 def device_type(accelerator: str) -> str:
@@ -30,40 +236,7 @@ def device_type(accelerator: str) -> str:
     return "cpu"
 
 
-def choose_precision(setting: str, device: str, network: nn.Module, shape: tuple[int, ...]) -> str:
-    """Resolve the precision "auto".
-
-    Args:
-        setting: "auto", or a precision that is returned as it is.
-        device: "cuda", "mps" or "cpu".
-        network: One of the networks to be trained.
-        shape: Shape of its input, (1, C, X, Y, Z).
-
-    Returns:
-        "32-true", "bf16-mixed" or "16-mixed".
-
-    Raises:
-        UserError: If bf16 is asked for where its gradients would be wrong.
-    """
-    if device == "cuda" and setting == "auto":
-        return (
-            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-        )
-    if device != "cpu" or setting not in {"auto", "bf16-mixed"}:
-        return "32-true" if setting == "auto" else setting
-    layers = unsafe_in_bf16(network, shape)
-    if setting == "bf16-mixed" and layers:
-        raise UserError(
-            f"--precision bf16-mixed gives wrong gradients on a CPU where a 3-D convolution sees a "
-            f"volume of depth 2, as here: {', '.join(layers)}. Use --precision 32-true, a larger "
-            "--grid, or a network with fewer levels."
-        )
-    if setting == "auto" and (layers or not _bf16_is_faster_on_cpu()):
-        return "32-true"
-    return "bf16-mixed"
-
-
-def unsafe_in_bf16(network: nn.Module, shape: tuple[int, ...]) -> list[str]:
+def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
     """Find the 3-D convolutions whose bf16 weight gradient is wrong on a CPU.
 
     For a volume of depth 2 the kernel of oneDNN (seen with PyTorch 2.14.1) reads memory that was
@@ -93,64 +266,13 @@ def unsafe_in_bf16(network: nn.Module, shape: tuple[int, ...]) -> list[str]:
     modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(shape))
+            network.eval()(torch.zeros(*shape))
     finally:
         for hook in hooks:
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
     return names
-
-
-def _bf16_is_faster_on_cpu() -> bool:
-    # Processors without bf16 instructions emulate them, ten times slower: measured, not looked up.
-    network = nn.Sequential(nn.Conv3d(16, 16, 3, padding=1), nn.Conv3d(16, 16, 3, padding=1))
-    image = torch.zeros(1, 16, 24, 24, 24)
-    threads = torch.get_num_threads()
-    # Threads that wait for one another would measure what else the machine is doing.
-    torch.set_num_threads(1)
-    try:
-        # In turns, so that a busy moment does not hit one of them alone.
-        rounds = [
-            [step_seconds(network, image, precision=name) for name in ("32-true", "bf16-mixed")]
-            for _ in range(2)
-        ]
-    finally:
-        torch.set_num_threads(threads)
-    return min(half for _, half in rounds) < min(full for full, _ in rounds)
-
-
-def choose_memory_format(
-    setting: str, network: nn.Module, shape: tuple[int, ...], *, precision: str, device: str
-) -> MemoryFormat:
-    """Resolve the memory format "auto" by steps of the network at hand.
-
-    Neither layout is always faster: on a CPU, channels last wins for few channels and loses by
-    far for many.
-
-    Args:
-        setting: "auto", or a format that is returned as it is.
-        network: It runs forward and backward; its format and gradients are as before afterwards.
-        shape: Shape of a training batch, (B, C, X, Y, Z).
-        precision: "32-true", "bf16-mixed" or "16-mixed".
-        device: Where it runs.
-
-    Returns:
-        "channels_last" or "contiguous".
-    """
-    if setting != "auto":
-        return "channels_last" if setting == "channels_last" else "contiguous"
-    network = network.to(device)
-    seconds = {"contiguous": float("inf"), "channels_last": float("inf")}
-    with torch.random.fork_rng():
-        for name in (*seconds, *seconds):
-            layout = torch_format(name)
-            image = torch.zeros(shape, device=device).to(memory_format=layout)
-            network.to(memory_format=layout)
-            measured = step_seconds(network, image, precision=precision)
-            seconds[name] = min(seconds[name], measured)
-    network.to(memory_format=torch.contiguous_format)
-    return "channels_last" if seconds["channels_last"] < seconds["contiguous"] else "contiguous"
 
 
 def torch_format(name: str) -> torch.memory_format:
@@ -160,25 +282,6 @@ def torch_format(name: str) -> torch.memory_format:
         name: "channels_last" or "contiguous".
     """
     return torch.channels_last_3d if name == "channels_last" else torch.contiguous_format
-
-
-def step_seconds(network: nn.Module, image: torch.Tensor, *, precision: str) -> float:
-    """Measure a forward and backward pass.
-
-    Args:
-        network: The network; its gradients are cleared.
-        image: Its input.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
-
-    Returns:
-        Seconds of the fastest of several steps, after one to warm up.
-    """
-    _timed_step(network, image, precision)
-    fastest = float("inf")
-    end = time.perf_counter() + _TRIAL_SECONDS
-    while fastest == float("inf") or time.perf_counter() < end:
-        fastest = min(fastest, _timed_step(network, image, precision))
-    return fastest
 
 
 def _timed_step(network: nn.Module, image: torch.Tensor, precision: str) -> float:

@@ -1,0 +1,176 @@
+"""The application's loop in two gloo processes against one process on the joined batch."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+
+import train
+from config import ObjectiveConfig, TrainingConfig
+from data.description import load_description
+from data.loading import build_loader
+from privdistill import DistillationWrapper, PrivilegedInput
+from training.checkpoint import ModelMetadata
+from training.history import read_history
+from training.interruption import TrainingStoppedError
+from training.loop import Task, fit
+
+pytestmark = pytest.mark.slow
+DESCRIPTION = load_description(Path("brats2021"))
+MODALITIES = tuple(DESCRIPTION.modalities)
+GRID = (8, 8, 8)
+
+
+class Samples(torch.utils.data.Dataset):
+    """Random volumes; reading the chosen one in a chosen process sends it a signal."""
+
+    def __init__(self, count, number=None, at=0):
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(count, 4, *GRID, generator=generator)
+        self.labels = torch.randint(0, 4, (count, 1, *GRID), generator=generator).byte()
+        self.reads, self.number, self.at = 0, number, at
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.number is not None and self.reads == self.at:
+            os.kill(os.getpid(), self.number)
+        return {"image": self.images[index], "label": self.labels[index], "name": f"case{index}"}
+
+
+class Net(nn.Module):
+    def __init__(self, channels, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem = nn.Sequential(nn.Conv3d(channels, 4, 3, padding=1), nn.LeakyReLU())
+        self.bottleneck = nn.Sequential(nn.Conv3d(4, 4, 2, stride=2), nn.LeakyReLU())
+        self.head = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv3d(4, 4, 1))
+
+    def forward(self, x):
+        return self.head(self.bottleneck(self.stem(x)))
+
+
+def task(folder, batch_size):
+    metadata = ModelMetadata(
+        role="student",
+        backbone="kdnet",
+        backbone_arguments={},
+        in_channels=1,
+        out_channels=4,
+        modalities=("t1ce",),
+        activation="softmax",
+        description=DESCRIPTION,
+        crop=None,
+        grid=GRID,
+    )
+    settings = TrainingConfig(
+        epochs=3, batch_size=batch_size, learning_rate=0.01, schedule="onecycle", gradient_clip=1.0
+    )
+    return Task(
+        metadata=metadata,
+        settings=settings,
+        folder=folder / "student",
+        scalars=folder / "tensorboard",
+        memory_format="contiguous",
+        console=Console(quiet=True),
+    )
+
+
+def distil(fabric, folder, samples):
+    """The student of the paper, four subjects in a step over all processes."""
+    work = task(folder, 4 // fabric.world_size)
+    loaders = [
+        build_loader(
+            dataset,
+            work.settings.batch_size,
+            shuffle=shuffle,
+            seed=3,
+            flips=shuffle,
+            workers=0,
+            replicas=fabric.world_size,
+            rank=fabric.global_rank,
+        )
+        for dataset, shuffle in ((samples, True), (Samples(3), False))
+    ]
+    teacher, student = Net(4, seed=1), Net(1, seed=2)
+    objective = train.student_objective(ObjectiveConfig())
+    with DistillationWrapper(
+        teacher,
+        student,
+        objective=objective,
+        inputs=PrivilegedInput(MODALITIES, student=("t1ce",)),
+        taps=train.taps(ObjectiveConfig(), student, objective),
+        example=torch.zeros(1, 4, *GRID),
+    ) as kd:
+        fit(fabric, kd, *loaders, work)
+
+
+def work(rank, folder, port):
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    distil(fabric, Path(folder) / "two", Samples(8))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        part = Path(folder) / number.name
+        # Only the second process is asked to stop, in the second of its epochs of two steps.
+        samples = Samples(8, number=number if rank == 1 else None, at=5)
+        try:
+            distil(fabric, part, samples)
+        except TrainingStoppedError as stop:
+            (part / f"{rank}.txt").write_text(f"{stop.exit_status - 128}: {stop}")
+        fabric.barrier()
+        distil(fabric, part, Samples(8))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, args=(str(root), port), nprocs=2)
+    return root
+
+
+def history(folder):
+    return read_history(folder / "student" / "history.csv")
+
+
+def assert_same_weights(one, other, **tolerance):
+    weights = load_file(other / "student" / "model.safetensors")
+    for name, value in load_file(one / "student" / "model.safetensors").items():
+        torch.testing.assert_close(weights[name], value, **tolerance)
+
+
+def test_two_processes_have_the_losses_of_one_on_the_joined_batch(folder, tmp_path):
+    distil(Fabric(accelerator="cpu", devices=1), tmp_path, Samples(8))
+    assert len(history(tmp_path)) == 3
+    for one, two in zip(history(tmp_path), history(folder / "two"), strict=True):
+        for name in one.keys() - {"seconds"}:
+            assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-6), name
+    assert_same_weights(tmp_path, folder / "two", atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(folder, number):
+    part = folder / number.name
+    messages = {(part / f"{rank}.txt").read_text() for rank in range(2)}
+    assert len(messages) == 1
+    assert messages.pop().startswith(f"{int(number)}: Stopped in epoch 2 of the student; 1 of 3")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_was_stopped_goes_on_to_the_same_end(folder, number):
+    assert_same_weights(folder / "two", folder / number.name, atol=0, rtol=0)
+    assert [row["epoch"] for row in history(folder / number.name)] == [1, 2, 3]

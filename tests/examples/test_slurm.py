@@ -1,0 +1,102 @@
+"""The array script with SLURM's commands replaced by ones that note how they are called."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import train
+from config import parse_config
+
+SCRIPT = Path(train.__file__).parent / "slurm" / "array.sbatch"
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """Runs one task; gives its exit status, the calls of srun and scontrol, and its messages."""
+    calls = tmp_path / "calls"
+    for name in ("srun", "scontrol"):
+        command = tmp_path / name
+        command.write_text(
+            f'#!/bin/bash\nprintf "%s\\n" {name} "$@" >> "{calls}"\nexit ${{STATUS:-0}}\n'
+        )
+        command.chmod(0o755)
+
+    def run(unit, **variables):
+        calls.write_text("")
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_ARRAY_TASK_ID": str(unit),
+            "SLURM_JOB_ID": "77",
+            "DATA": "brats data",
+        }
+        found = subprocess.run(
+            ["bash", str(SCRIPT)],
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return found.returncode, calls.read_text().splitlines(), found.stderr
+
+    return run
+
+
+def configuration(calls):
+    assert calls[:3] == ["srun", ".venv/bin/python", "examples/brats_kdnet/train.py"]
+    return parse_config(calls[3:])
+
+
+def test_units_are_every_fold_of_every_network_each_in_its_own_folder(submit):
+    found = [configuration(submit(unit)[1]) for unit in range(6)]
+    units = [(config.network.backbone, config.data.fold) for config in found]
+    assert units == [(name, fold) for name in ("kdnet", "multiresunet") for fold in range(3)]
+    assert len({config.run.out for config in found}) == 6
+    assert {config.data.cache_dir for config in found} == {Path("runs/array/cache")}
+    assert found[0].data.data_root == Path("brats data")
+    assert found[0].run.preset == "paper"
+
+
+def test_a_unit_beyond_the_last_network_is_refused(submit):
+    status, calls, message = submit(6)
+    assert (status, calls) == (2, [])
+    assert "use --array=0-5" in message
+
+
+def test_variables_reach_the_training(submit):
+    status, calls, _ = submit(
+        4,
+        FOLDS="5",
+        NETWORKS="monai.networks.nets.SegResNet",
+        PRESET="cpu",
+        RUNS="elsewhere",
+        EXTRA="--epochs 7 --seed 3",
+        SLURM_NTASKS_PER_NODE="4",
+        SLURM_JOB_NUM_NODES="2",
+    )
+    config = configuration(calls)
+    assert status == 0
+    assert (config.data.folds, config.data.fold) == (5, 4)
+    assert config.run.out == Path("elsewhere/SegResNet-fold4")
+    assert (config.training.epochs, config.training.seed) == (7, 3)
+    training = config.training
+    assert (training.devices, training.num_nodes, training.strategy) == (4, 2, "ddp")
+
+
+@pytest.mark.parametrize(
+    ("status", "requeued"), [(138, True), (143, False), (2, False), (0, False)]
+)
+def test_only_a_unit_that_ran_out_of_time_is_queued_again(submit, status, requeued):
+    found, calls, _ = submit(0, STATUS=str(status))
+    assert found == status
+    assert (calls[-3:] == ["scontrol", "requeue", "77"]) is requeued
+
+
+def test_data_must_be_named(submit):
+    status, calls, message = submit(0, DATA="")
+    assert status != 0
+    assert calls == []
+    assert "set DATA" in message
