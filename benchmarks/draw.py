@@ -1,0 +1,77 @@
+"""One drawing of all ratios and exponents, with their intervals and goals."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from figures import FIGURES, Row
+from page import as_row, load
+
+MET, MISSED, NO_GOAL = "#1b7837", "#b2182b", "#555555"
+WIDTH = 10.0  # inches; at 110 dots per inch what a README shows
+
+
+def draw(results: Path, path: Path) -> None:
+    """Draw what was measured.
+
+    Args:
+        results: Folder of the files.
+        path: The PNG.
+    """
+    groups = {
+        name: [as_row(row) for row in figure["rows"] if row["unit"] != "MiB"]
+        for name, figure in load(results).items()
+    }
+    lines = sum(len(rows) + 1 for rows in groups.values())
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.29 * lines + 1.1), layout="constrained")
+    place = 0
+    for name, rows in groups.items():
+        heading = f"{list(FIGURES).index(name) + 1}  {FIGURES[name][0]}"
+        axes.text(
+            -0.62, place, heading, transform=axes.get_yaxis_transform(), weight="bold", va="center"
+        )
+        for row in rows:
+            place += 1
+            show(axes, row, place)
+        place += 1
+    finish(axes, place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def show(axes: Any, row: Row, place: int) -> None:
+    """One line: name, interval, goal, and the numbers in words."""
+    at = axes.get_yaxis_transform()
+    axes.text(-0.6, place, row.what, transform=at, va="center", fontsize=9)
+    value, low, high = row.estimate
+    missed = row.goal is not None and value > row.goal
+    color = NO_GOAL if row.goal is None else MISSED if missed else MET
+    digits = 0 if row.unit == "us" else 3
+    text = f"{value:.{digits}f}  ({low:.{digits}f} to {high:.{digits}f})"
+    text += " µs" * (row.unit == "us")
+    text += "" if row.goal is None else f",  goal ≤ {row.goal:g}"
+    axes.text(1.02, place, text, transform=at, va="center", fontsize=9, color=color)
+    if row.unit == "us":
+        # Microseconds have no place on the axis of ratios: the words must do.
+        return
+    axes.plot([low, high], [place, place], color=color, linewidth=3, solid_capstyle="butt")
+    axes.plot(value, place, "o", color=color, markersize=6)
+    if row.goal is not None:
+        axes.plot(row.goal, place, "|", color="black", markersize=15, markeredgewidth=2)
+
+
+def finish(axes: Any, lines: int) -> None:
+    """Axis, grid, legend."""
+    axes.set_ylim(lines - 0.3, -0.8)
+    axes.set_xlim(left=0)
+    axes.set_yticks([])
+    axes.axvline(1, color="#bbbbbb", linewidth=1, zorder=0)
+    axes.grid(axis="x", color="#eeeeee", zorder=0)
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    axes.set_xlabel("ratio or exponent; bar: 95 % interval; black mark: goal, not to be exceeded")
