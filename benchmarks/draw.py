@@ -13,7 +13,8 @@ from figures import FIGURES, Row
 from page import as_row, load
 
 MET, MISSED, NO_GOAL = "#1b7837", "#b2182b", "#555555"
-WIDTH = 10.0  # inches; at 110 dots per inch what a README shows
+WIDTH, HEIGHT = 10.0, 0.25  # inches, of the whole and of a line
+LEFT, RIGHT = 0.34, 0.7  # where the axis begins and ends; words stand on both sides
 
 
 def draw(results: Path, path: Path) -> None:
@@ -28,40 +29,41 @@ def draw(results: Path, path: Path) -> None:
         for name, figure in load(results).items()
     }
     lines = sum(len(rows) + 1 for rows in groups.values())
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.29 * lines + 1.1), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT * lines + 0.7))
+    figure.subplots_adjust(left=LEFT, right=RIGHT, top=0.99, bottom=0.6 / (HEIGHT * lines + 0.7))
     place = 0
     for name, rows in groups.items():
         heading = f"{list(FIGURES).index(name) + 1}  {FIGURES[name][0]}"
-        axes.text(
-            -0.62, place, heading, transform=axes.get_yaxis_transform(), weight="bold", va="center"
-        )
+        at = axes.get_yaxis_transform()
+        axes.text(-0.92, place, heading, transform=at, weight="bold", va="center")
         for row in rows:
             place += 1
             show(axes, row, place)
         place += 1
     finish(axes, place)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def show(axes: Any, row: Row, place: int) -> None:
     """One line: name, interval, goal, and the numbers in words."""
     at = axes.get_yaxis_transform()
-    axes.text(-0.6, place, row.what, transform=at, va="center", fontsize=9)
+    axes.text(-0.89, place, row.what, transform=at, va="center", fontsize=9)
     value, low, high = row.estimate
     missed = row.goal is not None and value > row.goal
     color = NO_GOAL if row.goal is None else MISSED if missed else MET
     digits = 0 if row.unit == "us" else 3
-    text = f"{value:.{digits}f}  ({low:.{digits}f} to {high:.{digits}f})"
+    text = f"{value:.{digits}f}"
+    text += f"  ({low:.{digits}f} to {high:.{digits}f})" * (low < high)
     text += " µs" * (row.unit == "us")
     text += "" if row.goal is None else f",  goal ≤ {row.goal:g}"
-    axes.text(1.02, place, text, transform=at, va="center", fontsize=9, color=color)
+    axes.text(1.03, place, text, transform=at, va="center", fontsize=9, color=color)
     if row.unit == "us":
         # Microseconds have no place on the axis of ratios: the words must do.
         return
     axes.plot([low, high], [place, place], color=color, linewidth=3, solid_capstyle="butt")
-    axes.plot(value, place, "o", color=color, markersize=6)
+    axes.plot(value, place, "X" if missed else "o", color=color, markersize=7)
     if row.goal is not None:
         axes.plot(row.goal, place, "|", color="black", markersize=15, markeredgewidth=2)
 
@@ -74,4 +76,4 @@ def finish(axes: Any, lines: int) -> None:
     axes.axvline(1, color="#bbbbbb", linewidth=1, zorder=0)
     axes.grid(axis="x", color="#eeeeee", zorder=0)
     axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.set_xlabel("ratio or exponent; bar: 95 % interval; black mark: goal, not to be exceeded")
+    axes.set_xlabel("ratio or exponent, 95 % interval; black: goal, at most")

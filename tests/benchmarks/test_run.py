@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import run
 from application import plain_objective
 from config import ObjectiveConfig
 from contest import Interval
+from draw import draw
 from figures import FIGURES, Row
 from privdistill import Step, TapPair
 from train import student_objective
@@ -78,7 +80,14 @@ def test_a_row_shows_number_interval_and_goal():
     assert page.cells(row) == "| memory | 386 MiB |  |  |"
 
 
+def test_the_drawing_takes_whatever_was_measured(tmp_path):
+    row = {"what": "a / b", "value": 1.0, "low": 0.9, "high": 1.1, "unit": "ratio", "goal": 1.05}
+    rows = [row, row | {"unit": "us", "goal": None}, row | {"unit": "MiB"}]
+    (tmp_path / "cache.json").write_text(json.dumps({"rows": rows}))
+    draw(tmp_path, tmp_path / "new" / "drawing.png")
+    assert (tmp_path / "new" / "drawing.png").stat().st_size > 1000
+
+
 def test_files_name_no_place_of_a_machine():
     for file in RESULTS.glob("*.json"):
-        assert not {"/home", "/tmp", "/root", "/work"} & set(file.read_text().split('"'))
-        assert "/root" not in file.read_text()
+        assert not re.search(r"/(home|tmp|root|Users|work)/", file.read_text())
