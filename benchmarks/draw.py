@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from figures import FIGURES, Row
 from page import as_row, load
 
-MET, MISSED, NO_GOAL = "#1b7837", "#b2182b", "#555555"
+MET, OPEN, MISSED, NO_GOAL = "#1b7837", "#a66a00", "#b2182b", "#555555"
 WIDTH, HEIGHT = 10.0, 0.25  # inches, of the whole and of a line
 LEFT, RIGHT = 0.34, 0.7  # where the axis begins and ends; words stand on both sides
 
@@ -52,7 +52,7 @@ def show(axes: Any, row: Row, place: int) -> None:
     axes.text(-0.89, place, row.what, transform=at, va="center", fontsize=9)
     value, low, high = row.estimate
     missed = row.goal is not None and value > row.goal
-    color = NO_GOAL if row.goal is None else MISSED if missed else MET
+    color = judged(row)
     digits = 0 if row.unit == "us" else 3
     text = f"{value:.{digits}f}"
     text += f"  ({low:.{digits}f} to {high:.{digits}f})" * (low < high)
@@ -66,6 +66,16 @@ def show(axes: Any, row: Row, place: int) -> None:
     axes.plot(value, place, "X" if missed else "o", color=color, markersize=7)
     if row.goal is not None:
         axes.plot(row.goal, place, "|", color="black", markersize=15, markeredgewidth=2)
+
+
+def judged(row: Row) -> str:
+    """The color of a row: an interval that holds the goal decides nothing."""
+    _, low, high = row.estimate
+    if row.goal is None:
+        return NO_GOAL
+    if high <= row.goal:
+        return MET
+    return MISSED if low > row.goal else OPEN
 
 
 def finish(axes: Any, lines: int) -> None:
