@@ -313,9 +313,8 @@ def inference(settings: Settings) -> Figure:
         Row(f"peak memory of a case, {role}", spread(values), "MiB")
         for role, values in peaks.items()
     ]
-    return Figure(
-        [Row("time of a case, student / teacher", ratio(times, "student", "teacher")), *memory]
-    )
+    speed = Row("time of a case, student / teacher", ratio(times, "student", "teacher"))
+    return Figure([speed, *memory], ["Of memory the extremes of three runs are given."])
 
 
 def spread(values: list[float]) -> Interval:
