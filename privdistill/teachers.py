@@ -212,12 +212,13 @@ class FrozenTeacher(Holder):
         claim.holders += 1
         # Kept in the instance dictionary: as a module attribute it would enter named_modules().
         inner.__dict__[_CLAIM] = claim
+        self._parts = list(module.modules())
         module.eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Any:
         """Run the teacher without gradients."""
-        if any(module.training for module in self.module.modules()):
+        if any(part.training for part in self._parts):
             # Someone who shares the teacher called train() on it; batch statistics must not move.
             self.module.eval()
         return super().__call__(image)

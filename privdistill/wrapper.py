@@ -548,7 +548,7 @@ class DistillationWrapper(nn.Module):
             adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
             if adapter is not None:
                 features = adapter(features)
-            if tap in self.objective.taps:
+            if tap in self.objective.taps and features.shape != wanted.shape:
                 equal = self._equal_channels(tap)
                 check_equal(tap, features.shape, wanted.shape, adapter, channels=equal)
             # A teacher that learns does so from terms that ask for it, never from a distance.

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from typing import ClassVar, Self
 
 import torch
@@ -131,7 +132,16 @@ class Objective(nn.Module):
         if balanced is not None and not 0 <= balanced < 1:
             raise ObjectiveError(f"balanced: `decay` must be in [0, 1); got {balanced}.")
         self.weights = [Weight(1.0).times(weight) for weight, _ in weighted]
-        self.terms = nn.ModuleList([term for _, term in weighted])
+        terms = [term for _, term in weighted]
+        self.terms = nn.ModuleList(terms)
+        # Asked in every step, and the same in all of them.
+        self.names = _free_names(terms)
+        #: Names of all taps the terms read, without repetition.
+        self.taps = tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
+        #: Whether any term reads the teacher's logits, and whether any reads the target.
+        self.needs_teacher_logits = any(term.needs_teacher for term in terms)
+        self.needs_target = any(term.needs_target for term in terms)
+        self._teaches_without_target = not all(term.needs_target for term in terms)
         self.decay = balanced
         # Zero says that a term has not been seen yet.
         unseen = None if balanced is None else torch.zeros(len(weighted))
@@ -167,27 +177,8 @@ class Objective(nn.Module):
     @property
     def named_terms(self) -> dict[str, tuple[Weight, Term]]:
         """Weight and term by name; duplicates are numbered from 2."""
-        found: dict[str, tuple[Weight, Term]] = {}
-        for weight, module in zip(self.weights, self.terms, strict=True):
-            if isinstance(module, Term):
-                found[_free_name(module.name, found)] = (weight, module)
-        return found
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """Names of all taps the terms read, without repetition."""
-        names = [tap for _, term in self.named_terms.values() for tap in term.taps]
-        return tuple(dict.fromkeys(names))
-
-    @property
-    def needs_teacher_logits(self) -> bool:
-        """Whether any term reads the teacher's logits."""
-        return any(term.needs_teacher for _, term in self.named_terms.values())
-
-    @property
-    def needs_target(self) -> bool:
-        """Whether any term reads the target."""
-        return any(term.needs_target for _, term in self.named_terms.values())
+        terms = (term for term in self.terms if isinstance(term, Term))
+        return dict(zip(self.names, zip(self.weights, terms, strict=True), strict=True))
 
     def forward(
         self, step: Step, heads: Sequence[tuple[float, Step]] = ()
@@ -215,10 +206,6 @@ class Objective(nn.Module):
             total = total + weight.at(index) * self._sized(position, value)
             values[name] = value.detach()
         return total, values
-
-    @property
-    def _teaches_without_target(self) -> bool:
-        return not all(term.needs_target for _, term in self.named_terms.values())
 
     def _sized(self, position: int, value: Tensor) -> Tensor:
         """A term's value, or what it is of its usual size."""
@@ -365,13 +352,12 @@ def _scalar(term: Term, step: Step) -> Tensor:
     return value
 
 
-def _free_name(name: str, taken: dict[str, tuple[Weight, Term]]) -> str:
-    if name not in taken:
-        return name
-    number = 2
-    while f"{name}_{number}" in taken:
-        number += 1
-    return f"{name}_{number}"
+def _free_names(terms: Sequence[Term]) -> list[str]:
+    names: list[str] = []
+    for term in terms:
+        numbered = (f"{term.name}_{number}" for number in count(2))
+        names.append(next(name for name in chain([term.name], numbered) if name not in names))
+    return names
 
 
 def _snake_case(name: str) -> str:
