@@ -409,8 +409,8 @@ def render_cache(counts: dict[str, int]) -> str:
     """
     asked = counts["hits"] + counts["misses"]
     return (
-        f"Teacher cache: {counts['hits']} of {asked} samples served, {counts['misses']} times the "
-        f"teacher ran; {counts['bytes'] / 2**20:.0f} MiB"
+        f"Teacher cache: {counts['hits']} of {asked} samples served, the teacher ran for "
+        f"{counts['misses']}; {counts['bytes'] / 2**20:.0f} MiB"
     )
 
 

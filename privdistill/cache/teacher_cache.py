@@ -67,7 +67,8 @@ class TeacherCache:
             longest, which caches usually remove, is the one that is needed next.
         share_flips: Keep one entry per sample for all axis flips: of a key that ends in "/flip5"
             the number is read as bits, bit i for spatial axis i, and the kept output is flipped
-            alike. A teacher does not quite do that: this is an approximation.
+            alike. A teacher does not quite do that: an approximation that terms on logits bear and
+            terms on features do not (docs/how-to/teacher-cache.md has the numbers).
 
     Raises:
         CacheError: If the folder cannot be made, or an option has no meaning.
