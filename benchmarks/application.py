@@ -153,7 +153,7 @@ def plain_step(
         nn.utils.clip_grad_norm_(student.parameters(), config.training.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -289,6 +289,9 @@ MISUSES = {
     "step without teacher logits": lambda: alone(SoftTargetDiceBCE()),
     "step with other logits": lambda: alone(SoftTargetDiceBCE(), teacher=torch.zeros(2, 2, 8, 8)),
     "share of a preset": lambda: kdnet(imitation=2),
+    "weight of a preset": lambda: kdnet(latent_weight=-1),
+    "ignored value of one-hot targets": lambda: alone(GroundTruth(ignore_index=0), target=HOT),
+    "logits without voxels": lambda: GroundTruth()(Step(HOT[:0], target=HOT[:0])),
     "scale of positions": lambda: PairwiseSimilarity(scale=0),
     "features on other grids": lambda: at_tap(PairwiseSimilarity(), (1, 2, 4, 4), (1, 2, 8, 8)),
     "one example to align": lambda: at_tap(

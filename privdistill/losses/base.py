@@ -7,14 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, count
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import resize
-from privdistill.losses.schedules import Schedule, Weight
+from privdistill.losses.schedules import Schedule, Weight, is_number
 from privdistill.output import Step
 
 
@@ -80,7 +80,7 @@ class Term(nn.Module, ABC):
         Raises:
             ObjectiveError: If the name is empty or holds a dot.
         """
-        if not name or "." in name:
+        if not isinstance(name, str) or not name or "." in name:
             raise ObjectiveError(f"A term's name must not be empty or hold a dot; got {name!r}.")
         # Shallow, so that networks that `build` makes later are those of both names.
         twin = copy.copy(self)
@@ -94,6 +94,10 @@ class Term(nn.Module, ABC):
 
     def __add__(self, other: "Term | Objective") -> "Objective":
         return Objective([(1.0, self)]) + other
+
+    def __radd__(self, other: Any) -> "Objective":
+        # sum() begins with 0.
+        return Objective([(1.0, self)]) if other == 0 else as_objective(other) + self
 
     def __repr__(self) -> str:
         call = f"{type(self).__name__}({self.extra_repr()})"
@@ -235,13 +239,17 @@ class Objective(nn.Module):
     __rmul__ = __mul__
 
     def __add__(self, other: "Term | Objective") -> "Objective":
-        more = other if isinstance(other, Objective) else 1.0 * other
+        more = as_objective(other)
         if self.decay != more.decay:
             raise ObjectiveError(
                 "A balanced objective and one that is not cannot be added. Add the terms first: "
                 "(a + b).balanced()."
             )
         return Objective([*self._pairs(), *more._pairs()], balanced=self.decay)
+
+    def __radd__(self, other: Any) -> "Objective":
+        # sum() begins with 0.
+        return self if other == 0 else as_objective(other) + self
 
     def _pairs(self) -> list[tuple[Weight, Term]]:
         return list(self.named_terms.values())
@@ -251,7 +259,7 @@ class Objective(nn.Module):
         return formula if self.decay is None else f"({formula}).balanced({self.decay:g})"
 
 
-def as_objective(objective: Term | Objective) -> Objective:
+def as_objective(objective: Any) -> Objective:
     """Return a lone term as an objective of weight 1.
 
     Args:
@@ -287,8 +295,45 @@ def check_positive(owner: str, option: str, value: float) -> float:
     Raises:
         ObjectiveError: If it is not positive and finite.
     """
-    if not 0 < value < float("inf"):
-        raise ObjectiveError(f"{owner}: `{option}` must be positive and finite; got {value}.")
+    if not (is_number(value) and 0 < value < float("inf")):
+        raise ObjectiveError(f"{owner}: `{option}` must be positive and finite; got {value!r}.")
+    return value
+
+
+def check_weight(owner: str, option: str, value: float) -> float:
+    """Return a published weight, which may be zero but not negative.
+
+    Args:
+        owner: Function name, for the message.
+        option: Option name, for the message.
+        value: What was passed.
+
+    Returns:
+        The value.
+
+    Raises:
+        ObjectiveError: If it is negative or not finite.
+    """
+    if not (is_number(value) and 0 <= value < float("inf")):
+        raise ObjectiveError(f"{owner}: `{option}` must be finite and >= 0; got {value!r}.")
+    return value
+
+
+def check_resize(owner: str, value: Literal["logits"] | None) -> Literal["logits"] | None:
+    """Return the option `resize` of a term with a target.
+
+    Args:
+        owner: Class name, for the message.
+        value: What was passed.
+
+    Returns:
+        The value.
+
+    Raises:
+        ObjectiveError: If it is neither None nor "logits".
+    """
+    if value is not None:
+        check_choice(owner, "resize", value, ("logits",))
     return value
 
 
@@ -303,8 +348,8 @@ def check_share(owner: str, option: str, value: float) -> None:
     Raises:
         ObjectiveError: If it does not.
     """
-    if not 0 <= value <= 1:
-        raise ObjectiveError(f"{owner}: `{option}` must be in [0, 1]; got {value}.")
+    if not (is_number(value) and 0 <= value <= 1):
+        raise ObjectiveError(f"{owner}: `{option}` must be in [0, 1]; got {value!r}.")
 
 
 def check_choice(owner: str, option: str, value: str, choices: Sequence[str]) -> None:

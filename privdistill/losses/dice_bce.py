@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
-from privdistill.losses.base import Term, check_choice, check_positive
+from privdistill.losses.base import Term, check_choice, check_positive, check_resize
 from privdistill.losses.functional import (
     Activation,
     Binarisation,
     at_least_float32,
-    resize,
 )
 from privdistill.losses.fused import Comparison, dice_bce_sums
 from privdistill.losses.reading import resolve, teacher_logits
-from privdistill.losses.targets import check_activation, reference
+from privdistill.losses.targets import check_activation, enlarged, reference
 from privdistill.output import Step
 
 
@@ -91,16 +90,17 @@ class DiceBCE:
         cost = (1 - dice) + bce / _count(comparison, first)
         mask = comparison.mask
         known = None if mask is None else mask.flatten(2).amax(2).to(cost.dtype)
-        return _mean_over_samples(self._mean_over_classes(cost, known), weights)
-
-    def _mean_over_classes(self, cost: Tensor, known: Tensor | None) -> Tensor:
-        """`(B, C)` to `(B,)`, without the regions that a sample ignores altogether."""
         shares = self._class_weights(cost)
         if known is not None:
+            # Without the regions that a sample ignores altogether, and without a sample of which
+            # nothing is left.
             shares = shares * known
+            counts = (shares.sum(dim=1) > 0).to(cost.dtype)
+            weights = counts if weights is None else counts * weights.to(cost.dtype)
         total = shares.sum(dim=-1, keepdim=True)
         # No matrix product, which autocast would round to half precision.
-        return (cost * (shares / torch.where(total > 0, total, 1))).sum(dim=1)
+        costs = (cost * (shares / torch.where(total > 0, total, 1))).sum(dim=1)
+        return _mean_over_samples(costs, weights)
 
     def _class_weights(self, cost: Tensor) -> Tensor:
         if self.class_weights is None:
@@ -203,12 +203,10 @@ class GroundTruth(Term):
     ) -> None:
         super().__init__()
         check_choice("GroundTruth", "of", of, ("student", "teacher"))
-        if resize is not None:
-            check_choice("GroundTruth", "resize", resize, ("logits",))
         self.of = of
         self.needs_teacher = of == "teacher"
         self.ignore_index = ignore_index
-        self.resize = resize
+        self.resize = check_resize("GroundTruth", resize)
         self.dice_bce = DiceBCE(
             activation,
             include_background,
@@ -221,9 +219,8 @@ class GroundTruth(Term):
     def forward(self, step: Step) -> Tensor:
         """Compute the term from one network's logits and the target."""
         activation = resolve(self.dice_bce.activation, step)
+        step = enlarged(step) if self.resize else step
         logits = step.student if self.of == "student" else self._of_teacher(step)
-        if self.resize and step.target is not None:
-            logits = _enlarge(logits, step.target)
         target, mask, weights = reference(
             step, logits, activation, term=self.name, ignore_index=self.ignore_index
         )
@@ -243,13 +240,6 @@ class GroundTruth(Term):
         own += [f"ignore_index={self.ignore_index}"] * (self.ignore_index is not None)
         own += [f"resize={self.resize!r}"] * (self.resize is not None)
         return ", ".join(filter(None, (*own, self.dice_bce.changed())))
-
-
-def _enlarge(logits: Tensor, target: Tensor) -> Tensor:
-    """Bring logits to the target's size, if that is finer; anything else is refused later."""
-    size, wanted = logits.shape[2:], target.shape[-(logits.ndim - 2) :]
-    finer = all(new >= old for new, old in zip(wanted, size, strict=True))
-    return resize(logits, wanted) if finer else logits
 
 
 class SoftTargetDiceBCE(Term):

@@ -151,7 +151,7 @@ class FeatureCosine(FeatureTerm):
     """One minus the cosine between the channel vectors of each voxel.
 
     Computed as half the squared distance of the two unit vectors, which is the same and exact
-    where they agree; two zero vectors agree.
+    where they agree. Two zero vectors agree; of one zero vector it is one half.
 
     Args:
         tap: Name of the tap.

@@ -178,7 +178,10 @@ def latent_kl(
     """
     log_p = _log_distribution(at_least_float32(student), normalisation, temperature)
     log_q = _log_distribution(at_least_float32(teacher).detach(), normalisation, temperature)
-    summands = log_q.exp() * (log_q - log_p)
+    q = log_q.exp()
+    # The last two sum to zero; with them no summand is negative, and the rounding of a normaliser,
+    # which would enter with the whole mass of q, cancels.
+    summands = q * (log_q - log_p) + (log_p.exp() - q)
     divergence: Tensor = summands.sum(dim=-1) if reduction == "sum" else summands
     return divergence.mean()
 

@@ -86,12 +86,17 @@ def dice_bce_sums(
         Hu et al. 2020, arXiv:2106.09564, eqs. (2) and (4), which apply BCE to softmax outputs.
     """
     flat = [
-        None if values is None else values.detach().flatten(2)
+        None if values is None else _plain(values).flatten(2)
         for values in (comparison.source, comparison.binary_source, comparison.mask)
     ]
     recipe = (activation, squared, comparison.temperature, comparison.binarisation)
     sums: Tensor = _DiceBCESums.apply(recipe, logits.flatten(2), *flat)
     return Sums(*sums.unbind())
+
+
+def _plain(values: Tensor) -> Tensor:
+    """Without a graph; a copy of what was made under inference_mode, which no graph may keep."""
+    return values.clone() if values.is_inference() else values.detach()
 
 
 class _Maps(NamedTuple):
@@ -106,7 +111,8 @@ class _Maps(NamedTuple):
 class _DiceBCESums(torch.autograd.Function):
     """`(3, B, C)`, with a gradient of its own: through the operators a dozen maps are kept.
 
-    A block is read from memory once, whatever is made of it; the gradient makes it anew.
+    A block is read from memory once, whatever is made of it; the gradient makes it anew. It can be
+    taken once: a second derivative, and `torch.func`, are errors of torch.
     """
 
     @staticmethod
@@ -271,7 +277,8 @@ def _softmax_costs(logits: Tensor, binary: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities, and the cross-entropy of each."""
     soft = _softmax(logits)
     log_total = soft.total.log()
-    log_p = logits - (soft.highest + log_total)
+    # In this order an offset that all logits share costs no digits.
+    log_p = (logits - soft.highest).sub_(log_total)
     of_winner = soft.others.log().add_(soft.gap).sub_(log_total)
     log_rest = (1 - soft.low).log_().addcmul_(soft.won, of_winner)
     return soft.p, log_rest.lerp_(log_p, binary).neg_()

@@ -5,7 +5,7 @@ part is Dice plus cross-entropy in all of them, so that they compare in what the
 a paper supervises otherwise, its preset says so.
 """
 
-from privdistill.losses.base import Objective, check_share
+from privdistill.losses.base import Objective, check_positive, check_share, check_weight
 from privdistill.losses.dice_bce import GroundTruth, SoftTargetDiceBCE
 from privdistill.losses.features import ContrastiveProjection
 from privdistill.losses.latent import LatentKL
@@ -45,6 +45,7 @@ LatentKL(tap='bottleneck')
         Hu et al. 2020, arXiv:2106.09564, eq. (5); the constants are those of its section 3.2.
     """
     check_share("kdnet", "imitation", imitation)
+    check_weight("kdnet", "latent_weight", latent_weight)
     taught = imitation * SoftTargetDiceBCE(temperature=temperature)
     return taught + (1 - imitation) * GroundTruth() + latent_weight * LatentKL(tap)
 
@@ -132,6 +133,8 @@ def structured(
         holistic, adversarial term has an optimizer of its own and is added by hand:
         `structured() + 0.1 * HolisticAdversarial()`.
     """
+    check_weight("structured", "pixelwise", pixelwise)
+    check_weight("structured", "pairwise", pairwise)
     pixels = HintonKL(temperature=1.0)
     return GroundTruth() + pixelwise * pixels + pairwise * PairwiseSimilarity(tap)
 
@@ -162,6 +165,8 @@ def pmkl(*, reliable: float = 0.5, contrastive: float = 0.5, tap: str = "decoder
         published. Its weight decay of 1e-5 belongs to the optimizer; its cross-entropy is weighted
         by class: `GroundTruth(class_weights=...)`.
     """
+    check_weight("pmkl", "reliable", reliable)
+    check_weight("pmkl", "contrastive", contrastive)
     taught = reliable * ReliableSoftTargetCE(temperature=10.0)
     return GroundTruth() + taught + contrastive * ContrastiveProjection(tap)
 
@@ -194,6 +199,9 @@ def protokd(
         Wang et al. 2023, ProtoKD (ICASSP), and the constants of the code the authors published. Its
         cross-entropy is weighted by class: `GroundTruth(class_weights=...)`.
     """
+    check_positive("protokd", "classes", classes)
+    check_weight("protokd", "softened", softened)
+    check_weight("protokd", "prototypes", prototypes)
     soft = HintonKL(temperature=10.0, scale_by_t2=False)
     return GroundTruth() + softened / classes * soft + prototypes * PrototypeSimilarity(tap)
 
@@ -221,4 +229,6 @@ def xie(*, zero_order: float = 1.0, first_order: float = 1.0) -> Objective:
         Xie et al. 2018, arXiv:1810.08476, of which the abstract alone could be read: the exact
         forms and weights could not be checked.
     """
+    check_weight("xie", "zero_order", zero_order)
+    check_weight("xie", "first_order", first_order)
     return GroundTruth() + zero_order * ProbabilityMSE() + first_order * LocalConsistency()

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.losses.base import check_choice, check_positive
+from privdistill.losses.base import check_choice, check_positive, check_resize
 from privdistill.losses.features import FeatureTerm
 from privdistill.losses.functional import Activation, full_precision, probabilities, resize, unit
 from privdistill.losses.reading import resolve
 from privdistill.losses.response import ResponseTerm
-from privdistill.losses.targets import reference
+from privdistill.losses.targets import enlarged, reference
 from privdistill.output import Step
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -106,6 +106,7 @@ class PrototypeSimilarity(FeatureTerm):
     Args:
         tap: Name of the tap, usually the last features before the logits.
         ignore_index: Value in the target that marks voxels to leave out, of prototypes and maps.
+        resize: "logits" enlarges logits that are coarser than the target; None refuses them.
 
     Shape:
         Features `(B, C, *spatial)`; C may differ between the networks. Target: as the logits,
@@ -137,13 +138,21 @@ class PrototypeSimilarity(FeatureTerm):
     needs_target = True
     equal_channels = False
 
-    def __init__(self, tap: str = "decoder", *, ignore_index: int | None = None) -> None:
+    def __init__(
+        self,
+        tap: str = "decoder",
+        *,
+        ignore_index: int | None = None,
+        resize: Literal["logits"] | None = None,
+    ) -> None:
         super().__init__(tap)
         self.ignore_index = ignore_index
+        self.resize = check_resize("PrototypeSimilarity", resize)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features and the target."""
         student, teacher = self.features(step)
+        step = enlarged(step) if self.resize else step
         target, mask, weights = reference(
             step, step.student, resolve(None, step), term=self.name, ignore_index=self.ignore_index
         )

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.losses.base import Term, changed_options, check_choice, check_positive
+from privdistill.losses.base import (
+    Term,
+    changed_options,
+    check_choice,
+    check_positive,
+    check_resize,
+)
 from privdistill.losses.functional import (
     Activation,
     at_least_float32,
@@ -15,7 +21,7 @@ from privdistill.losses.functional import (
     standardise,
 )
 from privdistill.losses.reading import resolve, teacher_logits
-from privdistill.losses.targets import check_activation, reference
+from privdistill.losses.targets import check_activation, enlarged, reference
 from privdistill.output import Step
 
 Reduction = Literal["mean", "sum"]
@@ -141,7 +147,9 @@ def _divergence(student: Tensor, teacher: Tensor, activation: Activation) -> Ten
     """KL(teacher || student) of tempered logits at each voxel, `(B, *spatial)`."""
     if activation == "softmax":
         log_q, log_p = teacher.log_softmax(1), student.log_softmax(1)
-        return (log_q.exp() * (log_q - log_p)).sum(1)
+        q = log_q.exp()
+        # As in `latent_kl`: summands that are not negative keep their digits near agreement.
+        return (q * (log_q - log_p) + (log_p.exp() - q)).sum(1)
     # log(1 - p) from -l: the difference to one has no digits left where p is close to it.
     inside = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     outside = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
@@ -245,6 +253,7 @@ class ReliableSoftTargetCE(ResponseTerm):
     Args:
         temperature: T, dimensionless, > 0.
         ignore_index: Value in the target that marks voxels to leave out.
+        resize: "logits" enlarges logits that are coarser than the target; None refuses them.
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
 
     Shape:
@@ -281,14 +290,17 @@ class ReliableSoftTargetCE(ResponseTerm):
         *,
         temperature: float = 10.0,
         ignore_index: int | None = None,
+        resize: Literal["logits"] | None = None,
         activation: Activation | None = None,
     ) -> None:
         super().__init__(activation=activation)
         self.temperature = check_positive("ReliableSoftTargetCE", "temperature", temperature)
         self.ignore_index = ignore_index
+        self.resize = check_resize("ReliableSoftTargetCE", resize)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits and the target."""
+        step = enlarged(step) if self.resize else step
         student, teacher, activation = self.logits(step)
         # Several teachers answer at T; whether they are right is asked of them untempered.
         mixed = teacher_logits(step, activation, term=self.name, temperature=self.temperature)

@@ -13,6 +13,7 @@ from privdistill.exceptions import ObjectiveError
 #: Maps the number of training steps taken, a scalar tensor, to the factor of a term's weight.
 Schedule = Callable[[Tensor], Tensor | float]
 
+_MOST = torch.finfo(torch.float64).max
 _CURVES = ("linear", "cosine", "exponential")
 
 
@@ -50,7 +51,7 @@ class Ramp:
     curve: Literal["linear", "cosine", "exponential"] = "linear"
 
     def __post_init__(self) -> None:
-        if self.steps <= 0 or self.begin < 0:
+        if not (self.steps > 0 and self.begin >= 0):
             raise ObjectiveError(
                 f"{self}: `steps` must be positive and `begin` must not be negative, both counted "
                 "in training steps."
@@ -141,9 +142,11 @@ class Weight:
                 tried at step 0.
         """
         if isinstance(factor, Weight):
-            return Weight(self.factor * factor.factor, self.schedules + factor.schedules)
-        if isinstance(factor, int | float) and abs(factor) < float("inf"):
-            return Weight(self.factor * float(factor), self.schedules)
+            product = self.times(factor.factor)
+            return Weight(product.factor, self.schedules + factor.schedules)
+        number: Any = factor
+        if is_number(number) and abs(number) <= _MOST and abs(self.factor * number) <= _MOST:
+            return Weight(self.factor * float(number), self.schedules)
         if callable(factor) and not isinstance(factor, nn.Module):
             _check_scalar(factor)
             return Weight(self.factor, (*self.schedules, factor))
@@ -157,10 +160,22 @@ class Weight:
         return " * ".join([*number, *map(_name, self.schedules)])
 
 
+def is_number(value: Any) -> bool:
+    """Say whether a value is a real number, numpy's included.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Whether it can be compared with others.
+    """
+    return isinstance(value, Real)
+
+
 def _check_scalar(schedule: Schedule) -> None:
     """Try a schedule when the objective is made: a training step is late to learn of a typo."""
     value: Any = schedule(torch.tensor(0))
-    scalar = isinstance(value, Real) or (isinstance(value, Tensor) and not value.ndim)
+    scalar = is_number(value) or (isinstance(value, Tensor) and not value.ndim)
     if not (scalar and abs(float(value)) < float("inf")):
         raise ObjectiveError(
             f"The schedule {_name(schedule)} gave {value!r} at step 0; it must return a finite "

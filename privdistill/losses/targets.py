@@ -1,12 +1,13 @@
 """References in the forms people have them, as one channel per logit channel."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
-from privdistill.losses.functional import Activation
+from privdistill.losses.functional import Activation, resize
 from privdistill.output import Step
 
 
@@ -58,6 +59,12 @@ def reference(
     target, mask = step.target, None
     fits = target.shape == logits.shape or _is_label_map(target, logits)
     if ignore_index is not None and fits:
+        if step.validate and ignore_index in (0, 1) and target.shape == logits.shape:
+            raise ObjectiveError(
+                f"{term}: ignore_index={ignore_index} would ignore whole channels of a target with "
+                "one channel per class, which holds nothing but 0 and 1. Mark the voxels with "
+                "another value, such as 255, or pass a label map."
+            )
         ignored = target == ignore_index
         if activation == "softmax" and target.shape == logits.shape:
             ignored = ignored.any(dim=1, keepdim=True)
@@ -74,6 +81,27 @@ def reference(
         target = _hide(target, missing, logits, activation)
     channels = as_channels(target, logits, activation, term=term, validate=step.validate)
     return Reference(channels, mask, weights)
+
+
+def enlarged(step: Step) -> Step:
+    """Bring all logits of a step to the target's size, if that is finer.
+
+    Args:
+        step: The step.
+
+    Returns:
+        The step; as it came where sizes are equal, and where a term will refuse them.
+    """
+    axes = step.student.ndim - 2
+    size = () if step.target is None else tuple(step.target.shape[-axes:])
+    if not size or any(new < old for new, old in zip(size, step.student.shape[2:], strict=True)):
+        return step
+    return replace(
+        step,
+        student=resize(step.student, size),
+        teacher=None if step.teacher is None else resize(step.teacher, size),
+        members=tuple((resize(logits, size), share) for logits, share in step.members),
+    )
 
 
 def _hide(target: Tensor, hidden: Tensor, logits: Tensor, activation: Activation) -> Tensor:
@@ -157,12 +185,12 @@ def as_channels(
     raise ShapeMismatchError(
         f"{term}: the logits are {tuple(logits.shape)}, the target is {tuple(target.shape)}; with "
         f"{activation} the target must be {forms}. Targets are never resized; where they are "
-        "finer than the logits, GroundTruth(resize='logits') enlarges the logits."
+        "finer than the logits, the term's option resize='logits' enlarges the logits."
     )
 
 
 def check_activation(logits: Tensor, activation: Activation, *, term: str) -> None:
-    """Refuse a softmax over one channel, which is 1 everywhere.
+    """Refuse logits without voxels, and a softmax over one channel, which is 1 everywhere.
 
     Args:
         logits: `(B, C, *spatial)`.
@@ -171,7 +199,13 @@ def check_activation(logits: Tensor, activation: Activation, *, term: str) -> No
 
     Raises:
         ObjectiveError: If there is one channel under softmax.
+        ShapeMismatchError: If they are no map, or an empty one.
     """
+    if logits.ndim < 3 or 0 in logits.shape:
+        raise ShapeMismatchError(
+            f"{term}: the logits are {tuple(logits.shape)}; expected (B, C, *spatial) with at "
+            "least one spatial axis and no empty one. If the batch is empty, leave the step out."
+        )
     if activation == "softmax" and logits.shape[1] == 1:
         raise ObjectiveError(
             f"{term}: a softmax over 1 channel is constant. Pass activation='sigmoid', or give the "

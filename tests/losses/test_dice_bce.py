@@ -287,7 +287,7 @@ def test_as_many_class_weights_as_channels_that_count():
 
 def test_a_finer_target_is_met_by_enlarged_logits_only_if_asked():
     target = MAP.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    with pytest.raises(ShapeMismatchError, match=r"GroundTruth\(resize='logits'\)"):
+    with pytest.raises(ShapeMismatchError, match=r"option resize='logits'"):
         gt(LOGITS, target)
     enlarged = nn.functional.interpolate(LOGITS, size=(16, 16), mode="bilinear")
     found = gt(LOGITS, target, resize="logits")
