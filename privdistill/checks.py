@@ -71,9 +71,7 @@ def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective:
                 f"The {role} has lazy layers without weights. Run it once on a batch of its own "
                 "before the wrapper is built."
             )
-    # Whoever has sharded a network has imported this; nobody else should wait for the import.
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp and any(isinstance(module, fsdp.FSDPModule) for module in student.modules()):
+    if any(sharded(module) for module in student.modules()):
         raise LifecycleError(
             "The student is sharded by FSDP already: the dry run would leave its weights gathered, "
             "and the wrapper's adapters would be left out. Build the wrapper from the plain "
@@ -183,15 +181,18 @@ def check_same_views(inputs: InputViews) -> None:
         )
 
 
-def check_cache(cache: TeacherCache | None, teacher: Teacher | None) -> None:
+def check_cache(
+    cache: TeacherCache | None, teacher: Teacher | None, networks: Sequence[nn.Module]
+) -> None:
     """Refuse to keep the outputs of a teacher that changes in every step.
 
     Args:
         cache: What the user passed.
         teacher: What the user declared.
+        networks: What it consists of.
 
     Raises:
-        LifecycleError: If it is no cache, or the teacher changes.
+        LifecycleError: If it is no cache, the teacher changes, or FSDP has sharded it.
     """
     if cache is None:
         return
@@ -203,6 +204,12 @@ def check_cache(cache: TeacherCache | None, teacher: Teacher | None) -> None:
         raise LifecycleError(
             f"A {type(teacher).__name__} changes in every step, so its outputs cannot be kept. "
             "Leave `cache` out, or pass a frozen teacher."
+        )
+    if any(sharded(part) for network in networks for part in network.modules()):
+        raise LifecycleError(
+            "The teacher is sharded by FSDP: where one process finds a sample and another does "
+            "not, both would wait for each other for ever. Leave `cache` out, or pass the teacher "
+            "unsharded; with a cache it hardly runs."
         )
 
 
@@ -311,6 +318,20 @@ def check_synchronised(student: nn.Module, others: Iterable[tuple[str, nn.Module
         )
 
 
+def sharded(module: nn.Module) -> bool:
+    """Say whether FSDP has sharded a layer.
+
+    Args:
+        module: The layer.
+
+    Returns:
+        Whether it has.
+    """
+    # Whoever has sharded a network has imported this; nobody else should wait for the import.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
 def check_gathered(wrapper: nn.Module) -> None:
     """Refuse to predict with weights of which this process has a part.
 
@@ -320,9 +341,8 @@ def check_gathered(wrapper: nn.Module) -> None:
     Raises:
         LifecycleError: If it is sharded by FSDP, which was not told of `predict`.
     """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
     # Registering a method replaces it on the instance.
-    if fsdp and isinstance(wrapper, fsdp.FSDPModule) and "predict" not in vars(wrapper):
+    if sharded(wrapper) and "predict" not in vars(wrapper):
         raise LifecycleError(
             "The wrapper is sharded by FSDP, which gathers weights for forward() alone. Call "
             "torch.distributed.fsdp.register_fsdp_forward_method(kd, 'predict') right after "

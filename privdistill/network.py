@@ -1,14 +1,13 @@
 """One network of a wrapper: its hooks, its view, and what the dry run showed."""
 
 import copy
-import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from privdistill import dry_run
-from privdistill.checks import check_view, feature_map
+from privdistill.checks import check_view, feature_map, sharded
 from privdistill.taps.names import uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
@@ -160,7 +159,12 @@ class TeacherNetwork(Network):
     ) -> None:
         super().__init__(model, layers, view, f"teacher {index + 1}" if index else "teacher")
         self.holder = hold(declared, model)
-        self.runs_on = why_not_left_early(model)
+
+    def runs_on(self) -> str:
+        """Say why the forward pass cannot be left at the last tap, if it cannot."""
+        if self.example is None:
+            return "no example was given, and a layer that runs twice would not be noticed"
+        return why_not_left_early(self.holder.module)
 
     def release(self) -> None:
         """Remove the hooks and give up the claim on the teacher."""
@@ -189,8 +193,7 @@ def why_not_left_early(model: nn.Module) -> str:
         The reason, or an empty text where it can be stopped.
     """
     parts = list(model.modules())
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp and any(isinstance(part, fsdp.FSDPModule) for part in parts):
+    if any(sharded(part) for part in parts):
         return "it is sharded by FSDP, which must see the end of each layer"
     if any(part is not uncompiled(part) or vars(part).get("_compiled_call_impl") for part in parts):
         return "it is compiled, and a graph cannot be left half-way"

@@ -127,10 +127,10 @@ class DistillationWrapper(nn.Module):
         self.pickles_teacher = True
         if isinstance(teacher, MovingAverage):
             checks.check_same_views(self.inputs)
-        checks.check_cache(cache, teacher)
+        teachers = members(teacher, student)
+        checks.check_cache(cache, teacher, teachers)
         self.cache = cache
         self._fingerprint: Fingerprint | None = None
-        teachers = members(teacher, student)
         checks.check_networks(teachers, student, self.objective)
         self.taps = checks.tap_table(taps or {}, self.objective.taps, len(teachers))
         self._shares = shares(teacher, len(teachers))
@@ -491,15 +491,17 @@ class DistillationWrapper(nn.Module):
         read = self.objective.needs_teacher_logits or self.taps
         if self.cache is None or key is None or not read:
             return self._run_teachers(view)
-        if self._fingerprint is None:
-            self._fingerprint = Fingerprint(self._frozen(), self._asked())
-        teacher = self._fingerprint.current()
-        return _parted(
-            self.cache.fetch(teacher, key, view, lambda: _named(*self._run_teachers(view)))
-        )
+        served: tuple[list[Heads], Features] = self._from_cache(self.cache, view, key)
+        return served
 
-    def _frozen(self) -> list[nn.Module]:
-        return [teacher.holder.module for teacher in self._teachers]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _from_cache(
+        self, cache: TeacherCache, view: Tensor, key: Sequence[str]
+    ) -> tuple[list[Heads], Features]:
+        if self._fingerprint is None:
+            self._fingerprint = Fingerprint([t.holder.module for t in self._teachers])
+        teacher = self._fingerprint.current(self._asked())
+        return _parted(cache.fetch(teacher, key, view, lambda: _named(*self._run_teachers(view))))
 
     def _asked(self) -> str:
         """What else than its weights decides what a teacher's outputs are."""
@@ -539,7 +541,9 @@ class DistillationWrapper(nn.Module):
 
     def _stops(self, teacher: TeacherNetwork) -> bool:
         """Whether nothing behind a teacher's last tap is read."""
-        return not (self.objective.needs_teacher_logits or teacher.runs_on)
+        if self.objective.needs_teacher_logits or torch.compiler.is_compiling():
+            return False
+        return not teacher.runs_on()
 
     def _pair(self, student: Features, teacher: Features) -> dict[str, TapPair]:
         pairs = {}
@@ -691,8 +695,10 @@ class DistillationWrapper(nn.Module):
         for teacher in self._teachers:
             if teacher.recorder.places:
                 stops = "stops at its last tap, as no term reads its logits"
-                runs = f"runs to its end, as {teacher.runs_on}"
-                lines.append(f"  {teacher.role}: {runs if teacher.runs_on else stops}")
+                why = teacher.runs_on()
+                if self._compiled_call_impl is not None:
+                    why = "the wrapper is compiled, and a graph cannot be left half-way"
+                lines.append(f"  {teacher.role}: {f'runs to its end, as {why}' if why else stops}")
         return lines
 
 

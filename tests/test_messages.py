@@ -127,6 +127,13 @@ def other_input():
         kd(image, LABELS[:1], key=["case12/flip0"])
 
 
+def answers_otherwise():
+    kd = wrap(cache=TeacherCache())
+    for teachers in (kd._run_teachers, lambda view: ([[1 + HOT]], {"bottleneck": HOT})):
+        kd._run_teachers = teachers
+        kd(IMAGE, LABELS, key=["a", "b"])
+
+
 class Unchecked(Term):
     def forward(self, step):
         return step.student
@@ -361,6 +368,10 @@ MISUSES = {
     "folder of a cache": lambda: TeacherCache("/dev/null/cache"),
     "keys": lambda: wrap(cache=TeacherCache())(IMAGE, LABELS, key="ab"),
     "key of another input": other_input,
+    "key of two inputs": lambda: wrap(cache=TeacherCache())(
+        torch.stack([IMAGE[0], IMAGE[0] + 1]), LABELS, key=["a", "a"]
+    ),
+    "teacher that answers otherwise": answers_otherwise,
     "key of another flip": lambda: wrap(cache=TeacherCache(share_flips=True))(
         IMAGE, LABELS, key=["a/flip4", "b"]
     ),

@@ -57,6 +57,19 @@ def test_the_teacher_works_outside_of_the_wrapper(build):
     assert torch.equal(kd.teacher(IMAGE), before)
 
 
+def test_without_a_dry_run_the_whole_forward_runs(build):
+    taps = {"bottleneck": Tap("bottleneck", "bottleneck", adapter=None)}
+    kd = build(objective=LATENT, taps=taps, example=None)
+    assert ran(kd, "head")[0]
+    assert "runs to its end, as no example was given" in repr(kd)
+
+
+def test_a_wrapper_compiled_in_place_says_so(build):
+    kd = build(objective=LATENT)
+    kd.compile(backend="eager")
+    assert "teacher: runs to its end, as the wrapper is compiled" in repr(kd)
+
+
 def test_steps_may_follow_each_other(build):
     kd = build(objective=LATENT)
     assert kd(IMAGE, TARGET).loss == kd(IMAGE, TARGET).loss

@@ -170,7 +170,8 @@ class TrainingConfig:
             flip: "disk" (with the preprocessed subjects; processes and later runs share it),
             "memory", or "off".
         teacher_cache_storage: "full" keeps every bit, so that the student's weights are those of
-            a training without the cache; "half" and "8bit" take less and err a little.
+            a training without the cache, but for rounding where the last batch is smaller; "half"
+            and "8bit" take less and err a little.
         teacher_cache_gib: Limit of the cache in GiB; the teacher runs for what has no room.
         accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
         devices: Devices of one node: a number, or "auto" for all.

@@ -61,7 +61,8 @@ class Experiment:
         subjects: Files by name.
         datasets: Preprocessed training and validation subjects.
         performance: How training steps are taken.
-        cache_counts: Hits, misses and bytes of the teacher cache, in this process.
+        cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
+            process.
     """
 
     config: Config
@@ -118,6 +119,7 @@ class Experiment:
                 self.cache_counts = {
                     "hits": before.get("hits", 0) + now.hits,
                     "misses": before.get("misses", 0) + now.misses,
+                    "skipped": before.get("skipped", 0) + now.skipped,
                     "bytes": now.bytes,
                 }
 

@@ -387,7 +387,7 @@ def show(experiment: Experiment, scores: Sequence[Score]) -> None:
     summary = experiment.write_summary()
     phases = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
     counts = summary.get("teacher_cache")
-    served = [render_cache(counts)] if counts else []
+    served = [render_cache(counts, experiment.fabric.world_size)] if counts else []
     peaks = ", ".join(f"{name} {value:.0f} MiB" for name, value in summary["peak_mib"].items())
     for line in (
         f"Time: {phases}; in all {summary['total_seconds']:.0f} s",
@@ -398,11 +398,12 @@ def show(experiment: Experiment, scores: Sequence[Score]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def render_cache(counts: dict[str, int]) -> str:
+def render_cache(counts: dict[str, int], processes: int) -> str:
     """Say how often the teacher ran and how often it was not asked.
 
     Args:
-        counts: Hits, misses and bytes.
+        counts: Hits, misses, entries not stored and bytes.
+        processes: Number of processes, of which the first counts.
 
     Returns:
         One line.
@@ -411,6 +412,8 @@ def render_cache(counts: dict[str, int]) -> str:
     return (
         f"Teacher cache: {counts['hits']} of {asked} samples served, the teacher ran for "
         f"{counts['misses']}; {counts['bytes'] / 2**20:.0f} MiB"
+        + f"; {counts.get('skipped')} had no room" * bool(counts.get("skipped"))
+        + (" (of the first process)" if processes > 1 else "")
     )
 
 

@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from privdistill.losses.functional import full_precision
 
 Storage = Literal["full", "half", "8bit"]
 Result = TypeVar("Result")
 
-_BINS = 64  # slices of the first axis whose mean is in a digest
-_PROBES = 4  # voxels per axis that are in it
+_SUMS = 4  # per channel in a digest
 
 
 class Entry(NamedTuple):
@@ -38,8 +38,9 @@ class Entry(NamedTuple):
         return [self.digest, *(t for name in sorted(self.parts) for t in self.parts[name])]
 
     def checksum(self) -> int:
-        """CRC-32 of all tensors; tells a damaged file from a sound one."""
-        total = 0
+        """CRC-32 of names, shapes and numbers; tells a damaged file from a sound one."""
+        shapes = [(t.dtype, tuple(t.shape)) for t in self.tensors()]
+        total = zlib.crc32(repr((sorted(self.parts), shapes)).encode())
         for tensor in self.tensors():
             total = on_bytes(tensor, partial(_crc32, total))
         return total
@@ -100,52 +101,67 @@ def decode(parts: Sequence[Tensor], storage: Storage) -> Tensor:
 
 
 def digest(view: Tensor) -> Tensor:
-    """Describe an image in a few hundred numbers: slice means, and voxels of a coarse grid.
+    """Describe an image in a few numbers: its size, and sums with fixed random weights.
 
-    Cheap, since each image is described in every step; a flip, a crop, noise or another contrast
-    changes it by far more than rounding does.
+    The weights of a voxel are products of one weight per axis, so that the image is read once and
+    every voxel counts at its place: a flip, a shift, a hole, noise or another contrast changes the
+    sums by far more than rounding does.
 
     Args:
         view: `(B, C, *spatial)`.
 
     Returns:
-        `(B, D)` in float32, on the CPU.
+        `(B, 1 + 4 C)` in float32, on the CPU: the norm, then four sums per channel.
 
     Example:
-        >>> digest(torch.arange(4.0).reshape(1, 1, 4))
-        tensor([[0., 1., 2., 3., 0., 1., 2., 3.]])
+        >>> digest(torch.ones(2, 3, 8, 8)).shape
+        torch.Size([2, 13])
     """
-    # One mean for all channels: in both memory layouts a slice is then long runs of numbers.
     batch, channels, length = view.shape[:3]
+    # One of both is a run of memory, in either layout.
     last = view.movedim(1, -1)
-    if last.is_contiguous():
-        slices = last.reshape(batch, 1, length, -1).mean(3, dtype=torch.float32)
-    else:
-        each = view.reshape(batch, channels, length, -1).mean(3, dtype=torch.float32)
-        slices = each.mean(1, keepdim=True)
-    slices = F.adaptive_avg_pool1d(slices, min(_BINS, slices.shape[2]))
-    steps = [-(-length // _PROBES) for length in view.shape[2:]]
-    coarse = [slice(step // 2, None, step) for step in steps]
-    probes = view[:, :, *coarse].float()
-    return torch.cat((slices.flatten(1), probes.flatten(1)), dim=1).cpu()
+    flat = last if last.is_contiguous() else view
+    flat = flat.reshape(batch, -1).float()
+    norm = torch.linalg.vector_norm(flat, dim=1)
+    if not bool(norm.isfinite().all()):
+        # Where values are missing is a part of the image, too.
+        flat = flat.nan_to_num(3.0, 5.0, -5.0)
+        norm = torch.linalg.vector_norm(flat, dim=1)
+    with full_precision(view):
+        if last.is_contiguous():
+            sums = _weights(length, 0).to(flat) @ flat.reshape(batch, length, -1)
+            sums = sums.reshape(batch, _SUMS, *view.shape[3:], channels).movedim(-1, 1)
+        else:
+            sums = _weights(length, 0).to(flat) @ flat.reshape(batch * channels, length, -1)
+            sums = sums.reshape(batch, channels, _SUMS, *view.shape[3:])
+    for axis, size in reversed(list(enumerate(view.shape[3:], start=1))):
+        weights = _weights(size, axis).to(flat).reshape(_SUMS, *[1] * (sums.ndim - 4), size)
+        sums = (sums * weights).sum(-1)
+    return torch.cat((norm[:, None], sums.flatten(1)), dim=1).cpu()
+
+
+def _weights(size: int, axis: int) -> Tensor:
+    """Numbers `(4, size)` of both signs and never near zero, the same ones in every run."""
+    position = torch.arange(1, size + 1, dtype=torch.float64)
+    factors = torch.tensor([12.9898, 78.233, 37.719, 94.673], dtype=torch.float64) + axis
+    noise = (torch.sin(factors[:, None] * position) * 43758.5453).frac()
+    return noise + torch.where(noise < 0, -0.5, 0.5)
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """How much two digests differ, as a share of the largest number in them.
+    """How much two digests differ, as a share of the image's norm.
 
     Args:
         one: `(1, D)`.
         other: Likewise.
 
     Returns:
-        0 for equal ones, not-a-number in the same places counting as equal; infinity where their
-        lengths differ.
+        0 for equal ones; infinity where their lengths differ.
     """
     if one.shape != other.shape:
         return float("inf")
-    gap = torch.where(one.isnan() & other.isnan(), 0.0, (one - other).abs())
-    scale = torch.maximum(one.abs(), other.abs()).nan_to_num(0.0).max().clamp_min(1e-12)
-    return float((gap.max() / scale).nan_to_num(float("inf")))
+    norm = torch.maximum(one[0, 0], other[0, 0]).clamp_min(1e-12)
+    return float((one - other).abs().max() / norm)
 
 
 def on_bytes(tensor: Tensor, function: Callable[[Any], Result]) -> Result:

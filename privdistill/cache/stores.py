@@ -15,11 +15,13 @@ from privdistill.exceptions import CacheError, CacheWarning
 
 _OVERHEAD = 4096  # bytes of a file around its tensors, at most
 _RECOUNT = 64  # entries stored between two looks at what other processes have stored
+_RECENT = 6 * 3600.0  # seconds for which a teacher's entries belong to a run that may go on
+_PATIENCE = 60.0  # seconds after which a full folder is looked at again
 _OPEN = 16_384  # files kept mapped; Linux allows a process about 65,000
 _ABANDONED = 3600.0  # seconds after which an unfinished file belongs to a killed process
 
 # What a file that was cut short, overwritten or written by somebody else can raise.
-_DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError)
+_DAMAGE = (RuntimeError, ValueError, TypeError, LookupError, EOFError, pickle.UnpicklingError)
 
 
 class MemoryStore:
@@ -49,6 +51,8 @@ class MemoryStore:
         Returns:
             Whether it is kept.
         """
+        replaced = self._entries.pop((teacher, name), None)
+        self.bytes -= 0 if replaced is None else replaced.bytes
         others = iter([key for key in self._entries if key[0] != teacher])
         while self.max_bytes is not None and self.bytes + entry.bytes > self.max_bytes:
             oldest = next(others, None)
@@ -88,6 +92,7 @@ class DiskStore:
         self._held = 0
         self._puts = 0
         self._failed = False
+        self._full_until = 0.0
         _remove_abandoned(folder)
 
     @property
@@ -98,8 +103,8 @@ class DiskStore:
     def get(self, teacher: str, name: str) -> Entry | None:
         """Return an entry; None if there is none, or a damaged one, which is removed."""
         entry = self._open.get((teacher, name))
-        if entry is None and (path := self._path(teacher, name)).is_file():
-            entry = _read(path)
+        if entry is None:
+            entry = _read(self._path(teacher, name))
             if entry is not None and len(self._open) < _OPEN:
                 self._open[teacher, name] = entry
         return entry
@@ -123,7 +128,8 @@ class DiskStore:
             path.parent.mkdir(exist_ok=True)
             content = {"digest": entry.digest, "parts": entry.parts, "checksum": entry.checksum()}
             torch.save(content, partial)
-            self._held += partial.stat().st_size
+            replaced = path.stat().st_size if path.is_file() else 0
+            self._held += partial.stat().st_size - replaced
             partial.replace(path)
         # A full disk is a RuntimeError of torch's writer.
         except (OSError, RuntimeError) as error:
@@ -138,18 +144,32 @@ class DiskStore:
     def _make_room(self, teacher: str, wanted: int) -> bool:
         if self.max_bytes is None:
             return True
+        if time.monotonic() < self._full_until:
+            # Listing thousands of files at each refusal would cost more than the teacher.
+            return False
         if self._puts % _RECOUNT == 0:
             self._held = self.bytes
         self._puts += 1
         if self._held + wanted <= self.max_bytes:
             return True
-        for path, size, _ in sorted(self._files(), key=lambda file: file[2]):
-            if path.parent.name != teacher:
-                path.unlink(missing_ok=True)
-                self._held -= size
+        for path, size, _ in self._removable(teacher):
+            path.unlink(missing_ok=True)
+            self._held -= size
             if self._held + wanted <= self.max_bytes:
                 return True
+        self._full_until = time.monotonic() + _PATIENCE
         return False
+
+    def _removable(self, teacher: str) -> list[tuple[Path, int, float]]:
+        """Files of teachers that no run seems to use, the oldest first."""
+        files = list(self._files())
+        newest: dict[str, float] = {}
+        for path, _, written in files:
+            newest[path.parent.name] = max(written, newest.get(path.parent.name, 0.0))
+        # Two runs that need more than there is room for would otherwise evict each other for ever.
+        old = {kind for kind, written in newest.items() if time.time() - written > _RECENT}
+        kept = [file for file in files if file[0].parent.name in old - {teacher}]
+        return sorted(kept, key=lambda file: file[2])
 
     def _path(self, teacher: str, name: str) -> Path:
         return self.folder / teacher / f"{name}.pt"
@@ -181,7 +201,17 @@ def _read(path: Path) -> Entry | None:
         if entry.checksum() == content["checksum"]:
             return entry
         damage = "its checksum differs"
-    except (*_DAMAGE, pickle.UnpicklingError) as error:
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # Too many open files, a lost server: no fault of the file.
+        warnings.warn(
+            f"TeacherCache: {path} cannot be read ({error}). The teacher runs again.",
+            CacheWarning,
+            stacklevel=2,
+        )
+        return None
+    except _DAMAGE as error:
         damage = str(error).split("\n", 1)[0]
     warnings.warn(
         f"TeacherCache: the entry {path} is damaged ({damage}). It is removed, and the teacher "

@@ -14,8 +14,10 @@ from privdistill.cache.entries import Entry, Storage, decode, digest, distance, 
 from privdistill.cache.stores import DiskStore, MemoryStore
 from privdistill.exceptions import CacheError
 
-_TOLERANCE = 1e-3  # share by which digests may differ through rounding
-_FORMAT = "1"
+_TOLERANCE = 1e-4  # share of the norm by which digests may differ through rounding
+_AGREEMENT = 0.02  # share of the largest output by which a teacher may differ from itself
+_EVERY = 500  # served batches between two comparisons with the teacher itself
+_FORMAT = "2"
 
 Outputs = Mapping[str, Tensor]
 
@@ -53,18 +55,22 @@ class TeacherCache:
     cached. If any sample of a batch is missing, the teacher runs on the whole batch, so that with
     `storage="full"` a training with the cache gives the very weights of one without. Entries belong
     to one state of one teacher, its view, its taps and its precision; what another one left in the
-    same folder is never served. Each entry remembers what its teacher saw, so that an augmentation
-    that the key does not name is an error.
+    same folder is not served. What weights and code do not show (a forward that depends on the
+    batch, on chance or on something outside) is found by comparing with the teacher itself: it runs
+    for the first batch that is served, and for every 500th. Each entry remembers what its teacher
+    saw, so that an augmentation that the key does not name is an error.
 
     Args:
         folder: Where entries are kept, for later runs and for other processes; None keeps them in
             this process's memory.
         storage: "full" keeps every bit, "half" float16, "8bit" 256 levels per channel. The largest
             error met is in `statistics`; a class may change where two logits were closer than that.
-        max_bytes: Limit for all entries; for a folder, of all teachers and processes. When it is
-            reached, entries of other teachers are removed, the oldest first. Then nothing new is
-            stored: a sample comes back once an epoch, so that the entry that was not used for
-            longest, which caches usually remove, is the one that is needed next.
+        max_bytes: Limit for all entries; for a folder, of all teachers and processes, and held
+            approximately, as processes look at each other's files now and then. When it is reached,
+            entries of other teachers are removed, the oldest first; those of a teacher that wrote
+            within six hours stay, as another run may use them. Then nothing new is stored: a sample
+            comes back once an epoch, so that the entry that was not used for longest, which caches
+            usually remove, is the one that is needed next.
         share_flips: Keep one entry per sample for all axis flips: of a key that ends in "/flip5"
             the number is read as bits, bit i for spatial axis i, and the kept output is flipped
             alike. A teacher does not quite do that: an approximation that terms on logits bear and
@@ -105,6 +111,7 @@ class TeacherCache:
         self.max_bytes = max_bytes
         self.share_flips = share_flips
         self._statistics = Statistics()
+        self._served: dict[str, int] = {}
         self._store = self._opened()
 
     def _opened(self) -> MemoryStore | DiskStore:
@@ -141,6 +148,7 @@ class TeacherCache:
         codes = [_flip_code(key, axes) if self.share_flips else 0 for key in keys]
         names = [self._name(key, view) for key in keys]
         digests = digest(mirror_each(view, codes, axes))
+        _check_repeated(keys, digests)
         entries = [self._store.get(teacher, name) for name in names]
         for key, entry, own in zip(keys, entries, samples(digests), strict=True):
             if entry is not None:
@@ -149,7 +157,9 @@ class TeacherCache:
         if len(found) == len(keys):
             self._statistics.hits += len(keys)
             batch = join(found, view.device, self.storage)
-            return {name: mirror_each(value, codes, axes) for name, value in batch.items()}
+            served = {name: mirror_each(value, codes, axes) for name, value in batch.items()}
+            self._check_now_and_then(teacher, served, run)
+            return served
         self._statistics.misses += len(keys)
         outputs = run()
         if self.share_flips:
@@ -160,6 +170,16 @@ class TeacherCache:
                 kept = {name: mirror(value, codes[index], axes) for name, value in sample.items()}
                 self._keep(teacher, names[index], digests[index : index + 1], kept)
         return outputs
+
+    def _check_now_and_then(
+        self, teacher: str, served: Outputs, run: Callable[[], Outputs]
+    ) -> None:
+        """Compare with the teacher itself: what changes it need not show in weights or code."""
+        count = self._served.get(teacher, 0)
+        self._served[teacher] = count + 1
+        # Flipped outputs are not the teacher's, and the user knows.
+        if count % _EVERY == 0 and not self.share_flips:
+            _check_agreement(served, run())
 
     def _keep(self, teacher: str, name: str, own: Tensor, sample: Outputs) -> None:
         parts = {key: encode(value, self.storage) for key, value in sample.items()}
@@ -273,6 +293,29 @@ def _check_input(key: str, entry: Entry, own: Tensor) -> None:
             "every augmentation in the key, e.g. 'case12/flip5', and pass no key for one that "
             "never repeats. If the images were prepared anew, use another folder."
         )
+
+
+def _check_repeated(keys: Sequence[str], digests: Tensor) -> None:
+    first: dict[str, Tensor] = {}
+    for key, own in zip(keys, samples(digests), strict=True):
+        if distance(first.setdefault(key, own), own) > _TOLERANCE:
+            raise CacheError(
+                f"TeacherCache: the key {key!r} names two different images of one batch. Name "
+                "every sample and augmentation in its key, e.g. 'case12/flip5'."
+            )
+
+
+def _check_agreement(served: Outputs, now: Outputs) -> None:
+    for name, value in now.items():
+        kept = served.get(name, torch.zeros(()))
+        apart = (kept.float() - value.float()).abs().max() if kept.shape == value.shape else 1e9
+        if not float(apart) <= _AGREEMENT * max(float(value.float().abs().max()), 1e-6):
+            raise CacheError(
+                f"TeacherCache: the teacher's {name} is no longer what was kept of it (they differ "
+                f"by {float(apart):.3g}), though its weights, layers and code are the same. Does "
+                "its forward depend on other samples of the batch, on chance, or on something "
+                "outside of it? Then train without a cache; otherwise use another folder."
+            )
 
 
 def _flip_code(key: str, axes: int) -> int:

@@ -96,7 +96,9 @@ def dice_bce_sums(
 
 def _plain(values: Tensor) -> Tensor:
     """Without a graph; a copy of what was made under inference_mode, which no graph may keep."""
-    return values.clone() if values.is_inference() else values.detach()
+    # The compiler cannot ask, and makes no such tensors.
+    made_apart = not torch.compiler.is_compiling() and values.is_inference()
+    return values.clone() if made_apart else values.detach()
 
 
 class _Maps(NamedTuple):

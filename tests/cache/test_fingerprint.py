@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import torch
 from torch import nn
 
@@ -9,8 +13,8 @@ def network():
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
 
 
-def current(network, description="view t1"):
-    return Fingerprint([network], description).current()
+def current(network, asked="view t1"):
+    return Fingerprint([network]).current(asked)
 
 
 def test_equal_weights_have_equal_fingerprints():
@@ -30,44 +34,70 @@ def test_every_weight_buffer_layer_and_word_counts():
 
 def test_a_weight_that_changes_is_noticed():
     net = network()
-    fingerprint = Fingerprint([net], "")
-    before = fingerprint.current()
+    fingerprint = Fingerprint([net])
+    before = fingerprint.current("")
     with torch.no_grad():
         net[0].weight[0] += 1
-    assert fingerprint.current() != before
+    assert fingerprint.current("") != before
     with torch.no_grad():
         net[0].weight[0] -= 1
     net.load_state_dict(network().state_dict())
-    assert fingerprint.current() == before
+    assert fingerprint.current("") == before
 
 
 def test_weights_are_hashed_once(monkeypatch):
-    fingerprint = Fingerprint([network()], "")
-    fingerprint.current()
+    fingerprint = Fingerprint([network()])
+    before = fingerprint.current("")
     monkeypatch.setattr(fingerprint, "_hashed", lambda _tensors: "hashed again")
-    assert fingerprint.current() != "hashed again"
+    assert fingerprint.current("") == before
 
 
 def test_a_moved_teacher_keeps_its_fingerprint():
     net = network()
-    fingerprint = Fingerprint([net], "")
-    before = fingerprint.current()
+    fingerprint = Fingerprint([net])
+    before = fingerprint.current("")
     net.to(torch.float64).to(torch.float32)
-    assert fingerprint.current() == before
+    assert fingerprint.current("") == before
 
 
-class Scaled(nn.Conv2d):
+class Scaled(nn.Module):
+    def __init__(self, scale=1.0, act=torch.relu):
+        super().__init__()
+        self.layer, self.scale, self.act = network(), scale, act
+
     def forward(self, x):
-        return 2 * super().forward(x)
+        return self.act(self.layer(x)) * self.scale
 
 
-def test_another_forward_of_the_same_weights_counts():
-    plain, scaled = nn.Conv2d(1, 1, 1), Scaled(1, 1, 1)
-    scaled.load_state_dict(plain.state_dict())
-    before = current(scaled)
-    Scaled.forward = lambda self, x: 3 * nn.Conv2d.forward(self, x)
-    assert current(scaled) != before
-    assert current(scaled) != current(plain)
+def doubled(self, x):
+    return 2 * self.layer(x)
+
+
+def test_what_is_no_weight_counts_too():
+    hooked, replaced = Scaled(), Scaled()
+    hooked.layer[0].register_forward_hook(lambda _m, _i, out: 2 * out)
+    replaced.forward = doubled.__get__(replaced)
+    others = [Scaled(5.0), Scaled(act=torch.tanh), Scaled(torch.tensor(5.0)), hooked, replaced]
+    assert len({current(net) for net in (Scaled(), *others)}) == 6
+    assert current(Scaled()) == current(Scaled())
+
+
+def test_sets_in_code_do_not_depend_on_the_process():
+    program = (
+        "from privdistill.cache.fingerprint import written\n"
+        "print(written(lambda m: m in {'up', 'down', 'left', 'right'} and [i for i in m]))"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(seen) == 1
 
 
 def test_addresses_in_memory_do_not_count():
@@ -85,4 +115,14 @@ def choose(index):
 def test_functions_are_told_apart_by_what_they_do():
     assert written(choose(0)) == written(choose(0))
     assert written(choose(0)) != written(choose(1))
-    assert written(None) == "None"
+    assert written(None) == written(None) != written(choose(0))
+    assert written(Pick("a")) != written(Pick("b"))
+    assert written(Pick("a").__call__) != written(Pick("b").__call__)
+
+
+class Pick:
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, output):
+        return output[self.name]

@@ -52,13 +52,53 @@ def test_a_full_store_keeps_what_it_has(store):
     assert kept.bytes <= 15_000
 
 
-def test_entries_of_other_teachers_make_room(store):
+def test_entries_of_other_teachers_make_room(store, monkeypatch):
+    monkeypatch.setattr("privdistill.cache.stores._RECENT", -1.0)
     kept = store(max_bytes=15_000)
     kept.put("old", "a", entry(1, 500))
     kept.put("old", "b", entry(2, 500))
     assert kept.put("new", "a", entry(3, 500))
     assert kept.put("new", "b", entry(4, 500))
     assert value(kept.get("new", "b")) == 4
+
+
+def test_entries_that_another_run_may_use_stay(tmp_path):
+    first, second = (DiskStore(tmp_path, 15_000) for _ in range(2))
+    for number in range(3):
+        first.put("one", str(number), entry(number, 700))
+    refused = [second.put("two", str(number), entry(number, 700)) for number in range(9)]
+    assert not refused[-1]
+    assert value(DiskStore(tmp_path, None).get("one", "0")) == 0
+
+
+def test_a_full_folder_is_not_listed_at_each_refusal(tmp_path, monkeypatch):
+    kept = DiskStore(tmp_path, 1)
+    assert not kept.put("teacher", "a", entry())
+    monkeypatch.setattr(kept, "_files", None)
+    assert not kept.put("teacher", "b", entry())
+
+
+def test_an_entry_that_is_written_again_counts_once(store):
+    kept = store(max_bytes=10**6)
+    for _ in range(3):
+        kept.put("teacher", "a", entry())
+    once = store(max_bytes=10**6)
+    once.put("teacher", "b" if isinstance(once, MemoryStore) else "a", entry())
+    assert kept.bytes == once.bytes
+
+
+def test_a_passing_fault_of_the_system_removes_nothing(tmp_path, monkeypatch):
+    DiskStore(tmp_path, None).put("teacher", "a", entry(3.0))
+    whole = torch.load
+
+    def busy(*_args, **_options):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(torch, "load", busy)
+    with pytest.warns(CacheWarning, match=r"cannot be read .*Too many open files.*runs again"):
+        assert DiskStore(tmp_path, None).get("teacher", "a") is None
+    monkeypatch.setattr(torch, "load", whole)
+    assert value(DiskStore(tmp_path, None).get("teacher", "a")) == 3
 
 
 def test_a_later_store_on_the_folder_finds_the_entries(tmp_path):

@@ -28,6 +28,12 @@ def fetch(cache, teacher, view=VIEW, keys=KEYS, name="teacher"):
     return cache.fetch(name, keys, view, lambda: teacher(view))["logits.0.0"]
 
 
+@pytest.fixture(autouse=True)
+def _never_compared(monkeypatch):
+    """Count the runs that outputs cost; the comparison has tests of its own."""
+    monkeypatch.setattr(TeacherCache, "_check_now_and_then", lambda *_: None)
+
+
 @pytest.fixture(params=["memory", "disk"])
 def cache(request, tmp_path):
     return TeacherCache(None if request.param == "memory" else tmp_path)
@@ -178,3 +184,8 @@ def test_a_pickled_cache_opens_its_folder_again(tmp_path):
 def test_options_without_a_meaning_are_refused(options, message):
     with pytest.raises(CacheError, match=message):
         TeacherCache(**options)
+
+
+def test_one_key_for_two_images_of_a_batch_is_refused():
+    with pytest.raises(CacheError, match=r"key 'a' names two different images of one batch"):
+        fetch(TeacherCache(), Teacher(), VIEW, ["a", "a"])
