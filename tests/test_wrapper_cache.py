@@ -311,3 +311,12 @@ def test_a_compiled_wrapper_is_served_too(backend):
     for _ in range(2):
         assert torch.allclose(compiled(image, key=["a", "b"]).loss, expected)
     assert (cache.statistics.hits, cache.statistics.misses) == (2, 2)
+
+
+def test_a_sharded_teacher_is_refused(monkeypatch):
+    teacher = nn.Conv2d(1, 2, 1)
+    monkeypatch.setattr("privdistill.checks.sharded", lambda module: module is teacher)
+    with pytest.raises(
+        LifecycleError, match=r"The teacher is sharded by FSDP.*wait for each other"
+    ):
+        wrap(teacher, TeacherCache())
