@@ -1,0 +1,1 @@
+"""How each row of a table is trained: recipes, their objectives, and the rows themselves."""
