@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
@@ -20,11 +20,19 @@ from data.checks import check_subjects, raise_for_problems
 from data.description import Description, load_description
 from data.layouts import Subject, find_subjects
 from data.loading import build_loader, prepare
+from data.sampling import (
+    moves,
+    readable,
+    remarks,
+    training_samples,
+    validation_samples,
+    whole_volumes,
+)
 from data.splits import Split, split_subjects
 from data.targets import number_of_outputs
 from data.volumes import read_geometry
 from errors import UserError
-from models import build_network
+from models import build_network, check_axes, in_two_dimensions
 from phantoms import generate_phantoms
 from privdistill import TeacherCache
 from run_folder import RunFolder
@@ -129,10 +137,9 @@ class Experiment:
 
     def metadata(self, role: str) -> ModelMetadata:
         """Return the description of the network that a role trains."""
-        first = next(iter(self.subjects[self.split.train[0]].images.values()))
         return replace(
             describe_network(role, self.config, self.description),
-            orientation=read_geometry(first).orientation,
+            orientation=orientation_of(self.subjects.values(), self.split),
             seen_cases=(*self.split.train, *self.split.validation),
         )
 
@@ -142,28 +149,36 @@ class Experiment:
         Baseline and student begin with the same weights, whatever was trained before.
         """
         self.fabric.seed_everything(self.config.training.seed, verbose=False)
-        network = build(self.metadata(role))
-        return network.to(memory_format=torch_format(self.performance.memory_format))
+        metadata = self.metadata(role)
+        layout = torch_format(self.performance.memory_format, len(metadata.input_size))
+        return build(metadata).to(memory_format=layout)
 
     def example(self) -> torch.Tensor:
-        """Return an empty image with every modality, (1, M, *grid)."""
-        return torch.zeros(1, len(self.modalities), *grid_of(self.config.data, self.description))
+        """Return an empty sample with every modality, (1, M, *spatial)."""
+        metadata = describe_network("student", self.config, self.description)
+        return torch.zeros(1, len(self.modalities), *metadata.input_size)
 
     def loader(self, part: Literal["train", "validation"]) -> Any:
         """Return batches of a part of the training folds."""
         data, training = self.config.data, self.config.training
         on_cpu = self.fabric.device.type == "cpu"
+        samples_of = training_samples if part == "train" else validation_samples
         return build_loader(
-            self.datasets[part],
+            samples_of(self.datasets[part], data, training.seed),
             training.batch_size,
             shuffle=part == "train",
             seed=training.seed,
             flips=data.flips and part == "train",
+            moves=part == "train" and moves(data),
             # On a CPU the processors are better spent on the training itself.
             workers=0 if on_cpu else min(4, workers(data)),
             replicas=self.fabric.world_size,
             rank=self.fabric.global_rank,
         )
+
+    def volumes(self) -> Any | None:
+        """Return whole validation subjects, where samples are parts of them."""
+        return whole_volumes(self.datasets["validation"], self.config.data)
 
 
 def open_experiment(config: Config, console: Console) -> Experiment:
@@ -203,6 +218,8 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         datasets = prepare_parts(config, description, subjects, split, console)
     performance = settle(config, description, split, fabric=fabric, console=console)
     announce(console, description, split, performance, held=held)
+    for remark in remarks(config.data, orientation_of(subjects, split), config.training):
+        console.print(remark, highlight=False, soft_wrap=True)
     return Experiment(
         config=config,
         run=run,
@@ -251,14 +268,15 @@ def refuse_wrong_gradients(config: Config) -> None:
     Raises:
         UserError: If bf16 is asked for where its gradients would be wrong.
     """
-    metadata = describe_network("teacher", config, find_description(config))
-    training = config.training
-    check_precision(
-        training.precision,
-        device_type(training.accelerator),
-        build(metadata),
-        (1, metadata.in_channels, *metadata.grid),
-    )
+    training, description = config.training, find_description(config)
+    for role in ("teacher", "student"):
+        metadata = describe_network(role, config, description)
+        check_precision(
+            training.precision,
+            device_type(training.accelerator),
+            build(metadata),
+            (1, metadata.in_channels, *metadata.input_size),
+        )
 
 
 def own_description(data: DataConfig) -> Description | None:
@@ -411,9 +429,10 @@ def stacked(data: DataConfig, description: Description) -> tuple[str, ...]:
     return tuple(name for name in description.modalities if name in used)
 
 
-def grid_of(data: DataConfig, description: Description) -> tuple[int, int, int]:
-    """Return the training grid: the configuration's, or else the description's."""
-    return data.grid or description.grid
+def orientation_of(subjects: Iterable[Subject], split: Split) -> str:
+    """Return the axis codes of the first training subject, such as "LPS"."""
+    first = next(subject for subject in subjects if subject.name == split.train[0])
+    return read_geometry(next(iter(first.images.values()))).orientation
 
 
 def describe_network(role: str, config: Config, description: Description) -> ModelMetadata:
@@ -429,17 +448,23 @@ def describe_network(role: str, config: Config, description: Description) -> Mod
     """
     data, network = config.data, config.network
     view = view_of(role, data, description)
+    backbone, arguments = network.of(role)
+    if data.slices is not None:
+        arguments = in_two_dimensions(backbone, arguments)
     return ModelMetadata(
         role=role,
-        backbone=network.backbone,
-        backbone_arguments=network.backbone_arguments,
+        backbone=backbone,
+        backbone_arguments=arguments,
         in_channels=len(view),
         out_channels=number_of_outputs(description, network.activation),
         modalities=view,
         activation=network.activation,
         description=description,
-        crop=data.crop or description.crop,
-        grid=grid_of(data, description),
+        # Patches are cut from whole volumes, unless a crop is asked for.
+        crop=data.crop or (description.crop if data.patch is None else None),
+        grid=None if data.patch is not None else data.grid or description.grid,
+        patch=data.patch,
+        slices=data.slices,
         normalise=data.normalise,
         resample=data.resample,
         phantom=description.phantom,
@@ -456,14 +481,16 @@ def build(metadata: ModelMetadata) -> torch.nn.Module:
         The network.
 
     Raises:
-        UserError: If it cannot be built.
+        UserError: If it cannot be built, or not for inputs of so many axes.
     """
-    return build_network(
+    network = build_network(
         metadata.backbone,
         metadata.backbone_arguments,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
     )
+    check_axes(metadata.backbone, network, len(metadata.input_size))
+    return network
 
 
 def split_of(config: Config, subjects: list[Subject]) -> Split:
@@ -550,12 +577,15 @@ def prepare_parts(
     ).preprocessing()
     parts = {"train": split.train, "validation": split.validation}
     return {
-        part: prepare(
-            [subject for subject in subjects if subject.name in names],
-            preprocessing,
-            cache_folder(config),
-            workers(data),
-            progress=console.is_terminal,
+        part: readable(
+            prepare(
+                [subject for subject in subjects if subject.name in names],
+                preprocessing,
+                cache_folder(config),
+                workers(data),
+                progress=console.is_terminal,
+            ),
+            data,
         )
         for part, names in parts.items()
     }
@@ -606,7 +636,7 @@ def try_out(
         The choice, and the seconds of all that were measured.
     """
     training, network = config.training, build(metadata)
-    shape = (training.batch_size, metadata.in_channels, *metadata.grid)
+    shape = (training.batch_size, metadata.in_channels, *metadata.input_size)
     options = candidates(training, device, network, shape)
     with steps_of(network, shape, device) as measure:
         choice, seconds = choose(

@@ -355,11 +355,12 @@ def _crop(models: dict[str, ModelMetadata]) -> str:
     model = next(iter(models.values()), None)
     if model is None:
         return "a part that is not known: there is no model file"
-    grid = " x ".join(map(str, model.grid))
+    resampled = f" resampled to {' x '.join(map(str, model.grid))}" if model.grid else ""
+    seen = f", {model.geometry}" if model.patch or model.slices else ""
     if model.crop is None:
-        return f"the whole volume resampled to {grid} voxels"
+        return f"the whole volume{resampled}{' voxels' * bool(resampled)}{seen}"
     crop = " x ".join(map(str, model.crop))
-    return f"the central {crop} voxels resampled to {grid}"
+    return f"the central {crop} voxels{resampled}{seen}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

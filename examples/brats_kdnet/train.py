@@ -17,7 +17,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from config import Config, ObjectiveConfig, parse_config
+from data.sampling import moves
 from errors import UserError
+from evaluation.inference import volume_predictor
 from evaluation.scoring import Score, evaluate, read_scores, write_scores
 from evaluation.slices import save_slices
 from evaluation.tables import render_tables
@@ -98,17 +100,20 @@ def rehearse(config: Config) -> None:
     )
     if config.network.teacher_model is not None:
         path = config.network.teacher_model
-        check_compatible(path, read_metadata(path), teacher)
+        found = read_metadata(path)
+        check_compatible(path, found, teacher)
+        teacher = found
     network, objective = build(student), student_objective(config.objective)
+    teaching = build(teacher)
     modalities = stacked(config.data, description)
     DistillationWrapper(
-        build(teacher),
+        teaching,
         network,
         objective=objective,
         inputs=PrivilegedInput(modalities, student=student.modalities, teacher=teacher.modalities),
-        taps=taps(config.objective, network, objective),
+        taps=taps(config.objective, network, objective, teaching),
         activation=student.activation,
-        example=torch.zeros(1, len(modalities), *student.grid),
+        example=torch.zeros(1, len(modalities), *student.input_size),
     ).close()
 
 
@@ -202,7 +207,7 @@ def train(
             network,
             objective=objective,
             inputs=inputs,
-            taps=taps(config.objective, network, objective),
+            taps=taps(config.objective, network, objective, teacher),
             activation=config.network.activation,
             example=experiment.example(),
             cache=teacher_cache(config, teacher),
@@ -216,6 +221,7 @@ def train(
             scalars=run.tensorboard(role),
             memory_format=experiment.performance.memory_format,
             console=experiment.console,
+            volumes=experiment.volumes(),
         )
         loaders = experiment.loader("train"), experiment.loader("validation")
         fit(experiment.fabric, kd, *loaders, task)
@@ -233,7 +239,7 @@ def teacher_cache(config: Config, teacher: nn.Module | None) -> TeacherCache | N
         The cache, or None if the teacher is to run in every step.
     """
     training = config.training
-    if teacher is None or training.teacher_cache == "off":
+    if teacher is None or training.teacher_cache == "off" or moves(config.data):
         return None
     return TeacherCache(
         cache_folder(config) / "teacher" if training.teacher_cache == "disk" else None,
@@ -248,25 +254,48 @@ def compiled(network: nn.Module) -> nn.Module:
 
 
 def taps(
-    options: ObjectiveConfig, network: nn.Module, objective: Term | Objective
+    options: ObjectiveConfig,
+    network: nn.Module,
+    objective: Term | Objective,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Tap]:
-    """Name the bottleneck layer where the configuration or the network does.
+    """Name the bottleneck layers where the configuration or the networks do.
 
     Args:
-        options: May name a layer.
+        options: May name a layer of either network.
         network: May have a layer called "bottleneck".
         objective: May not need one.
+        teacher: Likewise; a network like the student's unless given.
 
     Returns:
-        The tap; empty if the library shall locate the bottleneck, or no term reads it.
+        The tap; empty if the library shall locate both layers, or no term reads it.
     """
-    layer = options.bottleneck_layer
-    plain = getattr(network, "_orig_mod", network)
-    if layer == "auto" and "bottleneck" in dict(plain.named_children()):
-        layer = "bottleneck"
-    if layer == "auto" or not objective.taps:
+    if not objective.taps:
         return {}
-    return {"bottleneck": Tap(teacher=layer, student=layer)}
+    teacher = network if teacher is None else teacher
+    mine = bottleneck_layer(network, options.bottleneck_layer)
+    alike = type(plain(teacher)) is type(plain(network))
+    theirs = bottleneck_layer(teacher, options.teacher_bottleneck_layer)
+    if alike and options.teacher_bottleneck_layer == "auto":
+        theirs = mine
+    return {"bottleneck": Tap(teacher=theirs, student=mine)} if mine or theirs else {}
+
+
+def bottleneck_layer(network: nn.Module, option: str) -> str | None:
+    """Return the layer that an option means; None if the library shall locate it.
+
+    Args:
+        network: Compiled or not.
+        option: A layer, or "auto".
+    """
+    if option != "auto":
+        return option
+    return "bottleneck" if "bottleneck" in dict(plain(network).named_children()) else None
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """Return the network that was compiled, or the network itself."""
+    return cast("nn.Module", getattr(network, "_orig_mod", network))
 
 
 def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
@@ -341,8 +370,9 @@ def score_network(experiment: Experiment, role: str) -> list[Score]:
     network, metadata = load_model(run.model(role))
     subjects = [experiment.subjects[name] for name in experiment.split.test]
     with counting(experiment.console, f"Scoring the {role}", len(subjects)) as scored:
+        predict = predictor(network, experiment.fabric.device)
         return evaluate(
-            predictor(network, experiment.fabric.device),
+            volume_predictor(predict, patch=metadata.patch, slices=metadata.slices),
             subjects,
             metadata.preprocessing(),
             experiment.description,

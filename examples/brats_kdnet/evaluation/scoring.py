@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, cast
@@ -109,7 +109,7 @@ def grid_spacing(
     """Voxel size of the training grid of one case.
 
     Args:
-        preprocessing: Its crop (the whole volume if None) is resampled to its grid.
+        preprocessing: Its crop (the whole volume if None) is resampled to its grid, if it has one.
         shape: Shape of the original volume.
         spacing: Voxel size of the original volume, mm.
 
@@ -117,7 +117,7 @@ def grid_spacing(
         Voxel size along each axis, mm.
     """
     extent = preprocessing.crop or tuple(shape)
-    sizes = zip(extent, preprocessing.grid, spacing, strict=True)
+    sizes = zip(extent, preprocessing.grid or extent, spacing, strict=True)
     return tuple(float(step) * n / cells for n, cells, step in sizes)
 
 
@@ -193,7 +193,12 @@ def evaluate(
         compare = partial(score_case, description=description, role=role, case=subject.name)
         cells = grid_spacing(preprocessing, shape, native.spacing)
         scores += compare(on_grid, sample["label"][0].numpy(), space="grid", spacing=cells)
-        scores += compare(predicted, native.classes, space="native", spacing=native.spacing)
+        # Without a grid and a crop both spaces are one; HD95 of a whole volume is not done twice.
+        scores += (
+            [replace(score, space="native") for score in scores[-len(description.regions) :]]
+            if preprocessing.grid is None and preprocessing.crop is None
+            else compare(predicted, native.classes, space="native", spacing=native.spacing)
+        )
         if prediction_folder is not None:
             write_label_map(
                 prediction_folder / f"{subject.name}_seg.nii.gz",
