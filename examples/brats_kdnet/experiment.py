@@ -24,6 +24,7 @@ from data.sampling import (
     moves,
     readable,
     remarks,
+    samples_per_subject,
     training_samples,
     validation_samples,
     whole_volumes,
@@ -69,6 +70,8 @@ class Experiment:
         subjects: Files by name.
         datasets: Preprocessed training and validation subjects.
         performance: How training steps are taken.
+        samples: What networks are trained and validated on, by part; filled when first asked for,
+            as slices are found by looking through all subjects.
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
             process.
     """
@@ -84,6 +87,7 @@ class Experiment:
     subjects: dict[str, Subject]
     datasets: dict[str, Any]
     performance: Performance
+    samples: dict[str, Any] = field(default_factory=dict)
     cache_counts: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -162,9 +166,11 @@ class Experiment:
         """Return batches of a part of the training folds."""
         data, training = self.config.data, self.config.training
         on_cpu = self.fabric.device.type == "cpu"
-        samples_of = training_samples if part == "train" else validation_samples
+        if part not in self.samples:
+            samples_of = training_samples if part == "train" else validation_samples
+            self.samples[part] = samples_of(self.datasets[part], data, training.seed)
         return build_loader(
-            samples_of(self.datasets[part], data, training.seed),
+            self.samples[part],
             training.batch_size,
             shuffle=part == "train",
             seed=training.seed,
@@ -609,8 +615,9 @@ def settle(
     run = RunFolder(out_folder(config))
     resolved = run.resolved()
     if not resolved and fabric.is_global_zero:
-        steps = -(-len(split.train) // (config.training.batch_size * fabric.world_size))
         network = describe_network("student", config, description)
+        samples = len(split.train) * samples_per_subject(config.data, network.grid)
+        steps = -(-samples // (config.training.batch_size * fabric.world_size))
         choice, seconds = try_out(config, network, fabric.device.type, steps)
         show_trial(console, choice, seconds)
         resolved = asdict(choice) | {"trial_seconds": seconds}

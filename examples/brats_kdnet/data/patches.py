@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,9 +23,10 @@ TUMOUR_EVERY = 3
 
 
 class FixedPatches(Dataset[Sample]):
-    """The same patches of every subject in every epoch, named `<case>/patch<index>`.
+    """The same patches of every subject in every epoch, named `<case>/patch<index>@<where>`.
 
-    Patches 0, 3, 6 and so on lie on tumour.
+    Patches 0, 3, 6 and so on lie on tumour. Where a patch lies is a part of its name, so that a
+    teacher cache that runs of other seeds or sizes share holds the one that is meant.
 
     Args:
         samples: Preprocessed subjects of any size.
@@ -47,11 +47,12 @@ class FixedPatches(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         case, number = divmod(index, self.per_case)
         sample = self.samples[case]
-        name = f"{sample['name']}/patch{number}"
-        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        text = f"{self.seed}:{sample['name']}:{number}"
+        digest = hashlib.sha256(text.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        on_tumour = number % TUMOUR_EVERY == 0
-        return cut_patch(sample, name, self.patch, generator, on_tumour=on_tumour)
+        start = choose_start(sample, self.patch, generator, on_tumour=number % TUMOUR_EVERY == 0)
+        where = ",".join(map(str, start)) + "+" + "x".join(map(str, self.patch))
+        return cut_patch(sample, f"{sample['name']}/patch{number}@{where}", start, self.patch)
 
 
 class FreePatches(Dataset[Sample]):
@@ -74,46 +75,57 @@ class FreePatches(Dataset[Sample]):
 
         Args:
             address: Index of the subject, and the number that decides where the patch lies.
+
+        Returns:
+            Under the name of its subject.
         """
-        index, draw = address
+        index, number = address
         sample = self.samples[index]
-        generator = torch.Generator().manual_seed(draw)
-        on_tumour = int(torch.randint(TUMOUR_EVERY, (), generator=generator)) == 0
-        return cut_patch(sample, sample["name"], self.patch, generator, on_tumour=on_tumour)
+        generator = torch.Generator().manual_seed(number)
+        on_tumour = draw(TUMOUR_EVERY, generator) == 0
+        start = choose_start(sample, self.patch, generator, on_tumour=on_tumour)
+        return cut_patch(sample, sample["name"], start, self.patch)
 
 
-def cut_patch(
-    sample: Sample, name: str, patch: Size, generator: torch.Generator, *, on_tumour: bool
-) -> Sample:
-    """Cut one patch; zeros, which are background, fill up a volume that is smaller.
+def choose_start(
+    sample: Sample, patch: Size, generator: torch.Generator, *, on_tumour: bool
+) -> list[int]:
+    """Choose where a patch begins.
 
     Args:
         sample: A preprocessed subject.
-        name: Of the patch.
-        patch: Its size, voxels.
-        generator: Decides where it lies.
+        patch: Size of the patch, voxels.
+        generator: Decides.
         on_tumour: Whether its centre is a tumour voxel, where there is tumour; near the border the
             patch is moved into the volume.
 
     Returns:
-        The patch, image and label of one size.
+        Its first voxel along each axis; 0 where the volume is smaller than the patch.
     """
-    image = sample["image"]
-    size = cast("Size", tuple(image.shape[1:]))
+    last = [max(n - width, 0) for n, width in zip(sample["image"].shape[1:], patch, strict=True)]
     label = sample.get("label")
     centre = tumour_voxel(label, generator) if on_tumour and label is not None else None
     if centre is None:
-        start = [
-            draw(max(n - width, 0) + 1, generator) for n, width in zip(size, patch, strict=True)
-        ]
-    else:
-        start = [
-            min(max(at - width // 2, 0), max(n - width, 0))
-            for at, n, width in zip(centre, size, patch, strict=True)
-        ]
-    part = Sample(image=window(image, start, patch), name=name)
-    if label is not None:
-        part["label"] = window(label, start, patch)
+        return [draw(end + 1, generator) for end in last]
+    corner = [at - width // 2 for at, width in zip(centre, patch, strict=True)]
+    return [min(max(at, 0), end) for at, end in zip(corner, last, strict=True)]
+
+
+def cut_patch(sample: Sample, name: str, start: Sequence[int], patch: Size) -> Sample:
+    """Cut one patch; zeros, which are background, fill it up where the volume ends.
+
+    Args:
+        sample: A preprocessed subject.
+        name: Of the patch.
+        start: Its first voxel along each axis.
+        patch: Its size, voxels.
+
+    Returns:
+        The patch, image and label of one size.
+    """
+    part = Sample(image=window(sample["image"], start, patch), name=name)
+    if "label" in sample:
+        part["label"] = window(sample["label"], start, patch)
     return part
 
 

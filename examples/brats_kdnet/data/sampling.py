@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from config import DataConfig, TrainingConfig
+from data.description import Size
 from data.loading import MappedSamples
 from data.patches import TUMOUR_EVERY, FixedPatches, FreePatches
 from data.preprocessing import Sample
@@ -63,6 +64,18 @@ def validation_samples(subjects: Dataset[Sample], data: DataConfig, seed: int) -
     if data.slices is not None:
         return SliceDataset(subjects, data.slices)
     return subjects
+
+
+def samples_per_subject(data: DataConfig, grid: Size | None) -> int:
+    """Return about how many samples an epoch takes from a subject.
+
+    Args:
+        data: Patches, slices, or neither.
+        grid: Of the subjects, voxels.
+    """
+    if data.slices is not None and grid is not None:
+        return grid[AXES[data.slices]]
+    return data.patches_per_case or 1
 
 
 def moves(data: DataConfig) -> bool:

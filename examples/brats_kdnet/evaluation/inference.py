@@ -13,7 +13,8 @@ from data.description import Size
 from data.slicing import Plane, cut, stack
 
 #: Overlap of windows, and width of the Gaussian that weights them, as a share of the window.
-#: Source of both: nnU-Net (Isensee et al. 2021): half a patch, an eighth of a patch.
+#: Source of both: nnU-Net (Isensee et al. 2021): half a patch, an eighth of a patch. MONAI lets no
+#: weight fall below a thousandth of the centre's.
 OVERLAP = 0.5
 SIGMA = 0.125
 

@@ -59,8 +59,8 @@ class TimmUNet(nn.Module):
         (B, in_channels, H, W) to logits (B, out_channels, H, W), for any size.
 
     Raises:
-        ValueError: If there is no such encoder, it gives no features at several resolutions, or
-            decoder_channels are too few.
+        ValueError: If there is no such encoder, it gives no features at several resolutions,
+            decoder_channels are too few, or slices are too small to train on.
 
     Example:
         >>> network = TimmUNet(1, 4, encoder="resnet18", decoder_channels=(32, 16, 8, 8, 8))
@@ -106,11 +106,7 @@ class TimmUNet(nn.Module):
         Returns:
             Logits, (B, out_channels, H, W).
         """
-        if image.ndim != 4:
-            raise ValueError(
-                f"TimmUNet: expected slices (B, C, H, W), found {tuple(image.shape)}. Give "
-                "--slices axial, or take a three-dimensional network."
-            )
+        self._check_size(image)
         levels = list(self.encoder(image))
         if str(getattr(self.encoder, "output_fmt", "")) == "NHWC":
             levels = [features.movedim(-1, 1) for features in levels]
@@ -121,6 +117,21 @@ class TimmUNet(nn.Module):
             features = block(features, skip, size)
         logits: Tensor = self.head(features)
         return logits
+
+    def _check_size(self, image: Tensor) -> None:
+        if image.ndim != 4:
+            raise ValueError(
+                f"TimmUNet: expected slices (B, C, H, W), found {tuple(image.shape)}. Give "
+                "--slices axial, or take a three-dimensional network."
+            )
+        factor = self.encoder.feature_info.reduction()[-1]
+        # Batch norm of a single value fails, but only in a batch of one: refuse it beforehand.
+        if self.training and max(image.shape[2:]) <= factor:
+            raise ValueError(
+                f"TimmUNet: slices of {tuple(image.shape[2:])} leave one pixel at the bottleneck, "
+                f"where batch norm needs more. Use more than {factor} pixels along one axis, or an "
+                "encoder that subsamples less."
+            )
 
 
 def _create_encoder(name: str, in_channels: int) -> Any:
