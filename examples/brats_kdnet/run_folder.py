@@ -164,7 +164,8 @@ class RunFolder:
             raise UserError(f"--out: {self.root} cannot be written: {error}") from error
 
     def _check_same(self, config: Config) -> None:
-        before = _read(self.config)
+        # Options that came after the run began had their present default then.
+        before = Config().to_dict() | _read(self.config)
         now = config.to_dict()
         differing = [
             f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now"

@@ -43,6 +43,8 @@ class Score:
         hd95_unit: "mm", or "voxel" where the spacing in the files is nominal.
         reference_voxels: Size of the region in the reference.
         predicted_voxels: Size of the region in the prediction.
+        fold: Number of the fold whose held-out subject this is.
+        seed: Of the network's weights.
     """
 
     role: str
@@ -55,6 +57,8 @@ class Score:
     hd95_unit: str
     reference_voxels: int
     predicted_voxels: int
+    fold: int = 0
+    seed: int = 0
 
 
 def score_case(
@@ -293,6 +297,8 @@ def _from_row(row: dict[str, str]) -> Score:
         hd95_unit=row["hd95_unit"],
         reference_voxels=int(row["reference_voxels"]),
         predicted_voxels=int(row["predicted_voxels"]),
+        fold=int(row.get("fold", 0)),
+        seed=int(row.get("seed", 0)),
     )
 
 
