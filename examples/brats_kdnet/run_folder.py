@@ -106,6 +106,11 @@ class RunFolder:
         return self.root / self.part / "scores.csv"
 
     @property
+    def subsets(self) -> Path:
+        """The same for every subset of the modalities, if the network takes any."""
+        return self.root / self.part / "subsets.csv"
+
+    @property
     def summary(self) -> Path:
         """Time of each phase, peak memory; of a part beside its network."""
         return self.root / self.part / "summary.json"
