@@ -43,7 +43,7 @@ class CrossvalOptions:
     sweep: Literal["none", "modalities"] = "none"
     subsets: bool = True
     jobs: int | Literal["auto"] = "auto"
-    unit: str | int | None = None
+    unit: str | None = None
     show: Literal["units", "status"] | None = None
 
 
