@@ -3,7 +3,7 @@
 import argparse
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,19 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from errors import UserError
 
+# Flags whose values may be written without brackets.
+_LISTS = frozenset(
+    f"--{name}"
+    for name in (
+        "student_modalities",
+        "teacher_modalities",
+        "crop",
+        "grid",
+        "patch",
+        "rows",
+        "seeds",
+    )
+)
 PRESETS = ("demo", "cpu", "paper", "native")
 _PRESET_FOLDER = Path(__file__).parent / "configs"
 
@@ -149,6 +162,9 @@ class ObjectiveConfig:
     """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
 
     Args:
+        objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
+            "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
+            The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
         imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
         temperature: T of the teacher's soft targets. Source: the paper, 3.2.
         latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
@@ -167,6 +183,9 @@ class ObjectiveConfig:
         smoothing: Added to Dice's numerator and denominator, voxels; the paper leaves it open.
     """
 
+    objective: Literal["kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd"] = (
+        "kdnet"
+    )
     imitation: float = 0.75
     temperature: float = 5.0
     latent_weight: float = 10.0
@@ -291,6 +310,26 @@ class Config:
             flat |= asdict(getattr(self, group.name))
         return {name: _plain(value) for name, value in flat.items()}
 
+    def changed(self, options: Mapping[str, Any]) -> "Config":
+        """Return this configuration with other values for some options.
+
+        Args:
+            options: Flat names and plain values, as in a YAML file.
+
+        Returns:
+            The new configuration.
+
+        Raises:
+            UserError: If an option is not known, or its value makes no sense.
+        """
+        parser = _build_parser(self.run.preset)
+        try:
+            config = _compose(parser.parse_object({**self.to_dict(), **options}))
+        except ArgumentError as error:
+            raise UserError(str(error)) from error
+        _check(config)
+        return config
+
 
 _GROUPS: dict[str, type] = {
     "run": RunConfig,
@@ -305,6 +344,26 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keep the line breaks of the examples."""
 
 
+@dataclass(frozen=True)
+class Program:
+    """A command that reads the configuration, perhaps with options of its own.
+
+    Attributes:
+        name: Of its file.
+        description: What --help says first.
+        options: Dataclass of its own options; None if it has none.
+        out: Default run folder; PRESET stands for the preset.
+    """
+
+    name: str
+    description: str
+    options: type | None = None
+    out: str = "runs/PRESET"
+
+
+TRAIN = Program("train.py", _DESCRIPTION)
+
+
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
     """Read the configuration: preset, then --config file, then flags; the later ones win.
 
@@ -317,28 +376,45 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     Raises:
         UserError: If a flag, a key or a value is not known or makes no sense.
     """
+    return parse_for(TRAIN, arguments)[0]
+
+
+def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple[Config, Any]:
+    """Read the configuration and the options of a program's own.
+
+    Args:
+        program: Whose command line it is.
+        arguments: Command line without the program's name; sys.argv if None.
+
+    Returns:
+        The resolved configuration, and an instance of the program's options, or None.
+
+    Raises:
+        UserError: If a flag, a key or a value is not known or makes no sense.
+    """
     tokens = _normalised(sys.argv[1:] if arguments is None else arguments)
     preset = _find_preset(tokens)
     try:
-        values = _build_parser(preset).parse_args(tokens)
+        values = _build_parser(preset, program).parse_args(tokens)
     except ArgumentError as error:
-        raise UserError(f"{error}\ntrain.py --help lists every option.") from error
-    config = _compose(values)
+        raise UserError(f"{error}\n{program.name} --help lists every option.") from error
+    config = _compose(values, program)
     _check(config)
-    return config
+    return config, None if program.options is None else _group(program.options, values)
 
 
-def _build_parser(preset: str) -> ArgumentParser:
+def _build_parser(preset: str, program: Program = TRAIN) -> ArgumentParser:
     parser = ArgumentParser(
-        prog="train.py",
-        description=_DESCRIPTION,
+        prog=program.name,
+        description=program.description,
         exit_on_error=False,
         allow_abbrev=False,
         default_config_files=[str(_preset_file(preset))],
         formatter_class=_Formatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
-    for group in _GROUPS.values():
+    own = [] if program.options is None else [program.options]
+    for group in (*own, *_GROUPS.values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
     return parser
@@ -359,13 +435,7 @@ def _normalised(tokens: Sequence[str]) -> list[str]:
 
 
 def _bracketed(flag: str, value: str) -> str:
-    is_list = flag in {
-        "--student_modalities",
-        "--teacher_modalities",
-        "--crop",
-        "--grid",
-        "--patch",
-    }
+    is_list = flag in _LISTS
     return f"[{value}]" if is_list and value != "null" and not value.startswith("[") else value
 
 
@@ -400,14 +470,15 @@ def _preset_file(preset: str) -> Path:
     return _PRESET_FOLDER / f"{preset}.yaml"
 
 
-def _compose(values: Namespace) -> Config:
-    def group(kind: type) -> Any:
-        return kind(**{item.name: values[item.name] for item in fields(kind)})
+def _group(kind: Any, values: Namespace) -> Any:
+    return kind(**{item.name: values[item.name] for item in fields(kind)})
 
-    config = Config(**{name: group(kind) for name, kind in _GROUPS.items()})
+
+def _compose(values: Namespace, program: Program = TRAIN) -> Config:
+    config = Config(**{name: _group(kind, values) for name, kind in _GROUPS.items()})
     config = replace(config, network=_without_foreign(config.network, config.run.preset))
     if config.run.out is None:
-        out = Path("runs") / config.run.preset
+        out = Path(program.out.replace("PRESET", config.run.preset))
         config = replace(config, run=replace(config.run, out=out))
     return config
 

@@ -22,8 +22,8 @@ from data.layouts import Subject, find_subjects
 from data.loading import build_loader, prepare
 from data.sampling import (
     moves,
+    plane_remark,
     readable,
-    remarks,
     samples_per_subject,
     training_samples,
     validation_samples,
@@ -36,6 +36,7 @@ from errors import UserError
 from models import build_network, check_axes, in_two_dimensions
 from phantoms import generate_phantoms
 from privdistill import TeacherCache
+from recipes.lesson import Setting
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata
 from training.performance import (
@@ -139,23 +140,36 @@ class Experiment:
         """Return the modalities that a network sees."""
         return view_of(role, self.config.data, self.description)
 
-    def metadata(self, role: str) -> ModelMetadata:
-        """Return the description of the network that a role trains."""
+    def metadata(self, role: str, name: str = "") -> ModelMetadata:
+        """Return the description of a network: its role's modalities and backbone, its own name."""
         return replace(
-            describe_network(role, self.config, self.description),
+            describe_network(role, self.config, self.description, name),
             orientation=orientation_of(self.subjects.values(), self.split),
             seen_cases=(*self.split.train, *self.split.validation),
         )
 
-    def build_network(self, role: str) -> torch.nn.Module:
+    def build_network(self, role: str, name: str = "") -> torch.nn.Module:
         """Build the untrained network of a role.
 
         Baseline and student begin with the same weights, whatever was trained before.
         """
         self.fabric.seed_everything(self.config.training.seed, verbose=False)
-        metadata = self.metadata(role)
+        metadata = self.metadata(role, name)
         layout = torch_format(self.performance.memory_format, len(metadata.input_size))
         return build(metadata).to(memory_format=layout)
+
+    def setting(
+        self, role: str, network: torch.nn.Module, teacher: torch.nn.Module | None
+    ) -> Setting:
+        """Return what a recipe is given for a network of a role."""
+        return Setting(
+            network=network,
+            teacher=teacher,
+            options=self.config.objective,
+            modalities=self.modalities,
+            view=self.view(role),
+            teacher_view=self.view("teacher"),
+        )
 
     def example(self) -> torch.Tensor:
         """Return an empty sample with every modality, (1, M, *spatial)."""
@@ -224,7 +238,7 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         datasets = prepare_parts(config, description, subjects, split, console)
     performance = settle(config, description, split, fabric=fabric, console=console)
     announce(console, description, split, performance, held=held)
-    for remark in remarks(config.data, orientation_of(subjects, split), config.training):
+    if remark := plane_remark(config.data, orientation_of(subjects, split)):
         console.print(remark, highlight=False, soft_wrap=True)
     return Experiment(
         config=config,
@@ -441,13 +455,16 @@ def orientation_of(subjects: Iterable[Subject], split: Split) -> str:
     return read_geometry(next(iter(first.images.values()))).orientation
 
 
-def describe_network(role: str, config: Config, description: Description) -> ModelMetadata:
+def describe_network(
+    role: str, config: Config, description: Description, name: str = ""
+) -> ModelMetadata:
     """Describe the network of a role.
 
     Args:
-        role: "teacher", "baseline" or "student".
+        role: "teacher", "baseline" or "student"; decides what it sees.
         config: Backbone, activation, preprocessing.
         description: The data set.
+        name: What its model file calls it; the role if empty.
 
     Returns:
         What its model file will say.
@@ -458,7 +475,7 @@ def describe_network(role: str, config: Config, description: Description) -> Mod
     if data.slices is not None:
         arguments = in_two_dimensions(backbone, arguments)
     return ModelMetadata(
-        role=role,
+        role=name or role,
         backbone=backbone,
         backbone_arguments=arguments,
         in_channels=len(view),

@@ -46,6 +46,7 @@ _METRIC_NAMES = {
     "dice": "Dice, all cases",
     "dice_reference_present": "Dice, cases with the region in the reference",
     "hd95": "HD95",
+    "nsd": "Surface Dice at 1 mm",
 }
 
 

@@ -20,13 +20,16 @@ from config import DataConfig, ObjectiveConfig, TrainingConfig, parse_config
 from data.description import load_description
 from data.loading import build_loader
 from data.patches import FixedPatches, FreePatches
-from data.sampling import remarks, samples_per_subject
+from data.sampling import cache_remark, plane_remark, samples_per_subject
+from errors import UserError
 from evaluation.inference import predict_volume
 from evaluation.scoring import read_scores
 from experiment import build, describe_network, find_description
 from models import KDNet, build_network
 from privdistill import DistillationWrapper, GroundTruth, PrivDistillError, PrivilegedInput
-from run_folder import ROLES, RunFolder
+from recipes.distillation import bottleneck, student_objective
+from recipes.rows import Row
+from run_folder import RunFolder
 from training.checkpoint import ModelMetadata, read_metadata
 from training.history import read_history
 from training.interruption import TrainingStoppedError
@@ -82,7 +85,7 @@ def test_patches_of_volumes_of_several_sizes(subjects, tmp_path, capsys):
     assert (metadata.patch, metadata.grid, metadata.crop) == ((16, 16, 16), None, None)
     for name, volume in assert_predict_agrees(found, subjects, tmp_path / "maps").items():
         assert volume.shape == (SIZES[int(name.split("_")[1])],) * 3
-    assert len(read_scores(found.scores)) == len(ROLES) * 2 * 2 * 3
+    assert len(read_scores(found.scores)) == 3 * 2 * 2 * 3
     assert "validation_dice" in read_history(found.role("student") / "history.csv")[0]
 
 
@@ -113,14 +116,14 @@ def test_slices_of_a_grid(subjects, tmp_path):
 
 def distil_once(teacher, student, options=None):
     options = options or ObjectiveConfig()
-    objective = train.student_objective(options)
+    objective = student_objective(options)
     inputs = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
     kd = DistillationWrapper(
         teacher,
         student,
         objective=objective,
         inputs=inputs,
-        taps=train.taps(options, student, objective, teacher),
+        taps=bottleneck(options, student, objective, teacher),
         example=torch.zeros(1, 4, 16, 16, 16),
     )
     target = torch.zeros(2, 16, 16, 16, dtype=torch.long)
@@ -156,15 +159,15 @@ def test_a_student_of_another_kind_gets_an_adapter_and_learns(name, arguments):
 def test_each_side_names_its_own_layer(layers, tap):
     options = ObjectiveConfig(bottleneck_layer=layers[0], teacher_bottleneck_layer=layers[1])
     foreign = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1))
-    objective = train.student_objective(options)
-    found = train.taps(options, KDNet(1, 2, channels=(2, 4)), objective, foreign)["bottleneck"]
+    objective = student_objective(options)
+    found = bottleneck(options, KDNet(1, 2, channels=(2, 4)), objective, foreign)["bottleneck"]
     assert (found.student, found.teacher) == tap
 
 
 def test_networks_of_one_kind_share_the_layer_that_is_named():
     options = ObjectiveConfig(bottleneck_layer="encoder.0")
     networks = KDNet(1, 2, channels=(2, 4)), KDNet(4, 2, channels=(4, 8))
-    found = train.taps(options, networks[0], train.student_objective(options), networks[1])
+    found = bottleneck(options, networks[0], student_objective(options), networks[1])
     assert found["bottleneck"].teacher == "encoder.0"
 
 
@@ -181,8 +184,8 @@ def test_networks_of_one_kind_share_the_layer_that_is_named():
 )
 def test_a_misfit_is_found_before_anything_is_written(options, message, tmp_path):
     config = parse_config([*SMALL, "--out", str(tmp_path / "run"), *options])
-    with pytest.raises((train.UserError, PrivDistillError), match=message):
-        train.rehearse(config)
+    with pytest.raises((UserError, PrivDistillError), match=message):
+        train.rehearse_all(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -296,12 +299,13 @@ def test_dice_of_the_validation_is_that_of_whole_volumes(tmp_path):
 
 def test_what_may_surprise_is_said():
     training, free = TrainingConfig(), DataConfig(patch=(8, 8, 8))
-    assert "Teacher cache: off" in remarks(free, "LPS", training)[0]
-    assert remarks(free, "LPS", replace(training, teacher_cache="off")) == []
-    assert remarks(replace(free, patches_per_case=2), "LPS", training) == []
+    assert "Teacher cache: off" in cache_remark(free, training)
+    assert cache_remark(free, replace(training, teacher_cache="off")) is None
+    assert cache_remark(replace(free, patches_per_case=2), training) is None
     axial = DataConfig(slices="axial")
-    assert remarks(axial, "RAS", training) == []
-    assert "axes are PSR: the slices are not axial" in remarks(axial, "PSR", training)[0]
+    assert plane_remark(axial, "RAS") is None
+    assert plane_remark(free, "PSR") is None
+    assert "axes are PSR: the slices are not axial" in plane_remark(axial, "PSR")
 
 
 def test_an_epoch_takes_one_sample_per_subject_patch_or_slice():
@@ -309,3 +313,15 @@ def test_an_epoch_takes_one_sample_per_subject_patch_or_slice():
     assert samples_per_subject(DataConfig(slices="coronal"), (8, 9, 7)) == 9
     assert samples_per_subject(DataConfig(patch=(4, 4, 4)), None) == 1
     assert samples_per_subject(DataConfig(patch=(4, 4, 4), patches_per_case=5), None) == 5
+
+
+def test_rows_of_the_teachers_role_train_the_network_that_they_name():
+    config = parse_config([*SMALL, "--teacher_backbone", "multiresunet"])
+    for options, expected in (
+        ({}, ("multiresunet", {})),
+        ({"backbone_arguments": {"alpha": 2.0}}, ("multiresunet", {"alpha": 2.0})),
+        ({"backbone": "hemis"}, ("hemis", {})),
+    ):
+        network = Row("teacher", role="teacher", options=options).configure(config).network
+        assert network.of("teacher") == expected
+    assert Row("baseline").configure(config).network.of("student")[0] == "kdnet"

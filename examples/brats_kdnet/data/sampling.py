@@ -96,30 +96,35 @@ def whole_volumes(subjects: Any, data: DataConfig) -> Any | None:
     return None if data.patch is None and data.slices is None else subjects
 
 
-def remarks(data: DataConfig, orientation: str, training: TrainingConfig) -> list[str]:
-    """Say what patches and slices mean for a run, where it may surprise.
+def cache_remark(data: DataConfig, training: TrainingConfig) -> str | None:
+    """Say that the teacher cache, which was asked for, is off; None where that is not so.
 
     Args:
-        data: Patches, slices, or neither.
-        orientation: Axis codes of the first training subject, such as "LPS".
-        training: May ask for the teacher cache.
-
-    Returns:
-        Sentences.
+        data: Patches may lie elsewhere in every epoch.
+        training: May ask for the cache.
     """
-    said = []
-    if moves(data) and training.teacher_cache != "off":
-        said.append(
-            "Teacher cache: off, as patches at new positions in every epoch do not come back; "
-            "--patches_per_case N gives each subject N positions to which they do."
-        )
-    if data.slices is not None and not _cuts_across(data.slices, orientation):
-        said.append(
-            f"--slices {data.slices} cuts across axis {AXES[data.slices] + 1} of volumes whose "
-            f"axes are {orientation}: the slices are not {data.slices} ones. That is no error, "
-            "but another plane or another orientation may be what you want."
-        )
-    return said
+    if not moves(data) or training.teacher_cache == "off":
+        return None
+    return (
+        "Teacher cache: off, as patches at new positions in every epoch do not come back; "
+        "--patches_per_case N gives each subject N positions to which they do."
+    )
+
+
+def plane_remark(data: DataConfig, orientation: str) -> str | None:
+    """Say that slices are not those that their name means; None where they are, or there are none.
+
+    Args:
+        data: May ask for slices.
+        orientation: Axis codes of the first training subject, such as "LPS".
+    """
+    if data.slices is None or _cuts_across(data.slices, orientation):
+        return None
+    return (
+        f"--slices {data.slices} cuts across axis {AXES[data.slices] + 1} of volumes whose axes "
+        f"are {orientation}: the slices are not {data.slices} ones. That is no error, but another "
+        "plane or another orientation may be what you want."
+    )
 
 
 def _cuts_across(plane: str, orientation: str) -> bool:

@@ -1,0 +1,149 @@
+"""The recipes of the paper: learn from the reference alone, or from a frozen teacher as well."""
+
+from typing import cast
+
+from torch import nn
+
+from config import ObjectiveConfig
+from privdistill import (
+    GroundTruth,
+    LatentKL,
+    Objective,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    Tap,
+    Term,
+)
+from recipes.lesson import Lesson, Setting
+
+
+def supervised(setting: Setting) -> Lesson:
+    """Learn from the reference segmentation alone, like the paper's teacher and its baseline.
+
+    Args:
+        setting: Its teacher, if any, is not used.
+
+    Returns:
+        The lesson.
+    """
+    return Lesson(
+        teacher=None,
+        network=setting.network,
+        objective=ground_truth(setting.options),
+        inputs=views(setting),
+    )
+
+
+def distilled(setting: Setting) -> Lesson:
+    """Learn from the frozen teacher's predictions and bottleneck too, like the paper's student.
+
+    Args:
+        setting: With a trained teacher.
+
+    Returns:
+        The lesson.
+    """
+    objective = student_objective(setting.options)
+    return Lesson(
+        teacher=setting.teacher,
+        network=setting.network,
+        objective=objective,
+        inputs=views(setting),
+        taps=bottleneck(setting.options, setting.network, objective, setting.teacher),
+    )
+
+
+def views(setting: Setting) -> PrivilegedInput:
+    """Give the network its modalities, and the teacher its own.
+
+    Args:
+        setting: Names them.
+
+    Returns:
+        The two views of a subject's image.
+    """
+    return PrivilegedInput(setting.modalities, student=setting.view, teacher=setting.teacher_view)
+
+
+def ground_truth(options: ObjectiveConfig) -> Term:
+    """Equation (4): Dice and cross-entropy against the reference.
+
+    Args:
+        options: What the paper leaves open about Dice and cross-entropy.
+
+    Returns:
+        L_GT.
+    """
+    return GroundTruth(
+        include_background=options.include_background,
+        squared_denominator=options.squared_denominator,
+        batch_dice=options.batch_dice,
+        smoothing=options.smoothing,
+    )
+
+
+def student_objective(options: ObjectiveConfig) -> Objective:
+    """Equation (5): lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
+
+    Args:
+        options: lambda, T, alpha, and what the paper leaves open.
+
+    Returns:
+        The objective; a term of weight zero is left out, and with it its cost.
+    """
+    soft_targets = SoftTargetDiceBCE(
+        temperature=options.temperature,
+        include_background=options.include_background,
+        squared_denominator=options.squared_denominator,
+        batch_dice=options.batch_dice,
+        smoothing=options.smoothing,
+    )
+    latent = LatentKL(
+        normalisation=options.latent_normalisation, temperature=options.latent_temperature
+    )
+    weighted = (
+        (options.imitation, soft_targets),
+        (1 - options.imitation, ground_truth(options)),
+        (options.latent_weight, latent),
+    )
+    return Objective([(weight, term) for weight, term in weighted if weight > 0])
+
+
+def bottleneck(
+    options: ObjectiveConfig,
+    network: nn.Module,
+    objective: Term | Objective,
+    teacher: nn.Module | None = None,
+) -> dict[str, Tap]:
+    """Name the bottleneck layers where the configuration or the networks do.
+
+    Args:
+        options: May name a layer of either network.
+        network: May have a layer called "bottleneck".
+        objective: May not need one.
+        teacher: Likewise; a network like the student's unless given.
+
+    Returns:
+        The tap; empty if the library shall locate both layers, or no term reads it.
+    """
+    if not objective.taps:
+        return {}
+    teacher = network if teacher is None else teacher
+    mine = _layer(network, options.bottleneck_layer)
+    theirs = _layer(teacher, options.teacher_bottleneck_layer)
+    alike = type(_plain(teacher)) is type(_plain(network))
+    if alike and options.teacher_bottleneck_layer == "auto":
+        theirs = mine
+    return {"bottleneck": Tap(teacher=theirs, student=mine)} if mine or theirs else {}
+
+
+def _layer(network: nn.Module, option: str) -> str | None:
+    """The layer that an option means; None if the library shall locate it."""
+    if option != "auto":
+        return option
+    return "bottleneck" if "bottleneck" in dict(_plain(network).named_children()) else None
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """The network that was compiled, or the network itself."""
+    return cast("nn.Module", getattr(network, "_orig_mod", network))
