@@ -30,7 +30,7 @@ from privdistill import DistillationWrapper, GroundTruth, PrivDistillError, Priv
 from recipes.distillation import bottleneck, student_objective
 from recipes.rows import Row
 from run_folder import RunFolder
-from training.checkpoint import ModelMetadata, read_metadata
+from training.checkpoint import ModelMetadata, read_metadata, save_model
 from training.history import read_history
 from training.interruption import TrainingStoppedError
 from training.loop import Task, fit, mean_dice
@@ -187,6 +187,16 @@ def test_a_misfit_is_found_before_anything_is_written(options, message, tmp_path
     with pytest.raises((UserError, PrivDistillError), match=message):
         train.rehearse_all(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trained_teacher_may_be_of_any_kind(tmp_path):
+    config = parse_config([*SMALL, "--teacher_backbone", "multiresunet"])
+    metadata = describe_network("teacher", config, find_description(config))
+    save_model(tmp_path / "teacher", build(metadata), metadata)
+    given = ["--teacher_model", str(tmp_path / "teacher")]
+    train.rehearse_all(parse_config([*SMALL, *given]))
+    with pytest.raises(UserError, match="differs in slices"):
+        train.rehearse_all(parse_config([*SMALL, *given, "--slices", "axial"]))
 
 
 def test_teacher_and_student_are_built_as_they_are_described():
