@@ -12,12 +12,16 @@ from training.checkpoint import load_model
 from training.progress import counting
 
 
-def score_network(experiment: Experiment, name: str) -> list[Score]:
+def score_network(
+    experiment: Experiment, name: str, *, smallest_volume: float | None = None
+) -> list[Score]:
     """Score one network on the held-out subjects.
 
     Args:
         experiment: Held-out subjects and trained networks.
         name: Which network.
+        smallest_volume: Score native label maps a second time, without what
+            `evaluation.postprocessing` finds too small, mm³.
 
     Returns:
         Its scores, at the training grid and in native space.
@@ -35,6 +39,7 @@ def score_network(experiment: Experiment, name: str) -> list[Score]:
             role=name,
             fold=experiment.config.data.fold,
             seed=experiment.config.training.seed,
+            smallest_volume=smallest_volume,
             prediction_folder=run.predictions(name) if experiment.config.run.predictions else None,
             on_case=scored,
         )
