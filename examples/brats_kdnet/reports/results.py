@@ -1,0 +1,253 @@
+"""Scores as the tables and sentences of a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.scoring import Score
+from evaluation.tables import (
+    METRICS,
+    SPACE_NAMES,
+    Gain,
+    Metric,
+    Moments,
+    Summary,
+    format_number,
+    format_p,
+    summarise,
+)
+
+_LEVEL = 0.05
+_METRIC_NAMES = {
+    "dice": "Dice, all cases",
+    "dice_reference_present": "Dice, cases with the region in the reference",
+    "hd95": "HD95",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One region under one metric, as it is printed.
+
+    Attributes:
+        region: Name of the region.
+        networks: Role to "mean ± sd".
+        n: Cases that entered.
+        gain: Mean difference of student and baseline; empty without both.
+        interval: Its interval, or why there is none.
+        p_value: Of the paired test, or why there is none.
+        p_holm: Corrected over regions.
+        verdict: "better", "worse" or "open"; decides the colour.
+    """
+
+    region: str
+    networks: dict[str, str]
+    n: str
+    gain: str
+    interval: str
+    p_value: str
+    p_holm: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one metric.
+
+    Attributes:
+        title: Name of the metric, with its unit.
+        rows: One per region.
+    """
+
+    title: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class SpaceTable:
+    """The results in one space.
+
+    Attributes:
+        title: Name of the space.
+        blocks: One per metric.
+        empties: One line per region about empty references and predictions.
+    """
+
+    title: str
+    blocks: list[Block]
+    empties: list[tuple[str, str, dict[str, str]]]
+
+
+def verdict(gain: Gain) -> str:
+    """Say what an interval allows to say, and no more.
+
+    Args:
+        gain: Difference of two networks.
+
+    Returns:
+        "better" or "worse" if the interval leaves out zero and the corrected test agrees,
+        otherwise "open". For HD95 less is better.
+    """
+    # Few cases make the bootstrap interval too narrow, so it does not decide alone.
+    if not gain.p_holm < _LEVEL:
+        return "open"
+    lower, upper = gain.interval.lower, gain.interval.upper
+    if gain.metric == "hd95":
+        lower, upper = -upper, -lower
+    if lower > 0:
+        return "better"
+    return "worse" if upper < 0 else "open"
+
+
+def headline(differences: Sequence[Gain]) -> list[str]:
+    """The outcome in sentences, one per region, from the Dice in native space.
+
+    Args:
+        differences: All gains of one network over another.
+
+    Returns:
+        Sentences without adjectives of praise.
+    """
+    return [
+        _sentence(gain) for gain in differences if (gain.metric, gain.space) == ("dice", "native")
+    ]
+
+
+def space_tables(scores: Sequence[Score], differences: Sequence[Gain]) -> list[SpaceTable]:
+    """The results of a run, one table per space.
+
+    Args:
+        scores: Of all networks.
+        differences: Gains of the student over the baseline.
+
+    Returns:
+        Native space first: it is what a user of the label maps gets.
+    """
+    rows = summarise(scores)
+    spaces = [space for space in ("native", "grid") if any(row.space == space for row in rows)]
+    return [
+        SpaceTable(
+            title=SPACE_NAMES[space],
+            blocks=[
+                _block(
+                    metric,
+                    [row for row in rows if row.space == space],
+                    [gain for gain in differences if (gain.space, gain.metric) == (space, metric)],
+                )
+                for metric in METRICS
+            ],
+            empties=_empties([row for row in rows if row.space == space]),
+        )
+        for space in spaces
+    ]
+
+
+def case_table(scores: Sequence[Score]) -> dict[str, Any]:
+    """The native Dice of every case.
+
+    Args:
+        scores: Of all networks.
+
+    Returns:
+        "columns", pairs of region and network, and "rows", pairs of case and printed numbers.
+    """
+    native = [score for score in scores if score.space == "native"]
+    columns = list(dict.fromkeys((score.region, score.role) for score in native))
+    values = {(s.case, s.region, s.role): format_number(s.dice) for s in native}
+    return {
+        "columns": columns,
+        "rows": [
+            (case, [values.get((case, *column), format_number(math.nan)) for column in columns])
+            for case in dict.fromkeys(score.case for score in native)
+        ],
+    }
+
+
+def interval_of(gain: Gain, digits: int = 3) -> str:
+    """The interval of a gain, as it is printed.
+
+    Args:
+        gain: With an interval.
+        digits: After the decimal point.
+
+    Returns:
+        Level and both ends.
+    """
+    lower = format_number(gain.interval.lower, digits, signed=True)
+    upper = format_number(gain.interval.upper, digits, signed=True)
+    return f"{gain.interval.level:.0%} interval {lower} to {upper}"
+
+
+def relation(p_value: float) -> str:
+    """A p value after the letter p.
+
+    Args:
+        p_value: Between 0 and 1.
+
+    Returns:
+        "= 0.012" or "< 0.001".
+    """
+    text = format_p(p_value)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _sentence(gain: Gain) -> str:
+    mean = format_number(gain.mean, signed=True)
+    if gain.interval.reason:
+        reason = f"no interval: {gain.interval.reason}"
+        return f"{gain.region}: {mean}, {reason}. Nothing can be concluded."
+    said = {
+        "better": f"{_the(gain.role)} is better than {_the(gain.against)}",
+        "worse": f"{_the(gain.role)} is worse than {_the(gain.against)}",
+        "open": "no difference is shown",
+    }[verdict(gain)]
+    tested = gain.test.reason or f"Holm-corrected p {relation(gain.p_holm)}"
+    return f"{gain.region}: {mean} ({interval_of(gain)}; {tested}), {said}."
+
+
+def _the(name: str) -> str:
+    """A network in a sentence; only words take an article."""
+    return f"the {name}" if name in {"student", "baseline", "teacher"} else name
+
+
+def _block(metric: Metric, rows: Sequence[Summary], differences: Sequence[Gain]) -> Block:
+    unit = f" [{rows[0].hd95_unit}]" if metric == "hd95" else ""
+    printed = []
+    for region in dict.fromkeys(row.region for row in rows):
+        moments = {row.role: getattr(row, metric) for row in rows if row.region == region}
+        gain = next((gain for gain in differences if gain.region == region), None)
+        printed.append(_row(region, moments, gain, digits=1 if metric == "hd95" else 3))
+    return Block(_METRIC_NAMES[metric] + unit, printed)
+
+
+def _row(region: str, moments: dict[str, Moments], gain: Gain | None, digits: int) -> Row:
+    numbers = sorted({m.n for m in moments.values()})
+    return Row(
+        region=region,
+        networks={
+            role: f"{format_number(m.mean, digits)} ± {format_number(m.sd, digits)}"
+            for role, m in moments.items()
+        },
+        n=" / ".join(map(str, numbers)),
+        gain=format_number(gain.mean, digits, signed=True) if gain else "",
+        interval=(gain.interval.reason or interval_of(gain, digits)) if gain else "",
+        p_value=(gain.test.reason or f"p {relation(gain.test.p_value)}") if gain else "",
+        p_holm="" if gain is None or math.isnan(gain.p_holm) else f"Holm {relation(gain.p_holm)}",
+        verdict=verdict(gain) if gain else "open",
+    )
+
+
+def _empties(rows: Sequence[Summary]) -> list[tuple[str, str, dict[str, str]]]:
+    lines = []
+    for region in dict.fromkeys(row.region for row in rows):
+        chosen = [row for row in rows if row.region == region]
+        first = chosen[0]
+        by_role = {
+            row.role: f"{row.false_alarms} predicted all the same, {row.missed} missed"
+            for row in chosen
+        }
+        lines.append((region, f"{first.reference_empty} of {first.dice.n}", by_role))
+    return lines
