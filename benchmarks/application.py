@@ -20,10 +20,11 @@ from contest import Report, silent
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 
 import predict
-import train
 from config import Config, parse_config
 from data.description import load_description
 from experiment import build, describe_network, open_experiment
+from teaching import teach
+from train import STUDENT
 from training.checkpoint import save_model
 
 QUIET = Console(quiet=True)
@@ -113,8 +114,7 @@ def training(
             return TimedLoader(usual(part), clock) if part == "train" else usual(part)
 
         experiment.loader = loader
-        objective = train.student_objective(config.objective)
-        train.train(experiment, "student", objective, teacher=teacher)
+        teach(experiment, STUDENT, teacher)
         return len(experiment.split.train)
 
 

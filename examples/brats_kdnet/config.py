@@ -3,7 +3,7 @@
 import argparse
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -112,6 +112,9 @@ class ObjectiveConfig:
     """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
 
     Args:
+        objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
+            "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
+            The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
         imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
         temperature: T of the teacher's soft targets. Source: the paper, 3.2.
         latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
@@ -128,6 +131,9 @@ class ObjectiveConfig:
         smoothing: Added to Dice's numerator and denominator, voxels; the paper leaves it open.
     """
 
+    objective: Literal["kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd"] = (
+        "kdnet"
+    )
     imitation: float = 0.75
     temperature: float = 5.0
     latent_weight: float = 10.0
@@ -249,6 +255,26 @@ class Config:
         for group in fields(self):
             flat |= asdict(getattr(self, group.name))
         return {name: _plain(value) for name, value in flat.items()}
+
+    def changed(self, options: Mapping[str, Any]) -> "Config":
+        """Return this configuration with other values for some options.
+
+        Args:
+            options: Flat names and plain values, as in a YAML file.
+
+        Returns:
+            The new configuration.
+
+        Raises:
+            UserError: If an option is not known, or its value makes no sense.
+        """
+        parser = _build_parser(self.run.preset)
+        try:
+            config = _compose(parser.parse_object({**self.to_dict(), **options}))
+        except ArgumentError as error:
+            raise UserError(str(error)) from error
+        _check(config)
+        return config
 
 
 _GROUPS: dict[str, type] = {

@@ -27,6 +27,7 @@ from errors import UserError
 from models import build_network
 from phantoms import generate_phantoms
 from privdistill import TeacherCache
+from recipes.lesson import Setting
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata
 from training.performance import (
@@ -127,23 +128,36 @@ class Experiment:
         """Return the modalities that a network sees."""
         return view_of(role, self.config.data, self.description)
 
-    def metadata(self, role: str) -> ModelMetadata:
-        """Return the description of the network that a role trains."""
+    def metadata(self, role: str, name: str = "") -> ModelMetadata:
+        """Return the description of a network: its role's modalities and backbone, its own name."""
         first = next(iter(self.subjects[self.split.train[0]].images.values()))
         return replace(
-            describe_network(role, self.config, self.description),
+            describe_network(role, self.config, self.description, name),
             orientation=read_geometry(first).orientation,
             seen_cases=(*self.split.train, *self.split.validation),
         )
 
-    def build_network(self, role: str) -> torch.nn.Module:
+    def build_network(self, role: str, name: str = "") -> torch.nn.Module:
         """Build the untrained network of a role.
 
         Baseline and student begin with the same weights, whatever was trained before.
         """
         self.fabric.seed_everything(self.config.training.seed, verbose=False)
-        network = build(self.metadata(role))
+        network = build(self.metadata(role, name))
         return network.to(memory_format=torch_format(self.performance.memory_format))
+
+    def setting(
+        self, role: str, network: torch.nn.Module, teacher: torch.nn.Module | None
+    ) -> Setting:
+        """Return what a recipe is given for a network of a role."""
+        return Setting(
+            network=network,
+            teacher=teacher,
+            options=self.config.objective,
+            modalities=self.modalities,
+            view=self.view(role),
+            teacher_view=self.view("teacher"),
+        )
 
     def example(self) -> torch.Tensor:
         """Return an empty image with every modality, (1, M, *grid)."""
@@ -416,13 +430,16 @@ def grid_of(data: DataConfig, description: Description) -> tuple[int, int, int]:
     return data.grid or description.grid
 
 
-def describe_network(role: str, config: Config, description: Description) -> ModelMetadata:
+def describe_network(
+    role: str, config: Config, description: Description, name: str = ""
+) -> ModelMetadata:
     """Describe the network of a role.
 
     Args:
-        role: "teacher", "baseline" or "student".
+        role: "teacher", "baseline" or "student"; decides what it sees.
         config: Backbone, activation, preprocessing.
         description: The data set.
+        name: What its model file calls it; the role if empty.
 
     Returns:
         What its model file will say.
@@ -430,7 +447,7 @@ def describe_network(role: str, config: Config, description: Description) -> Mod
     data, network = config.data, config.network
     view = view_of(role, data, description)
     return ModelMetadata(
-        role=role,
+        role=name or role,
         backbone=network.backbone,
         backbone_arguments=network.backbone_arguments,
         in_channels=len(view),

@@ -8,52 +8,27 @@ segmentation networks", arXiv:2106.09564.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import cast
+from collections.abc import Sequence
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
 
-from config import Config, ObjectiveConfig, parse_config
+from config import Config, parse_config
 from errors import UserError
-from evaluation.scoring import Score, evaluate, read_scores, write_scores
+from evaluation.scoring import Score, read_scores, write_scores
 from evaluation.slices import save_slices
 from evaluation.tables import render_tables
-from experiment import (
-    Experiment,
-    build,
-    cache_folder,
-    describe_network,
-    find_description,
-    open_experiment,
-    stacked,
-)
-from privdistill import (
-    DistillationWrapper,
-    GroundTruth,
-    LatentKL,
-    Objective,
-    PrivDistillError,
-    PrivilegedInput,
-    SoftTargetDiceBCE,
-    Tap,
-    TeacherCache,
-    Term,
-)
+from experiment import Experiment, describe_network, find_description, open_experiment
+from held_out import score_network
+from privdistill import PrivDistillError
+from recipes.rows import Row
 from report import write_report
-from run_folder import ROLES
-from training.checkpoint import (
-    check_compatible,
-    load_model,
-    read_metadata,
-    save_model,
-    save_state,
-)
+from teaching import rehearse, teach
+from training.checkpoint import check_compatible, read_metadata
 from training.interruption import TrainingStoppedError
-from training.loop import Task, fit, is_finished
-from training.progress import counting
+
+TEACHER = Row("teacher", role="teacher")
+BASELINE = Row("baseline")
+STUDENT = Row("student", recipe="distilled", teacher="teacher")
 
 
 def distil(config: Config, console: Console) -> None:
@@ -67,22 +42,21 @@ def distil(config: Config, console: Console) -> None:
         UserError: If the configuration or the data cannot be used.
         TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
     """
-    options = config.objective
-    rehearse(config)
+    rehearse_all(config)
     with open_experiment(config, console) as experiment:
         # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
-        teacher = train(experiment, "teacher", ground_truth(options))
+        teacher = teach(experiment, TEACHER)
         # 3.3 The baseline sees what the student sees, and learns like the teacher.
-        train(experiment, "baseline", ground_truth(options))
+        teach(experiment, BASELINE)
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
-        train(experiment, "student", student_objective(options), teacher=teacher)
+        teach(experiment, STUDENT, teacher)
 
         if experiment.fabric.is_global_zero:
             scores = score(experiment)
             show(experiment, scores)
 
 
-def rehearse(config: Config) -> None:
+def rehearse_all(config: Config) -> None:
     """Put teacher and student together once, before anything is read, written or trained.
 
     Args:
@@ -92,211 +66,11 @@ def rehearse(config: Config) -> None:
         UserError: If there is no such network, or a given teacher does not fit the run.
         PrivDistillError: If the network cannot run on the grid, or has no bottleneck to be found.
     """
-    description = find_description(config)
-    teacher, student = (
-        describe_network(role, config, description) for role in ("teacher", "student")
-    )
+    teacher = describe_network("teacher", config, find_description(config))
     if config.network.teacher_model is not None:
         path = config.network.teacher_model
         check_compatible(path, read_metadata(path), teacher)
-    network, objective = build(student), student_objective(config.objective)
-    modalities = stacked(config.data, description)
-    DistillationWrapper(
-        build(teacher),
-        network,
-        objective=objective,
-        inputs=PrivilegedInput(modalities, student=student.modalities, teacher=teacher.modalities),
-        taps=taps(config.objective, network, objective),
-        activation=student.activation,
-        example=torch.zeros(1, len(modalities), *student.grid),
-    ).close()
-
-
-def ground_truth(options: ObjectiveConfig) -> Term:
-    """Equation (4): Dice and cross-entropy against the reference.
-
-    Args:
-        options: What the paper leaves open about Dice and cross-entropy.
-
-    Returns:
-        L_GT.
-    """
-    return GroundTruth(
-        include_background=options.include_background,
-        squared_denominator=options.squared_denominator,
-        batch_dice=options.batch_dice,
-        smoothing=options.smoothing,
-    )
-
-
-def student_objective(options: ObjectiveConfig) -> Objective:
-    """Equation (5): lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
-
-    Args:
-        options: lambda, T, alpha, and what the paper leaves open.
-
-    Returns:
-        The objective; a term of weight zero is left out, and with it its cost.
-    """
-    soft_targets = SoftTargetDiceBCE(
-        temperature=options.temperature,
-        include_background=options.include_background,
-        squared_denominator=options.squared_denominator,
-        batch_dice=options.batch_dice,
-        smoothing=options.smoothing,
-    )
-    latent = LatentKL(
-        normalisation=options.latent_normalisation, temperature=options.latent_temperature
-    )
-    weighted = (
-        (options.imitation, soft_targets),
-        (1 - options.imitation, ground_truth(options)),
-        (options.latent_weight, latent),
-    )
-    return Objective([(weight, term) for weight, term in weighted if weight > 0])
-
-
-def train(
-    experiment: Experiment,
-    role: str,
-    objective: Term | Objective,
-    teacher: nn.Module | None = None,
-) -> nn.Module:
-    """Train one of the three networks, or read it if that is done.
-
-    Args:
-        experiment: Subjects, settings, run folder.
-        role: "teacher", "baseline" or "student".
-        objective: What it minimises.
-        teacher: A trained network that is frozen and imitated.
-
-    Returns:
-        The network with the selected weights.
-
-    Raises:
-        UserError: If a given teacher does not fit or the training diverges.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
-    config, run = experiment.config, experiment.run
-    if is_finished(run.role(role)):
-        experiment.console.print(
-            f"{role}: finished, read from {run.model(role)}", highlight=False, soft_wrap=True
-        )
-        return load_model(run.model(role))[0]
-    given = config.network.teacher_model if role == "teacher" else None
-    if given is not None:
-        return adopt_teacher(experiment, given)
-
-    network = experiment.build_network(role)
-    if experiment.performance.compile:
-        network, teacher = compiled(network), teacher and compiled(teacher)
-    inputs = PrivilegedInput(
-        experiment.modalities,
-        student=experiment.view(role),
-        teacher=experiment.view("teacher"),
-    )
-    with (
-        experiment.watch.phase(role),
-        DistillationWrapper(
-            teacher,
-            network,
-            objective=objective,
-            inputs=inputs,
-            taps=taps(config.objective, network, objective),
-            activation=config.network.activation,
-            example=experiment.example(),
-            cache=teacher_cache(config, teacher),
-        ) as kd,
-        experiment.counting(kd.cache),
-    ):
-        task = Task(
-            metadata=experiment.metadata(role),
-            settings=config.training,
-            folder=run.role(role),
-            scalars=run.tensorboard(role),
-            memory_format=experiment.performance.memory_format,
-            console=experiment.console,
-        )
-        loaders = experiment.loader("train"), experiment.loader("validation")
-        fit(experiment.fabric, kd, *loaders, task)
-    return load_model(run.model(role))[0]
-
-
-def teacher_cache(config: Config, teacher: nn.Module | None) -> TeacherCache | None:
-    """Say where the teacher's outputs are kept.
-
-    Args:
-        config: Place, storage and limit.
-        teacher: None in the trainings that have no teacher.
-
-    Returns:
-        The cache, or None if the teacher is to run in every step.
-    """
-    training = config.training
-    if teacher is None or training.teacher_cache == "off":
-        return None
-    return TeacherCache(
-        cache_folder(config) / "teacher" if training.teacher_cache == "disk" else None,
-        storage=training.teacher_cache_storage,
-        max_bytes=int(training.teacher_cache_gib * 2**30),
-    )
-
-
-def compiled(network: nn.Module) -> nn.Module:
-    """Return the compiled network; its weights stay those of the network."""
-    return cast("nn.Module", torch.compile(network))
-
-
-def taps(
-    options: ObjectiveConfig, network: nn.Module, objective: Term | Objective
-) -> dict[str, Tap]:
-    """Name the bottleneck layer where the configuration or the network does.
-
-    Args:
-        options: May name a layer.
-        network: May have a layer called "bottleneck".
-        objective: May not need one.
-
-    Returns:
-        The tap; empty if the library shall locate the bottleneck, or no term reads it.
-    """
-    layer = options.bottleneck_layer
-    plain = getattr(network, "_orig_mod", network)
-    if layer == "auto" and "bottleneck" in dict(plain.named_children()):
-        layer = "bottleneck"
-    if layer == "auto" or not objective.taps:
-        return {}
-    return {"bottleneck": Tap(teacher=layer, student=layer)}
-
-
-def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
-    """Take a trained teacher from a file into the run folder.
-
-    Args:
-        experiment: What the teacher must fit.
-        path: Its model file.
-
-    Returns:
-        The teacher.
-
-    Raises:
-        UserError: If it does not fit the run.
-    """
-    network, metadata = load_model(path)
-    check_compatible(path, metadata, experiment.metadata("teacher"))
-    leaked = sorted({*metadata.seen_cases} & {*experiment.split.test})
-    if leaked:
-        raise UserError(
-            f"{path} was trained on {len(leaked)} subjects of the held-out fold: "
-            f"{', '.join(leaked[:5])}. Its knowledge of them would reach the student. Give the "
-            "teacher of this fold."
-        )
-    if experiment.fabric.is_global_zero:
-        save_model(experiment.run.model("teacher"), network, metadata)
-        save_state(experiment.run.role("teacher") / "state.pt", {"finished": True})
-    experiment.fabric.barrier()
-    experiment.console.print(f"teacher: read from {path}", highlight=False, soft_wrap=True)
-    return network
+    rehearse(config, STUDENT, teacher)
 
 
 def score(experiment: Experiment) -> list[Score]:
@@ -313,8 +87,8 @@ def score(experiment: Experiment) -> list[Score]:
         return read_scores(run.scores)
     scores: list[Score] = []
     with experiment.watch.phase("evaluation"):
-        for role in ROLES:
-            scores += score_network(experiment, role)
+        for row in (TEACHER, BASELINE, STUDENT):
+            scores += score_network(experiment, row.name)
         if experiment.config.run.predictions:
             save_slices(
                 run.root / "slices.npz",
@@ -325,51 +99,6 @@ def score(experiment: Experiment) -> list[Score]:
             )
     write_scores(run.scores, scores)
     return scores
-
-
-def score_network(experiment: Experiment, role: str) -> list[Score]:
-    """Score one network.
-
-    Args:
-        experiment: Held-out subjects and trained networks.
-        role: Which network.
-
-    Returns:
-        Its scores.
-    """
-    run = experiment.run
-    network, metadata = load_model(run.model(role))
-    subjects = [experiment.subjects[name] for name in experiment.split.test]
-    with counting(experiment.console, f"Scoring the {role}", len(subjects)) as scored:
-        return evaluate(
-            predictor(network, experiment.fabric.device),
-            subjects,
-            metadata.preprocessing(),
-            experiment.description,
-            activation=metadata.activation,
-            role=role,
-            prediction_folder=run.predictions(role) if experiment.config.run.predictions else None,
-            on_case=scored,
-        )
-
-
-def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Wrap a trained network so that it maps images to logits on the CPU.
-
-    Args:
-        network: Trained.
-        device: Where it runs, in float32, as predict.py does.
-
-    Returns:
-        A function from (1, M, *grid) to logits (1, C, *grid).
-    """
-    kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
-
-    @torch.inference_mode()
-    def predict(image: Tensor) -> Tensor:
-        return kd.predict(image.to(device)).float().cpu()
-
-    return predict
 
 
 def show(experiment: Experiment, scores: Sequence[Score]) -> None:

@@ -16,7 +16,7 @@ from contest import Interval
 from draw import draw
 from figures import FIGURES, Row
 from privdistill import Step, TapPair
-from train import student_objective
+from recipes.distillation import student_objective
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance" / "index.md"

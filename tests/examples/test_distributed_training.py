@@ -12,11 +12,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-import train
 from config import ObjectiveConfig, TrainingConfig
 from data.description import load_description
 from data.loading import build_loader
 from privdistill import DistillationWrapper, PrivilegedInput
+from recipes import distillation
 from training.checkpoint import ModelMetadata
 from training.history import read_history
 from training.interruption import TrainingStoppedError
@@ -102,13 +102,13 @@ def distil(fabric, folder, samples):
         for dataset, shuffle in ((samples, True), (Samples(3), False))
     ]
     teacher, student = Net(4, seed=1), Net(1, seed=2)
-    objective = train.student_objective(ObjectiveConfig())
+    objective = distillation.student_objective(ObjectiveConfig())
     with DistillationWrapper(
         teacher,
         student,
         objective=objective,
         inputs=PrivilegedInput(MODALITIES, student=("t1ce",)),
-        taps=train.taps(ObjectiveConfig(), student, objective),
+        taps=distillation.bottleneck(ObjectiveConfig(), student, objective),
         example=torch.zeros(1, 4, *GRID),
     ) as kd:
         fit(fabric, kd, *loaders, work)

@@ -19,6 +19,7 @@ from evaluation.scoring import read_scores
 from experiment import describe_network, find_description, open_experiment, show_trial, try_out
 from models import KDNet
 from phantoms import generate_phantoms
+from recipes import distillation
 from run_folder import ROLES, RunFolder
 from training.checkpoint import load_model, read_metadata
 from training.history import read_history
@@ -219,13 +220,15 @@ def test_damaged_subject_is_found_before_training(subjects, arguments, tmp_path,
 
 
 def test_objective_is_equation_five():
-    terms = train.student_objective(ObjectiveConfig()).named_terms
+    terms = distillation.student_objective(ObjectiveConfig()).named_terms
     weights = {name: weight.factor for name, (weight, _) in terms.items()}
     assert weights == {"soft_target_dice_bce": 0.75, "ground_truth": 0.25, "latent_kl": 10.0}
 
 
 def test_terms_of_weight_zero_cost_nothing():
-    terms = train.student_objective(ObjectiveConfig(imitation=0, latent_weight=0)).named_terms
+    terms = distillation.student_objective(
+        ObjectiveConfig(imitation=0, latent_weight=0)
+    ).named_terms
     assert list(terms) == ["ground_truth"]
 
 
@@ -239,9 +242,9 @@ def test_terms_of_weight_zero_cost_nothing():
 )
 def test_bottleneck_is_named_where_the_network_names_it(layer, network, tap):
     options = ObjectiveConfig(bottleneck_layer=layer)
-    taps = train.taps(options, network, train.student_objective(options))
+    taps = distillation.bottleneck(options, network, distillation.student_objective(options))
     assert (taps["bottleneck"].student if taps else None) == tap
-    assert train.taps(options, network, train.ground_truth(options)) == {}
+    assert distillation.bottleneck(options, network, distillation.ground_truth(options)) == {}
 
 
 @pytest.mark.slow

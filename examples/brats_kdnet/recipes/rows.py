@@ -1,0 +1,193 @@
+"""Rows of a results table: which network is trained how, with which teacher."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from config import Config, NetworkConfig, ObjectiveConfig, TrainingConfig
+from errors import UserError
+
+Role = Literal["student", "teacher"]
+
+RECIPES = ("supervised", "distilled", "missing_modality", "synthesised", "shared")
+_BUILT_IN = Path(__file__).with_name("rows.yaml")
+# Names become folders.
+_NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
+# What else a row may change would make it another experiment: subjects, grid, seed.
+_OPTIONS = [
+    *(item.name for group in (NetworkConfig, ObjectiveConfig) for item in fields(group)),
+    *(item.name for item in fields(TrainingConfig) if item.name != "seed"),
+    "student_modalities",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of a table.
+
+    Attributes:
+        name: Its name in folders, files and tables.
+        recipe: How it is trained.
+        role: Whose modalities and backbone it has.
+        teacher: Row whose trained network is frozen and imitated; None without one.
+        label: How tables call it.
+        options: Options of the configuration that differ from those of the run.
+    """
+
+    name: str
+    recipe: str = "supervised"
+    role: Role = "student"
+    teacher: str | None = None
+    label: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def configure(self, config: Config) -> Config:
+        """Return the configuration that this row is trained with.
+
+        Args:
+            config: Of the run.
+
+        Returns:
+            The same with the options of the row. Arguments of the backbone are added to those of
+            the run; another backbone gets its own alone.
+
+        Raises:
+            UserError: If an option has a value that makes no sense.
+        """
+        chosen = dict(self.options)
+        arguments = chosen.get("backbone_arguments", {})
+        if chosen.get("backbone", config.network.backbone) == config.network.backbone:
+            arguments = config.network.backbone_arguments | arguments
+        try:
+            return config.changed(chosen | {"backbone_arguments": arguments})
+        except UserError as error:
+            raise UserError(f"Row {self.name!r}: {error}") from error
+
+
+def read_rows(path: Path | None = None) -> tuple[dict[str, Row], dict[str, list[str]]]:
+    """Read the built-in rows and groups, and those of a file.
+
+    Args:
+        path: A YAML file with `rows` and `groups`, like rows.yaml beside this module; its entries
+            win over the built-in ones of the same name.
+
+    Returns:
+        Rows by name, and names of rows by group.
+
+    Raises:
+        UserError: If a file cannot be read, or an entry makes no sense.
+    """
+    rows: dict[str, Row] = {}
+    groups: dict[str, list[str]] = {}
+    for file in [_BUILT_IN, path] if path else [_BUILT_IN]:
+        content = _read(file)
+        rows |= {name: _row(file, name, values) for name, values in content["rows"].items()}
+        groups |= content["groups"]
+    return rows, groups
+
+
+def select_rows(
+    wanted: Sequence[str], rows: Mapping[str, Row], groups: Mapping[str, Sequence[str]]
+) -> list[Row]:
+    """Choose rows by their names or those of groups, teachers first.
+
+    Args:
+        wanted: Names of rows and groups.
+        rows: All rows.
+        groups: All groups.
+
+    Returns:
+        The rows and the teachers that they need, each once, every teacher before its students.
+
+    Raises:
+        UserError: If there is no such row or group, or teachers teach each other in a circle.
+    """
+    names = [name for item in wanted for name in groups.get(item, [item])]
+    ordered: dict[str, Row] = {}
+    for name in names:
+        for row in _lineage(name, rows, groups):
+            ordered.setdefault(row.name, row)
+    return list(ordered.values())
+
+
+def _lineage(name: str, rows: Mapping[str, Row], groups: Iterable[str]) -> list[Row]:
+    """A row behind its teacher, and that one's."""
+    chain: list[Row] = []
+    current: str | None = name
+    while current is not None:
+        if current not in rows:
+            raise UserError(
+                f"There is no row {current!r}. Rows: {', '.join(rows)}. Groups: "
+                f"{', '.join(groups)}. Rows of your own are described in a file: --rows_file."
+            )
+        if any(row.name == current for row in chain):
+            raise UserError(f"Row {name!r}: its teachers teach each other in a circle.")
+        chain.append(rows[current])
+        current = rows[current].teacher
+    return chain[::-1]
+
+
+def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
+    """Repeat every row of the student for each single modality.
+
+    Args:
+        rows: Rows, teachers first.
+        modalities: What the student sees, one after the other.
+
+    Returns:
+        Rows of the teacher's role as they are, then the others for each modality, named
+        `baseline-flair`.
+    """
+    shared = [row for row in rows if row.role == "teacher"]
+    repeated = [row for row in rows if row.role != "teacher"]
+    own = {row.name for row in repeated}
+    return shared + [
+        replace(
+            row,
+            name=f"{row.name}-{modality.lower()}",
+            label=f"{row.label}, {modality}",
+            teacher=f"{row.teacher}-{modality.lower()}" if row.teacher in own else row.teacher,
+            options=row.options | {"student_modalities": [modality]},
+        )
+        for modality in modalities
+        for row in repeated
+    ]
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: the rows cannot be read: {error}") from error
+    if not isinstance(content, dict) or set(content) - {"rows", "groups"}:
+        raise UserError(f"{path}: expected the keys rows and groups.")
+    parts = {key: content.get(key) or {} for key in ("rows", "groups")}
+    wrong = [key for key, value in parts.items() if not isinstance(value, dict)]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} must hold names and what they stand for.")
+    return parts
+
+
+def _row(path: Path, name: str, values: Any) -> Row:
+    allowed = [item.name for item in fields(Row) if item.name != "name"]
+    if not isinstance(values, dict) or set(values) - set(allowed):
+        raise UserError(f"{path}: row {name!r} may have the keys {', '.join(allowed)}.")
+    given: dict[str, Any] = {"label": str(name), **values}
+    row = Row(name=str(name), **given)
+    unknown = sorted(set(row.options) - set(_OPTIONS))
+    problems = {
+        f"its name must match {_NAME.pattern}": not _NAME.fullmatch(row.name),
+        f"recipe must be one of {', '.join(RECIPES)}": row.recipe not in RECIPES,
+        "role must be student or teacher": row.role not in {"student", "teacher"},
+        f"it has no options {', '.join(unknown)}; there are {', '.join(_OPTIONS)}": bool(unknown),
+        "distilled and shared need a teacher": row.recipe in {"distilled", "shared"}
+        and row.teacher is None,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise UserError(f"{path}: row {name!r}: {problem}.")
+    return row

@@ -1,0 +1,231 @@
+"""One network of a run: built, taught as its recipe says, and kept in the run folder."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from config import Config
+from errors import UserError
+from experiment import (
+    Experiment,
+    build,
+    cache_folder,
+    describe_network,
+    find_description,
+    stacked,
+    view_of,
+)
+from privdistill import DistillationWrapper, TeacherCache
+from recipes.lesson import Lesson, Setting
+from recipes.recipe import lesson_of
+from recipes.rows import Row
+from training.checkpoint import (
+    ModelMetadata,
+    check_compatible,
+    load_model,
+    save_model,
+    save_state,
+)
+from training.loop import Task, fit, is_finished
+
+
+def teach(experiment: Experiment, row: Row, teacher: nn.Module | None = None) -> nn.Module:
+    """Train the network of a row, or read it if that is done.
+
+    Args:
+        experiment: Subjects, settings, run folder.
+        row: Which network, and how.
+        teacher: A trained network that is frozen and imitated.
+
+    Returns:
+        The network with the selected weights.
+
+    Raises:
+        UserError: If a given teacher does not fit or the training diverges.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    run = experiment.run
+    if is_finished(run.role(row.name)):
+        experiment.console.print(
+            f"{row.name}: finished, read from {run.model(row.name)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return load_trained(experiment, run.model(row.name))
+    given = experiment.config.network.teacher_model if row.name == "teacher" else None
+    if given is not None:
+        return adopt_teacher(experiment, given)
+
+    network = experiment.build_network(row.role, row.name)
+    if experiment.performance.compile:
+        network, teacher = compiled(network), teacher and compiled(teacher)
+    lesson = lesson_of(row, experiment.setting(row.role, network, teacher))
+    with experiment.watch.phase(row.name):
+        carry_out(experiment, row, lesson)
+    return load_model(run.model(row.name))[0]
+
+
+def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
+    """Train the network of a lesson.
+
+    Args:
+        experiment: Subjects, settings, run folder.
+        row: Names the network's files.
+        lesson: Networks and objective.
+
+    Raises:
+        UserError: If the training diverges.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    config, run = experiment.config, experiment.run
+    with (
+        DistillationWrapper(
+            lesson.teacher,
+            lesson.network,
+            objective=lesson.objective,
+            inputs=lesson.inputs,
+            taps=lesson.taps,
+            activation=config.network.activation,
+            example=experiment.example(),
+            cache=teacher_cache(config, lesson.teacher),
+        ) as kd,
+        experiment.counting(kd.cache),
+    ):
+        task = Task(
+            metadata=experiment.metadata(row.role, row.name),
+            settings=config.training,
+            folder=run.role(row.name),
+            scalars=run.tensorboard(row.name),
+            memory_format=experiment.performance.memory_format,
+            console=experiment.console,
+        )
+        fit(
+            experiment.fabric,
+            kd,
+            experiment.loader("train"),
+            experiment.loader("validation"),
+            task,
+        )
+
+
+def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
+    """Put the networks of a row together once, before anything is read, written or trained.
+
+    Args:
+        config: The resolved configuration of the row.
+        row: Which network, and how.
+        teacher: Describes the network of its teacher; None without one.
+
+    Raises:
+        UserError: If there is no such network, or the recipe does not fit it.
+        PrivDistillError: If the network cannot run on the grid, or has no bottleneck to be found.
+    """
+    description = find_description(config)
+    metadata = describe_network(row.role, config, description, row.name)
+    setting = Setting(
+        network=build(metadata),
+        teacher=None if teacher is None else build(teacher),
+        options=config.objective,
+        modalities=stacked(config.data, description),
+        view=metadata.modalities,
+        teacher_view=view_of("teacher", config.data, description),
+    )
+    lesson = lesson_of(row, setting)
+    DistillationWrapper(
+        lesson.teacher,
+        lesson.network,
+        objective=lesson.objective,
+        inputs=lesson.inputs,
+        taps=lesson.taps,
+        activation=metadata.activation,
+        example=torch.zeros(1, len(setting.modalities), *metadata.grid),
+    ).close()
+
+
+def teacher_cache(config: Config, teacher: nn.Module | None) -> TeacherCache | None:
+    """Say where the teacher's outputs are kept.
+
+    Args:
+        config: Place, storage and limit.
+        teacher: None in the trainings that have no teacher.
+
+    Returns:
+        The cache, or None if the teacher is to run in every step.
+    """
+    training = config.training
+    if teacher is None or training.teacher_cache == "off":
+        return None
+    return TeacherCache(
+        cache_folder(config) / "teacher" if training.teacher_cache == "disk" else None,
+        storage=training.teacher_cache_storage,
+        max_bytes=int(training.teacher_cache_gib * 2**30),
+    )
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """Return the compiled network; its weights stay those of the network."""
+    return cast("nn.Module", torch.compile(network))
+
+
+def load_trained(experiment: Experiment, path: Path) -> nn.Module:
+    """Read a network that an earlier part of the run has trained.
+
+    Args:
+        experiment: Its held-out subjects must be new to the network.
+        path: The model file.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: If it has seen a held-out subject.
+    """
+    network, metadata = load_model(path)
+    check_unseen(experiment, path, metadata)
+    return network
+
+
+def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
+    """Take a trained teacher from a file into the run folder.
+
+    Args:
+        experiment: What the teacher must fit.
+        path: Its model file.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        UserError: If it does not fit the run.
+    """
+    network, metadata = load_model(path)
+    check_compatible(path, metadata, experiment.metadata("teacher", "teacher"))
+    check_unseen(experiment, path, metadata)
+    if experiment.fabric.is_global_zero:
+        save_model(experiment.run.model("teacher"), network, metadata)
+        save_state(experiment.run.role("teacher") / "state.pt", {"finished": True})
+    experiment.fabric.barrier()
+    experiment.console.print(f"teacher: read from {path}", highlight=False, soft_wrap=True)
+    return network
+
+
+def check_unseen(experiment: Experiment, path: Path, metadata: ModelMetadata) -> None:
+    """Refuse a network that has seen what it, or its student, will be tested on.
+
+    Args:
+        experiment: Knows the held-out subjects.
+        path: The model file, for the message.
+        metadata: Knows what the network has seen.
+
+    Raises:
+        UserError: If both share a subject.
+    """
+    leaked = sorted({*metadata.seen_cases} & {*experiment.split.test})
+    if leaked:
+        raise UserError(
+            f"{path} was trained on {len(leaked)} subjects of the held-out fold: "
+            f"{', '.join(leaked[:5])}. Its knowledge of them would reach the scores. Give the "
+            "network of this fold."
+        )
