@@ -176,7 +176,7 @@ def draw_pairs(pairs: Pairs) -> str:
                 color=_TEXT,
             )
         axes.set_xlim(-0.42, 1.42)
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(*_limits(pairs))
         axes.set_xticks([0, 1], [_short(name) for name in pairs.names])
 
     return _drawn(f"{pairs.region}: {better} gain, {worse} lose", label, draw)
@@ -196,26 +196,20 @@ def draw_gains(pairs: Pairs) -> str:
     text = format_number(mean, signed=True)
 
     def draw(axes: Any) -> None:
-        # One outline per colour: 285 bars of their own would be most of the page.
-        edges = [edge - 0.5 for edge in range(len(ordered) + 1)]
-        for colour, heights in (
-            (_GAIN, [max(gain, 0.0) for gain in ordered]),
-            (_LOSS, [min(gain, 0.0) for gain in ordered]),
-        ):
-            axes.stairs(heights, edges, baseline=0, fill=True, color=colour, linewidth=0)
+        _draw_bars(axes, ordered)
         axes.axhline(0, color=_TEXT, linewidth=0.8)
         axes.axhline(mean, color=_TEXT, linewidth=1.2, linestyle=(0, (4, 2)))
         # The curve falls from left to right: the right half above the mean is free.
         axes.annotate(
             f"mean {text}",
-            (edges[-1], mean),
+            (len(ordered) - 0.5, mean),
             xytext=(0, 3),
             textcoords="offset points",
             ha="right",
             va="bottom",
             color=_TEXT,
         )
-        axes.set_xlim(edges[0], edges[-1])
+        axes.set_xlim(-0.5, len(ordered) - 0.5)
         axes.set_xlabel(f"{len(ordered)} cases, sorted", color=_TEXT)
         axes.set_xticks([])
 
@@ -240,6 +234,27 @@ def _draw_lines(axes: Any, pairs: Pairs) -> None:
             marker="" if many else "o",
             markersize=3,
         )
+
+
+def _limits(pairs: Pairs) -> tuple[float, float]:
+    """Ends of the Dice axis: all values, with a little air, and never less than 0.2."""
+    values = [value for pair in pairs.values for value in pair]
+    air = 0.1 * max(max(values) - min(values), 0.2)
+    return max(min(values) - air, -0.02), min(max(values) + air, 1.02)
+
+
+def _draw_bars(axes: Any, ordered: Sequence[float]) -> None:
+    if len(ordered) <= _MANY:
+        colours = [_GAIN if gain > 0 else _LOSS for gain in ordered]
+        axes.bar(range(len(ordered)), ordered, width=0.8, color=colours)
+        return
+    # One outline per colour: 285 bars of their own would be most of the page.
+    edges = [edge - 0.5 for edge in range(len(ordered) + 1)]
+    for colour, heights in (
+        (_GAIN, [max(gain, 0.0) for gain in ordered]),
+        (_LOSS, [min(gain, 0.0) for gain in ordered]),
+    ):
+        axes.stairs(heights, edges, baseline=0, fill=True, color=colour, linewidth=0)
 
 
 def _drawn(title: str, label: str, draw: Callable[[Any], None]) -> str:
