@@ -13,6 +13,11 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from errors import UserError
 
+# Flags whose values may be written without brackets.
+_LISTS = frozenset(
+    f"--{name}"
+    for name in ("student_modalities", "teacher_modalities", "crop", "grid", "rows", "seeds")
+)
 PRESETS = ("demo", "cpu", "paper")
 _PRESET_FOLDER = Path(__file__).parent / "configs"
 
@@ -290,6 +295,26 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keep the line breaks of the examples."""
 
 
+@dataclass(frozen=True)
+class Program:
+    """A command that reads the configuration, perhaps with options of its own.
+
+    Attributes:
+        name: Of its file.
+        description: What --help says first.
+        options: Dataclass of its own options; None if it has none.
+        out: Default run folder; PRESET stands for the preset.
+    """
+
+    name: str
+    description: str
+    options: type | None = None
+    out: str = "runs/PRESET"
+
+
+TRAIN = Program("train.py", _DESCRIPTION)
+
+
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
     """Read the configuration: preset, then --config file, then flags; the later ones win.
 
@@ -302,28 +327,45 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     Raises:
         UserError: If a flag, a key or a value is not known or makes no sense.
     """
+    return parse_for(TRAIN, arguments)[0]
+
+
+def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple[Config, Any]:
+    """Read the configuration and the options of a program's own.
+
+    Args:
+        program: Whose command line it is.
+        arguments: Command line without the program's name; sys.argv if None.
+
+    Returns:
+        The resolved configuration, and an instance of the program's options, or None.
+
+    Raises:
+        UserError: If a flag, a key or a value is not known or makes no sense.
+    """
     tokens = _normalised(sys.argv[1:] if arguments is None else arguments)
     preset = _find_preset(tokens)
     try:
-        values = _build_parser(preset).parse_args(tokens)
+        values = _build_parser(preset, program).parse_args(tokens)
     except ArgumentError as error:
-        raise UserError(f"{error}\ntrain.py --help lists every option.") from error
-    config = _compose(values)
+        raise UserError(f"{error}\n{program.name} --help lists every option.") from error
+    config = _compose(values, program)
     _check(config)
-    return config
+    return config, None if program.options is None else _group(program.options, values)
 
 
-def _build_parser(preset: str) -> ArgumentParser:
+def _build_parser(preset: str, program: Program = TRAIN) -> ArgumentParser:
     parser = ArgumentParser(
-        prog="train.py",
-        description=_DESCRIPTION,
+        prog=program.name,
+        description=program.description,
         exit_on_error=False,
         allow_abbrev=False,
         default_config_files=[str(_preset_file(preset))],
         formatter_class=_Formatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
-    for group in _GROUPS.values():
+    own = [] if program.options is None else [program.options]
+    for group in (*own, *_GROUPS.values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
     return parser
@@ -344,7 +386,7 @@ def _normalised(tokens: Sequence[str]) -> list[str]:
 
 
 def _bracketed(flag: str, value: str) -> str:
-    is_list = flag in {"--student_modalities", "--teacher_modalities", "--crop", "--grid"}
+    is_list = flag in _LISTS
     return f"[{value}]" if is_list and value != "null" and not value.startswith("[") else value
 
 
@@ -379,14 +421,15 @@ def _preset_file(preset: str) -> Path:
     return _PRESET_FOLDER / f"{preset}.yaml"
 
 
-def _compose(values: Namespace) -> Config:
-    def group(kind: type) -> Any:
-        return kind(**{item.name: values[item.name] for item in fields(kind)})
+def _group(kind: Any, values: Namespace) -> Any:
+    return kind(**{item.name: values[item.name] for item in fields(kind)})
 
-    config = Config(**{name: group(kind) for name, kind in _GROUPS.items()})
+
+def _compose(values: Namespace, program: Program = TRAIN) -> Config:
+    config = Config(**{name: _group(kind, values) for name, kind in _GROUPS.items()})
     config = replace(config, network=_without_foreign(config.network, config.run.preset))
     if config.run.out is None:
-        out = Path("runs") / config.run.preset
+        out = Path(program.out.replace("PRESET", config.run.preset))
         config = replace(config, run=replace(config.run, out=out))
     return config
 

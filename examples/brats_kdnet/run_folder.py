@@ -74,9 +74,11 @@ class RunFolder:
 
     Args:
         root: The folder given by --out.
+        part: The network that this process trains, where several processes share the folder.
     """
 
     root: Path
+    part: str = ""
 
     @property
     def config(self) -> Path:
@@ -99,9 +101,14 @@ class RunFolder:
         return self.root / "scores.csv"
 
     @property
+    def part_scores(self) -> Path:
+        """Scores of every held-out case by the network of this part."""
+        return self.root / self.part / "scores.csv"
+
+    @property
     def summary(self) -> Path:
-        """Time of each phase, peak memory."""
-        return self.root / "summary.json"
+        """Time of each phase, peak memory; of a part beside its network."""
+        return self.root / self.part / "summary.json"
 
     def role(self, role: str) -> Path:
         """Folder of one network's files."""
@@ -134,7 +141,8 @@ class RunFolder:
         if self.config.is_file():
             self._check_same(config)
             return True
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        # Hidden files are locks of a run that is about to begin.
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.glob("[!.]*"))):
             raise UserError(
                 f"--out: {self.root} exists and is not a run folder (it has no config.yaml). "
                 "Choose a new or an empty folder."

@@ -1,0 +1,155 @@
+"""Every row of a table on every fold: train what is missing, then show the tables.
+
+python examples/brats_kdnet/crossval.py                        phantoms, the paper's rows
+python examples/brats_kdnet/crossval.py --data-root BraTS2021  real subjects
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from config import Program, parse_for
+from crossvalidation.folder import open_plan
+from crossvalidation.plan import CrossvalOptions, Plan
+from crossvalidation.results import collect
+from crossvalidation.schedule import Pool, command_of, number_of_jobs, run_here
+from crossvalidation.unit import run_unit
+from crossvalidation.view import View
+from errors import UserError
+from privdistill import PrivDistillError
+from training.interruption import TrainingStoppedError
+
+_DESCRIPTION = """\
+Cross-validate any number of rows (teacher, baseline, KD-Net, comparators) and show the paper's
+tables with the published numbers beside them.
+
+Examples:
+  crossval.py
+      phantoms, 3 folds x the paper's five rows
+  crossval.py --data-root BraTS2018 --preset paper --rows table1,table2
+      Tables 1 and 2 of arXiv:2106.09564
+  crossval.py --data-root BraTS2021 --rows baseline,kdnet --seeds 0,1,2 --folds 5
+      two rows (and the teacher), five folds, three seeds
+  crossval.py --data-root BraTS2021 --rows baseline,kdnet --sweep modalities
+      each single modality in turn as the student's
+  crossval.py --data-root BraTS2021 --show units
+      what an array job would train; --unit NUMBER trains one of them
+
+Every fold, seed and row is a unit. A unit that is done is never trained again; a unit that was
+stopped goes on. Further rows, seeds and processes may be added at any time by giving the same
+command with them."""
+
+CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, out="runs/crossval-PRESET")
+
+
+def cross_validate(arguments: Sequence[str], console: Console) -> int:
+    """Train what is missing and show the results.
+
+    Args:
+        arguments: Command line without the program's name.
+        console: Where progress and results are shown.
+
+    Returns:
+        Exit status: 0, or 1 if units failed.
+
+    Raises:
+        UserError: If the configuration or the data cannot be used.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    config, options = parse_for(CROSSVAL, arguments)
+    plan = open_plan(config, options, console)
+    if options.show is not None:
+        show_plan(plan, options.show, console)
+        return 0
+    if options.unit is not None:
+        run_unit(plan, plan.find(options.unit), console)
+        return 0
+    failed = train_all(plan, options, arguments, console)
+    show_results(plan, console)
+    for name, reason in failed.items():
+        console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def show_plan(plan: Plan, what: str, console: Console) -> None:
+    """List the units, or show how far they are.
+
+    Args:
+        plan: What the cross-validation consists of.
+        what: "units" or "status".
+        console: Where to.
+    """
+    if what == "status":
+        console.print(View(plan, plan.units()).table())
+        return
+    for number, unit in enumerate(plan.units()):
+        done = "  done" if plan.is_done(unit) else ""
+        console.print(f"{number:4d}  {unit.name}{done}", highlight=False)
+
+
+def train_all(
+    plan: Plan, options: CrossvalOptions, arguments: Sequence[str], console: Console
+) -> dict[str, str]:
+    """Train every unit that is not done.
+
+    Args:
+        plan: Knows which.
+        options: How many at a time.
+        arguments: Command line, for the processes of units.
+        console: Where progress is shown.
+
+    Returns:
+        The units that failed, with the reason.
+    """
+    units = plan.units()
+    jobs = number_of_jobs(options.jobs, plan.config.training.accelerator)
+    missing = [unit for unit in units if not plan.is_done(unit)]
+    done, together = len(units) - len(missing), min(jobs, len(missing))
+    console.print(f"{len(units)} units, {done} done; {together} at a time", highlight=False)
+    if jobs == 1 or len(missing) <= 1:
+        return run_here(plan, units, console)
+    return Pool(plan, units, jobs, command_of(Path(__file__), arguments)).run(console)
+
+
+def show_results(plan: Plan, console: Console) -> None:
+    """Collect the scores and show them.
+
+    Args:
+        plan: Knows the folder.
+        console: Where to.
+    """
+    collect(plan)
+    console.print(View(plan, plan.units()).table())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and run.
+
+    Args:
+        arguments: Without the program's name; sys.argv if None.
+
+    Returns:
+        Exit status: 0, 1 if units failed, 2 for input that cannot be used, 128 + signal if stopped.
+    """
+    try:
+        return cross_validate(
+            sys.argv[1:] if arguments is None else arguments, Console(markup=False)
+        )
+    except (UserError, PrivDistillError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"The run stopped: {error}. Give the same command to go on.\n")
+        return 2
+    except TrainingStoppedError as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. Give the same command to go on.\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

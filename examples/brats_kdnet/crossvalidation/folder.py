@@ -1,0 +1,328 @@
+"""The folder of a cross-validation: opened once, prepared for all units, and checked ever after."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from config import Config
+from crossvalidation.folds import Fold, deal, load_folds, save_folds
+from crossvalidation.plan import CrossvalOptions, Plan
+from data.description import Description
+from data.layouts import Subject
+from data.splits import Split
+from errors import UserError
+from experiment import (
+    check,
+    check_unchanged,
+    describe_network,
+    find_description,
+    prepare_parts,
+    read_subjects,
+    stacked,
+    try_out,
+)
+from recipes.rows import Row, read_rows, select_rows, sweep
+from run_folder import RunFolder, write_text
+from teaching import rehearse
+from training.checkpoint import check_compatible, read_metadata
+from training.performance import Performance, device_type
+
+
+def open_plan(config: Config, options: CrossvalOptions, console: Console) -> Plan:
+    """Resolve a cross-validation, and begin its folder or check that it goes on unchanged.
+
+    Nothing is written before rows, networks and configuration are known to be usable; all files
+    of all subjects are checked before anything is trained.
+
+    Args:
+        config: What the rows share.
+        options: Rows, folds, seeds.
+        console: Where progress is shown.
+
+    Returns:
+        The plan; its units can be trained by any number of processes.
+
+    Raises:
+        UserError: If anything cannot be used, or the folder holds another cross-validation.
+    """
+    root = config.run.out or Path("runs/crossval")
+    config = replace(config, run=replace(config.run, out=root))
+    _refuse(config)
+    rows = _rows(config, options)
+    run = RunFolder(root)
+    run.holds(config)
+    known = _definitions(root, rows)
+    rehearse_rows(config, [row for row in rows if row.name not in known])
+    root.mkdir(parents=True, exist_ok=True)
+    with waiting_for(root / ".lock", "the folder is being prepared", console):
+        run.holds(config)
+        held = (root / "folds.json").is_file()
+        plan, description, subjects = _resolve(config, options, rows, run, console)
+        if held:
+            _check_held(plan, run, description)
+        else:
+            _begin(plan, run, description, subjects, console)
+        _complete(plan, description, subjects, console)
+    return plan
+
+
+@contextmanager
+def waiting_for(path: Path, reason: str, console: Console) -> Iterator[None]:
+    """Hold a lock, and say so if another process has it.
+
+    The lock is given back by the operating system when its process dies, however it dies.
+
+    Args:
+        path: The lock's file.
+        reason: What the other process does.
+        console: Where it is said.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"Waiting: {reason} by another process.", highlight=False)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def rehearse_rows(config: Config, rows: Sequence[Row]) -> None:
+    """Put the networks of every row together once, before anything is written or trained.
+
+    Args:
+        config: What the rows share.
+        rows: With the teachers they need.
+
+    Raises:
+        UserError: If a row's network or recipe does not fit.
+    """
+    by_name = {row.name: row for row in rows}
+    for row in rows:
+        own = row.configure(config)
+        teacher = None
+        if row.teacher is not None:
+            taught_by = by_name.get(row.teacher) or read_rows()[0][row.teacher]
+            other = taught_by.configure(config)
+            teacher = describe_network(taught_by.role, other, find_description(other))
+        try:
+            rehearse(own, row, teacher)
+        except UserError as error:
+            raise UserError(f"Row {row.name!r}: {error}") from error
+
+
+def _refuse(config: Config) -> None:
+    refused = {
+        "--split_file": config.data.split_file is not None,
+        "--fold": config.data.fold != 0,
+        "--devices": config.training.devices not in {1, "auto"},
+        "--num_nodes": config.training.num_nodes != 1,
+    }
+    for flag, given in refused.items():
+        if given:
+            raise UserError(
+                f"crossval.py does not take {flag}: it trains every fold, each unit on one device. "
+                "Case lists of your own: --folds_file. One unit: --unit. A single fold on several "
+                "devices: train.py."
+            )
+
+
+def _rows(config: Config, options: CrossvalOptions) -> tuple[Row, ...]:
+    rows = select_rows(options.rows, *read_rows(options.rows_file))
+    if options.sweep == "modalities":
+        data = config.data
+        modalities = tuple(find_description(config).modalities)
+        rows = sweep(
+            rows, modalities if data.teacher_modalities is None else data.teacher_modalities
+        )
+    for row in rows:
+        row.configure(config)
+    return tuple(rows)
+
+
+def _resolve(
+    config: Config,
+    options: CrossvalOptions,
+    rows: tuple[Row, ...],
+    run: RunFolder,
+    console: Console,
+) -> tuple[Plan, Description, list[Subject]]:
+    description, subjects = read_subjects(config, run, console)
+    folds = (
+        load_folds(options.folds_file, subjects)
+        if options.folds_file is not None
+        else deal(
+            subjects,
+            folds=config.data.folds,
+            repeats=options.repeats,
+            validation_fraction=config.data.validation_fraction,
+            seed=config.training.seed,
+        )
+    )
+    plan = Plan(
+        config=config,
+        rows=rows,
+        folds=tuple(folds),
+        seeds=options.seeds or (config.training.seed,),
+        subsets=options.subsets,
+    )
+    _check_teacher(config, folds, description)
+    return plan, description, subjects
+
+
+def _check_teacher(config: Config, folds: Sequence[Fold], description: Description) -> None:
+    """Refuse a given teacher that has seen what any fold tests."""
+    path = config.network.teacher_model
+    if path is None:
+        return
+    metadata = read_metadata(path)
+    check_compatible(path, metadata, describe_network("teacher", config, description))
+    for fold in folds:
+        leaked = sorted({*metadata.seen_cases} & {*fold.split.test})
+        if leaked:
+            raise UserError(
+                f"--teacher_model: {path} was trained on {len(leaked)} test subjects of fold "
+                f"{fold.number}: {', '.join(leaked[:5])}. Its knowledge of them would reach the "
+                "scores. Leave the option out: every fold then trains its own teacher."
+            )
+
+
+def _check_held(plan: Plan, run: RunFolder, description: Description) -> None:
+    """Refuse to go on with other folds or another description than the folder began with."""
+    before = json.loads((run.root / "folds.json").read_text(encoding="utf-8"))["folds"]
+    now = [{"repeat": fold.repeat, **asdict(fold.split)} for fold in plan.folds]
+    if json.loads(json.dumps(now)) != before:
+        raise UserError(
+            f"{run.root}: the folds have changed since this cross-validation began "
+            f"({len(before)} then, {len(now)} now, or other cases in them). Restore the data set "
+            "and the options of the folds, or choose another --out."
+        )
+    if not run.has_description(description):
+        raise UserError(
+            f"{run.root}: the description of the data set has changed since this cross-validation "
+            "began. Restore it, or choose another --out."
+        )
+
+
+def _begin(
+    plan: Plan,
+    run: RunFolder,
+    description: Description,
+    subjects: list[Subject],
+    console: Console,
+) -> None:
+    every = Split(tuple(sorted(_used(plan))), (), ())
+    check(plan.config.data, description, subjects, every, console)
+    run.begin(plan.config)
+    run.write_description(description)
+    _choose_performance(plan, run, description, console)
+    # Last, since it says that the others are there.
+    save_folds(run.root / "folds.json", plan.folds)
+
+
+def _choose_performance(
+    plan: Plan, run: RunFolder, description: Description, console: Console
+) -> None:
+    """Try once how steps are best taken, on the student's network; all rows take them so."""
+    config = plan.config
+    steps = max(len(fold.split.train) for fold in plan.folds) // config.training.batch_size
+    network = describe_network("student", config, description)
+    choice, seconds = try_out(config, network, device_type(config.training.accelerator), steps)
+    run.write_environment(
+        seed=config.training.seed, resolved=asdict(choice) | {"trial_seconds": seconds}
+    )
+    console.print(f"Training steps: {choice}", highlight=False)
+
+
+def _complete(
+    plan: Plan, description: Description, subjects: list[Subject], console: Console
+) -> None:
+    """Make what new rows, folds and seeds need, and note them."""
+    for unit in plan.units():
+        place = RunFolder(plan.folder(unit).root)
+        if place.cases.is_file():
+            check_unchanged(place, description, unit.fold.split)
+            continue
+        place.begin(plan.configure(unit))
+        place.write_description(description)
+        unit.fold.split.save(place.cases)
+    stacks = {}
+    for row in plan.rows:
+        own = replace(row.configure(plan.config), run=plan.config.run)
+        own = replace(own, data=replace(own.data, cache_dir=plan.cache))
+        stacks[stacked(own.data, description)] = own
+    everyone = Split(tuple(sorted(_used(plan))), (), ())
+    for own in stacks.values():
+        prepare_parts(own, description, subjects, everyone, console)
+    write_text(plan.root / "crossval.json", json.dumps(_summary(plan, description), indent=2))
+
+
+def _used(plan: Plan) -> set[str]:
+    parts = ("train", "validation", "test")
+    return {name for fold in plan.folds for part in parts for name in getattr(fold.split, part)}
+
+
+def _definitions(root: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows that the folder knows; refuse one that has changed."""
+    known = read_summary(root).get("definitions", {})
+    changed = [row.name for row in rows if known.get(row.name, _plain(row)) != _plain(row)]
+    if changed:
+        raise UserError(
+            f"--out: {root} holds other rows under the names {', '.join(changed)}. Give them "
+            "other names, or choose another --out."
+        )
+    return dict(known)
+
+
+def read_summary(root: Path) -> dict[str, Any]:
+    """Return crossval.json of a folder; empty if there is none.
+
+    Args:
+        root: Folder of a cross-validation.
+    """
+    path = root / "crossval.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(asdict(row))))
+
+
+def _summary(plan: Plan, description: Description) -> dict[str, Any]:
+    before = read_summary(plan.root)
+    names = dict.fromkeys((*before.get("rows", []), *(row.name for row in plan.rows)))
+    seeds = sorted({*before.get("seeds", []), *plan.seeds})
+    return {
+        "rows": list(names),
+        "labels": before.get("labels", {}) | {row.name: row.label for row in plan.rows},
+        "definitions": before.get("definitions", {}) | {row.name: _plain(row) for row in plan.rows},
+        "folds": len(plan.folds),
+        "seeds": seeds,
+        "dataset": description.name,
+        "phantom": description.phantom,
+        "protocol": _protocol(plan, description, seeds),
+    }
+
+
+def _protocol(plan: Plan, description: Description, seeds: Sequence[int]) -> str:
+    config = plan.config
+    network = describe_network("student", config, description)
+    chosen = RunFolder(plan.root).resolved()
+    repeats = 1 + max(fold.repeat for fold in plan.folds)
+    return (
+        f"{description.name}{' (phantoms, not patients)' if description.phantom else ''}, "
+        f"{len(_used(plan))} cases, {len(plan.folds) // repeats} folds"
+        + f" x {repeats} repeats"
+        * (repeats > 1)
+        + f", {len(seeds)} seed{'s' * (len(seeds) > 1)}, grid "
+        f"{'x'.join(map(str, network.grid))}, {config.training.epochs} epochs, "
+        f"{Performance(**{k: v for k, v in chosen.items() if k != 'trial_seconds'})}"
+    )

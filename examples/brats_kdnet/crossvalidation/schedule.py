@@ -1,0 +1,228 @@
+"""Train all units: one after the other in this process, or several at a time in processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from crossvalidation.plan import Plan, Unit
+from crossvalidation.unit import run_unit
+from crossvalidation.view import View
+from errors import UserError
+from training.interruption import TrainingStoppedError
+
+_LARGEST_ON_CPU = 4
+_PATIENCE = 0.5  # seconds between two looks at the processes
+
+
+def number_of_jobs(wanted: int | str, accelerator: str) -> int:
+    """Say how many units to train at a time.
+
+    Two processes of one thread make better use of two processors than one of two threads.
+
+    Args:
+        wanted: A number, or "auto".
+        accelerator: As in the configuration.
+
+    Returns:
+        One for each GPU; on a CPU one for each processor, up to four.
+
+    Raises:
+        UserError: If the number is not positive.
+    """
+    if isinstance(wanted, int):
+        if wanted < 1:
+            raise UserError(f"--jobs is {wanted}; expected 1 or more, or auto.")
+        return wanted
+    if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return min(_LARGEST_ON_CPU, os.cpu_count() or 1)
+
+
+def run_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, str]:
+    """Train units one after the other, the progress of each training shown.
+
+    Args:
+        plan: Knows what is done.
+        units: Teachers before their students.
+        console: Where progress is shown.
+
+    Returns:
+        The units that failed, with the reason; those that build on one of them are left out.
+
+    Raises:
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    failed: dict[str, str] = {}
+    view = View(plan, units)
+    for number, unit in enumerate(units):
+        if plan.is_done(unit):
+            continue
+        reason = blocked(plan, unit, failed)
+        if reason is None:
+            left = view.seconds_left(jobs=1)
+            console.print(f"Unit {number + 1} of {len(units)}: {unit.name}{left}", highlight=False)
+            try:
+                run_unit(plan, unit, console)
+            except UserError as error:
+                reason = str(error)
+        if reason is not None:
+            failed[unit.name] = reason
+            console.print(f"{unit.name} failed: {reason}", highlight=False)
+    return failed
+
+
+def blocked(plan: Plan, unit: Unit, failed: dict[str, str]) -> str | None:
+    """Return why a unit cannot be trained: its teacher failed. None if it can."""
+    teacher = plan.teacher_of(unit)
+    if teacher is None or teacher.name not in failed:
+        return None
+    return f"its teacher {teacher.name} failed"
+
+
+@dataclass
+class Pool:
+    """Units in processes of their own.
+
+    Attributes:
+        plan: Knows what is done.
+        units: What is to be trained.
+        jobs: Processes at a time.
+        command: Starts this program with its options; `--unit NAME` is added.
+        running: Processes by unit, with the slot that each holds.
+        failed: Units that failed, with the reason.
+    """
+
+    plan: Plan
+    units: Sequence[Unit]
+    jobs: int
+    command: Sequence[str]
+    running: dict[str, tuple[subprocess.Popen[bytes], int]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def run(self, console: Console) -> dict[str, str]:
+        """Train all units, show how far they are, and wait for the last one.
+
+        Args:
+            console: Where progress is shown.
+
+        Returns:
+            The units that failed, with the reason.
+
+        Raises:
+            TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C; all processes have left then.
+        """
+        with View(self.plan, self.units).live(console, self.jobs) as view, self._stopping():
+            while True:
+                self._collect()
+                waiting = self._start_ready()
+                view.update(running=set(self.running), failed=self.failed)
+                if not self.running and not waiting:
+                    return self.failed
+                time.sleep(_PATIENCE)
+
+    def _collect(self) -> None:
+        for name, (process, _) in list(self.running.items()):
+            status = process.poll()
+            if status is None:
+                continue
+            del self.running[name]
+            if status != 0:
+                self.failed[name] = _last_words(self._log(name), status)
+
+    def _start_ready(self) -> list[Unit]:
+        """Start what can be started; return what has to wait."""
+        waiting = []
+        for unit in self.units:
+            if self.plan.is_done(unit) or unit.name in {*self.running, *self.failed}:
+                continue
+            reason = blocked(self.plan, unit, self.failed)
+            if reason is not None:
+                self.failed[unit.name] = reason
+                continue
+            teacher = self.plan.teacher_of(unit)
+            ready = teacher is None or self.plan.is_done(teacher)
+            if ready and len(self.running) < self.jobs:
+                self._start(unit)
+            else:
+                waiting.append(unit)
+        return waiting
+
+    def _start(self, unit: Unit) -> None:
+        taken = {slot for _, slot in self.running.values()}
+        slot = next(number for number in range(self.jobs) if number not in taken)
+        log = self._log(unit.name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stream:
+            process = subprocess.Popen(  # noqa: S603
+                [*self.command, "--unit", unit.name],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | self._share(slot),
+                # Signals of the terminal are passed on by this process alone, once.
+                start_new_session=True,
+            )
+        self.running[unit.name] = process, slot
+
+    def _share(self, slot: int) -> dict[str, str]:
+        """Environment that gives a process its part of the machine."""
+        if torch.cuda.is_available():
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            gpus = seen if seen != [""] else [str(i) for i in range(torch.cuda.device_count())]
+            return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]}
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+    def _log(self, name: str) -> Path:
+        return self.plan.root / name / "log.txt"
+
+    @contextmanager
+    def _stopping(self) -> Any:
+        """Pass a signal on to all processes and wait until they have kept what they have."""
+
+        def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+            raise TrainingStoppedError(
+                number,
+                f"Stopped; {self.plan.root} keeps what is done. Give the same command to go on.",
+            )
+
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        previous = {number: signal.signal(number, stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            for process, _ in self.running.values():
+                process.terminate()
+            for process, _ in self.running.values():
+                process.wait()
+
+
+def _last_words(log: Path, status: int) -> str:
+    """The end of what a failed process wrote."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    end = " ".join(line.strip() for line in lines[-3:])
+    cause = f"killed by signal {-status}" if status < 0 else f"status {status}"
+    return f"{end[-400:]} ({cause}; {log})"
+
+
+def command_of(program: Path, arguments: Sequence[str]) -> list[str]:
+    """Return the command that starts this program again.
+
+    Args:
+        program: Its file.
+        arguments: Its options.
+    """
+    return [sys.executable, str(program), *arguments]

@@ -1,0 +1,130 @@
+"""One unit: one row trained on one fold and scored on its held-out subjects."""
+
+from dataclasses import fields, replace
+
+import torch
+from rich.console import Console
+
+from config import Config
+from crossvalidation.folder import waiting_for
+from crossvalidation.plan import Plan, Unit
+from evaluation.scoring import write_scores
+from experiment import (
+    Experiment,
+    build,
+    check_unchanged,
+    describe_network,
+    launch,
+    prepare_parts,
+    read_subjects,
+    stacked,
+)
+from held_out import score_network
+from run_folder import RunFolder
+from teaching import load_trained, teach
+from training.performance import Performance, Stopwatch, device_type, unsafe_in_bf16
+
+
+def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
+    """Train and score a unit, after its teacher; do nothing if that is done.
+
+    Args:
+        plan: Knows the teacher.
+        unit: What to train.
+        console: Where progress is shown.
+
+    Raises:
+        UserError: If the training diverges or a file is damaged.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    if plan.is_done(unit):
+        return
+    teacher_unit = plan.teacher_of(unit)
+    if teacher_unit is not None:
+        run_unit(plan, teacher_unit, console)
+    run = plan.folder(unit)
+    run.role(run.part).mkdir(parents=True, exist_ok=True)
+    with waiting_for(run.role(run.part) / ".lock", f"{unit.name} is trained", console):
+        if not plan.is_done(unit):
+            _train_and_score(plan, unit, teacher_unit, console)
+
+
+def _train_and_score(plan: Plan, unit: Unit, teacher_unit: Unit | None, console: Console) -> None:
+    with open_unit(plan, unit, console) as experiment:
+        teacher = None
+        if teacher_unit is not None:
+            path = plan.folder(teacher_unit).model(teacher_unit.row.name)
+            teacher = load_trained(experiment, path)
+        teach(experiment, unit.row, teacher)
+        with experiment.watch.phase("evaluation"):
+            scores = score_network(experiment, unit.row.name)
+    placed = [replace(score, fold=unit.fold.number, seed=unit.seed) for score in scores]
+    # Last, since it says that the unit is done.
+    write_scores(experiment.run.part_scores, placed)
+
+
+def open_unit(plan: Plan, unit: Unit, console: Console) -> Experiment:
+    """Open the experiment of a unit in the folder that the plan has prepared.
+
+    Args:
+        plan: What the units share.
+        unit: Which one.
+        console: Where progress is shown.
+
+    Returns:
+        Subjects, settings and device for this row.
+
+    Raises:
+        UserError: If the data set has changed.
+    """
+    config = unit.row.configure(plan.configure(unit))
+    run = plan.folder(unit)
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    performance = settled(plan, unit, config, console)
+    fabric = launch(config, performance.precision)
+    earlier = run.read_summary()
+    watch = Stopwatch(earlier.get("seconds"))
+    with watch.phase("data"):
+        # Phantoms are those of the plan, whatever the seed of the unit.
+        description, subjects = read_subjects(plan.config, RunFolder(plan.root), console)
+        check_unchanged(run, description, unit.fold.split)
+        datasets = prepare_parts(config, description, subjects, unit.fold.split, console)
+    return Experiment(
+        config=config,
+        run=run,
+        fabric=fabric,
+        console=console,
+        watch=watch,
+        description=description,
+        modalities=stacked(config.data, description),
+        split=unit.fold.split,
+        subjects={subject.name: subject for subject in subjects},
+        datasets=datasets,
+        performance=performance,
+        cache_counts=earlier.get("teacher_cache", {}),
+    )
+
+
+def settled(plan: Plan, unit: Unit, config: Config, console: Console) -> Performance:
+    """Return how the plan takes steps, in 32-true where bf16 would be wrong for this network.
+
+    Args:
+        plan: Has chosen for all rows.
+        unit: Its network.
+        config: With the options of its row.
+        console: Where an exception is announced.
+
+    Returns:
+        The choice.
+    """
+    resolved = RunFolder(plan.root).resolved()
+    choice = Performance(**{item.name: resolved[item.name] for item in fields(Performance)})
+    if choice.precision != "bf16-mixed" or device_type(config.training.accelerator) != "cpu":
+        return choice
+    description, _ = read_subjects(plan.config, RunFolder(plan.root), console)
+    metadata = describe_network(unit.row.role, config, description)
+    if not unsafe_in_bf16(build(metadata), (1, metadata.in_channels, *metadata.grid)):
+        return choice
+    console.print(f"{unit.name}: in 32-true, as bf16 gradients would be wrong", highlight=False)
+    return replace(choice, precision="32-true")
