@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.layouts import find_subjects
-from data.description import Description, load_description
+from data.description import Description
 from errors import UserError
 from evaluation.scoring import Score, read_scores
 from evaluation.slices import save_slices
@@ -58,19 +58,37 @@ class CrossvalFolder:
         return int(self.facts["folds"])
 
     @property
-    def baseline(self) -> str:
-        """The row that the others are compared with."""
-        return _BASELINE
-
-    @property
     def student(self) -> str:
         """The row of interest: KD-Net's, else the first that is neither teacher nor baseline."""
-        others = [row for row in self.rows if row.partition("_")[0] not in {"teacher", _BASELINE}]
-        return next((row for row in (*_STUDENTS, *others) if row in self.rows), "student")
+        own = [row for row in self.rows if not row.startswith(("teacher", _BASELINE))]
+        students = [row for row in own if row.startswith(_STUDENTS)]
+        return next(iter((*students, *own, *self.rows)), "")
+
+    @property
+    def baseline(self) -> str:
+        """The row that the student is compared with."""
+        return self.baseline_of(self.student)
+
+    def baseline_of(self, row: str) -> str:
+        """Find what a row is compared with: a baseline of the same kind.
+
+        Args:
+            row: Name of a network, such as kdnet_0skips or kdnet-flair.
+
+        Returns:
+            The baseline whose ending the row has, such as baseline_0skips or baseline-flair.
+        """
+        endings = [name.removeprefix(_BASELINE) for name in self.rows if name.startswith(_BASELINE)]
+        fitting = [ending for ending in endings if row.endswith(ending)]
+        return _BASELINE + max(fitting, key=len, default="")
+
+    def label(self, row: str) -> str:
+        """How tables call a row."""
+        return str(self.facts.get("labels", {}).get(row) or row)
 
     @property
     def runs(self) -> list[Path]:
-        """Run folders of every fold, those of the first seed first."""
+        """Folders of every fold, those of the first seed first."""
         names = [f"fold{fold}-seed{seed}" for seed in self.seeds for fold in range(self.folds)]
         return [self.root / name for name in names if (self.root / name).is_dir()]
 
@@ -103,8 +121,7 @@ class CrossvalFolder:
         root = self._images()
         if root is None:
             return "The images are not where config.yaml names them, so there is no figure."
-        named = self._description(root)
-        description, subjects = find_subjects(root, named)
+        description, subjects = find_subjects(root, self._description())
         known = {subject.name: subject for subject in subjects if subject.name in predictions}
         save_slices(
             self.slices,
@@ -112,18 +129,24 @@ class CrossvalFolder:
             description,
             predictions,
             [score for score in scores if score.case in known],
-            rows=[self.baseline, self.student, *self.rows],
+            rows=self.shown,
             student=self.student,
             baseline=self.baseline,
-            modality=self.seen[0] if self.seen else None,
+            modality=next(iter(self.seen), None),
         )
         return ""
 
     @property
+    def shown(self) -> list[str]:
+        """Rows in the order of the pictures: without help, with it, the teacher, all others."""
+        teachers = [row for row in self.rows if row.startswith("teacher")]
+        order = dict.fromkeys((self.baseline, self.student, *teachers, *self.rows))
+        return [row for row in order if row in self.rows]
+
+    @property
     def config(self) -> dict[str, Any]:
-        """The configuration that all folds share."""
-        first = self.runs[0] / "config.yaml" if self.runs else self.root
-        return read_mapping(self.root / "config.yaml") or read_mapping(first)
+        """The configuration that all rows share."""
+        return read_mapping(self.root / "config.yaml")
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -148,11 +171,9 @@ class CrossvalFolder:
         named = self.config.get("data_root")
         if named is not None:
             return Path(named) if Path(named).is_dir() else None
-        cache = self.config.get("cache_dir")
-        caches = [Path(cache)] if cache else [folder / "cache" for folder in (self.root, *self.runs)]
-        markers = (path for folder in caches for path in sorted(folder.glob("phantoms-*/phantom.json")))
-        return next((marker.parent for marker in markers), None)
+        cache = Path(self.config.get("cache_dir") or self.root / "cache")
+        return next((path.parent for path in sorted(cache.glob("*/phantom.json"))), None)
 
-    def _description(self, root: Path) -> Description | None:
-        named = self.config.get("description")
-        return load_description(Path(named)) if named else None
+    def _description(self) -> Description | None:
+        values = read_mapping(self.root / "description.json")
+        return Description.from_dict(values) if values else None
