@@ -33,6 +33,8 @@ def score_network(experiment: Experiment, name: str) -> list[Score]:
             experiment.description,
             activation=metadata.activation,
             role=name,
+            fold=experiment.config.data.fold,
+            seed=experiment.config.training.seed,
             prediction_folder=run.predictions(name) if experiment.config.run.predictions else None,
             on_case=scored,
         )
