@@ -13,9 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reports.run_page import write_run_page
-
 from errors import UserError
+from reports.run_page import write_run_page
 
 
 def write_report(folder: Path) -> Path:

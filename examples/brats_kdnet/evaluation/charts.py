@@ -92,7 +92,7 @@ def history_charts(
 
 
 def pairs_of(scores: Sequence[Score], *, student: str, baseline: str) -> list[Pairs]:
-    """Pair the native Dice of two networks, case by case.
+    """Pair the native Dice of two networks, case by case, without post-processing.
 
     Args:
         scores: Of any number of networks.
@@ -104,7 +104,7 @@ def pairs_of(scores: Sequence[Score], *, student: str, baseline: str) -> list[Pa
     """
     values: dict[tuple[str, str, str], list[float]] = {}
     for score in scores:
-        if score.space == "native":
+        if score.space == "native" and score.postprocessing == "off":
             values.setdefault((score.region, score.role, score.case), []).append(score.dice)
     means = {place: statistics.fmean(found) for place, found in values.items()}
     result = []

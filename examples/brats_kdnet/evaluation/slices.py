@@ -82,7 +82,9 @@ def choose_cases(
         over the baseline in native Dice, averaged over regions (and seeds). Without both
         networks, the worst, median and best case of the network there is.
     """
-    native = [score for score in scores if score.space == "native"]
+    native = [
+        score for score in scores if score.space == "native" and score.postprocessing == "off"
+    ]
     names = dict.fromkeys((student, baseline, *(score.role for score in native)))
     values = {name: _mean_dice(native, name) for name in names}
     with_help, without = values[student], values[baseline]

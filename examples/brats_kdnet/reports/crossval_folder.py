@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.layouts import find_subjects
 from data.description import Description
+from data.layouts import find_subjects
 from errors import UserError
 from evaluation.scoring import Score, read_scores
 from evaluation.slices import save_slices

@@ -154,7 +154,9 @@ def case_table(scores: Sequence[Score]) -> dict[str, Any]:
     Returns:
         "columns", pairs of region and network, and "rows", pairs of case and printed numbers.
     """
-    native = [score for score in scores if score.space == "native"]
+    native = [
+        score for score in scores if score.space == "native" and score.postprocessing == "off"
+    ]
     columns = list(dict.fromkeys((score.region, score.role) for score in native))
     values = {(s.case, s.region, s.role): format_number(s.dice) for s in native}
     return {
