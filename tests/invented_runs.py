@@ -140,6 +140,7 @@ def write_crossval(
             for row in rows:
                 write_role(run, row, description)
                 (run / row / "summary.json").write_text('{"total_seconds": 61.0}')
+                (run / row / "scores.csv").touch()
             write_predictions(run / "predictions", rows, held_out, labels)
             (run / "cases.json").write_text(json.dumps({"train": [], "test": held_out}))
             gain = 0.05 + 0.01 * seed

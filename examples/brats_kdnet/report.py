@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError
+from reports.crossval_folder import MARKER
+from reports.crossval_page import write_crossval_page
 from reports.run_page import write_run_page
 
 
@@ -29,6 +31,8 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: If the folder is neither, or has no scores yet.
     """
+    if (folder / MARKER).is_file():
+        return write_crossval_page(folder)
     if (folder / "config.yaml").is_file():
         return write_run_page(folder)
     raise UserError(

@@ -153,6 +153,11 @@ class CrossvalFolder:
         """Modalities of the student."""
         return tuple(map(str, self.config.get("student_modalities") or ()))
 
+    @property
+    def citation(self) -> str:
+        """Whom to cite where results are shown."""
+        return str(read_mapping(self.root / "description.json").get("citation", ""))
+
     def _scored_at(self) -> float:
         path = self.root / "scores.csv"
         return path.stat().st_mtime if path.is_file() else 0.0

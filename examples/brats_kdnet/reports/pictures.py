@@ -33,13 +33,16 @@ class Strip:
     others: list[Tile]
 
 
-def pictures(path: Path, seen: Sequence[str], rows: Sequence[str]) -> dict[str, Any]:
+def pictures(
+    path: Path, seen: Sequence[str], rows: Sequence[str], *, in_strip: int = 3
+) -> dict[str, Any]:
     """The part of a page about single cases.
 
     Args:
         path: What `save_slices` wrote; there may be no such file.
         seen: Modalities of the student.
         rows: Names of the networks, in the order in which they are shown.
+        in_strip: How many of them the strip has room for; the viewer shows all.
 
     Returns:
         "legend" (class name and colour), "strips", "viewer" (its cases, JSON-safe), and
@@ -49,7 +52,7 @@ def pictures(path: Path, seen: Sequence[str], rows: Sequence[str]) -> dict[str, 
     shown, left_out = viewer_cases(cases, rows)
     return {
         "legend": [(name, label_colour(index)) for index, name in enumerate(classes) if index],
-        "strips": [Strip(c, tiles(c, seen, rows), other_tiles(c, seen)) for c in cases],
+        "strips": [Strip(c, tiles(c, seen, rows[:in_strip]), other_tiles(c, seen)) for c in cases],
         "viewer": shown,
         "left_out": left_out,
     }

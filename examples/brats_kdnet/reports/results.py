@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,11 @@ from evaluation.tables import (
 )
 
 _LEVEL = 0.05
-_METRIC_NAMES = {
+METRIC_NAMES = {
     "dice": "Dice, all cases",
     "dice_reference_present": "Dice, cases with the region in the reference",
     "hd95": "HD95",
+    "nsd": "Surface Dice at 1 mm",
 }
 
 
@@ -81,6 +82,10 @@ class SpaceTable:
     empties: list[tuple[str, str, dict[str, str]]]
 
 
+def _the(name: str) -> str:
+    return f"the {name}"
+
+
 def verdict(gain: Gain) -> str:
     """Say what an interval allows to say, and no more.
 
@@ -102,17 +107,20 @@ def verdict(gain: Gain) -> str:
     return "worse" if upper < 0 else "open"
 
 
-def headline(differences: Sequence[Gain]) -> list[str]:
+def headline(differences: Sequence[Gain], label: Callable[[str], str] = _the) -> list[str]:
     """The outcome in sentences, one per region, from the Dice in native space.
 
     Args:
         differences: All gains of one network over another.
+        label: Name of a network to what sentences call it.
 
     Returns:
         Sentences without adjectives of praise.
     """
     return [
-        _sentence(gain) for gain in differences if (gain.metric, gain.space) == ("dice", "native")
+        _sentence(gain, label)
+        for gain in differences
+        if (gain.metric, gain.space) == ("dice", "native")
     ]
 
 
@@ -128,21 +136,42 @@ def space_tables(scores: Sequence[Score], differences: Sequence[Gain]) -> list[S
     """
     rows = summarise(scores)
     spaces = [space for space in ("native", "grid") if any(row.space == space for row in rows)]
-    return [
-        SpaceTable(
-            title=SPACE_NAMES[space],
-            blocks=[
-                _block(
-                    metric,
-                    [row for row in rows if row.space == space],
-                    [gain for gain in differences if (gain.space, gain.metric) == (space, metric)],
-                )
-                for metric in METRICS
-            ],
-            empties=_empties([row for row in rows if row.space == space]),
-        )
-        for space in spaces
-    ]
+    tables = []
+    for space in spaces:
+        here = [row for row in rows if row.space == space]
+        blocks = []
+        for metric in measured(here):
+            place = (space, metric)
+            gained = [gain for gain in differences if (gain.space, gain.metric) == place]
+            blocks.append(_block(metric, here, gained))
+        tables.append(SpaceTable(SPACE_NAMES[space], blocks, empties(here)))
+    return tables
+
+
+def measured(rows: Sequence[Summary]) -> list[Metric]:
+    """Which metrics any case has; surface Dice is not given where the spacing is nominal.
+
+    Args:
+        rows: Of any networks.
+
+    Returns:
+        Metrics in the order in which they are shown.
+    """
+    return [metric for metric in METRICS if any(getattr(row, metric).n for row in rows)]
+
+
+def metric_title(metric: Metric, rows: Sequence[Summary]) -> str:
+    """Name of a metric, with its unit.
+
+    Args:
+        metric: Which one.
+        rows: At least one, for the unit.
+
+    Returns:
+        Title of a block or table.
+    """
+    unit = f" [{rows[0].hd95_unit}]" if metric == "hd95" else ""
+    return METRIC_NAMES[metric] + unit
 
 
 def case_table(scores: Sequence[Score]) -> dict[str, Any]:
@@ -196,33 +225,27 @@ def relation(p_value: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def _sentence(gain: Gain) -> str:
+def _sentence(gain: Gain, label: Callable[[str], str]) -> str:
     mean = format_number(gain.mean, signed=True)
     if gain.interval.reason:
         reason = f"no interval: {gain.interval.reason}"
         return f"{gain.region}: {mean}, {reason}. Nothing can be concluded."
     said = {
-        "better": f"{_the(gain.role)} is better than {_the(gain.against)}",
-        "worse": f"{_the(gain.role)} is worse than {_the(gain.against)}",
+        "better": f"{label(gain.role)} is better than {label(gain.against)}",
+        "worse": f"{label(gain.role)} is worse than {label(gain.against)}",
         "open": "no difference is shown",
     }[verdict(gain)]
     tested = gain.test.reason or f"Holm-corrected p {relation(gain.p_holm)}"
     return f"{gain.region}: {mean} ({interval_of(gain)}; {tested}), {said}."
 
 
-def _the(name: str) -> str:
-    """A network in a sentence; only words take an article."""
-    return f"the {name}" if name in {"student", "baseline", "teacher"} else name
-
-
 def _block(metric: Metric, rows: Sequence[Summary], differences: Sequence[Gain]) -> Block:
-    unit = f" [{rows[0].hd95_unit}]" if metric == "hd95" else ""
     printed = []
     for region in dict.fromkeys(row.region for row in rows):
         moments = {row.role: getattr(row, metric) for row in rows if row.region == region}
         gain = next((gain for gain in differences if gain.region == region), None)
         printed.append(_row(region, moments, gain, digits=1 if metric == "hd95" else 3))
-    return Block(_METRIC_NAMES[metric] + unit, printed)
+    return Block(metric_title(metric, rows), printed)
 
 
 def _row(region: str, moments: dict[str, Moments], gain: Gain | None, digits: int) -> Row:
@@ -242,7 +265,15 @@ def _row(region: str, moments: dict[str, Moments], gain: Gain | None, digits: in
     )
 
 
-def _empties(rows: Sequence[Summary]) -> list[tuple[str, str, dict[str, str]]]:
+def empties(rows: Sequence[Summary]) -> list[tuple[str, str, dict[str, str]]]:
+    """How often a region is empty, and what the networks make of it.
+
+    Args:
+        rows: Of one space.
+
+    Returns:
+        Region, "k of n" cases without it in the reference, and the network's mistakes in words.
+    """
     lines = []
     for region in dict.fromkeys(row.region for row in rows):
         chosen = [row for row in rows if row.region == region]
