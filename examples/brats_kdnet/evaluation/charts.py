@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from evaluation.scoring import Score
@@ -28,7 +29,7 @@ _STAND_INS = {
 _TEXT, _LINE, _GAIN, _LOSS = "#a10001", "#a10002", "#a10003", "#a10004"
 _ROLE_COLOURS = dict(zip(ROLES, ("#a10011", "#a10012", "#a10013"), strict=True))
 
-# With more cases than this, lines become thin and pale and their ends lose the dots.
+# With more cases than this, lines become thin, the small changes pale, and their ends lose dots.
 _MANY = 40
 
 
@@ -219,21 +220,30 @@ def draw_gains(pairs: Pairs) -> str:
 
 def _draw_lines(axes: Any, pairs: Pairs) -> None:
     many = len(pairs.values) > _MANY
-    for before, after in pairs.values:
-        if after == before:
-            colour, style = _TEXT, "-"
-        else:
-            colour, style = (_GAIN, "-") if after > before else (_LOSS, (0, (4, 2)))
-        axes.plot(
-            [0, 1],
-            [before, after],
-            color=colour,
-            linestyle=style,
-            linewidth=0.6 if many else 1.2,
-            alpha=0.45 if many else 0.85,
-            marker="" if many else "o",
-            markersize=3,
+    largest = max(map(abs, pairs.gains)) or 1.0
+    kinds = (
+        (_TEXT, "-", [pair for pair in pairs.values if pair[0] == pair[1]]),
+        (_GAIN, "-", [pair for pair in pairs.values if pair[0] < pair[1]]),
+        (_LOSS, (0, (4, 2)), [pair for pair in pairs.values if pair[0] > pair[1]]),
+    )
+    for colour, style, chosen in kinds:
+        if not chosen:
+            continue
+        lines = LineCollection(
+            [[(0, before), (1, after)] for before, after in chosen],
+            colors=colour,
+            linestyles=[style],
+            linewidths=0.7 if many else 1.2,
+            # Among hundreds of lines those that change most are to be seen.
+            alpha=[0.1 + 0.7 * abs(after - before) / largest for before, after in chosen]
+            if many
+            else 0.85,
         )
+        axes.add_collection(lines)
+        if not many:
+            for side in (0, 1):
+                ends = [pair[side] for pair in chosen]
+                axes.plot([side] * len(ends), ends, ".", color=colour, markersize=6)
 
 
 def _limits(pairs: Pairs) -> tuple[float, float]:

@@ -195,5 +195,5 @@ def _tile(title: str, note: str, picture: NDArray[np.uint8], aspect: float) -> T
 
 def _uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

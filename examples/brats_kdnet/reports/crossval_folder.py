@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,9 +97,14 @@ class CrossvalFolder:
         """The slices that the page shows."""
         return self.root / "slices.npz"
 
-    def scores(self, name: str = "scores.csv") -> list[Score]:
+    def scores(self) -> list[Score]:
         """Read the scores of all rows, folds and seeds."""
-        return read_scores(self.root / name)
+        return read_scores(self._scores)
+
+    def subset_scores(self) -> list[Score]:
+        """Read the scores of networks on every subset of modalities; empty if there are none."""
+        path = self.root / "subsets.csv"
+        return read_scores(path) if path.is_file() else []
 
     def cut_slices(self, scores: Sequence[Score]) -> str:
         """Cut the slices of the shown cases, unless that is done and no score is newer.
@@ -108,17 +113,17 @@ class CrossvalFolder:
             scores: Decide which cases are shown.
 
         Returns:
-            Why there are none; empty if there are.
+            What is to be said about them: why there are none, or that not all cases could be
+            chosen; empty otherwise.
 
         Raises:
             UserError: If an image or a label map cannot be read.
         """
-        if self.slices.is_file() and self.slices.stat().st_mtime >= self._scored_at():
-            return ""
-        predictions = self._predictions()
+        predictions, root = self._predictions(), self._images()
+        if self.slices.is_file() and self.slices.stat().st_mtime >= self._scores.stat().st_mtime:
+            return _coverage(scores, predictions)
         if not predictions:
             return "The label maps were not kept, so there is no figure."
-        root = self._images()
         if root is None:
             return "The images are not where config.yaml names them, so there is no figure."
         description, subjects = find_subjects(root, self._description())
@@ -134,7 +139,7 @@ class CrossvalFolder:
             baseline=self.baseline,
             modality=next(iter(self.seen), None),
         )
-        return ""
+        return _coverage(scores, known)
 
     @property
     def shown(self) -> list[str]:
@@ -156,11 +161,20 @@ class CrossvalFolder:
     @property
     def citation(self) -> str:
         """Whom to cite where results are shown."""
-        return str(read_mapping(self.root / "description.json").get("citation", ""))
+        return str(self._described.get("citation", ""))
 
-    def _scored_at(self) -> float:
-        path = self.root / "scores.csv"
-        return path.stat().st_mtime if path.is_file() else 0.0
+    @property
+    def modalities(self) -> list[str]:
+        """Modalities of the data set."""
+        return list(self._described.get("modalities", {}))
+
+    @property
+    def _scores(self) -> Path:
+        return self.root / "scores.csv"
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        return read_mapping(self.root / "description.json")
 
     def _predictions(self) -> dict[str, Path]:
         """Case to the folder of its label maps, of the first seed that has them."""
@@ -180,5 +194,13 @@ class CrossvalFolder:
         return next((path.parent for path in sorted(cache.glob("*/phantom.json"))), None)
 
     def _description(self) -> Description | None:
-        values = read_mapping(self.root / "description.json")
-        return Description.from_dict(values) if values else None
+        return Description.from_dict(self._described) if self._described else None
+
+
+def _coverage(scores: Sequence[Score], found: Container[str]) -> str:
+    """Say so if some cases could not be chosen for the figure."""
+    cases = {score.case for score in scores}
+    count = sum(case in found for case in cases)
+    if count == len(cases):
+        return ""
+    return f"Chosen among the {count} of {len(cases)} cases whose label maps were found."

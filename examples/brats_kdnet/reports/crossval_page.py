@@ -8,6 +8,7 @@ from typing import Any
 
 from evaluation.scoring import Score
 from evaluation.tables import Gain, gains
+from reports.comparison import other_tables, paper_tables, subset_tables
 from reports.crossval_folder import CrossvalFolder
 from reports.grids import Grid, chapters, gain_grid
 from reports.page import duration, flat, read_mapping, write_page
@@ -40,7 +41,7 @@ def _content(folder: CrossvalFolder) -> dict[str, Any]:
     differences = _differences(folder, scores)
     student = [gain for gain in differences if gain.role == folder.student]
     compared = (folder.baseline, folder.student)
-    no_figure = folder.cut_slices(scores)
+    remark = folder.cut_slices(scores)
     return {
         "title": folder.root.resolve().name,
         "phantom": bool(facts.get("phantom", False)),
@@ -58,7 +59,10 @@ def _content(folder: CrossvalFolder) -> dict[str, Any]:
         "gain_grids": _gain_grids(folder, differences),
         "gain_charts": gain_charts(scores, student=folder.student, baseline=folder.baseline),
         "figure": pictures(folder.slices, folder.seen, folder.shown, in_strip=_IN_STRIP),
-        "no_figure": no_figure,
+        "remark": remark,
+        "paper_tables": paper_tables(scores, str(facts.get("protocol", ""))),
+        "other_tables": other_tables(scores, folder.seen),
+        "subset_tables": subset_tables(folder.subset_scores(), folder.modalities),
         "rows": [(row, folder.label(row), _trained(folder, row)) for row in folder.rows],
         "runs": _held_out(scores),
         "config": folder.config,

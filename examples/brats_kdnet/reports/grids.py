@@ -183,8 +183,8 @@ def _gained(gain: Gain | None, digits: int) -> Cell:
         return Cell(format_number(float("nan")))
     interval = gain.interval.reason or interval_of(gain, digits)
     # Too few cases have no interval and no test for the same reason, which is given once.
-    tested = gain.test.reason or f"Wilcoxon p {relation(gain.test.p_value)}"
-    corrected = "" if gain.test.reason else f"Holm p {relation(gain.p_holm)}"
-    notes = tuple(dict.fromkeys(text for text in (interval, tested, corrected) if text))
+    tested = gain.test.reason or (
+        f"p {relation(gain.test.p_value)}, Holm p {relation(gain.p_holm)}; n {gain.n}"
+    )
     text = format_number(gain.mean, digits, signed=True)
-    return Cell(text, (*notes, f"n {gain.n}"), verdict(gain))
+    return Cell(text, tuple(dict.fromkeys((interval, tested))), verdict(gain))

@@ -62,7 +62,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "charts": _learning_curves(run),
         "gain_charts": gain_charts(scores, student="student", baseline="baseline"),
         "compared": ("baseline", "student"),
-        "no_figure": "",
+        "remark": "",
         "figure": pictures(run.root / "slices.npz", seen, _SHOWN),
         "per_case": case_table(scores),
         "config": config,
