@@ -27,11 +27,13 @@ class Trial(NamedTuple):
         heads: Logits, `(B, C, *spatial)`, finest first; none if not asked for.
         features: Captured tensors by tap name.
         image: The view, as the network was given it.
+        output: All that the network returned.
     """
 
     heads: list[Tensor]
     features: dict[str, Tensor]
     image: Tensor
+    output: Any
 
 
 def find_places(
@@ -125,7 +127,7 @@ def run(
     recorder.cloned.update(recorder.corrupted(captured))
     recorder.edits_input |= image._version != version  # noqa: SLF001
     heads = [] if select is None else select(output, image.ndim - 2)
-    return Trial(heads, captured, image)
+    return Trial(heads, captured, image, output)
 
 
 @contextmanager

@@ -44,6 +44,9 @@ class Step:
         index: Number of training steps taken before this one, a scalar on the device.
         validate: Whether values (not only shapes) are checked in this step; such checks make a
             GPU wait.
+        student_output: What the student returned, before its logits were found in it: a mapping,
+            tuple or object, for terms that read reconstructions or posteriors. The same for each
+            head under deep supervision. In `Term.build` it is that of train mode.
     """
 
     student: Tensor
@@ -57,6 +60,7 @@ class Step:
     activation: str = "softmax"
     index: Tensor | int = 0
     validate: bool = True
+    student_output: Any = None
 
 
 class Output(NamedTuple):

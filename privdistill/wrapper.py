@@ -4,7 +4,6 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import torch
@@ -231,7 +230,9 @@ class DistillationWrapper(nn.Module):
         pairs = self._fit(mine.features, features)
         taught = [trial.heads for trial in theirs if trial.heads]
         checks.check_heads(mine.heads[0], [heads[0] for heads in taught])
-        step = self._steps(mine.heads[:1], taught, mine.image, pairs)[0]
+        # Branches that exist only in training are what a term may want to build upon.
+        given = {"student_output": training.output}
+        step = self._steps(mine.heads[:1], taught, mine.image, pairs, given)[0]
         # A term under two names is one module.
         for term in dict.fromkeys(term for _, term in self.objective.named_terms.values()):
             term.build(step)
@@ -415,6 +416,7 @@ class DistillationWrapper(nn.Module):
         heads, pairs = self._select(output, view.ndim - 2), self._pair(mine, features)
         target = None if target is None else plain(target)
         given = {"target": target, "labelled": labelled, "sample_weights": sample_weights}
+        given["student_output"] = output
         steps = self._steps(heads, taught, view, pairs, given)
         weighted = zip(head_weights(self.head_weights, len(steps)), steps, strict=True)
         loss, terms = self.objective(steps[0], list(weighted) if len(steps) > 1 else [])
@@ -433,7 +435,7 @@ class DistillationWrapper(nn.Module):
         taught: Sequence[Sequence[Tensor]],
         image: Tensor,
         pairs: dict[str, TapPair],
-        reference: Mapping[str, Any] = MappingProxyType({}),
+        given: Mapping[str, Any],
     ) -> list[Step]:
         """One step for each head of the student."""
         common = Step(
@@ -444,7 +446,7 @@ class DistillationWrapper(nn.Module):
             index=self.steps.clone(),
             validate=self.validate == "always"
             or (self.validate == "first" and not self._validated),
-            **reference,
+            **given,
         )
         shared = list(zip(taught, self._shares, strict=True)) if taught else []
         return steps_by_head(common, heads, shared, self.activation)

@@ -116,3 +116,55 @@ def test_a_critic_under_two_names_counts_once(build):
     wanted = one.critic_loss(IMAGE, one(IMAGE)).item()
     torch.manual_seed(0)
     assert two.critic_loss(IMAGE, two(IMAGE)).item() == pytest.approx(wanted)
+
+
+class Rebuilding(torch.nn.Module):
+    """Returns the student's view beside the logits; another branch in train mode."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.rebuild = network, torch.nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        posterior = {"posterior": x.mean((2, 3))} if self.training else {}
+        return {"out": self.network(x), "reconstruction": self.rebuild(x)} | posterior
+
+
+class Reconstruction(Term):
+    """What a term finds in the student's own output."""
+
+    per_head = False
+
+    def build(self, step):
+        self.seen = set(step.student_output)
+
+    def forward(self, step):
+        return (step.student_output["reconstruction"] - step.image).square().mean()
+
+
+def test_a_term_reads_all_that_the_student_returned(build, networks):
+    kd = build(student=Rebuilding(networks[1]), objective=1.0 * Reconstruction())
+    out = kd(IMAGE)
+    out.loss.backward()
+    view = IMAGE[:, 2:3]
+    wanted = (kd.student.rebuild(view) - view).square().mean()
+    assert out.terms["reconstruction"].item() == pytest.approx(wanted.item())
+    wanted = torch.autograd.grad(wanted, kd.student.rebuild.weight)[0]
+    assert torch.allclose(kd.student.rebuild.weight.grad, wanted)
+
+
+def test_a_term_is_built_from_what_the_student_returns_in_train_mode(build, networks):
+    kd = build(student=Rebuilding(networks[1]), objective=1.0 * Reconstruction())
+    (term,) = kd.objective.terms
+    assert term.seen == {"out", "reconstruction", "posterior"}
+
+
+def test_every_head_comes_with_the_same_output(build, networks):
+    networks[1].register_forward_hook(lambda _model, _args, out: [out, out[..., ::2, ::2]])
+
+    class Seen(Term):
+        def forward(self, step):
+            assert [len(head) for head in step.student_output] == [2, 2]
+            return step.student.mean()
+
+    build(objective=1.0 * Seen())(IMAGE).loss.backward()

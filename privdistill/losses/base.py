@@ -29,7 +29,7 @@ class Term(nn.Module, ABC):
         needs_teacher: Whether it reads the teacher's logits.
         needs_target: Whether it reads the target.
         per_head: Whether it is computed for each head under deep supervision; terms that read
-            nothing but taps need it once.
+            nothing but taps, or `step.student_output`, need it once.
         equal_channels: Whether the features it compares need the same number of channels.
 
     Example:

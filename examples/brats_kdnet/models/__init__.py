@@ -8,10 +8,35 @@ from typing import Any
 from torch import nn
 
 from errors import UserError
+from models.gated_fusion import GatedFusionNet
+from models.hemis import HeMIS
 from models.kdnet import KDNet
 from models.multiresunet import MultiResUNet
+from models.synthesis import SynthesisNetwork
+from models.uhved import UHVED
 
-__all__ = ["KDNet", "MultiResUNet", "build_network"]
+__all__ = [
+    "UHVED",
+    "GatedFusionNet",
+    "HeMIS",
+    "KDNet",
+    "MultiResUNet",
+    "SynthesisNetwork",
+    "build_network",
+]
+
+# KD-Net's network is No New-Net's: widths, two convolutions with instance norm and leaky ReLU of
+# slope 0.01 at each resolution, trilinear upsampling, halved channels before it (Isensee et al.
+# 2018). What differs is how they are trained: No New-Net on regions, which is --activation sigmoid.
+_BUILT_IN: dict[str, type[nn.Module]] = {
+    "kdnet": KDNet,
+    "multiresunet": MultiResUNet,
+    "no_new_net": KDNet,
+    "hemis": HeMIS,
+    "uhved": UHVED,
+    "gated_fusion": GatedFusionNet,
+    "synthesis": SynthesisNetwork,
+}
 
 _IN_CHANNELS = ("in_channels", "n_channels", "input_channels", "in_chans", "num_channels")
 _OUT_CHANNELS = ("out_channels", "classes", "n_classes", "num_classes", "out_chans")
@@ -23,7 +48,8 @@ def build_network(
     """Build a network by name or by import path.
 
     Args:
-        name: "kdnet", "multiresunet", or the import path of an `nn.Module` class such as
+        name: "kdnet", "no_new_net" (the same class), "multiresunet", "hemis", "uhved",
+            "gated_fusion", "synthesis", or the import path of an `nn.Module` class such as
             "monai.networks.nets.SegResNet".
         arguments: Passed on to the class. The number of channels is passed under the name that
             the class uses, for example in_channels or n_channels.
@@ -58,13 +84,12 @@ def build_network(
 
 
 def _find_class(name: str) -> type[nn.Module]:
-    built_in: dict[str, type[nn.Module]] = {"kdnet": KDNet, "multiresunet": MultiResUNet}
-    if name in built_in:
-        return built_in[name]
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
         raise UserError(
-            f"Unknown network {name!r}: expected one of {', '.join(built_in)}, or the import "
+            f"Unknown network {name!r}: expected one of {', '.join(_BUILT_IN)}, or the import "
             f"path of a class, such as monai.networks.nets.SegResNet."
         )
     try:
