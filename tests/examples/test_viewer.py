@@ -1,5 +1,6 @@
 """The page in a browser: nothing is loaded from elsewhere, and the slices can be leafed through."""
 
+import html
 import json
 import re
 import shutil
@@ -46,7 +47,6 @@ PROBE = """
   get("viewer-case").dispatchEvent(new Event("change"));
   await until(() => !get("viewer-status").textContent.startsWith("lowest"));
   seen.status = get("viewer-status").textContent;
-  seen.width = [document.documentElement.scrollWidth, innerWidth];
   seen.loaded = performance.getEntriesByType("resource").map((e) => e.name)
     .filter((name) => !name.startsWith("data:"));
   const result = document.createElement("pre");
@@ -57,12 +57,23 @@ PROBE = """
 """
 
 
-def browse(page, folder, width=1280):
-    """What the probe saw in a page, and what the browser complained about."""
-    probed = folder / "probed.html"
-    # The page's own policy would forbid the probe, as it forbids any script but one.
-    text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page)
-    probed.write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
+# Holds a page in a window as wide as a phone's: the browser's own windows cannot be so narrow.
+PHONE = """<!doctype html>
+<iframe style="width: 390px; height: 800px" srcdoc="{page}"></iframe>
+<pre id="seen"></pre>
+<script>
+addEventListener("load", () => {{
+  const inner = document.querySelector("iframe").contentDocument.documentElement;
+  const widths = [inner.scrollWidth, inner.clientWidth];
+  document.getElementById("seen").textContent = JSON.stringify(widths);
+}});
+</script>"""
+
+
+def browse(page, folder):
+    """What a script in a page wrote about it, and what the browser complained about."""
+    path = folder / "browsed.html"
+    path.write_text(page, encoding="utf-8")
     command = [
         BROWSER,
         "--headless",
@@ -71,16 +82,16 @@ def browse(page, folder, width=1280):
         "--disable-background-networking",
         "--enable-logging=stderr",
         f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},900",
+        "--window-size=1280,900",
         "--virtual-time-budget=30000",
         "--dump-dom",
-        probed.as_uri(),
+        path.as_uri(),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, flags=re.DOTALL)
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert seen, complaints or done.stderr[-2000:]
-    return json.loads(seen.group(1).replace("&amp;", "&")), complaints
+    return json.loads(html.unescape(seen.group(1))), complaints
 
 
 def write_page(folder, kind):
@@ -120,14 +131,21 @@ def test_cases_beyond_the_budget_are_left_out_and_named(tmp_path):
     assert viewer_cases(cases, rows, budget=0) == ([], [case.name for case in cases])
 
 
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="neither chromium nor google-chrome is installed"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
+@needs_browser
 @pytest.mark.parametrize(
     ("kind", "rows"),
     [("run", ["baseline", "student", "teacher"]), ("crossval", ["baseline", "kdnet", "teacher"])],
 )
 def test_slices_can_be_leafed_through(tmp_path, kind, rows):
-    seen, complaints = browse(write_page(tmp_path, kind), tmp_path)
+    # The page's own policy would forbid the probe, as it forbids any script but one.
+    page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", write_page(tmp_path, kind))
+    seen, complaints = browse(page.replace("</body>", f"<script>{PROBE}</script></body>"), tmp_path)
     assert complaints == []
     assert seen["loaded"] == []
     assert seen["titles"] == ["t1ce", "reference", *rows]
@@ -138,3 +156,14 @@ def test_slices_can_be_leafed_through(tmp_path, kind, rows):
     assert all(map(str.__ne__, seen["labelled"][1:], seen["bare"][1:]))
     assert len(set(seen["bare"])) == 1
     assert "median difference" in seen["status"]
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("kind", ["run", "crossval"])
+def test_page_as_it_is_complains_of_nothing_and_fits_a_phone(tmp_path, kind):
+    page = write_page(tmp_path, kind)
+    (there, room), complaints = browse(PHONE.format(page=html.escape(page)), tmp_path)
+    assert complaints == []
+    assert there == room
+    assert room <= 390
