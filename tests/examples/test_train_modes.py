@@ -29,6 +29,7 @@ from models import KDNet, build_network
 from privdistill import DistillationWrapper, GroundTruth, PrivDistillError, PrivilegedInput
 from recipes.distillation import bottleneck, student_objective
 from recipes.rows import Row
+from reports.run_page import crop_in_words
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata, read_metadata, save_model
 from training.history import read_history
@@ -335,3 +336,19 @@ def test_rows_of_the_teachers_role_train_the_network_that_they_name():
         network = Row("teacher", role="teacher", options=options).configure(config).network
         assert network.of("teacher") == expected
     assert Row("baseline").configure(config).network.of("student")[0] == "kdnet"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "the whole volume, in patches of 4x4x4"),
+        ({"crop": (8, 8, 8)}, "the central 8 x 8 x 8 voxels, in patches of 4x4x4"),
+        (
+            {"patch": None, "grid": (4, 4, 4), "slices": "axial"},
+            "the whole volume resampled to 4 x 4 x 4 voxels, in axial slices of grid 4x4x4",
+        ),
+        ({"patch": None, "grid": (4, 4, 4)}, "the whole volume resampled to 4 x 4 x 4 voxels"),
+    ],
+)
+def test_a_page_says_what_the_networks_see(tmp_path, changes, words):
+    assert crop_in_words(replace(patch_task(tmp_path).metadata, **changes)) == words
