@@ -58,10 +58,17 @@ class Row:
         Raises:
             UserError: If an option has a value that makes no sense.
         """
-        chosen = dict(self.options)
+        chosen, shared = dict(self.options), config.network
         arguments = chosen.get("backbone_arguments", {})
-        if chosen.get("backbone", config.network.backbone) == config.network.backbone:
-            arguments = config.network.backbone_arguments | arguments
+        if chosen.get("backbone", shared.backbone) == shared.backbone:
+            arguments = shared.backbone_arguments | arguments
+        if self.recipe == "synthesised":
+            # The network that segments is the one that all rows share.
+            within = {
+                "segmenter": shared.backbone,
+                "segmenter_arguments": shared.backbone_arguments,
+            }
+            arguments = within | arguments
         try:
             return config.changed(chosen | {"backbone_arguments": arguments})
         except UserError as error:
