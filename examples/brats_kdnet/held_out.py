@@ -1,44 +1,144 @@
 """Trained networks on held-out subjects."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from errors import UserError
 from evaluation.scoring import Score, evaluate
 from experiment import Experiment
 from privdistill import DistillationWrapper, GroundTruth
-from training.checkpoint import load_model
+from training.checkpoint import ModelMetadata, load_model, read_metadata
 from training.progress import counting
 
 
-def score_network(experiment: Experiment, name: str) -> list[Score]:
-    """Score one network on the held-out subjects.
+def score_network(
+    experiment: Experiment, name: str, *, smallest_volume: float | None = None
+) -> list[Score]:
+    """Score one network on the held-out subjects, with all that it was trained to see.
+
+    Args:
+        experiment: Held-out subjects and trained networks.
+        name: Which network.
+        smallest_volume: Score native label maps a second time, without what
+            `evaluation.postprocessing` finds too small, mm³.
+
+    Returns:
+        Its scores, at the training grid and in native space.
+    """
+    network, metadata = load_model(experiment.run.model(name))
+    return _score(experiment, network, metadata, metadata.modalities, smallest_volume)
+
+
+def score_with(
+    experiment: Experiment,
+    name: str,
+    seen: Sequence[str],
+    *,
+    smallest_volume: float | None = None,
+) -> list[Score]:
+    """Score a network that takes any subset of its modalities with one of them.
+
+    Args:
+        experiment: Held-out subjects and trained networks.
+        name: Which network.
+        seen: The modalities it is given; the others are all zero.
+        smallest_volume: As for `score_network`.
+
+    Returns:
+        Its scores, at the training grid and in native space.
+
+    Raises:
+        UserError: If it was not trained to see one of them.
+    """
+    network, metadata = load_model(experiment.run.model(name))
+    unknown = [modality for modality in seen if modality not in metadata.modalities]
+    if unknown:
+        raise UserError(
+            f"{name} was trained with {', '.join(metadata.modalities)} and cannot be scored with "
+            f"{', '.join(unknown)}."
+        )
+    return _score(experiment, network, metadata, seen, smallest_volume)
+
+
+def score_subsets(experiment: Experiment, name: str) -> list[Score]:
+    """Score a network that takes any subset of its modalities with each of them.
 
     Args:
         experiment: Held-out subjects and trained networks.
         name: Which network.
 
     Returns:
-        Its scores, at the training grid and in native space.
+        Its scores for all subsets that are not empty, the smallest first: 15 for four modalities.
     """
-    run = experiment.run
-    network, metadata = load_model(run.model(name))
+    modalities = read_metadata(experiment.run.model(name)).modalities
+    return [
+        score
+        for size in range(1, len(modalities) + 1)
+        for seen in itertools.combinations(modalities, size)
+        for score in score_with(experiment, name, seen)
+    ]
+
+
+def _score(
+    experiment: Experiment,
+    network: nn.Module,
+    metadata: ModelMetadata,
+    seen: Sequence[str],
+    smallest_volume: float | None,
+) -> list[Score]:
+    run, name = experiment.run, metadata.role
     subjects = [experiment.subjects[case] for case in experiment.split.test]
-    with counting(experiment.console, f"Scoring the {name}", len(subjects)) as scored:
-        return evaluate(
-            predictor(network, experiment.fabric.device),
+    view = "+".join(seen)
+    # Label maps of a network that takes subsets are those of what the student sees.
+    kept = tuple(seen) in {metadata.modalities, experiment.view("student")}
+    folder = run.predictions(name) if experiment.config.run.predictions and kept else None
+    predict = predictor(network, experiment.fabric.device)
+    with counting(experiment.console, f"Scoring {name} with {view}", len(subjects)) as scored:
+        scores = evaluate(
+            hiding(predict, metadata.modalities, seen),
             subjects,
             metadata.preprocessing(),
             experiment.description,
             activation=metadata.activation,
             role=name,
-            prediction_folder=run.predictions(name) if experiment.config.run.predictions else None,
+            fold=experiment.config.data.fold,
+            seed=experiment.config.training.seed,
+            smallest_volume=smallest_volume,
+            prediction_folder=folder,
             on_case=scored,
         )
+    return [replace(score, modalities=view) for score in scores]
 
 
-def predictor(network: torch.nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+def hiding(
+    predict: Callable[[Tensor], Tensor], modalities: Sequence[str], seen: Sequence[str]
+) -> Callable[[Tensor], Tensor]:
+    """Set the modalities that are not seen to zero before a network gets them.
+
+    Args:
+        predict: A function of an image (1, M, *grid).
+        modalities: Its M channels.
+        seen: Those that are kept.
+
+    Returns:
+        A function of the same form; `predict` itself if all are seen.
+    """
+    kept = torch.tensor([modality in seen for modality in modalities])
+    if bool(kept.all()):
+        return predict
+
+    def of_seen(image: Tensor) -> Tensor:
+        mask = kept.reshape(1, -1, *[1] * (image.ndim - 2))
+        return predict(torch.where(mask, image, 0.0))
+
+    return of_seen
+
+
+def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Wrap a trained network so that it maps images to logits on the CPU.
 
     Args:

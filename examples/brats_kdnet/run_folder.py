@@ -106,6 +106,11 @@ class RunFolder:
         return self.root / self.part / "scores.csv"
 
     @property
+    def subsets(self) -> Path:
+        """The same for every subset of the modalities, if the network takes any."""
+        return self.root / self.part / "subsets.csv"
+
+    @property
     def summary(self) -> Path:
         """Time of each phase, peak memory; of a part beside its network."""
         return self.root / self.part / "summary.json"
@@ -164,7 +169,8 @@ class RunFolder:
             raise UserError(f"--out: {self.root} cannot be written: {error}") from error
 
     def _check_same(self, config: Config) -> None:
-        before = _read(self.config)
+        # Options that came after the run began had their present default then.
+        before = Config().to_dict() | _read(self.config)
         now = config.to_dict()
         differing = [
             f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now"

@@ -152,10 +152,15 @@ def teacher_cache(config: Config, teacher: nn.Module | None) -> TeacherCache | N
         teacher: None in the trainings that have no teacher.
 
     Returns:
-        The cache, or None if the teacher is to run in every step.
+        The cache, or None if the teacher is to run in every step: also one without weights, which
+        costs nothing.
     """
     training = config.training
-    if teacher is None or training.teacher_cache == "off":
+    if (
+        teacher is None
+        or not any(True for _ in teacher.parameters())
+        or training.teacher_cache == "off"
+    ):
         return None
     return TeacherCache(
         cache_folder(config) / "teacher" if training.teacher_cache == "disk" else None,

@@ -96,6 +96,7 @@ def score(experiment: Experiment) -> list[Score]:
                 experiment.description,
                 run.root / "predictions",
                 scores,
+                modality=experiment.view("student")[0],
             )
     write_scores(run.scores, scores)
     return scores

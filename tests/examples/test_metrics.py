@@ -1,10 +1,22 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.surface_dice import compute_surface_dice
 from scipy import ndimage
 
-from evaluation.metrics import dice, dice_reference_present, hd95, image_diagonal
+from evaluation.metrics import (
+    bounding_box,
+    dice,
+    dice_reference_present,
+    hd95,
+    image_diagonal,
+    surface_dice,
+    surface_scores,
+)
 
 EMPTY = np.zeros((4, 4, 4), dtype=bool)
 
@@ -93,6 +105,60 @@ def test_hd95_counts_a_surface_at_the_border_of_the_volume():
     whole = np.ones((6, 6, 6), dtype=bool)
     expected = reference_hd95(left, whole, (1.0, 1.0, 1.0))
     assert hd95(left, whole, (1.0, 1.0, 1.0)) == pytest.approx(expected)
+
+
+def reference_surface_scores(prediction, reference, spacing, tolerance):
+    """MONAI's own metrics, without any crop of ours."""
+    masks = [torch.from_numpy(mask)[None, None] for mask in (prediction, reference)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+        distance = compute_hausdorff_distance(
+            *masks, include_background=True, percentile=95, spacing=spacing
+        )
+        surface = compute_surface_dice(
+            *masks, class_thresholds=[tolerance], include_background=True, spacing=spacing
+        )
+    return float(distance), float(surface)
+
+
+@pytest.mark.parametrize("tolerance", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 1.0, 3.0)])
+def test_crop_to_both_masks_changes_no_surface_score(spacing, tolerance):
+    noise = np.random.default_rng(5).normal(size=(2, 14, 12, 10))
+    blobs = [ndimage.gaussian_filter(volume, 1.5) > 0.02 for volume in noise]
+    for place in (slice(20, 34), slice(0, 14), slice(46, 60)):  # inside, at either border
+        masks = [np.zeros((60, 40, 30), dtype=bool) for _ in blobs]
+        for mask, blob in zip(masks, blobs, strict=True):
+            mask[place, 7:19, 20:30] = blob
+        expected = reference_surface_scores(*masks, spacing, tolerance)
+        assert surface_scores(*masks, spacing, tolerance) == pytest.approx(expected, rel=1e-6)
+
+
+def test_surface_dice_of_shifted_plates_by_hand():
+    one = block((12, 8, 8), 3, slice(2, 6), slice(2, 6))  # 16 voxels, all of them surface
+    for shift, expected in ((0, 1.0), (1, 1.0), (2, 0.0)):
+        assert surface_dice(one, np.roll(one, shift, 0), (1.0, 1.0, 1.0)) == expected
+    assert surface_dice(one, np.roll(one, 1, 0), (2.0, 1.0, 1.0)) == 0.0
+    # Of two plates side by side, one is found: 16 + 16 close of 16 + 32.
+    both = one | np.roll(one, 6, 0)
+    assert surface_dice(one, both, (1.0, 1.0, 1.0)) == pytest.approx(32 / 48)
+
+
+def test_surface_dice_of_empty_masks():
+    spacing = (1.0, 1.0, 1.0)
+    assert surface_dice(EMPTY, EMPTY, spacing) == 1.0
+    assert surface_dice(~EMPTY, EMPTY, spacing) == surface_dice(EMPTY, ~EMPTY, spacing) == 0.0
+
+
+def test_masks_cut_from_an_image_are_penalised_with_its_diagonal():
+    assert surface_scores(EMPTY, ~EMPTY, (1.0, 1.0, 1.0), diagonal=373.13) == (373.13, 0.0)
+
+
+def test_bounding_box_keeps_its_margin_inside():
+    mask = block((10, 10, 10), slice(0, 2), slice(4, 6), 9)
+    assert bounding_box(mask, 1) == (slice(0, 3), slice(3, 7), slice(8, 11))
+    assert mask[bounding_box(mask, 1)].shape == (3, 4, 2)
+    assert EMPTY[bounding_box(EMPTY, 3)].size == 0
 
 
 @pytest.mark.parametrize("metric", [dice, dice_reference_present])

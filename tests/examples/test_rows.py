@@ -45,7 +45,7 @@ def test_another_backbone_gets_none_of_the_arguments_of_the_run(config):
 def test_a_value_that_makes_no_sense_names_the_row(config):
     with pytest.raises(UserError, match=r"Row 'cold'.*temperature is 0.0; expected above 0"):
         Row("cold", options={"temperature": 0.0}).configure(config)
-    with pytest.raises(UserError, match="Row 'wrong'.*epochs"):
+    with pytest.raises(UserError, match=r"Row 'wrong'.*epochs"):
         Row("wrong", options={"epochs": "many"}).configure(config)
 
 
@@ -60,7 +60,7 @@ def test_a_row_in_two_groups_is_trained_once():
 
 
 def test_an_unknown_row_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match="no row 'kdnett'. Rows: teacher, baseline, kdnet"):
+    with pytest.raises(UserError, match=r"no row 'kdnett'\. Rows: teacher, baseline, kdnet"):
         select_rows(["kdnett"], *read_rows())
 
 

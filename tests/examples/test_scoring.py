@@ -113,6 +113,21 @@ def test_nominal_spacing_gives_voxels_and_says_so():
     (in_voxels, *_) = score_case(predicted, reference, nominal, **arguments)
     assert (in_mm.hd95, in_mm.hd95_unit) == (pytest.approx(6.0), "mm")
     assert (in_voxels.hd95, in_voxels.hd95_unit) == (pytest.approx(3.0), "voxel")
+    assert in_mm.nsd == 0.0
+    assert math.isnan(in_voxels.nsd)  # a millimetre is not known
+    # Whole volumes are cut to the tumour before they are compared; the penalty is not.
+    (missed, *_) = score_case(np.zeros_like(reference), reference, DESCRIPTION, **arguments)
+    assert missed.hd95 == pytest.approx(math.hypot(16, 4, 4))
+
+
+def test_cases_without_any_tumour_agree():
+    empty = np.zeros((4, 4, 4), dtype=np.uint8)
+    arguments = {"role": "student", "case": "a", "space": "grid", "spacing": (1.0, 1.0, 1.0)}
+    for score in score_case(empty, empty, DESCRIPTION, **arguments):
+        assert (score.dice, score.hd95, score.nsd) == (1.0, 0.0, 1.0)
+        assert math.isnan(score.dice_reference_present)
+    with pytest.raises(ValueError, match="same grid"):
+        score_case(empty, empty[:2], DESCRIPTION, **arguments)
 
 
 def test_grid_spacing_is_the_size_of_a_merged_voxel():
@@ -125,11 +140,20 @@ def test_grid_spacing_is_the_size_of_a_merged_voxel():
 def test_perfect_network_scores_one_everywhere(subjects):
     labels = [class_indices(label_values()), class_indices(np.where(label_values(1) == 2, 2, 0))]
     scores = evaluate(
-        perfect(labels), subjects, preprocessing(), DESCRIPTION, "softmax", role="teacher"
+        perfect(labels),
+        subjects,
+        preprocessing(),
+        DESCRIPTION,
+        "softmax",
+        role="teacher",
+        fold=2,
+        seed=7,
     )
     assert len(scores) == 2 * 3 * 2
     assert {score.dice for score in scores} == {1.0}
     assert {score.hd95 for score in scores} == {0.0}
+    assert {score.nsd for score in scores} == {1.0}
+    assert {(s.modalities, s.fold, s.seed) for s in scores} == {("t1ce", 2, 7)}
     without = one(scores, case="BraTS2021_00002", region="ET", space="native")
     assert math.isnan(without.dice_reference_present)
 
@@ -154,6 +178,27 @@ def test_predictions_lie_on_the_original_grid_with_the_original_labels(subjects,
         "BraTS2021_00001_seg.nii.gz",
         "BraTS2021_00002_seg.nii.gz",
     ]
+
+
+def test_native_label_maps_are_scored_before_and_after_postprocessing(subjects):
+    labels = [class_indices(label_values()), class_indices(label_values())]
+    scores = evaluate(
+        perfect(labels),
+        subjects,
+        preprocessing(),
+        DESCRIPTION,
+        "softmax",
+        role="student",
+        smallest_volume=500.0,
+    )
+    # 32 voxels of 2 x 1 x 3 mm are predicted as ET, 192 mm³; the second subject has none.
+    wanted = {"case": "BraTS2021_00002", "region": "ET", "space": "native"}
+    off = one(scores, postprocessing="off", **wanted)
+    on = one(scores, postprocessing="on", **wanted)
+    assert (off.dice, off.predicted_voxels) == (0.0, 32)
+    assert (on.dice, on.predicted_voxels) == (1.0, 0)
+    assert one(scores, **(wanted | {"space": "grid"})).postprocessing == "off"
+    assert len(scores) == 2 * 3 * 3
 
 
 def test_tumour_outside_the_crop_counts_as_missed_in_native_space_only(subjects):
@@ -204,16 +249,36 @@ def test_output_that_is_not_finite_is_refused(subjects):
 def test_scores_survive_the_csv(tmp_path):
     scores = [
         Score("student", 'a,"b', "ET", "native", 0.1 + 0.2, math.nan, 373.13, "mm", 0, 12),
-        Score("teacher", "c", "WT", "grid", 1.0, 1.0, 0.0, "voxel", 5, 5),
+        Score("teacher", "c", "WT", "grid", 1.0, 1.0, 0.0, "voxel", 5, 5, 0.5, "on", "t1+t2", 2, 3),
     ]
     write_scores(tmp_path / "scores.csv", scores)
     first, second = read_scores(tmp_path / "scores.csv")
     assert math.isnan(first.dice_reference_present)
-    assert replace(first, dice_reference_present=0.0) == replace(
-        scores[0], dice_reference_present=0.0
-    )
+    assert math.isnan(first.nsd)
+    known = {"dice_reference_present": 0.0, "nsd": 0.0}
+    assert replace(first, **known) == replace(scores[0], **known)
     assert second == scores[1]
     assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
+
+
+def test_scores_of_an_older_run_get_the_defaults(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text(
+        "role,case,region,space,dice,dice_reference_present,hd95,hd95_unit,reference_voxels,"
+        "predicted_voxels\nstudent,a,ET,native,0.5,,3.0,mm,0,7\n"
+    )
+    (score,) = read_scores(path)
+    assert (score.dice, score.reference_voxels, score.predicted_voxels) == (0.5, 0, 7)
+    assert math.isnan(score.nsd)
+    assert (score.postprocessing, score.modalities, score.fold, score.seed) == ("off", "", 0, 0)
+
+
+def test_value_outside_its_choices_is_explained(tmp_path):
+    path = tmp_path / "scores.csv"
+    write_scores(path, [Score("a", "b", "ET", "native", 1.0, 1.0, 0.0, "mm", 1, 1)])
+    path.write_text(path.read_text().replace(",off,", ",perhaps,"))
+    with pytest.raises(UserError, match="'perhaps' is none of off, on"):
+        read_scores(path)
 
 
 def test_missing_or_foreign_scores_are_explained(tmp_path):

@@ -1,4 +1,4 @@
-"""The array script with SLURM's commands replaced by ones that note how they are called."""
+"""The array scripts with SLURM's commands replaced by ones that note how they are called."""
 
 import os
 import shutil
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import train
-from config import parse_config
+from config import parse_config, parse_for
+from crossval import CROSSVAL
 
-SCRIPT = Path(train.__file__).parent / "slurm" / "array.sbatch"
+FOLDER = Path(train.__file__).parent / "slurm"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 
@@ -25,7 +26,7 @@ def submit(tmp_path):
         )
         command.chmod(0o755)
 
-    def run(unit, **variables):
+    def run(unit, script="array.sbatch", **variables):
         calls.write_text("")
         environment = {
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
@@ -34,7 +35,7 @@ def submit(tmp_path):
             "DATA": "brats data",
         }
         found = subprocess.run(
-            ["bash", str(SCRIPT)],
+            ["bash", str(FOLDER / script)],
             env=environment | variables,
             capture_output=True,
             text=True,
@@ -100,3 +101,18 @@ def test_data_must_be_named(submit):
     assert status != 0
     assert calls == []
     assert "set DATA" in message
+
+
+def test_a_task_of_a_cross_validation_is_one_of_its_units(submit):
+    _, calls, _ = submit(4, "crossval.sbatch", ROWS="table1", EXTRA="--folds 5", RUNS="there")
+    assert calls[:3] == ["srun", ".venv/bin/python", "examples/brats_kdnet/crossval.py"]
+    config, options = parse_for(CROSSVAL, calls[3:])
+    assert (config.data.folds, config.run.out, config.run.preset) == (5, Path("there"), "paper")
+    assert (options.rows, options.unit) == (("table1",), "4")
+
+
+def test_a_unit_that_left_before_its_time_limit_is_queued_again(submit):
+    status, calls, _ = submit(4, "crossval.sbatch", STATUS="138")
+    assert status == 138
+    assert calls[-3:] == ["scontrol", "requeue", "77"]
+    assert "scontrol" not in submit(4, "crossval.sbatch", STATUS="2")[1]

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from errors import UserError
 from evaluation.scoring import Score
 from evaluation.tables import format_number, format_p, gains, render_tables, summarise
 
@@ -108,3 +109,99 @@ def test_numbers_are_written_with_true_signs():
     assert format_number(-0.0001, signed=True) == "0.000"
     assert format_p(0.0004) == "< 0.001"
     assert format_p(math.nan) == "\N{EN DASH}"
+
+
+def trained(role, fold, seed, **dice):
+    return [
+        replace(score(role, case, dice=value), fold=fold, seed=seed) for case, value in dice.items()
+    ]
+
+
+def test_quartiles_of_five_cases():
+    values = dict(zip("abcde", (0.1, 0.2, 0.4, 0.7, 0.9), strict=True))
+    (row,) = summarise(trained("student", 0, 0, **values))
+    quartiles = (row.dice.lower_quartile, row.dice.median, row.dice.upper_quartile)
+    assert quartiles == pytest.approx((0.2, 0.4, 0.7))
+
+
+def test_seeds_of_a_case_are_averaged_before_cases_are_counted():
+    scores = trained("student", 0, 0, a=0.2, b=0.6) + trained("student", 0, 1, a=0.4, b=1.0)
+    (row,) = summarise(scores)
+    assert (row.dice.n, row.folds, row.seeds) == (2, 1, 2)
+    assert row.dice.mean == pytest.approx(0.55)
+    assert row.dice.sd == pytest.approx(0.5 / math.sqrt(2))  # of 0.3 and 0.8
+    assert row.dice.seeds_sd == pytest.approx(0.3 / math.sqrt(2))  # of 0.4 and 0.7
+    assert math.isnan(row.dice.folds_sd)
+
+
+def test_sd_over_folds_pools_their_seeds():
+    scores = trained("student", 0, 0, a=0.1, b=0.3) + trained("student", 0, 1, a=0.3, b=0.5)
+    scores += trained("student", 1, 0, c=0.5) + trained("student", 1, 1, c=0.7)
+    (row,) = summarise(scores)
+    assert row.dice.folds_mean == pytest.approx((0.3 + 0.6) / 2)
+    assert row.dice.folds_sd == pytest.approx(0.3 / math.sqrt(2))
+    assert row.dice.mean == pytest.approx((0.2 + 0.4 + 0.6) / 3)  # over cases, not over folds
+
+
+def test_interval_holds_the_mean_and_narrows_with_cases():
+    few = summarise(trained("student", 0, 0, **{f"c{i}": (i % 4) / 4 for i in range(8)}))[0].dice
+    many = summarise(trained("student", 0, 0, **{f"c{i}": (i % 4) / 4 for i in range(80)}))[0].dice
+    assert few.interval.lower < many.interval.lower < 0.375 < many.interval.upper
+    assert many.interval.upper < few.interval.upper
+
+
+def test_mean_of_few_cases_has_no_interval():
+    (row,) = summarise([score("student", "a", dice=0.2)])
+    assert row.dice.interval.reason == "1 case; at least 6 are needed"
+
+
+def test_gain_pairs_fold_seed_and_case_and_counts_a_case_once():
+    base, better = {}, {}
+    for index in range(6):
+        base[f"c{index}"], better[f"c{index}"] = 0.1 * index, 0.1 * index + 0.05
+    worse = {case: value - 0.01 for case, value in base.items()}
+    scores = trained("baseline", 0, 0, **base) + trained("kdnet", 0, 0, **better)
+    scores += trained("baseline", 0, 1, **base) + trained("kdnet", 0, 1, **worse)
+    gain = gains(scores, role="kdnet")[0]
+    assert gain.n == gain.test.n == gain.interval.n == 6  # not 12
+    assert gain.mean == pytest.approx(0.02)
+
+
+def test_gain_never_pairs_one_seed_with_another():
+    scores = trained("baseline", 0, 0, a=0.5) + trained("kdnet", 0, 1, a=0.9)
+    assert gains(scores, role="kdnet") == []
+
+
+def test_processed_label_maps_are_a_table_of_their_own():
+    scores = two_networks([0.1] * 6)
+    scores += [replace(score, postprocessing="on", dice=1.0) for score in scores]
+    assert {row.dice.mean for row in summarise(scores, postprocessing="on")} == {1.0}
+    assert max(row.dice.mean for row in summarise(scores)) < 1.0
+    assert gains(scores, postprocessing="on")[0].mean == 0.0
+    assert gains(scores)[0].mean == pytest.approx(0.1)
+    text = rendered(scores, phantom=False)
+    assert "native space, no post-processing" in text
+    assert "native space, small regions removed" in text
+
+
+def test_subsets_of_modalities_are_rows_of_their_own():
+    scores = [
+        replace(score("hemis", "a", dice=0.4), modalities="t1"),
+        replace(score("hemis", "a", dice=0.8), modalities="t1+t2"),
+    ]
+    means = {row.modalities: row.dice.mean for row in summarise(scores)}
+    assert means == {"t1": 0.4, "t1+t2": 0.8}
+    with pytest.raises(UserError, match="'hemis' is scored twice on a"):
+        gains([*scores, score("baseline", "a", dice=0.1)], role="hemis")
+
+
+def test_the_same_scores_given_twice_are_refused():
+    scores = [score("student", "a", dice=0.4)] * 2
+    with pytest.raises(UserError, match="scored twice on a"):
+        summarise(scores)
+
+
+def test_surface_dice_is_left_empty_where_spacing_is_nominal():
+    (row,) = summarise([score("student", "a", dice=0.4)])
+    assert row.nsd.n == 0
+    assert math.isnan(row.nsd.mean)

@@ -27,6 +27,7 @@ from experiment import (
     stacked,
     try_out,
 )
+from privdistill import PrivDistillError
 from recipes.rows import Row, read_rows, select_rows, sweep
 from run_folder import RunFolder, write_text
 from teaching import rehearse
@@ -115,7 +116,7 @@ def rehearse_rows(config: Config, rows: Sequence[Row]) -> None:
             teacher = describe_network(taught_by.role, other, find_description(other))
         try:
             rehearse(own, row, teacher)
-        except UserError as error:
+        except (UserError, PrivDistillError) as error:
             raise UserError(f"Row {row.name!r}: {error}") from error
 
 

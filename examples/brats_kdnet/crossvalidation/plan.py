@@ -43,7 +43,7 @@ class CrossvalOptions:
     sweep: Literal["none", "modalities"] = "none"
     subsets: bool = True
     jobs: int | Literal["auto"] = "auto"
-    unit: str | int | None = None
+    unit: str | None = None
     show: Literal["units", "status"] | None = None
 
 
@@ -107,10 +107,12 @@ class Plan:
         return self.config.data.cache_dir or self.root / "cache"
 
     def units(self) -> list[Unit]:
-        """Return all units: every teacher, on all folds, before the first of its students."""
+        """Return all units: every teacher, on all folds, before everything else."""
+        teachers = {row.teacher for row in self.rows}
+        order = {row.name: (self._generation(row), row.name not in teachers) for row in self.rows}
         return [
             Unit(fold, seed, row)
-            for row in sorted(self.rows, key=self._generation)
+            for row in sorted(self.rows, key=lambda row: order[row.name])
             for seed in self.seeds
             for fold in self.folds
         ]

@@ -13,15 +13,29 @@ def collect(plan: Plan) -> list[Score]:
         plan: Knows the folder.
 
     Returns:
-        The scores, with fold and seed, in the order of rows.
+        The scores, with fold and seed, in the order of rows; those of all modality subsets, where
+        there are any, are written beside them.
+    """
+    runs = finished(plan)
+    scores = [score for run in runs for score in read_scores(run.part_scores)]
+    subsets = [score for run in runs if run.subsets.is_file() for score in read_scores(run.subsets)]
+    write_scores(plan.root / "scores.csv", scores)
+    if subsets:
+        write_scores(plan.root / "subsets.csv", subsets)
+    return scores
+
+
+def finished(plan: Plan) -> list[RunFolder]:
+    """Return the folders of all units that are done, whichever start trained them.
+
+    Args:
+        plan: Knows the folder.
     """
     summary = read_summary(plan.root)
-    scores: list[Score] = []
-    for row in summary["rows"]:
-        for seed in summary["seeds"]:
-            for fold in plan.folds:
-                run = RunFolder(plan.root / f"fold{fold.number}-seed{seed}", part=row)
-                if run.part_scores.is_file():
-                    scores += read_scores(run.part_scores)
-    write_scores(plan.root / "scores.csv", scores)
-    return scores
+    runs = [
+        RunFolder(plan.root / f"fold{fold.number}-seed{seed}", part=row)
+        for row in summary["rows"]
+        for seed in summary["seeds"]
+        for fold in plan.folds
+    ]
+    return [run for run in runs if run.part_scores.is_file()]

@@ -8,6 +8,7 @@ from rich.console import Console
 from config import Config
 from crossvalidation.folder import waiting_for
 from crossvalidation.plan import Plan, Unit
+from evaluation.postprocessing import SMALLEST_VOLUME
 from evaluation.scoring import write_scores
 from experiment import (
     Experiment,
@@ -19,7 +20,8 @@ from experiment import (
     read_subjects,
     stacked,
 )
-from held_out import score_network
+from held_out import score_network, score_subsets, score_with
+from recipes.rows import Row
 from run_folder import RunFolder
 from teaching import load_trained, teach
 from training.performance import Performance, Stopwatch, device_type, unsafe_in_bf16
@@ -57,10 +59,30 @@ def _train_and_score(plan: Plan, unit: Unit, teacher_unit: Unit | None, console:
             teacher = load_trained(experiment, path)
         teach(experiment, unit.row, teacher)
         with experiment.watch.phase("evaluation"):
-            scores = score_network(experiment, unit.row.name)
-    placed = [replace(score, fold=unit.fold.number, seed=unit.seed) for score in scores]
+            score(experiment, unit.row, subsets=plan.subsets)
+
+
+def score(experiment: Experiment, row: Row, *, subsets: bool) -> None:
+    """Score the network of a row on the held-out subjects and keep the scores.
+
+    Args:
+        experiment: Held-out subjects and trained networks.
+        row: One that takes any subset of its modalities is scored with what the student sees.
+        subsets: Whether such a network is scored with all subsets, too.
+    """
+    run = experiment.run
+    flexible = row.recipe == "missing_modality"
+    if flexible and subsets:
+        write_scores(run.subsets, score_subsets(experiment, row.name))
+    # Native label maps are scored as they are, and without what is too small to be believed.
+    limit = SMALLEST_VOLUME
+    scores = (
+        score_with(experiment, row.name, experiment.view("student"), smallest_volume=limit)
+        if flexible
+        else score_network(experiment, row.name, smallest_volume=limit)
+    )
     # Last, since it says that the unit is done.
-    write_scores(experiment.run.part_scores, placed)
+    write_scores(run.part_scores, scores)
 
 
 def open_unit(plan: Plan, unit: Unit, console: Console) -> Experiment:

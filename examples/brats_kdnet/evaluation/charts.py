@@ -1,37 +1,36 @@
-"""Learning curves as inline SVG and slices as PNG, in colours that the page decides."""
+"""Charts as inline SVG, in colours that the page decides."""
 
 from __future__ import annotations
 
-import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
-from matplotlib import image as mpl_image
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from evaluation.slices import ShownCase
-from evaluation.tables import ROLES
+from evaluation.scoring import Score
+from evaluation.tables import ROLES, format_number
 
 # Stand-ins that no chart uses otherwise; the page's own colours, light or dark, replace them.
 _STAND_INS = {
     "#a10001": "currentColor",
     "#a10002": "var(--line)",
+    "#a10003": "var(--gain)",
+    "#a10004": "var(--loss)",
     "#a10011": "var(--teacher)",
     "#a10012": "var(--baseline)",
     "#a10013": "var(--student)",
 }
-_TEXT, _LINE = "#a10001", "#a10002"
+_TEXT, _LINE, _GAIN, _LOSS = "#a10001", "#a10002", "#a10003", "#a10004"
 _ROLE_COLOURS = dict(zip(ROLES, ("#a10011", "#a10012", "#a10013"), strict=True))
 
-# Okabe and Ito's palette without its dark colours, which vanish on a grey image.
-LABEL_COLOURS = ("#f0e442", "#56b4e9", "#d55e00", "#cc79a7", "#009e73", "#e69f00")
-_OPACITY = 0.6
+# With more cases than this, lines become thin, the small changes pale, and their ends lose dots.
+_MANY = 40
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,23 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A picture of the figure.
+class Pairs:
+    """Two networks on the same cases, in one region.
 
     Attributes:
-        title: What it shows.
-        note: A second line, may be empty.
-        source: PNG as a data URI.
-        width: Width divided by height.
-        coarse: Whether its pixels should stay visible when it is enlarged.
+        region: Name of the region.
+        names: The network compared with, and the one of interest.
+        values: Their Dice, one pair per case; seeds are averaged.
     """
 
-    title: str
-    note: str
-    source: str
-    width: float
-    coarse: bool
+    region: str
+    names: tuple[str, str]
+    values: list[tuple[float, float]]
+
+    @property
+    def gains(self) -> list[float]:
+        """Second minus first, one per case."""
+        return [after - before for before, after in self.values]
 
 
 def history_charts(
@@ -92,8 +92,37 @@ def history_charts(
     return {title: charts[title] for title in (*order, *terms, "learning rate") if title in charts}
 
 
+def pairs_of(scores: Sequence[Score], *, student: str, baseline: str) -> list[Pairs]:
+    """Pair the native Dice of two networks, case by case, without post-processing.
+
+    Args:
+        scores: Of any number of networks.
+        student: Name of the network of interest.
+        baseline: Name of the network it is compared with.
+
+    Returns:
+        One per region in which both were scored on the same cases.
+    """
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for score in scores:
+        if score.space == "native" and score.postprocessing == "off":
+            values.setdefault((score.region, score.role, score.case), []).append(score.dice)
+    means = {place: statistics.fmean(found) for place, found in values.items()}
+    result = []
+    for region in dict.fromkeys(region for region, _, _ in means):
+        cases = [case for where, role, case in means if (where, role) == (region, student)]
+        paired = [
+            (means[region, baseline, case], means[region, student, case])
+            for case in cases
+            if (region, baseline, case) in means
+        ]
+        if paired:
+            result.append(Pairs(region, (baseline, student), paired))
+    return result
+
+
 def draw_chart(title: str, curves: Sequence[Curve]) -> str:
-    """Draw a chart as SVG markup for the page.
+    """Draw learning curves as SVG markup for the page.
 
     Args:
         title: Drawn above it, and read out by screen readers.
@@ -102,10 +131,8 @@ def draw_chart(title: str, curves: Sequence[Curve]) -> str:
     Returns:
         An `<svg>` element without fixed colours, fonts or size.
     """
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(4.2, 2.5), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Any) -> None:
         for curve in curves:
             axes.plot(
                 range(1, len(curve.values) + 1),
@@ -115,32 +142,142 @@ def draw_chart(title: str, curves: Sequence[Curve]) -> str:
                 linewidth=1.5,
                 solid_capstyle="round",
             )
-        _plain_axes(axes, title)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(buffer.getvalue(), title)
+        axes.set_xlabel("epoch", color=_TEXT)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return _drawn(title, title, draw)
 
 
-def tiles(case: ShownCase, seen: Sequence[str]) -> list[Tile]:
-    """The pictures of one case: every modality, the reference, every prediction.
+def draw_pairs(pairs: Pairs) -> str:
+    """Draw one line per case from one network's Dice to the other's.
 
     Args:
-        case: Slices.
-        seen: Modalities of the student; the first is drawn under the labels.
+        pairs: At least one.
 
     Returns:
-        The tiles in the order in which they are shown.
+        An `<svg>` element; gains and losses differ in colour and in dashes, the mean is thick.
     """
-    pictures = []
-    for name, grey in case.images.items():
-        note = "seen by baseline and student" if name in seen else ""
-        pictures.append(_tile(name, note, _rgb(grey), case.aspect))
-    under = next((case.images[name] for name in seen if name in case.images), None)
-    if under is None:
-        under = next(iter(case.images.values()))
-    for who, classes in case.labels.items():
-        pictures.append(_tile(who, "", _overlaid(under, classes), case.aspect))
-    return pictures
+    count = len(pairs.values)
+    better, worse = (sum(sign * gain > 0 for gain in pairs.gains) for sign in (1, -1))
+    label = f"{pairs.region}: Dice per case, {pairs.names[0]} to {pairs.names[1]}; "
+    label += f"{better} of {count} gain, {worse} lose"
+
+    def draw(axes: Any) -> None:
+        _draw_lines(axes, pairs)
+        means = [statistics.fmean(column) for column in zip(*pairs.values, strict=True)]
+        axes.plot([0, 1], means, color=_TEXT, linewidth=3, marker="o", markersize=6)
+        for side, mean, where in ((0, means[0], "right"), (1, means[1], "left")):
+            axes.annotate(
+                format_number(mean),
+                (side, mean),
+                xytext=(10 if side else -10, 0),
+                textcoords="offset points",
+                ha=where,
+                va="center",
+                color=_TEXT,
+            )
+        axes.set_xlim(-0.42, 1.42)
+        axes.set_ylim(*_limits(pairs))
+        axes.set_xticks([0, 1], [_short(name) for name in pairs.names])
+
+    return _drawn(f"{pairs.region}: {better} gain, {worse} lose", label, draw)
+
+
+def draw_gains(pairs: Pairs) -> str:
+    """Draw the gain of every case, sorted.
+
+    Args:
+        pairs: At least one.
+
+    Returns:
+        An `<svg>` element: one bar per case, the mean as a dashed line.
+    """
+    ordered = sorted(pairs.gains, reverse=True)
+    mean = statistics.fmean(ordered)
+    text = format_number(mean, signed=True)
+
+    def draw(axes: Any) -> None:
+        _draw_bars(axes, ordered)
+        axes.axhline(0, color=_TEXT, linewidth=0.8)
+        axes.axhline(mean, color=_TEXT, linewidth=1.2, linestyle=(0, (4, 2)))
+        # The curve falls from left to right: the right half above the mean is free.
+        axes.annotate(
+            f"mean {text}",
+            (len(ordered) - 0.5, mean),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            color=_TEXT,
+        )
+        axes.set_xlim(-0.5, len(ordered) - 0.5)
+        axes.set_xlabel(f"{len(ordered)} cases, sorted", color=_TEXT)
+        axes.set_xticks([])
+
+    label = f"{pairs.region}: gain in Dice of every case, sorted; mean {text}"
+    return _drawn(f"{pairs.region}: gain per case", label, draw)
+
+
+def _draw_lines(axes: Any, pairs: Pairs) -> None:
+    many = len(pairs.values) > _MANY
+    largest = max(map(abs, pairs.gains)) or 1.0
+    kinds = (
+        (_TEXT, "-", [pair for pair in pairs.values if pair[0] == pair[1]]),
+        (_GAIN, "-", [pair for pair in pairs.values if pair[0] < pair[1]]),
+        (_LOSS, (0, (4, 2)), [pair for pair in pairs.values if pair[0] > pair[1]]),
+    )
+    for colour, style, chosen in kinds:
+        if not chosen:
+            continue
+        lines = LineCollection(
+            [[(0, before), (1, after)] for before, after in chosen],
+            colors=colour,
+            linestyles=[style],
+            linewidths=0.7 if many else 1.2,
+            # Among hundreds of lines those that change most are to be seen.
+            alpha=[0.1 + 0.7 * abs(after - before) / largest for before, after in chosen]
+            if many
+            else 0.85,
+        )
+        axes.add_collection(lines)
+        if not many:
+            for side in (0, 1):
+                ends = [pair[side] for pair in chosen]
+                axes.plot([side] * len(ends), ends, ".", color=colour, markersize=6)
+
+
+def _limits(pairs: Pairs) -> tuple[float, float]:
+    """Ends of the Dice axis: all values, with a little air, and never less than 0.2."""
+    values = [value for pair in pairs.values for value in pair]
+    air = 0.1 * max(max(values) - min(values), 0.2)
+    return max(min(values) - air, -0.02), min(max(values) + air, 1.02)
+
+
+def _draw_bars(axes: Any, ordered: Sequence[float]) -> None:
+    if len(ordered) <= _MANY:
+        colours = [_GAIN if gain > 0 else _LOSS for gain in ordered]
+        axes.bar(range(len(ordered)), ordered, width=0.8, color=colours)
+        return
+    # One outline per colour: 285 bars of their own would be most of the page.
+    edges = [edge - 0.5 for edge in range(len(ordered) + 1)]
+    for colour, heights in (
+        (_GAIN, [max(gain, 0.0) for gain in ordered]),
+        (_LOSS, [min(gain, 0.0) for gain in ordered]),
+    ):
+        axes.stairs(heights, edges, baseline=0, fill=True, color=colour, linewidth=0)
+
+
+def _drawn(title: str, label: str, draw: Callable[[Any], None]) -> str:
+    """One chart with the axes that all of them have."""
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9}
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        _plain_axes(axes, title)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(buffer.getvalue(), label)
 
 
 def _place(column: str) -> tuple[str, bool]:
@@ -158,15 +295,22 @@ def _place(column: str) -> tuple[str, bool]:
 
 
 def _plain_axes(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", color=_TEXT, fontsize=10)
-    axes.set_xlabel("epoch", color=_TEXT)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_title(_plain(title), loc="left", color=_TEXT, fontsize=10)
     axes.tick_params(length=0, colors=_TEXT)
     axes.grid(visible=True, axis="y", color=_LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     for name, spine in axes.spines.items():
         spine.set_visible(name == "bottom")
         spine.set_color(_LINE)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _short(name: str) -> str:
+    return _plain(name if len(name) <= 18 else f"{name[:17]}\N{HORIZONTAL ELLIPSIS}")
 
 
 def _for_page(markup: str, title: str) -> str:
@@ -182,41 +326,3 @@ def _for_page(markup: str, title: str) -> str:
         rest = rest.replace(stand_in, colour)
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return f'<svg role="img" aria-label="{label}" {box.group() if box else ""}>{rest}'
-
-
-def _rgb(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return np.repeat(grey[..., None] / 255.0, 3, axis=2)
-
-
-def _overlaid(grey: NDArray[np.uint8], classes: NDArray[np.uint8]) -> NDArray[np.float64]:
-    picture = _rgb(grey)
-    for index in np.unique(classes[classes > 0]):
-        where = classes == index
-        colour = np.array(mpl.colors.to_rgb(label_colour(int(index))))
-        picture[where] = (1 - _OPACITY) * picture[where] + _OPACITY * colour
-    return picture
-
-
-def label_colour(index: int) -> str:
-    """Colour of a class.
-
-    Args:
-        index: Class index, from 1.
-
-    Returns:
-        A hexadecimal colour.
-    """
-    return LABEL_COLOURS[(index - 1) % len(LABEL_COLOURS)]
-
-
-def _tile(title: str, note: str, picture: NDArray[np.float64], aspect: float) -> Tile:
-    buffer = io.BytesIO()
-    mpl_image.imsave(buffer, np.ascontiguousarray(picture), format="png")
-    rows, columns = picture.shape[:2]
-    return Tile(
-        title=title,
-        note=note,
-        source="data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
-        width=columns / (rows * aspect),
-        coarse=columns < 120,
-    )

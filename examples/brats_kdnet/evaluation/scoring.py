@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,10 +21,19 @@ from data.preprocessing import Preprocessing
 from data.targets import predict_classes, to_regions
 from errors import UserError
 from evaluation.label_maps import write_label_map
-from evaluation.metrics import dice, dice_reference_present, hd95
+from evaluation.metrics import (
+    bounding_box,
+    check_shapes,
+    dice,
+    dice_reference_present,
+    image_diagonal,
+    surface_scores,
+)
+from evaluation.postprocessing import remove_small
 from run_folder import atomic
 
 Space = Literal["grid", "native"]
+Postprocessing = Literal["off", "on"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Score:
     """What one network reached in one region of one case.
 
     Attributes:
-        role: "teacher", "baseline" or "student".
+        role: Name of the network, such as "teacher", "baseline" or "student".
         case: Name of the subject.
         region: Name of the region, such as "ET".
         space: "grid" for the resampled training grid, "native" for the original volume.
@@ -43,6 +52,13 @@ class Score:
         hd95_unit: "mm", or "voxel" where the spacing in the files is nominal.
         reference_voxels: Size of the region in the reference.
         predicted_voxels: Size of the region in the prediction.
+        nsd: Surface Dice at 1 mm; 1 if both are empty, 0 if one of them is; NaN where the spacing
+            is nominal.
+        postprocessing: Whether small predictions were removed, see `evaluation.postprocessing`.
+        modalities: What the network saw, joined by plus signs, such as "t1ce" or "flair+t1";
+            empty if that was not recorded.
+        fold: Index of the fold whose held-out cases are scored.
+        seed: Seed of the training.
     """
 
     role: str
@@ -55,6 +71,11 @@ class Score:
     hd95_unit: str
     reference_voxels: int
     predicted_voxels: int
+    nsd: float = math.nan
+    postprocessing: Postprocessing = "off"
+    modalities: str = ""
+    fold: int = 0
+    seed: int = 0
 
 
 def score_case(
@@ -66,6 +87,10 @@ def score_case(
     case: str,
     space: Space,
     spacing: Sequence[float],
+    postprocessing: Postprocessing = "off",
+    modalities: str = "",
+    fold: int = 0,
+    seed: int = 0,
 ) -> list[Score]:
     """Score every region of one case.
 
@@ -77,15 +102,27 @@ def score_case(
         case: Name of the subject.
         space: The grid both arrays live on.
         spacing: Voxel size on that grid, mm; replaced by ones where it is nominal.
+        postprocessing: Whether `predicted` went through it.
+        modalities: What the network saw.
+        fold: Index of the fold.
+        seed: Seed of the training.
 
     Returns:
         One score per region, in the order of the description.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
+    check_shapes(predicted, reference)
     nominal = description.spacing == "nominal"
     steps = (1.0,) * predicted.ndim if nominal else tuple(spacing)
-    regions = to_regions(reference, description)
+    diagonal = image_diagonal(predicted.shape, steps)
+    # Every region lies inside; a full volume holds twenty times as much.
+    tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
+    regions = to_regions(reference[tumour], description)
     scores = []
-    for region, mask in to_regions(predicted, description).items():
+    for region, mask in to_regions(predicted[tumour], description).items():
+        distance, surface = surface_scores(mask, regions[region], steps, diagonal=diagonal)
         scores.append(
             Score(
                 role=role,
@@ -94,10 +131,15 @@ def score_case(
                 space=space,
                 dice=dice(mask, regions[region]),
                 dice_reference_present=dice_reference_present(mask, regions[region]),
-                hd95=hd95(mask, regions[region], steps),
+                hd95=distance,
                 hd95_unit="voxel" if nominal else "mm",
                 reference_voxels=int(regions[region].sum()),
                 predicted_voxels=int(mask.sum()),
+                nsd=math.nan if nominal else surface,
+                postprocessing=postprocessing,
+                modalities=modalities,
+                fold=fold,
+                seed=seed,
             )
         )
     return scores
@@ -160,6 +202,9 @@ def evaluate(
     activation: str,
     *,
     role: str,
+    fold: int = 0,
+    seed: int = 0,
+    smallest_volume: float | None = None,
     prediction_folder: Path | None = None,
     on_case: Callable[[str], None] | None = None,
 ) -> list[Score]:
@@ -172,12 +217,17 @@ def evaluate(
         description: Classes, regions, label values.
         activation: "softmax" or "sigmoid".
         role: Name of the network.
+        fold: Index of the fold, kept with the scores.
+        seed: Seed of the training, kept with the scores.
+        smallest_volume: Score native label maps a second time, after `remove_small` with this
+            limit, mm³; None scores them as they are alone.
         prediction_folder: Where `<case>_seg.nii.gz` goes, on the original grid with the label
             values of the release; None writes nothing.
         on_case: Called with the name of each subject when it is done, for a progress bar.
 
     Returns:
-        Two scores (grid, native) per subject and region.
+        Two scores (grid, native) per subject and region, and a third where `smallest_volume` is
+        given (native, with post-processing).
 
     Raises:
         UserError: If the network's output is not finite.
@@ -190,10 +240,24 @@ def evaluate(
         native = preprocessing.native_label(subject)
         shape = cast("tuple[int, int, int]", native.classes.shape)
         predicted = native_classes(logits, shape, preprocessing, description, activation)
-        compare = partial(score_case, description=description, role=role, case=subject.name)
+        compare = partial(
+            score_case,
+            description=description,
+            role=role,
+            case=subject.name,
+            modalities="+".join(preprocessing.modalities),
+            fold=fold,
+            seed=seed,
+        )
         cells = grid_spacing(preprocessing, shape, native.spacing)
         scores += compare(on_grid, sample["label"][0].numpy(), space="grid", spacing=cells)
-        scores += compare(predicted, native.classes, space="native", spacing=native.spacing)
+        in_native = partial(
+            compare, reference=native.classes, space="native", spacing=native.spacing
+        )
+        scores += in_native(predicted)
+        if smallest_volume is not None:
+            cleaned = remove_small(predicted, description, native.spacing, smallest_volume)
+            scores += in_native(cleaned, postprocessing="on")
         if prediction_folder is not None:
             write_label_map(
                 prediction_folder / f"{subject.name}_seg.nii.gz",
@@ -254,7 +318,7 @@ def read_scores(path: Path) -> list[Score]:
     """Read what `write_scores` wrote.
 
     Args:
-        path: A CSV file.
+        path: A CSV file. Columns that an older version did not write get their defaults.
 
     Returns:
         The scores, in the order of the file.
@@ -280,21 +344,33 @@ def _to_row(score: Score) -> dict[str, object]:
 
 
 def _from_row(row: dict[str, str]) -> Score:
-    if row["space"] not in {"grid", "native"}:
-        raise ValueError(f"space is '{row['space']}', neither 'grid' nor 'native'")
-    return Score(
-        role=row["role"],
-        case=row["case"],
-        region=row["region"],
-        space=cast("Space", row["space"]),
-        dice=_number(row["dice"]),
-        dice_reference_present=_number(row["dice_reference_present"]),
-        hd95=_number(row["hd95"]),
-        hd95_unit=row["hd95_unit"],
-        reference_voxels=int(row["reference_voxels"]),
-        predicted_voxels=int(row["predicted_voxels"]),
-    )
+    values: dict[str, Any] = {}
+    for field in fields(Score):
+        if field.name in row:
+            values[field.name] = _READERS[str(field.type)](row[field.name])
+        elif field.default is MISSING:
+            raise KeyError(field.name)
+    return Score(**values)
 
 
 def _number(text: str) -> float:
     return float(text) if text else math.nan
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"'{text}' is none of {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+# Annotations are text in this module.
+_READERS: dict[str, Callable[[str], object]] = {
+    "str": str,
+    "int": int,
+    "float": _number,
+    "Space": _one_of("grid", "native"),
+    "Postprocessing": _one_of("off", "on"),
+}

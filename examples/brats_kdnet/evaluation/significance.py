@@ -1,4 +1,4 @@
-"""Paired statistics over cases: is a gain larger than what the choice of cases explains?
+"""Statistics over cases: is a gain larger than what the choice of cases explains?
 
 A number that too few cases cannot support is not given; the reason takes its place.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,13 @@ FEWEST_PAIRS = 6
 
 @dataclass(frozen=True)
 class Interval:
-    """Bootstrap interval of a mean difference.
+    """Bootstrap interval of a mean.
 
     Attributes:
         lower: Lower end, NaN where no interval is given.
         upper: Upper end, NaN where no interval is given.
         level: Nominal coverage, between 0 and 1.
-        n: Pairs that entered; pairs with a NaN do not.
+        n: Values that entered; NaN do not.
         reason: Why there is no interval; None where there is one.
     """
 
@@ -54,33 +55,40 @@ class PairedTest:
 
 
 def bootstrap_interval(
-    differences: Sequence[float], seed: int, level: float = 0.95, resamples: int = 10_000
+    values: Sequence[float],
+    seed: int,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    unit: str = "paired case",
 ) -> Interval:
-    """Percentile bootstrap interval of the mean difference, resampling cases.
+    """Percentile bootstrap interval of a mean over cases, resampling cases.
 
     Args:
-        differences: One paired difference per case; NaN where one of the two values is missing.
+        values: One per case: a score, or the paired difference of two. NaN where it is missing.
         seed: Seed of the resampling, so that a report can be made again.
         level: Nominal coverage, between 0 and 1.
         resamples: Number of bootstrap samples.
+        unit: What a value stands for, in the singular; named in the reason.
 
     Returns:
-        The interval, or NaN ends and the reason if fewer than six pairs are left: the percentile
+        The interval, or NaN ends and the reason if fewer than six values are left: the percentile
         interval of so few cases is much narrower than its nominal coverage.
 
     Raises:
         ValueError: If `level` is not between 0 and 1.
+
+    Source:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
     if not 0 < level < 1:
         raise ValueError(f"The coverage must lie between 0 and 1, got {level}.")
-    values = _without_nan(differences)
-    if values.size < FEWEST_PAIRS:
-        return Interval(math.nan, math.nan, level, values.size, _too_few(values.size))
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(values.size, size=(resamples, values.size))
+    kept = _without_nan(values)
+    if kept.size < FEWEST_PAIRS:
+        return Interval(math.nan, math.nan, level, kept.size, _too_few(kept.size, unit))
+    means = _resampled(kept.size, seed, resamples) @ kept / kept.size
     tail = (1 - level) / 2
-    lower, upper = np.quantile(values[draws].mean(axis=1), [tail, 1 - tail])
-    return Interval(float(lower), float(upper), level, values.size)
+    lower, upper = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(lower), float(upper), level, kept.size)
 
 
 def paired_wilcoxon(differences: Sequence[float]) -> PairedTest:
@@ -126,13 +134,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+# A table asks for dozens of intervals over the same number of cases.
+@lru_cache(maxsize=4)
+def _resampled(n: int, seed: int, resamples: int) -> NDArray[np.float64]:
+    """How often each of n cases enters each bootstrap sample, (resamples, n)."""
+    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    rows = np.arange(resamples)[:, None] * n
+    counts = np.bincount((draws + rows).ravel(), minlength=resamples * n)
+    return counts.reshape(resamples, n).astype(np.float64)
+
+
 def _without_nan(differences: Sequence[float]) -> NDArray[np.float64]:
     values = np.asarray(differences, dtype=np.float64)
     return values[~np.isnan(values)]
 
 
-def _too_few(n: int) -> str:
-    return f"{n} paired case{'' if n == 1 else 's'}; at least {FEWEST_PAIRS} are needed"
+def _too_few(n: int, unit: str = "paired case") -> str:
+    return f"{n} {unit}{'' if n == 1 else 's'}; at least {FEWEST_PAIRS} are needed"
 
 
 def _why_no_test(n: int, n_nonzero: int) -> str | None:

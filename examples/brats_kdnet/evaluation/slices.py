@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel import orientations as nibabel_orientations
 from numpy.typing import NDArray
 
 from data.description import Description
@@ -19,27 +18,44 @@ from data.preprocessing import read_classes
 from data.volumes import read_geometry, read_volume
 from evaluation.scoring import Score
 from evaluation.tables import ROLES, format_number
+from evaluation.viewing import Turn, fullest_slice, head_window, shown_slices, to_grey
 from run_folder import atomic
 
-# Rows run from the front of the head to its back, columns from the patient's right to the left,
-# as radiologists look at it.
-_RADIOLOGICAL = ("L", "P", "S")
-_MARGIN = 4
+# Every slice of most tumours at 1 mm; on the page about 1 MB per case.
+STACK_LIMIT = 80
+# Larger slices are thinned by a whole number, so that a page stays a page.
+_WIDEST = 256
 
-orientations: Any = nibabel_orientations  # not typed
+
+@dataclass(frozen=True)
+class Stack:
+    """Axial slices of one case, to be leafed through.
+
+    Attributes:
+        modality: Name of the modality that is shown.
+        numbers: Of the slices, from below, from 1.
+        image: Grey values, (slices, rows, columns) uint8.
+        labels: "reference" or the name of a network to class indices, the same shape.
+    """
+
+    modality: str
+    numbers: tuple[int, ...]
+    image: NDArray[np.uint8]
+    labels: dict[str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class ShownCase:
-    """One axial slice of one case, ready to be drawn.
+    """One axial slice of one case, ready to be drawn, and more of them to leaf through.
 
     Attributes:
         name: Name of the subject.
         why: Why this case is shown, in words.
-        position: Index of the slice from below, and the number of slices.
+        position: Index of the slice from below, from 1, and the number of slices.
         aspect: Height of a pixel divided by its width.
         images: Modality name to grey values, (rows, columns) uint8.
-        labels: "reference" or a role to class indices, the same shape.
+        labels: "reference" or the name of a network to class indices, the same shape.
+        stack: The slices around it; None in folders of older runs.
     """
 
     name: str
@@ -48,35 +64,48 @@ class ShownCase:
     aspect: float
     images: dict[str, NDArray[np.uint8]]
     labels: dict[str, NDArray[np.uint8]]
+    stack: Stack | None = None
 
 
-def choose_cases(scores: Sequence[Score]) -> dict[str, str]:
+def choose_cases(
+    scores: Sequence[Score], *, student: str = "student", baseline: str = "baseline"
+) -> dict[str, str]:
     """Choose cases by a rule, so that nobody can pick the prettiest.
 
     Args:
         scores: Of all networks.
+        student: Name of the network of interest.
+        baseline: Name of the network it is compared with.
 
     Returns:
         Case name to the reason: the largest loss, the median and the largest gain of the student
-        over the baseline in native Dice, averaged over regions. Without both networks, the worst,
-        median and best case of the network there is.
+        over the baseline in native Dice, averaged over regions (and seeds). Without both
+        networks, the worst, median and best case of the network there is.
     """
-    native = [score for score in scores if score.space == "native"]
-    values = {role: _mean_dice(native, role) for role in ("student", "baseline", "teacher")}
-    student, baseline = values["student"], values["baseline"]
-    shared = {case: student[case] - baseline[case] for case in student if case in baseline}
+    native = [
+        score for score in scores if score.space == "native" and score.postprocessing == "off"
+    ]
+    names = dict.fromkeys((student, baseline, *(score.role for score in native)))
+    values = {name: _mean_dice(native, name) for name in names}
+    with_help, without = values[student], values[baseline]
+    shared = {case: with_help[case] - without[case] for case in with_help if case in without}
     if shared:
-        return _spread(shared, "{} difference between student and baseline")
-    role = next((role for role, found in values.items() if found), None)
-    return _spread(values[role], f"{{}} Dice of the {role}") if role else {}
+        return _spread(shared, f"{{}} difference between {student} and {baseline}")
+    name = next((name for name, found in values.items() if found), None)
+    return _spread(values[name], f"{{}} Dice of the {name}") if name else {}
 
 
 def save_slices(
     path: Path,
     subjects: Mapping[str, Subject],
     description: Description,
-    predictions: Path,
+    predictions: Path | Mapping[str, Path],
     scores: Sequence[Score],
+    *,
+    rows: Sequence[str] = ROLES,
+    student: str = "student",
+    baseline: str = "baseline",
+    modality: str | None = None,
 ) -> None:
     """Cut the slices of the chosen cases and keep them as one compressed file.
 
@@ -84,20 +113,25 @@ def save_slices(
         path: Where to write, ending in `.npz`.
         subjects: Held-out subjects by name.
         description: Label map and modalities.
-        predictions: Folder with one folder of label maps per role.
+        predictions: Folder with one folder of label maps per network; in a cross-validation, such
+            a folder for every case.
         scores: Decide which cases are shown.
+        rows: Names of the networks, in the order in which they are shown.
+        student: Name of the network of interest.
+        baseline: Name of the network it is compared with.
+        modality: Shown by the viewer; None takes the first that the case has.
 
     Raises:
         UserError: If a file cannot be read.
     """
     arrays: dict[str, NDArray[Any]] = {}
     cases: list[dict[str, Any]] = []
-    for name, why in choose_cases(scores).items():
-        shown = _cut(subjects[name], why, description, predictions)
-        prefix = len(cases)
-        arrays |= {f"{prefix}/image/{key}": value for key, value in shown.images.items()}
-        arrays |= {f"{prefix}/label/{key}": value for key, value in shown.labels.items()}
-        cases.append({"name": name, "why": why, "position": shown.position, "aspect": shown.aspect})
+    for name, why in choose_cases(scores, student=student, baseline=baseline).items():
+        folder = predictions if isinstance(predictions, Path) else predictions[name]
+        files = _label_files(subjects[name], folder, rows)
+        shown = _cut(subjects[name], why, description, files, modality)
+        arrays |= _packed(f"{len(cases)}", shown)
+        cases.append(_facts(shown))
     arrays["cases"] = np.array(json.dumps(cases))
     arrays["classes"] = np.array(json.dumps(list(description.classes)))
     with atomic(path) as incomplete, incomplete.open("wb") as stream:
@@ -117,26 +151,48 @@ def load_slices(path: Path) -> tuple[tuple[str, ...], list[ShownCase]]:
         return (), []
     with np.load(path, allow_pickle=False) as archive:
         arrays = dict(archive)
-    shown = []
-    for index, case in enumerate(json.loads(str(arrays["cases"]))):
-        parts: dict[str, dict[str, Any]] = {"image": {}, "label": {}}
-        for key, value in arrays.items():
-            number, _, rest = key.partition("/")
-            if number == str(index):
-                kind, _, name = rest.partition("/")
-                parts[kind][name] = value
-        position = (int(case["position"][0]), int(case["position"][1]))
-        shown.append(
-            ShownCase(
-                name=case["name"],
-                why=case["why"],
-                position=position,
-                aspect=float(case["aspect"]),
-                images=parts["image"],
-                labels=parts["label"],
-            )
-        )
+    facts = json.loads(str(arrays["cases"]))
+    shown = [_unpacked(f"{index}", case, arrays) for index, case in enumerate(facts)]
     return tuple(json.loads(str(arrays["classes"]))), shown
+
+
+def _facts(case: ShownCase) -> dict[str, Any]:
+    facts = {name: getattr(case, name) for name in ("name", "why", "position", "aspect")}
+    if case.stack is not None:
+        facts |= {"modality": case.stack.modality, "numbers": case.stack.numbers}
+    return facts
+
+
+def _packed(prefix: str, case: ShownCase) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    arrays |= {f"{prefix}/image/{key}": value for key, value in case.images.items()}
+    arrays |= {f"{prefix}/label/{key}": value for key, value in case.labels.items()}
+    if case.stack is not None:
+        arrays[f"{prefix}/stack/"] = case.stack.image
+        arrays |= {f"{prefix}/stacked/{k}": value for k, value in case.stack.labels.items()}
+    return arrays
+
+
+def _unpacked(prefix: str, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ShownCase:
+    parts: dict[str, dict[str, Any]] = {"image": {}, "label": {}, "stack": {}, "stacked": {}}
+    for key, value in arrays.items():
+        number, _, rest = key.partition("/")
+        if number == prefix:
+            kind, _, name = rest.partition("/")
+            parts[kind][name] = value
+    stack = None
+    if parts["stack"]:
+        numbers = tuple(map(int, facts["numbers"]))
+        stack = Stack(facts["modality"], numbers, parts["stack"][""], parts["stacked"])
+    return ShownCase(
+        name=facts["name"],
+        why=facts["why"],
+        position=(int(facts["position"][0]), int(facts["position"][1])),
+        aspect=float(facts["aspect"]),
+        images=parts["image"],
+        labels=parts["label"],
+        stack=stack,
+    )
 
 
 def _mean_dice(scores: Sequence[Score], role: str) -> dict[str, float]:
@@ -157,85 +213,53 @@ def _spread(values: Mapping[str, float], wording: str) -> dict[str, str]:
     return chosen
 
 
-def _cut(subject: Subject, why: str, description: Description, predictions: Path) -> ShownCase:
-    """The axial slice with the largest reference, cropped to the head."""
-    first = next(iter(subject.images.values()))
-    geometry = read_geometry(first)
-    turn = _Turn(geometry.affine)
-    volumes = {name: turn(_grey(file)) for name, file in subject.images.items()}
-    labels = {
-        name: turn(read_classes(file, description))
-        for name, file in _label_files(subject, predictions).items()
-    }
-    depth = _fullest(list(labels.values()), next(iter(volumes.values())).shape[2])
-    window = _head(list(volumes.values()), depth)
+def _cut(
+    subject: Subject,
+    why: str,
+    description: Description,
+    files: Mapping[str, ImageFile],
+    modality: str | None,
+) -> ShownCase:
+    """The axial slice with the largest reference, cropped to the head, and those around it."""
+    geometry = read_geometry(next(iter(subject.images.values())))
+    turn = Turn(geometry.affine)
+    volumes = {name: turn(to_grey(read_volume(file))) for name, file in subject.images.items()}
+    labels = {name: turn(read_classes(file, description)) for name, file in files.items()}
+    depth = next(iter(volumes.values())).shape[2]
+    index = fullest_slice(list(labels.values()), depth)
+    window = head_window([volume[..., [index]] for volume in volumes.values()])
     spacing = turn.spacing(geometry.spacing)
+    under = modality if modality in volumes else next(iter(volumes))
     return ShownCase(
         name=subject.name,
         why=why,
-        position=(depth + 1, next(iter(volumes.values())).shape[2]),
+        position=(index + 1, depth),
         aspect=spacing[1] / spacing[0],
-        images={name: volume[..., depth].T[window] for name, volume in volumes.items()},
-        labels={name: volume[..., depth].T[window] for name, volume in labels.items()},
+        images={name: volume[..., index].T[window] for name, volume in volumes.items()},
+        labels={name: volume[..., index].T[window] for name, volume in labels.items()},
+        stack=_stack(under, volumes[under], labels),
     )
 
 
-def _label_files(subject: Subject, predictions: Path) -> dict[str, ImageFile]:
+def _stack(
+    modality: str, volume: NDArray[np.uint8], labels: Mapping[str, NDArray[np.uint8]]
+) -> Stack:
+    chosen = shown_slices(list(labels.values()), volume.shape[2], STACK_LIMIT)
+    rows, columns = head_window([volume[..., chosen]])
+    step = -(-max(volume[columns, rows].shape[:2]) // _WIDEST)
+
+    def cut(whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        slices = whole[..., chosen][columns, rows][::step, ::step]
+        return np.ascontiguousarray(slices.transpose(2, 1, 0))
+
+    numbers = tuple(index + 1 for index in chosen)
+    return Stack(modality, numbers, cut(volume), {k: cut(label) for k, label in labels.items()})
+
+
+def _label_files(subject: Subject, folder: Path, rows: Sequence[str]) -> dict[str, ImageFile]:
     files = {} if subject.segmentation is None else {"reference": subject.segmentation}
-    for role in ROLES:
-        path = predictions / role / f"{subject.name}_seg.nii.gz"
+    for row in rows:
+        path = folder / row / f"{subject.name}_seg.nii.gz"
         if path.is_file():
-            files[role] = ImageFile(path)
+            files[row] = ImageFile(path)
     return files
-
-
-class _Turn:
-    """Turns volumes so that their axes run left, back, up."""
-
-    def __init__(self, affine: NDArray[np.float64]) -> None:
-        start = orientations.io_orientation(affine)
-        end = orientations.axcodes2ornt(_RADIOLOGICAL)
-        self._change = orientations.ornt_transform(start, end)
-
-    def __call__(self, volume: NDArray[Any]) -> NDArray[Any]:
-        turned: NDArray[Any] = orientations.apply_orientation(volume, self._change)
-        return turned
-
-    def spacing(self, spacing: Sequence[float]) -> list[float]:
-        """Voxel size along the new axes."""
-        size = [0.0, 0.0, 0.0]
-        for axis, (target, _) in enumerate(self._change):
-            size[int(target)] = spacing[axis]
-        return size
-
-
-def _grey(file: ImageFile) -> NDArray[np.uint8]:
-    """Grey values between the 1st and 99.5th percentile of the non-zero voxels."""
-    volume = read_volume(file).astype(np.float32)
-    inside = volume[volume != 0]
-    if inside.size == 0:
-        return np.zeros(volume.shape, dtype=np.uint8)
-    low, high = np.percentile(inside, [1, 99.5])
-    scaled = (volume - low) / max(float(high - low), 1e-6)
-    grey: NDArray[np.uint8] = (np.where(volume != 0, scaled.clip(0, 1), 0) * 255).astype(np.uint8)
-    return grey
-
-
-def _fullest(labels: Sequence[NDArray[np.uint8]], depth: int) -> int:
-    """Slice with most labelled voxels of the reference, else of a prediction, else the middle."""
-    for volume in labels:
-        if volume.any():
-            return int((volume > 0).sum(axis=(0, 1)).argmax())
-    return depth // 2
-
-
-def _head(volumes: Sequence[NDArray[np.uint8]], depth: int) -> tuple[slice, slice]:
-    """Rows and columns that hold anything in any modality, with a margin."""
-    filled = np.any([volume[..., depth].T > 0 for volume in volumes], axis=0)
-    if not filled.any():
-        return slice(None), slice(None)
-    bounds = []
-    for axis in (1, 0):
-        places = np.flatnonzero(filled.any(axis=axis))
-        bounds.append(slice(max(int(places[0]) - _MARGIN, 0), int(places[-1]) + 1 + _MARGIN))
-    return bounds[0], bounds[1]

@@ -1,9 +1,13 @@
 """From the name of a recipe to what it teaches."""
 
 from errors import UserError
-from recipes.distillation import distilled, supervised
+from recipes.distillation import supervised
 from recipes.lesson import Lesson, Setting
+from recipes.missing_modality import missing_modality
+from recipes.objectives import taught_by_objective
 from recipes.rows import Row
+from recipes.sharing import share_deepest_layers
+from recipes.synthesis import synthesise_then_segment
 
 
 def lesson_of(row: Row, setting: Setting) -> Lesson:
@@ -23,5 +27,11 @@ def lesson_of(row: Row, setting: Setting) -> Lesson:
         case "supervised":
             return supervised(setting)
         case "distilled":
-            return distilled(setting)
+            return taught_by_objective(setting)
+        case "missing_modality":
+            return missing_modality(setting)
+        case "synthesised":
+            return synthesise_then_segment(setting)
+        case "shared":
+            return share_deepest_layers(setting)
     raise UserError(f"Row {row.name!r}: there is no recipe {row.recipe!r}.")

@@ -1,0 +1,169 @@
+"""The page in a browser: nothing is loaded from elsewhere, and the slices can be leafed through."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from data.description import load_description
+from evaluation.slices import load_slices
+from invented_runs import write_crossval, write_run
+from page_links import read_links
+from report import write_report
+from reports.pictures import viewer_cases
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+# Runs beside the page's own script, once its pictures are decoded, and writes what it saw.
+PROBE = """
+(async () => {
+  const get = (name) => document.getElementById(name);
+  const drawn = () => [...document.querySelectorAll("canvas")].map((c) => c.toDataURL());
+  const until = async (ready) => {
+    for (let turn = 0; turn < 100 && !ready(); turn += 1) {
+      await new Promise((done) => setTimeout(done, 100));
+    }
+  };
+  await until(() => get("viewer-number").textContent);
+  const seen = { titles: [...document.querySelectorAll("#viewer-panels figcaption")]
+    .map((c) => c.textContent) };
+  seen.number = get("viewer-number").textContent;
+  seen.first = drawn();
+  get("viewer-slice").value = 0;
+  get("viewer-slice").dispatchEvent(new Event("input"));
+  seen.moved = drawn();
+  get("viewer-slice").dispatchEvent(new KeyboardEvent("keydown",
+    { key: "ArrowRight", bubbles: true }));
+  seen.stepped = get("viewer-number").textContent;
+  get("viewer-slice").value = 3;
+  get("viewer-slice").dispatchEvent(new Event("input"));
+  seen.labelled = drawn();
+  get("viewer-labels").click();
+  seen.bare = drawn();
+  get("viewer-case").value = 1;
+  get("viewer-case").dispatchEvent(new Event("change"));
+  await until(() => !get("viewer-status").textContent.startsWith("lowest"));
+  seen.status = get("viewer-status").textContent;
+  seen.loaded = performance.getEntriesByType("resource").map((e) => e.name)
+    .filter((name) => !name.startsWith("data:"));
+  const result = document.createElement("pre");
+  result.id = "seen";
+  result.textContent = JSON.stringify(seen);
+  document.body.append(result);
+})();
+"""
+
+
+# Holds a page in a window as wide as a phone's: the browser's own windows cannot be so narrow.
+PHONE = """<!doctype html>
+<iframe style="width: 390px; height: 800px" srcdoc="{page}"></iframe>
+<pre id="seen"></pre>
+<script>
+addEventListener("load", () => {{
+  const inner = document.querySelector("iframe").contentDocument.documentElement;
+  const widths = [inner.scrollWidth, inner.clientWidth];
+  document.getElementById("seen").textContent = JSON.stringify(widths);
+}});
+</script>"""
+
+
+def browse(page, folder):
+    """What a script in a page wrote about it, and what the browser complained about."""
+    path = folder / "browsed.html"
+    path.write_text(page, encoding="utf-8")
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--enable-logging=stderr",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1280,900",
+        "--virtual-time-budget=30000",
+        "--dump-dom",
+        path.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, flags=re.DOTALL)
+    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert seen, complaints or done.stderr[-2000:]
+    return json.loads(html.unescape(seen.group(1))), complaints
+
+
+def write_page(folder, kind):
+    description = load_description("phantom")
+    write = {"run": write_run, "crossval": write_crossval}[kind]
+    return write_report(write(folder / kind, description)).read_text(encoding="utf-8")
+
+
+def test_data_of_the_viewer_can_be_read_back(tmp_path):
+    page = write_page(tmp_path, "run")
+    (kind, text), _ = read_links(page).scripts
+    assert kind == "application/json"
+    (first, *others) = json.loads(text)
+    assert len(others) == 2
+    assert [name for name, _ in first["labels"]] == ["reference", "baseline", "student", "teacher"]
+    assert first["numbers"][first["start"]] == 4
+
+
+def test_names_cannot_leave_the_data_of_the_viewer(tmp_path):
+    page = write_page(tmp_path, "run")
+    cases = load_slices(tmp_path / "run" / "slices.npz")[1]
+    assert "</script" not in read_links(page).scripts[0][1]
+    shown, _ = viewer_cases(cases, ("student",))
+    assert [name for name, _ in shown[0]["labels"]] == ["reference", "student"]
+
+
+def test_cases_beyond_the_budget_are_left_out_and_named(tmp_path):
+    write_page(tmp_path, "run")
+    cases = load_slices(tmp_path / "run" / "slices.npz")[1]
+    rows = ("student",)
+    (one, *_), none = viewer_cases(cases, rows)
+    assert none == []
+    room = len(one["image"]) + sum(len(sheet) for _, sheet in one["labels"])
+    shown, left_out = viewer_cases(cases, rows, budget=2 * room)
+    assert len(shown) + len(left_out) == 3
+    assert left_out
+    assert viewer_cases(cases, rows, budget=0) == ([], [case.name for case in cases])
+
+
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="neither chromium nor google-chrome is installed"
+)
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [("run", ["baseline", "student", "teacher"]), ("crossval", ["baseline", "kdnet", "teacher"])],
+)
+def test_slices_can_be_leafed_through(tmp_path, kind, rows):
+    # The page's own policy would forbid the probe, as it forbids any script but one.
+    page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", write_page(tmp_path, kind))
+    seen, complaints = browse(page.replace("</body>", f"<script>{PROBE}</script></body>"), tmp_path)
+    assert complaints == []
+    assert seen["loaded"] == []
+    assert seen["titles"] == ["t1ce", "reference", *rows]
+    assert seen["number"] == "slice 4 of 10"
+    assert all(map(str.__ne__, seen["first"], seen["moved"]))
+    assert seen["stepped"] == "slice 3 of 10"
+    assert seen["labelled"][0] == seen["bare"][0]
+    assert all(map(str.__ne__, seen["labelled"][1:], seen["bare"][1:]))
+    assert len(set(seen["bare"])) == 1
+    assert "median difference" in seen["status"]
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("kind", ["run", "crossval"])
+def test_page_as_it_is_complains_of_nothing_and_fits_a_phone(tmp_path, kind):
+    page = write_page(tmp_path, kind)
+    (there, room), complaints = browse(PHONE.format(page=html.escape(page)), tmp_path)
+    assert complaints == []
+    assert there == room
+    assert room <= 390
