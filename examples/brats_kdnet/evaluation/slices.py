@@ -260,7 +260,7 @@ def _stack(
 def _step(volumes: Mapping[str, NDArray[np.uint8]], window: Window) -> int:
     """Every how many pixels of a window are kept."""
     rows, columns = window
-    size = next(iter(volumes.values()))[columns, rows].shape[:2]
+    size: tuple[int, ...] = next(iter(volumes.values()))[columns, rows].shape[:2]
     return -(-max(size) // _WIDEST)
 
 
