@@ -15,27 +15,38 @@ from training.checkpoint import ModelMetadata, load_model, read_metadata
 from training.progress import counting
 
 
-def score_network(experiment: Experiment, name: str) -> list[Score]:
+def score_network(
+    experiment: Experiment, name: str, *, smallest_volume: float | None = None
+) -> list[Score]:
     """Score one network on the held-out subjects, with all that it was trained to see.
 
     Args:
         experiment: Held-out subjects and trained networks.
         name: Which network.
+        smallest_volume: Score native label maps a second time, without what
+            `evaluation.postprocessing` finds too small, mm³.
 
     Returns:
         Its scores, at the training grid and in native space.
     """
     network, metadata = load_model(experiment.run.model(name))
-    return _score(experiment, network, metadata, metadata.modalities)
+    return _score(experiment, network, metadata, metadata.modalities, smallest_volume)
 
 
-def score_with(experiment: Experiment, name: str, seen: Sequence[str]) -> list[Score]:
+def score_with(
+    experiment: Experiment,
+    name: str,
+    seen: Sequence[str],
+    *,
+    smallest_volume: float | None = None,
+) -> list[Score]:
     """Score a network that takes any subset of its modalities with one of them.
 
     Args:
         experiment: Held-out subjects and trained networks.
         name: Which network.
         seen: The modalities it is given; the others are all zero.
+        smallest_volume: As for `score_network`.
 
     Returns:
         Its scores, at the training grid and in native space.
@@ -50,7 +61,7 @@ def score_with(experiment: Experiment, name: str, seen: Sequence[str]) -> list[S
             f"{name} was trained with {', '.join(metadata.modalities)} and cannot be scored with "
             f"{', '.join(unknown)}."
         )
-    return _score(experiment, network, metadata, seen)
+    return _score(experiment, network, metadata, seen, smallest_volume)
 
 
 def score_subsets(experiment: Experiment, name: str) -> list[Score]:
@@ -73,7 +84,11 @@ def score_subsets(experiment: Experiment, name: str) -> list[Score]:
 
 
 def _score(
-    experiment: Experiment, network: nn.Module, metadata: ModelMetadata, seen: Sequence[str]
+    experiment: Experiment,
+    network: nn.Module,
+    metadata: ModelMetadata,
+    seen: Sequence[str],
+    smallest_volume: float | None,
 ) -> list[Score]:
     run, name = experiment.run, metadata.role
     subjects = [experiment.subjects[case] for case in experiment.split.test]
@@ -92,6 +107,7 @@ def _score(
             role=name,
             fold=experiment.config.data.fold,
             seed=experiment.config.training.seed,
+            smallest_volume=smallest_volume,
             prediction_folder=folder,
             on_case=scored,
         )

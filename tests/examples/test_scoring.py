@@ -180,6 +180,27 @@ def test_predictions_lie_on_the_original_grid_with_the_original_labels(subjects,
     ]
 
 
+def test_native_label_maps_are_scored_before_and_after_postprocessing(subjects):
+    labels = [class_indices(label_values()), class_indices(label_values())]
+    scores = evaluate(
+        perfect(labels),
+        subjects,
+        preprocessing(),
+        DESCRIPTION,
+        "softmax",
+        role="student",
+        smallest_volume=500.0,
+    )
+    # 32 voxels of 2 x 1 x 3 mm are predicted as ET, 192 mm³; the second subject has none.
+    wanted = {"case": "BraTS2021_00002", "region": "ET", "space": "native"}
+    off = one(scores, postprocessing="off", **wanted)
+    on = one(scores, postprocessing="on", **wanted)
+    assert (off.dice, off.predicted_voxels) == (0.0, 32)
+    assert (on.dice, on.predicted_voxels) == (1.0, 0)
+    assert one(scores, **(wanted | {"space": "grid"})).postprocessing == "off"
+    assert len(scores) == 2 * 3 * 3
+
+
 def test_tumour_outside_the_crop_counts_as_missed_in_native_space_only(subjects):
     inside = preprocessing(crop=(8, 8, 12), grid=(8, 8, 12))
     label = class_indices(label_values())[4:12, 4:12]

@@ -8,6 +8,7 @@ from rich.console import Console
 from config import Config
 from crossvalidation.folder import waiting_for
 from crossvalidation.plan import Plan, Unit
+from evaluation.postprocessing import SMALLEST_VOLUME
 from evaluation.scoring import write_scores
 from experiment import (
     Experiment,
@@ -73,10 +74,12 @@ def score(experiment: Experiment, row: Row, *, subsets: bool) -> None:
     flexible = row.recipe == "missing_modality"
     if flexible and subsets:
         write_scores(run.subsets, score_subsets(experiment, row.name))
+    # Native label maps are scored as they are, and without what is too small to be believed.
+    limit = SMALLEST_VOLUME
     scores = (
-        score_with(experiment, row.name, experiment.view("student"))
+        score_with(experiment, row.name, experiment.view("student"), smallest_volume=limit)
         if flexible
-        else score_network(experiment, row.name)
+        else score_network(experiment, row.name, smallest_volume=limit)
     )
     # Last, since it says that the unit is done.
     write_scores(run.part_scores, scores)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 from errors import UserError
 from evaluation.published import (
@@ -400,7 +399,7 @@ def _where(space: Space, postprocessing: Postprocessing) -> str:
 
 
 def _paper_rows(
-    table: Literal["Table 1", "Table 2"],
+    table: str,
     names: Sequence[str],
     scores: Sequence[Score],
     space: Space,

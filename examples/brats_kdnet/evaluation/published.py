@@ -21,9 +21,8 @@ PROTOCOLS = {
         "choice of epoch, rule for an empty ET and post-processing not stated"
     ),
     "other split": (
-        "quoted by the paper from Dorent et al. 2019: BraTS 2018, three repeated random splits "
-        "into 199/29/57 subjects, patches of 112³, full resolution; another resolution and other "
-        "subjects than the rows beside it"
+        "BraTS 2018, three repeated random splits into 199/29/57 subjects, patches of 112³, full "
+        "resolution; another resolution and other subjects than the rows beside it"
     ),
     "random splits": (
         "BraTS 2018, the 199/29/57 lists of Dorent et al. 2019; brain box at 1 mm, sliding window; "

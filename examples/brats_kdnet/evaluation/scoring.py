@@ -29,6 +29,7 @@ from evaluation.metrics import (
     image_diagonal,
     surface_scores,
 )
+from evaluation.postprocessing import remove_small
 from run_folder import atomic
 
 Space = Literal["grid", "native"]
@@ -203,6 +204,7 @@ def evaluate(
     role: str,
     fold: int = 0,
     seed: int = 0,
+    smallest_volume: float | None = None,
     prediction_folder: Path | None = None,
     on_case: Callable[[str], None] | None = None,
 ) -> list[Score]:
@@ -217,12 +219,15 @@ def evaluate(
         role: Name of the network.
         fold: Index of the fold, kept with the scores.
         seed: Seed of the training, kept with the scores.
+        smallest_volume: Score native label maps a second time, after `remove_small` with this
+            limit, mm³; None scores them as they are alone.
         prediction_folder: Where `<case>_seg.nii.gz` goes, on the original grid with the label
             values of the release; None writes nothing.
         on_case: Called with the name of each subject when it is done, for a progress bar.
 
     Returns:
-        Two scores (grid, native) per subject and region.
+        Two scores (grid, native) per subject and region, and a third where `smallest_volume` is
+        given (native, with post-processing).
 
     Raises:
         UserError: If the network's output is not finite.
@@ -246,7 +251,13 @@ def evaluate(
         )
         cells = grid_spacing(preprocessing, shape, native.spacing)
         scores += compare(on_grid, sample["label"][0].numpy(), space="grid", spacing=cells)
-        scores += compare(predicted, native.classes, space="native", spacing=native.spacing)
+        in_native = partial(
+            compare, reference=native.classes, space="native", spacing=native.spacing
+        )
+        scores += in_native(predicted)
+        if smallest_volume is not None:
+            cleaned = remove_small(predicted, description, native.spacing, smallest_volume)
+            scores += in_native(cleaned, postprocessing="on")
         if prediction_folder is not None:
             write_label_map(
                 prediction_folder / f"{subject.name}_seg.nii.gz",
