@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from data.description import load_description
 from errors import UserError
 from models import KDNet, MultiResUNet, build_network, check_axes, in_two_dimensions
+from training.checkpoint import ModelMetadata, load_model, save_model
 
 
 def parameters(network: nn.Module) -> int:
@@ -85,6 +87,45 @@ def test_multiresunet_offers_the_batch_norm_of_the_original():
 def test_multiresunet_refuses_sizes_that_do_not_halve():
     with pytest.raises(ValueError, match="multiples of 4"):
         MultiResUNet(1, 1, (4, 8, 16))(torch.zeros(1, 1, 18, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("kdnet", {"channels": [4, 8]}),
+        ("no_new_net", {"channels": [4, 8]}),
+        ("multiresunet", {"filters": [4, 8], "norm": "batch"}),
+        ("hemis", {"channels": [4, 8]}),
+        ("uhved", {"channels": [4, 8], "sample_in_eval": False}),
+        ("gated_fusion", {"channels": [4, 8], "style_channels": 2}),
+        ("synthesis", {"segmenter_arguments": {"channels": [4, 8]}, "synthesised": 1}),
+    ],
+)
+def test_every_built_in_network_comes_back_from_its_model_file(tmp_path, name, arguments):
+    network = build_network(name, arguments, in_channels=3, out_channels=4).eval()
+    metadata = ModelMetadata(
+        role="student",
+        backbone=name,
+        backbone_arguments=arguments,
+        in_channels=3,
+        out_channels=4,
+        modalities=("flair", "t1ce", "t2"),
+        activation="softmax",
+        description=load_description("brats2021"),
+        crop=None,
+        grid=(8, 8, 8),
+    )
+    save_model(tmp_path / "model.safetensors", network, metadata)
+    again, found = load_model(tmp_path / "model.safetensors")
+    image = torch.randn(2, 3, 8, 8, 8)
+    assert found == metadata
+    assert torch.equal(again(image), network(image))
+
+
+def test_no_new_net_is_the_network_of_kdnet():
+    network = build_network("no_new_net", {}, in_channels=4, out_channels=4)
+    assert isinstance(network, KDNet)
+    assert parameters(network) == 14_493_094
 
 
 def test_any_class_can_be_built_by_import_path():

@@ -352,3 +352,11 @@ def test_rows_of_the_teachers_role_train_the_network_that_they_name():
 )
 def test_a_page_says_what_the_networks_see(tmp_path, changes, words):
     assert crop_in_words(replace(patch_task(tmp_path).metadata, **changes)) == words
+
+
+def test_what_segments_beside_a_synthesis_is_two_dimensional_too():
+    config = parse_config([*SMALL, "--slices", "axial"])
+    row = Row("synthesised", recipe="synthesised", options={"backbone": "synthesis"})
+    own = row.configure(config)
+    network = build(describe_network("student", own, find_description(own)))
+    assert network(torch.zeros(1, 1, 16, 16)).shape == (1, 4, 16, 16)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import yaml
 
-from config import Config, NetworkConfig, ObjectiveConfig, TrainingConfig
+from config import Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
 from errors import UserError
+from models import in_two_dimensions
 
 Role = Literal["student", "teacher"]
 
@@ -64,15 +65,17 @@ class Row:
         Raises:
             UserError: If an option has a value that makes no sense.
         """
-        chosen = dict(self.options)
+        chosen, shared = dict(self.options), config.network
         arguments = chosen.get("backbone_arguments", {})
-        shared, own = config.network.of(self.role)
-        if chosen.get("backbone", shared) == shared:
+        backbone, own = shared.of(self.role)
+        if chosen.get("backbone", backbone) == backbone:
             arguments = own | arguments
         if self.role == "teacher":
             # What the row says about its backbone is meant for the network that it trains.
             chosen |= {"teacher_backbone": None, "teacher_backbone_arguments": None}
-            chosen.setdefault("backbone", shared)
+            chosen.setdefault("backbone", backbone)
+        if self.recipe == "synthesised":
+            arguments = _segmenter(backbone, own, config.data) | arguments
         try:
             return config.changed(chosen | {"backbone_arguments": arguments})
         except UserError as error:
@@ -167,6 +170,13 @@ def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
         for modality in modalities
         for row in repeated
     ]
+
+
+def _segmenter(backbone: str, arguments: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+    """The network that segments beside a synthesis is the one that all rows share."""
+    if data.slices is not None:
+        arguments = in_two_dimensions(backbone, arguments)
+    return {"segmenter": backbone, "segmenter_arguments": arguments}
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
