@@ -135,7 +135,7 @@ def costs(plan: Plan) -> TextTable:
         if run.part in found:
             continue
         network, metadata = load_model(run.model(run.part))
-        shape = (1, metadata.in_channels, *metadata.grid)
+        shape = (1, metadata.in_channels, *metadata.input_size)
         history = run.role(run.part) / "history.csv"
         cases = len(plan.folds[0].split.train)
         found[run.part] = cost(run.part, network, shape, history, cases)
