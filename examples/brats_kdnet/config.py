@@ -132,8 +132,8 @@ class NetworkConfig:
             nor another teacher_backbone are given.
         activation: "softmax" for exclusive classes (the paper, section 2.1), "sigmoid" for
             overlapping regions.
-        teacher_model: model.safetensors of a trained teacher, instead of training one. Its
-            training subjects must not be in the held-out fold; that is yours to know.
+        teacher_model: model.safetensors of a trained teacher, instead of training one. One
+            that has seen a subject of the held-out fold is refused.
     """
 
     backbone: str = "kdnet"

@@ -141,7 +141,7 @@ def test_any_class_can_be_built_by_import_path():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet", {}, "expected one of kdnet, multiresunet, .*timm_unet, or the import path"),
+        ("resnet", {}, "expected one of kdnet, multiresunet, .*, or the import path"),
         ("no.such.Network", {}, "cannot be imported"),
         ("os.system", {}, "not a subclass of torch.nn.Module"),
         ("torch.nn.ReLU", {}, "no argument for its channels"),

@@ -27,7 +27,8 @@ class Cost:
     Attributes:
         row: Name of the row.
         parameters: Trainable numbers.
-        gflops: Floating-point operations of one forward pass of one case, 10⁹.
+        gflops: Floating-point operations of one forward pass of one sample, 10⁹: of a case, or of a
+            patch or slice of one.
         epochs: Epochs it was trained for; 0 without a history.
         training_seconds: Steps of all of them together, without validation; NaN without a history.
         training_seconds_per_case: Of one epoch and one training case; NaN without a history.
@@ -155,7 +156,7 @@ def cost_table(costs: Sequence[Cost]) -> TextTable:
         columns=[
             "network",
             "parameters (10⁶)",
-            "GFLOP per case",
+            "GFLOP per pass",
             "epochs",
             "training (h)",
             "seconds per case and epoch",

@@ -65,17 +65,16 @@ class Row:
         Raises:
             UserError: If an option has a value that makes no sense.
         """
-        chosen, shared = dict(self.options), config.network
+        chosen, (shared, own) = dict(self.options), config.network.of(self.role)
         arguments = chosen.get("backbone_arguments", {})
-        backbone, own = shared.of(self.role)
-        if chosen.get("backbone", backbone) == backbone:
+        if chosen.get("backbone", shared) == shared:
             arguments = own | arguments
+        if self.recipe == "synthesised":
+            arguments = _segmenter(shared, own, config.data) | arguments
         if self.role == "teacher":
             # What the row says about its backbone is meant for the network that it trains.
             chosen |= {"teacher_backbone": None, "teacher_backbone_arguments": None}
-            chosen.setdefault("backbone", backbone)
-        if self.recipe == "synthesised":
-            arguments = _segmenter(backbone, own, config.data) | arguments
+            chosen.setdefault("backbone", shared)
         try:
             return config.changed(chosen | {"backbone_arguments": arguments})
         except UserError as error:
