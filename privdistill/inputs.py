@@ -192,7 +192,7 @@ class PrivilegedInput:
         return [self.modalities.index(name) for name in names]
 
     def _count(self, names: tuple[str, ...]) -> int:
-        return sum(self.channels[name] for name in names)
+        return sum(map(self.channels.__getitem__, names))
 
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):

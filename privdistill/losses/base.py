@@ -207,7 +207,7 @@ class Objective(nn.Module):
 
     def _sized(self, position: int, value: Tensor) -> Tensor:
         """A term's value, or what it is of its usual size."""
-        if self.magnitudes is None or self.decay is None:
+        if self.decay is None or self.magnitudes is None:
             return value
         size, now = self.magnitudes[position], value.detach().abs()
         if self.training and torch.is_grad_enabled():
