@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from data.description import load_description
 from errors import UserError
-from models import KDNet, MultiResUNet, build_network
+from models import KDNet, MultiResUNet, build_network, check_axes, in_two_dimensions
+from training.checkpoint import ModelMetadata, load_model, save_model
 
 
 def parameters(network: nn.Module) -> int:
@@ -87,6 +89,45 @@ def test_multiresunet_refuses_sizes_that_do_not_halve():
         MultiResUNet(1, 1, (4, 8, 16))(torch.zeros(1, 1, 18, 16, 16))
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("kdnet", {"channels": [4, 8]}),
+        ("no_new_net", {"channels": [4, 8]}),
+        ("multiresunet", {"filters": [4, 8], "norm": "batch"}),
+        ("hemis", {"channels": [4, 8]}),
+        ("uhved", {"channels": [4, 8], "sample_in_eval": False}),
+        ("gated_fusion", {"channels": [4, 8], "style_channels": 2}),
+        ("synthesis", {"segmenter_arguments": {"channels": [4, 8]}, "synthesised": 1}),
+    ],
+)
+def test_every_built_in_network_comes_back_from_its_model_file(tmp_path, name, arguments):
+    network = build_network(name, arguments, in_channels=3, out_channels=4).eval()
+    metadata = ModelMetadata(
+        role="student",
+        backbone=name,
+        backbone_arguments=arguments,
+        in_channels=3,
+        out_channels=4,
+        modalities=("flair", "t1ce", "t2"),
+        activation="softmax",
+        description=load_description("brats2021"),
+        crop=None,
+        grid=(8, 8, 8),
+    )
+    save_model(tmp_path / "model.safetensors", network, metadata)
+    again, found = load_model(tmp_path / "model.safetensors")
+    image = torch.randn(2, 3, 8, 8, 8)
+    assert found == metadata
+    assert torch.equal(again(image), network(image))
+
+
+def test_no_new_net_is_the_network_of_kdnet():
+    network = build_network("no_new_net", {}, in_channels=4, out_channels=4)
+    assert isinstance(network, KDNet)
+    assert parameters(network) == 14_493_094
+
+
 def test_any_class_can_be_built_by_import_path():
     network = build_network(
         "monai.networks.nets.segresnet.SegResNet",
@@ -100,7 +141,7 @@ def test_any_class_can_be_built_by_import_path():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet", {}, "expected one of kdnet, multiresunet, or the import path"),
+        ("resnet", {}, "expected one of kdnet, multiresunet, .*, or the import path"),
         ("no.such.Network", {}, "cannot be imported"),
         ("os.system", {}, "not a subclass of torch.nn.Module"),
         ("torch.nn.ReLU", {}, "no argument for its channels"),
@@ -113,3 +154,37 @@ def test_any_class_can_be_built_by_import_path():
 def test_unknown_networks_and_arguments_are_named(name, arguments, message):
     with pytest.raises(UserError, match=message):
         build_network(name, arguments, in_channels=1, out_channels=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("multiresunet", {}, {"spatial_dims": 2}),
+        (
+            "monai.networks.nets.SegResNet",
+            {"init_filters": 4},
+            {"init_filters": 4, "spatial_dims": 2},
+        ),
+        ("kdnet", {"spatial_dims": 3}, {"spatial_dims": 3}),
+        ("timm_unet", {}, {}),
+    ],
+)
+def test_networks_that_know_two_dimensions_are_told_so(name, arguments, expected):
+    assert in_two_dimensions(name, arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "axes", "message"),
+    [
+        (KDNet(1, 2, channels=(2, 4)), 2, r"3-D convolutions, .* 2-D images. Leave --slices out"),
+        (KDNet(1, 2, channels=(2, 4), spatial_dims=2), 3, "2-D convolutions, .* Give --slices"),
+    ],
+)
+def test_a_network_of_other_axes_is_refused(network, axes, message):
+    with pytest.raises(UserError, match=message):
+        check_axes("net", network, axes)
+
+
+def test_a_network_without_convolutions_of_other_axes_is_left_alone():
+    check_axes("net", nn.Sequential(nn.Linear(2, 2)), 2)
+    check_axes("net", nn.Sequential(nn.Conv1d(1, 1, 1), nn.Conv3d(1, 1, 1)), 3)

@@ -44,8 +44,9 @@ def missing_modality(setting: Setting) -> Lesson:
             "student_modalities or more."
         )
     network, reference = setting.network, ground_truth(setting.options)
-    if isinstance(network, HasExtraTerms):
-        objective, dropout = reference + network.extra_terms(), 0.0
+    plain = getattr(network, "_orig_mod", network)
+    if isinstance(plain, HasExtraTerms):
+        objective, dropout = reference + plain.extra_terms(), 0.0
     else:
         objective, dropout = 1.0 * reference, 0.5
     return Lesson(

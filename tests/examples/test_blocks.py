@@ -1,0 +1,50 @@
+import pytest
+import torch
+from torch import nn
+
+from models.blocks import InstanceNorm, check_image, check_widths, resize_like
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_instance_norm_is_that_of_pytorch(axes):
+    own = InstanceNorm(3)
+    reference = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[axes](3, affine=True)
+    reference.load_state_dict(own.state_dict())
+    features = torch.randn(2, 3, *[4] * axes)
+    assert torch.equal(own(features), reference(features))
+
+
+def test_a_single_voxel_is_scaled_and_shifted_but_not_erased():
+    norm = InstanceNorm(2)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, 3.0]))
+        norm.bias.copy_(torch.tensor([0.0, 1.0]))
+    voxel = torch.tensor([5.0, 7.0]).reshape(1, 2, 1, 1, 1)
+    assert norm(voxel).flatten().tolist() == [10.0, 22.0]
+
+
+@pytest.mark.parametrize("mode", ["nearest", "trilinear"])
+def test_features_take_the_size_of_others(mode):
+    like = torch.zeros(1, 1, 5, 6, 7)
+    assert resize_like(torch.ones(1, 2, 2, 3, 3), like, mode).shape == (1, 2, 5, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("channels", "axes", "message"),
+    [
+        ((8, 16), 4, "spatial_dims is 2 or 3, not 4"),
+        ((8,), 3, r"two even widths or more, finest first, not \(8,\)"),
+        ((8, 5), 3, r"two even widths or more, finest first, not \(8, 5\)"),
+    ],
+)
+def test_widths_that_cannot_be_halved_are_refused(channels, axes, message):
+    with pytest.raises(ValueError, match=message):
+        check_widths("HeMIS", channels, axes)
+
+
+def test_images_with_other_modalities_or_too_few_voxels_are_refused():
+    check_image("HeMIS", torch.zeros(1, 4, 8, 8, 8), 4, 4)
+    with pytest.raises(ValueError, match=r"HeMIS: .*\(1, 3, 8, 8, 8\).*\(B, 4, \*spatial\)"):
+        check_image("HeMIS", torch.zeros(1, 3, 8, 8, 8), 4, 4)
+    with pytest.raises(ValueError, match="8 voxels or more along each axis"):
+        check_image("HeMIS", torch.zeros(1, 4, 8, 8, 7), 4, 4)
