@@ -98,7 +98,7 @@ def step_of(config: Config, role: str, way: Performance) -> tuple[Step, Distilla
         inputs=PrivilegedInput(modalities, student=metadata.modalities, teacher=modalities),
         taps=application.taps(options, network, learns),
         activation=metadata.activation,
-        example=torch.zeros(1, len(modalities), *metadata.grid),
+        example=torch.zeros(1, len(modalities), *metadata.input_size),
     )
     optimizer = torch.optim.Adam(kd.parameters(), lr=1e-4)
 

@@ -16,9 +16,17 @@ from errors import UserError
 # Flags whose values may be written without brackets.
 _LISTS = frozenset(
     f"--{name}"
-    for name in ("student_modalities", "teacher_modalities", "crop", "grid", "rows", "seeds")
+    for name in (
+        "student_modalities",
+        "teacher_modalities",
+        "crop",
+        "grid",
+        "patch",
+        "rows",
+        "seeds",
+    )
 )
-PRESETS = ("demo", "cpu", "paper")
+PRESETS = ("demo", "cpu", "paper", "native")
 _PRESET_FOLDER = Path(__file__).parent / "configs"
 
 _DESCRIPTION = """\
@@ -34,6 +42,12 @@ Examples:
       your own data set, described in one file
   train.py --data-root BraTS2018 --preset paper --fold 1
       the recipe of arXiv:2106.09564, second of three folds
+  train.py --data-root BraTS2021 --preset native
+      patches of 128^3 at full resolution, predictions by sliding window
+  train.py --data-root BraTS2021 --preset cpu --slices axial --backbone timm_unet
+      two-dimensional networks, slice by slice
+  train.py --teacher_backbone kdnet --backbone multiresunet
+      a teacher of another kind
   train.py --backbone monai.networks.nets.SegResNet --backbone_arguments '{"init_filters": 16}'
       any other encoder-decoder
   torchrun --nproc-per-node 4 train.py --data-root BraTS2018 --preset paper --devices 4
@@ -57,6 +71,14 @@ class DataConfig:
             paper, section 3.1).
         grid: Training grid after resampling, voxels; the description's if none is given (BraTS:
             64,64,64; the paper, section 3.1).
+        patch: Size of the patches that networks see of volumes at their own resolution, voxels;
+            then there is no grid. A volume that is smaller is padded.
+        patches_per_case: Patches of each subject at fixed positions, which the teacher cache
+            knows again, all seen in every epoch; 0 takes one at a new position in every epoch. A
+            third lies on tumour. Source: nnU-Net (Isensee et al. 2021).
+        slices: Plane of the slices of the grid that two-dimensional networks see, in volumes whose
+            axes run sideways, front to back and upwards: "axial" cuts across the third axis.
+        empty_slices: Share of the brain's slices without tumour that networks are trained on.
         normalise: z-score over the non-zero voxels of the crop or of the whole volume. The paper
             leaves the order open; it names the crop first.
         resample: How images reach the grid: "trilinear", or "area" (mean of the voxels merged).
@@ -80,6 +102,10 @@ class DataConfig:
     teacher_modalities: tuple[str, ...] | None = None
     crop: tuple[int, int, int] | None = None
     grid: tuple[int, int, int] | None = None
+    patch: tuple[int, int, int] | None = None
+    patches_per_case: int = 0
+    slices: Literal["axial", "coronal", "sagittal"] | None = None
+    empty_slices: float = 1.0
     normalise: Literal["after_crop", "before_crop"] = "after_crop"
     resample: Literal["trilinear", "area"] = "trilinear"
     folds: int = 3
@@ -95,21 +121,40 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network that teacher, baseline and student share, apart from their inputs.
+    """The networks: one for baseline and student, and for the teacher unless it has its own.
 
     Args:
         backbone: "kdnet" (the paper, Fig. 1), "multiresunet", or the import path of a class.
         backbone_arguments: Arguments of its class, such as {channels: [8, 16, 32]}.
+        teacher_backbone: The teacher's; that of the student if none is given, as in the paper,
+            section 2.
+        teacher_backbone_arguments: Arguments of its class; those of the student if neither they
+            nor another teacher_backbone are given.
         activation: "softmax" for exclusive classes (the paper, section 2.1), "sigmoid" for
             overlapping regions.
-        teacher_model: model.safetensors of a trained teacher, instead of training one. Its
-            training subjects must not be in the held-out fold; that is yours to know.
+        teacher_model: model.safetensors of a trained teacher, instead of training one. One
+            that has seen a subject of the held-out fold is refused.
     """
 
     backbone: str = "kdnet"
     backbone_arguments: dict[str, Any] = field(default_factory=dict)
+    teacher_backbone: str | None = None
+    teacher_backbone_arguments: dict[str, Any] | None = None
     activation: Literal["softmax", "sigmoid"] = "softmax"
     teacher_model: Path | None = None
+
+    def of(self, role: str) -> tuple[str, dict[str, Any]]:
+        """Return backbone and arguments of a role's network.
+
+        Args:
+            role: "teacher", "baseline" or "student".
+        """
+        if role != "teacher":
+            return self.backbone, self.backbone_arguments
+        backbone = self.teacher_backbone or self.backbone
+        shared = self.backbone_arguments if backbone == self.backbone else {}
+        own = self.teacher_backbone_arguments
+        return backbone, shared if own is None else own
 
 
 @dataclass(frozen=True)
@@ -126,6 +171,8 @@ class ObjectiveConfig:
         bottleneck_layer: Layer whose output is E(x); "auto" takes the layer called "bottleneck"
             where the network has one and lets the library locate it otherwise. The paper leaves
             it open.
+        teacher_bottleneck_layer: The same for the teacher; "auto" takes the layer of the student
+            where both networks are of one class.
         latent_normalisation: How a bottleneck becomes a distribution; "softmax" is over all
             channels and voxels ("flattened and normalized", the paper, section 2.2).
         latent_temperature: Softmax temperature of the bottleneck; the paper mentions none.
@@ -143,6 +190,7 @@ class ObjectiveConfig:
     temperature: float = 5.0
     latent_weight: float = 10.0
     bottleneck_layer: str = "auto"
+    teacher_bottleneck_layer: str = "auto"
     latent_normalisation: Literal["softmax", "softmax_channel", "softmax_spatial", "l1"] = "softmax"
     latent_temperature: float = 1.0
     include_background: bool = True
@@ -225,8 +273,9 @@ class RunConfig:
     """Where results go.
 
     Args:
-        preset: Values to start from: "demo" (phantoms, minutes), "cpu" (small real run), "paper".
-            "demo" if there is no data_root, otherwise "cpu".
+        preset: Values to start from: "demo" (phantoms, minutes), "cpu" (small real run), "paper",
+            "native" (patches at full resolution). "demo" if there is no data_root, otherwise
+            "cpu".
         out: Run folder; runs/PRESET if none is given.
         predictions: Write the label maps of the held-out subjects.
     """
@@ -435,11 +484,15 @@ def _compose(values: Namespace, program: Program = TRAIN) -> Config:
 
 
 def _without_foreign(network: NetworkConfig, preset: str) -> NetworkConfig:
-    """Drop the arguments that a preset gives to its own backbone where another one is asked for."""
+    """Give the arguments of a preset to its own backbone and to no other."""
     values = _read_yaml(_preset_file(preset))
+    own = values["backbone_arguments"]
     if network.backbone == values["backbone"]:
         return network
-    own = values["backbone_arguments"]
+    if network.teacher_backbone == values["backbone"] and (
+        network.teacher_backbone_arguments is None
+    ):
+        network = replace(network, teacher_backbone_arguments=own)
     kept = {
         name: value
         for name, value in network.backbone_arguments.items()
@@ -470,6 +523,9 @@ def _check(config: Config) -> None:
         ("seed", training.seed, 0 <= training.seed < 2**32, "0 to 2^32 - 1"),
         ("crop", data.crop, min(data.crop or (1,)) > 0, "positive"),
         ("grid", data.grid, min(data.grid or (1,)) > 0, "positive"),
+        ("patch", data.patch, min(data.patch or (1,)) > 0, "positive"),
+        ("patches_per_case", data.patches_per_case, data.patches_per_case >= 0, "0 or more"),
+        ("empty_slices", data.empty_slices, 0 <= data.empty_slices <= 1, "0 to 1"),
         ("imitation", objective.imitation, 0 <= objective.imitation <= 1, "0 to 1"),
         ("temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
@@ -490,10 +546,37 @@ def _check(config: Config) -> None:
         for name, value, fine, wanted in demands
         if not fine
     ]
+    wrong += _contradictions(data)
     if training.validation_loss == "ground_truth" and objective.imitation == 1:
         wrong.append("validation_loss is ground_truth, but imitation 1 leaves no such term.")
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def _contradictions(data: DataConfig) -> list[str]:
+    """What of patches, slices and grid excludes one another, one sentence each."""
+    found = []
+    if data.patch is not None and data.grid is not None:
+        found.append(
+            f"patch is {data.patch} and grid is {data.grid}: patches are cut from volumes at their "
+            "own resolution, which a grid would change. Leave one out: --grid null or --patch null."
+        )
+    if data.patch is not None and data.slices is not None:
+        found.append(
+            f"patch is {data.patch} and slices is {data.slices}: networks see either patches or "
+            "whole slices. Leave one out: --patch null or --slices null."
+        )
+    if data.patch is None and data.patches_per_case:
+        found.append(
+            f"patches_per_case is {data.patches_per_case}, but there are no patches. Give their "
+            "size, for example --patch 128,128,128."
+        )
+    if data.slices is None and data.empty_slices < 1:
+        found.append(
+            f"empty_slices is {data.empty_slices}, but there are no slices. Give their plane, for "
+            "example --slices axial."
+        )
+    return found
 
 
 def _plain(value: Any) -> Any:

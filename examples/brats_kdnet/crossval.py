@@ -13,7 +13,7 @@ from rich.console import Console
 from config import Program, parse_for
 from crossvalidation.folder import open_plan
 from crossvalidation.plan import CrossvalOptions, Plan
-from crossvalidation.results import collect
+from crossvalidation.results import show_results
 from crossvalidation.schedule import Pool, command_of, number_of_jobs, run_here
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
@@ -111,17 +111,6 @@ def train_all(
     if jobs == 1 or len(missing) <= 1:
         return run_here(plan, units, console)
     return Pool(plan, units, jobs, command_of(Path(__file__), arguments)).run(console)
-
-
-def show_results(plan: Plan, console: Console) -> None:
-    """Collect the scores and show them.
-
-    Args:
-        plan: Knows the folder.
-        console: Where to.
-    """
-    collect(plan)
-    console.print(View(plan, plan.units()).table())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
@@ -20,11 +20,20 @@ from data.checks import check_subjects, raise_for_problems
 from data.description import Description, load_description
 from data.layouts import Subject, find_subjects
 from data.loading import build_loader, prepare
+from data.sampling import (
+    moves,
+    plane_remark,
+    readable,
+    samples_per_subject,
+    training_samples,
+    validation_samples,
+    whole_volumes,
+)
 from data.splits import Split, split_subjects
 from data.targets import number_of_outputs
 from data.volumes import read_geometry
 from errors import UserError
-from models import build_network
+from models import build_network, check_axes, in_two_dimensions
 from phantoms import generate_phantoms
 from privdistill import TeacherCache
 from recipes.lesson import Setting
@@ -62,6 +71,8 @@ class Experiment:
         subjects: Files by name.
         datasets: Preprocessed training and validation subjects.
         performance: How training steps are taken.
+        samples: What networks are trained and validated on, by part; filled when first asked for,
+            as slices are found by looking through all subjects.
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
             process.
     """
@@ -77,6 +88,7 @@ class Experiment:
     subjects: dict[str, Subject]
     datasets: dict[str, Any]
     performance: Performance
+    samples: dict[str, Any] = field(default_factory=dict)
     cache_counts: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -130,10 +142,9 @@ class Experiment:
 
     def metadata(self, role: str, name: str = "") -> ModelMetadata:
         """Return the description of a network: its role's modalities and backbone, its own name."""
-        first = next(iter(self.subjects[self.split.train[0]].images.values()))
         return replace(
             describe_network(role, self.config, self.description, name),
-            orientation=read_geometry(first).orientation,
+            orientation=orientation_of(self.subjects.values(), self.split),
             seen_cases=(*self.split.train, *self.split.validation),
         )
 
@@ -143,8 +154,9 @@ class Experiment:
         Baseline and student begin with the same weights, whatever was trained before.
         """
         self.fabric.seed_everything(self.config.training.seed, verbose=False)
-        network = build(self.metadata(role, name))
-        return network.to(memory_format=torch_format(self.performance.memory_format))
+        metadata = self.metadata(role, name)
+        layout = torch_format(self.performance.memory_format, len(metadata.input_size))
+        return build(metadata).to(memory_format=layout)
 
     def setting(
         self, role: str, network: torch.nn.Module, teacher: torch.nn.Module | None
@@ -160,24 +172,33 @@ class Experiment:
         )
 
     def example(self) -> torch.Tensor:
-        """Return an empty image with every modality, (1, M, *grid)."""
-        return torch.zeros(1, len(self.modalities), *grid_of(self.config.data, self.description))
+        """Return an empty sample with every modality, (1, M, *spatial)."""
+        metadata = describe_network("student", self.config, self.description)
+        return torch.zeros(1, len(self.modalities), *metadata.input_size)
 
     def loader(self, part: Literal["train", "validation"]) -> Any:
         """Return batches of a part of the training folds."""
         data, training = self.config.data, self.config.training
         on_cpu = self.fabric.device.type == "cpu"
+        if part not in self.samples:
+            samples_of = training_samples if part == "train" else validation_samples
+            self.samples[part] = samples_of(self.datasets[part], data, training.seed)
         return build_loader(
-            self.datasets[part],
+            self.samples[part],
             training.batch_size,
             shuffle=part == "train",
             seed=training.seed,
             flips=data.flips and part == "train",
+            moves=part == "train" and moves(data),
             # On a CPU the processors are better spent on the training itself.
             workers=0 if on_cpu else min(4, workers(data)),
             replicas=self.fabric.world_size,
             rank=self.fabric.global_rank,
         )
+
+    def volumes(self) -> Any | None:
+        """Return whole validation subjects, where samples are parts of them."""
+        return whole_volumes(self.datasets["validation"], self.config.data)
 
 
 def open_experiment(config: Config, console: Console) -> Experiment:
@@ -217,6 +238,8 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         datasets = prepare_parts(config, description, subjects, split, console)
     performance = settle(config, description, split, fabric=fabric, console=console)
     announce(console, description, split, performance, held=held)
+    if remark := plane_remark(config.data, orientation_of(subjects, split)):
+        console.print(remark, highlight=False, soft_wrap=True)
     return Experiment(
         config=config,
         run=run,
@@ -265,14 +288,15 @@ def refuse_wrong_gradients(config: Config) -> None:
     Raises:
         UserError: If bf16 is asked for where its gradients would be wrong.
     """
-    metadata = describe_network("teacher", config, find_description(config))
-    training = config.training
-    check_precision(
-        training.precision,
-        device_type(training.accelerator),
-        build(metadata),
-        (1, metadata.in_channels, *metadata.grid),
-    )
+    training, description = config.training, find_description(config)
+    for role in ("teacher", "student"):
+        metadata = describe_network(role, config, description)
+        check_precision(
+            training.precision,
+            device_type(training.accelerator),
+            build(metadata),
+            (1, metadata.in_channels, *metadata.input_size),
+        )
 
 
 def own_description(data: DataConfig) -> Description | None:
@@ -425,9 +449,10 @@ def stacked(data: DataConfig, description: Description) -> tuple[str, ...]:
     return tuple(name for name in description.modalities if name in used)
 
 
-def grid_of(data: DataConfig, description: Description) -> tuple[int, int, int]:
-    """Return the training grid: the configuration's, or else the description's."""
-    return data.grid or description.grid
+def orientation_of(subjects: Iterable[Subject], split: Split) -> str:
+    """Return the axis codes of the first training subject, such as "LPS"."""
+    first = next(subject for subject in subjects if subject.name == split.train[0])
+    return read_geometry(next(iter(first.images.values()))).orientation
 
 
 def describe_network(
@@ -446,17 +471,23 @@ def describe_network(
     """
     data, network = config.data, config.network
     view = view_of(role, data, description)
+    backbone, arguments = network.of(role)
+    if data.slices is not None:
+        arguments = in_two_dimensions(backbone, arguments)
     return ModelMetadata(
         role=name or role,
-        backbone=network.backbone,
-        backbone_arguments=network.backbone_arguments,
+        backbone=backbone,
+        backbone_arguments=arguments,
         in_channels=len(view),
         out_channels=number_of_outputs(description, network.activation),
         modalities=view,
         activation=network.activation,
         description=description,
-        crop=data.crop or description.crop,
-        grid=grid_of(data, description),
+        # Patches are cut from whole volumes, unless a crop is asked for.
+        crop=data.crop or (description.crop if data.patch is None else None),
+        grid=None if data.patch is not None else data.grid or description.grid,
+        patch=data.patch,
+        slices=data.slices,
         normalise=data.normalise,
         resample=data.resample,
         phantom=description.phantom,
@@ -473,14 +504,16 @@ def build(metadata: ModelMetadata) -> torch.nn.Module:
         The network.
 
     Raises:
-        UserError: If it cannot be built.
+        UserError: If it cannot be built, or not for inputs of so many axes.
     """
-    return build_network(
+    network = build_network(
         metadata.backbone,
         metadata.backbone_arguments,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
     )
+    check_axes(metadata.backbone, network, len(metadata.input_size))
+    return network
 
 
 def split_of(config: Config, subjects: list[Subject]) -> Split:
@@ -567,12 +600,15 @@ def prepare_parts(
     ).preprocessing()
     parts = {"train": split.train, "validation": split.validation}
     return {
-        part: prepare(
-            [subject for subject in subjects if subject.name in names],
-            preprocessing,
-            cache_folder(config),
-            workers(data),
-            progress=console.is_terminal,
+        part: readable(
+            prepare(
+                [subject for subject in subjects if subject.name in names],
+                preprocessing,
+                cache_folder(config),
+                workers(data),
+                progress=console.is_terminal,
+            ),
+            data,
         )
         for part, names in parts.items()
     }
@@ -596,8 +632,9 @@ def settle(
     run = RunFolder(out_folder(config))
     resolved = run.resolved()
     if not resolved and fabric.is_global_zero:
-        steps = -(-len(split.train) // (config.training.batch_size * fabric.world_size))
         network = describe_network("student", config, description)
+        samples = len(split.train) * samples_per_subject(config.data, network.grid)
+        steps = -(-samples // (config.training.batch_size * fabric.world_size))
         choice, seconds = try_out(config, network, fabric.device.type, steps)
         show_trial(console, choice, seconds)
         resolved = asdict(choice) | {"trial_seconds": seconds}
@@ -623,7 +660,7 @@ def try_out(
         The choice, and the seconds of all that were measured.
     """
     training, network = config.training, build(metadata)
-    shape = (training.batch_size, metadata.in_channels, *metadata.grid)
+    shape = (training.batch_size, metadata.in_channels, *metadata.input_size)
     options = candidates(training, device, network, shape)
     with steps_of(network, shape, device) as measure:
         choice, seconds = choose(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
+from evaluation.inference import volume_predictor
 from evaluation.scoring import Score, evaluate
 from experiment import Experiment
 from privdistill import DistillationWrapper, GroundTruth
@@ -96,7 +97,9 @@ def _score(
     # Label maps of a network that takes subsets are those of what the student sees.
     kept = tuple(seen) in {metadata.modalities, experiment.view("student")}
     folder = run.predictions(name) if experiment.config.run.predictions and kept else None
-    predict = predictor(network, experiment.fabric.device)
+    predict = volume_predictor(
+        predictor(network, experiment.fabric.device), patch=metadata.patch, slices=metadata.slices
+    )
     with counting(experiment.console, f"Scoring {name} with {view}", len(subjects)) as scored:
         scores = evaluate(
             hiding(predict, metadata.modalities, seen),
@@ -146,7 +149,7 @@ def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Te
         device: Where it runs, in float32, as predict.py does.
 
     Returns:
-        A function from (1, M, *grid) to logits (1, C, *grid).
+        A function from (B, M, *spatial) to logits (B, C, *spatial).
     """
     kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
 

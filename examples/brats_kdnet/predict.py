@@ -29,6 +29,7 @@ from data.description import DATASETS_FOLDER, Description, load_description
 from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
 from data.volumes import read_geometry
 from errors import UserError
+from evaluation.inference import volume_predictor
 from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
 from evaluation.scoring import native_classes, predict_finite
 from privdistill import DistillationWrapper, GroundTruth
@@ -117,7 +118,7 @@ def predict(
     )
     _check_orientation(subjects, metadata)
     targets = [out / name for name in output_names(subjects, metadata)]
-    run = _runner(network, device)
+    run = volume_predictor(_runner(network, device), patch=metadata.patch, slices=metadata.slices)
     with _progress(console) as bar:
         task = bar.add_task("Segmenting", total=len(subjects))
         for subject, target in zip(subjects, targets, strict=True):
@@ -320,7 +321,7 @@ def _runner(network: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
         raise UserError(f"--device {device} cannot be used: {error}") from error
     # Any backbone's form of output is understood, as in training.
     distilled = DistillationWrapper(None, network, objective=GroundTruth())
-    return lambda image: distilled.predict(image.to(target))
+    return lambda image: distilled.predict(image.to(target)).float().cpu()
 
 
 def _segment(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from config import Config
+from data.sampling import cache_remark, moves
 from errors import UserError
 from experiment import (
     Experiment,
@@ -80,6 +81,9 @@ def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
         TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
     """
     config, run = experiment.config, experiment.run
+    remark = cache_remark(config.data, config.training)
+    if lesson.teacher is not None and remark is not None:
+        experiment.console.print(remark, highlight=False, soft_wrap=True)
     with (
         DistillationWrapper(
             lesson.teacher,
@@ -100,6 +104,7 @@ def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
             scalars=run.tensorboard(row.name),
             memory_format=experiment.performance.memory_format,
             console=experiment.console,
+            volumes=experiment.volumes(),
         )
         fit(
             experiment.fabric,
@@ -140,7 +145,7 @@ def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
         inputs=lesson.inputs,
         taps=lesson.taps,
         activation=metadata.activation,
-        example=torch.zeros(1, len(setting.modalities), *metadata.grid),
+        example=torch.zeros(1, len(setting.modalities), *metadata.input_size),
     ).close()
 
 
@@ -153,13 +158,14 @@ def teacher_cache(config: Config, teacher: nn.Module | None) -> TeacherCache | N
 
     Returns:
         The cache, or None if the teacher is to run in every step: also one without weights, which
-        costs nothing.
+        costs nothing, or of samples that do not come back.
     """
     training = config.training
     if (
         teacher is None
         or not any(True for _ in teacher.parameters())
         or training.teacher_cache == "off"
+        or moves(config.data)
     ):
         return None
     return TeacherCache(

@@ -69,7 +69,9 @@ def rehearse_all(config: Config) -> None:
     teacher = describe_network("teacher", config, find_description(config))
     if config.network.teacher_model is not None:
         path = config.network.teacher_model
-        check_compatible(path, read_metadata(path), teacher)
+        found = read_metadata(path)
+        check_compatible(path, found, teacher)
+        teacher = found
     rehearse(config, STUDENT, teacher)
 
 

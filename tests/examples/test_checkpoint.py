@@ -93,6 +93,44 @@ def test_damaged_metadata_are_told(tmp_path):
         load_model(file)
 
 
+def test_files_from_before_patches_and_slices_are_of_whole_volumes(tmp_path):
+    strings = METADATA.to_strings()
+    del strings["patch"], strings["slices"]
+    weights = {name: value.contiguous() for name, value in build().state_dict().items()}
+    save_file(weights, tmp_path / "old.safetensors", metadata=strings)
+    metadata = load_model(tmp_path / "old.safetensors")[1]
+    assert metadata == METADATA
+    assert metadata.input_size == (16, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "words"),
+    [
+        ({}, (16, 16, 16), "grid 16x16x16"),
+        ({"grid": None, "patch": (8, 9, 7)}, (8, 9, 7), "patches of 8x9x7"),
+        ({"grid": (8, 9, 7), "slices": "coronal"}, (8, 7), "coronal slices of grid 8x9x7"),
+    ],
+)
+def test_a_model_file_says_what_the_network_sees(tmp_path, changes, size, words):
+    metadata = replace(METADATA, **changes)
+    save_model(tmp_path / "model", build(), metadata)
+    found = read_metadata(tmp_path / "model")
+    assert found == metadata
+    assert found.input_size == size
+    assert words in found.summary()
+    assert found.preprocessing().grid == metadata.grid
+
+
+def test_a_network_without_patch_and_grid_is_refused():
+    with pytest.raises(ValueError, match="neither a patch nor a grid"):
+        _ = replace(METADATA, grid=None).input_size
+
+
+def test_a_teacher_of_slices_is_no_teacher_of_volumes(tmp_path):
+    with pytest.raises(UserError, match="differs in slices"):
+        check_compatible(tmp_path, replace(METADATA, slices="axial"), METADATA)
+
+
 def test_a_teacher_of_another_view_is_refused(tmp_path):
     check_compatible(tmp_path, METADATA, replace(METADATA, role="teacher", epoch=9))
     with pytest.raises(UserError, match=r"(?s)differs in modalities, grid.*Expected.*Found"):

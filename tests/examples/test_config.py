@@ -78,6 +78,14 @@ def test_arguments_of_a_backbone_are_free():
         (["--epochs", "0", "--folds", "1"], "(?s)folds is 1.*epochs is 0"),
         (["--imitation", "1.5"], "imitation is 1.5; expected 0 to 1"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
+        (["--patch", "8,8,8"], r"patches are cut from volumes at their own .* --grid null or"),
+        (["--patch", "0,8,8", "--grid", "null"], r"patch is \(0, 8, 8\); expected positive"),
+        (["--preset", "native", "--slices", "axial"], "either patches or whole slices"),
+        (["--patches_per_case", "2"], "but there are no patches"),
+        (["--preset", "native", "--patches_per_case=-1"], "patches_per_case is -1; expected 0 or"),
+        (["--empty_slices", "0.5"], "but there are no slices"),
+        (["--slices", "axial", "--empty_slices", "2"], "empty_slices is 2.0; expected 0 to 1"),
+        (["--slices", "oblique"], "'axial', 'coronal', 'sagittal'"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(arguments, message):
@@ -111,3 +119,39 @@ def test_another_backbone_does_not_inherit_the_arguments_of_the_presets_own():
     given = ["--backbone", "x.Y", "--backbone_arguments", '{"channels": [1, 2]}']
     assert parse_config(given).network.backbone_arguments == {"channels": [1, 2]}
     assert "channels" in parse_config([]).network.backbone_arguments
+
+
+def test_teacher_and_student_share_one_backbone_unless_told_otherwise():
+    network = parse_config(["--backbone_arguments", '{"channels": [2, 4]}']).network
+    assert network.of("teacher") == network.of("student") == ("kdnet", {"channels": [2, 4]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "teacher"),
+    [
+        (["--teacher_backbone", "x.Y"], ("x.Y", {})),
+        (["--backbone", "x.Y", "--teacher_backbone", "x.Y"], ("x.Y", {})),
+        (["--teacher_backbone_arguments", '{"channels": [4, 8]}'], ("kdnet", {"channels": [4, 8]})),
+        (
+            ["--backbone", "x.Y", "--teacher_backbone", "kdnet"],
+            ("kdnet", {"channels": [8, 16, 32, 64]}),
+        ),
+        (
+            ["--teacher_backbone", "x.Y", "--teacher_backbone_arguments", '{"width": 4}'],
+            ("x.Y", {"width": 4}),
+        ),
+    ],
+)
+def test_a_teacher_of_its_own_has_arguments_of_its_own(arguments, teacher):
+    network = parse_config(arguments).network
+    assert network.of("teacher") == teacher
+    assert network.of("baseline") == network.of("student")
+
+
+def test_native_preset_has_patches_and_no_grid():
+    config = parse_config(["--preset", "native"])
+    paper = parse_config(["--preset", "paper"])
+    assert (config.data.patch, config.data.grid, config.data.crop) == ((128, 128, 128), None, None)
+    assert config.network == paper.network
+    assert config.objective == paper.objective
+    assert config.training == paper.training

@@ -86,6 +86,23 @@ def test_no_network_has_seen_what_it_is_scored_on(finished):
             assert not held_out & set(metadata.seen_cases)
 
 
+def test_tables_and_report_are_written_with_the_protocol(finished):
+    text = (finished / "tables.md").read_text(encoding="utf-8")
+    assert text.startswith(
+        "# phantom (phantoms, not patients), 6 cases, 2 folds, 1 seed, grid 8x8x8"
+    )
+    for title in (
+        "Table 1, comparison, training grid",
+        "Gain over baseline, Dice in points of 100, native space",
+        "Results, native space, small regions removed",
+        "Cost",
+    ):
+        assert f"**{title}" in text
+    assert "71.67 ± 1.22" in text
+    assert "not run" in text
+    assert (finished / "report.html").is_file()
+
+
 def test_a_second_start_trains_nothing_again(finished, arguments, capsys, monkeypatch):
     monkeypatch.setattr("crossvalidation.schedule.run_unit", None)
     assert crossval.main([*arguments, "--out", str(finished)]) == 0
@@ -115,9 +132,8 @@ def test_a_lost_score_file_costs_no_training(copy, arguments):
 
 
 def test_a_network_that_has_seen_the_test_fold_is_refused(copy, arguments, capsys):
-    shutil.copytree(
-        copy / "fold1-seed0" / "teacher", copy / "fold0-seed0" / "teacher", dirs_exist_ok=True
-    )
+    own, other = (copy / place / "teacher" for place in ("fold0-seed0", "fold1-seed0"))
+    shutil.copy(other / "model.safetensors", own / "model.safetensors")
     shutil.rmtree(copy / "fold0-seed0" / "kdnet")
     assert crossval.main([*arguments, "--out", str(copy)]) == 1
     output = capsys.readouterr().out

@@ -14,7 +14,14 @@ import torch
 import data.loading
 from data.description import load_description
 from data.layouts import find_subjects
-from data.loading import EpochSampler, build_loader, flip, prepare, start_epoch
+from data.loading import (
+    EpochSampler,
+    MappedSamples,
+    build_loader,
+    flip,
+    prepare,
+    start_epoch,
+)
 from data.preprocessing import Preprocessing
 from errors import UserError
 from phantoms import generate_phantoms
@@ -240,3 +247,29 @@ def test_memory_does_not_grow_with_the_number_of_subjects(tmp_path):
 
     # 32 more subjects are 132 MiB on the grid; kept in memory they would show.
     assert peak(40) - peak(8) < 60
+
+
+def test_mapped_subjects_are_those_prepared(subjects, preprocessing, tmp_path):
+    dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
+    mapped = MappedSamples(dataset)
+    assert len(mapped) == 3
+    for index in range(3):
+        assert torch.equal(mapped[index]["image"], dataset[index]["image"])
+        assert mapped[index]["name"] == dataset[index]["name"]
+    next((tmp_path / "cache").glob("*/*_00001-*.pt")).unlink()
+    assert torch.equal(mapped[1]["image"], dataset[1]["image"])
+
+
+def test_random_numbers_of_positions_leave_order_and_flips_alone():
+    def sampler(draws):
+        return list(EpochSampler(20, shuffle=True, seed=0, flips=True, draws=draws))
+
+    assert [address[:2] for address in sampler(draws=True)] == sampler(draws=False)
+    assert len({address[2] for address in sampler(draws=True)}) == 20
+
+
+@pytest.mark.parametrize("code", range(4))
+def test_a_slice_flipped_twice_is_itself(code):
+    part = torch.rand(1, 3, 4)
+    assert torch.equal(flip(flip(part, code, 2), code, 2), part)
+    assert torch.equal(flip(part, 2, 2), part.flip(2))

@@ -4,7 +4,7 @@ from torch import nn
 
 from data.description import load_description
 from errors import UserError
-from models import KDNet, MultiResUNet, build_network
+from models import KDNet, MultiResUNet, build_network, check_axes, in_two_dimensions
 from training.checkpoint import ModelMetadata, load_model, save_model
 
 
@@ -154,3 +154,37 @@ def test_any_class_can_be_built_by_import_path():
 def test_unknown_networks_and_arguments_are_named(name, arguments, message):
     with pytest.raises(UserError, match=message):
         build_network(name, arguments, in_channels=1, out_channels=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("multiresunet", {}, {"spatial_dims": 2}),
+        (
+            "monai.networks.nets.SegResNet",
+            {"init_filters": 4},
+            {"init_filters": 4, "spatial_dims": 2},
+        ),
+        ("kdnet", {"spatial_dims": 3}, {"spatial_dims": 3}),
+        ("timm_unet", {}, {}),
+    ],
+)
+def test_networks_that_know_two_dimensions_are_told_so(name, arguments, expected):
+    assert in_two_dimensions(name, arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "axes", "message"),
+    [
+        (KDNet(1, 2, channels=(2, 4)), 2, r"3-D convolutions, .* 2-D images. Leave --slices out"),
+        (KDNet(1, 2, channels=(2, 4), spatial_dims=2), 3, "2-D convolutions, .* Give --slices"),
+    ],
+)
+def test_a_network_of_other_axes_is_refused(network, axes, message):
+    with pytest.raises(UserError, match=message):
+        check_axes("net", network, axes)
+
+
+def test_a_network_without_convolutions_of_other_axes_is_left_alone():
+    check_axes("net", nn.Sequential(nn.Linear(2, 2)), 2)
+    check_axes("net", nn.Sequential(nn.Conv1d(1, 1, 1), nn.Conv3d(1, 1, 1)), 3)

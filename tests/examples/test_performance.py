@@ -138,6 +138,7 @@ def test_a_cpu_compiles_only_if_told_to():
 
 def test_memory_formats_are_those_of_volumes():
     assert torch_format("channels_last") is torch.channels_last_3d
+    assert torch_format("channels_last", 2) is torch.channels_last
     assert torch_format("contiguous") is torch.contiguous_format
 
 

@@ -42,6 +42,12 @@ def test_another_backbone_gets_none_of_the_arguments_of_the_run(config):
     assert row.configure(config).network.backbone_arguments == {}
 
 
+def test_a_synthesised_modality_is_segmented_by_the_network_of_the_run(config):
+    network = read_rows()[0]["synthesised"].configure(config).network
+    assert network.backbone == "synthesis"
+    assert network.backbone_arguments["segmenter_arguments"] == {"channels": [2, 4]}
+
+
 def test_a_value_that_makes_no_sense_names_the_row(config):
     with pytest.raises(UserError, match=r"Row 'cold'.*temperature is 0.0; expected above 0"):
         Row("cold", options={"temperature": 0.0}).configure(config)

@@ -38,6 +38,16 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
         run.holds(parse_config(["--epochs", "3", "--seed", "5"]))
 
 
+def test_a_run_from_before_an_option_existed_had_its_default(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.begin(parse_config([]))
+    kept = [line for line in run.config.read_text().splitlines() if "slices" not in line]
+    run.config.write_text("\n".join(kept))
+    assert run.holds(parse_config([]))
+    with pytest.raises(UserError, match="slices: None there, 'axial' now"):
+        run.holds(parse_config(["--slices", "axial"]))
+
+
 def test_keys_that_change_no_number_may_change(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.begin(parse_config([]))

@@ -111,9 +111,10 @@ def test_large_volumes_are_thinned(tmp_path):
     subjects = {s.name: s for s in find_subjects(tmp_path / "data", description)[1]}
     path = tmp_path / "slices.npz"
     save_slices(path, subjects, description, tmp_path, invented_scores(cases=1))
-    stack = load_slices(path)[1][0].stack
-    assert len(stack.numbers) <= STACK_LIMIT
-    assert stack.image.shape[1:] == (10, 150)
+    (case,) = load_slices(path)[1]
+    assert len(case.stack.numbers) <= STACK_LIMIT
+    assert case.stack.image.shape[1:] == (10, 150)
+    assert case.images["t1ce"].shape == case.labels["reference"].shape == (10, 150)
 
 
 def test_slices_of_older_runs_have_no_stack(saved, tmp_path):

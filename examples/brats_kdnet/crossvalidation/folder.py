@@ -323,7 +323,7 @@ def _protocol(plan: Plan, description: Description, seeds: Sequence[int]) -> str
         f"{len(_used(plan))} cases, {len(plan.folds) // repeats} folds"
         + f" x {repeats} repeats"
         * (repeats > 1)
-        + f", {len(seeds)} seed{'s' * (len(seeds) > 1)}, grid "
-        f"{'x'.join(map(str, network.grid))}, {config.training.epochs} epochs, "
+        + f", {len(seeds)} seed{'s' * (len(seeds) > 1)}, {network.geometry}, "
+        f"{config.training.epochs} epochs, "
         f"{Performance(**{k: v for k, v in chosen.items() if k != 'trial_seconds'})}"
     )

@@ -1,9 +1,21 @@
-"""What all units reached together: one file of scores, the paper's tables, the report."""
+"""What all units reached together: one file of scores, the tables, the report."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
 
 from crossvalidation.folder import read_summary
 from crossvalidation.plan import Plan
+from evaluation.cost import cost, cost_table
+from evaluation.paper_tables import paired_table
+from evaluation.results_table import results_table
 from evaluation.scoring import Score, read_scores, write_scores
-from run_folder import RunFolder
+from evaluation.text_table import TextTable
+from report import write_report
+from reports.comparison import paper_tables, subset_tables
+from reports.crossval_folder import CrossvalFolder
+from run_folder import RunFolder, write_text
+from training.checkpoint import load_model
 
 
 def collect(plan: Plan) -> list[Score]:
@@ -39,3 +51,92 @@ def finished(plan: Plan) -> list[RunFolder]:
         for fold in plan.folds
     ]
     return [run for run in runs if run.part_scores.is_file()]
+
+
+def show_results(plan: Plan, console: Console) -> None:
+    """Collect the scores, show the main tables, and write all of them and the report.
+
+    Args:
+        plan: Knows the folder.
+        console: Where to.
+    """
+    scores = collect(plan)
+    if not scores:
+        console.print("No unit is done, so there are no results yet.", highlight=False)
+        return
+    folder = CrossvalFolder(plan.root)
+    papers = paper_tables(scores, folder.facts["protocol"])
+    gained = list(gain_tables(folder, scores))
+    # The paper's own numbers were apparently measured at the grid, whose tables come first.
+    for table in (*(papers[0] if papers else ()), *gained):
+        console.print(table.rich())
+    written = [table for part in papers for table in part]
+    written += [*gained, *further_tables(plan, folder, scores)]
+    heading = f"# {folder.facts['protocol']}\n\n"
+    text = heading + "\n".join(table.markdown() for table in written)
+    write_text(plan.root / "tables.md", text)
+    for path in (plan.root / "tables.md", write_report(plan.root)):
+        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
+
+
+def gain_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[TextTable]:
+    """Every row against the baseline of its kind, in native Dice.
+
+    Args:
+        folder: Knows which baseline that is.
+        scores: Of all rows.
+
+    Yields:
+        One table per baseline.
+    """
+    scored = list(dict.fromkeys(score.role for score in scores))
+    kinds: dict[str, list[str]] = {}
+    for row in scored:
+        if folder.baseline_of(row) != row:
+            kinds.setdefault(folder.baseline_of(row), []).append(row)
+    for baseline, rows in kinds.items():
+        if baseline in scored:
+            yield paired_table(scores, baseline, roles=rows).text()
+
+
+def further_tables(
+    plan: Plan, folder: CrossvalFolder, scores: Sequence[Score]
+) -> Iterator[TextTable]:
+    """All results in both spaces, subsets of modalities, and costs.
+
+    Args:
+        plan: Knows the units.
+        folder: Knows labels and subsets.
+        scores: Of all rows.
+
+    Yields:
+        Tables that have lines.
+    """
+    labels = {row: folder.label(row) for row in folder.rows}
+    yield results_table(scores, space="native", labels=labels)
+    cleaned = results_table(scores, space="native", postprocessing="on", labels=labels)
+    if cleaned.rows:
+        yield cleaned
+    yield results_table(scores, space="grid", labels=labels)
+    subsets = folder.subset_scores()
+    if subsets:
+        yield from subset_tables(subsets, folder.modalities)
+    yield costs(plan)
+
+
+def costs(plan: Plan) -> TextTable:
+    """Parameters, operations and seconds of every row, on the first fold that is done.
+
+    Args:
+        plan: Knows the units.
+    """
+    found = {}
+    for run in finished(plan):
+        if run.part in found:
+            continue
+        network, metadata = load_model(run.model(run.part))
+        shape = (1, metadata.in_channels, *metadata.input_size)
+        history = run.role(run.part) / "history.csv"
+        cases = len(plan.folds[0].split.train)
+        found[run.part] = cost(run.part, network, shape, history, cases)
+    return cost_table(list(found.values()))

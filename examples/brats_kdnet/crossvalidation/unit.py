@@ -146,7 +146,7 @@ def settled(plan: Plan, unit: Unit, config: Config, console: Console) -> Perform
         return choice
     description, _ = read_subjects(plan.config, RunFolder(plan.root), console)
     metadata = describe_network(unit.row.role, config, description)
-    if not unsafe_in_bf16(build(metadata), (1, metadata.in_channels, *metadata.grid)):
+    if not unsafe_in_bf16(build(metadata), (1, metadata.in_channels, *metadata.input_size)):
         return choice
     console.print(f"{unit.name}: in 32-true, as bf16 gradients would be wrong", highlight=False)
     return replace(choice, precision="32-true")

@@ -9,7 +9,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from monai.data.dataset import PersistentDataset
@@ -23,15 +23,20 @@ from errors import UserError
 
 #: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
 FLIP_CODES = 8
+#: Numbers from which the position of a patch is drawn lie below it.
+_DRAWS = 2**62
 
 
 class Batch(TypedDict):
-    """Several subjects: image (B, M, *grid) float32, label (B, 1, *grid) int64, names and keys."""
+    """Several samples: image (B, M, *spatial) float32, label (B, 1, *spatial) int64, names, keys.
+
+    Samples at positions of their own in every epoch have no key.
+    """
 
     image: Tensor
     label: NotRequired[Tensor]
     name: list[str]
-    key: list[str]
+    key: NotRequired[list[str]]
 
 
 def prepare(
@@ -101,6 +106,30 @@ def cache_key(subject: Subject) -> bytes:
     return f"{subject.name}-{digest.hexdigest()[:24]}".encode()
 
 
+class MappedSamples(Dataset[Sample]):
+    """Preprocessed subjects of which only what is looked at is read from the disk.
+
+    A volume of 240 x 240 x 155 voxels with four modalities takes 143 MB; a patch of it a part.
+
+    Args:
+        prepared: What `prepare` gave.
+    """
+
+    def __init__(self, prepared: PersistentDataset) -> None:
+        self.prepared = prepared
+        self.folder = Path(cast("Path", prepared.cache_dir))
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def __getitem__(self, index: int) -> Sample:
+        file = self.folder / f"{cache_key(self.prepared.data[index]).decode()}.pt"
+        # A file that was removed meanwhile is written again by the data set itself.
+        if not file.is_file():
+            return cast("Sample", self.prepared[index])
+        return cast("Sample", torch.load(file, mmap=True, weights_only=True))
+
+
 def build_loader(
     dataset: Dataset[Sample],
     batch_size: int,
@@ -109,6 +138,7 @@ def build_loader(
     seed: int,
     flips: bool,
     workers: int,
+    moves: bool = False,
     replicas: int = 1,
     rank: int = 0,
 ) -> DataLoader[Any]:
@@ -118,13 +148,15 @@ def build_loader(
     what the uninterrupted run would have seen, whatever the number of workers.
 
     Args:
-        dataset: What `prepare` gave.
-        batch_size: Subjects per batch; the last batch of an epoch may be smaller.
+        dataset: What `prepare` gave, or patches or slices of it.
+        batch_size: Samples per batch; the last batch of an epoch may be smaller.
         shuffle: Whether each epoch has its own order.
         seed: Of order and flips.
         flips: Whether each axis is flipped with probability one half; keys name the flip, so that
             they identify the input of a network.
         workers: Loading processes; 0 loads in the main process.
+        moves: Whether the data set is addressed by an index and a number, drawn for each sample
+            and epoch, that decides its position; such samples have no key.
         replicas: Number of processes that share the data set. Give this loader to Fabric with
             `use_distributed_sampler=False`.
         rank: Which of them this is.
@@ -137,6 +169,7 @@ def build_loader(
         shuffle=shuffle,
         seed=seed,
         flips=flips,
+        draws=moves,
         replicas=replicas,
         rank=rank,
     )
@@ -172,7 +205,7 @@ def start_epoch(loader: DataLoader[Any], epoch: int) -> None:
     sampler.epoch = epoch
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(Sampler[tuple[int, ...]]):
     """Pairs of sample index and flip code, a function of seed and epoch.
 
     Args:
@@ -180,18 +213,28 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shuffle: Whether the order changes with the epoch.
         seed: Of order and flips.
         flips: Whether to draw flip codes; otherwise they are all 0.
+        draws: Whether each pair is followed by a random number, 0 to 2^62 - 1.
         replicas: Number of processes. In training all get equally many samples, the first ones
             being repeated if need be; without shuffling each sample is given out once.
         rank: Which of them this is.
     """
 
     def __init__(
-        self, size: int, *, shuffle: bool, seed: int, flips: bool, replicas: int = 1, rank: int = 0
+        self,
+        size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        flips: bool,
+        draws: bool = False,
+        replicas: int = 1,
+        rank: int = 0,
     ) -> None:
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
         self.flips = flips
+        self.draws = draws
         self.replicas = replicas
         self.rank = rank
         self.epoch = 0
@@ -199,16 +242,18 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return len(self._mine(list(range(self.size))))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         generator = torch.Generator()
         text = f"{self.seed}:{self.epoch}".encode()
         generator.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
         order = torch.randperm(self.size, generator=generator)
         # Drawn even where they are not used, so that switching one on leaves the other alone.
         codes = torch.randint(FLIP_CODES, (self.size,), generator=generator)
+        draws = torch.randint(_DRAWS, (self.size,), generator=generator)
         indices = order.tolist() if self.shuffle else list(range(self.size))
         for index in self._mine(indices):
-            yield index, int(codes[index]) if self.flips else 0
+            code = int(codes[index]) if self.flips else 0
+            yield (index, code, int(draws[index])) if self.draws else (index, code)
 
     def _mine(self, indices: list[int]) -> list[int]:
         missing = -len(indices) % self.replicas if self.shuffle else 0
@@ -219,7 +264,8 @@ class FlippedDataset(Dataset[dict[str, Tensor | str]]):
     """Samples under a flip, addressed by index and flip code.
 
     Args:
-        samples: Unflipped samples.
+        samples: Unflipped samples, of three spatial axes or two; of the latter, codes that differ
+            in the third axis alone are the same.
     """
 
     def __init__(self, samples: Dataset[Sample]) -> None:
@@ -228,31 +274,36 @@ class FlippedDataset(Dataset[dict[str, Tensor | str]]):
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
 
-    def __getitem__(self, address: tuple[int, int]) -> dict[str, Tensor | str]:
-        index, code = address
-        sample = self.samples[index]
+    def __getitem__(self, address: tuple[int, ...]) -> dict[str, Tensor | str]:
+        index, code, *draw = address
+        # Samples that move are addressed by what decides their position as well.
+        sample: Sample = self.samples[(index, *draw) if draw else index]
+        axes = sample["image"].ndim - 1
+        code %= 2**axes
         flipped: dict[str, Tensor | str] = {
-            "image": flip(sample["image"], code),
+            "image": flip(sample["image"], code, axes),
             "name": sample["name"],
-            "key": f"{sample['name']}/flip{code}",
         }
+        if not draw:
+            flipped["key"] = f"{sample['name']}/flip{code}"
         if "label" in sample:
-            flipped["label"] = flip(sample["label"], code).long()
+            flipped["label"] = flip(sample["label"], code, axes).long()
         return flipped
 
 
-def flip(volume: Tensor, code: int) -> Tensor:
-    """Mirror a volume; applying the same code twice gives the volume back.
+def flip(volume: Tensor, code: int, axes: int = 3) -> Tensor:
+    """Mirror a volume or a slice; applying the same code twice gives it back.
 
     Args:
-        volume: (..., X, Y, Z).
+        volume: (..., X, Y, Z), or (..., X, Y).
         code: 0 to 7; bit 0 flips X, bit 1 flips Y, bit 2 flips Z.
+        axes: Spatial axes.
 
     Returns:
         The same shape.
     """
-    axes = [axis - 3 for axis in range(3) if code >> axis & 1]
-    return volume.flip(axes) if axes else volume
+    mirrored = [axis - axes for axis in range(axes) if code >> axis & 1]
+    return volume.flip(mirrored) if mirrored else volume
 
 
 def _fill(subject: Subject, preprocessing: Preprocessing, folder: Path) -> None:

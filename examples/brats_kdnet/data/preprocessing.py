@@ -34,7 +34,10 @@ _VERSION = 1
 
 
 class Sample(TypedDict):
-    """One preprocessed subject: image (M, *grid) float32, label (1, *grid) uint8."""
+    """One preprocessed subject: image (M, *grid) float32, label (1, *grid) uint8.
+
+    Patches and slices of a subject are samples too; their names begin with that of the subject.
+    """
 
     image: Tensor
     label: NotRequired[Tensor]
@@ -77,7 +80,8 @@ class Preprocessing(Transform):
         description: Label map and file patterns of the data set.
         modalities: Which modalities to stack, in this order.
         crop: Central crop (or zero padding) before resampling, voxels; None: the whole volume.
-        grid: Size after resampling, voxels.
+        grid: Size after resampling, voxels; None keeps the voxels as they are, so that subjects
+            may differ in size.
         normalise: Whether z-scores come from the non-zero voxels of the whole volume
             ("before_crop") or of the crop ("after_crop").
         resample: Interpolation of the images. For a factor of exactly two both are the mean of
@@ -93,7 +97,7 @@ class Preprocessing(Transform):
         description: Description,
         modalities: tuple[str, ...],
         crop: Size | None,
-        grid: Size,
+        grid: Size | None,
         *,
         normalise: Normalise = "after_crop",
         resample: Resample = "trilinear",
@@ -114,8 +118,8 @@ class Preprocessing(Transform):
         self.normalise = normalise
         self.resample = resample
         self._z_score = NormalizeIntensity(nonzero=True, channel_wise=True)
-        self._resize_image = Resize(grid, mode=resample)
-        self._resize_label = Resize(grid, mode="nearest-exact")
+        self._resize_image = Resize(grid, mode=resample) if grid else None
+        self._resize_label = Resize(grid, mode="nearest-exact") if grid else None
 
     def __call__(self, data: Subject) -> Sample:
         """Read one subject.
@@ -138,11 +142,15 @@ class Preprocessing(Transform):
         image = torch.cat(channels)
         if self.normalise == "after_crop":
             image = _plain(self._z_score(image))
-        sample = Sample(image=_plain(self._resize_image(image)), name=data.name)
+        if self._resize_image is not None:
+            image = self._resize_image(image)
+        sample = Sample(image=_plain(image), name=data.name)
         if data.segmentation is not None:
             classes = read_classes(data.segmentation, self.description)
-            label = torch.from_numpy(self._cropped(classes))[None].float()
-            sample["label"] = _plain(self._resize_label(label)).to(torch.uint8)
+            label = torch.from_numpy(self._cropped(classes))[None]
+            if self._resize_label is not None:
+                label = self._resize_label(label.float())
+            sample["label"] = _plain(label).to(torch.uint8)
         return sample
 
     def to_native(
@@ -151,7 +159,7 @@ class Preprocessing(Transform):
         """Bring a prediction back to the original grid: trilinear, then pasted into the volume.
 
         Args:
-            probabilities: (C, *grid).
+            probabilities: (C, *grid), or as large as the crop.
             shape: Shape of the original volume.
             outside: Value of channel 0 outside the crop; all other channels are 0 there. 1 says
                 background for exclusive classes, 0 is meant for overlapping regions.
@@ -160,9 +168,11 @@ class Preprocessing(Transform):
             (C, *shape), same type and device.
         """
         extent = self.crop or shape
-        inside = F.interpolate(
-            probabilities[None], size=extent, mode="trilinear", align_corners=False
-        )[0]
+        inside = probabilities
+        if tuple(probabilities.shape[1:]) != extent:
+            inside = F.interpolate(
+                probabilities[None], size=extent, mode="trilinear", align_corners=False
+            )[0]
         windows = [central_window(n, crop) for n, crop in zip(shape, extent, strict=True)]
         native = probabilities.new_zeros((probabilities.shape[0], *shape))
         native[0] = outside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -151,7 +151,7 @@ def grid_spacing(
     """Voxel size of the training grid of one case.
 
     Args:
-        preprocessing: Its crop (the whole volume if None) is resampled to its grid.
+        preprocessing: Its crop (the whole volume if None) is resampled to its grid, if it has one.
         shape: Shape of the original volume.
         spacing: Voxel size of the original volume, mm.
 
@@ -159,7 +159,7 @@ def grid_spacing(
         Voxel size along each axis, mm.
     """
     extent = preprocessing.crop or tuple(shape)
-    sizes = zip(extent, preprocessing.grid, spacing, strict=True)
+    sizes = zip(extent, preprocessing.grid or extent, spacing, strict=True)
     return tuple(float(step) * n / cells for n, cells, step in sizes)
 
 
@@ -254,7 +254,13 @@ def evaluate(
         in_native = partial(
             compare, reference=native.classes, space="native", spacing=native.spacing
         )
-        scores += in_native(predicted)
+        # Without a grid and a crop both spaces are one; whole volumes are not compared twice.
+        one_space = preprocessing.grid is None and preprocessing.crop is None
+        scores += (
+            [replace(score, space="native") for score in scores[-len(description.regions) :]]
+            if one_space
+            else in_native(predicted)
+        )
         if smallest_volume is not None:
             cleaned = remove_small(predicted, description, native.spacing, smallest_volume)
             scores += in_native(cleaned, postprocessing="on")

@@ -18,7 +18,7 @@ from data.preprocessing import read_classes
 from data.volumes import read_geometry, read_volume
 from evaluation.scoring import Score
 from evaluation.tables import ROLES, format_number
-from evaluation.viewing import Turn, fullest_slice, head_window, shown_slices, to_grey
+from evaluation.viewing import Turn, Window, fullest_slice, head_window, shown_slices, to_grey
 from run_folder import atomic
 
 # Every slice of most tumours at 1 mm; on the page about 1 MB per case.
@@ -228,6 +228,7 @@ def _cut(
     depth = next(iter(volumes.values())).shape[2]
     index = fullest_slice(list(labels.values()), depth)
     window = head_window([volume[..., [index]] for volume in volumes.values()])
+    step = _step(volumes, window)
     spacing = turn.spacing(geometry.spacing)
     under = modality if modality in volumes else next(iter(volumes))
     return ShownCase(
@@ -235,8 +236,8 @@ def _cut(
         why=why,
         position=(index + 1, depth),
         aspect=spacing[1] / spacing[0],
-        images={name: volume[..., index].T[window] for name, volume in volumes.items()},
-        labels={name: volume[..., index].T[window] for name, volume in labels.items()},
+        images={k: volume[..., index].T[window][::step, ::step] for k, volume in volumes.items()},
+        labels={k: volume[..., index].T[window][::step, ::step] for k, volume in labels.items()},
         stack=_stack(under, volumes[under], labels),
     )
 
@@ -246,7 +247,7 @@ def _stack(
 ) -> Stack:
     chosen = shown_slices(list(labels.values()), volume.shape[2], STACK_LIMIT)
     rows, columns = head_window([volume[..., chosen]])
-    step = -(-max(volume[columns, rows].shape[:2]) // _WIDEST)
+    step = _step({modality: volume}, (rows, columns))
 
     def cut(whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
         slices = whole[..., chosen][columns, rows][::step, ::step]
@@ -254,6 +255,13 @@ def _stack(
 
     numbers = tuple(index + 1 for index in chosen)
     return Stack(modality, numbers, cut(volume), {k: cut(label) for k, label in labels.items()})
+
+
+def _step(volumes: Mapping[str, NDArray[np.uint8]], window: Window) -> int:
+    """Every how many pixels of a window are kept."""
+    rows, columns = window
+    size: tuple[int, ...] = next(iter(volumes.values()))[columns, rows].shape[:2]
+    return -(-max(size) // _WIDEST)
 
 
 def _label_files(subject: Subject, folder: Path, rows: Sequence[str]) -> dict[str, ImageFile]:

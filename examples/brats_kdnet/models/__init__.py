@@ -13,6 +13,7 @@ from models.hemis import HeMIS
 from models.kdnet import KDNet
 from models.multiresunet import MultiResUNet
 from models.synthesis import SynthesisNetwork
+from models.timm_unet import TimmUNet
 from models.uhved import UHVED
 
 __all__ = [
@@ -22,7 +23,10 @@ __all__ = [
     "KDNet",
     "MultiResUNet",
     "SynthesisNetwork",
+    "TimmUNet",
     "build_network",
+    "check_axes",
+    "in_two_dimensions",
 ]
 
 # KD-Net's network is No New-Net's: widths, two convolutions with instance norm and leaky ReLU of
@@ -36,6 +40,7 @@ _BUILT_IN: dict[str, type[nn.Module]] = {
     "uhved": UHVED,
     "gated_fusion": GatedFusionNet,
     "synthesis": SynthesisNetwork,
+    "timm_unet": TimmUNet,
 }
 
 _IN_CHANNELS = ("in_channels", "n_channels", "input_channels", "in_chans", "num_channels")
@@ -49,8 +54,8 @@ def build_network(
 
     Args:
         name: "kdnet", "no_new_net" (the same class), "multiresunet", "hemis", "uhved",
-            "gated_fusion", "synthesis", or the import path of an `nn.Module` class such as
-            "monai.networks.nets.SegResNet".
+            "gated_fusion", "synthesis", "timm_unet" (two-dimensional), or the import path of an
+            `nn.Module` class such as "monai.networks.nets.SegResNet".
         arguments: Passed on to the class. The number of channels is passed under the name that
             the class uses, for example in_channels or n_channels.
         in_channels: Modalities that the network sees.
@@ -81,6 +86,64 @@ def build_network(
             f"Network {name!r} cannot be built with {channels | dict(arguments)}: {error}\n"
             f"Its arguments are: {', '.join(keywords)}. Set them with --backbone_arguments."
         ) from error
+
+
+def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Add `spatial_dims=2` to the arguments of a network that knows it and was not told.
+
+    Args:
+        name: As for `build_network`.
+        arguments: Of its class.
+
+    Returns:
+        Arguments of the network in two dimensions, as far as they can be told.
+
+    Raises:
+        UserError: If there is no such class.
+
+    Example:
+        >>> in_two_dimensions("kdnet", {"channels": [2, 4]})
+        {'channels': [2, 4], 'spatial_dims': 2}
+    """
+    known = "spatial_dims" in _parameter_names(_find_class(name))
+    return dict(arguments) | (
+        {"spatial_dims": 2} if known and "spatial_dims" not in arguments else {}
+    )
+
+
+def check_axes(name: str, network: nn.Module, axes: int) -> None:
+    """Refuse a network whose convolutions are made for another number of axes.
+
+    A 3-D convolution takes a batch of slices for one volume without batch, and says nothing.
+
+    Args:
+        name: Of its class, for the message.
+        network: The network.
+        axes: Spatial axes of its inputs, 2 or 3.
+
+    Raises:
+        UserError: If all of its convolutions have other axes.
+    """
+    kinds: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found = {
+        kinds.index(kind) + 1: layer
+        for layer, module in network.named_modules()
+        for kind in kinds
+        if isinstance(module, kind)
+    }
+    if not found or axes in found:
+        return
+    other, layer = next(iter(found.items()))
+    advice = (
+        "Leave --slices out, or take a two-dimensional network: kdnet, multiresunet, timm_unet, or "
+        "one whose class takes --backbone_arguments '{\"spatial_dims\": 2}'."
+        if axes == 2
+        else "Give --slices axial, which shows it slices, or take a three-dimensional network."
+    )
+    raise UserError(
+        f"Network {name!r} has {other}-D convolutions, such as {layer}, and would see {axes}-D "
+        f"images. {advice}"
+    )
 
 
 def _find_class(name: str) -> type[nn.Module]:

@@ -1,5 +1,7 @@
 """The recipes of the paper: learn from the reference alone, or from a frozen teacher as well."""
 
+from typing import cast
+
 from torch import nn
 
 from config import ObjectiveConfig
@@ -47,7 +49,7 @@ def distilled(setting: Setting) -> Lesson:
         network=setting.network,
         objective=objective,
         inputs=views(setting),
-        taps=bottleneck(setting.options, setting.network, objective),
+        taps=bottleneck(setting.options, setting.network, objective, setting.teacher),
     )
 
 
@@ -108,22 +110,40 @@ def student_objective(options: ObjectiveConfig) -> Objective:
 
 
 def bottleneck(
-    options: ObjectiveConfig, network: nn.Module, objective: Term | Objective
+    options: ObjectiveConfig,
+    network: nn.Module,
+    objective: Term | Objective,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Tap]:
-    """Name the bottleneck layer where the configuration or the network does.
+    """Name the bottleneck layers where the configuration or the networks do.
 
     Args:
-        options: May name a layer.
+        options: May name a layer of either network.
         network: May have a layer called "bottleneck".
         objective: May not need one.
+        teacher: Likewise; a network like the student's unless given.
 
     Returns:
-        The tap; empty if the library shall locate the bottleneck, or no term reads it.
+        The tap; empty if the library shall locate both layers, or no term reads it.
     """
-    layer = options.bottleneck_layer
-    plain = getattr(network, "_orig_mod", network)
-    if layer == "auto" and "bottleneck" in dict(plain.named_children()):
-        layer = "bottleneck"
-    if layer == "auto" or not objective.taps:
+    if not objective.taps:
         return {}
-    return {"bottleneck": Tap(teacher=layer, student=layer)}
+    teacher = network if teacher is None else teacher
+    mine = _layer(network, options.bottleneck_layer)
+    theirs = _layer(teacher, options.teacher_bottleneck_layer)
+    alike = type(_plain(teacher)) is type(_plain(network))
+    if alike and options.teacher_bottleneck_layer == "auto":
+        theirs = mine
+    return {"bottleneck": Tap(teacher=theirs, student=mine)} if mine or theirs else {}
+
+
+def _layer(network: nn.Module, option: str) -> str | None:
+    """The layer that an option means; None if the library shall locate it."""
+    if option != "auto":
+        return option
+    return "bottleneck" if "bottleneck" in dict(_plain(network).named_children()) else None
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """The network that was compiled, or the network itself."""
+    return cast("nn.Module", getattr(network, "_orig_mod", network))

@@ -120,7 +120,7 @@ def taps_of(objective: Objective, setting: Setting) -> dict[str, Tap]:
     Raises:
         UserError: If the last decoder features of a network cannot be told.
     """
-    taps = bottleneck(setting.options, setting.network, objective)
+    taps = bottleneck(setting.options, setting.network, objective, setting.teacher)
     if "decoder" not in objective.taps:
         return taps
     networks = [part for part in (setting.teacher, setting.network) if part is not None]

@@ -17,9 +17,15 @@ RECIPES = ("supervised", "distilled", "missing_modality", "synthesised", "shared
 _BUILT_IN = Path(__file__).with_name("rows.yaml")
 # Names become folders.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
-# What else a row may change would make it another experiment: subjects, grid, seed.
+# What else a row may change would make it another experiment: subjects, grid, seed. The network of
+# a row's teacher is that teacher's own row.
 _OPTIONS = [
-    *(item.name for group in (NetworkConfig, ObjectiveConfig) for item in fields(group)),
+    *(
+        item.name
+        for group in (NetworkConfig, ObjectiveConfig)
+        for item in fields(group)
+        if not item.name.startswith("teacher_backbone")
+    ),
     *(item.name for item in fields(TrainingConfig) if item.name != "seed"),
     "student_modalities",
 ]
@@ -58,10 +64,17 @@ class Row:
         Raises:
             UserError: If an option has a value that makes no sense.
         """
-        chosen = dict(self.options)
+        chosen, (shared, own) = dict(self.options), config.network.of(self.role)
         arguments = chosen.get("backbone_arguments", {})
-        if chosen.get("backbone", config.network.backbone) == config.network.backbone:
-            arguments = config.network.backbone_arguments | arguments
+        if chosen.get("backbone", shared) == shared:
+            arguments = own | arguments
+        if self.recipe == "synthesised":
+            # The network that segments is the one that all rows share.
+            arguments = {"segmenter": shared, "segmenter_arguments": own} | arguments
+        if self.role == "teacher":
+            # What the row says about its backbone is meant for the network that it trains.
+            chosen |= {"teacher_backbone": None, "teacher_backbone_arguments": None}
+            chosen.setdefault("backbone", shared)
         try:
             return config.changed(chosen | {"backbone_arguments": arguments})
         except UserError as error:

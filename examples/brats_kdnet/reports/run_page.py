@@ -88,11 +88,12 @@ def crop_in_words(model: ModelMetadata | None) -> str:
     """
     if model is None:
         return "a part that is not known: there is no model file"
-    grid = " x ".join(map(str, model.grid))
+    resampled = f" resampled to {' x '.join(map(str, model.grid))} voxels" if model.grid else ""
+    seen = f", in {model.geometry}" if model.patch or model.slices else ""
     if model.crop is None:
-        return f"the whole volume resampled to {grid} voxels"
+        return f"the whole volume{resampled}{seen}"
     crop = " x ".join(map(str, model.crop))
-    return f"the central {crop} voxels resampled to {grid}"
+    return f"the central {crop} voxels{resampled}{seen}"
 
 
 def _learning_curves(run: RunFolder) -> list[Markup]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.description import Description
 from data.preprocessing import Preprocessing
+from data.slicing import Plane, plane_of
 from errors import UserError
 from models import build_network
 from run_folder import atomic, versions
@@ -34,13 +35,15 @@ class ModelMetadata:
         activation: "softmax" or "sigmoid".
         description: The data set it was trained on; export labels and regions come from here.
         crop: Central crop, voxels; None for the whole volume.
-        grid: Grid of its input, voxels.
+        grid: Grid of a subject after resampling, voxels; None if subjects keep their own.
         normalise: "after_crop" or "before_crop".
         resample: "trilinear" or "area".
         epoch: Epoch of these weights, from 1.
         phantom: Whether it was trained on phantoms.
         orientation: Axis codes of the training images, such as "LPS".
         seen_cases: Subjects that trained or selected it; they must not test it.
+        patch: Windows that it sees of a subject without a grid, voxels; None if it sees the grid.
+        slices: Plane of the slices that it sees of the grid; None if it is three-dimensional.
         created_with: Versions of the packages.
     """
 
@@ -53,13 +56,15 @@ class ModelMetadata:
     activation: Literal["softmax", "sigmoid"]
     description: Description
     crop: tuple[int, int, int] | None
-    grid: tuple[int, int, int]
+    grid: tuple[int, int, int] | None
     normalise: Literal["after_crop", "before_crop"] = "after_crop"
     resample: Literal["trilinear", "area"] = "trilinear"
     epoch: int = 0
     phantom: bool = False
     orientation: str = ""
     seen_cases: tuple[str, ...] = ()
+    patch: tuple[int, int, int] | None = None
+    slices: Plane | None = None
     created_with: dict[str, str] = field(default_factory=versions)
 
     def preprocessing(self) -> Preprocessing:
@@ -73,13 +78,29 @@ class ModelMetadata:
             resample=self.resample,
         )
 
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Voxels along each axis of what the network sees at a time."""
+        size = self.patch or self.grid
+        if size is None:
+            raise ValueError(f"{self.role}: neither a patch nor a grid is known.")
+        return size if self.slices is None else plane_of(size, self.slices)
+
+    @property
+    def geometry(self) -> str:
+        """What the network sees of a subject, in words."""
+        edges = "x".join(map(str, self.patch or self.grid or ()))
+        if self.patch is not None:
+            return f"patches of {edges}"
+        return f"grid {edges}" if self.slices is None else f"{self.slices} slices of grid {edges}"
+
     def summary(self) -> str:
         """Describe the network in one line."""
         arguments = ", ".join(f"{key}={value}" for key, value in self.backbone_arguments.items())
         return (
             f"{self.role}: {self.backbone}({arguments}), {self.in_channels} in "
             f"({', '.join(self.modalities)}), {self.out_channels} out ({self.activation}), "
-            f"{self.description.name}, grid {'x'.join(map(str, self.grid))}"
+            f"{self.description.name}, {self.geometry}"
         )
 
     def to_strings(self) -> dict[str, str]:
@@ -102,9 +123,11 @@ class ModelMetadata:
             KeyError: If an entry is missing.
             ValueError: If an entry is not JSON.
         """
-        values = {item.name: json.loads(strings[item.name]) for item in fields(cls)}
+        # Files from before there were patches and slices have neither.
+        written = {"patch": "null", "slices": "null"} | dict(strings)
+        values = {item.name: json.loads(written[item.name]) for item in fields(cls)}
         values["description"] = Description.from_dict(values["description"])
-        for name in ("modalities", "crop", "grid", "seen_cases"):
+        for name in ("modalities", "crop", "grid", "patch", "seen_cases"):
             values[name] = None if values[name] is None else tuple(values[name])
         return cls(**values)
 
@@ -187,7 +210,7 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
     """
     keys = (
         *("modalities", "out_channels", "activation", "crop", "grid", "normalise", "resample"),
-        "phantom",
+        *("slices", "phantom"),
     )
     differing = [key for key in keys if getattr(found, key) != getattr(expected, key)]
     differing += [

@@ -16,8 +16,10 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, Reduce
 from config import TrainingConfig
 from data.description import Description
 from data.loading import Batch, start_epoch
+from data.preprocessing import Sample
 from data.targets import predict_classes, to_target
 from errors import UserError
+from evaluation.inference import predict_volume
 from privdistill import DistillationWrapper, Output
 from training.checkpoint import (
     ModelMetadata,
@@ -50,6 +52,8 @@ class Task:
         scalars: Folder of its TensorBoard events.
         memory_format: Layout of images and weights.
         console: Where progress is shown.
+        volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
+            whole volumes.
     """
 
     metadata: ModelMetadata
@@ -58,6 +62,7 @@ class Task:
     scalars: Path
     memory_format: MemoryFormat
     console: Console
+    volumes: Sequence[Sample] | None = None
 
     @property
     def role(self) -> str:
@@ -166,7 +171,7 @@ def fit(
             model.train()
             for batch in train:
                 image, target = prepare(batch, task)
-                out = model(image, target, key=batch["key"])
+                out = model(image, target, key=batch.get("key"))
                 fabric.backward(out.loss)
                 norm = fabric.clip_gradients(
                     model,
@@ -246,9 +251,10 @@ def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
         task: Description, activation and memory format.
 
     Returns:
-        Image (B, M, *grid) and target (B, C, *grid).
+        Image (B, M, *spatial) and target (B, C, *spatial).
     """
-    image = batch["image"].to(memory_format=torch_format(task.memory_format))
+    image = batch["image"]
+    image = image.to(memory_format=torch_format(task.memory_format, image.ndim - 2))
     metadata = task.metadata
     return image, to_target(batch["label"], metadata.description, metadata.activation)
 
@@ -324,20 +330,56 @@ def validate(
 
     Returns:
         validation_loss, every term, and validation_dice: the mean over regions and subjects, at
-        the grid.
+        the grid; of whole volumes where samples are parts of them.
     """
     kd.eval()
     zero = torch.zeros((), dtype=torch.float64, device=fabric.device)
     # Named beforehand: a process whose share is empty must add up the same columns.
-    means = Means(dict.fromkeys(("loss", "dice", *kd.objective.named_terms), zero))
+    names = ("loss", *(("dice",) if task.volumes is None else ()), *kd.objective.named_terms)
+    means = Means(dict.fromkeys(names, zero))
     for batch in loader:
         image, target = prepare(batch, task)
         with fabric.autocast():
-            out = kd(image, target, key=batch["key"])
+            out = kd(image, target, key=batch.get("key"))
         ground_truth = task.settings.validation_loss == "ground_truth"
         loss = out.terms.get("ground_truth", out.loss) if ground_truth else out.loss
-        dice = mean_dice(out.student, batch["label"], task.metadata)
-        means.add({"loss": loss, "dice": dice} | out.terms, len(image))
+        values = {"loss": loss} | out.terms
+        if task.volumes is None:
+            values["dice"] = mean_dice(out.student, batch["label"], task.metadata)
+        means.add(values, len(image))
+    row = means.reduce(fabric, "validation_")
+    return row if task.volumes is None else row | validate_volumes(fabric, kd, task.volumes, task)
+
+
+def validate_volumes(
+    fabric: Fabric, kd: DistillationWrapper, volumes: Sequence[Sample], task: Task
+) -> dict[str, float]:
+    """Compute Dice of whole validation subjects, predicted window by window or slice by slice.
+
+    Args:
+        fabric: Shares the subjects among the processes.
+        kd: The wrapper.
+        volumes: Preprocessed subjects; they need not have one size.
+        task: Says what the network sees of a subject.
+
+    Returns:
+        validation_dice: the mean over regions and subjects.
+    """
+
+    def predict(part: Tensor) -> Tensor:
+        layout = torch_format(task.memory_format, part.ndim - 2)
+        with fabric.autocast():
+            return kd.predict(part.to(fabric.device, memory_format=layout)).float().cpu()
+
+    metadata = task.metadata
+    means = Means({"dice": torch.zeros((), dtype=torch.float64, device=fabric.device)})
+    for index in range(fabric.global_rank, len(volumes), fabric.world_size):
+        sample = volumes[index]
+        logits = predict_volume(
+            predict, sample["image"][None], patch=metadata.patch, slices=metadata.slices
+        )
+        dice = mean_dice(logits, sample["label"][None].long(), metadata)
+        means.add({"dice": dice.to(fabric.device)}, 1)
     return means.reduce(fabric, "validation_")
 
 

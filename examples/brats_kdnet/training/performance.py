@@ -212,7 +212,7 @@ def steps_of(network: nn.Module, shape: Sequence[int], device: str) -> Iterator[
     compiled = functools.cache(lambda: cast("nn.Module", torch.compile(network)))
 
     def measure(way: Performance) -> float:
-        layout = torch_format(way.memory_format)
+        layout = torch_format(way.memory_format, len(shape) - 2)
         network.to(memory_format=layout)
         image = torch.zeros(*shape, device=device).to(memory_format=layout)
         return _timed_step(compiled() if way.compile else network, image, way.precision)
@@ -275,13 +275,16 @@ def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
     return names
 
 
-def torch_format(name: str) -> torch.memory_format:
-    """Return PyTorch's memory format for volumes (B, C, X, Y, Z).
+def torch_format(name: str, axes: int = 3) -> torch.memory_format:
+    """Return PyTorch's memory format for images (B, C, *spatial).
 
     Args:
         name: "channels_last" or "contiguous".
+        axes: Spatial axes, 2 or 3.
     """
-    return torch.channels_last_3d if name == "channels_last" else torch.contiguous_format
+    if name != "channels_last":
+        return torch.contiguous_format
+    return torch.channels_last if axes == 2 else torch.channels_last_3d
 
 
 def _timed_step(network: nn.Module, image: torch.Tensor, precision: str) -> float:

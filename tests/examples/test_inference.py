@@ -1,0 +1,122 @@
+"""Whole volumes from a network that sees parts: by hand for windows, slice by slice for planes."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.description import load_description
+from data.layouts import find_subjects
+from data.preprocessing import Preprocessing
+from evaluation.inference import predict_volume, volume_predictor
+from evaluation.scoring import evaluate
+
+PATCH = (4, 4, 4)
+
+
+def ramp(part):
+    """Logits that depend on the place in the window, so that weights show."""
+    places = torch.arange(part[0, 0].numel()).reshape(part.shape[2:]).float()
+    return torch.stack([part[:, 0] + places, -part[:, 0] * places], dim=1)
+
+
+def gaussian(size):
+    centre, sigma = (size - 1) / 2, size / 8
+    return np.exp(-((np.arange(size) - centre) ** 2) / (2 * sigma**2))
+
+
+def by_hand(image, size):
+    """Windows of four voxels, two apart, weighted by the product of three Gaussians."""
+    # MONAI lets no weight fall below a thousandth.
+    weight = np.maximum(np.einsum("i,j,k->ijk", *[gaussian(4)] * 3), 1e-3)
+    total, norm = np.zeros((2, *size)), np.zeros(size)
+    for start in itertools.product(*(range(0, n - 3, 2) for n in size)):
+        place = tuple(slice(at, at + 4) for at in start)
+        logits = ramp(image[(slice(None), slice(None), *place)])[0].numpy()
+        total[(slice(None), *place)] += logits * weight
+        norm[place] += weight
+    return total / norm
+
+
+def test_windows_overlap_by_a_half_and_are_weighted_by_a_gaussian():
+    image = torch.rand(1, 1, 6, 8, 4, generator=torch.Generator().manual_seed(0))
+    logits = predict_volume(ramp, image, patch=PATCH)
+    np.testing.assert_allclose(logits[0].numpy(), by_hand(image, (6, 8, 4)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(9, 7, 5), (3, 4, 12), (2, 2, 2)])
+def test_any_size_comes_back(size):
+    constant = torch.tensor([1.0, -2.0]).reshape(1, 2, 1, 1, 1)
+    logits = predict_volume(
+        lambda part: constant.expand(1, 2, *part.shape[2:]), torch.ones(1, 1, *size), patch=PATCH
+    )
+    assert logits.shape == (1, 2, *size)
+    assert torch.allclose(logits, constant.expand_as(logits))
+
+
+def test_a_network_never_sees_more_than_a_window():
+    seen = set()
+
+    def predict(part):
+        seen.add(tuple(part.shape))
+        return torch.zeros(1, 2, *part.shape[2:])
+
+    predict_volume(predict, torch.ones(1, 3, 20, 11, 6), patch=PATCH)
+    assert seen == {(1, 3, *PATCH)}
+
+
+def test_what_the_network_returns_is_left_as_it_is():
+    kept = torch.ones(1, 2, *PATCH)
+    predict_volume(lambda part: kept, torch.ones(1, 1, 6, 6, 6), patch=PATCH)
+    assert torch.equal(kept, torch.ones(1, 2, *PATCH))
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_slices_are_predicted_one_by_one_and_stacked(plane):
+    image = torch.rand(1, 2, 11, 12, 13)
+    logits = predict_volume(lambda part: part.flip(1) * 2, image, slices=plane)
+    assert torch.equal(logits, image.flip(1) * 2)
+
+
+def test_a_slice_is_predicted_in_two_dimensions():
+    seen = set()
+
+    def predict(part):
+        seen.add(tuple(part.shape[1:]))
+        return part
+
+    volume_predictor(predict, patch=None, slices="coronal")(torch.zeros(1, 2, 5, 6, 7))
+    assert seen == {(2, 5, 7)}
+
+
+def test_a_whole_volume_is_predicted_at_once():
+    image = torch.rand(1, 2, 5, 6, 7)
+    assert predict_volume(lambda part: part, image) is image
+
+
+def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_folder):
+    description, subjects = find_subjects(brats_folder)
+    preprocessing = Preprocessing(description, ("t1ce",), None, None)
+    # Class 2 everywhere: 12^3 voxels, of which the cube of 8^3 is WT.
+    edema = torch.full((1, len(description.classes), 1, 1, 1), -1.0)
+    edema[0, description.labels[2]] = 1.0
+    predict = volume_predictor(
+        lambda part: edema.expand(1, -1, *part.shape[2:]), patch=(8, 8, 8), slices=None
+    )
+    scores = evaluate(predict, subjects[:1], preprocessing, description, "softmax", role="student")
+    native = {score.region: score for score in scores if score.space == "native"}
+    assert native["WT"].dice == pytest.approx(2 * 8**3 / (8**3 + 12**3))
+    assert native["ET"].dice == 0
+    assert [replace(score, space="native") for score in scores[:3]] == scores[3:]
+
+
+def test_preprocessing_without_a_grid_keeps_every_voxel(brats_folder):
+    description, subjects = find_subjects(brats_folder)
+    sample = Preprocessing(description, ("t1ce",), None, None)(subjects[0])
+    native = Preprocessing(description, ("t1ce",), None, None).native_label(subjects[0])
+    assert sample["image"].shape == (1, 12, 12, 12)
+    assert np.array_equal(sample["label"][0].numpy(), native.classes)
+    assert load_description(Path("brats2021")).grid == (64, 64, 64)

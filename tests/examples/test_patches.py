@@ -1,0 +1,139 @@
+"""Patches: where they lie, what pads them, and that seed and epoch alone decide."""
+
+import pytest
+import torch
+
+from data.loading import build_loader, start_epoch
+from data.patches import FixedPatches, FreePatches, choose_start, tumour_voxel, window
+
+PATCH = (4, 6, 5)
+
+
+def subject(name="A", size=(10, 12, 9), tumour=((7, 3, 4, 1),)):
+    """Image voxels hold their own position; tumour is (x, y, z, class)."""
+    label = torch.zeros(1, *size, dtype=torch.uint8)
+    for *place, value in tumour:
+        label[(0, *place)] = value
+    image = torch.arange(1, label.numel() + 1).reshape(1, *size).float()
+    return {"image": image, "label": label, "name": name}
+
+
+SUBJECTS = [subject("A"), subject("B", (6, 7, 8), ((0, 6, 7, 1), (5, 0, 0, 2)))]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def epoch_of(loader, epoch):
+    start_epoch(loader, epoch)
+    return list(loader)
+
+
+def free_loader(seed=0, **settings):
+    chosen = {"shuffle": True, "flips": True, "workers": 0, "moves": True} | settings
+    return build_loader(FreePatches(SUBJECTS * 4, PATCH), 3, seed=seed, **chosen)
+
+
+def test_a_patch_on_tumour_has_it_in_its_centre():
+    start = choose_start(SUBJECTS[0], PATCH, generator(), on_tumour=True)
+    assert start == [7 - 2, 3 - 3, 4 - 2]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_patch_near_the_border_is_moved_into_the_volume(seed):
+    start = choose_start(SUBJECTS[1], PATCH, generator(seed), on_tumour=True)
+    assert start in ([0, 1, 3], [2, 0, 0])
+
+
+def test_without_tumour_patches_lie_anywhere_in_the_volume():
+    empty = subject(tumour=())
+    starts = {tuple(choose_start(empty, PATCH, generator(n), on_tumour=True)) for n in range(400)}
+    for axis, last in enumerate((6, 6, 4)):
+        assert {start[axis] for start in starts} == set(range(last + 1))
+
+
+def test_a_small_class_is_met_as_often_as_a_large_one():
+    many = [(x, y, 0, 1) for x in range(5) for y in range(10)]
+    label = subject(tumour=(*many, (9, 11, 8, 3)))["label"]
+    found = [tumour_voxel(label, generator(n)) for n in range(200)]
+    assert 70 < found.count([9, 11, 8]) < 130
+
+
+def test_a_volume_without_tumour_has_no_tumour_voxel():
+    assert tumour_voxel(subject(tumour=())["label"], generator()) is None
+
+
+def test_a_smaller_volume_is_padded_on_both_sides():
+    padded = window(torch.ones(1, 2, 3, 4), [0, 0, 1], (4, 6, 3))
+    assert padded.shape == (1, 4, 6, 3)
+    assert padded.sum() == 2 * 3 * 3
+    assert padded[0, 1:3, 1:4].all()
+
+
+def test_image_and_label_are_cut_alike():
+    patches = FreePatches(SUBJECTS, PATCH)
+    for number in range(20):
+        patch = patches[0, number]
+        on_tumour = patch["image"][patch["label"] > 0]
+        assert on_tumour.tolist() in ([], [float(7 * 12 * 9 + 3 * 9 + 4 + 1)])
+
+
+def test_a_third_of_the_free_patches_lies_on_tumour():
+    patches = FreePatches([subject(size=(40, 40, 40), tumour=((20, 20, 20, 1),))], (4, 4, 4))
+    hits = sum(bool(patches[0, number]["label"].any()) for number in range(300))
+    # A patch at random holds this voxel once in about 800 times.
+    assert 80 < hits < 120
+
+
+def test_every_third_of_the_fixed_patches_lies_on_tumour():
+    patches = FixedPatches(SUBJECTS, PATCH, 6, seed=0)
+    assert len(patches) == 12
+    assert patches[0]["label"][0, 2, 3, 2] == 1
+    assert patches[3]["label"][0, 2, 3, 2] == 1
+
+
+def test_fixed_patches_are_named_by_case_number_and_place():
+    patches = FixedPatches(SUBJECTS, PATCH, 2, seed=0)
+    assert patches[0]["name"] == "A/patch0@5,0,2+4x6x5"
+    assert patches[3]["name"].startswith("B/patch1@")
+    again = FixedPatches(SUBJECTS, PATCH, 2, seed=0)
+    assert all(torch.equal(patches[n]["image"], again[n]["image"]) for n in range(4))
+
+
+def test_fixed_patches_of_another_seed_have_other_names():
+    def names(seed):
+        patches = FixedPatches(SUBJECTS, PATCH, 6, seed=seed)
+        return {patches[n]["name"] for n in range(len(patches)) if n % 3}
+
+    assert names(0) != names(1)
+
+
+def test_fixed_patches_have_keys_and_free_ones_have_none():
+    fixed = FixedPatches(SUBJECTS, PATCH, 2, seed=0)
+    loader = build_loader(fixed, 4, shuffle=False, seed=0, flips=False, workers=0)
+    assert next(iter(loader))["key"][0] == "A/patch0@5,0,2+4x6x5/flip0"
+    assert "key" not in next(iter(free_loader()))
+
+
+def test_free_patches_depend_on_seed_and_epoch_alone():
+    first, again = free_loader(), free_loader()
+    whole = [epoch_of(first, epoch) for epoch in range(3)]
+    resumed = epoch_of(again, 2)
+    for batch, other in zip(whole[2], resumed, strict=True):
+        assert batch["name"] == other["name"]
+        assert torch.equal(batch["image"], other["image"])
+        assert torch.equal(batch["label"], other["label"])
+    assert not torch.equal(whole[0][0]["image"], whole[1][0]["image"])
+    assert not torch.equal(epoch_of(free_loader(seed=1), 2)[0]["image"], resumed[0]["image"])
+
+
+def test_subjects_of_several_sizes_share_a_batch():
+    batch = next(iter(free_loader()))
+    assert batch["image"].shape == (3, 1, *PATCH)
+    assert batch["label"].dtype == torch.int64
+
+
+def test_a_patch_keeps_no_volume_alive():
+    patch = FreePatches(SUBJECTS, PATCH)[0, 1]["image"]
+    assert patch.untyped_storage().nbytes() == patch.numel() * 4

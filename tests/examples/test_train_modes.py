@@ -1,0 +1,354 @@
+"""train.py with a teacher of another kind, with patches of whole volumes, and with slices."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from safetensors.torch import load_file
+
+import predict
+import train
+from config import DataConfig, ObjectiveConfig, TrainingConfig, parse_config
+from data.description import load_description
+from data.loading import build_loader
+from data.patches import FixedPatches, FreePatches
+from data.sampling import cache_remark, plane_remark, samples_per_subject
+from errors import UserError
+from evaluation.inference import predict_volume
+from evaluation.scoring import read_scores
+from experiment import build, describe_network, find_description
+from models import KDNet, build_network
+from privdistill import DistillationWrapper, GroundTruth, PrivDistillError, PrivilegedInput
+from recipes.distillation import bottleneck, student_objective
+from recipes.rows import Row
+from reports.run_page import crop_in_words
+from run_folder import RunFolder
+from training.checkpoint import ModelMetadata, read_metadata, save_model
+from training.history import read_history
+from training.interruption import TrainingStoppedError
+from training.loop import Task, fit, mean_dice
+
+SIZES = (12, 20, 14, 18, 16, 15)
+SMALL = [
+    *("--backbone_arguments", '{"channels": [2, 4, 8]}', "--threads", "1", "--workers", "1"),
+    *("--performance", "plain", "--epochs", "1", "--folds", "3"),
+]
+PATCHES = [*SMALL, "--preset", "native", "--patch", "16,16,16"]
+
+
+@pytest.fixture
+def subjects(tmp_path, write_subject) -> Path:
+    """Six subjects of several sizes, some smaller than a patch."""
+    for number, size in enumerate(SIZES):
+        write_subject(tmp_path / "data", f"BraTS2021_{number:05d}", size=size, seed=number)
+    return tmp_path / "data"
+
+
+def run(subjects, out, *options):
+    threads = torch.get_num_threads()
+    status = train.main(["--data-root", str(subjects), "--out", str(out), *options])
+    torch.set_num_threads(threads)
+    assert status == 0
+    return RunFolder(out)
+
+
+def label_maps(folder):
+    return {path.name: nib.load(path).get_fdata() for path in folder.glob("*.nii.gz")}
+
+
+def assert_predict_agrees(found, subjects, out):
+    """The model file alone must be enough to predict what the run predicted."""
+    status = predict.main(
+        ["--model", str(found.model("student")), "--input", str(subjects), "--out", str(out)]
+    )
+    assert status == 0
+    again = label_maps(out)
+    maps = label_maps(found.predictions("student"))
+    assert len(maps) == 2
+    for name, volume in maps.items():
+        assert np.array_equal(volume, again[name.replace("_seg", "_t1ce_seg")])
+    return maps
+
+
+def test_patches_of_volumes_of_several_sizes(subjects, tmp_path, capsys):
+    found = run(subjects, tmp_path / "run", *PATCHES)
+    assert "Teacher cache: off, as patches at new positions" in capsys.readouterr().out
+    assert "teacher_cache" not in json.loads(found.summary.read_text())
+    metadata = read_metadata(found.model("student"))
+    assert (metadata.patch, metadata.grid, metadata.crop) == ((16, 16, 16), None, None)
+    for name, volume in assert_predict_agrees(found, subjects, tmp_path / "maps").items():
+        assert volume.shape == (SIZES[int(name.split("_")[1])],) * 3
+    assert len(read_scores(found.scores)) == 3 * 2 * 2 * 3
+    assert "validation_dice" in read_history(found.role("student") / "history.csv")[0]
+
+
+def test_the_cache_of_fixed_patches_keeps_its_limit(subjects, tmp_path):
+    options = ["--patches_per_case", "2", "--teacher_cache", "memory", "--epochs", "2"]
+    limit = ["--teacher_cache_gib", "0.0002", "--flips", "false", "--predictions", "false"]
+    found = run(subjects, tmp_path / "run", *PATCHES, *options, *limit)
+    counts = json.loads(found.summary.read_text())["teacher_cache"]
+    assert 0 < counts["bytes"] <= 0.0002 * 2**30
+    assert counts["hits"] > 0
+    # Three subjects of two patches, one of three in the validation, twice.
+    assert counts["hits"] + counts["misses"] == 2 * (3 * 2 + 3)
+
+
+def test_slices_of_a_grid(subjects, tmp_path):
+    options = [*SMALL, "--grid", "12,16,8", "--crop", "12,12,12", "--slices", "axial"]
+    found = run(subjects, tmp_path / "run", *options, "--preset", "demo")
+    metadata = read_metadata(found.model("teacher"))
+    assert metadata.input_size == (12, 16)
+    assert metadata.backbone_arguments["spatial_dims"] == 2
+    maps = assert_predict_agrees(found, subjects, tmp_path / "maps")
+    assert {volume.ndim for volume in maps.values()} == {3}
+    cases = json.loads(found.cases.read_text())
+    counts = json.loads(found.summary.read_text())["teacher_cache"]
+    # Eight slices of each, all of which hold brain.
+    assert counts["hits"] + counts["misses"] == 8 * len(cases["train"] + cases["validation"])
+
+
+def distil_once(teacher, student, options=None):
+    options = options or ObjectiveConfig()
+    objective = student_objective(options)
+    inputs = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
+    kd = DistillationWrapper(
+        teacher,
+        student,
+        objective=objective,
+        inputs=inputs,
+        taps=bottleneck(options, student, objective, teacher),
+        example=torch.zeros(1, 4, 16, 16, 16),
+    )
+    target = torch.zeros(2, 16, 16, 16, dtype=torch.long)
+    kd(torch.randn(2, 4, 16, 16, 16), target).loss.backward()
+    return kd
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("multiresunet", {"filters": [4, 8, 16]}),
+        ("monai.networks.nets.SegResNet", {"init_filters": 8}),
+        ("kdnet", {"channels": [2, 4]}),
+    ],
+)
+def test_a_student_of_another_kind_gets_an_adapter_and_learns(name, arguments):
+    teacher = KDNet(4, 4, channels=(2, 4, 8))
+    student = build_network(name, arguments, in_channels=1, out_channels=4)
+    with distil_once(teacher, student) as kd:
+        assert "bottleneck" in kd.adapters
+        assert all(weight.grad is not None for weight in kd.adapters.parameters())
+        assert all(weight.grad is None for weight in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layers", "tap"),
+    [
+        (("auto", "auto"), ("bottleneck", None)),
+        (("auto", "encoder.0"), ("bottleneck", "encoder.0")),
+        (("encoder.1", "auto"), ("encoder.1", None)),
+    ],
+)
+def test_each_side_names_its_own_layer(layers, tap):
+    options = ObjectiveConfig(bottleneck_layer=layers[0], teacher_bottleneck_layer=layers[1])
+    foreign = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1))
+    objective = student_objective(options)
+    found = bottleneck(options, KDNet(1, 2, channels=(2, 4)), objective, foreign)["bottleneck"]
+    assert (found.student, found.teacher) == tap
+
+
+def test_networks_of_one_kind_share_the_layer_that_is_named():
+    options = ObjectiveConfig(bottleneck_layer="encoder.0")
+    networks = KDNet(1, 2, channels=(2, 4)), KDNet(4, 2, channels=(4, 8))
+    found = bottleneck(options, networks[0], student_objective(options), networks[1])
+    assert found["bottleneck"].teacher == "encoder.0"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--teacher_bottleneck_layer", "deep"], "deep"),
+        (["--teacher_backbone", "resnet"], "Unknown network 'resnet'"),
+        (["--teacher_backbone_arguments", '{"channels": [4]}'], "two widths or more"),
+        (["--slices", "axial", "--backbone_arguments", '{"spatial_dims": 3}'], "3-D convolutions"),
+        (["--teacher_backbone", "timm_unet"], "Give --slices axial"),
+        (["--grid", "null", "--patch", "2,2,2"], r"input of \(2, 2, 2\) voxels"),
+    ],
+)
+def test_a_misfit_is_found_before_anything_is_written(options, message, tmp_path):
+    config = parse_config([*SMALL, "--out", str(tmp_path / "run"), *options])
+    with pytest.raises((UserError, PrivDistillError), match=message):
+        train.rehearse_all(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trained_teacher_may_be_of_any_kind(tmp_path):
+    config = parse_config([*SMALL, "--teacher_backbone", "multiresunet"])
+    metadata = describe_network("teacher", config, find_description(config))
+    save_model(tmp_path / "teacher", build(metadata), metadata)
+    given = ["--teacher_model", str(tmp_path / "teacher")]
+    train.rehearse_all(parse_config([*SMALL, *given]))
+    with pytest.raises(UserError, match="differs in slices"):
+        train.rehearse_all(parse_config([*SMALL, *given, "--slices", "axial"]))
+
+
+def test_teacher_and_student_are_built_as_they_are_described():
+    config = parse_config([*SMALL, "--slices", "coronal", "--teacher_backbone", "multiresunet"])
+    description = find_description(config)
+    teacher, student = (describe_network(r, config, description) for r in ("teacher", "student"))
+    assert (teacher.backbone, student.backbone) == ("multiresunet", "kdnet")
+    assert teacher.in_channels == 4
+    assert isinstance(build(student).head, torch.nn.Conv2d)
+
+
+class Volumes:
+    """Random volumes of several sizes; reading a chosen one sends a signal first."""
+
+    def __init__(self, count, at=None):
+        generator = torch.Generator().manual_seed(1)
+        self.items = [
+            {
+                "image": torch.randn(4, 6 + n, 7, 8, generator=generator),
+                "label": torch.randint(0, 4, (1, 6 + n, 7, 8), generator=generator).byte(),
+                "name": f"case{n}",
+            }
+            for n in range(count)
+        ]
+        self.reads, self.at = 0, at
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.items[index]
+
+
+def patch_task(folder):
+    metadata = ModelMetadata(
+        role="baseline",
+        backbone="kdnet",
+        backbone_arguments={},
+        in_channels=1,
+        out_channels=4,
+        modalities=("t1ce",),
+        activation="softmax",
+        description=load_description(Path("brats2021")),
+        crop=None,
+        grid=None,
+        patch=(4, 4, 4),
+    )
+    return Task(
+        metadata=metadata,
+        settings=TrainingConfig(epochs=3, learning_rate=0.01, schedule="onecycle"),
+        folder=folder / "baseline",
+        scalars=folder / "tensorboard",
+        memory_format="contiguous",
+        console=Console(quiet=True),
+        volumes=Volumes(2),
+    )
+
+
+def train_on_patches(task, at=None):
+    torch.manual_seed(0)
+    student = KDNet(1, 4, channels=(2, 4))
+    validation = FixedPatches(Volumes(2), (4, 4, 4), 3, seed=0)
+    loaders = (
+        build_loader(
+            FreePatches(Volumes(4, at), (4, 4, 4)),
+            2,
+            shuffle=True,
+            seed=0,
+            flips=True,
+            workers=0,
+            moves=True,
+        ),
+        build_loader(validation, 2, shuffle=False, seed=0, flips=False, workers=0),
+    )
+    inputs = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
+    with DistillationWrapper(None, student, objective=GroundTruth(), inputs=inputs) as kd:
+        fit(Fabric(accelerator="cpu", devices=1), kd, *loaders, task)
+    return student
+
+
+def test_a_resumed_training_sees_the_patches_of_an_uninterrupted_one(tmp_path):
+    whole, parts = patch_task(tmp_path / "whole"), patch_task(tmp_path / "parts")
+    train_on_patches(whole)
+    with pytest.raises(TrainingStoppedError, match="1 of 3 epochs are kept"):
+        train_on_patches(parts, at=6)
+    train_on_patches(parts)
+    expected, found = (load_file(task.folder / "last.safetensors") for task in (whole, parts))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_dice_of_the_validation_is_that_of_whole_volumes(tmp_path):
+    task = patch_task(tmp_path)
+    student = train_on_patches(task).eval()
+    kd = DistillationWrapper(None, student, objective=GroundTruth())
+    with torch.no_grad():
+        dice = [
+            mean_dice(
+                predict_volume(kd.predict, item["image"][None, 2:3], patch=(4, 4, 4)),
+                item["label"][None].long(),
+                task.metadata,
+            )
+            for item in task.volumes.items
+        ]
+    row = read_history(task.folder / "history.csv")[-1]
+    assert row["validation_dice"] == pytest.approx(float(torch.stack(dice).mean()), abs=1e-6)
+
+
+def test_what_may_surprise_is_said():
+    training, free = TrainingConfig(), DataConfig(patch=(8, 8, 8))
+    assert "Teacher cache: off" in cache_remark(free, training)
+    assert cache_remark(free, replace(training, teacher_cache="off")) is None
+    assert cache_remark(replace(free, patches_per_case=2), training) is None
+    axial = DataConfig(slices="axial")
+    assert plane_remark(axial, "RAS") is None
+    assert plane_remark(free, "PSR") is None
+    assert "axes are PSR: the slices are not axial" in plane_remark(axial, "PSR")
+
+
+def test_an_epoch_takes_one_sample_per_subject_patch_or_slice():
+    assert samples_per_subject(DataConfig(), (8, 9, 7)) == 1
+    assert samples_per_subject(DataConfig(slices="coronal"), (8, 9, 7)) == 9
+    assert samples_per_subject(DataConfig(patch=(4, 4, 4)), None) == 1
+    assert samples_per_subject(DataConfig(patch=(4, 4, 4), patches_per_case=5), None) == 5
+
+
+def test_rows_of_the_teachers_role_train_the_network_that_they_name():
+    config = parse_config([*SMALL, "--teacher_backbone", "multiresunet"])
+    for options, expected in (
+        ({}, ("multiresunet", {})),
+        ({"backbone_arguments": {"alpha": 2.0}}, ("multiresunet", {"alpha": 2.0})),
+        ({"backbone": "hemis"}, ("hemis", {})),
+    ):
+        network = Row("teacher", role="teacher", options=options).configure(config).network
+        assert network.of("teacher") == expected
+    assert Row("baseline").configure(config).network.of("student")[0] == "kdnet"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "the whole volume, in patches of 4x4x4"),
+        ({"crop": (8, 8, 8)}, "the central 8 x 8 x 8 voxels, in patches of 4x4x4"),
+        (
+            {"patch": None, "grid": (4, 4, 4), "slices": "axial"},
+            "the whole volume resampled to 4 x 4 x 4 voxels, in axial slices of grid 4x4x4",
+        ),
+        ({"patch": None, "grid": (4, 4, 4)}, "the whole volume resampled to 4 x 4 x 4 voxels"),
+    ],
+)
+def test_a_page_says_what_the_networks_see(tmp_path, changes, words):
+    assert crop_in_words(replace(patch_task(tmp_path).metadata, **changes)) == words
