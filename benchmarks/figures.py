@@ -1,4 +1,4 @@
-"""The seven figures: who competes, and what is made of the times."""
+"""The eight figures: who competes, and what is made of the times."""
 
 import json
 import statistics
@@ -172,8 +172,33 @@ def cache(settings: Settings) -> Figure:
     return Figure(rows, remarks)
 
 
+def disk_cache(settings: Settings) -> Figure:
+    """3: the same with the teacher's outputs in files."""
+    world = make_world(*(TINY if settings.quick else USUAL))
+    by_terms, alone = world.copy(), world.copy()
+    with tempfile.TemporaryDirectory() as folder:
+        contestants = {
+            "precomputed": by_hand_with_terms(by_terms, objective(), precomputed_teacher(by_terms)),
+            "memory": by_wrapper(world.copy(), objective(), cache=TeacherCache()),
+            "disk": by_wrapper(world.copy(), objective(), cache=TeacherCache(folder)),
+        }
+        apart = check_same_work(contestants)
+        supervised = by_hand_with_terms(alone, GroundTruth(smoothing=1.0), None)
+        steps = steps_of(contestants) | {"supervised": supervised.step}
+        times = race(steps, settings.rounds, report=settings.report)
+    rows = [
+        Row(f"step cached on disk / {what}", ratio(times, "disk", name), goal=goal)
+        for name, what, goal in (
+            ("memory", "cached in memory", None),
+            ("precomputed", "loop with precomputed targets", 1.02),
+            ("supervised", "supervised step", 1.05),
+        )
+    ]
+    return Figure(rows, same_work(apart))
+
+
 def early_exit(settings: Settings) -> Figure:
-    """3: a step that reads nothing behind the teacher's bottleneck."""
+    """4: a step that reads nothing behind the teacher's bottleneck."""
     world = make_world(*(TINY if settings.quick else USUAL))
     whole = world.copy()
     contestants = {
@@ -187,7 +212,7 @@ def early_exit(settings: Settings) -> Figure:
 
 
 def application(settings: Settings) -> Figure:
-    """4: the application's training step against a plain one."""
+    """5: the application's training step against a plain one."""
     from application import Clock, training  # noqa: PLC0415
 
     preset = "demo" if settings.quick else "cpu"
@@ -205,7 +230,7 @@ def application(settings: Settings) -> Figure:
 
 
 def losses(settings: Settings) -> Figure:
-    """5: the objective alone against MONAI's and torch's losses."""
+    """6: the objective alone against MONAI's and torch's losses."""
     sizes = ["2x4x16x16x16"] if settings.quick else ["2x4x64x64x64", "2x3x128x128x128"]
     rounds = 2 if settings.quick else max(10, settings.rounds // 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +254,7 @@ def against_others(found: dict) -> Iterator[Row]:
 
 
 def scaling(settings: Settings) -> Figure:
-    """6: memory against the size of a patch, time against the number of subjects."""
+    """7: memory against the size of a patch, time against the number of subjects."""
     patches = (16, 24) if settings.quick else (32, 48, 64, 80, 96)
     repeats = 2 if settings.quick else 3
     runs = [size for _ in range(repeats) for size in patches]
@@ -281,7 +306,7 @@ def epochs_by_subjects(settings: Settings) -> tuple[list[int], list[float], list
 
 
 def inference(settings: Settings) -> Figure:
-    """7: a case from its files to its label map, by the student and by the teacher."""
+    """8: a case from its files to its label map, by the student and by the teacher."""
     from application import segment, write_case, write_model  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as name:
@@ -326,6 +351,7 @@ def spread(values: list[float]) -> Interval:
 FIGURES = {
     "wrapper": ("The wrapper", wrapper),
     "cache": ("Teacher cache", cache),
+    "disk-cache": ("Teacher cache on disk", disk_cache),
     "early-exit": ("Early exit", early_exit),
     "application": ("The application's step", application),
     "losses": ("The objective", losses),

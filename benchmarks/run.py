@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 SHARES = {
     "wrapper": 0.1,
     "cache": 0.15,
+    "disk-cache": 0.1,
     "early-exit": 0.05,
     "application": 0.15,
     "losses": 0.15,

@@ -192,7 +192,7 @@ class PrivilegedInput:
         return [self.modalities.index(name) for name in names]
 
     def _count(self, names: tuple[str, ...]) -> int:
-        return sum(self.channels[name] for name in names)
+        return sum(map(self.channels.__getitem__, names))
 
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
@@ -201,6 +201,11 @@ class PrivilegedInput:
         self._check_channels(image)
         if names == self.modalities:
             return image
+        first = self.modalities.index(names[0])
+        if names == self.modalities[first : first + len(names)]:
+            begin = self._count(self.modalities[:first])
+            # A copy, since the other network must not see what this one does to its input.
+            return image.narrow(1, begin, self._count(names)).clone()
         groups = torch.split(image, list(self.channels.values()), dim=1)
         parts = dict(zip(self.modalities, groups, strict=True))
         return torch.cat([parts[name] for name in names], dim=1)

@@ -113,11 +113,11 @@ class Network:
         return output, self._maps(captured, view, read)
 
     def _maps(self, captured: Features, view: Tensor, read: Collection[str]) -> Features:
-        features = dict(captured)
-        for tap in features.keys() & set(read):
-            layer = self.recorder.places[tap]
-            features[tap] = feature_map(captured[tap], view.shape[2:], tap=tap, layer=layer)
-        return features
+        size, places = view.shape[2:], self.recorder.places
+        return {
+            tap: feature_map(value, size, tap=tap, layer=places[tap]) if tap in read else value
+            for tap, value in captured.items()
+        }
 
     def cells(self, tap: str) -> tuple[str, str, str]:
         """Describe a tap in the table that a wrapper prints.

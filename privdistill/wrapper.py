@@ -423,7 +423,7 @@ class DistillationWrapper(nn.Module):
         # Read only where it is needed: the compiler would make a new graph when it changes.
         self._validated = self.validate != "first" or self._checked(target, labelled)
         if self._counts():
-            self.steps += 1
+            self.steps.add_(1)
         if len(steps) == 1:
             return Output(loss, terms, heads[0], steps[0].teacher, pairs)
         teachers = [step.teacher for step in steps if step.teacher is not None]
@@ -438,16 +438,15 @@ class DistillationWrapper(nn.Module):
         given: Mapping[str, Any],
     ) -> list[Step]:
         """One step for each head of the student."""
-        common = Step(
-            student=heads[0],
-            image=image,
-            taps=pairs,
-            activation=self.activation,
-            index=self.steps.clone(),
-            validate=self.validate == "always"
+        common = {
+            "image": image,
+            "taps": pairs,
+            "activation": self.activation,
+            "index": self.steps.clone(),
+            "validate": self.validate == "always"
             or (self.validate == "first" and not self._validated),
             **given,
-        )
+        }
         shared = list(zip(taught, self._shares, strict=True)) if taught else []
         return steps_by_head(common, heads, shared, self.activation)
 

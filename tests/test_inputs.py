@@ -199,3 +199,20 @@ def test_dropout_draws_each_set_with_its_own_probability():
 def test_what_is_no_name_is_refused(names):
     with pytest.raises(ModalityError, match="pass a tuple of names"):
         PrivilegedInput(names, student=("a",))
+
+
+@pytest.mark.parametrize("names", [("rgb",), ("rgb", "depth"), ("depth", "rgb"), ("t", "depth")])
+def test_a_view_is_a_copy_in_the_order_asked_for(names):
+    channels = {"t": 1, "rgb": 3, "depth": 1}
+    image = torch.arange(2 * 5 * 4.0).reshape(2, 5, 2, 2)
+    parts = dict(zip(channels, image.clone().split([1, 3, 1], dim=1), strict=True))
+    view = PrivilegedInput(channels, student=names).for_student(image)
+    assert view.is_contiguous()
+    image.zero_()
+    assert torch.equal(view, torch.cat([parts[name] for name in names], dim=1))
+
+
+def test_a_view_of_neighbours_keeps_the_memory_format():
+    image = torch.rand(2, 4, 3, 5).to(memory_format=torch.channels_last)
+    view = PrivilegedInput(("a", "b", "c", "d"), student=("b", "c")).for_student(image)
+    assert view.is_contiguous(memory_format=torch.channels_last)

@@ -235,8 +235,9 @@ class TrainingConfig:
         accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
         devices: Devices of one node: a number, or "auto" for all.
         num_nodes: Nodes; start their processes with torchrun, or srun (slurm/array.sbatch).
-        strategy: As in Lightning Fabric: "auto", or "ddp" for several devices. Weights are not
-            sharded (FSDP): every process holds the whole network.
+        strategy: As in Lightning Fabric: "auto", or "ddp" for several devices; "fsdp" spreads
+            weights, gradients and Adam's moments over the processes, for networks that one device
+            cannot train. Files are the same, and a run may go on with another strategy.
         threads: CPU threads of each process; 0 leaves PyTorch's choice.
         deterministic: Only deterministic algorithms; slower on a GPU, where some do not exist.
         seed: Of weights, order, flips, splits and phantoms.

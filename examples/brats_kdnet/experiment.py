@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from rich.console import Console
 
 from config import Config, DataConfig
@@ -51,6 +52,7 @@ from training.performance import (
     steps_of,
     torch_format,
 )
+from training.sharding import shard
 
 Role = Literal["teacher", "baseline", "student"]
 
@@ -323,14 +325,25 @@ def launch(config: Config, precision: str) -> Fabric:
         torch.use_deterministic_algorithms(mode=True)
     # It would announce the precision once more.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    unfit = training.compile is True or training.precision == "16-mixed"
+    if training.strategy == "fsdp" and unfit:
+        raise UserError(
+            "--strategy fsdp spreads weights over processes, for which neither --compile true nor "
+            "--precision 16-mixed is built here. Use --compile false, and bf16-mixed or 32-true; "
+            "or --strategy ddp."
+        )
     # The others wait while the first process reads and preprocesses: hours for 100,000 subjects.
-    patient = DDPStrategy(timeout=timedelta(days=1))
+    patience = timedelta(days=1)
+    strategies: dict[str, Any] = {
+        "ddp": DDPStrategy(timeout=patience),
+        "fsdp": ModelParallelStrategy(shard, timeout=patience),
+    }
     try:
         fabric = Fabric(
             accelerator=training.accelerator,
             devices=training.devices,
             num_nodes=training.num_nodes,
-            strategy=patient if training.strategy == "ddp" else training.strategy,
+            strategy=strategies.get(training.strategy, training.strategy),
             precision=precision,  # type: ignore[arg-type]
         )
         fabric.launch()

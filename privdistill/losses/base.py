@@ -135,11 +135,11 @@ class Objective(nn.Module):
             raise ObjectiveError("An objective needs at least one term, e.g. GroundTruth().")
         if balanced is not None and not 0 <= balanced < 1:
             raise ObjectiveError(f"balanced: `decay` must be in [0, 1); got {balanced}.")
-        self.weights = [Weight(1.0).times(weight) for weight, _ in weighted]
-        terms = [term for _, term in weighted]
+        pairs = [(Weight(1.0).times(weight), term) for weight, term in weighted]
+        terms = [term for _, term in pairs]
         self.terms = nn.ModuleList(terms)
-        # Asked in every step, and the same in all of them.
-        self.names = _free_names(terms)
+        #: Weight and term by name; duplicates are numbered from 2.
+        self.named_terms = dict(zip(_free_names(terms), pairs, strict=True))
         #: Names of all taps the terms read, without repetition.
         self.taps = tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
         #: Whether any term reads the teacher's logits, and whether any reads the target.
@@ -178,12 +178,6 @@ class Objective(nn.Module):
         """
         return Objective(self._pairs(), balanced=decay)
 
-    @property
-    def named_terms(self) -> dict[str, tuple[Weight, Term]]:
-        """Weight and term by name; duplicates are numbered from 2."""
-        terms = (term for term in self.terms if isinstance(term, Term))
-        return dict(zip(self.names, zip(self.weights, terms, strict=True), strict=True))
-
     def forward(
         self, step: Step, heads: Sequence[tuple[float, Step]] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -213,7 +207,7 @@ class Objective(nn.Module):
 
     def _sized(self, position: int, value: Tensor) -> Tensor:
         """A term's value, or what it is of its usual size."""
-        if self.magnitudes is None or self.decay is None:
+        if self.decay is None or self.magnitudes is None:
             return value
         size, now = self.magnitudes[position], value.detach().abs()
         if self.training and torch.is_grad_enabled():

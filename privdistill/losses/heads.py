@@ -1,7 +1,6 @@
 """Deep supervision: a step for each of the student's heads."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +61,7 @@ def check_head_weights(given: Sequence[float] | None, count: int) -> None:
 
 
 def steps_by_head(
-    common: Step,
+    common: Mapping[str, Any],
     heads: Sequence[Tensor],
     taught: Sequence[tuple[Sequence[Tensor], float]],
     activation: Activation,
@@ -70,7 +69,7 @@ def steps_by_head(
     """Return a step for each head, with the teachers' logits at its resolution.
 
     Args:
-        common: What the steps have in common.
+        common: Fields that the steps have in common.
         heads: The student's logits, finest first, `(B, C, *spatial)`.
         taught: Each teacher's heads, and its share of the mean.
         activation: How logits of several teachers are averaged.
@@ -79,7 +78,7 @@ def steps_by_head(
         Steps in the order of the heads.
     """
     return [
-        replace(common, student=head, **_teaching(head, head is heads[0], taught, activation))
+        Step(student=head, **common, **_teaching(head, head is heads[0], taught, activation))
         for head in heads
     ]
 

@@ -48,9 +48,11 @@ def find_layout(shape: Sequence[int], spatial: Sequence[int]) -> Layout | None:
         first, last = tuple(shape[2:]), tuple(shape[1:-1])
         # No encoder gives a map larger than the image; among readings that fit, the one that
         # keeps the image's proportions is meant.
-        keeps = _keeps_proportions(last, spatial) and not _keeps_proportions(first, spatial)
-        is_last = _fits(last, spatial) and (keeps or not _fits(first, spatial))
-        return Layout("channels_last", last) if is_last else Layout("map", first)
+        is_map = not _fits(last, spatial) or (
+            _fits(first, spatial)
+            and (_keeps_proportions(first, spatial) or not _keeps_proportions(last, spatial))
+        )
+        return Layout("map", first) if is_map else Layout("channels_last", last)
     if len(shape) == 3:
         for prefix in _PREFIXES:
             for grid in _grids(spatial):

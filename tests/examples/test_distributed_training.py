@@ -1,6 +1,10 @@
-"""The application's loop in two gloo processes against one process on the joined batch."""
+"""The application's loop in two gloo processes against one process on the joined batch.
+
+With five validation subjects the first process has two batches of them, the second one.
+"""
 
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -12,9 +16,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from config import ObjectiveConfig, TrainingConfig
+from config import Config, ObjectiveConfig, TrainingConfig
 from data.description import load_description
 from data.loading import build_loader
+from experiment import launch
 from privdistill import DistillationWrapper, PrivilegedInput
 from recipes import distillation
 from training.checkpoint import ModelMetadata
@@ -99,7 +104,7 @@ def distil(fabric, folder, samples):
             replicas=fabric.world_size,
             rank=fabric.global_rank,
         )
-        for dataset, shuffle in ((samples, True), (Samples(3), False))
+        for dataset, shuffle in ((samples, True), (Samples(5), False))
     ]
     teacher, student = Net(4, seed=1), Net(1, seed=2)
     objective = distillation.student_objective(ObjectiveConfig())
@@ -114,11 +119,11 @@ def distil(fabric, folder, samples):
         fit(fabric, kd, *loaders, work)
 
 
-def work(rank, folder, port):
+def work(rank, folder, port, strategy):
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-    fabric.launch()
+    options = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
+    fabric = launch(Config(training=TrainingConfig(**options)), "32-true")
     distil(fabric, Path(folder) / "two", Samples(8))
     for number in (signal.SIGTERM, signal.SIGUSR1):
         part = Path(folder) / number.name
@@ -129,17 +134,20 @@ def work(rank, folder, port):
         except TrainingStoppedError as stop:
             (part / f"{rank}.txt").write_text(f"{stop.exit_status - 128}: {stop}")
         fabric.barrier()
+        if rank == 0:
+            shutil.copytree(part, part.with_suffix(".alone"))
+        fabric.barrier()
         distil(fabric, part, Samples(8))
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def folder(request, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, args=(str(root), port), nprocs=2)
+    torch.multiprocessing.spawn(work, args=(str(root), port, request.param), nprocs=2)
     return root
 
 
@@ -174,3 +182,8 @@ def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(folder, numb
 def test_what_was_stopped_goes_on_to_the_same_end(folder, number):
     assert_same_weights(folder / "two", folder / number.name, atol=0, rtol=0)
     assert [row["epoch"] for row in history(folder / number.name)] == [1, 2, 3]
+
+
+def test_what_two_processes_began_one_can_finish(folder):
+    distil(Fabric(accelerator="cpu", devices=1), folder / "SIGTERM.alone", Samples(8))
+    assert_same_weights(folder / "two", folder / "SIGTERM.alone", atol=1e-5, rtol=1e-5)

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from config import TrainingConfig
+from config import Config, TrainingConfig
 from errors import UserError
+from experiment import launch
 from models import KDNet
 from training.performance import (
     Performance,
@@ -177,3 +178,18 @@ def test_phases_add_up_also_after_an_exception():
 
 def test_peak_memory_is_that_of_a_python_process():
     assert 20 < peak_memory()["process"] < 100_000
+
+
+def test_a_sharded_network_is_neither_compiled_nor_trained_with_a_loss_scaler(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    scaled = [str(way) for way in options("cuda") if way.precision == "16-mixed"]
+    assert len(scaled) == 2
+    assert options("cuda", strategy="fsdp") == [PLAIN, LAST]
+    assert not may_compile(TrainingConfig(strategy="fsdp"), "cuda")
+
+
+@pytest.mark.parametrize("given", [{"compile": True}, {"precision": "16-mixed"}])
+def test_what_a_sharded_network_cannot_take_is_refused_before_any_process_starts(given):
+    training = TrainingConfig(strategy="fsdp", accelerator="cpu", **given)
+    with pytest.raises(UserError, match="neither --compile true nor --precision 16-mixed"):
+        launch(Config(training=training), "32-true")

@@ -266,10 +266,14 @@ def test_a_stopped_process_continues_with_the_same_command(run, arguments, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [[], TORCHRUN], ids=["fabric", "torchrun"])
-def test_two_processes_train_together_however_started(run, arguments, tmp_path, launcher):
+@pytest.mark.parametrize(
+    ("launcher", "strategy"),
+    [([], "ddp"), (TORCHRUN, "ddp"), (TORCHRUN, "fsdp")],
+    ids=["fabric", "torchrun", "sharded"],
+)
+def test_two_processes_train_together_however_started(run, arguments, tmp_path, launcher, strategy):
     out = tmp_path / "run"
-    flags = ["--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--batch_size", "1"]
+    flags = ["--accelerator", "cpu", "--devices", "2", "--strategy", strategy, "--batch_size", "1"]
     # The second of two precisions to be told from the first process.
     flags += ["--precision", "auto", "--out", str(out)]
     command = [sys.executable, *launcher, str(SCRIPT), *arguments, *flags]

@@ -23,8 +23,11 @@ PROBE = """
   const get = (name) => document.getElementById(name);
   const drawn = () => [...document.querySelectorAll("canvas")].map((c) => c.toDataURL());
   const until = async (ready) => {
-    for (let turn = 0; turn < 100 && !ready(); turn += 1) {
-      await new Promise((done) => setTimeout(done, 100));
+    // The browser's virtual clock runs ahead of the threads that decode pictures: turn by turn,
+    // real time has to pass as well.
+    for (let turn = 0; turn < 1000 && !ready(); turn += 1) {
+      for (let count = 0; count < 1e7; count += 1);
+      await new Promise((done) => setTimeout(done, 10));
     }
   };
   await until(() => get("viewer-number").textContent);

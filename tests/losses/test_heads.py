@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from privdistill import PrivDistillError, Step
+from privdistill import PrivDistillError
 from privdistill.losses.heads import head_weights, steps_by_head
 
 FINE, COARSE = torch.randn(1, 2, 8), torch.randn(1, 2, 4)
@@ -23,7 +23,7 @@ def test_head_weights_that_do_not_fit_are_refused():
 
 def teachers(heads, *taught):
     shared = [(own, 1 / len(taught)) for own in taught]
-    return [step.teacher for step in steps_by_head(Step(heads[0]), heads, shared, "softmax")]
+    return [step.teacher for step in steps_by_head({}, heads, shared, "softmax")]
 
 
 def test_a_teacher_of_one_head_is_resampled_to_coarse_ones():

@@ -140,13 +140,24 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
         network: Its weights may lie on any device, in any memory format.
         metadata: What load_model and predict.py need.
     """
+    save_weights(path, network.state_dict(), metadata)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: ModelMetadata) -> None:
+    """Write the weights of a network that need not be at hand, as `save_model` does.
+
+    Args:
+        path: The file.
+        weights: The network's state; no part of it spread over processes.
+        metadata: What load_model and predict.py need.
+    """
     # Clones, because safetensors refuses weights that share memory.
-    weights = {
+    plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.state_dict().items()
+        for name, tensor in weights.items()
     }
     with atomic(path) as partial:
-        save_file(weights, partial, metadata=metadata.to_strings())
+        save_file(plain, partial, metadata=metadata.to_strings())
 
 
 def read_metadata(path: Path) -> ModelMetadata:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -26,13 +26,14 @@ from training.checkpoint import (
     load_state,
     random_state,
     restore_random_state,
-    save_model,
     save_state,
+    save_weights,
 )
 from training.history import History
 from training.interruption import Interruption, TrainingStoppedError
 from training.performance import MemoryFormat, torch_format
 from training.progress import TrainingProgress
+from training.sharding import gathered, load_optimizer, load_weights, whole
 
 Loader = Any  # a DataLoader, or Fabric's wrapper around one
 
@@ -154,11 +155,13 @@ def fit(
         UserError: If the last checkpoint is damaged.
     """
     settings = task.settings
+    model = fabric.setup_module(kd)
+    # Only now: a sharded network has other parameters.
     optimizer = torch.optim.Adam(
         kd.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     scheduler = build_scheduler(optimizer, settings, steps=len(train))
-    model, fabric_optimizer = fabric.setup(kd, optimizer)
+    fabric_optimizer = cast("torch.optim.Optimizer", fabric.setup_optimizers(optimizer))
     train, validation = fabric.setup_dataloaders(train, validation, use_distributed_sampler=False)
     checkpoint = Checkpoint(fabric, kd, optimizer, scheduler, task)
     position = checkpoint.resume()
@@ -182,7 +185,7 @@ def fit(
                 stop_if_not_finite(
                     fabric,
                     out,
-                    norm,
+                    whole(norm),
                     batch["name"],
                     where=f"{task.role}, epoch {epoch + 1}, step {position.step + 1}",
                 )
@@ -324,7 +327,7 @@ def validate(
     Args:
         fabric: Sums over processes.
         kd: The wrapper itself: processes may have different numbers of subjects here, which DDP's
-            own forward would not survive.
+            own forward would not survive; sharded weights are gathered for the whole of it.
         loader: Batches in fixed order.
         task: Says which loss counts.
 
@@ -333,6 +336,27 @@ def validate(
         the grid; of whole volumes where samples are parts of them.
     """
     kd.eval()
+    with gathered(kd):
+        row = validate_batches(fabric, kd, loader, task)
+        if task.volumes is None:
+            return row
+        return row | validate_volumes(fabric, kd, task.volumes, task)
+
+
+def validate_batches(
+    fabric: Fabric, kd: DistillationWrapper, loader: Loader, task: Task
+) -> dict[str, float]:
+    """Compute loss and terms on batches, and Dice where they are whole subjects.
+
+    Args:
+        fabric: Sums over processes.
+        kd: The wrapper, in eval mode.
+        loader: Batches in fixed order.
+        task: Says which loss counts.
+
+    Returns:
+        validation_loss, every term, and validation_dice unless subjects are seen in parts.
+    """
     zero = torch.zeros((), dtype=torch.float64, device=fabric.device)
     # Named beforehand: a process whose share is empty must add up the same columns.
     names = ("loss", *(("dice",) if task.volumes is None else ()), *kd.objective.named_terms)
@@ -347,8 +371,7 @@ def validate(
         if task.volumes is None:
             values["dice"] = mean_dice(out.student, batch["label"], task.metadata)
         means.add(values, len(image))
-    row = means.reduce(fabric, "validation_")
-    return row if task.volumes is None else row | validate_volumes(fabric, kd, task.volumes, task)
+    return means.reduce(fabric, "validation_")
 
 
 def validate_volumes(
@@ -460,8 +483,8 @@ class Checkpoint:
         state = load_state(self.task.state_file)
         if state is None:
             return Position()
-        self.kd.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_weights(self.kd, state["weights"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         restore_random_state(state["random"])
@@ -478,14 +501,16 @@ class Checkpoint:
         task = self.task
         better = validation_loss < position.best
         position.best = min(position.best, validation_loss)
+        network = getattr(self.kd.student, "_orig_mod", self.kd.student)
+        # Gathered from all processes where the network is sharded.
+        weights, state = whole(network.state_dict()), self._state(position)
         if not self.fabric.is_global_zero:
             return
-        network = getattr(self.kd.student, "_orig_mod", self.kd.student)
         metadata = replace(task.metadata, epoch=position.epoch)
-        save_model(task.folder / "last.safetensors", network, metadata)
+        save_weights(task.folder / "last.safetensors", weights, metadata)
         if better or task.settings.selection == "last" or not task.model_file.is_file():
-            save_model(task.model_file, network, metadata)
-        save_state(task.state_file, self._state(position))
+            save_weights(task.model_file, weights, metadata)
+        save_state(task.state_file, state)
 
     def _state(self, position: Position) -> dict[str, Any]:
         if position.epoch == self.task.settings.epochs:
@@ -495,8 +520,8 @@ class Checkpoint:
             "epoch": position.epoch,
             "step": position.step,
             "best": position.best,
-            "weights": self.kd.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "weights": whole(self.kd.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "scheduler": self.scheduler.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "random": random_state(),

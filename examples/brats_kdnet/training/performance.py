@@ -96,6 +96,9 @@ def candidates(
     precisions, formats = ["32-true"], ["contiguous"]
     if settings.performance == "auto":
         precisions += _half_precisions(device, network, shape)
+        if settings.strategy == "fsdp":
+            # Fabric has no loss scaler for sharded gradients.
+            precisions = [name for name in precisions if name != "16-mixed"]
         formats += ["channels_last"]
     if settings.precision != "auto":
         precisions = [settings.precision]
@@ -129,6 +132,7 @@ def may_compile(settings: TrainingConfig, device: str) -> bool:
         True on a GPU with Triton and a C++ compiler, unless the settings decide.
     """
     left_open = settings.performance == "auto" and settings.compile == "auto"
+    left_open &= settings.strategy != "fsdp"
     compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
     triton = importlib.util.find_spec("triton") is not None
     return left_open and device == "cuda" and compiler and triton
