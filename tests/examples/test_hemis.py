@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from models import HeMIS
+from models import HeMIS, KDNet
 from models.hemis import Moments
+from privdistill import DistillationWrapper, GroundTruth, LatentKL, Tap
 
 
 def small(modalities=3):
@@ -92,3 +93,18 @@ def test_every_weight_receives_a_gradient():
     network = small()
     network(torch.randn(1, 3, 8, 8, 8)).square().mean().backward()
     assert all(weights.grad is not None for weights in network.parameters())
+
+
+def test_the_fused_bottleneck_can_learn_from_a_teacher_of_other_widths():
+    kd = DistillationWrapper(
+        KDNet(3, 2, (4, 6, 10)),
+        small(),
+        objective=GroundTruth() + LatentKL(),
+        taps={"bottleneck": Tap(teacher="bottleneck", student="bottleneck")},
+        example=torch.zeros(1, 3, 8, 8, 8),
+    )
+    with kd:
+        out = kd(torch.randn(1, 3, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.long))
+        out.loss.backward()
+    assert out.taps["bottleneck"].student.shape == (1, 10, 2, 2, 2)
+    assert all(weights.grad is not None for weights in kd.student.parameters())

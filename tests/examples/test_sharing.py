@@ -32,7 +32,7 @@ def test_shared_layers_are_the_teachers_and_stay_so_while_all_others_learn():
         student,
         objective=found.objective,
         inputs=found.inputs,
-        taps=found.taps | {},
+        taps=found.taps,
         example=torch.zeros(1, 4, 8, 8, 8),
     ) as kd:
         optimizer = torch.optim.Adam(kd.parameters(), lr=0.01, weight_decay=0.1)

@@ -35,6 +35,11 @@ def test_the_generator_is_a_network_of_the_segmenters_kind_unless_another_is_nam
     assert isinstance(other.generator, MultiResUNet)
 
 
+def test_both_networks_work_in_two_dimensions():
+    network = SynthesisNetwork(1, 2, segmenter_arguments=SMALL, spatial_dims=2)
+    assert network(torch.randn(1, 1, 8, 8)).shape == (1, 2, 8, 8)
+
+
 def test_arguments_that_make_no_sense_are_named():
     with pytest.raises(UserError, match="synthesised is 1 or more, not 0"):
         build_network("synthesis", {"synthesised": 0}, in_channels=1, out_channels=4)

@@ -26,6 +26,7 @@ class SynthesisNetwork(nn.Module):
         generator: Name or import path of the network that synthesises; that of the segmenter, with
             its arguments, unless given.
         generator_arguments: Arguments of its class.
+        spatial_dims: 2 or 3; with 2, both networks are told so where their classes know it.
 
     Shape:
         (B, in_channels, *spatial) to logits (B, out_channels, *spatial).
@@ -50,21 +51,26 @@ class SynthesisNetwork(nn.Module):
         segmenter_arguments: Mapping[str, Any] | None = None,
         generator: str | None = None,
         generator_arguments: Mapping[str, Any] | None = None,
+        spatial_dims: int = 3,
     ) -> None:
         super().__init__()
         if synthesised < 1:
             raise ValueError(f"SynthesisNetwork: synthesised is 1 or more, not {synthesised}.")
-        arguments = segmenter_arguments or {}
-        inherited = arguments if generator is None else {}
+        inherited = segmenter_arguments if generator is None else None
         self.synthesised = synthesised
-        self.generator = models.build_network(
+        self.generator = _build(
             generator or segmenter,
             inherited if generator_arguments is None else generator_arguments,
             in_channels=in_channels,
             out_channels=synthesised,
+            spatial_dims=spatial_dims,
         )
-        self.segmenter = models.build_network(
-            segmenter, arguments, in_channels=in_channels + synthesised, out_channels=out_channels
+        self.segmenter = _build(
+            segmenter,
+            segmenter_arguments,
+            in_channels=in_channels + synthesised,
+            out_channels=out_channels,
+            spatial_dims=spatial_dims,
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -78,3 +84,18 @@ class SynthesisNetwork(nn.Module):
         """
         synthesis = self.generator(image).detach()
         return cast("Tensor", self.segmenter(torch.cat((image, synthesis), dim=1)))
+
+
+def _build(
+    name: str,
+    arguments: Mapping[str, Any] | None,
+    *,
+    in_channels: int,
+    out_channels: int,
+    spatial_dims: int,
+) -> nn.Module:
+    """Build one of the two networks for the number of axes."""
+    given = arguments or {}
+    if spatial_dims == 2:
+        given = models.in_two_dimensions(name, given)
+    return models.build_network(name, given, in_channels=in_channels, out_channels=out_channels)
