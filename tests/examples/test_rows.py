@@ -42,6 +42,13 @@ def test_another_backbone_gets_none_of_the_arguments_of_the_run(config):
     assert row.configure(config).network.backbone_arguments == {}
 
 
+def test_small_presets_get_small_networks_and_the_paper_its_own(config):
+    row = read_rows()[0]["hemis"]
+    assert row.configure(config).network.backbone_arguments == {"channels": [4, 8, 16, 32]}
+    paper = parse_config(["--preset", "paper"])
+    assert row.configure(paper).network.backbone_arguments == {}
+
+
 def test_a_synthesised_modality_is_segmented_by_the_network_of_the_run(config):
     network = read_rows()[0]["synthesised"].configure(config).network
     assert network.backbone == "synthesis"

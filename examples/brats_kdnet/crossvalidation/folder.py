@@ -271,16 +271,17 @@ def _used(plan: Plan) -> set[str]:
     return {name for fold in plan.folds for part in parts for name in getattr(fold.split, part)}
 
 
-def _definitions(root: Path, rows: Sequence[Row]) -> dict[str, Any]:
+def _definitions(root: Path, rows: Sequence[Row]) -> dict[str, Row]:
     """Rows that the folder knows; refuse one that has changed."""
-    known = read_summary(root).get("definitions", {})
-    changed = [row.name for row in rows if known.get(row.name, _plain(row)) != _plain(row)]
+    # Read as rows, so that what rows could not say then has its present default.
+    known = {name: Row(**row) for name, row in read_summary(root).get("definitions", {}).items()}
+    changed = [row.name for row in rows if _plain(known.get(row.name, row)) != _plain(row)]
     if changed:
         raise UserError(
             f"--out: {root} holds other rows under the names {', '.join(changed)}. Give them "
             "other names, or choose another --out."
         )
-    return dict(known)
+    return known
 
 
 def read_summary(root: Path) -> dict[str, Any]:

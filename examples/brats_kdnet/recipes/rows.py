@@ -16,6 +16,7 @@ Role = Literal["student", "teacher"]
 
 RECIPES = ("supervised", "distilled", "missing_modality", "synthesised", "shared")
 _BUILT_IN = Path(__file__).with_name("rows.yaml")
+_SMALL_PRESETS = ("demo", "cpu")
 # Names become folders.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
 # What else a row may change would make it another experiment: subjects, grid, seed. The network of
@@ -43,6 +44,7 @@ class Row:
         teacher: Row whose trained network is frozen and imitated; None without one.
         label: How tables call it.
         options: Options of the configuration that differ from those of the run.
+        small: Arguments of its backbone under the presets demo and cpu, whose networks are small.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Row:
     teacher: str | None = None
     label: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    small: dict[str, Any] = field(default_factory=dict)
 
     def configure(self, config: Config) -> Config:
         """Return the configuration that this row is trained with.
@@ -67,6 +70,8 @@ class Row:
         """
         chosen, (shared, own) = dict(self.options), config.network.of(self.role)
         arguments = chosen.get("backbone_arguments", {})
+        if config.run.preset in _SMALL_PRESETS:
+            arguments = self.small | arguments
         if chosen.get("backbone", shared) == shared:
             arguments = own | arguments
         if self.recipe == "synthesised":
