@@ -13,12 +13,15 @@ from rich.console import Console
 from config import Program, parse_for
 from crossvalidation.folder import open_plan
 from crossvalidation.plan import CrossvalOptions, Plan
-from crossvalidation.results import show_results
+from crossvalidation.results import collect_lesions, show_results
 from crossvalidation.schedule import Pool, command_of, number_of_jobs, run_here
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
 from errors import UserError
+from evaluation.lesions import load_panoptica
+from experiment import read_subjects
 from privdistill import PrivDistillError
+from run_folder import RunFolder
 from training.interruption import TrainingStoppedError
 
 _DESCRIPTION = """\
@@ -59,6 +62,8 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
         TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
     """
     config, options = parse_for(CROSSVAL, arguments)
+    if options.lesions:
+        load_panoptica()
     plan = open_plan(config, options, console)
     if options.show is not None:
         show_plan(plan, options.show, console)
@@ -68,6 +73,10 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
         return 0
     failed = train_all(plan, options, arguments, console)
     show_results(plan, console)
+    if options.lesions:
+        description, subjects = read_subjects(plan.config, RunFolder(plan.root), console)
+        path = collect_lesions(plan, subjects, description)
+        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
     for name, reason in failed.items():
         console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
     return 1 if failed else 0

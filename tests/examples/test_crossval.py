@@ -1,3 +1,5 @@
+import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -101,6 +103,38 @@ def test_tables_and_report_are_written_with_the_protocol(finished):
     assert "71.67 ± 1.22" in text
     assert "not run" in text
     assert (finished / "report.html").is_file()
+
+
+def test_what_a_reviewer_asks_of_the_data_is_kept(finished):
+    facts = json.loads((finished / "crossval.json").read_text())
+    assert facts["grades"] == {"not stated": 6}
+    digest = hashlib.sha256((finished / "folds.json").read_bytes()).hexdigest()
+    assert facts["folds_sha256"] == digest
+    assert digest in (finished / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("panoptica") is not None, reason="it is installed")
+def test_lesions_without_panoptica_are_refused_before_anything_is_trained(
+    arguments, tmp_path, capsys
+):
+    message = failure(capsys, [*arguments, "--lesions", "true"], tmp_path / "new")
+    assert "pip install --no-deps 'panoptica" in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_lesions_of_all_label_maps_are_written(finished, arguments, monkeypatch):
+    seen = []
+
+    def score(folder, subjects, description, *, role, **place):
+        seen.append((role, len(list(subjects)), place["fold"]))
+        assert len(list(folder.glob("*_seg.nii.gz"))) == 3
+        return []
+
+    monkeypatch.setattr("crossval.load_panoptica", lambda: None)
+    monkeypatch.setattr("crossvalidation.results.score_folder", score)
+    assert crossval.main([*arguments, "--lesions", "true", "--out", str(finished)]) == 0
+    assert sorted(seen) == [(r, 3, f) for r in ("baseline", "kdnet", "teacher") for f in (0, 1)]
+    assert (finished / "lesions.csv").is_file()
 
 
 def test_a_second_start_trains_nothing_again(finished, arguments, capsys, monkeypatch):

@@ -1,6 +1,8 @@
 """The folder of a cross-validation: opened once, prepared for all units, and checked ever after."""
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -59,7 +61,7 @@ def open_plan(config: Config, options: CrossvalOptions, console: Console) -> Pla
     run = RunFolder(root)
     run.holds(config)
     known = _definitions(root, rows)
-    rehearse_rows(config, [row for row in rows if row.name not in known])
+    rehearse_rows(config, [row for row in rows if row.name not in known], console)
     root.mkdir(parents=True, exist_ok=True)
     with waiting_for(root / ".lock", "the folder is being prepared", console):
         run.holds(config)
@@ -96,18 +98,20 @@ def waiting_for(path: Path, reason: str, console: Console) -> Iterator[None]:
         lock.release()
 
 
-def rehearse_rows(config: Config, rows: Sequence[Row]) -> None:
+def rehearse_rows(config: Config, rows: Sequence[Row], console: Console) -> None:
     """Put the networks of every row together once, before anything is written or trained.
 
     Args:
         config: What the rows share.
         rows: With the teachers they need.
+        console: Where each one is announced, as large networks take seconds.
 
     Raises:
         UserError: If a row's network or recipe does not fit.
     """
     by_name = {row.name: row for row in rows}
     for row in rows:
+        console.print(f"Trying {row.name}", highlight=False)
         own = row.configure(config)
         teacher = None
         if row.teacher is not None:
@@ -263,7 +267,9 @@ def _complete(
     everyone = Split(tuple(sorted(_used(plan))), (), ())
     for own in stacks.values():
         prepare_parts(own, description, subjects, everyone, console)
-    write_text(plan.root / "crossval.json", json.dumps(_summary(plan, description), indent=2))
+    write_text(
+        plan.root / "crossval.json", json.dumps(_summary(plan, description, subjects), indent=2)
+    )
 
 
 def _used(plan: Plan) -> set[str]:
@@ -298,7 +304,7 @@ def _plain(row: Row) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(row))))
 
 
-def _summary(plan: Plan, description: Description) -> dict[str, Any]:
+def _summary(plan: Plan, description: Description, subjects: Sequence[Subject]) -> dict[str, Any]:
     before = read_summary(plan.root)
     names = dict.fromkeys((*before.get("rows", []), *(row.name for row in plan.rows)))
     seeds = sorted({*before.get("seeds", []), *plan.seeds})
@@ -311,6 +317,8 @@ def _summary(plan: Plan, description: Description) -> dict[str, Any]:
         "dataset": description.name,
         "phantom": description.phantom,
         "protocol": _protocol(plan, description, seeds),
+        "grades": dict(Counter(subject.grade or "not stated" for subject in subjects)),
+        "folds_sha256": hashlib.sha256((plan.root / "folds.json").read_bytes()).hexdigest(),
     }
 
 

@@ -27,6 +27,7 @@ class CrossvalOptions:
             if none is given; that one also deals the folds.
         sweep: "modalities" repeats every row of the student for each single modality.
         subsets: Score networks that take any subset of modalities on all subsets, too.
+        lesions: Score single lesions too, into lesions.csv; needs panoptica and the label maps.
         jobs: Units trained at a time: a number, or "auto": one for each GPU; on a CPU one for
             every processor, up to 4, each with its share of threads.
         unit: Train this unit alone, by its name (fold0-seed0/kdnet) or number, and stop; for
@@ -42,6 +43,7 @@ class CrossvalOptions:
     seeds: tuple[int, ...] = ()
     sweep: Literal["none", "modalities"] = "none"
     subsets: bool = True
+    lesions: bool = False
     jobs: int | Literal["auto"] = "auto"
     unit: str | None = None
     show: Literal["units", "status"] | None = None

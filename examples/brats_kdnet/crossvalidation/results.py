@@ -1,21 +1,25 @@
 """What all units reached together: one file of scores, the tables, the report."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from crossvalidation.folder import read_summary
 from crossvalidation.plan import Plan
-from evaluation.cost import cost, cost_table
+from data.description import Description
+from data.layouts import Subject
+from data.splits import Split
+from evaluation.lesions import LesionScore, score_folder, write_lesions
 from evaluation.paper_tables import paired_table
 from evaluation.results_table import results_table
 from evaluation.scoring import Score, read_scores, write_scores
 from evaluation.text_table import TextTable
 from report import write_report
 from reports.comparison import paper_tables, subset_tables
+from reports.costs import costs
 from reports.crossval_folder import CrossvalFolder
 from run_folder import RunFolder, write_text
-from training.checkpoint import load_model
 
 
 def collect(plan: Plan) -> list[Score]:
@@ -35,6 +39,38 @@ def collect(plan: Plan) -> list[Score]:
     if subsets:
         write_scores(plan.root / "subsets.csv", subsets)
     return scores
+
+
+def collect_lesions(plan: Plan, subjects: Sequence[Subject], description: Description) -> Path:
+    """Score the single lesions of all label maps that were kept.
+
+    Args:
+        plan: Knows the folder.
+        subjects: All subjects of the data set.
+        description: The data set.
+
+    Returns:
+        The file written, lesions.csv.
+
+    Raises:
+        UserError: If no label maps were kept, or panoptica is not installed.
+    """
+    files = {subject.name: subject for subject in subjects}
+    lesions: list[LesionScore] = []
+    for run in finished(plan):
+        first = read_scores(run.part_scores)[0]
+        lesions += score_folder(
+            run.predictions(run.part),
+            [files[name] for name in Split.read(run.cases).test],
+            description,
+            role=run.part,
+            modalities=first.modalities,
+            fold=first.fold,
+            seed=first.seed,
+        )
+    path = plan.root / "lesions.csv"
+    write_lesions(path, lesions)
+    return path
 
 
 def finished(plan: Plan) -> list[RunFolder]:
@@ -71,7 +107,7 @@ def show_results(plan: Plan, console: Console) -> None:
     for table in (*(papers[0] if papers else ()), *gained):
         console.print(table.rich())
     written = [table for part in papers for table in part]
-    written += [*gained, *further_tables(plan, folder, scores)]
+    written += [*gained, *further_tables(folder, scores)]
     heading = f"# {folder.facts['protocol']}\n\n"
     text = heading + "\n".join(table.markdown() for table in written)
     write_text(plan.root / "tables.md", text)
@@ -99,13 +135,10 @@ def gain_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[Tex
             yield paired_table(scores, baseline, roles=rows).text()
 
 
-def further_tables(
-    plan: Plan, folder: CrossvalFolder, scores: Sequence[Score]
-) -> Iterator[TextTable]:
+def further_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[TextTable]:
     """All results in both spaces, subsets of modalities, and costs.
 
     Args:
-        plan: Knows the units.
         folder: Knows labels and subsets.
         scores: Of all rows.
 
@@ -121,22 +154,4 @@ def further_tables(
     subsets = folder.subset_scores()
     if subsets:
         yield from subset_tables(subsets, folder.modalities)
-    yield costs(plan)
-
-
-def costs(plan: Plan) -> TextTable:
-    """Parameters, operations and seconds of every row, on the first fold that is done.
-
-    Args:
-        plan: Knows the units.
-    """
-    found = {}
-    for run in finished(plan):
-        if run.part in found:
-            continue
-        network, metadata = load_model(run.model(run.part))
-        shape = (1, metadata.in_channels, *metadata.input_size)
-        history = run.role(run.part) / "history.csv"
-        cases = len(plan.folds[0].split.train)
-        found[run.part] = cost(run.part, network, shape, history, cases)
-    return cost_table(list(found.values()))
+    yield costs(folder)

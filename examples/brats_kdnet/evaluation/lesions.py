@@ -211,7 +211,7 @@ class _Matched:
 def _matched(
     predicted: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: tuple[float, ...]
 ) -> _Matched:
-    panoptica = _panoptica()
+    panoptica = load_panoptica()
     if not (predicted.any() or reference.any()):
         return _Matched(0, 0, 0, dice=0.0, hd95=0.0)
     results = _evaluator().evaluate(
@@ -230,7 +230,7 @@ def _matched(
 
 @lru_cache(maxsize=1)
 def _evaluator() -> Any:
-    panoptica = _panoptica()
+    panoptica = load_panoptica()
     edges = importlib.import_module("panoptica.utils.edge_case_handling")
     metrics = [panoptica.Metric.DSC, panoptica.Metric.HD95]
     # What to say where nothing is matched is decided by the caller, from the counts.
@@ -246,7 +246,12 @@ def _evaluator() -> Any:
     )
 
 
-def _panoptica() -> Any:
+def load_panoptica() -> Any:
+    """Import panoptica.
+
+    Raises:
+        UserError: If that is not possible, with what to install.
+    """
     try:
         panoptica = importlib.import_module("panoptica")
     except ImportError as error:

@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.scoring import Score
 from evaluation.tables import Gain, gains
 from reports.comparison import other_tables, paper_tables, subset_tables
+from reports.costs import costs
 from reports.crossval_folder import CrossvalFolder
 from reports.grids import Grid, chapters, gain_grid
 from reports.page import duration, flat, read_mapping, write_page
@@ -65,6 +66,9 @@ def _content(folder: CrossvalFolder) -> dict[str, Any]:
         "subset_tables": subset_tables(folder.subset_scores(), folder.modalities),
         "rows": [(row, folder.label(row), _trained(folder, row)) for row in folder.rows],
         "runs": _held_out(scores),
+        "costs": costs(folder),
+        "grades": ", ".join(f"{n} {grade}" for grade, n in facts.get("grades", {}).items()),
+        "digest": facts.get("folds_sha256", ""),
         "config": folder.config,
         "environment": flat(read_mapping(folder.root / "environment.json")),
     }
