@@ -3,7 +3,8 @@ import torch
 
 from config import ObjectiveConfig
 from errors import UserError
-from models import KDNet, SynthesisNetwork
+from models import KDNet
+from models.synthesis import SynthesisNetwork
 from privdistill import DistillationWrapper
 from recipes.lesson import Setting
 from recipes.synthesis import privileged_modalities, synthesise_then_segment

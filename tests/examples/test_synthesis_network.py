@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from errors import UserError
-from models import MultiResUNet, SynthesisNetwork, build_network
+from models import MultiResUNet, build_network
+from models.synthesis import SynthesisNetwork
 
 SMALL = {"channels": [4, 8]}
 

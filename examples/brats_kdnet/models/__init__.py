@@ -12,7 +12,6 @@ from models.gated_fusion import GatedFusionNet
 from models.hemis import HeMIS
 from models.kdnet import KDNet
 from models.multiresunet import MultiResUNet
-from models.synthesis import SynthesisNetwork
 from models.timm_unet import TimmUNet
 from models.uhved import UHVED
 
@@ -22,7 +21,6 @@ __all__ = [
     "HeMIS",
     "KDNet",
     "MultiResUNet",
-    "SynthesisNetwork",
     "TimmUNet",
     "build_network",
     "check_axes",
@@ -32,14 +30,15 @@ __all__ = [
 # KD-Net's network is No New-Net's: widths, two convolutions with instance norm and leaky ReLU of
 # slope 0.01 at each resolution, trilinear upsampling, halved channels before it (Isensee et al.
 # 2018). What differs is how they are trained: No New-Net on regions, which is --activation sigmoid.
-_BUILT_IN: dict[str, type[nn.Module]] = {
+_BUILT_IN: dict[str, type[nn.Module] | str] = {
     "kdnet": KDNet,
     "multiresunet": MultiResUNet,
     "no_new_net": KDNet,
     "hemis": HeMIS,
     "uhved": UHVED,
     "gated_fusion": GatedFusionNet,
-    "synthesis": SynthesisNetwork,
+    # By its path, since it is built of the networks here.
+    "synthesis": "models.synthesis.SynthesisNetwork",
     "timm_unet": TimmUNet,
 }
 
@@ -147,9 +146,10 @@ def check_axes(name: str, network: nn.Module, axes: int) -> None:
 
 
 def _find_class(name: str) -> type[nn.Module]:
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
-    module_name, _, class_name = name.rpartition(".")
+    known = _BUILT_IN.get(name, name)
+    if not isinstance(known, str):
+        return known
+    module_name, _, class_name = known.rpartition(".")
     if not module_name:
         raise UserError(
             f"Unknown network {name!r}: expected one of {', '.join(_BUILT_IN)}, or the import "

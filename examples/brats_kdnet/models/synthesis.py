@@ -6,8 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-# The package itself, since it imports this module before it can build any network.
-import models
+from models import build_network, in_two_dimensions
 
 
 class SynthesisNetwork(nn.Module):
@@ -97,5 +96,5 @@ def _build(
     """Build one of the two networks for the number of axes."""
     given = arguments or {}
     if spatial_dims == 2:
-        given = models.in_two_dimensions(name, given)
-    return models.build_network(name, given, in_channels=in_channels, out_channels=out_channels)
+        given = in_two_dimensions(name, given)
+    return build_network(name, given, in_channels=in_channels, out_channels=out_channels)

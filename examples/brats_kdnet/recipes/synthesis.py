@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from errors import UserError
-from models import SynthesisNetwork
+from models.synthesis import SynthesisNetwork
 from privdistill import PrivilegedInput, Tap
 from recipes.distillation import ground_truth
 from recipes.lesson import Lesson, Setting
