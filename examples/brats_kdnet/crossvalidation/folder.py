@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def open_plan(config: Config, options: CrossvalOptions, console: Console) -> Pla
     run = RunFolder(root)
     run.holds(config)
     known = _definitions(root, rows)
-    rehearse_rows(config, [row for row in rows if row.name not in known], console)
+    rehearse_rows(config, rows, console, known=known)
     root.mkdir(parents=True, exist_ok=True)
     with waiting_for(root / ".lock", "the folder is being prepared", console):
         run.holds(config)
@@ -98,26 +98,29 @@ def waiting_for(path: Path, reason: str, console: Console) -> Iterator[None]:
         lock.release()
 
 
-def rehearse_rows(config: Config, rows: Sequence[Row], console: Console) -> None:
+def rehearse_rows(
+    config: Config, rows: Sequence[Row], console: Console, *, known: Container[str] = ()
+) -> None:
     """Put the networks of every row together once, before anything is written or trained.
 
     Args:
         config: What the rows share.
         rows: With the teachers they need.
         console: Where each one is announced, as large networks take seconds.
+        known: Names of rows that an earlier start has tried.
 
     Raises:
         UserError: If a row's network or recipe does not fit.
     """
     by_name = {row.name: row for row in rows}
-    for row in rows:
+    for row in (row for row in rows if row.name not in known):
         console.print(f"Trying {row.name}", highlight=False)
         own = row.configure(config)
         teacher = None
         if row.teacher is not None:
-            taught_by = by_name.get(row.teacher) or read_rows()[0][row.teacher]
-            other = taught_by.configure(config)
-            teacher = describe_network(taught_by.role, other, find_description(other))
+            other = by_name[row.teacher].configure(config)
+            role = by_name[row.teacher].role
+            teacher = describe_network(role, other, find_description(other))
         try:
             rehearse(own, row, teacher)
         except (UserError, PrivDistillError) as error:

@@ -128,7 +128,8 @@ class View:
             return "\N{MIDDLE DOT}"
         with history.open(encoding="utf-8") as stream:
             epochs = sum(1 for _ in csv.DictReader(stream))
-        return f"{epochs}/{unit.row.configure(self.plan.config).training.epochs}"
+        wanted = unit.row.options.get("epochs", self.plan.config.training.epochs)
+        return f"{epochs}/{wanted}"
 
     def _mean_dice(self, unit: Unit) -> float:
         if unit.name not in self._dice:
