@@ -11,7 +11,8 @@ from torch import Tensor, distributed, nn
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.taps.names import uncompiled
 
-_CLAIM = "_privdistill_claim"
+# Where a held teacher keeps its claim; a copy of one keeps None there.
+CLAIM = "_privdistill_claim"
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,10 @@ class FrozenTeacher(Holder):
         super().__init__(module, moves=moves)
         # Compiled or not, it is one network with one claim.
         inner = uncompiled(module)
-        claim = inner.__dict__.get(_CLAIM) or _Claim(module)
+        claim = inner.__dict__.get(CLAIM) or _Claim(module)
         claim.holders += 1
         # Kept in the instance dictionary: as a module attribute it would enter named_modules().
-        inner.__dict__[_CLAIM] = claim
+        inner.__dict__[CLAIM] = claim
         self._parts = list(module.modules())
         module.eval().requires_grad_(False)
 
@@ -226,13 +227,13 @@ class FrozenTeacher(Holder):
     def release(self) -> None:
         """Give up the claim; the last one to do so restores modes and gradient flags."""
         inner = uncompiled(self.module)
-        claim = inner.__dict__.get(_CLAIM)
+        claim = inner.__dict__.get(CLAIM)
         if not self.holding or claim is None:
             return
         self.holding = False
         claim.holders -= 1
         if claim.holders == 0:
-            del inner.__dict__[_CLAIM]
+            del inner.__dict__[CLAIM]
             claim.restore()
 
 

@@ -299,6 +299,62 @@ def test_another_selector_in_mid_run_is_asked_anew():
     assert torch.equal(kd(image, key=["a", "b"]).teacher, 3 * before)
 
 
+def normed():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+
+
+# From a wrapper and a folder: another wrapper with the same teacher, in other hands or as it was
+# before it was frozen.
+ALIKE = {
+    "the same object": lambda kd, folder: wrap(kd.teacher, TeacherCache(folder)),
+    "a copied teacher": lambda kd, folder: wrap(copy.deepcopy(kd.teacher), TeacherCache(folder)),
+    "a copied wrapper": lambda kd, _folder: copy.deepcopy(kd),
+    "a pickled wrapper": lambda kd, _folder: pickle.loads(pickle.dumps(kd)),
+    "eval mode": lambda _kd, folder: wrap(normed().eval(), TeacherCache(folder)),
+    "no gradients": lambda _kd, folder: wrap(normed().requires_grad_(False), TeacherCache(folder)),
+}
+
+
+@pytest.mark.parametrize("other", ALIKE)
+def test_one_teacher_has_one_set_of_entries(other, tmp_path):
+    image = torch.rand(2, 1, 4, 4)
+    first = wrap(normed(), TeacherCache(tmp_path))
+    first(image, key=["a", "b"])
+    again = ALIKE[other](first, tmp_path)
+    misses = again.cache.statistics.misses
+    assert torch.equal(again(image, key=["a", "b"]).teacher, first(image).teacher)
+    assert again.cache.statistics.misses == misses
+    assert len(list(tmp_path.iterdir())) == 1
+    # Another wrapper that came or went changes nothing for the first.
+    first(image, key=["a", "b"])
+    again.close()
+    first(image, key=["a", "b"])
+    assert first.cache.statistics.misses == 2
+
+
+def reweighted(teacher):
+    teacher[0].weight.data.mul_(2)
+
+
+def renamed(teacher):
+    teacher.note = "an option"
+
+
+def hooked(teacher):
+    teacher[0].register_forward_hook(lambda _layer, _inputs, output: 2 * output)
+
+
+@pytest.mark.parametrize("change", [reweighted, renamed, hooked])
+def test_another_teacher_has_entries_of_its_own(change, tmp_path):
+    other, image = normed(), torch.rand(2, 1, 4, 4)
+    change(other)
+    for teacher in (normed(), other):
+        kd = wrap(teacher, TeacherCache(tmp_path))
+        kd(image, key=["a", "b"])
+        assert kd.cache.statistics.misses == 2
+
+
 # Where the graph breaks, the compiler looks at tensors that are no leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.cache.entries import on_bytes
+from privdistill.teachers import CLAIM
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-# What torch keeps in every module and what does not change an output of a frozen one.
-_OF_TORCH = frozenset(vars(nn.Module()))
+# What torch keeps in every module, and the wrapper in a teacher: neither changes an output of a
+# frozen one, while modes and gradient flags from before, kept there, differ from run to run.
+_NO_OPTION = frozenset(vars(nn.Module())) | {CLAIM}
 
 
 class Fingerprint:
@@ -58,7 +60,7 @@ class Fingerprint:
 
 def _layer(module: nn.Module) -> str:
     """A layer without its weights: its class as it is written, its options, hooks of others."""
-    own = {name: written(value) for name, value in vars(module).items() if name not in _OF_TORCH}
+    own = {name: written(value) for name, value in vars(module).items() if name not in _NO_OPTION}
     hooks = [
         written(hook)
         for table in (module._forward_pre_hooks, module._forward_hooks)  # noqa: SLF001
