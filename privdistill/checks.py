@@ -339,12 +339,23 @@ def check_gathered(wrapper: nn.Module) -> None:
         wrapper: The wrapper.
 
     Raises:
-        LifecycleError: If it is sharded by FSDP, which was not told of `predict`.
+        LifecycleError: If it is sharded by FSDP, which was not told of `predict`, and its weights
+            are not gathered now.
     """
     # Registering a method replaces it on the instance.
-    if sharded(wrapper) and "predict" not in vars(wrapper):
-        raise LifecycleError(
-            "The wrapper is sharded by FSDP, which gathers weights for forward() alone. Call "
-            "torch.distributed.fsdp.register_fsdp_forward_method(kd, 'predict') right after "
-            "fully_shard(kd)."
-        )
+    if not sharded(wrapper) or "predict" in vars(wrapper) or _whole(wrapper):
+        return
+    raise LifecycleError(
+        "The wrapper is sharded by FSDP, which gathers weights for forward() alone. Call "
+        "torch.distributed.fsdp.register_fsdp_forward_method(kd, 'predict') right after "
+        "fully_shard(kd). Where processes predict at their own pace, shard the wrapper as one unit "
+        "and predict between kd.unshard() and kd.reshard()."
+    )
+
+
+def _whole(wrapper: nn.Module) -> bool:
+    """Whether a sharded wrapper is one unit, of which this process has all weights now."""
+    # Layers sharded on their own gather in their forward, for which FSDP must know the outermost.
+    apart = any(sharded(part) for part in wrapper.modules() if part is not wrapper)
+    # FSDP swaps the parameters: gathered they are plain tensors, else DTensors.
+    return not apart and not any(hasattr(p, "full_tensor") for p in wrapper.parameters())

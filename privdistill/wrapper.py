@@ -576,7 +576,8 @@ class DistillationWrapper(nn.Module):
         Raises:
             ModalityError: If the input carries other modalities.
             ShapeMismatchError: If the view is no image, or not like the example.
-            LifecycleError: If the wrapper is sharded and FSDP was not told of this method.
+            LifecycleError: If the wrapper is sharded, FSDP was not told of this method, and the
+                weights are not gathered now.
         """
         checks.check_gathered(self)
         view = self._view("student", image, present)

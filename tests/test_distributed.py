@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from privdistill import (
@@ -17,6 +17,7 @@ from privdistill import (
     FeatureL2,
     GroundTruth,
     LatentKL,
+    LifecycleError,
     MovingAverage,
     PairwiseSimilarity,
     PrivDistillError,
@@ -164,6 +165,22 @@ def predict(rank, *, registered):
     return "equal"
 
 
+def predict_gathered(rank, *, arrange):
+    kd = build("adapter")
+    expected = kd.predict(batch()[0])
+    arrange(kd)
+    for part in (kd, kd.student):
+        if isinstance(part, FSDPModule):
+            part.unshard()
+    # Each process at its own pace: the second one less often.
+    for _ in range(3 - 2 * rank):
+        assert torch.allclose(kd.predict(batch()[0]), expected)
+    kd.reshard()
+    with pytest.raises(LifecycleError, match=r"between kd.unshard\(\) and kd.reshard\(\)"):
+        kd.predict(batch()[0])
+    return "equal"
+
+
 def local_gradients(rank, kind, arrange):
     kd = build(kind)
     # kept until after the backward pass, whose hooks live as long as it does
@@ -186,6 +203,8 @@ ELSE = {
     },
     "prediction": partial(predict, registered=True),
     "prediction unregistered": partial(predict, registered=False),
+    "prediction gathered": partial(predict_gathered, arrange=fully_shard),
+    "prediction in several units": partial(predict_gathered, arrange=student_first),
     "sharded already": lambda rank: build("equal widths", fully_shard),
     "adapters beside a sharded student": lambda rank: step(student_alone(build("adapter")), rank),
     "adapters beside a student in ddp": lambda rank: step(
@@ -274,6 +293,13 @@ def test_a_sharded_wrapper_predicts_once_fsdp_knows_of_it(found):
     for rank in found:
         assert rank["prediction"] == "equal"
         assert "register_fsdp_forward_method(kd, 'predict')" in rank["prediction unregistered"]
+
+
+def test_a_sharded_wrapper_predicts_at_its_own_pace_while_its_weights_are_gathered(found):
+    for rank in found:
+        assert rank["prediction gathered"] == "equal"
+        # Layers with units of their own would gather in their forward.
+        assert "LifecycleError: The wrapper is sharded" in rank["prediction in several units"]
 
 
 def test_promise_12_a_student_that_is_sharded_already_is_refused(found):

@@ -1,6 +1,7 @@
 """The application's loop in two gloo processes against one process on the joined batch.
 
-With five validation subjects the first process has two batches of them, the second one.
+With five validation subjects the first process has two batches of them, the second one; of three
+whole volumes, which have windows of their own number, the first has two.
 """
 
 import os
@@ -64,7 +65,16 @@ class Net(nn.Module):
         return self.head(self.bottleneck(self.stem(x)))
 
 
-def task(folder, batch_size):
+def volumes():
+    """Three whole subjects, of other sizes than the patches."""
+    generator = torch.Generator().manual_seed(4)
+    sizes = [(8, 8, 8), (8, 16, 8), (8, 8, 12)]
+    images = [torch.randn(4, *size, generator=generator) for size in sizes]
+    labels = [torch.randint(0, 4, (1, *size), generator=generator).byte() for size in sizes]
+    return [{"image": i, "label": t, "name": ""} for i, t in zip(images, labels, strict=True)]
+
+
+def task(folder, batch_size, whole):
     metadata = ModelMetadata(
         role="student",
         backbone="kdnet",
@@ -75,7 +85,8 @@ def task(folder, batch_size):
         activation="softmax",
         description=DESCRIPTION,
         crop=None,
-        grid=GRID,
+        grid=None if whole else GRID,
+        patch=GRID if whole else None,
     )
     settings = TrainingConfig(
         epochs=3, batch_size=batch_size, learning_rate=0.01, schedule="onecycle", gradient_clip=1.0
@@ -87,12 +98,13 @@ def task(folder, batch_size):
         scalars=folder / "tensorboard",
         memory_format="contiguous",
         console=Console(quiet=True),
+        volumes=whole,
     )
 
 
-def distil(fabric, folder, samples):
+def distil(fabric, folder, samples, whole=None):
     """The student of the paper, four subjects in a step over all processes."""
-    work = task(folder, 4 // fabric.world_size)
+    work = task(folder, 4 // fabric.world_size, whole)
     loaders = [
         build_loader(
             dataset,
@@ -125,6 +137,7 @@ def work(rank, folder, port, strategy):
     options = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
     fabric = launch(Config(training=TrainingConfig(**options)), "32-true")
     distil(fabric, Path(folder) / "two", Samples(8))
+    distil(fabric, Path(folder) / "patches", Samples(8), volumes())
     for number in (signal.SIGTERM, signal.SIGUSR1):
         part = Path(folder) / number.name
         # Only the second process is asked to stop, in the second of its epochs of two steps.
@@ -161,13 +174,15 @@ def assert_same_weights(one, other, **tolerance):
         torch.testing.assert_close(weights[name], value, **tolerance)
 
 
-def test_two_processes_have_the_losses_of_one_on_the_joined_batch(folder, tmp_path):
-    distil(Fabric(accelerator="cpu", devices=1), tmp_path, Samples(8))
+@pytest.mark.parametrize(("kind", "whole"), [("two", None), ("patches", volumes())])
+def test_two_processes_have_the_losses_of_one_on_the_joined_batch(folder, tmp_path, kind, whole):
+    distil(Fabric(accelerator="cpu", devices=1), tmp_path, Samples(8), whole)
     assert len(history(tmp_path)) == 3
-    for one, two in zip(history(tmp_path), history(folder / "two"), strict=True):
+    for one, two in zip(history(tmp_path), history(folder / kind), strict=True):
+        assert two["validation_dice"] > 0
         for name in one.keys() - {"seconds"}:
             assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-6), name
-    assert_same_weights(tmp_path, folder / "two", atol=1e-5, rtol=1e-5)
+    assert_same_weights(tmp_path, folder / kind, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

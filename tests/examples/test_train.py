@@ -283,6 +283,20 @@ def test_two_processes_train_together_however_started(run, arguments, tmp_path, 
     assert read_history(out / "student" / "history.csv")[0]["step"] == steps
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [("--patch", "16,16,16", "--grid", "null"), ("--slices", "axial")])
+def test_sharded_networks_are_validated_on_whole_volumes(subjects, tmp_path, part):
+    out = tmp_path / "run"
+    # Of the one validation subject the second process has none.
+    flags = ["--accelerator", "cpu", "--devices", "2", "--strategy", "fsdp", "--batch_size", "2"]
+    flags += ["--data-root", str(subjects), "--preset", "demo", "--out", str(out), *SMALL, *part]
+    command = [sys.executable, *TORCHRUN, str(SCRIPT), *flags, "--epochs", "1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    assert len(json.loads((out / "cases.json").read_text())["validation"]) == 1
+    for role in ROLES:
+        assert "validation_dice" in read_history(out / role / "history.csv")[0]
+
+
 def test_a_run_is_not_scored_on_other_subjects_than_it_began_with(run, arguments, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run.root, copy)
