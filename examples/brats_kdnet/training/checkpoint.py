@@ -41,7 +41,8 @@ class ModelMetadata:
         epoch: Epoch of these weights, from 1.
         phantom: Whether it was trained on phantoms.
         orientation: Axis codes of the training images, such as "LPS".
-        seen_cases: Subjects that trained or selected it; they must not test it.
+        seen_cases: Subjects that trained or selected it, or any network that taught it; they must
+            not test it.
         patch: Windows that it sees of a subject without a grid, voxels; None if it sees the grid.
         slices: Plane of the slices that it sees of the grid; None if it is three-dimensional.
         created_with: Versions of the packages.
