@@ -35,7 +35,7 @@ from data.targets import number_of_outputs
 from data.volumes import read_geometry
 from errors import UserError
 from models import build_network, check_axes, in_two_dimensions
-from phantoms import generate_phantoms
+from phantoms import generate_phantoms, phantom_names
 from privdistill import TeacherCache
 from recipes.lesson import Setting
 from run_folder import RunFolder
@@ -279,6 +279,27 @@ def find_description(config: Config) -> Description:
     for role in ("teacher", "student"):
         check_view(role, data, description)
     return description
+
+
+def find_split(config: Config) -> Split:
+    """Say which subjects will train, validate and test, without reading or writing any image.
+
+    Args:
+        config: Names the data set and the fold.
+
+    Returns:
+        The split.
+
+    Raises:
+        UserError: If nothing is found, or the split does not fit.
+    """
+    data = config.data
+    if data.data_root is None:
+        # Phantoms may not be there yet; they have no grade.
+        subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
+    else:
+        _, subjects = find_subjects(data.data_root, own_description(data))
+    return split_of(config, subjects)
 
 
 def refuse_wrong_gradients(config: Config) -> None:

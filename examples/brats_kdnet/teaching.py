@@ -9,6 +9,7 @@ from torch import nn
 
 from config import Config
 from data.sampling import cache_remark, moves
+from data.splits import Split
 from errors import UserError
 from experiment import (
     Experiment,
@@ -216,7 +217,7 @@ def load_trained(experiment: Experiment, path: Path) -> nn.Module:
         UserError: If it has seen a held-out subject.
     """
     network, metadata = load_model(path)
-    check_unseen(experiment, path, metadata)
+    check_unseen(path, metadata, experiment.split)
     return network
 
 
@@ -235,7 +236,7 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
     """
     network, metadata = load_model(path)
     check_compatible(path, metadata, experiment.metadata("teacher", "teacher"))
-    check_unseen(experiment, path, metadata)
+    check_unseen(path, metadata, experiment.split)
     if experiment.fabric.is_global_zero:
         # Whatever its own run called it, it is this run's teacher.
         save_model(experiment.run.model("teacher"), network, replace(metadata, role="teacher"))
@@ -245,18 +246,18 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
     return network
 
 
-def check_unseen(experiment: Experiment, path: Path, metadata: ModelMetadata) -> None:
+def check_unseen(path: Path, metadata: ModelMetadata, split: Split) -> None:
     """Refuse a network that has seen what it, or its student, will be tested on.
 
     Args:
-        experiment: Knows the held-out subjects.
         path: The model file, for the message.
         metadata: Knows what the network has seen.
+        split: Knows the held-out subjects.
 
     Raises:
         UserError: If both share a subject.
     """
-    leaked = sorted({*metadata.seen_cases} & {*experiment.split.test})
+    leaked = sorted({*metadata.seen_cases} & {*split.test})
     if leaked:
         raise UserError(
             f"{path} was trained on {len(leaked)} subjects of the held-out fold: "

@@ -310,12 +310,18 @@ def test_a_run_does_not_go_on_with_other_labels(run, arguments, tmp_path, capsys
     assert "the description of the data set has changed" in message
 
 
-def test_a_teacher_of_another_fold_is_refused(run, arguments, tmp_path, capsys):
-    teacher = str(run.model("teacher"))
-    flags = ["--out", str(tmp_path / "fold1"), "--fold", "1", "--teacher_model", teacher]
-    status, message = status_and_message(capsys, [*arguments, *flags])
+@pytest.mark.parametrize("made", ["found", "not made yet"])
+def test_a_teacher_of_another_fold_is_refused_before_anything_is_written(
+    run, arguments, tmp_path, capsys, made
+):
+    out, teacher = tmp_path / "fold1", str(run.model("teacher"))
+    flags = ["--out", str(out), "--fold", "1", "--teacher_model", teacher]
+    # Without --data-root the same six phantoms would be made by the run itself.
+    given = arguments if made == "found" else [*arguments[2:], "--phantoms", "6"]
+    status, message = status_and_message(capsys, [*given, *flags])
     assert status == 2
     assert "of the held-out fold" in message
+    assert not out.exists()
 
 
 def split_file(path, train, validation, test):
