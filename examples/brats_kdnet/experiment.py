@@ -38,6 +38,7 @@ from models import build_network, check_axes, in_two_dimensions
 from phantoms import generate_phantoms, phantom_names
 from privdistill import TeacherCache
 from recipes.lesson import Setting
+from recipes.synthesis import privileged_modalities
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata
 from training.performance import (
@@ -506,6 +507,8 @@ def describe_network(
     data, network = config.data, config.network
     view = view_of(role, data, description)
     backbone, arguments = network.of(role)
+    if backbone == "synthesis":
+        arguments = _synthesised(view, view_of("teacher", data, description)) | arguments
     if data.slices is not None:
         arguments = in_two_dimensions(backbone, arguments)
     return ModelMetadata(
@@ -526,6 +529,12 @@ def describe_network(
         resample=data.resample,
         phantom=description.phantom,
     )
+
+
+def _synthesised(view: tuple[str, ...], teacher_view: tuple[str, ...]) -> dict[str, int]:
+    """How many modalities a synthesis makes; where there are none, the recipe says so."""
+    more = {*teacher_view} - {*view}
+    return {"synthesised": len(privileged_modalities(view, teacher_view))} if more else {}
 
 
 def build(metadata: ModelMetadata) -> torch.nn.Module:
