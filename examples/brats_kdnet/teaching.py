@@ -131,7 +131,9 @@ def describe_row(experiment: Experiment, row: Row) -> ModelMetadata:
     Raises:
         UserError: If the file of the teacher cannot be read.
     """
-    metadata = experiment.metadata(row.role, row.name)
+    metadata = replace(
+        experiment.metadata(row.role, row.name), any_subset=row.recipe == "missing_modality"
+    )
     if row.teacher is None:
         return metadata
     taught = read_metadata(experiment.run.model(row.teacher)).seen_cases
