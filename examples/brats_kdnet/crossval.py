@@ -12,9 +12,10 @@ from rich.console import Console
 
 from config import Program, parse_for
 from crossvalidation.folder import open_plan
+from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import CrossvalOptions, Plan
 from crossvalidation.results import collect_lesions, show_results
-from crossvalidation.schedule import Pool, command_of, number_of_jobs, run_here
+from crossvalidation.schedule import Pool, command_of, run_here
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
 from errors import UserError

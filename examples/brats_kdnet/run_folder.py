@@ -52,6 +52,9 @@ def atomic(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
     try:
         yield partial
+        # Without this, a power failure can leave a complete name on an empty file.
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 import crossval
 from config import parse_for
 from crossvalidation.folder import open_plan
+from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import Plan
-from crossvalidation.schedule import number_of_jobs, run_here
+from crossvalidation.schedule import run_here
 from crossvalidation.view import View
 from errors import UserError
 from evaluation.scoring import read_scores
@@ -90,9 +91,7 @@ def test_no_network_has_seen_what_it_is_scored_on(finished):
 
 def test_tables_and_report_are_written_with_the_protocol(finished):
     text = (finished / "tables.md").read_text(encoding="utf-8")
-    assert text.startswith(
-        "# phantom (phantoms, not patients), 6 cases, 2 folds, 1 seed, grid 8x8x8"
-    )
+    assert text.startswith("# phantom (phantoms, not patients), 6 cases, 2 folds, seed 0")
     for title in (
         "Table 1, comparison, training grid",
         "Gain over baseline, Dice in points of 100, native space",
@@ -175,6 +174,58 @@ def test_a_network_that_has_seen_the_test_fold_is_refused(copy, arguments, capsy
     assert "subjects of the held-out fold" in output
 
 
+@pytest.mark.parametrize("text", ["", "role,case,region,space\n"])
+def test_a_score_file_that_lacks_cases_is_named(copy, arguments, capsys, text):
+    lost = copy / "fold0-seed0" / "baseline" / "scores.csv"
+    lost.write_text(text)
+    message = failure(capsys, arguments, copy)
+    assert str(lost) in message
+    assert "lacks 3 of the held-out subjects" in message
+
+
+@pytest.mark.parametrize("name", ["folds.json", "crossval.json"])
+def test_a_damaged_file_of_the_folder_is_named(copy, arguments, capsys, name):
+    (copy / name).write_text("{")
+    assert f"{name} is damaged" in failure(capsys, arguments, copy)
+
+
+def test_a_lost_model_file_leaves_the_tables(copy, arguments):
+    (copy / "fold0-seed0" / "kdnet" / "model.safetensors").write_bytes(b"cut")
+    assert crossval.main([*arguments, "--out", str(copy)]) == 0
+    text = (copy / "tables.md").read_text(encoding="utf-8")
+    assert "kdnet: " in text
+    assert "model.safetensors" in text
+
+
+def test_the_protocol_says_what_decides_the_numbers(finished):
+    protocol = json.loads((finished / "crossval.json").read_text())["protocol"]
+    assert protocol == (
+        "phantom (phantoms, not patients), 6 cases, 2 folds, seed 0, student sees t1ce, grid "
+        "8x8x8, kdnet (softmax), lambda 0.75, T 5, alpha 10, 1 epoch, 32-true, contiguous"
+    )
+
+
+def test_a_built_in_row_that_was_redefined_is_named_in_the_protocol(arguments, tmp_path):
+    rows = tmp_path / "rows.yaml"
+    rows.write_text("rows: {baseline: {label: mine}}")
+    out = tmp_path / "run"
+    more = ["--rows_file", str(rows), "--rows", "baseline", "--show", "units"]
+    assert crossval.main([*arguments, *more, "--out", str(out)]) == 0
+    protocol = json.loads((out / "crossval.json").read_text())["protocol"]
+    assert protocol.endswith("; rows that are not the built-in ones: baseline")
+
+
+def test_a_new_student_of_a_known_teacher_is_tried_with_it(arguments, tmp_path):
+    rows = tmp_path / "rows.yaml"
+    rows.write_text(
+        "rows:\n  coach: {role: teacher}\n  s1: {recipe: distilled, teacher: coach}\n"
+        "  s2: {recipe: distilled, teacher: coach}\n"
+    )
+    more = [*arguments, "--rows_file", str(rows), "--show", "units", "--out", str(tmp_path / "o")]
+    assert crossval.main([*more, "--rows", "s1"]) == 0
+    assert crossval.main([*more, "--rows", "s1,s2"]) == 0
+
+
 def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
     finished, arguments, tmp_path, capsys
 ):
@@ -192,6 +243,9 @@ def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
         (["--fold", "1"], "does not take --fold"),
         (["--devices", "2"], "does not take --devices"),
         (["--rows", "nobody"], "no row 'nobody'"),
+        (["--repeats", "0"], "--repeats is 0; expected 1 or more"),
+        (["--seeds", "1,1"], "--seeds names a seed twice"),
+        (["--jobs", "0"], "--jobs is 0"),
         (["--unit", "fold9-seed0/kdnet"], "there is no unit 'fold9-seed0/kdnet'"),
     ],
 )

@@ -92,3 +92,8 @@ def test_phantoms_are_found_in_the_cache(crossval, original):
     (crossval.root / "config.yaml").write_text("student_modalities: [t1ce]\n")
     assert crossval.cut_slices(crossval.scores()) == ""
     assert load_slices(crossval.slices)[1]
+
+
+def test_no_row_is_compared_with_a_baseline_of_another_kind(tmp_path):
+    folder = folder_of(tmp_path, "baseline", "kdnet_0skips", "teacher_0skips")
+    assert [folder.baseline_of(row) for row in folder.rows] == ["baseline", "", ""]

@@ -205,3 +205,10 @@ def test_surface_dice_is_left_empty_where_spacing_is_nominal():
     (row,) = summarise([score("student", "a", dice=0.4)])
     assert row.nsd.n == 0
     assert math.isnan(row.nsd.mean)
+
+
+def test_scores_against_other_references_are_not_paired():
+    one = score("baseline", "a", dice=0.5, reference=25)
+    other = score("student", "a", dice=0.0, reference=0)
+    with pytest.raises(UserError, match="the segmentation has changed in between"):
+        gains([one, other])

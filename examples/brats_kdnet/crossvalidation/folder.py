@@ -14,6 +14,7 @@ from rich.console import Console
 
 from config import Config
 from crossvalidation.folds import Fold, deal, load_folds, save_folds
+from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import CrossvalOptions, Plan
 from data.description import Description
 from data.layouts import Subject
@@ -58,6 +59,7 @@ def open_plan(config: Config, options: CrossvalOptions, console: Console) -> Pla
     root = config.run.out or Path("runs/crossval")
     config = replace(config, run=replace(config.run, out=root))
     _refuse(config)
+    _refuse_options(config, options)
     rows = _rows(config, options)
     run = RunFolder(root)
     run.holds(config)
@@ -160,6 +162,20 @@ def _refuse(config: Config) -> None:
             )
 
 
+def _refuse_options(config: Config, options: CrossvalOptions) -> None:
+    seeds = options.seeds
+    problems = {
+        f"--repeats is {options.repeats}; expected 1 or more": options.repeats < 1,
+        "--rows names no row": not options.rows,
+        f"--seeds names a seed twice: {', '.join(map(str, seeds))}": len({*seeds}) < len(seeds),
+        f"--seeds must be 0 or more, below 2^32: {seeds}": any(not 0 <= s < 2**32 for s in seeds),
+    }
+    number_of_jobs(options.jobs, config.training.accelerator)
+    for problem, found in problems.items():
+        if found:
+            raise UserError(f"{problem}.")
+
+
 def _rows(config: Config, options: CrossvalOptions) -> tuple[Row, ...]:
     rows = select_rows(options.rows, *read_rows(options.rows_file))
     if options.sweep == "modalities":
@@ -222,13 +238,13 @@ def _check_teacher(config: Config, folds: Sequence[Fold], description: Descripti
 
 def _check_held(plan: Plan, run: RunFolder, description: Description) -> None:
     """Refuse to go on with other folds or another description than the folder began with."""
-    before = json.loads((run.root / "folds.json").read_text(encoding="utf-8"))["folds"]
+    before = read_json(run.root / "folds.json").get("folds")
     now = [{"repeat": fold.repeat, **asdict(fold.split)} for fold in plan.folds]
     if json.loads(json.dumps(now)) != before:
         raise UserError(
             f"{run.root}: the folds have changed since this cross-validation began "
-            f"({len(before)} then, {len(now)} now, or other cases in them). Restore the data set "
-            "and the options of the folds, or choose another --out."
+            f"({len(before or ())} then, {len(now)} now, or other cases in them). Restore the data "
+            "set and the options of the folds, or choose another --out."
         )
     if not run.has_description(description):
         raise UserError(
@@ -317,7 +333,25 @@ def read_summary(root: Path) -> dict[str, Any]:
         root: Folder of a cross-validation.
     """
     path = root / "crossval.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the files that describe a cross-validation.
+
+    Args:
+        path: A JSON file with keys and values.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged and cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: expected keys and values.")
+    return content
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -343,16 +377,35 @@ def _summary(plan: Plan, description: Description, subjects: Sequence[Subject]) 
 
 
 def _protocol(plan: Plan, description: Description, seeds: Sequence[int]) -> str:
-    config = plan.config
+    config, options = plan.config, plan.config.objective
     network = describe_network("student", config, description)
     chosen = RunFolder(plan.root).resolved()
-    repeats = 1 + max(fold.repeat for fold in plan.folds)
-    return (
-        f"{description.name}{' (phantoms, not patients)' if description.phantom else ''}, "
-        f"{len(_used(plan))} cases, {len(plan.folds) // repeats} folds"
-        + f" x {repeats} repeats"
-        * (repeats > 1)
-        + f", {len(seeds)} seed{'s' * (len(seeds) > 1)}, {network.geometry}, "
-        f"{config.training.epochs} epochs, "
-        f"{Performance(**{k: v for k, v in chosen.items() if k != 'trial_seconds'})}"
+    repeats = len({fold.repeat for fold in plan.folds})
+    phantom = " (phantoms, not patients)" if description.phantom else ""
+    constants = (
+        f"lambda {options.imitation:g}, T {options.temperature:g}, alpha {options.latent_weight:g}"
     )
+    parts = [
+        f"{description.name}{phantom}",
+        _counted(len(_used(plan)), "case"),
+        _counted(len(plan.folds), "fold") + f" in {repeats} repeats" * (repeats > 1),
+        f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}",
+        f"student sees {'+'.join(network.modalities)}",
+        network.geometry,
+        f"{network.backbone} ({network.activation})",
+        constants if options.objective == "kdnet" else options.objective,
+        _counted(config.training.epochs, "epoch"),
+        str(Performance(**{k: v for k, v in chosen.items() if k != "trial_seconds"})),
+    ]
+    changed = _redefined(plan.rows)
+    return ", ".join(parts) + f"; rows that are not the built-in ones: {changed}" * bool(changed)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _redefined(rows: Sequence[Row]) -> str:
+    """Rows of the user's own under a built-in name, which tables would take for the paper's."""
+    built_in, _ = read_rows()
+    return ", ".join(row.name for row in rows if built_in.get(row.name, row) != row)

@@ -124,13 +124,15 @@ def _read(path: Path) -> list[dict[str, Any]]:
     right = isinstance(lists, list) and all(
         isinstance(fold, dict)
         and all(isinstance(fold.get(part), list) for part in _PARTS)
-        and isinstance(fold.get("repeat", 0), int)
+        and type(fold.get("repeat", 0)) is int
+        and fold.get("repeat", 0) >= 0
         for fold in lists
     )
     if not lists or not right:
         raise UserError(
             f'--folds_file: {path}: expected {{"folds": [{{"train": [...], "validation": [...], '
-            '"test": [...]}, ...]}, lists of case names for every fold.'
+            '"test": [...]}, ...]}, lists of case names for every fold, and perhaps "repeat", a '
+            "number from 0."
         )
     return list(lists)
 

@@ -33,7 +33,7 @@ class CrossvalOptions:
         unit: Train this unit alone, by its name (fold0-seed0/kdnet) or number, and stop; for
             array jobs. Its teacher is trained first if that has not been done.
         show: "units" lists the units with their numbers, "status" shows how far each one is; both
-            train nothing.
+            prepare the folder if that has not been done, and train nothing.
     """
 
     rows: tuple[str, ...] = ("paper",)
@@ -164,8 +164,10 @@ class Plan:
         )
 
     def is_done(self, unit: Unit) -> bool:
-        """Say whether a unit is trained and scored."""
-        return self.folder(unit).part_scores.is_file()
+        """Say whether a unit is trained and scored, with all subsets if that is wanted."""
+        run = self.folder(unit)
+        wanted = self.subsets and unit.row.recipe == "missing_modality"
+        return run.part_scores.is_file() and (run.subsets.is_file() or not wanted)
 
     def _generation(self, row: Row) -> int:
         teacher = row.teacher

@@ -10,13 +10,14 @@ from crossvalidation.plan import Plan
 from data.description import Description
 from data.layouts import Subject
 from data.splits import Split
+from errors import UserError
 from evaluation.lesions import LesionScore, score_folder, write_lesions
 from evaluation.paper_tables import paired_table
 from evaluation.results_table import results_table
 from evaluation.scoring import Score, read_scores, write_scores
 from evaluation.text_table import TextTable
 from report import write_report
-from reports.comparison import paper_tables, subset_tables
+from reports.comparison import other_tables, paper_tables, subset_tables
 from reports.costs import costs
 from reports.crossval_folder import CrossvalFolder
 from run_folder import RunFolder, write_text
@@ -33,11 +34,34 @@ def collect(plan: Plan) -> list[Score]:
         there are any, are written beside them.
     """
     runs = finished(plan)
-    scores = [score for run in runs for score in read_scores(run.part_scores)]
+    scores = [score for run in runs for score in complete_scores(run)]
     subsets = [score for run in runs if run.subsets.is_file() for score in read_scores(run.subsets)]
     write_scores(plan.root / "scores.csv", scores)
     if subsets:
         write_scores(plan.root / "subsets.csv", subsets)
+    return scores
+
+
+def complete_scores(run: RunFolder) -> list[Score]:
+    """Read the scores of a unit.
+
+    Args:
+        run: Folder of the unit.
+
+    Returns:
+        Scores of all subjects that its fold held out.
+
+    Raises:
+        UserError: If the file is damaged or lacks one of them.
+    """
+    scores = read_scores(run.part_scores)
+    missing = sorted({*Split.read(run.cases).test} - {score.case for score in scores})
+    if missing:
+        raise UserError(
+            f"{run.part_scores} lacks {len(missing)} of the held-out subjects, such as "
+            f"{missing[0]}. Delete it and give the same command: the unit is scored again, not "
+            "trained."
+        )
     return scores
 
 
@@ -111,8 +135,8 @@ def show_results(plan: Plan, console: Console) -> None:
     heading = f"# {folder.facts['protocol']}\n\n"
     text = heading + "\n".join(table.markdown() for table in written)
     write_text(plan.root / "tables.md", text)
-    for path in (plan.root / "tables.md", write_report(plan.root)):
-        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {plan.root / 'tables.md'}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {write_report(plan.root)}", highlight=False, soft_wrap=True)
 
 
 def gain_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[TextTable]:
@@ -128,7 +152,7 @@ def gain_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[Tex
     scored = list(dict.fromkeys(score.role for score in scores))
     kinds: dict[str, list[str]] = {}
     for row in scored:
-        if folder.baseline_of(row) != row:
+        if folder.baseline_of(row) not in {row, ""}:
             kinds.setdefault(folder.baseline_of(row), []).append(row)
     for baseline, rows in kinds.items():
         if baseline in scored:
@@ -146,6 +170,7 @@ def further_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[
         Tables that have lines.
     """
     labels = {row: folder.label(row) for row in folder.rows}
+    yield from other_tables(scores, folder.seen)
     yield results_table(scores, space="native", labels=labels)
     cleaned = results_table(scores, space="native", postprocessing="on", labels=labels)
     if cleaned.rows:

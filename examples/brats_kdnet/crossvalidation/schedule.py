@@ -15,38 +15,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from crossvalidation.jobs import processors
 from crossvalidation.plan import Plan, Unit
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
 from errors import UserError
+from privdistill import PrivDistillError
 from training.interruption import TrainingStoppedError
 
-_LARGEST_ON_CPU = 4
 _PATIENCE = 0.5  # seconds between two looks at the processes
-
-
-def number_of_jobs(wanted: int | str, accelerator: str) -> int:
-    """Say how many units to train at a time.
-
-    Two processes of one thread make better use of two processors than one of two threads.
-
-    Args:
-        wanted: A number, or "auto".
-        accelerator: As in the configuration.
-
-    Returns:
-        One for each GPU; on a CPU one for each processor, up to four.
-
-    Raises:
-        UserError: If the number is not positive.
-    """
-    if isinstance(wanted, int):
-        if wanted < 1:
-            raise UserError(f"--jobs is {wanted}; expected 1 or more, or auto.")
-        return wanted
-    if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return min(_LARGEST_ON_CPU, os.cpu_count() or 1)
 
 
 def run_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, str]:
@@ -74,7 +51,7 @@ def run_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, s
             console.print(f"Unit {number + 1} of {len(units)}: {unit.name}{left}", highlight=False)
             try:
                 run_unit(plan, unit, console)
-            except UserError as error:
+            except (UserError, PrivDistillError) as error:
                 reason = str(error)
         if reason is not None:
             failed[unit.name] = reason
@@ -181,8 +158,9 @@ class Pool:
             seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             gpus = seen if seen != [""] else [str(i) for i in range(torch.cuda.device_count())]
             return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]}
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        threads = str(max(1, processors() // self.jobs))
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        return {name: os.environ.get(name, threads) for name in names}
 
     def _log(self, name: str) -> Path:
         return self.plan.root / name / "log.txt"

@@ -183,12 +183,13 @@ def gains(
         One gain per metric, space and region; empty if one of the networks has no scores.
 
     Raises:
-        UserError: If one of the networks is scored twice on a case.
+        UserError: If one of the networks is scored twice on a case, or both on other references.
     """
     chosen = [score for score in scores if score.postprocessing == postprocessing]
     ours = _placed(score for score in chosen if score.role == role)
     theirs = _placed(score for score in chosen if score.role == against)
     pairs = [(score, theirs[place]) for place, score in ours.items() if place in theirs]
+    _check_references(pairs)
     spaces = list(dict.fromkeys(score.space for score, _ in pairs))
     regions = list(dict.fromkeys(score.region for score, _ in pairs))
     result: list[Gain] = []
@@ -202,6 +203,17 @@ def gains(
                 family.append(_gain(here, against, metric, seed))
             result += _corrected(family)
     return result
+
+
+def _check_references(pairs: Sequence[tuple[Score, Score]]) -> None:
+    """Refuse pairs whose reference was another one when the second of them was scored."""
+    for one, other in pairs:
+        if one.reference_voxels != other.reference_voxels:
+            raise UserError(
+                f"{one.case}: the reference of {one.region} had {other.reference_voxels} voxels "
+                f"when {other.role} was scored and {one.reference_voxels} for {one.role}; the "
+                "segmentation has changed in between. Train and score both with the same files."
+            )
 
 
 def _gain(pairs: Sequence[tuple[Score, Score]], against: str, metric: Metric, seed: int) -> Gain:

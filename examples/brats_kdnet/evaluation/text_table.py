@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 
 from rich.console import Group
@@ -47,4 +48,9 @@ class TextTable:
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(_escaped, cells)) + " |"
+
+
+def _escaped(cell: str) -> str:
+    """Names come from files; Markdown would take their HTML for its own."""
+    return html.escape(cell, quote=False).replace("|", "\\|")

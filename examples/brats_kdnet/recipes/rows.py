@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from config import Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
 from errors import UserError
@@ -17,6 +18,7 @@ Role = Literal["student", "teacher"]
 RECIPES = ("supervised", "distilled", "missing_modality", "synthesised", "shared")
 _BUILT_IN = Path(__file__).with_name("rows.yaml")
 _SMALL_PRESETS = ("demo", "cpu")
+_SHARED_FOLDERS = ("predictions", "tensorboard")
 # Names become folders.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
 # What else a row may change would make it another experiment: subjects, grid, seed. The network of
@@ -26,7 +28,7 @@ _OPTIONS = [
         item.name
         for group in (NetworkConfig, ObjectiveConfig)
         for item in fields(group)
-        if not item.name.startswith("teacher_backbone")
+        if not item.name.startswith(("teacher_backbone", "teacher_model"))
     ),
     *(item.name for item in fields(TrainingConfig) if item.name != "seed"),
     "student_modalities",
@@ -157,8 +159,8 @@ def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
         modalities: What the student sees, one after the other.
 
     Returns:
-        Rows of the teacher's role as they are, then the others for each modality, named
-        `baseline-flair`.
+        Rows of the teacher's role as they are, comparators for any subset among them, then the
+        others for each modality, named `baseline-flair`.
     """
     shared = [row for row in rows if row.role == "teacher"]
     repeated = [row for row in rows if row.role != "teacher"]
@@ -194,6 +196,9 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     wrong = [key for key, value in parts.items() if not isinstance(value, dict)]
     if wrong:
         raise UserError(f"{path}: {wrong[0]} must hold names and what they stand for.")
+    no_lists = [name for name, rows in parts["groups"].items() if not isinstance(rows, list)]
+    if no_lists:
+        raise UserError(f"{path}: group {no_lists[0]!r} must be a list of names of rows.")
     return parts
 
 
@@ -201,16 +206,26 @@ def _row(path: Path, name: str, values: Any) -> Row:
     allowed = [item.name for item in fields(Row) if item.name != "name"]
     if not isinstance(values, dict) or set(values) - set(allowed):
         raise UserError(f"{path}: row {name!r} may have the keys {', '.join(allowed)}.")
-    given: dict[str, Any] = {"label": str(name), **values}
-    row = Row(name=str(name), **given)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Row)
+    try:
+        found = parser.parse_object({"label": str(name), **values, "name": str(name)})
+    except ArgumentError as error:
+        raise UserError(f"{path}: row {name!r}: {error}.") from error
+    row = Row(**found.as_dict())
+    taught = row.recipe in {"distilled", "shared"}
     unknown = sorted(set(row.options) - set(_OPTIONS))
     problems = {
         f"its name must match {_NAME.pattern}": not _NAME.fullmatch(row.name),
+        "its name is that of a folder that all rows share": row.name in _SHARED_FOLDERS,
         f"recipe must be one of {', '.join(RECIPES)}": row.recipe not in RECIPES,
-        "role must be student or teacher": row.role not in {"student", "teacher"},
         f"it has no options {', '.join(unknown)}; there are {', '.join(_OPTIONS)}": bool(unknown),
-        "distilled and shared need a teacher": row.recipe in {"distilled", "shared"}
-        and row.teacher is None,
+        "backbone_arguments must be names and values": not isinstance(
+            row.options.get("backbone_arguments", {}), dict
+        ),
+        "distilled and shared need a teacher": taught and row.teacher is None,
+        f"the recipe {row.recipe} takes no teacher; distilled does": not taught
+        and row.teacher is not None,
     }
     for problem, found in problems.items():
         if found:

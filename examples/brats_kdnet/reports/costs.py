@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from data.splits import Split
+from errors import UserError
 from evaluation.cost import Cost, cost, cost_table
 from evaluation.text_table import TextTable
 from reports.crossval_folder import CrossvalFolder
@@ -19,8 +22,17 @@ def costs(folder: CrossvalFolder) -> TextTable:
         One line per row that is trained; seconds are those of the machine that trained it, with
         whatever else ran on it.
     """
-    found = [_cost(folder, row) for row in folder.rows]
-    return cost_table([cost for cost in found if cost is not None])
+    found: list[Cost] = []
+    unread: list[str] = []
+    for row in folder.rows:
+        try:
+            one = _cost(folder, row)
+        except UserError as error:
+            unread.append(f"{row}: {error}")
+        else:
+            found += [] if one is None else [one]
+    table = cost_table(found)
+    return replace(table, notes=[*table.notes, *unread])
 
 
 def _cost(folder: CrossvalFolder, row: str) -> Cost | None:

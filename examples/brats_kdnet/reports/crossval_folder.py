@@ -76,11 +76,19 @@ class CrossvalFolder:
             row: Name of a network, such as kdnet_0skips or kdnet-flair.
 
         Returns:
-            The baseline whose ending the row has, such as baseline_0skips or baseline-flair.
+            The baseline whose ending the row has, such as baseline_0skips or baseline-flair; empty
+            if it was not run, as another kind of network says nothing of a gain.
         """
-        endings = [name.removeprefix(_BASELINE) for name in self.rows if name.startswith(_BASELINE)]
-        fitting = [ending for ending in endings if row.endswith(ending)]
-        return _BASELINE + max(fitting, key=len, default="")
+        kind = next((kind for kind in self._kinds if row.endswith(kind)), "")
+        baseline = _BASELINE + kind
+        return baseline if baseline in self.rows else ""
+
+    @property
+    def _kinds(self) -> list[str]:
+        """Endings of rows without skip connections, of a sweep, and of the user's own baselines."""
+        own = [row.removeprefix(_BASELINE) for row in self.rows if row.startswith(_BASELINE)]
+        swept = [f"-{name.lower()}" for name in self.modalities]
+        return sorted({"_0skips", *swept, *own} - {""}, key=len, reverse=True)
 
     def label(self, row: str) -> str:
         """How tables call a row."""
