@@ -35,9 +35,10 @@ from data.targets import number_of_outputs
 from data.volumes import read_geometry
 from errors import UserError
 from models import build_network, check_axes, in_two_dimensions
-from phantoms import generate_phantoms
+from phantoms import generate_phantoms, phantom_names
 from privdistill import TeacherCache
 from recipes.lesson import Setting
+from recipes.synthesis import privileged_modalities
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata
 from training.performance import (
@@ -281,6 +282,27 @@ def find_description(config: Config) -> Description:
     return description
 
 
+def find_split(config: Config) -> Split:
+    """Say which subjects will train, validate and test, without reading or writing any image.
+
+    Args:
+        config: Names the data set and the fold.
+
+    Returns:
+        The split.
+
+    Raises:
+        UserError: If nothing is found, or the split does not fit.
+    """
+    data = config.data
+    if data.data_root is None:
+        # Phantoms may not be there yet; they have no grade.
+        subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
+    else:
+        _, subjects = find_subjects(data.data_root, own_description(data))
+    return split_of(config, subjects)
+
+
 def refuse_wrong_gradients(config: Config) -> None:
     """Refuse a precision whose gradients would be wrong, before anything is started or written.
 
@@ -485,6 +507,8 @@ def describe_network(
     data, network = config.data, config.network
     view = view_of(role, data, description)
     backbone, arguments = network.of(role)
+    if backbone == "synthesis":
+        arguments = _synthesised(view, view_of("teacher", data, description)) | arguments
     if data.slices is not None:
         arguments = in_two_dimensions(backbone, arguments)
     return ModelMetadata(
@@ -505,6 +529,12 @@ def describe_network(
         resample=data.resample,
         phantom=description.phantom,
     )
+
+
+def _synthesised(view: tuple[str, ...], teacher_view: tuple[str, ...]) -> dict[str, int]:
+    """How many modalities a synthesis makes; where there are none, the recipe says so."""
+    more = {*teacher_view} - {*view}
+    return {"synthesised": len(privileged_modalities(view, teacher_view))} if more else {}
 
 
 def build(metadata: ModelMetadata) -> torch.nn.Module:

@@ -12,7 +12,7 @@ from evaluation.inference import volume_predictor
 from evaluation.scoring import Score, evaluate
 from experiment import Experiment
 from privdistill import DistillationWrapper, GroundTruth
-from training.checkpoint import ModelMetadata, load_model, read_metadata
+from training.checkpoint import load_model, read_metadata
 from training.progress import counting
 
 
@@ -30,8 +30,8 @@ def score_network(
     Returns:
         Its scores, at the training grid and in native space.
     """
-    network, metadata = load_model(experiment.run.model(name))
-    return _score(experiment, network, metadata, metadata.modalities, smallest_volume)
+    seen = read_metadata(experiment.run.model(name)).modalities
+    return _score(experiment, name, seen, smallest_volume, keep=True)
 
 
 def score_with(
@@ -42,6 +42,8 @@ def score_with(
     smallest_volume: float | None = None,
 ) -> list[Score]:
     """Score a network that takes any subset of its modalities with one of them.
+
+    Label maps are kept of what the student sees alone, as they have one place for all subsets.
 
     Args:
         experiment: Held-out subjects and trained networks.
@@ -55,14 +57,15 @@ def score_with(
     Raises:
         UserError: If it was not trained to see one of them.
     """
-    network, metadata = load_model(experiment.run.model(name))
-    unknown = [modality for modality in seen if modality not in metadata.modalities]
+    modalities = read_metadata(experiment.run.model(name)).modalities
+    unknown = [modality for modality in seen if modality not in modalities]
     if unknown:
         raise UserError(
-            f"{name} was trained with {', '.join(metadata.modalities)} and cannot be scored with "
+            f"{name} was trained with {', '.join(modalities)} and cannot be scored with "
             f"{', '.join(unknown)}."
         )
-    return _score(experiment, network, metadata, seen, smallest_volume)
+    keep = {*seen} == {*experiment.view("student")}
+    return _score(experiment, name, seen, smallest_volume, keep=keep)
 
 
 def score_subsets(experiment: Experiment, name: str) -> list[Score]:
@@ -86,17 +89,17 @@ def score_subsets(experiment: Experiment, name: str) -> list[Score]:
 
 def _score(
     experiment: Experiment,
-    network: nn.Module,
-    metadata: ModelMetadata,
+    name: str,
     seen: Sequence[str],
     smallest_volume: float | None,
+    *,
+    keep: bool,
 ) -> list[Score]:
-    run, name = experiment.run, metadata.role
+    network, metadata = load_model(experiment.run.model(name))
     subjects = [experiment.subjects[case] for case in experiment.split.test]
     view = "+".join(seen)
-    # Label maps of a network that takes subsets are those of what the student sees.
-    kept = tuple(seen) in {metadata.modalities, experiment.view("student")}
-    folder = run.predictions(name) if experiment.config.run.predictions and kept else None
+    predictions = experiment.run.predictions(name)
+    folder = predictions if experiment.config.run.predictions and keep else None
     predict = volume_predictor(
         predictor(network, experiment.fabric.device), patch=metadata.patch, slices=metadata.slices
     )

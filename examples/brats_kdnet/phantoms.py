@@ -65,7 +65,7 @@ def generate_phantoms(
         )
     root = Path(root)
     _claim(root, {"phantom": True, "version": _VERSION, "seed": seed, "size": size})
-    names = [f"Phantom_{number:04d}" for number in range(1, subjects + 1)]
+    names = phantom_names(subjects)
     surplus = sorted({path.name for path in root.glob("Phantom_*")} - set(names))
     if surplus:
         raise UserError(
@@ -83,6 +83,18 @@ def generate_phantoms(
             progress=progress,
         )
     return root
+
+
+def phantom_names(subjects: int) -> list[str]:
+    """Name phantoms before there are any.
+
+    Args:
+        subjects: How many.
+
+    Returns:
+        Their names in order; subject n has the same in a folder of any size.
+    """
+    return [f"Phantom_{number:04d}" for number in range(1, subjects + 1)]
 
 
 def _claim(root: Path, settings: Mapping[str, Any]) -> None:

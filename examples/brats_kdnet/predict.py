@@ -3,10 +3,15 @@
     python predict.py --model runs/demo/student/model.safetensors --input case_t1ce.nii.gz --out DIR
     python predict.py --model MODEL --input FOLDER --out DIR
     python predict.py --model MODEL --input t1ce=a.nii.gz --input flair=b.nii.gz --out DIR
+    python predict.py --model HEMIS --input FOLDER --modalities t1ce --out DIR
 
 A folder holds subject folders in a BraTS layout or in that of the training data, or the files
 themselves. Label maps lie on the original grid, with the original affine and the label values of
 the training data: `<stem of the first modality's file>_seg.nii.gz`.
+
+A network that was trained for any subset of modalities (recipe missing_modality of crossval.py)
+takes what each subject has, and the modalities that are used are shown. A file given alone is a
+subject of its own. --modalities reads no others than it names.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from data.checks import check_subjects, raise_for_problems
+from data.checks import Problem, check_subjects, raise_for_problems
 from data.description import DATASETS_FOLDER, Description, load_description
 from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
 from data.volumes import read_geometry
@@ -41,7 +46,8 @@ def find_inputs(inputs: Sequence[str], metadata: ModelMetadata) -> list[Subject]
 
     Args:
         inputs: Paths of files or folders, or `modality=path` for the modalities of one subject.
-        metadata: Which modalities the network sees, and how its training data were laid out.
+        metadata: Which modalities the network sees, and how its training data were laid out. One
+            for any subset is content with a single one.
 
     Returns:
         Subjects without segmentation; their modalities may still be incomplete.
@@ -62,17 +68,16 @@ def output_names(subjects: Sequence[Subject], metadata: ModelMetadata) -> list[s
     """File names of the label maps.
 
     Args:
-        subjects: With the first of the network's modalities.
-        metadata: Names that modality.
+        subjects: With any of the network's modalities.
+        metadata: Names them.
 
     Returns:
-        `<stem>_seg.nii.gz` for every subject, in order.
+        `<stem>_seg.nii.gz` for every subject, in order; the stem is that of its first modality.
 
     Raises:
         UserError: If two inputs would be written to the same name.
     """
-    first = metadata.modalities[0]
-    names = [f"{stem_of(subject.images[first].path)}_seg.nii.gz" for subject in subjects]
+    names = [f"{stem_of(_first(subject, metadata).path)}_seg.nii.gz" for subject in subjects]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(
@@ -83,7 +88,13 @@ def output_names(subjects: Sequence[Subject], metadata: ModelMetadata) -> list[s
 
 
 def predict(
-    model: Path, inputs: Sequence[str], out: Path, *, device: str, console: Console
+    model: Path,
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    device: str,
+    console: Console,
+    modalities: Sequence[str] = (),
 ) -> list[Path]:
     """Segment every input; nothing is written unless all of them can be used.
 
@@ -93,6 +104,7 @@ def predict(
         out: Folder for the label maps.
         device: As torch names it, or "auto".
         console: Shows progress.
+        modalities: Those that are read, for a network that takes any subset; empty: all of its own.
 
     Returns:
         The files written.
@@ -105,33 +117,89 @@ def predict(
     network, metadata = load_model(model)
     if metadata.phantom:
         console.print(f"{model} was trained on phantoms: its label maps mean nothing in patients.")
-    subjects = find_inputs(inputs, metadata)
-    raise_for_problems(
-        check_subjects(
-            metadata.description,
-            subjects,
-            workers=1,
-            progress=console.is_terminal,
-            need_segmentation=False,
-            modalities=metadata.modalities,
-        )
-    )
-    _check_orientation(subjects, metadata)
-    targets = [out / name for name in output_names(subjects, metadata)]
+    read = replace(metadata, modalities=_to_read(modalities, metadata))
+    subjects = find_inputs(inputs, read)
+    raise_for_problems(_problems(subjects, read, progress=console.is_terminal))
+    _check_orientation(subjects, read)
+    targets = [out / name for name in output_names(subjects, read)]
+    if metadata.any_subset:
+        _say_what_is_used(subjects, read, console)
     run = volume_predictor(_runner(network, device), patch=metadata.patch, slices=metadata.slices)
     with _progress(console) as bar:
         task = bar.add_task("Segmenting", total=len(subjects))
         for subject, target in zip(subjects, targets, strict=True):
-            _segment(run, subject, target, metadata)
+            _segment(run, subject, target, metadata, _present(subject, read))
             bar.advance(task)
     return targets
+
+
+def _to_read(wanted: Sequence[str], metadata: ModelMetadata) -> tuple[str, ...]:
+    """The modalities that are read, in channel order; refuse a choice that the network lacks."""
+    own = metadata.modalities
+    unknown = [name for name in wanted if name not in own]
+    if unknown:
+        raise UserError(
+            f"--modalities: this network sees {', '.join(own)}, found {', '.join(unknown)}."
+        )
+    if wanted and not metadata.any_subset and {*wanted} != {*own}:
+        raise UserError(
+            f"--modalities {','.join(wanted)}: this network needs all that it sees, "
+            f"{', '.join(own)}. Only networks of the recipe missing_modality take fewer."
+        )
+    return tuple(name for name in own if name in wanted) if wanted else own
+
+
+def _present(subject: Subject, metadata: ModelMetadata) -> tuple[str, ...]:
+    """What the network is given of a subject, in channel order."""
+    return tuple(name for name in metadata.modalities if name in subject.images)
+
+
+def _first(subject: Subject, metadata: ModelMetadata) -> ImageFile:
+    return subject.images[_present(subject, metadata)[0]]
+
+
+def _by_view(
+    subjects: Sequence[Subject], metadata: ModelMetadata
+) -> dict[tuple[str, ...], list[Subject]]:
+    """Subjects by what must be there: all that is read, or for any subset what there is of it."""
+    groups: dict[tuple[str, ...], list[Subject]] = {}
+    for subject in subjects:
+        found = _present(subject, metadata) if metadata.any_subset else ()
+        groups.setdefault(found or metadata.modalities, []).append(subject)
+    return groups
+
+
+def _problems(
+    subjects: Sequence[Subject], metadata: ModelMetadata, *, progress: bool
+) -> list[Problem]:
+    return [
+        problem
+        for view, group in _by_view(subjects, metadata).items()
+        for problem in check_subjects(
+            metadata.description,
+            group,
+            workers=1,
+            progress=progress,
+            need_segmentation=False,
+            modalities=view,
+        )
+    ]
+
+
+def _say_what_is_used(
+    subjects: Sequence[Subject], metadata: ModelMetadata, console: Console
+) -> None:
+    for view, group in _by_view(subjects, metadata).items():
+        names = ", ".join(subject.name for subject in group[:5])
+        more = f" and {len(group) - 5} more" if len(group) > 5 else ""
+        console.print(f"Uses {'+'.join(view)} of {names}{more}", highlight=False, soft_wrap=True)
 
 
 def _check_orientation(subjects: Sequence[Subject], metadata: ModelMetadata) -> None:
     """Refuse volumes whose axes run otherwise than in training: the network never saw them so."""
     turned = {}
     for subject in subjects:
-        file = subject.images[metadata.modalities[0]]
+        file = _first(subject, metadata)
         found = read_geometry(file).orientation
         if metadata.orientation and found != metadata.orientation:
             turned[file.path.name] = found
@@ -158,7 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(markup=False)
     try:
         written = predict(
-            options.model, options.input, options.out, device=options.device, console=console
+            options.model,
+            options.input,
+            options.out,
+            device=options.device,
+            console=console,
+            modalities=options.modalities,
         )
     except UserError as error:
         sys.stderr.write(f"{error}\n")
@@ -188,6 +261,13 @@ def _parser() -> argparse.ArgumentParser:
         help="files, folders, or the modalities of one subject by name",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the label maps")
+    parser.add_argument(
+        "--modalities",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        default=(),
+        metavar="NAME,NAME",
+        help="read these alone, with a network for any subset of modalities (default: all it sees)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     return parser
 
@@ -207,16 +287,22 @@ def _split_name(text: str, description: Description) -> tuple[str | None, Path]:
 
 def _one_subject(named: Sequence[tuple[str | None, Path]], metadata: ModelMetadata) -> Subject:
     images = {modality: _image(path, modality, metadata) for modality, path in named if modality}
-    if len(images) < len(named) or not set(metadata.modalities) <= images.keys():
+    found = images.keys() & {*metadata.modalities}
+    enough = bool(found) if metadata.any_subset else len(found) == len(metadata.modalities)
+    if len(images) < len(named) or not enough:
         given = ", ".join(f"{modality or '?'}={path}" for modality, path in named)
+        which = "any" if metadata.any_subset else "each"
         raise UserError(
-            f"--input: expected each of {', '.join(metadata.modalities)} once as MODALITY=FILE, "
-            f"found {given}."
+            f"--input: expected {which} of {', '.join(metadata.modalities)} once as "
+            f"MODALITY=FILE, found {given}."
         )
-    return Subject(name=stem_of(images[metadata.modalities[0]].path), images=images)
+    subject = Subject(name="", images=images)
+    return replace(subject, name=stem_of(_first(subject, metadata).path))
 
 
 def _lone_file(path: Path, metadata: ModelMetadata) -> Subject:
+    if len(metadata.modalities) > 1 and metadata.any_subset:
+        return _lone_file_of_many(path, metadata)
     if len(metadata.modalities) > 1:
         wanted = " ".join(f"--input {name}=FILE" for name in metadata.modalities)
         raise UserError(
@@ -227,6 +313,18 @@ def _lone_file(path: Path, metadata: ModelMetadata) -> Subject:
     image = _image(path, modality, metadata)
     _check_modality(path, metadata)
     return Subject(name=stem_of(path), images={modality: image})
+
+
+def _lone_file_of_many(path: Path, metadata: ModelMetadata) -> Subject:
+    """A file of one of several modalities, for a network that takes any subset of them."""
+    said = _named_modalities(path, metadata) & {*metadata.modalities}
+    if path.is_file() and len(said) != 1:
+        raise UserError(
+            f"--input {path}: the name does not say which of {', '.join(metadata.modalities)} it "
+            f"is. Give it as {metadata.modalities[0]}={path}, or whichever it is."
+        )
+    modality = next(iter(said), metadata.modalities[0])
+    return Subject(name=stem_of(path), images={modality: _image(path, modality, metadata)})
 
 
 def _image(path: Path, modality: str, metadata: ModelMetadata) -> ImageFile:
@@ -281,9 +379,9 @@ def _layouts(metadata: ModelMetadata) -> Iterator[Description]:
     yield from (_flattened(description) for description in named if not description.channels)
 
 
-def _check_modality(path: Path, metadata: ModelMetadata) -> None:
-    """Refuse a file whose name says that it is another modality."""
-    said = {
+def _named_modalities(path: Path, metadata: ModelMetadata) -> set[str]:
+    """What a file is by its name, in any layout; empty if the name does not say."""
+    return {
         modality
         for description in _layouts(metadata)
         for modality, pattern in description.modalities.items()
@@ -291,6 +389,11 @@ def _check_modality(path: Path, metadata: ModelMetadata) -> None:
         if not description.channels
         and fnmatch(path.name, part.strip().rpartition("/")[2].replace("{subject}", "?*"))
     }
+
+
+def _check_modality(path: Path, metadata: ModelMetadata) -> None:
+    """Refuse a file whose name says that it is another modality."""
+    said = _named_modalities(path, metadata)
     if said and not said & set(metadata.modalities):
         wanted = metadata.modalities[0]
         raise UserError(
@@ -325,11 +428,16 @@ def _runner(network: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
 
 
 def _segment(
-    run: Callable[[Tensor], Tensor], subject: Subject, target: Path, metadata: ModelMetadata
+    run: Callable[[Tensor], Tensor],
+    subject: Subject,
+    target: Path,
+    metadata: ModelMetadata,
+    present: Sequence[str],
 ) -> None:
-    preprocessing = metadata.preprocessing()
+    preprocessing = replace(metadata, modalities=tuple(present)).preprocessing()
     geometry = preprocessing.native_geometry(subject)
-    logits = predict_finite(run, preprocessing(subject)["image"], subject.name)
+    image = _all_channels(preprocessing(subject)["image"], present, metadata)
+    logits = predict_finite(run, image, subject.name)
     classes = native_classes(
         logits, geometry.shape, preprocessing, metadata.description, metadata.activation
     )
@@ -341,6 +449,13 @@ def _segment(
         export_labels=metadata.description.export_labels,
         note="trained on phantoms" if metadata.phantom else "",
     )
+
+
+def _all_channels(image: Tensor, present: Sequence[str], metadata: ModelMetadata) -> Tensor:
+    """Put modalities into their channels, (M, *grid); absent ones are zero, as in training."""
+    every = image.new_zeros(len(metadata.modalities), *image.shape[1:])
+    every[[metadata.modalities.index(name) for name in present]] = image
+    return every
 
 
 def _progress(console: Console) -> Progress:

@@ -1,5 +1,6 @@
 """One network of a run: built, taught as its recipe says, and kept in the run folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from config import Config
 from data.sampling import cache_remark, moves
+from data.splits import Split
 from errors import UserError
 from experiment import (
     Experiment,
@@ -26,6 +28,7 @@ from training.checkpoint import (
     ModelMetadata,
     check_compatible,
     load_model,
+    read_metadata,
     save_model,
     save_state,
 )
@@ -98,7 +101,7 @@ def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
         experiment.counting(kd.cache),
     ):
         task = Task(
-            metadata=experiment.metadata(row.role, row.name),
+            metadata=describe_row(experiment, row),
             settings=config.training,
             folder=run.role(row.name),
             scalars=run.tensorboard(row.name),
@@ -113,6 +116,28 @@ def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
             experiment.loader("validation"),
             task,
         )
+
+
+def describe_row(experiment: Experiment, row: Row) -> ModelMetadata:
+    """Describe the network of a row as its model file will.
+
+    Args:
+        experiment: Holds the model file of the row's teacher, if it has one.
+        row: Which network.
+
+    Returns:
+        Its description. What its teacher has seen counts as seen, as it reaches the network too.
+
+    Raises:
+        UserError: If the file of the teacher cannot be read.
+    """
+    metadata = replace(
+        experiment.metadata(row.role, row.name), any_subset=row.recipe == "missing_modality"
+    )
+    if row.teacher is None:
+        return metadata
+    taught = read_metadata(experiment.run.model(row.teacher)).seen_cases
+    return replace(metadata, seen_cases=tuple(dict.fromkeys((*metadata.seen_cases, *taught))))
 
 
 def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
@@ -194,7 +219,7 @@ def load_trained(experiment: Experiment, path: Path) -> nn.Module:
         UserError: If it has seen a held-out subject.
     """
     network, metadata = load_model(path)
-    check_unseen(experiment, path, metadata)
+    check_unseen(path, metadata, experiment.split)
     return network
 
 
@@ -213,27 +238,28 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
     """
     network, metadata = load_model(path)
     check_compatible(path, metadata, experiment.metadata("teacher", "teacher"))
-    check_unseen(experiment, path, metadata)
+    check_unseen(path, metadata, experiment.split)
     if experiment.fabric.is_global_zero:
-        save_model(experiment.run.model("teacher"), network, metadata)
+        # Whatever its own run called it, it is this run's teacher.
+        save_model(experiment.run.model("teacher"), network, replace(metadata, role="teacher"))
         save_state(experiment.run.role("teacher") / "state.pt", {"finished": True})
     experiment.fabric.barrier()
     experiment.console.print(f"teacher: read from {path}", highlight=False, soft_wrap=True)
     return network
 
 
-def check_unseen(experiment: Experiment, path: Path, metadata: ModelMetadata) -> None:
+def check_unseen(path: Path, metadata: ModelMetadata, split: Split) -> None:
     """Refuse a network that has seen what it, or its student, will be tested on.
 
     Args:
-        experiment: Knows the held-out subjects.
         path: The model file, for the message.
         metadata: Knows what the network has seen.
+        split: Knows the held-out subjects.
 
     Raises:
         UserError: If both share a subject.
     """
-    leaked = sorted({*metadata.seen_cases} & {*experiment.split.test})
+    leaked = sorted({*metadata.seen_cases} & {*split.test})
     if leaked:
         raise UserError(
             f"{path} was trained on {len(leaked)} subjects of the held-out fold: "

@@ -17,12 +17,18 @@ from errors import UserError
 from evaluation.scoring import Score, read_scores, write_scores
 from evaluation.slices import save_slices
 from evaluation.tables import render_tables
-from experiment import Experiment, describe_network, find_description, open_experiment
+from experiment import (
+    Experiment,
+    describe_network,
+    find_description,
+    find_split,
+    open_experiment,
+)
 from held_out import score_network
 from privdistill import PrivDistillError
 from recipes.rows import Row
 from report import write_report
-from teaching import rehearse, teach
+from teaching import check_unseen, rehearse, teach
 from training.checkpoint import check_compatible, read_metadata
 from training.interruption import TrainingStoppedError
 
@@ -63,7 +69,8 @@ def rehearse_all(config: Config) -> None:
         config: The resolved configuration.
 
     Raises:
-        UserError: If there is no such network, or a given teacher does not fit the run.
+        UserError: If there is no such network, or a given teacher does not fit the run or has seen
+            what it tests.
         PrivDistillError: If the network cannot run on the grid, or has no bottleneck to be found.
     """
     teacher = describe_network("teacher", config, find_description(config))
@@ -71,6 +78,7 @@ def rehearse_all(config: Config) -> None:
         path = config.network.teacher_model
         found = read_metadata(path)
         check_compatible(path, found, teacher)
+        check_unseen(path, found, find_split(config))
         teacher = found
     rehearse(config, STUDENT, teacher)
 

@@ -278,6 +278,21 @@ def test_a_row_that_cannot_be_built_is_named_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_network_that_never_sees_what_it_is_scored_with_is_refused_first(
+    arguments, tmp_path, capsys
+):
+    flags = ["--rows", "hemis", "--teacher_modalities", "flair,t2"]
+    message = failure(capsys, [*arguments, *flags], tmp_path / "new")
+    assert "Row 'hemis': its network is trained with flair, t2 (--teacher_modalities)" in message
+    assert "scored with t1ce (--student_modalities)" in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_single_modality_may_be_what_a_synthesis_begins_with(arguments, tmp_path):
+    plan = plan_of([*arguments, "--rows", "synthesised", "--sweep", "modalities"], tmp_path / "new")
+    assert len(plan.rows) == 4
+
+
 def test_a_failed_unit_stops_its_students_alone(copy, arguments, monkeypatch):
     plan = plan_of(arguments, copy)
     for row in ("teacher", "baseline", "kdnet"):

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from data.description import load_description
+from data.layouts import ImageFile, Subject
 from errors import UserError
+from evaluation.scoring import native_classes
 from models import build_network
 from predict import find_inputs, main
-from training.checkpoint import ModelMetadata, save_model
+from training.checkpoint import ModelMetadata, load_model, save_model
 
 GRID = (16, 16, 16)
 SHAPE = (20, 18, 15)
@@ -136,6 +138,107 @@ def test_network_of_two_modalities_writes_one_label_map(tmp_path):
     inputs = ("--input", f"flair={flair}", "--input", f"t1ce={t1ce}")
     assert run("--model", model, *inputs, "--out", tmp_path / "out") == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["y_seg.nii.gz"]
+
+
+EVERY = ("flair", "t1", "t1ce", "t2")
+
+
+@pytest.fixture
+def any_subset(tmp_path):
+    return save(tmp_path / "any.safetensors", modalities=EVERY, any_subset=True)
+
+
+@pytest.fixture
+def patient(tmp_path):
+    """A folder with all modalities of one subject."""
+    for seed, name in enumerate(EVERY):
+        write_image(tmp_path / "in" / "a" / f"a_{name}.nii.gz", seed=seed)
+    return tmp_path / "in" / "a"
+
+
+def labels_of(out):
+    (path,) = out.iterdir()
+    return np.asarray(nib.load(path).dataobj)
+
+
+def labels_with(model, patient, seen):
+    """What a network says where the modalities that are not seen are zero."""
+    network, described = load_model(model)
+    images = {name: ImageFile(patient / f"a_{name}.nii.gz") for name in EVERY}
+    image = described.preprocessing()(Subject("a", images))["image"]
+    hidden = [name not in seen for name in EVERY]
+    image[hidden] = 0
+    with torch.no_grad():
+        logits = network(image[None])
+    classes = native_classes(
+        logits, SHAPE, described.preprocessing(), described.description, "softmax"
+    )
+    return np.array([0, 1, 2, 4])[classes]
+
+
+@pytest.mark.parametrize("seen", [("t1ce",), ("flair", "t2")])
+def test_a_network_for_any_subset_takes_what_there_is(any_subset, patient, tmp_path, capsys, seen):
+    expected = labels_with(any_subset, patient, seen)
+    for name in set(EVERY) - set(seen):
+        (patient / f"a_{name}.nii.gz").unlink()
+    assert run("--model", any_subset, "--input", patient, "--out", tmp_path / "folder") == 0
+    assert f"Uses {'+'.join(seen)} of a" in capsys.readouterr().out
+    np.testing.assert_array_equal(labels_of(tmp_path / "folder"), expected)
+    named = [f"{name}={patient / f'a_{name}.nii.gz'}" for name in seen]
+    assert run("--model", any_subset, "--input", *named, "--out", tmp_path / "named") == 0
+    np.testing.assert_array_equal(labels_of(tmp_path / "named"), expected)
+
+
+def test_a_network_for_any_subset_knows_a_lone_file_by_its_name(any_subset, patient, tmp_path):
+    expected = labels_with(any_subset, patient, ("t2",))
+    lone = ("--input", patient / "a_t2.nii.gz")
+    assert run("--model", any_subset, *lone, "--out", tmp_path / "out") == 0
+    np.testing.assert_array_equal(labels_of(tmp_path / "out"), expected)
+
+
+def test_all_modalities_are_used_unless_fewer_are_asked_for(any_subset, patient, tmp_path, capsys):
+    assert run("--model", any_subset, "--input", patient, "--out", tmp_path / "all") == 0
+    assert "Uses flair+t1+t1ce+t2 of a" in capsys.readouterr().out
+    every = labels_with(any_subset, patient, EVERY)
+    np.testing.assert_array_equal(labels_of(tmp_path / "all"), every)
+    # What is not asked for is not read: a damaged file does no harm.
+    (patient / "a_flair.nii.gz").write_bytes(b"")
+    flags = ("--modalities", "t2,t1ce", "--out", tmp_path / "some")
+    assert run("--model", any_subset, "--input", patient, *flags) == 0
+    assert "Uses t1ce+t2 of a" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["a_t1ce_seg.nii.gz"]
+    assert not np.array_equal(labels_of(tmp_path / "some"), every)
+
+
+def test_subjects_of_different_modalities_are_segmented_together(any_subset, tmp_path, capsys):
+    write_image(tmp_path / "in" / "a" / "a_t1ce.nii.gz")
+    write_image(tmp_path / "in" / "b" / "b_flair.nii.gz")
+    assert run("--model", any_subset, "--input", tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert {"Uses t1ce of a", "Uses flair of b"} <= set(capsys.readouterr().out.splitlines())
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_network_for_any_subset_refuses_what_is_of_none_of_them(
+    any_subset, patient, tmp_path, capsys
+):
+    out = ("--out", tmp_path / "out")
+    (patient / "a_t1ce.nii.gz").unlink()
+    flags = ("--input", patient.parent, "--modalities", "t1ce")
+    assert run("--model", any_subset, *flags, *out) == 2
+    assert "modality t1ce is missing" in capsys.readouterr().err
+    lone = write_image(tmp_path / "scan.nii")
+    assert run("--model", any_subset, "--input", lone, *out) == 2
+    assert "the name does not say which of flair, t1, t1ce, t2 it is" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_modalities_than_a_network_needs_cannot_be_asked_for(tmp_path, capsys):
+    model = save(tmp_path / "model.safetensors", modalities=("flair", "t1ce"))
+    image = write_image(tmp_path / "x.nii")
+    for wanted, message in (("t1ce", "needs all that it sees, flair, t1ce"), ("pet", "found pet")):
+        flags = ("--input", image, "--modalities", wanted, "--out", tmp_path / "out")
+        assert run("--model", model, *flags) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_phantom_model_marks_terminal_and_header(tmp_path, capsys):

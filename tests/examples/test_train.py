@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ from models import KDNet
 from phantoms import generate_phantoms
 from recipes import distillation
 from run_folder import ROLES, RunFolder
-from training.checkpoint import load_model, read_metadata
+from training.checkpoint import load_model, read_metadata, save_model
 from training.history import read_history
 from training.performance import Performance
 
 SCRIPT = Path(train.__file__)
+NAMES = [f"Phantom_{number:04d}" for number in range(1, 7)]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
@@ -322,12 +324,55 @@ def test_a_run_does_not_go_on_with_other_labels(run, arguments, tmp_path, capsys
     assert "the description of the data set has changed" in message
 
 
-def test_a_teacher_of_another_fold_is_refused(run, arguments, tmp_path, capsys):
-    teacher = str(run.model("teacher"))
-    flags = ["--out", str(tmp_path / "fold1"), "--fold", "1", "--teacher_model", teacher]
-    status, message = status_and_message(capsys, [*arguments, *flags])
+@pytest.mark.parametrize("made", ["found", "not made yet"])
+def test_a_teacher_of_another_fold_is_refused_before_anything_is_written(
+    run, arguments, tmp_path, capsys, made
+):
+    out, teacher = tmp_path / "fold1", str(run.model("teacher"))
+    flags = ["--out", str(out), "--fold", "1", "--teacher_model", teacher]
+    # Without --data-root the same six phantoms would be made by the run itself.
+    given = arguments if made == "found" else [*arguments[2:], "--phantoms", "6"]
+    status, message = status_and_message(capsys, [*given, *flags])
     assert status == 2
     assert "of the held-out fold" in message
+    assert not out.exists()
+
+
+def split_file(path, train, validation, test):
+    path.write_text(json.dumps({"train": train, "validation": validation, "test": test}))
+    return ["--split_file", str(path)]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(run, arguments, tmp_path_factory) -> RunFolder:
+    """A run whose teacher was trained on a subject that is no part of the run's split."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    network, metadata = load_model(run.model("teacher"))
+    teacher = folder / "teacher.safetensors"
+    save_model(teacher, network, replace(metadata, role="student", seen_cases=(NAMES[5],)))
+    flags = ["--out", str(folder / "run"), "--teacher_model", str(teacher)]
+    flags += split_file(folder / "split.json", NAMES[:2], NAMES[2:3], NAMES[3:5])
+    assert train.main([*arguments, *flags]) == 0
+    return RunFolder(folder / "run")
+
+
+def test_what_a_teacher_saw_its_student_has_seen_too(elsewhere, arguments, tmp_path, capsys):
+    seen = {role: set(read_metadata(elsewhere.model(role)).seen_cases) for role in ROLES}
+    assert seen["baseline"] == set(NAMES[:3])
+    assert seen["student"] == {*NAMES[:3], NAMES[5]}
+    given = ["--teacher_model", str(elsewhere.model("student")), "--teacher_modalities", "t1ce"]
+    given += split_file(tmp_path / "split.json", NAMES[:2], NAMES[2:3], NAMES[5:])
+    status, message = status_and_message(
+        capsys, [*arguments, *given, "--out", str(tmp_path / "run")]
+    )
+    assert status == 2
+    assert f"1 subjects of the held-out fold: {NAMES[5]}" in message
+
+
+def test_a_given_teacher_is_called_teacher_whatever_its_file_says(elsewhere):
+    assert read_metadata(elsewhere.model("teacher")).role == "teacher"
+    assert {score.role for score in read_scores(elsewhere.scores)} == set(ROLES)
+    assert len(list(elsewhere.predictions("teacher").glob("*_seg.nii.gz"))) == 2
 
 
 def test_a_model_knows_what_it_has_seen(run):

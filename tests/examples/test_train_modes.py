@@ -31,6 +31,7 @@ from recipes.distillation import bottleneck, student_objective
 from recipes.rows import Row
 from reports.run_page import crop_in_words
 from run_folder import RunFolder
+from teaching import rehearse
 from training.checkpoint import ModelMetadata, read_metadata, save_model
 from training.history import read_history
 from training.interruption import TrainingStoppedError
@@ -360,3 +361,16 @@ def test_what_segments_beside_a_synthesis_is_two_dimensional_too():
     own = row.configure(config)
     network = build(describe_network("student", own, find_description(own)))
     assert network(torch.zeros(1, 1, 16, 16)).shape == (1, 4, 16, 16)
+
+
+@pytest.mark.parametrize(("view", "made"), [("t1ce", 1), ("flair", 3)])
+def test_a_synthesis_makes_as_many_modalities_as_are_privileged(view, made):
+    options = {"backbone": "synthesis", "student_modalities": [view]}
+    row = Row("synthesised", recipe="synthesised", options=options)
+    own = row.configure(parse_config(SMALL))
+    network = build(describe_network("student", own, find_description(own)))
+    assert network.synthesised == made
+    rehearse(own, row, None)
+    given = replace(row, options=options | {"backbone_arguments": {"synthesised": 2}})
+    with pytest.raises(UserError, match="but the network makes 2"):
+        rehearse(given.configure(parse_config(SMALL)), given, None)

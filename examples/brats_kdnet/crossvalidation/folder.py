@@ -29,6 +29,7 @@ from experiment import (
     read_subjects,
     stacked,
     try_out,
+    view_of,
 )
 from privdistill import PrivDistillError
 from recipes.rows import Row, read_rows, select_rows, sweep
@@ -124,9 +125,25 @@ def rehearse_rows(
             role = by_name[row.teacher].role
             teacher = describe_network(role, other, find_description(other))
         try:
+            _check_scored_view(own, row)
             rehearse(own, row, teacher)
         except (UserError, PrivDistillError) as error:
             raise UserError(f"Row {row.name!r}: {error}") from error
+
+
+def _check_scored_view(config: Config, row: Row) -> None:
+    """Refuse a network for any subset that never sees what it will be scored with."""
+    if row.recipe != "missing_modality":
+        return
+    description = find_description(config)
+    trained, scored = (view_of(role, config.data, description) for role in (row.role, "student"))
+    unseen = [modality for modality in scored if modality not in trained]
+    if unseen:
+        raise UserError(
+            f"its network is trained with {', '.join(trained)} (--teacher_modalities) and scored "
+            f"with {', '.join(scored)} (--student_modalities), so that it would never have seen "
+            f"{', '.join(unseen)}. Give the teacher's modalities those of the student, too."
+        )
 
 
 def _refuse(config: Config) -> None:

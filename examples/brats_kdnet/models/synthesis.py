@@ -19,7 +19,8 @@ class SynthesisNetwork(nn.Module):
     Args:
         in_channels: Modalities that the network sees.
         out_channels: Classes (softmax) or regions (sigmoid).
-        synthesised: Number of modalities that are made.
+        synthesised: Number of modalities that are made; the application sets it to that of the
+            privileged ones, unless given.
         segmenter: Name or import path of the network that segments, as for `build_network`.
         segmenter_arguments: Arguments of its class.
         generator: Name or import path of the network that synthesises; that of the segmenter, with

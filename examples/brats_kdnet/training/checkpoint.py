@@ -41,9 +41,12 @@ class ModelMetadata:
         epoch: Epoch of these weights, from 1.
         phantom: Whether it was trained on phantoms.
         orientation: Axis codes of the training images, such as "LPS".
-        seen_cases: Subjects that trained or selected it; they must not test it.
+        seen_cases: Subjects that trained or selected it, or any network that taught it; they must
+            not test it.
         patch: Windows that it sees of a subject without a grid, voxels; None if it sees the grid.
         slices: Plane of the slices that it sees of the grid; None if it is three-dimensional.
+        any_subset: Whether it was trained for any subset of its modalities, an absent one being a
+            channel of zeros.
         created_with: Versions of the packages.
     """
 
@@ -65,6 +68,7 @@ class ModelMetadata:
     seen_cases: tuple[str, ...] = ()
     patch: tuple[int, int, int] | None = None
     slices: Plane | None = None
+    any_subset: bool = False
     created_with: dict[str, str] = field(default_factory=versions)
 
     def preprocessing(self) -> Preprocessing:
@@ -123,8 +127,8 @@ class ModelMetadata:
             KeyError: If an entry is missing.
             ValueError: If an entry is not JSON.
         """
-        # Files from before there were patches and slices have neither.
-        written = {"patch": "null", "slices": "null"} | dict(strings)
+        # Files from before there were patches, slices and subsets have none of them.
+        written = {"patch": "null", "slices": "null", "any_subset": "false"} | dict(strings)
         values = {item.name: json.loads(written[item.name]) for item in fields(cls)}
         values["description"] = Description.from_dict(values["description"])
         for name in ("modalities", "crop", "grid", "patch", "seen_cases"):
