@@ -102,6 +102,8 @@ def training(
     config = parse_config([*options, "--out", str(folder), "--flips", "false"])
     with open_experiment(config, QUIET) as experiment:
         teacher = experiment.build_network("teacher")
+        # A student's description names what its teacher has seen.
+        save_model(experiment.run.model("teacher"), teacher, experiment.metadata("teacher"))
         if against_plain:
             networks = (experiment.build_network(role) for role in ("teacher", "student"))
             column = experiment.modalities.index(*experiment.view("student"))
