@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from command import exit_status
 from config import Program, parse_for
 from crossvalidation.folder import open_plan
 from crossvalidation.jobs import number_of_jobs
@@ -18,12 +19,9 @@ from crossvalidation.results import collect_lesions, show_results
 from crossvalidation.schedule import Pool, command_of, run_here
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
-from errors import UserError
 from evaluation.lesions import load_panoptica
 from experiment import read_subjects
-from privdistill import PrivDistillError
 from run_folder import RunFolder
-from training.interruption import TrainingStoppedError
 
 _DESCRIPTION = """\
 Cross-validate any number of rows (teacher, baseline, KD-Net, comparators) and show the paper's
@@ -132,22 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 if units failed, 2 for input that cannot be used, 128 + signal if stopped.
     """
-    try:
-        return cross_validate(
-            sys.argv[1:] if arguments is None else arguments, Console(markup=False)
-        )
-    except (UserError, PrivDistillError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"The run stopped: {error}. Give the same command to go on.\n")
-        return 2
-    except TrainingStoppedError as stop:
-        sys.stderr.write(f"{stop}\n")
-        return stop.exit_status
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped. Give the same command to go on.\n")
-        return 130
+    given = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: cross_validate(given, Console(markup=False)))
 
 
 if __name__ == "__main__":

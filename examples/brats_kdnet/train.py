@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from command import exit_status
 from config import Config, parse_config
-from errors import UserError
 from evaluation.scoring import Score, read_scores, write_scores
 from evaluation.slices import save_slices
 from evaluation.tables import render_tables
@@ -25,12 +25,10 @@ from experiment import (
     open_experiment,
 )
 from held_out import score_network
-from privdistill import PrivDistillError
 from recipes.rows import Row
 from report import write_report
 from teaching import check_unseen, rehearse, teach
 from training.checkpoint import check_compatible, read_metadata
-from training.interruption import TrainingStoppedError
 
 TEACHER = Row("teacher", role="teacher")
 BASELINE = Row("baseline")
@@ -166,22 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for input that cannot be used, 128 + signal if stopped.
     """
-    try:
-        # Names of cases and folders are shown as they are, brackets and all.
-        distil(parse_config(arguments), Console(markup=False))
-    except (UserError, PrivDistillError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"The run stopped: {error}. Give the same command to go on.\n")
-        return 2
-    except TrainingStoppedError as stop:
-        sys.stderr.write(f"{stop}\n")
-        return stop.exit_status
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped. Give the same command to go on.\n")
-        return 130
-    return 0
+    # Names of cases and folders are shown as they are, brackets and all.
+    return exit_status(lambda: distil(parse_config(arguments), Console(markup=False)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""How a training command ends: with a message and an exit status, never with a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from errors import UserError
+from privdistill import PrivDistillError
+from training.interruption import TrainingStoppedError
+
+
+def exit_status(action: Callable[[], int | None]) -> int:
+    """Carry out a command.
+
+    Args:
+        action: What it does; returns its exit status, or nothing for 0.
+
+    Returns:
+        Its exit status; 2 for input that cannot be used, 128 + signal if it was stopped.
+    """
+    try:
+        return action() or 0
+    except (UserError, PrivDistillError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"The run stopped: {error}. Give the same command to go on.\n")
+        return 2
+    except TrainingStoppedError as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. Give the same command to go on.\n")
+        return 130
