@@ -32,7 +32,8 @@ from training.checkpoint import (
     save_model,
     save_state,
 )
-from training.loop import Task, fit, is_finished
+from training.loop import fit, is_finished
+from training.task import Task
 
 
 def teach(experiment: Experiment, row: Row, teacher: nn.Module | None = None) -> nn.Module:

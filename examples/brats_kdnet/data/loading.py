@@ -179,11 +179,14 @@ def build_loader(
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # Workers that persist draw from the run's random numbers once in each start, which would
+        # make a run that goes on another one.
+        generator=torch.Generator().manual_seed(seed) if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def start_epoch(loader: DataLoader[Any], epoch: int) -> None:
+def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
     """Choose the order and the flips of the coming epoch.
 
     The name is not `set_epoch`, because Fabric calls that itself with the number of passes since
@@ -192,6 +195,7 @@ def start_epoch(loader: DataLoader[Any], epoch: int) -> None:
     Args:
         loader: What `build_loader` gave, wrapped by Fabric or not.
         epoch: Number of the epoch, from 0.
+        done: Batches that an earlier part of the run has taken; they are not read again.
 
     Raises:
         TypeError: If the loader has another sampler.
@@ -203,6 +207,7 @@ def start_epoch(loader: DataLoader[Any], epoch: int) -> None:
             "Fabric must not replace it (use_distributed_sampler=False)"
         )
     sampler.epoch = epoch
+    sampler.done = done * cast("int", loader.batch_size)
 
 
 class EpochSampler(Sampler[tuple[int, ...]]):
@@ -238,6 +243,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         self.replicas = replicas
         self.rank = rank
         self.epoch = 0
+        self.done = 0
 
     def __len__(self) -> int:
         return len(self._mine(list(range(self.size))))
@@ -251,7 +257,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         codes = torch.randint(FLIP_CODES, (self.size,), generator=generator)
         draws = torch.randint(_DRAWS, (self.size,), generator=generator)
         indices = order.tolist() if self.shuffle else list(range(self.size))
-        for index in self._mine(indices):
+        for index in self._mine(indices)[self.done :]:
             code = int(codes[index]) if self.flips else 0
             yield (index, code, int(draws[index])) if self.draws else (index, code)
 
