@@ -102,25 +102,27 @@ class Means:
 
     Attributes:
         sums: Sums by name, on the device; reading them is the only synchronisation.
-        cases: Number of cases.
+        cases: Number of cases by name.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    cases: int = 0
+    cases: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, values: Mapping[str, Tensor], cases: int) -> None:
-        """Add the means over some cases."""
+    def add(self, values: Mapping[str, Tensor], cases: int | Tensor) -> None:
+        """Add the means over some cases; their number may lie on the device."""
         for name, value in values.items():
-            weighted = value.detach().double() * cases
+            count = torch.as_tensor(cases, dtype=torch.float64, device=value.device)
+            weighted = value.detach().double() * count
             self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
-        self.cases += cases
+            self.cases[name] = self.cases[name] + count if name in self.cases else count
 
     def reduce(self, fabric: Fabric, prefix: str) -> dict[str, float]:
         """Return the means over the cases of all processes, names prefixed."""
-        cases = torch.tensor(float(self.cases), dtype=torch.float64, device=fabric.device)
-        packed = torch.stack([*self.sums.values(), cases])
-        total = torch.as_tensor(fabric.all_reduce(packed, reduce_op="sum"))
-        means = (total[:-1] / total[-1]).tolist()
+        device = fabric.device
+        counts = [self.cases.get(name, torch.zeros(())).double().to(device) for name in self.sums]
+        packed = torch.stack([torch.stack([*self.sums.values()]).to(device), torch.stack(counts)])
+        sums, cases = torch.as_tensor(fabric.all_reduce(packed, reduce_op="sum"))
+        means = (sums / cases).tolist()
         return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
 
 
@@ -138,7 +140,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def fit(
-    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader, task: Task
+    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
 ) -> None:
     """Train the student of a wrapper, from the start or from its last checkpoint.
 
@@ -146,7 +148,7 @@ def fit(
         fabric: Launched.
         kd: Student, teacher if any, and objective. The memory format is the caller's.
         train: Shuffled batches, from `build_loader`.
-        validation: Batches in fixed order.
+        validation: Batches in fixed order; None if there are no validation subjects.
         task: Settings and files.
 
     Raises:
@@ -162,7 +164,9 @@ def fit(
     )
     scheduler = build_scheduler(optimizer, settings, steps=len(train))
     fabric_optimizer = cast("torch.optim.Optimizer", fabric.setup_optimizers(optimizer))
-    train, validation = fabric.setup_dataloaders(train, validation, use_distributed_sampler=False)
+    train = fabric.setup_dataloaders(train, use_distributed_sampler=False)
+    if validation is not None:
+        validation = fabric.setup_dataloaders(validation, use_distributed_sampler=False)
     checkpoint = Checkpoint(fabric, kd, optimizer, scheduler, task)
     position = checkpoint.resume()
 
@@ -174,7 +178,8 @@ def fit(
             model.train()
             for batch in train:
                 image, target = prepare(batch, task)
-                out = model(image, target, key=batch.get("key"))
+                labelled = batch.get("labelled")
+                out = model(image, target, labelled=labelled, key=batch.get("key"))
                 fabric.backward(out.loss)
                 norm = fabric.clip_gradients(
                     model,
@@ -194,7 +199,7 @@ def fit(
                 if isinstance(scheduler, OneCycleLR):
                     scheduler.step()
                 position.step += 1
-                means.add({"loss": out.loss} | out.terms, len(image))
+                add_terms(means, kd, out, labelled)
                 progress.step(float(out.loss.detach()))
                 stop_if_asked(fabric, interruption, task, position)
 
@@ -205,14 +210,14 @@ def fit(
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "seconds": time.perf_counter() - started,
                 **means.reduce(fabric, "train_"),
-                **validate(fabric, kd, validation, task),
+                **({} if validation is None else validate(fabric, kd, validation, task)),
             }
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(row["validation_loss"])
             if fabric.is_global_zero:
                 history.add(row)
             progress.epoch(position.epoch, row)
-            checkpoint.save(position, row["validation_loss"])
+            checkpoint.save(position, row.get("validation_loss", float("inf")))
             # A signal during the validation must not be lost with the last epoch.
             stop_if_asked(fabric, interruption, task, position)
     fabric.barrier()
@@ -260,6 +265,27 @@ def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
     image = image.to(memory_format=torch_format(task.memory_format, image.ndim - 2))
     metadata = task.metadata
     return image, to_target(batch["label"], metadata.description, metadata.activation)
+
+
+def add_terms(means: Means, kd: DistillationWrapper, out: Output, labelled: Tensor | None) -> None:
+    """Add loss and terms of a step to their means.
+
+    Args:
+        means: Of the epoch.
+        kd: Knows which terms read the reference; their means are over the samples that have one.
+        out: What the step gave.
+        labelled: Which samples have a reference, (B,); None where all have.
+    """
+    count = len(first_head(out.student))
+    means.add({"loss": out.loss}, count)
+    for name, value in out.terms.items():
+        reads = labelled is not None and kd.objective.named_terms[name][1].needs_target
+        means.add({name: value}, labelled.sum() if reads and labelled is not None else count)
+
+
+def first_head(logits: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the logits, those of the first head where there are several."""
+    return logits if isinstance(logits, Tensor) else logits[0]
 
 
 def stop_if_not_finite(
