@@ -1,6 +1,6 @@
 """How far a training is, and the files from which it goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,28 +22,36 @@ class Means:
 
     Attributes:
         sums: Sums by name, on the device; reading them is the only synchronisation.
-        cases: Number of cases.
+        cases: Number of cases by name.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    cases: int = 0
+    cases: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, values: Mapping[str, Tensor], cases: int) -> None:
-        """Add the means over some cases."""
+    def add(self, values: Mapping[str, Tensor], cases: int | Tensor) -> None:
+        """Add the means over some cases; their number may lie on the device."""
         for name, value in values.items():
-            weighted = value.detach().double() * cases
+            count = torch.as_tensor(cases, dtype=torch.float64, device=value.device)
+            weighted = value.detach().double() * count
             self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
-        self.cases += cases
+            self.cases[name] = self.cases[name] + count if name in self.cases else count
 
     def packed(self, device: torch.device) -> Tensor:
-        """Return the sums in their order, and the number of cases, as one vector."""
-        cases = torch.tensor(float(self.cases), dtype=torch.float64, device=device)
-        return torch.stack([*self.sums.values(), cases])
+        """Return sums and numbers of cases, (2, names)."""
+        counts = [self.cases.get(name, torch.zeros(())).double().to(device) for name in self.sums]
+        return torch.stack([torch.stack([*self.sums.values()]).to(device), torch.stack(counts)])
+
+    @classmethod
+    def unpacked(cls, names: Sequence[str], packed: Tensor) -> "Means":
+        """Return the means whose names and `packed` these are."""
+        sums, cases = (dict(zip(names, row, strict=True)) for row in packed)
+        return cls(sums, cases)
 
     def reduce(self, fabric: Fabric, prefix: str) -> dict[str, float]:
         """Return the means over the cases of all processes, names prefixed."""
-        total = torch.as_tensor(fabric.all_reduce(self.packed(fabric.device), reduce_op="sum"))
-        means = (total[:-1] / total[-1]).tolist()
+        packed = self.packed(fabric.device)
+        sums, cases = torch.as_tensor(fabric.all_reduce(packed, reduce_op="sum"))
+        means = (sums / cases).tolist()
         return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
 
 
@@ -242,8 +250,7 @@ class Checkpoint:
 
     def _go_on_inside(self, state: dict[str, Any]) -> Position:
         self._load(state)
-        names, packed = state["means"]["names"], state["means"]["packed"]
-        *sums, cases = packed[self.fabric.global_rank].to(self.fabric.device)
+        packed = state["means"]["packed"][self.fabric.global_rank].to(self.fabric.device)
         self.fabric.print(
             f"{self.task.role}: continues in epoch {state['epoch'] + 1}, after step "
             f"{state['batch']} of {self.steps} ({state['step']} in all)"
@@ -253,7 +260,7 @@ class Checkpoint:
             step=state["step"],
             best=state["best"],
             batch=state["batch"],
-            means=Means(dict(zip(names, sums, strict=True)), int(cases)),
+            means=Means.unpacked(state["means"]["names"], packed),
             seconds=state["seconds"],
             random=self._own(state["random"]),
         )
@@ -279,5 +286,7 @@ class Checkpoint:
 
     def _gathered(self, mine: Tensor) -> Tensor:
         """One row for each process, on the CPU."""
+        if not mine.numel():
+            return mine.new_zeros(self.fabric.world_size, 0)
         every = torch.as_tensor(self.fabric.all_gather(mine))
         return every.reshape(self.fabric.world_size, *mine.shape).cpu()

@@ -50,7 +50,7 @@ class Training:
         stepping: The same, as Fabric steps it.
         scheduler: Drives the learning rate.
         train: Shuffled batches.
-        validation: Batches in fixed order.
+        validation: Batches in fixed order; None if there are no validation subjects.
         task: Settings and files.
     """
 
@@ -61,7 +61,7 @@ class Training:
     stepping: torch.optim.Optimizer
     scheduler: LRScheduler
     train: Loader
-    validation: Loader
+    validation: Loader | None
     task: Task
 
     @property
@@ -101,7 +101,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def fit(
-    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader, task: Task
+    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
 ) -> None:
     """Train the student of a wrapper, from the start or from where it was interrupted.
 
@@ -109,7 +109,7 @@ def fit(
         fabric: Launched.
         kd: Student, teacher if any, and objective. The memory format is the caller's.
         train: Shuffled batches, from `build_loader`.
-        validation: Batches in fixed order.
+        validation: Batches in fixed order; None if there are no validation subjects.
         task: Settings and files.
 
     Raises:
@@ -127,14 +127,14 @@ def fit(
             started = time.perf_counter() - position.seconds
             train_epoch(training, position, company, started)
             row = close_epoch(training, position, company, started)
-            checkpoint.save(position, row["validation_loss"])
+            checkpoint.save(position, row.get("validation_loss", float("inf")))
             # A signal during the last batch of the validation must not be lost with the last epoch.
             stop_if_asked(training, position, company)
     fabric.barrier()
 
 
 def set_up(
-    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader, task: Task
+    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
 ) -> Training:
     """Build optimizer and schedule, and let Fabric place everything.
 
@@ -142,7 +142,7 @@ def set_up(
         fabric: Launched.
         kd: The wrapper.
         train: Shuffled batches.
-        validation: Batches in fixed order.
+        validation: Batches in fixed order; None if there are no validation subjects.
         task: Settings.
 
     Returns:
@@ -156,7 +156,9 @@ def set_up(
     )
     scheduler = build_scheduler(optimizer, settings, steps=len(train))
     stepping = cast("torch.optim.Optimizer", fabric.setup_optimizers(optimizer))
-    train, validation = fabric.setup_dataloaders(train, validation, use_distributed_sampler=False)
+    train = fabric.setup_dataloaders(train, use_distributed_sampler=False)
+    if validation is not None:
+        validation = fabric.setup_dataloaders(validation, use_distributed_sampler=False)
     return Training(fabric, kd, model, optimizer, stepping, scheduler, train, validation, task)
 
 
@@ -180,7 +182,7 @@ def train_epoch(training: Training, position: Position, company: Company, starte
         out = take_step(training, batch, position)
         position.step += 1
         position.batch += 1
-        position.means.add({"loss": out.loss} | out.terms, len(batch["name"]))
+        add_terms(position.means, training.kd, out, batch.get("labelled"))
         company.progress.step(float(out.loss.detach()))
         position.seconds = time.perf_counter() - started
         stop_if_asked(training, position, company)
@@ -204,7 +206,8 @@ def take_step(training: Training, batch: Batch, position: Position) -> Output:
     """
     fabric, task = training.fabric, training.task
     image, target = prepare(batch, task)
-    out = cast("Output", training.model(image, target, key=batch.get("key")))
+    labelled, key = batch.get("labelled"), batch.get("key")
+    out = cast("Output", training.model(image, target, labelled=labelled, key=key))
     fabric.backward(out.loss)
     norm = fabric.clip_gradients(
         training.model,
@@ -244,7 +247,9 @@ def close_epoch(
     # Processes have different numbers of validation batches, so that they could not agree inside.
     alone = fabric.world_size == 1
     between = partial(stop_if_asked, training, position, company, random) if alone else _go_on
-    measured = validate(fabric, training.kd, training.validation, task, between)
+    measured = {}
+    if training.validation is not None:
+        measured = validate(fabric, training.kd, training.validation, task, between)
     row = {
         "epoch": position.epoch + 1,
         "step": position.step,
@@ -308,6 +313,27 @@ def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
     image = image.to(memory_format=torch_format(task.memory_format, image.ndim - 2))
     metadata = task.metadata
     return image, to_target(batch["label"], metadata.description, metadata.activation)
+
+
+def add_terms(means: Means, kd: DistillationWrapper, out: Output, labelled: Tensor | None) -> None:
+    """Add loss and terms of a step to their means.
+
+    Args:
+        means: Of the epoch.
+        kd: Knows which terms read the reference; their means are over the samples that have one.
+        out: What the step gave.
+        labelled: Which samples have a reference, (B,); None where all have.
+    """
+    count = len(first_head(out.student))
+    means.add({"loss": out.loss}, count)
+    for name, value in out.terms.items():
+        reads = labelled is not None and kd.objective.named_terms[name][1].needs_target
+        means.add({name: value}, labelled.sum() if reads and labelled is not None else count)
+
+
+def first_head(logits: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the logits, those of the first head where there are several."""
+    return logits if isinstance(logits, Tensor) else logits[0]
 
 
 def stop_if_not_finite(
