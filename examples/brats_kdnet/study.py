@@ -176,7 +176,8 @@ def train(
     teachers = {
         teacher.name
         for unit in plan.units()
-        if unit.name in wanted and (teacher := plan.teacher_of(unit)) is not None
+        if unit.name in wanted
+        for teacher in plan.teachers_of(unit)
     }
     units = [unit for unit in plan.units() if unit.name in wanted | teachers]
     jobs = number_of_jobs(options.jobs, plan.config.training.accelerator)

@@ -29,10 +29,14 @@ class Recipe:
     Attributes:
         label: How tables and figures call it.
         options: Options of the configuration that differ from those of the study.
+        parts: Into how many parts the labelled subjects are dealt, if each is to be taught by
+            teachers that were not trained on it: one teacher is trained for each part, on the
+            others. 1 leaves them together: one teacher is trained on all.
     """
 
     label: str
     options: dict[str, Any] = field(default_factory=dict)
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class Design:
         options: Options of the configuration that all units share.
         recipes: By name.
         blocks: What is trained.
-        chosen: Recipe that the study is about.
+        chosen: Recipe that the study is about; where it depends on the number of labels, recipes by
+            rows' names without that of the recipe, such as 20-labelled.
         searches: By name.
     """
 
@@ -100,7 +105,7 @@ class Design:
     options: dict[str, Any]
     recipes: dict[str, Recipe]
     blocks: tuple[Block, ...]
-    chosen: str = "chosen"
+    chosen: str | dict[str, str] = "chosen"
     searches: dict[str, Search] = field(default_factory=dict)
 
     def arguments(self) -> list[str]:
@@ -124,9 +129,10 @@ class Design:
                 rows[row.name] = row
                 seeds[row.name] = tuple(sorted({*seeds.get(row.name, ()), *block.seeds}))
         for row in list(rows.values()):
-            if row.teacher is not None and row.teacher not in rows:
-                rows[row.teacher] = self._row(TEACHER, row.options.get("labelled", "all"), "all")
-                seeds[row.teacher] = (min(seeds[row.name]),)
+            for teacher in teachers_of(row):
+                if teacher.name not in rows:
+                    rows[teacher.name] = teacher
+                    seeds[teacher.name] = (min(seeds[row.name]),)
         ordered = sorted(rows.values(), key=lambda row: row.teacher is not None)
         return tuple(ordered), seeds
 
@@ -151,10 +157,12 @@ class Design:
         if recipe in {TEACHER, BASELINE}:
             return plain_row(recipe, labelled)
         own, counts = self.recipes[recipe], {"labelled": labelled, "unlabelled": unlabelled}
+        teachers = tuple(part_name(labelled, part, own.parts) for part in range(own.parts))
         return Row(
             name=row_name(recipe, labelled, unlabelled),
             recipe="distilled",
-            teacher=row_name(TEACHER, labelled, "all"),
+            teacher=teachers[0],
+            more_teachers=teachers[1:],
             label=f"{own.label}, {labelled} labelled",
             options=own.options | {name: n for name, n in counts.items() if n != "all"},
         )
@@ -174,6 +182,34 @@ def plain_row(recipe: str, labelled: Count) -> Row:
         # What it never sees need not be prepared.
         options={} if labelled == "all" else {"labelled": labelled, "unlabelled": 0},
     )
+
+
+def part_name(labelled: Count, part: int, parts: int) -> str:
+    """Return the name of a teacher that is trained without one part of the labelled subjects.
+
+    Args:
+        labelled: Training subjects with a reference, or "all".
+        part: Which part it is not trained on.
+        parts: How many there are; of one part, it is trained on all.
+    """
+    own = TEACHER if parts == 1 else f"{TEACHER}-without-{part}-of-{parts}"
+    return row_name(own, labelled, "all")
+
+
+def teachers_of(student: Row) -> list[Row]:
+    """Return the rows that teach a student.
+
+    Args:
+        student: Names them.
+    """
+    whole = plain_row(TEACHER, student.options.get("labelled", "all"))
+    parts = len(student.teachers)
+    if parts == 1:
+        return [whole]
+    return [
+        replace(whole, name=name, options=whole.options | {"leave_out": [part, parts]})
+        for part, name in enumerate(student.teachers)
+    ]
 
 
 def row_name(recipe: str, labelled: Count, unlabelled: Count) -> str:
