@@ -29,6 +29,8 @@ _LISTS = frozenset(
         "latent_layers",
     )
 )
+#: What `recipe: auto` chooses.
+RECIPE_OPTIONS = ("imitation", "temperature", "binarisation", "latent_weight", "out_of_fold")
 PRESETS = ("demo", "cpu", "paper", "native")
 _PRESET_FOLDER = Path(__file__).parent / "configs"
 
@@ -180,6 +182,11 @@ class ObjectiveConfig:
     """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
 
     Args:
+        recipe: "options" follows the options below. "auto" takes what a study found best for the
+            numbers of subjects with and without a reference, and says why
+            (docs/results/when-it-helps.md): imitation, temperature, binarisation, latent_weight and
+            out_of_fold are then chosen, unless one of them is given. For train.py; crossval.py's
+            rows say what they are.
         objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
             "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
             The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
@@ -193,6 +200,9 @@ class ObjectiveConfig:
         imitation_steps: Length of that way, training steps.
         region_weights: Weight of each output channel in the soft targets; all alike if none are
             given.
+        out_of_fold: Into how many parts the labelled subjects are dealt, so that each is taught by
+            teachers that were not trained on it: a further teacher is trained without each part.
+            1 has the one teacher of the paper.
         latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
         latent_layers: Layers of both networks whose divergences share alpha, instead of the
             bottleneck alone, such as encoder.2,bottleneck.
@@ -211,6 +221,7 @@ class ObjectiveConfig:
         smoothing: Added to Dice's numerator and denominator, voxels; the paper leaves it open.
     """
 
+    recipe: Literal["options", "auto"] = "options"
     objective: Literal["kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd"] = (
         "kdnet"
     )
@@ -220,6 +231,7 @@ class ObjectiveConfig:
     imitation_start: float | None = None
     imitation_steps: int = 1000
     region_weights: tuple[float, ...] | None = None
+    out_of_fold: int = 1
     latent_weight: float = 10.0
     latent_layers: tuple[str, ...] | None = None
     bottleneck_layer: str = "auto"
@@ -436,9 +448,24 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
         values = _build_parser(preset, program).parse_args(tokens)
     except ArgumentError as error:
         raise UserError(f"{error}\n{program.name} --help lists every option.") from error
-    config = _compose(values, program)
+    config = _with_options_given(_compose(values, program), tokens)
     _check(config)
     return config, None if program.options is None else _group(program.options, values)
+
+
+def _with_options_given(config: Config, tokens: Sequence[str]) -> Config:
+    """Let options that are given win over a recipe that would choose them."""
+    flags = {word[2:].partition("=")[0] for word in tokens if word.startswith("--")}
+    files = [tokens[at + 1] for at, word in enumerate(tokens[:-1]) if word == "--config"]
+    named = flags.union(*(_read_yaml(Path(file)) for file in files))
+    given = named & {*RECIPE_OPTIONS, "objective"}
+    if config.objective.recipe != "auto" or not given:
+        return config
+    if "recipe" in flags:
+        raise UserError(
+            f"--recipe auto chooses {', '.join(sorted(given))} itself. Leave out either."
+        )
+    return replace(config, objective=replace(config.objective, recipe="options"))
 
 
 def _build_parser(preset: str, program: Program = TRAIN) -> ArgumentParser:
@@ -577,6 +604,7 @@ def _check(config: Config) -> None:
             "0 to 1",
         ),
         ("imitation_steps", objective.imitation_steps, objective.imitation_steps >= 1, "1 or more"),
+        ("out_of_fold", objective.out_of_fold, objective.out_of_fold >= 1, "1 or more"),
         ("temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
         ("labelled", data.labelled, data.labelled is None or data.labelled >= 1, "1 or more"),

@@ -39,6 +39,7 @@ from models import build_network, check_axes, in_two_dimensions
 from phantoms import generate_phantoms, phantom_names
 from privdistill import TeacherCache
 from recipes.lesson import Setting
+from recipes.rows import Row
 from recipes.synthesis import privileged_modalities
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata
@@ -217,6 +218,25 @@ class Experiment:
             rank=self.fabric.global_rank,
         )
 
+    def of_row(self, row: Row, console: Console) -> Self:
+        """Return the experiment as a row sees it, which may do without a part of the subjects.
+
+        Args:
+            row: Whose options count.
+            console: Where progress is shown.
+
+        Raises:
+            UserError: If an option of the row makes no sense.
+        """
+        if "leave_out" not in row.options:
+            return self
+        config = row.configure(self.config)
+        data = replace(config.data, labelled=None, unlabelled=None)
+        split = replace(shared_out(data, self.split), unlabelled=())
+        subjects = list(self.subjects.values())
+        datasets = prepare_parts(config, self.description, subjects, split, console)
+        return replace(self, config=config, split=split, datasets=datasets, samples={})
+
     def _samples(self, part: str) -> Any:
         if part not in self.samples:
             samples_of = validation_samples if part == "validation" else training_samples
@@ -325,9 +345,11 @@ def find_split(config: Config) -> Split:
         # Phantoms may not be there yet; they have no grade.
         subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
     else:
-        _, subjects = find_subjects(data.data_root, own_description(data))
-    split = split_of(config, subjects)
-    return shared_out(data, split)
+        description, subjects = find_subjects(data.data_root, own_description(data))
+        if data.unlabelled_root is not None:
+            split = split_of(config, subjects)
+            return without_references(data, description, subjects, split)[1]
+    return shared_out(data, split_of(config, subjects))
 
 
 def refuse_wrong_gradients(config: Config) -> None:

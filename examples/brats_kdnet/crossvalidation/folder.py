@@ -33,6 +33,7 @@ from experiment import (
     without_references,
 )
 from privdistill import PrivDistillError
+from recipes.out_of_fold import with_part_teachers
 from recipes.rows import Row, read_rows, select_rows, sweep
 from run_folder import RunFolder
 from teaching import rehearse
@@ -68,10 +69,12 @@ def open_plan(
         UserError: If anything cannot be used, or the folder holds another cross-validation.
     """
     root = config.run.out or Path("runs/crossval")
-    config = replace(config, run=replace(config.run, out=root))
+    # Each row says how it is taught.
+    taught = replace(config.objective, recipe="options")
+    config = replace(config, objective=taught, run=replace(config.run, out=root))
     _refuse(config)
     _refuse_options(config, options)
-    rows = _rows(config, options) if rows is None else rows
+    rows = _rows(config, options) if rows is None else with_part_teachers(rows, config)
     run = RunFolder(root)
     run.holds(config)
     known = _definitions(root, rows)
@@ -196,9 +199,7 @@ def _rows(config: Config, options: CrossvalOptions) -> tuple[Row, ...]:
         rows = sweep(
             rows, modalities if data.teacher_modalities is None else data.teacher_modalities
         )
-    for row in rows:
-        row.configure(config)
-    return tuple(rows)
+    return with_part_teachers(rows, config)
 
 
 def _resolve(

@@ -123,7 +123,9 @@ class Plan:
 
     def seeds_of(self, row: str) -> tuple[int, ...]:
         """Return the seeds that a row is trained with."""
-        return self.own_seeds.get(row, self.seeds)
+        # Teachers that do without a part of the subjects have the seeds of the one that does not.
+        whole = row.partition("-without-")[0]
+        return self.own_seeds.get(row, self.own_seeds.get(whole, self.seeds))
 
     def teachers_of(self, unit: Unit) -> list[Unit]:
         """Return the units whose networks a unit imitates, on the same fold.
