@@ -62,8 +62,9 @@ def write_report(folder: Path) -> Path:
     if (folder / "config.yaml").is_file():
         return write_run_page(folder)
     raise UserError(
-        f"{folder}: expected the folder of a run, of a cross-validation or of studies, found neither "
-        f"config.yaml nor {MARKER} in it, nor {ROWS} with {FACTS} in it or below it. Give the folder that was written to (--out)."
+        f"{folder}: expected the folder of a run, of a cross-validation or of studies, found "
+        f"neither config.yaml nor {MARKER} in it, nor {ROWS} with {FACTS} in it or below it. Give "
+        "the folder that was written to (--out)."
     )
 
 

@@ -326,6 +326,7 @@ def _draw_lines(axes: Any, analysis: Analysis, lines: Sequence[Line], ticks: lis
                 va="top",
                 color=_SOFT,
                 fontsize=9,
+                bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5},
             )
     axes.axhline(0, color=_INK, linewidth=0.8)
     axes.set_xlim(min(ticks) - 0.12 * span, max(ticks) + 0.12 * span)
@@ -348,6 +349,8 @@ def _draw_lead(axes: Any, analysis: Analysis, one: LeadAndGain, colour: str, mar
     setting = one.comparison.network.setting
     several = len({other.comparison.network.kind for other in analysis.shown}) > 1
     what = f"{analysis.name(one.comparison.network)}, {setting}" if several else setting
+    if len(_regions(analysis)) > 1:
+        what = f"{one.comparison.region}, {what}"
     slope, interval = one.slope.value, one.slope.interval
     ends = np.array([x.min(), x.max()])
     label = f"{what}: slope {format_number(slope, 2)}"
