@@ -24,8 +24,13 @@ _LISTS = frozenset(
         "patch",
         "rows",
         "seeds",
+        "leave_out",
+        "region_weights",
+        "latent_layers",
     )
 )
+#: What `recipe: auto` chooses.
+RECIPE_OPTIONS = ("imitation", "temperature", "binarisation", "latent_weight", "out_of_fold")
 PRESETS = ("demo", "cpu", "paper", "native")
 _PRESET_FOLDER = Path(__file__).parent / "configs"
 
@@ -86,8 +91,19 @@ class DataConfig:
         folds: Number of cross-validation folds. Source: the paper, section 3.2.
         fold: Which fold is held out, from 0.
         validation_fraction: Share of the training folds that drives the learning rate and the
-            model selection; never part of the held-out fold. The paper leaves it open.
-        split_file: JSON file with case names under train, validation and test instead of folds.
+            model selection; never part of the held-out fold. 0 sets none aside, which needs
+            --selection last and another schedule than plateau. The paper leaves it open.
+        split_file: JSON file with case names under train, validation and test instead of folds;
+            perhaps also under unlabelled, which teach through the teacher alone.
+        labelled: How many training subjects have a reference; all if none is given. The others
+            teach the student through the teacher's predictions alone; teacher and baseline never
+            see them. Of a smaller number the subjects are among those of a larger one.
+        unlabelled: How many of those others are used; all if none is given.
+        leave_out: Part of the labelled training subjects that is left out, and the number of parts,
+            such as 0,2 for the first half: of several teachers, each subject can then be taught by
+            those that were not trained on it.
+        unlabelled_root: Folder with further subjects, in the form of the data set but without a
+            reference (one that is there is not read), that teach the student likewise.
         flips: Random flip along each axis. Source: the paper, section 3.1.
         phantoms: Number of phantoms, if no data_root is given.
         phantom_size: Edge of a phantom, voxels of 1 mm.
@@ -112,6 +128,10 @@ class DataConfig:
     fold: int = 0
     validation_fraction: float = 0.15
     split_file: Path | None = None
+    labelled: int | None = None
+    unlabelled: int | None = None
+    leave_out: tuple[int, int] | None = None
+    unlabelled_root: Path | None = None
     flips: bool = True
     phantoms: int = 48
     phantom_size: int = 64
@@ -162,12 +182,30 @@ class ObjectiveConfig:
     """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
 
     Args:
+        recipe: "options" follows the options below. "auto" takes what a study found best for the
+            numbers of subjects with and without a reference, and says why
+            (docs/results/when-it-helps.md): imitation, temperature, binarisation, latent_weight and
+            out_of_fold are then chosen, unless one of them is given. For train.py; crossval.py's
+            rows say what they are.
         objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
             "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
             The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
         imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
         temperature: T of the teacher's soft targets. Source: the paper, 3.2.
+        binarisation: What cross-entropy compares with: "auto" binarises the teacher's prediction as
+            the paper does ("argmax" under softmax, "positive" logits under sigmoid), "soft" takes
+            its probabilities.
+        imitation_start: lambda in the first step, from where it goes to `imitation` in
+            `imitation_steps` steps, along a straight line; constant if none is given.
+        imitation_steps: Length of that way, training steps.
+        region_weights: Weight of each output channel in the soft targets; all alike if none are
+            given.
+        out_of_fold: Into how many parts the labelled subjects are dealt, so that each is taught by
+            teachers that were not trained on it: a further teacher is trained without each part.
+            1 has the one teacher of the paper.
         latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
+        latent_layers: Layers of both networks whose divergences share alpha, instead of the
+            bottleneck alone, such as encoder.2,bottleneck.
         bottleneck_layer: Layer whose output is E(x); "auto" takes the layer called "bottleneck"
             where the network has one and lets the library locate it otherwise. The paper leaves
             it open.
@@ -183,12 +221,19 @@ class ObjectiveConfig:
         smoothing: Added to Dice's numerator and denominator, voxels; the paper leaves it open.
     """
 
+    recipe: Literal["options", "auto"] = "options"
     objective: Literal["kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd"] = (
         "kdnet"
     )
     imitation: float = 0.75
     temperature: float = 5.0
+    binarisation: Literal["auto", "argmax", "positive", "soft"] = "auto"
+    imitation_start: float | None = None
+    imitation_steps: int = 1000
+    region_weights: tuple[float, ...] | None = None
+    out_of_fold: int = 1
     latent_weight: float = 10.0
+    latent_layers: tuple[str, ...] | None = None
     bottleneck_layer: str = "auto"
     teacher_bottleneck_layer: str = "auto"
     latent_normalisation: Literal["softmax", "softmax_channel", "softmax_spatial", "l1"] = "softmax"
@@ -205,6 +250,9 @@ class TrainingConfig:
 
     Args:
         epochs: Passes over the training subjects. Source: the paper, section 3.2.
+        samples_per_epoch: Samples of an epoch; 0 takes each training sample once. A number makes
+            trainings on few subjects as long as those on many: samples come again in a new order,
+            or wait for the next epoch.
         batch_size: Subjects in a batch, on each device. The paper leaves it open; No New-Net,
             where its network comes from, uses 2.
         learning_rate: Of Adam; the peak under "onecycle". Source: the paper, section 3.2.
@@ -244,6 +292,7 @@ class TrainingConfig:
     """
 
     epochs: int = 500
+    samples_per_epoch: int = 0
     batch_size: int = 2
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
@@ -399,9 +448,24 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
         values = _build_parser(preset, program).parse_args(tokens)
     except ArgumentError as error:
         raise UserError(f"{error}\n{program.name} --help lists every option.") from error
-    config = _compose(values, program)
+    config = _with_options_given(_compose(values, program), tokens)
     _check(config)
     return config, None if program.options is None else _group(program.options, values)
+
+
+def _with_options_given(config: Config, tokens: Sequence[str]) -> Config:
+    """Let options that are given win over a recipe that would choose them."""
+    flags = {word[2:].partition("=")[0] for word in tokens if word.startswith("--")}
+    files = [tokens[at + 1] for at, word in enumerate(tokens[:-1]) if word == "--config"]
+    named = flags.union(*(_read_yaml(Path(file)) for file in files))
+    given = named & {*RECIPE_OPTIONS, "objective"}
+    if config.objective.recipe != "auto" or not given:
+        return config
+    if "recipe" in flags:
+        raise UserError(
+            f"--recipe auto chooses {', '.join(sorted(given))} itself. Leave out either."
+        )
+    return replace(config, objective=replace(config.objective, recipe="options"))
 
 
 def _build_parser(preset: str, program: Program = TRAIN) -> ArgumentParser:
@@ -508,7 +572,12 @@ def _check(config: Config) -> None:
     demands = (
         ("folds", data.folds, data.folds >= 2, "2 or more"),
         ("fold", data.fold, 0 <= data.fold < data.folds, f"0 to {data.folds - 1}"),
-        ("validation_fraction", data.validation_fraction, 0 < data.validation_fraction < 1, "0..1"),
+        (
+            "validation_fraction",
+            data.validation_fraction,
+            0 <= data.validation_fraction < 1,
+            "0 or more, below 1",
+        ),
         ("student_modalities", data.student_modalities, data.student_modalities, "one or more"),
         ("workers", data.workers, data.workers >= 0, "0 or more"),
         ("phantoms", data.phantoms, data.phantoms >= max(6, data.folds), "6 or more, and folds"),
@@ -528,9 +597,31 @@ def _check(config: Config) -> None:
         ("patches_per_case", data.patches_per_case, data.patches_per_case >= 0, "0 or more"),
         ("empty_slices", data.empty_slices, 0 <= data.empty_slices <= 1, "0 to 1"),
         ("imitation", objective.imitation, 0 <= objective.imitation <= 1, "0 to 1"),
+        (
+            "imitation_start",
+            objective.imitation_start,
+            0 <= (objective.imitation_start or 0) <= 1,
+            "0 to 1",
+        ),
+        ("imitation_steps", objective.imitation_steps, objective.imitation_steps >= 1, "1 or more"),
+        ("out_of_fold", objective.out_of_fold, objective.out_of_fold >= 1, "1 or more"),
         ("temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
+        ("labelled", data.labelled, data.labelled is None or data.labelled >= 1, "1 or more"),
+        ("unlabelled", data.unlabelled, (data.unlabelled or 0) >= 0, "0 or more"),
+        (
+            "leave_out",
+            data.leave_out,
+            data.leave_out is None or 0 <= data.leave_out[0] < data.leave_out[1] > 1,
+            "a part from 0, and the number of parts, 2 or more",
+        ),
         ("epochs", training.epochs, training.epochs >= 1, "1 or more"),
+        (
+            "samples_per_epoch",
+            training.samples_per_epoch,
+            training.samples_per_epoch >= 0,
+            "0 or more",
+        ),
         ("batch_size", training.batch_size, training.batch_size >= 1, "1 or more"),
         ("learning_rate", training.learning_rate, training.learning_rate > 0, "above 0"),
         ("gradient_clip", training.gradient_clip, training.gradient_clip >= 0, "0 or more"),
@@ -548,6 +639,13 @@ def _check(config: Config) -> None:
         if not fine
     ]
     wrong += _contradictions(data)
+    if data.validation_fraction == 0 and (
+        training.selection == "best" or training.schedule == "plateau"
+    ):
+        wrong.append(
+            "validation_fraction is 0, but selection best and schedule plateau need validation "
+            "subjects. Set --selection last and --schedule onecycle, or a larger fraction."
+        )
     if training.validation_loss == "ground_truth" and objective.imitation == 1:
         wrong.append("validation_loss is ground_truth, but imitation 1 leaves no such term.")
     if wrong:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.layouts import Subject
 from data.splits import Split, split_subjects
 from errors import UserError
-from run_folder import write_text
+from writing import write_text
 
 _PARTS = ("train", "validation", "test")
 
@@ -77,7 +77,7 @@ def save_folds(path: Path, folds: Iterable[Fold]) -> None:
         path: Where to write.
         folds: All of them.
     """
-    lists = [{"repeat": fold.repeat, **asdict(fold.split)} for fold in folds]
+    lists = [{"repeat": fold.repeat, **fold.split.to_dict()} for fold in folds]
     write_text(path, json.dumps({"folds": lists}, indent=2) + "\n")
 
 

@@ -84,6 +84,7 @@ class Plan:
         folds: Case lists.
         seeds: Of weights and order.
         subsets: Whether networks for any subset are scored on all of them.
+        own_seeds: Seeds of rows that have others than `seeds`.
     """
 
     config: Config
@@ -91,6 +92,7 @@ class Plan:
     folds: tuple[Fold, ...]
     seeds: tuple[int, ...]
     subsets: bool = True
+    own_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     _by_name: Mapping[str, Row] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -110,19 +112,32 @@ class Plan:
 
     def units(self) -> list[Unit]:
         """Return all units: every teacher, on all folds, before everything else."""
-        teachers = {row.teacher for row in self.rows}
+        teachers = {teacher for row in self.rows for teacher in row.teachers}
         order = {row.name: (self._generation(row), row.name not in teachers) for row in self.rows}
         return [
             Unit(fold, seed, row)
             for row in sorted(self.rows, key=lambda row: order[row.name])
-            for seed in self.seeds
+            for seed in self.seeds_of(row.name)
             for fold in self.folds
         ]
 
-    def teacher_of(self, unit: Unit) -> Unit | None:
-        """Return the unit whose network a unit imitates, on the same fold with the same seed."""
-        name = unit.row.teacher
-        return None if name is None else replace(unit, row=self._by_name[name])
+    def seeds_of(self, row: str) -> tuple[int, ...]:
+        """Return the seeds that a row is trained with."""
+        # Teachers that do without a part of the subjects have the seeds of the one that does not.
+        whole = row.partition("-without-")[0]
+        return self.own_seeds.get(row, self.own_seeds.get(whole, self.seeds))
+
+    def teachers_of(self, unit: Unit) -> list[Unit]:
+        """Return the units whose networks a unit imitates, on the same fold.
+
+        They have the same seed, or their first one where they are not trained with that.
+        """
+        found = []
+        for name in unit.row.teachers:
+            seeds = self.seeds_of(name)
+            seed = unit.seed if unit.seed in seeds else seeds[0]
+            found.append(replace(unit, row=self._by_name[name], seed=seed))
+        return found
 
     def find(self, wanted: str | int) -> Unit:
         """Return a unit by its name or number.
@@ -170,5 +185,5 @@ class Plan:
         return run.part_scores.is_file() and (run.subsets.is_file() or not wanted)
 
     def _generation(self, row: Row) -> int:
-        teacher = row.teacher
-        return 0 if teacher is None else 1 + self._generation(self._by_name[teacher])
+        taught = [1 + self._generation(self._by_name[name]) for name in row.teachers]
+        return max(taught, default=0)

@@ -16,7 +16,8 @@ from data.preprocessing import Preprocessing
 from data.slicing import Plane, plane_of
 from errors import UserError
 from models import build_network
-from run_folder import atomic, versions
+from run_folder import versions
+from writing import atomic, first_line, write_tensors
 
 FORMAT = "privdistill-brats-1"
 
@@ -161,7 +162,11 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: ModelMetad
         for name, tensor in weights.items()
     }
     with atomic(path) as partial:
-        save_file(plain, partial, metadata=metadata.to_strings())
+        try:
+            save_file(plain, partial, metadata=metadata.to_strings())
+        except SafetensorError as error:
+            # So its writer reports a full disk.
+            raise OSError(first_line(error)) from error
 
 
 def read_metadata(path: Path) -> ModelMetadata:
@@ -247,8 +252,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         path: The file.
         state: Tensors, numbers, strings, and lists and dictionaries of them.
     """
-    with atomic(path) as partial:
-        torch.save(dict(state), partial)
+    write_tensors(path, dict(state))
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -271,23 +275,6 @@ def load_state(path: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} cannot be read ({error}). Remove {path.parent} to train this network again."
         ) from error
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of PyTorch's random number generators, for `save_state`."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Continue the random numbers where `random_state` was taken.
-
-    Args:
-        state: What `random_state` returned.
-    """
-    torch.set_rng_state(state["cpu"])
-    # On another number of GPUs there is nothing to continue.
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _read(path: Path, *, weights: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
