@@ -24,6 +24,8 @@ _LISTS = frozenset(
         "patch",
         "rows",
         "seeds",
+        "region_weights",
+        "latent_layers",
     )
 )
 PRESETS = ("demo", "cpu", "paper", "native")
@@ -86,8 +88,16 @@ class DataConfig:
         folds: Number of cross-validation folds. Source: the paper, section 3.2.
         fold: Which fold is held out, from 0.
         validation_fraction: Share of the training folds that drives the learning rate and the
-            model selection; never part of the held-out fold. The paper leaves it open.
-        split_file: JSON file with case names under train, validation and test instead of folds.
+            model selection; never part of the held-out fold. 0 sets none aside, which needs
+            --selection last and another schedule than plateau. The paper leaves it open.
+        split_file: JSON file with case names under train, validation and test instead of folds;
+            perhaps also under unlabelled, which teach through the teacher alone.
+        labelled: How many training subjects have a reference; all if none is given. The others
+            teach the student through the teacher's predictions alone; teacher and baseline never
+            see them. Of a smaller number the subjects are among those of a larger one.
+        unlabelled: How many of those others are used; all if none is given.
+        unlabelled_root: Folder with further subjects, in the form of the data set but without a
+            reference (one that is there is not read), that teach the student likewise.
         flips: Random flip along each axis. Source: the paper, section 3.1.
         phantoms: Number of phantoms, if no data_root is given.
         phantom_size: Edge of a phantom, voxels of 1 mm.
@@ -112,6 +122,9 @@ class DataConfig:
     fold: int = 0
     validation_fraction: float = 0.15
     split_file: Path | None = None
+    labelled: int | None = None
+    unlabelled: int | None = None
+    unlabelled_root: Path | None = None
     flips: bool = True
     phantoms: int = 48
     phantom_size: int = 64
@@ -167,7 +180,17 @@ class ObjectiveConfig:
             The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
         imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
         temperature: T of the teacher's soft targets. Source: the paper, 3.2.
+        binarisation: What cross-entropy compares with: "auto" binarises the teacher's prediction as
+            the paper does ("argmax" under softmax, "positive" logits under sigmoid), "soft" takes
+            its probabilities.
+        imitation_start: lambda in the first step, from where it goes to `imitation` in
+            `imitation_steps` steps, along a straight line; constant if none is given.
+        imitation_steps: Length of that way, training steps.
+        region_weights: Weight of each output channel in the soft targets; all alike if none are
+            given.
         latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
+        latent_layers: Layers of both networks whose divergences share alpha, instead of the
+            bottleneck alone, such as encoder.2,bottleneck.
         bottleneck_layer: Layer whose output is E(x); "auto" takes the layer called "bottleneck"
             where the network has one and lets the library locate it otherwise. The paper leaves
             it open.
@@ -188,7 +211,12 @@ class ObjectiveConfig:
     )
     imitation: float = 0.75
     temperature: float = 5.0
+    binarisation: Literal["auto", "argmax", "positive", "soft"] = "auto"
+    imitation_start: float | None = None
+    imitation_steps: int = 1000
+    region_weights: tuple[float, ...] | None = None
     latent_weight: float = 10.0
+    latent_layers: tuple[str, ...] | None = None
     bottleneck_layer: str = "auto"
     teacher_bottleneck_layer: str = "auto"
     latent_normalisation: Literal["softmax", "softmax_channel", "softmax_spatial", "l1"] = "softmax"
@@ -205,6 +233,9 @@ class TrainingConfig:
 
     Args:
         epochs: Passes over the training subjects. Source: the paper, section 3.2.
+        samples_per_epoch: Samples of an epoch; 0 takes each training sample once. A number makes
+            trainings on few subjects as long as those on many: samples come again in a new order,
+            or wait for the next epoch.
         batch_size: Subjects in a batch, on each device. The paper leaves it open; No New-Net,
             where its network comes from, uses 2.
         learning_rate: Of Adam; the peak under "onecycle". Source: the paper, section 3.2.
@@ -244,6 +275,7 @@ class TrainingConfig:
     """
 
     epochs: int = 500
+    samples_per_epoch: int = 0
     batch_size: int = 2
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
@@ -508,7 +540,12 @@ def _check(config: Config) -> None:
     demands = (
         ("folds", data.folds, data.folds >= 2, "2 or more"),
         ("fold", data.fold, 0 <= data.fold < data.folds, f"0 to {data.folds - 1}"),
-        ("validation_fraction", data.validation_fraction, 0 < data.validation_fraction < 1, "0..1"),
+        (
+            "validation_fraction",
+            data.validation_fraction,
+            0 <= data.validation_fraction < 1,
+            "0 or more, below 1",
+        ),
         ("student_modalities", data.student_modalities, data.student_modalities, "one or more"),
         ("workers", data.workers, data.workers >= 0, "0 or more"),
         ("phantoms", data.phantoms, data.phantoms >= max(6, data.folds), "6 or more, and folds"),
@@ -528,9 +565,24 @@ def _check(config: Config) -> None:
         ("patches_per_case", data.patches_per_case, data.patches_per_case >= 0, "0 or more"),
         ("empty_slices", data.empty_slices, 0 <= data.empty_slices <= 1, "0 to 1"),
         ("imitation", objective.imitation, 0 <= objective.imitation <= 1, "0 to 1"),
+        (
+            "imitation_start",
+            objective.imitation_start,
+            0 <= (objective.imitation_start or 0) <= 1,
+            "0 to 1",
+        ),
+        ("imitation_steps", objective.imitation_steps, objective.imitation_steps >= 1, "1 or more"),
         ("temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
+        ("labelled", data.labelled, data.labelled is None or data.labelled >= 1, "1 or more"),
+        ("unlabelled", data.unlabelled, (data.unlabelled or 0) >= 0, "0 or more"),
         ("epochs", training.epochs, training.epochs >= 1, "1 or more"),
+        (
+            "samples_per_epoch",
+            training.samples_per_epoch,
+            training.samples_per_epoch >= 0,
+            "0 or more",
+        ),
         ("batch_size", training.batch_size, training.batch_size >= 1, "1 or more"),
         ("learning_rate", training.learning_rate, training.learning_rate > 0, "above 0"),
         ("gradient_clip", training.gradient_clip, training.gradient_clip >= 0, "0 or more"),
@@ -548,6 +600,13 @@ def _check(config: Config) -> None:
         if not fine
     ]
     wrong += _contradictions(data)
+    if data.validation_fraction == 0 and (
+        training.selection == "best" or training.schedule == "plateau"
+    ):
+        wrong.append(
+            "validation_fraction is 0, but selection best and schedule plateau need validation "
+            "subjects. Set --selection last and --schedule onecycle, or a larger fraction."
+        )
     if training.validation_loss == "ground_truth" and objective.imitation == 1:
         wrong.append("validation_loss is ground_truth, but imitation 1 leaves no such term.")
     if wrong:
