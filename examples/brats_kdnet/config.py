@@ -98,6 +98,8 @@ class DataConfig:
         unlabelled: How many of those others are used; all if none is given.
         unlabelled_root: Folder with further subjects, in the form of the data set but without a
             reference (one that is there is not read), that teach the student likewise.
+        skip_invalid: Use the subjects whose files are sound where others are not; these are listed
+            in skipped.json and in the report. Without it nothing is trained until all are sound.
         flips: Random flip along each axis. Source: the paper, section 3.1.
         phantoms: Number of phantoms, if no data_root is given.
         phantom_size: Edge of a phantom, voxels of 1 mm.
@@ -125,6 +127,7 @@ class DataConfig:
     labelled: int | None = None
     unlabelled: int | None = None
     unlabelled_root: Path | None = None
+    skip_invalid: bool = False
     flips: bool = True
     phantoms: int = 48
     phantom_size: int = 64

@@ -33,7 +33,7 @@ from data.checks import Problem, check_subjects, raise_for_problems
 from data.description import DATASETS_FOLDER, Description, load_description
 from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
 from data.volumes import read_geometry
-from errors import UserError
+from errors import UserError, printable
 from evaluation.inference import volume_predictor
 from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
 from evaluation.scoring import native_classes, predict_finite
@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             modalities=options.modalities,
         )
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n", keep="\n"))
         return 2
     except OSError as error:
         sys.stderr.write(f"{options.out}: the label maps cannot be written: {error}\n")

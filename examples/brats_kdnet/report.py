@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, printable
 from reports.crossval_folder import MARKER
 from reports.crossval_page import write_crossval_page
 from reports.run_page import write_run_page
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path = write_report(parser.parse_args(arguments).folder)
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n", keep="\n"))
         return 2
     sys.stdout.write(f"{path}\n")
     return 0

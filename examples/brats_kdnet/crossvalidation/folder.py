@@ -16,6 +16,7 @@ from config import Config
 from crossvalidation.folds import Fold, deal, load_folds, save_folds
 from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import CrossvalOptions, Plan
+from data.checks import Problem
 from data.description import Description
 from data.layouts import Subject
 from data.splits import Split
@@ -27,8 +28,10 @@ from experiment import (
     find_description,
     prepare_parts,
     read_subjects,
+    record_skipped,
     stacked,
     try_out,
+    usable,
     view_of,
     without_references,
 )
@@ -79,12 +82,14 @@ def open_plan(
     with waiting_for(root / ".lock", "the folder is being prepared", console):
         run.holds(config)
         held = (root / "folds.json").is_file()
-        plan, description, subjects = _resolve(config, options, rows, run, console)
+        description, subjects = read_subjects(config, run, console)
+        subjects, problems = usable(config, run, description, subjects, console)
+        plan = _resolve(config, options, rows, description, subjects)
         plan = replace(plan, own_seeds=own_seeds or {})
         if held:
             _check_held(plan, run, description)
         else:
-            _begin(plan, run, description, subjects, console)
+            _begin(plan, run, description, subjects, console=console, problems=problems)
         _complete(plan, description, subjects, console)
     return plan
 
@@ -204,10 +209,9 @@ def _resolve(
     config: Config,
     options: CrossvalOptions,
     rows: tuple[Row, ...],
-    run: RunFolder,
-    console: Console,
-) -> tuple[Plan, Description, list[Subject]]:
-    description, subjects = read_subjects(config, run, console)
+    description: Description,
+    subjects: list[Subject],
+) -> Plan:
     folds = (
         load_folds(options.folds_file, subjects)
         if options.folds_file is not None
@@ -227,7 +231,7 @@ def _resolve(
         subsets=options.subsets,
     )
     _check_teacher(config, folds, description)
-    return plan, description, subjects
+    return plan
 
 
 def _check_teacher(config: Config, folds: Sequence[Fold], description: Description) -> None:
@@ -269,13 +273,19 @@ def _begin(
     run: RunFolder,
     description: Description,
     subjects: list[Subject],
+    *,
     console: Console,
+    problems: Sequence[Problem],
 ) -> None:
+    skip = plan.config.data.skip_invalid
+    checked = {subject.name for subject in subjects} if skip else set()
     every = Split(tuple(sorted(_used(plan))), (), ())
     further = replace(plan.config.data, labelled=None, unlabelled=None)
     subjects, every = without_references(further, description, subjects, every)
-    check(plan.config.data, description, subjects, every, console)
+    fresh = [subject for subject in subjects if subject.name not in checked]
+    check(plan.config.data, description, fresh, every, console)
     run.begin(plan.config)
+    record_skipped(plan.config, run, problems)
     run.write_description(description)
     _choose_performance(plan, run, description, console)
     # Last, since it says that the others are there.

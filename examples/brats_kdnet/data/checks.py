@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data.description import Description
 from data.layouts import ImageFile, Subject
@@ -122,21 +123,73 @@ def raise_for_problems(problems: Sequence[Problem]) -> None:
     if not problems:
         return
     subjects = len({problem.subject for problem in problems})
-    table = Table("subject", "file", "reason", title_justify="left")
-    for problem in problems:
-        file = "" if problem.file is None else problem.file.name
-        table.add_row(*map(printable, (problem.subject, file, problem.reason)))
     text = io.StringIO()
     # A fixed width: the message may end up in a log file, where no terminal tells its own.
-    Console(file=text, width=120, markup=False).print(table)
-    folders = sorted(
-        {printable(str(problem.file.parent)) for problem in problems if problem.file is not None}
-    )
+    Console(file=text, width=120, markup=False, emoji=False).print(problem_table(problems))
+    files = [problem.file for problem in problems if problem.file is not None]
+    folders = sorted({printable(str(file.parent)) for file in files})
     where = f"Files lie in {', '.join(folders[:3])}{' ...' if len(folders) > 3 else ''}.\n"
     raise UserError(
         f"Problems: {len(problems)}, in {subjects} of the subjects; repair or remove them. Nothing "
         f"was written.\n{where if folders else ''}{text.getvalue().rstrip()}"
     )
+
+
+def problem_table(problems: Sequence[Problem]) -> Table:
+    """Lay problems out for a terminal, whatever their names hold.
+
+    Args:
+        problems: What `check_subjects` gave.
+
+    Returns:
+        A table with subject, file and reason of every one.
+    """
+    table = Table("subject", "file", "reason", title_justify="left")
+    for row in problems_as_rows(problems):
+        # Text is shown as it is; a string would be searched for markup.
+        table.add_row(Text(row["subject"]), Text(Path(row["file"]).name), Text(row["reason"]))
+    return table
+
+
+def problems_as_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    """Turn problems into plain text for tables and files.
+
+    Args:
+        problems: What `check_subjects` gave.
+
+    Returns:
+        Subject, file (empty where it is missing) and reason, all of printable characters.
+    """
+    return [
+        {
+            "subject": printable(problem.subject),
+            "file": "" if problem.file is None else printable(str(problem.file)),
+            "reason": printable(problem.reason),
+        }
+        for problem in problems
+    ]
+
+
+def keep_usable(
+    subjects: Sequence[Subject], problems: Sequence[Problem]
+) -> tuple[list[Subject], list[str]]:
+    """Leave out the subjects that have problems.
+
+    Args:
+        subjects: All subjects.
+        problems: What `check_subjects` gave for them.
+
+    Returns:
+        The others, and the names of those left out.
+
+    Raises:
+        UserError: If no subject is left, with all problems.
+    """
+    broken = dict.fromkeys(problem.subject for problem in problems)
+    kept = [subject for subject in subjects if subject.name not in broken]
+    if not kept:
+        raise_for_problems(problems)
+    return kept, list(broken)
 
 
 def _check_subject(

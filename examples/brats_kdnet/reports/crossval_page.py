@@ -12,7 +12,7 @@ from reports.comparison import other_tables, paper_tables, subset_tables
 from reports.costs import costs
 from reports.crossval_folder import CrossvalFolder
 from reports.grids import Grid, chapters, gain_grid
-from reports.page import duration, flat, read_mapping, write_page
+from reports.page import duration, flat, left_out, read_mapping, write_page
 from reports.pictures import gain_charts, pictures
 from reports.results import METRIC_NAMES, headline
 
@@ -69,6 +69,7 @@ def _content(folder: CrossvalFolder) -> dict[str, Any]:
         "costs": costs(folder),
         "grades": ", ".join(f"{n} {grade}" for grade, n in facts.get("grades", {}).items()),
         "digest": facts.get("folds_sha256", ""),
+        "left_out": left_out(folder.root),
         "config": folder.config,
         "environment": flat(read_mapping(folder.root / "environment.json")),
     }
