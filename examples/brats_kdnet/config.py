@@ -24,6 +24,7 @@ _LISTS = frozenset(
         "patch",
         "rows",
         "seeds",
+        "trust_backbone",
         "region_weights",
         "latent_layers",
     )
@@ -150,6 +151,8 @@ class NetworkConfig:
             overlapping regions.
         teacher_model: model.safetensors of a trained teacher, instead of training one. One
             that has seen a subject of the held-out fold is refused.
+        trust_backbone: Import paths of networks that the file of teacher_model may name. Importing
+            a module runs it, so a file alone gets networks of this application and some of MONAI.
     """
 
     backbone: str = "kdnet"
@@ -158,6 +161,19 @@ class NetworkConfig:
     teacher_backbone_arguments: dict[str, Any] | None = None
     activation: Literal["softmax", "sigmoid"] = "softmax"
     teacher_model: Path | None = None
+    trust_backbone: tuple[str, ...] = ()
+
+    def vouched(self, *, own: bool) -> frozenset[str]:
+        """Return the networks that the user, not a file, has named.
+
+        Args:
+            own: Whether they are for a file of this run, whose arguments are those given here too;
+                otherwise networks that are known by name are none that need it.
+        """
+        arguments = (self.backbone_arguments, self.teacher_backbone_arguments or {})
+        parts = [given.get(part) for given in arguments for part in ("segmenter", "generator")]
+        named = {str(name) for name in (self.backbone, self.teacher_backbone, *parts) if name}
+        return frozenset({*self.trust_backbone, *(name for name in named if own or "." in name)})
 
     def of(self, role: str) -> tuple[str, dict[str, Any]]:
         """Return backbone and arguments of a role's network.

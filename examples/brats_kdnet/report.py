@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from errors import UserError, printable
@@ -19,11 +19,12 @@ from reports.crossval_page import write_crossval_page
 from reports.run_page import write_run_page
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, trusted: Collection[str] = ()) -> Path:
     """Write report.html into the folder of a run or of a cross-validation.
 
     Args:
         folder: A folder that train.py or crossval.py filled.
+        trusted: Networks beyond the known ones that may be imported to say what they cost.
 
     Returns:
         The file written.
@@ -32,7 +33,7 @@ def write_report(folder: Path) -> Path:
         UserError: If the folder is neither, or has no scores yet.
     """
     if (folder / MARKER).is_file():
-        return write_crossval_page(folder)
+        return write_crossval_page(folder, trusted)
     if (folder / "config.yaml").is_file():
         return write_run_page(folder)
     raise UserError(
@@ -52,8 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="folder of a run or of a cross-validation")
+    parser.add_argument(
+        "--trust_backbone",
+        "--trust-backbone",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="IMPORT.PATH",
+        help="networks that the folder's model files may have imported, to say what they cost",
+    )
+    options = parser.parse_args(arguments)
     try:
-        path = write_report(parser.parse_args(arguments).folder)
+        path = write_report(options.folder, options.trust_backbone)
     except UserError as error:
         sys.stderr.write(printable(f"{error}\n", keep="\n"))
         return 2

@@ -34,7 +34,16 @@ PACKAGES = (
 
 # Keys that may change between a run and its continuation, as they do not change its numbers.
 _FREE_KEYS = frozenset(
-    {"out", "preset", "cache_dir", "workers", "predictions", "teacher_cache", "teacher_cache_gib"}
+    {
+        "out",
+        "preset",
+        "cache_dir",
+        "workers",
+        "predictions",
+        "teacher_cache",
+        "teacher_cache_gib",
+        "trust_backbone",
+    }
 )
 
 

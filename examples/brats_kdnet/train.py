@@ -25,6 +25,7 @@ from experiment import (
     open_experiment,
 )
 from held_out import score_network
+from models.trust import check_trusted
 from recipes.rows import Row
 from report import write_report
 from teaching import check_unseen, rehearse, teach
@@ -75,6 +76,8 @@ def rehearse_all(config: Config) -> None:
     if config.network.teacher_model is not None:
         path = config.network.teacher_model
         found = read_metadata(path)
+        trusted = config.network.vouched(own=False)
+        check_trusted(str(path), found.backbone, found.backbone_arguments, trusted)
         check_compatible(path, found, teacher)
         # Whom a fold holds out is known only when it is known who is left out; asked again then.
         if not config.data.skip_invalid:

@@ -35,6 +35,8 @@ from experiment import (
     view_of,
     without_references,
 )
+from models.trust import check_trusted
+from names import is_name
 from privdistill import PrivDistillError
 from recipes.rows import Row, read_rows, select_rows, sweep
 from run_folder import RunFolder, write_text
@@ -240,6 +242,8 @@ def _check_teacher(config: Config, folds: Sequence[Fold], description: Descripti
     if path is None:
         return
     metadata = read_metadata(path)
+    trusted = config.network.vouched(own=False)
+    check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
     check_compatible(path, metadata, describe_network("teacher", config, description))
     for fold in folds:
         leaked = sorted({*metadata.seen_cases} & {*fold.split.test})
@@ -356,7 +360,12 @@ def read_summary(root: Path) -> dict[str, Any]:
         root: Folder of a cross-validation.
     """
     path = root / "crossval.json"
-    return read_json(path) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
+    # They become folders below this one.
+    names = (*content.get("rows", ()), *content.get("definitions", ()))
+    if not all(map(is_name, names)):
+        raise UserError(f"{path} is damaged: it has rows whose names cannot be those of folders.")
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def _train_and_score(plan: Plan, unit: Unit, teacher_unit: Unit | None, console:
         teacher = None
         if teacher_unit is not None:
             path = plan.folder(teacher_unit).model(teacher_unit.row.name)
-            teacher = load_trained(experiment, path)
+            own = teacher_unit.row.configure(plan.configure(teacher_unit)).network
+            teacher = load_trained(experiment, path, own.vouched(own=True))
             experiment.teacher_file = path
         teach(experiment, unit.row, teacher)
         with experiment.watch.phase("evaluation"):

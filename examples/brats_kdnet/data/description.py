@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from errors import UserError
+from names import is_name
 
 Size = tuple[int, int, int]
 
@@ -261,7 +262,7 @@ def _name_contradictions(description: Description) -> list[str]:
         "that does not begin with a dot."
         for kind, names in named.items()
         for name in names
-        if not name.isprintable() or not name or name.startswith(".") or {*name} & {*"/\\"}
+        if not is_name(name)
     ]
     if not description.name.isprintable():
         problems.append("its name holds characters that cannot be printed.")

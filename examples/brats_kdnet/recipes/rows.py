@@ -28,7 +28,7 @@ _OPTIONS = [
         item.name
         for group in (NetworkConfig, ObjectiveConfig)
         for item in fields(group)
-        if not item.name.startswith(("teacher_backbone", "teacher_model"))
+        if not item.name.startswith(("teacher_backbone", "teacher_model", "trust_"))
     ),
     *(item.name for item in fields(TrainingConfig) if item.name != "seed"),
     "student_modalities",

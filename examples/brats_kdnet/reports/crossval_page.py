@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from reports.results import METRIC_NAMES, headline
 _IN_STRIP = 3
 
 
-def write_crossval_page(root: Path) -> Path:
+def write_crossval_page(root: Path, trusted: Collection[str] = ()) -> Path:
     """Write report.html into the folder of a cross-validation.
 
     Args:
         root: A folder that crossval.py filled.
+        trusted: Networks that may be imported to say what they cost.
 
     Returns:
         The file written.
@@ -32,7 +33,7 @@ def write_crossval_page(root: Path) -> Path:
     Raises:
         UserError: If nothing is scored yet, or a file in it is damaged.
     """
-    folder = CrossvalFolder(root)
+    folder = CrossvalFolder(root, frozenset(trusted))
     return write_page(root / "report.html", "crossval.html.j2", _content(folder))
 
 
