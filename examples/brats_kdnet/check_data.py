@@ -27,7 +27,7 @@ from data.checks import Problem, check_subjects, problem_table, problems_as_rows
 from data.description import Description, load_description
 from data.layouts import Subject, find_subjects
 from errors import UserError, printable
-from run_folder import write_text
+from writing import write_text
 
 
 def check_data(options: argparse.Namespace, console: Console) -> int:
