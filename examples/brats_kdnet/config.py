@@ -6,12 +6,19 @@ from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from errors import UserError
+
+# jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
+# somebody else could make use of. In a mapping without types everything stays what it is.
+if TYPE_CHECKING:
+    Arguments: TypeAlias = dict[str, Any]
+else:
+    Arguments = dict
 
 # Flags whose values may be written without brackets.
 _LISTS = frozenset(
@@ -156,9 +163,9 @@ class NetworkConfig:
     """
 
     backbone: str = "kdnet"
-    backbone_arguments: dict[str, Any] = field(default_factory=dict)
+    backbone_arguments: Arguments = field(default_factory=dict)
     teacher_backbone: str | None = None
-    teacher_backbone_arguments: dict[str, Any] | None = None
+    teacher_backbone_arguments: Arguments | None = None
     activation: Literal["softmax", "sigmoid"] = "softmax"
     teacher_model: Path | None = None
     trust_backbone: tuple[str, ...] = ()

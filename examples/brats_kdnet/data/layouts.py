@@ -151,7 +151,8 @@ def _matches(root: Path, pattern: str) -> dict[str, _Claims]:
 
 def _alternative_matches(root: Path, pattern: str) -> Iterator[tuple[str, str | None, Path]]:
     expression = re.compile(_to_expression(pattern))
-    for path in sorted(root.glob(re.sub(r"\{[^}]*\}", "*", pattern))):
+    # A star beside a placeholder is one star, as two would mean any depth.
+    for path in sorted(root.glob(re.sub(r"(\{[^}]*\}|\*)+", "*", pattern))):
         match = expression.fullmatch(path.relative_to(root).as_posix())
         # Names that start with a dot are what file managers and archivers leave behind.
         if match and not path.name.startswith("."):

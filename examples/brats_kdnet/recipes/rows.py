@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from config import Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
+from config import Arguments, Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
 from errors import UserError
 from models import in_two_dimensions
 
@@ -56,8 +56,8 @@ class Row:
     role: Role = "student"
     teacher: str | None = None
     label: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    small: dict[str, Any] = field(default_factory=dict)
+    options: Arguments = field(default_factory=dict)
+    small: Arguments = field(default_factory=dict)
 
     def configure(self, config: Config) -> Config:
         """Return the configuration that this row is trained with.
