@@ -1,5 +1,6 @@
 """What a study consists of: a file with recipes, and with how many references each is tried."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,34 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Options to be tried on subjects that no table tests.
+
+    Attributes:
+        space: Values of each option that are tried.
+        options: Options that all trials share.
+        labelled: Training subjects with a reference, or "all"; the others teach without one.
+        folds: Folds of the study on whose training subjects it is tried.
+        seeds: Of weights and order.
+        random_trials: Trials before those that build on earlier ones.
+        seed: Of the choice of trials.
+    """
+
+    space: dict[str, list[Any]]
+    options: dict[str, Any] = field(default_factory=dict)
+    labelled: Count = "all"
+    folds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
+    random_trials: int = 6
+    seed: int = 0
+
+    @property
+    def encoded(self) -> list[tuple[str, list[str]]]:
+        """The values as texts, in which lists can be told apart."""
+        return [(name, [json.dumps(v) for v in values]) for name, values in self.space.items()]
+
+
+@dataclass(frozen=True)
 class Design:
     """A study, as its file describes it.
 
@@ -64,6 +93,7 @@ class Design:
         recipes: By name.
         blocks: What is trained.
         chosen: Recipe that the study is about.
+        searches: By name.
     """
 
     name: str
@@ -72,6 +102,7 @@ class Design:
     recipes: dict[str, Recipe]
     blocks: tuple[Block, ...]
     chosen: str = "chosen"
+    searches: dict[str, Search] = field(default_factory=dict)
 
     def arguments(self) -> list[str]:
         """Return the options as they would stand on a command line."""
@@ -118,21 +149,32 @@ class Design:
         ]
 
     def _row(self, recipe: str, labelled: Count, unlabelled: Count) -> Row:
-        chosen = {"labelled": labelled, "unlabelled": unlabelled}
-        options = {name: count for name, count in chosen.items() if count != "all"}
         if recipe in {TEACHER, BASELINE}:
-            # What it never sees need not be prepared.
-            options |= {"unlabelled": 0} if labelled != "all" else {}
-        own = self.recipes.get(recipe, Recipe(recipe))
-        taught = recipe not in {TEACHER, BASELINE}
+            return plain_row(recipe, labelled)
+        own, counts = self.recipes[recipe], {"labelled": labelled, "unlabelled": unlabelled}
         return Row(
-            name=row_name(recipe, labelled, "all" if not taught else unlabelled),
-            recipe="distilled" if taught else "supervised",
-            role="teacher" if recipe == TEACHER else "student",
-            teacher=row_name(TEACHER, labelled, "all") if taught else None,
+            name=row_name(recipe, labelled, unlabelled),
+            recipe="distilled",
+            teacher=row_name(TEACHER, labelled, "all"),
             label=f"{own.label}, {labelled} labelled",
-            options=own.options | options,
+            options=own.options | {name: n for name, n in counts.items() if n != "all"},
         )
+
+
+def plain_row(recipe: str, labelled: Count) -> Row:
+    """Return the row of a teacher or baseline.
+
+    Args:
+        recipe: "teacher" or "baseline".
+        labelled: Training subjects with a reference, or "all".
+    """
+    return Row(
+        name=row_name(recipe, labelled, "all"),
+        role="teacher" if recipe == TEACHER else "student",
+        label=f"{recipe}, {labelled} labelled",
+        # What it never sees need not be prepared.
+        options={} if labelled == "all" else {"labelled": labelled, "unlabelled": 0},
+    )
 
 
 def row_name(recipe: str, labelled: Count, unlabelled: Count) -> str:
@@ -181,8 +223,10 @@ def read_design(wanted: str) -> Design:
 
 def _design(path: Path, content: Any) -> Design:
     keys = ("title", "options", "recipes", "blocks")
-    if not isinstance(content, dict) or {*content} - {"chosen"} != {*keys}:
-        raise UserError(f"{path}: a study has the keys {', '.join(keys)}, and perhaps chosen.")
+    if not isinstance(content, dict) or {*content} - {"chosen", "searches"} != {*keys}:
+        raise UserError(
+            f"{path}: a study has the keys {', '.join(keys)}, and perhaps chosen and searches."
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Design, "design")
     try:
