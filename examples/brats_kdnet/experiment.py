@@ -18,7 +18,14 @@ from rich.console import Console
 from torch.utils.data import ConcatDataset
 
 from config import Config, DataConfig
-from data.checks import check_subjects, raise_for_problems
+from data.checks import (
+    Problem,
+    check_subjects,
+    keep_usable,
+    problem_table,
+    problems_as_rows,
+    raise_for_problems,
+)
 from data.description import Description, load_description
 from data.layouts import Subject, find_subjects
 from data.loading import build_loader, prepare
@@ -34,7 +41,7 @@ from data.sampling import (
 from data.splits import Split, share_labels, split_subjects
 from data.targets import number_of_outputs
 from data.volumes import read_geometry
-from errors import UserError
+from errors import UserError, printable
 from models import build_network, check_axes, in_two_dimensions
 from phantoms import generate_phantoms, phantom_names
 from privdistill import TeacherCache
@@ -275,13 +282,17 @@ def open_experiment(config: Config, console: Console) -> Experiment:
     watch = Stopwatch(earlier.get("seconds"))
     with watch.phase("data"), fabric.rank_zero_first():
         description, subjects = read_subjects(config, run, console)
+        subjects, problems = usable(config, run, description, subjects, console)
         split = split_of(config, subjects)
+        checked = {subject.name for subject in subjects} if config.data.skip_invalid else set()
         subjects, split = without_references(config.data, description, subjects, split)
         if run.cases.is_file():
             check_unchanged(run, description, split)
         elif fabric.is_global_zero:
-            check(config.data, description, subjects, split, console)
+            fresh = [subject for subject in subjects if subject.name not in checked]
+            check(config.data, description, fresh, split, console)
             run.begin(config)
+            record_skipped(config, run, problems)
             run.write_description(description)
             split.save(run.cases)
         datasets = prepare_parts(config, description, subjects, split, console)
@@ -687,6 +698,64 @@ def without_references(
         for subject in (*subjects, *more)
     ]
     return every, replace(split, unlabelled=names)
+
+
+def usable(
+    config: Config,
+    run: RunFolder,
+    description: Description,
+    subjects: list[Subject],
+    console: Console,
+) -> tuple[list[Subject], list[Problem]]:
+    """Leave out the subjects whose files are not sound, if that is asked for.
+
+    A run that goes on leaves out those that it began without, whatever has become of their files,
+    so that its folds stay what they were.
+
+    Args:
+        config: Says whether it is asked for.
+        run: Knows who was left out when it began.
+        description: The data set.
+        subjects: All subjects.
+        console: Where those who are left out are listed.
+
+    Returns:
+        The subjects to use, and why the others are not among them; empty if the run goes on.
+
+    Raises:
+        UserError: If no subject is left.
+    """
+    if not config.data.skip_invalid:
+        return subjects, []
+    before = run.read_skipped()
+    if before is not None:
+        return [subject for subject in subjects if subject.name not in before], []
+    problems = check_subjects(
+        description,
+        subjects,
+        workers=workers(config.data),
+        progress=console.is_terminal,
+        modalities=stacked(config.data, description),
+    )
+    kept, left_out = keep_usable(subjects, problems)
+    if problems:
+        console.print(problem_table(problems))
+        names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
+        console.print(f"Left out: {len(left_out)} of {len(subjects)} subjects: {names}")
+    return kept, problems
+
+
+def record_skipped(config: Config, run: RunFolder, problems: Sequence[Problem]) -> None:
+    """Note whom a run does without, as soon as its folder is there.
+
+    Args:
+        config: Says whether anybody may be left out.
+        run: Its folder.
+        problems: Why; an earlier note stays.
+    """
+    if config.data.skip_invalid and run.read_skipped() is None:
+        names = dict.fromkeys(problem.subject for problem in problems)
+        run.write_skipped(list(names), problems_as_rows(problems))
 
 
 def check(

@@ -1,5 +1,6 @@
 """One network of a run: built, taught as its recipe says, and kept in the run folder."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -70,7 +71,7 @@ def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
     lesson = lesson_of(row, experiment.setting(row.role, network, teachers))
     with experiment.watch.phase(row.name):
         carry_out(experiment, row, lesson)
-    return load_model(run.model(row.name))[0]
+    return load_model(run.model(row.name), trusted=_vouched(experiment, own=True))[0]
 
 
 def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
@@ -223,12 +224,15 @@ def compiled(network: nn.Module) -> nn.Module:
     return cast("nn.Module", torch.compile(network))
 
 
-def load_trained(experiment: Experiment, path: Path) -> nn.Module:
+def load_trained(
+    experiment: Experiment, path: Path, trusted: Collection[str] | None = None
+) -> nn.Module:
     """Read a network that an earlier part of the run has trained.
 
     Args:
         experiment: Its held-out subjects must be new to the network.
         path: The model file.
+        trusted: Networks that may be imported for it; those of the experiment if None.
 
     Returns:
         The network.
@@ -236,9 +240,14 @@ def load_trained(experiment: Experiment, path: Path) -> nn.Module:
     Raises:
         UserError: If it has seen a held-out subject.
     """
-    network, metadata = load_model(path)
+    vouched = _vouched(experiment, own=True) if trusted is None else trusted
+    network, metadata = load_model(path, trusted=vouched)
     check_unseen(path, metadata, experiment.split)
     return network
+
+
+def _vouched(experiment: Experiment, *, own: bool) -> Collection[str]:
+    return experiment.config.network.vouched(own=own)
 
 
 def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
@@ -254,7 +263,7 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
     Raises:
         UserError: If it does not fit the run.
     """
-    network, metadata = load_model(path)
+    network, metadata = load_model(path, trusted=_vouched(experiment, own=False))
     check_compatible(path, metadata, experiment.metadata("teacher", "teacher"))
     check_unseen(path, metadata, experiment.split)
     if experiment.fabric.is_global_zero:

@@ -1,10 +1,10 @@
 """Model files that explain themselves, and the state that continues a training exactly."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,7 @@ from data.preprocessing import Preprocessing
 from data.slicing import Plane, plane_of
 from errors import UserError
 from models import build_network
+from models.trust import check_trusted
 from run_folder import versions
 from writing import atomic, first_line, write_tensors
 
@@ -134,7 +135,35 @@ class ModelMetadata:
         values["description"] = Description.from_dict(values["description"])
         for name in ("modalities", "crop", "grid", "patch", "seen_cases"):
             values[name] = None if values[name] is None else tuple(values[name])
+        wrong = [name for name, fits in _fitting(values).items() if not fits]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} cannot be used")
         return cls(**values)
+
+
+def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether the entries of a file, which anybody may have written, are what they should be."""
+    modalities = values["modalities"]
+    return {
+        "backbone": isinstance(values["backbone"], str),
+        "backbone_arguments": isinstance(values["backbone_arguments"], dict),
+        "in_channels": type(values["in_channels"]) is int and values["in_channels"] >= 1,
+        "out_channels": type(values["out_channels"]) is int and values["out_channels"] >= 1,
+        "modalities": bool(modalities) and {*modalities} <= {*values["description"].modalities},
+        "activation": values["activation"] in {"softmax", "sigmoid"},
+        "crop": _is_size(values["crop"]),
+        "grid": _is_size(values["grid"]),
+        "patch": _is_size(values["patch"]),
+        "slices": values["slices"] in {None, *get_args(Plane)},
+        "orientation": isinstance(values["orientation"], str),
+        "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
+    }
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (
+        len(value) == 3 and all(type(edge) is int and edge >= 1 for edge in value)
+    )
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
@@ -185,21 +214,26 @@ def read_metadata(path: Path) -> ModelMetadata:
     return _parse(path, strings)
 
 
-def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
+def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module, ModelMetadata]:
     """Rebuild a network from its file.
+
+    A file of somebody else gets networks of this application and some of MONAI, and no other code
+    is imported.
 
     Args:
         path: A file written by `save_model`.
+        trusted: Further networks that may be imported, as `models.trust` says.
 
     Returns:
         The network on the CPU, in eval mode, and its metadata.
 
     Raises:
-        UserError: If the file is missing, damaged, not written by this application, or holds the
-            weights of another network than it says.
+        UserError: If the file is missing, damaged, not written by this application, holds the
+            weights of another network than it says, or asks for a network that is not trusted.
     """
     strings, weights = _read(path, weights=True)
     metadata = _parse(path, strings)
+    check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
     network = build_network(
         metadata.backbone,
         metadata.backbone_arguments,
@@ -301,7 +335,7 @@ def _parse(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
         )
     try:
         return ModelMetadata.from_strings(strings)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
 
 
