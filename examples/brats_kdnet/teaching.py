@@ -70,6 +70,9 @@ def teach(experiment: Experiment, row: Row, teacher: nn.Module | None = None) ->
     lesson = lesson_of(row, experiment.setting(row.role, network, teacher))
     with experiment.watch.phase(row.name):
         carry_out(experiment, row, lesson)
+    if experiment.fabric.is_global_zero:
+        # A kill in what follows must not cost these times.
+        experiment.write_summary()
     return load_model(run.model(row.name))[0]
 
 
