@@ -81,7 +81,7 @@ class Experiment:
             as slices are found by looking through all subjects.
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
             process.
-        teacher_file: Model file of the teacher, where that lies in another run folder.
+        teacher_files: Model files of the teachers, where those lie in other run folders.
         lock: Keeps other runs out of the folder; of the first process of train.py.
     """
 
@@ -98,7 +98,7 @@ class Experiment:
     performance: Performance
     samples: dict[str, Any] = field(default_factory=dict)
     cache_counts: dict[str, int] = field(default_factory=dict)
-    teacher_file: Path | None = None
+    teacher_files: tuple[Path, ...] = ()
     lock: FolderLock | None = None
 
     def __enter__(self) -> Self:
@@ -173,12 +173,12 @@ class Experiment:
         return build(metadata).to(memory_format=layout)
 
     def setting(
-        self, role: str, network: torch.nn.Module, teacher: torch.nn.Module | None
+        self, role: str, network: torch.nn.Module, teachers: Sequence[torch.nn.Module] = ()
     ) -> Setting:
         """Return what a recipe is given for a network of a role."""
         return Setting(
             network=network,
-            teacher=teacher,
+            teachers=tuple(teachers),
             options=self.config.objective,
             modalities=self.modalities,
             view=self.view(role),
@@ -352,7 +352,7 @@ def find_split(config: Config) -> Split:
     else:
         _, subjects = find_subjects(data.data_root, own_description(data))
     split = split_of(config, subjects)
-    return share_labels(split, labelled=data.labelled, unlabelled=data.unlabelled)
+    return shared_out(data, split)
 
 
 def refuse_wrong_gradients(config: Config) -> None:
@@ -640,6 +640,21 @@ def split_of(config: Config, subjects: list[Subject]) -> Split:
     )
 
 
+def shared_out(data: DataConfig, split: Split) -> Split:
+    """Return the split in which as many subjects have a reference as the configuration says.
+
+    Args:
+        data: Numbers of subjects.
+        split: In which all have one.
+
+    Raises:
+        UserError: If there are too few.
+    """
+    return share_labels(
+        split, labelled=data.labelled, unlabelled=data.unlabelled, leave_out=data.leave_out
+    )
+
+
 def without_references(
     data: DataConfig, description: Description, subjects: Sequence[Subject], split: Split
 ) -> tuple[list[Subject], Split]:
@@ -657,7 +672,7 @@ def without_references(
     Raises:
         UserError: If there are too few, or a further one has the name of a subject.
     """
-    split = share_labels(split, labelled=data.labelled, unlabelled=data.unlabelled)
+    split = shared_out(data, split)
     more: list[Subject] = []
     if data.unlabelled_root is not None:
         _, more = find_subjects(data.unlabelled_root, description)

@@ -219,7 +219,11 @@ def take_step(training: Training, batch: Batch, position: Position) -> Output:
     fabric, task = training.fabric, training.task
     image, target = prepare(batch, task)
     labelled, key = batch.get("labelled"), batch.get("key")
-    out = cast("Output", training.model(image, target, labelled=labelled, key=key))
+    weights = task.teacher_weights(batch["name"])
+    out = cast(
+        "Output",
+        training.model(image, target, labelled=labelled, teacher_weights=weights, key=key),
+    )
     fabric.backward(out.loss)
     norm = fabric.clip_gradients(
         training.model,
