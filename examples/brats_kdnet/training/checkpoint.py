@@ -146,10 +146,11 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     """Write weights and metadata as one safetensors file, atomically.
 
     Args:
-        path: The file.
+        path: The file; the folders above it are made.
         network: Its weights may lie on any device, in any memory format.
         metadata: What load_model and predict.py need.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, network.state_dict(), metadata)
 
 
