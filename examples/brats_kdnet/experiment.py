@@ -42,6 +42,7 @@ from data.splits import Split, share_labels, split_subjects
 from data.targets import number_of_outputs
 from data.volumes import read_geometry
 from errors import UserError, printable
+from locking import FolderLock, lock_for_all
 from models import build_network, check_axes, in_two_dimensions
 from phantoms import generate_phantoms, phantom_names
 from privdistill import TeacherCache
@@ -63,6 +64,7 @@ from training.performance import (
     torch_format,
 )
 from training.sharding import shard
+from writing import remove_abandoned
 
 Role = Literal["teacher", "baseline", "student"]
 
@@ -88,6 +90,7 @@ class Experiment:
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
             process.
         teacher_files: Model files of the teachers, where those lie in other run folders.
+        lock: Keeps other runs out of the folder; of the first process of train.py.
     """
 
     config: Config
@@ -104,6 +107,7 @@ class Experiment:
     samples: dict[str, Any] = field(default_factory=dict)
     cache_counts: dict[str, int] = field(default_factory=dict)
     teacher_files: tuple[Path, ...] = ()
+    lock: FolderLock | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -115,8 +119,12 @@ class Experiment:
         trace: TracebackType | None,
     ) -> None:
         # Also after an interruption, so that the continuation adds to these times.
-        if self.fabric.is_global_zero:
-            self.write_summary()
+        try:
+            if self.fabric.is_global_zero:
+                self.write_summary()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     def write_summary(self) -> dict[str, Any]:
         """Write time per phase and peak memory to summary.json.
@@ -272,12 +280,28 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         UserError: If the configuration, the folder or any subject cannot be used.
     """
     run = RunFolder(out_folder(config))
-    held = run.holds(config)
+    run.holds(config)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     refuse_wrong_gradients(config)
     fabric = launch(config, "32-true")
     console = console if fabric.is_global_zero else Console(quiet=True)
+    lock = lock_for_all(run.root, fabric)
+    try:
+        return _open_locked(config, run, fabric, console, lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _open_locked(
+    config: Config, run: RunFolder, fabric: Fabric, console: Console, lock: FolderLock | None
+) -> Experiment:
+    """Prepare an experiment in a folder that no other run uses."""
+    held = run.holds(config)
+    if lock is not None:
+        remove_abandoned(run.root, *run.root.glob("*/"), *run.root.glob("predictions/*/"))
     earlier = run.read_summary() if held else {}
     watch = Stopwatch(earlier.get("seconds"))
     with watch.phase("data"), fabric.rank_zero_first():
@@ -314,6 +338,7 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         datasets=datasets,
         performance=performance,
         cache_counts=earlier.get("teacher_cache", {}),
+        lock=lock,
     )
 
 

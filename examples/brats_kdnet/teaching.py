@@ -28,6 +28,7 @@ from recipes.rows import Row
 from training.checkpoint import (
     ModelMetadata,
     check_compatible,
+    file_digest,
     load_model,
     read_metadata,
     save_model,
@@ -71,6 +72,9 @@ def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
     lesson = lesson_of(row, experiment.setting(row.role, network, teachers))
     with experiment.watch.phase(row.name):
         carry_out(experiment, row, lesson)
+    if experiment.fabric.is_global_zero:
+        # A kill in what follows must not cost these times.
+        experiment.write_summary()
     return load_model(run.model(row.name), trusted=_vouched(experiment, own=True))[0]
 
 
@@ -268,8 +272,10 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
     check_unseen(path, metadata, experiment.split)
     if experiment.fabric.is_global_zero:
         # Whatever its own run called it, it is this run's teacher.
-        save_model(experiment.run.model("teacher"), network, replace(metadata, role="teacher"))
-        save_state(experiment.run.role("teacher") / "state.pt", {"finished": True})
+        model = experiment.run.model("teacher")
+        save_model(model, network, replace(metadata, role="teacher"))
+        files = {model.name: file_digest(model)}
+        save_state(model.parent / "state.pt", {"finished": True, "files": files})
     experiment.fabric.barrier()
     experiment.console.print(f"teacher: read from {path}", highlight=False, soft_wrap=True)
     return network

@@ -1,7 +1,8 @@
 """Model files that explain themselves, and the state that continues a training exactly."""
 
+import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,9 +19,13 @@ from errors import UserError
 from models import build_network
 from models.trust import check_trusted
 from run_folder import versions
+from training.digests import damaged, digest, digests
 from writing import atomic, first_line, write_tensors
 
 FORMAT = "privdistill-brats-1"
+
+# Entries of a file beside the metadata: digests of its tensors, and of all other entries.
+_TENSORS, _DIGEST = "tensors_sha256", "sha256"
 
 
 @dataclass(frozen=True)
@@ -170,10 +175,11 @@ def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     """Write weights and metadata as one safetensors file, atomically.
 
     Args:
-        path: The file.
+        path: The file; the folders above it are made.
         network: Its weights may lie on any device, in any memory format.
         metadata: What load_model and predict.py need.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, network.state_dict(), metadata)
 
 
@@ -190,9 +196,11 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: ModelMetad
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
     }
+    strings = metadata.to_strings() | {_TENSORS: json.dumps(digests(plain))}
+    strings |= {_DIGEST: _digest(strings)}
     with atomic(path) as partial:
         try:
-            save_file(plain, partial, metadata=metadata.to_strings())
+            save_file(plain, partial, metadata=strings)
         except SafetensorError as error:
             # So its writer reports a full disk.
             raise OSError(first_line(error)) from error
@@ -230,6 +238,7 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     Raises:
         UserError: If the file is missing, damaged, not written by this application, holds the
             weights of another network than it says, or asks for a network that is not trusted.
+            Digests of all tensors are compared.
     """
     strings, weights = _read(path, weights=True)
     metadata = _parse(path, strings)
@@ -240,6 +249,12 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
     )
+    spoilt = damaged(weights, json.loads(strings[_TENSORS])) if _TENSORS in strings else []
+    if spoilt:
+        raise UserError(
+            f"{path} is damaged: the numbers of {_listed(spoilt)} are not those that were written. "
+            "Copy the file again, or train the network again."
+        )
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -279,14 +294,25 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
         )
 
 
+def file_digest(path: Path) -> str:
+    """Return SHA-256 of a file, for a state that vouches for it.
+
+    Args:
+        path: The file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a training, atomically.
+    """Write the state of a training, atomically, with a digest of each of its entries.
 
     Args:
         path: The file.
         state: Tensors, numbers, strings, and lists and dictionaries of them.
     """
-    write_tensors(path, dict(state))
+    content = {name: value for name, value in state.items() if name != _DIGEST}
+    write_tensors(path, content | {_DIGEST: digests(content)})
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -304,11 +330,20 @@ def load_state(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        expected = state.pop(_DIGEST, None)
+        # States from before there were digests have none.
+        spoilt = [] if expected is None else damaged(state, expected)
     except Exception as error:
         raise UserError(
             f"{path} cannot be read ({error}). Remove {path.parent} to train this network again."
         ) from error
+    if spoilt:
+        raise UserError(
+            f"{path} is damaged: {_listed(spoilt)} of it are not what was written. Restore it from "
+            f"a copy, or remove {path.parent} to train this network again."
+        )
+    return state
 
 
 def _read(path: Path, *, weights: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -333,10 +368,25 @@ def _parse(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
             f"{path} is not a model of this application: expected a safetensors file of format "
             f"{FORMAT!r}, as train.py writes it, found {found}."
         )
+    # Files from before there were digests have none.
+    if _DIGEST in strings and strings[_DIGEST] != _digest(strings):
+        raise UserError(
+            f"{path} is damaged: its metadata are not those that were written. Copy the file "
+            "again, or train the network again."
+        )
     try:
         return ModelMetadata.from_strings(strings)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
+
+
+def _digest(strings: Mapping[str, str]) -> str:
+    return digest({name: strings[name] for name in sorted(strings) if name != _DIGEST})
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _describe_weights(weights: Mapping[str, Tensor]) -> str:
