@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ class Ensemble:
         if not count:
             raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
         weights = [1.0] * count if self.weights is None else self.weights
-        if len(weights) != count or not all(0 < weight < float("inf") for weight in weights):
+        numbers = all(isinstance(weight, Real) and 0 < weight < float("inf") for weight in weights)
+        if len(weights) != count or not numbers:
             raise ObjectiveError(
                 f"Ensemble: the weights are {list(weights)} for {count} teachers. Pass one "
                 "positive finite number each."
@@ -81,8 +83,8 @@ class MovingAverage:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ObjectiveError(f"MovingAverage: `decay` must be in [0, 1); got {self.decay}.")
+        if not (isinstance(self.decay, Real) and 0 <= self.decay < 1):
+            raise ObjectiveError(f"MovingAverage: `decay` must be in [0, 1); got {self.decay!r}.")
 
 
 @dataclass(frozen=True)

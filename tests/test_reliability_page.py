@@ -34,7 +34,9 @@ def test_every_test_named_exists():
 
 
 def test_every_file_of_a_command_exists_and_every_target():
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    targets = re.findall(
+        r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     for line in ROWS:
         command = line.strip("|").split(" | ")[-1]
         assert all((ROOT / file).is_file() for file in re.findall(r"[\w/]+\.py", command)), line
