@@ -56,7 +56,8 @@ class Ramp:
         counts = (self.steps, self.begin)
         if not all(map(is_number, counts)) or not (0 < self.steps < _MOST > self.begin >= 0):
             raise ObjectiveError(
-                f"Ramp: `steps` is {self.steps!r} and `begin` is {self.begin!r}; `steps` must be positive and `begin` must not be negative, both counted "
+                f"Ramp: `steps` is {self.steps!r} and `begin` is {self.begin!r}; `steps` must be "
+                "positive and `begin` must not be negative, both counted "
                 "in training steps."
             )
         if self.curve not in _CURVES:
