@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from privdistill.exceptions import LifecycleError, ObjectiveError
+from privdistill.losses.schedules import is_number
 from privdistill.taps.names import uncompiled
 
 # Where a held teacher keeps its claim; a copy of one keeps None there.
@@ -47,7 +47,7 @@ class Ensemble:
         if not count:
             raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
         weights = [1.0] * count if self.weights is None else self.weights
-        numbers = all(isinstance(weight, Real) and 0 < weight < float("inf") for weight in weights)
+        numbers = all(is_number(weight) and 0 < weight < float("inf") for weight in weights)
         if len(weights) != count or not numbers:
             raise ObjectiveError(
                 f"Ensemble: the weights are {list(weights)} for {count} teachers. Pass one "
@@ -83,7 +83,7 @@ class MovingAverage:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.decay, Real) and 0 <= self.decay < 1):
+        if not (is_number(self.decay) and 0 <= self.decay < 1):
             raise ObjectiveError(f"MovingAverage: `decay` must be in [0, 1); got {self.decay!r}.")
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +13,7 @@ from torch import Tensor
 from privdistill.cache.entries import Entry, Storage, decode, digest, distance, encode, join
 from privdistill.cache.stores import DiskStore, MemoryStore
 from privdistill.exceptions import CacheError
+from privdistill.losses.schedules import is_number
 
 _TOLERANCE = 1e-4  # share of the norm by which digests may differ through rounding
 _AGREEMENT = 0.02  # share of the largest output by which a teacher may differ from itself
@@ -105,7 +105,7 @@ class TeacherCache:
             raise CacheError(
                 f"TeacherCache: `storage` must be 'full', 'half' or '8bit'; got {storage!r}."
             )
-        if max_bytes is not None and not (isinstance(max_bytes, Real) and max_bytes > 0):
+        if max_bytes is not None and not (is_number(max_bytes) and max_bytes > 0):
             raise CacheError(f"TeacherCache: `max_bytes` must be positive; got {max_bytes!r}.")
         self.folder = None if folder is None else Path(folder)
         self.storage: Storage = storage

@@ -57,8 +57,7 @@ class Ramp:
         if not all(map(is_number, counts)) or not (0 < self.steps < _MOST > self.begin >= 0):
             raise ObjectiveError(
                 f"Ramp: `steps` is {self.steps!r} and `begin` is {self.begin!r}; `steps` must be "
-                "positive and `begin` must not be negative, both counted "
-                "in training steps."
+                "positive and `begin` must not be negative, both counted in training steps."
             )
         if self.curve not in _CURVES:
             raise ObjectiveError(f"Ramp: `curve` must be one of {_CURVES}; got {self.curve!r}.")
