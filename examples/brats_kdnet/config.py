@@ -86,8 +86,16 @@ class DataConfig:
         folds: Number of cross-validation folds. Source: the paper, section 3.2.
         fold: Which fold is held out, from 0.
         validation_fraction: Share of the training folds that drives the learning rate and the
-            model selection; never part of the held-out fold. The paper leaves it open.
-        split_file: JSON file with case names under train, validation and test instead of folds.
+            model selection; never part of the held-out fold. 0 sets none aside, which needs
+            --selection last and another schedule than plateau. The paper leaves it open.
+        split_file: JSON file with case names under train, validation and test instead of folds;
+            perhaps also under unlabelled, which teach through the teacher alone.
+        labelled: How many training subjects have a reference; all if none is given. The others
+            teach the student through the teacher's predictions alone; teacher and baseline never
+            see them. Of a smaller number the subjects are among those of a larger one.
+        unlabelled: How many of those others are used; all if none is given.
+        unlabelled_root: Folder with further subjects, in the form of the data set but without a
+            reference (one that is there is not read), that teach the student likewise.
         flips: Random flip along each axis. Source: the paper, section 3.1.
         phantoms: Number of phantoms, if no data_root is given.
         phantom_size: Edge of a phantom, voxels of 1 mm.
@@ -112,6 +120,9 @@ class DataConfig:
     fold: int = 0
     validation_fraction: float = 0.15
     split_file: Path | None = None
+    labelled: int | None = None
+    unlabelled: int | None = None
+    unlabelled_root: Path | None = None
     flips: bool = True
     phantoms: int = 48
     phantom_size: int = 64
@@ -205,6 +216,9 @@ class TrainingConfig:
 
     Args:
         epochs: Passes over the training subjects. Source: the paper, section 3.2.
+        samples_per_epoch: Samples of an epoch; 0 takes each training sample once. A number makes
+            trainings on few subjects as long as those on many: samples come again in a new order,
+            or wait for the next epoch.
         batch_size: Subjects in a batch, on each device. The paper leaves it open; No New-Net,
             where its network comes from, uses 2.
         learning_rate: Of Adam; the peak under "onecycle". Source: the paper, section 3.2.
@@ -244,6 +258,7 @@ class TrainingConfig:
     """
 
     epochs: int = 500
+    samples_per_epoch: int = 0
     batch_size: int = 2
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
@@ -508,7 +523,12 @@ def _check(config: Config) -> None:
     demands = (
         ("folds", data.folds, data.folds >= 2, "2 or more"),
         ("fold", data.fold, 0 <= data.fold < data.folds, f"0 to {data.folds - 1}"),
-        ("validation_fraction", data.validation_fraction, 0 < data.validation_fraction < 1, "0..1"),
+        (
+            "validation_fraction",
+            data.validation_fraction,
+            0 <= data.validation_fraction < 1,
+            "0 or more, below 1",
+        ),
         ("student_modalities", data.student_modalities, data.student_modalities, "one or more"),
         ("workers", data.workers, data.workers >= 0, "0 or more"),
         ("phantoms", data.phantoms, data.phantoms >= max(6, data.folds), "6 or more, and folds"),
@@ -530,7 +550,15 @@ def _check(config: Config) -> None:
         ("imitation", objective.imitation, 0 <= objective.imitation <= 1, "0 to 1"),
         ("temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
+        ("labelled", data.labelled, data.labelled is None or data.labelled >= 1, "1 or more"),
+        ("unlabelled", data.unlabelled, (data.unlabelled or 0) >= 0, "0 or more"),
         ("epochs", training.epochs, training.epochs >= 1, "1 or more"),
+        (
+            "samples_per_epoch",
+            training.samples_per_epoch,
+            training.samples_per_epoch >= 0,
+            "0 or more",
+        ),
         ("batch_size", training.batch_size, training.batch_size >= 1, "1 or more"),
         ("learning_rate", training.learning_rate, training.learning_rate > 0, "above 0"),
         ("gradient_clip", training.gradient_clip, training.gradient_clip >= 0, "0 or more"),
@@ -548,6 +576,13 @@ def _check(config: Config) -> None:
         if not fine
     ]
     wrong += _contradictions(data)
+    if data.validation_fraction == 0 and (
+        training.selection == "best" or training.schedule == "plateau"
+    ):
+        wrong.append(
+            "validation_fraction is 0, but selection best and schedule plateau need validation "
+            "subjects. Set --selection last and --schedule onecycle, or a larger fraction."
+        )
     if training.validation_loss == "ground_truth" and objective.imitation == 1:
         wrong.append("validation_loss is ground_truth, but imitation 1 leaves no such term.")
     if wrong:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from rich.console import Console
+from torch.utils.data import ConcatDataset
 
 from config import Config, DataConfig
 from data.checks import check_subjects, raise_for_problems
@@ -30,7 +31,7 @@ from data.sampling import (
     validation_samples,
     whole_volumes,
 )
-from data.splits import Split, split_subjects
+from data.splits import Split, share_labels, split_subjects
 from data.targets import number_of_outputs
 from data.volumes import read_geometry
 from errors import UserError
@@ -70,14 +71,15 @@ class Experiment:
         watch: Time per phase.
         description: The data set.
         modalities: What the subjects' images stack, in channel order.
-        split: Names of training, validation and test subjects.
+        split: Names of training, validation, test and unlabelled subjects.
         subjects: Files by name.
-        datasets: Preprocessed training and validation subjects.
+        datasets: Preprocessed training, validation and unlabelled subjects.
         performance: How training steps are taken.
         samples: What networks are trained and validated on, by part; filled when first asked for,
             as slices are found by looking through all subjects.
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
             process.
+        teacher_file: Model file of the teacher, where that lies in another run folder.
     """
 
     config: Config
@@ -93,6 +95,7 @@ class Experiment:
     performance: Performance
     samples: dict[str, Any] = field(default_factory=dict)
     cache_counts: dict[str, int] = field(default_factory=dict)
+    teacher_file: Path | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -179,25 +182,47 @@ class Experiment:
         metadata = describe_network("student", self.config, self.description)
         return torch.zeros(1, len(self.modalities), *metadata.input_size)
 
-    def loader(self, part: Literal["train", "validation"]) -> Any:
-        """Return batches of a part of the training folds."""
+    def loader(
+        self, part: Literal["train", "validation"], *, unlabelled: bool = False
+    ) -> Any | None:
+        """Return batches of a part of the training folds.
+
+        Args:
+            part: Which.
+            unlabelled: Whether those without a reference are among them.
+
+        Returns:
+            A loader, or None if there are no such subjects.
+        """
         data, training = self.config.data, self.config.training
         on_cpu = self.fabric.device.type == "cpu"
-        if part not in self.samples:
-            samples_of = training_samples if part == "train" else validation_samples
-            self.samples[part] = samples_of(self.datasets[part], data, training.seed)
+        mixed = unlabelled and bool(self.split.unlabelled)
+        if not getattr(self.split, part):
+            return None
+        samples = self._samples(part)
+        if mixed:
+            samples = ConcatDataset([samples, self._samples("unlabelled")])
         return build_loader(
-            self.samples[part],
+            samples,
             training.batch_size,
             shuffle=part == "train",
             seed=training.seed,
             flips=data.flips and part == "train",
             moves=part == "train" and moves(data),
+            per_epoch=training.samples_per_epoch,
+            mixed=mixed,
             # On a CPU the processors are better spent on the training itself.
             workers=0 if on_cpu else min(4, workers(data)),
             replicas=self.fabric.world_size,
             rank=self.fabric.global_rank,
         )
+
+    def _samples(self, part: str) -> Any:
+        if part not in self.samples:
+            samples_of = validation_samples if part == "validation" else training_samples
+            data, seed = self.config.data, self.config.training.seed
+            self.samples[part] = samples_of(self.datasets[part], data, seed)
+        return self.samples[part]
 
     def volumes(self) -> Any | None:
         """Return whole validation subjects, where samples are parts of them."""
@@ -231,6 +256,7 @@ def open_experiment(config: Config, console: Console) -> Experiment:
     with watch.phase("data"), fabric.rank_zero_first():
         description, subjects = read_subjects(config, run, console)
         split = split_of(config, subjects)
+        subjects, split = without_references(config.data, description, subjects, split)
         if run.cases.is_file():
             check_unchanged(run, description, split)
         elif fabric.is_global_zero:
@@ -300,7 +326,8 @@ def find_split(config: Config) -> Split:
         subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
     else:
         _, subjects = find_subjects(data.data_root, own_description(data))
-    return split_of(config, subjects)
+    split = split_of(config, subjects)
+    return share_labels(split, labelled=data.labelled, unlabelled=data.unlabelled)
 
 
 def refuse_wrong_gradients(config: Config) -> None:
@@ -435,7 +462,7 @@ def check_unchanged(run: RunFolder, description: Description, split: Split) -> N
         UserError: If either differs.
     """
     before = Split.read(run.cases)
-    for part in ("train", "validation", "test"):
+    for part in ("train", "validation", "test", "unlabelled"):
         changed = set(getattr(before, part)) ^ set(getattr(split, part))
         if changed:
             raise UserError(
@@ -588,6 +615,43 @@ def split_of(config: Config, subjects: list[Subject]) -> Split:
     )
 
 
+def without_references(
+    data: DataConfig, description: Description, subjects: Sequence[Subject], split: Split
+) -> tuple[list[Subject], Split]:
+    """Take the reference from the subjects that shall have none, and add the further ones.
+
+    Args:
+        data: How many keep it, and the folder of the further ones.
+        description: The data set, whose form the further ones have.
+        subjects: All subjects.
+        split: Of them.
+
+    Returns:
+        The subjects, label maps of unlabelled ones left out, and the split with unlabelled ones.
+
+    Raises:
+        UserError: If there are too few, or a further one has the name of a subject.
+    """
+    split = share_labels(split, labelled=data.labelled, unlabelled=data.unlabelled)
+    more: list[Subject] = []
+    if data.unlabelled_root is not None:
+        _, more = find_subjects(data.unlabelled_root, description)
+        known = sorted({subject.name for subject in subjects} & {other.name for other in more})
+        if known:
+            raise UserError(
+                f"--unlabelled_root: {data.unlabelled_root} holds {len(known)} subjects of the "
+                f"data set, such as {known[0]}, which may be among those that test. Remove them "
+                "there, or give them other names if they are other patients."
+            )
+    names = (*split.unlabelled, *(subject.name for subject in more))
+    hidden = {*names}
+    every = [
+        replace(subject, segmentation=None) if subject.name in hidden else subject
+        for subject in (*subjects, *more)
+    ]
+    return every, replace(split, unlabelled=names)
+
+
 def check(
     data: DataConfig,
     description: Description,
@@ -607,14 +671,19 @@ def check(
     Raises:
         UserError: If there is any problem.
     """
-    used = {*split.train, *split.validation, *split.test}
-    problems = check_subjects(
-        description,
-        [subject for subject in subjects if subject.name in used],
-        workers=workers(data),
-        progress=console.is_terminal,
-        modalities=stacked(data, description),
-    )
+    labelled = {*split.train, *split.validation, *split.test}
+    problems = [
+        problem
+        for names, need in ((labelled, True), ({*split.unlabelled}, False))
+        for problem in check_subjects(
+            description,
+            [subject for subject in subjects if subject.name in names],
+            workers=workers(data),
+            progress=console.is_terminal,
+            need_segmentation=need,
+            modalities=stacked(data, description),
+        )
+    ]
     raise_for_problems(problems)
 
 
@@ -625,7 +694,7 @@ def prepare_parts(
     split: Split,
     console: Console,
 ) -> dict[str, Any]:
-    """Preprocess the training and validation subjects into the cache.
+    """Preprocess the subjects that train or validate into the cache.
 
     Args:
         config: Preprocessing and cache folder.
@@ -635,13 +704,13 @@ def prepare_parts(
         console: Where progress is shown.
 
     Returns:
-        Data sets under "train" and "validation".
+        Data sets under "train", "validation" and "unlabelled".
     """
     data = config.data
     preprocessing = replace(
         describe_network("teacher", config, description), modalities=stacked(data, description)
     ).preprocessing()
-    parts = {"train": split.train, "validation": split.validation}
+    parts = {name: getattr(split, name) for name in ("train", "validation", "unlabelled")}
     return {
         part: readable(
             prepare(
@@ -741,8 +810,9 @@ def announce(
     """
     phantom = " (phantom subjects, not patients)" if description.phantom else ""
     console.print(
-        f"{description.name}{phantom}: {len(split.train)} training, {len(split.validation)} "
-        f"validation, {len(split.test)} held-out subjects; {performance}",
+        f"{description.name}{phantom}: {len(split.train)} training, "
+        + f"{len(split.unlabelled)} unlabelled, " * bool(split.unlabelled)
+        + f"{len(split.validation)} validation, {len(split.test)} held-out subjects; {performance}",
         highlight=False,
         soft_wrap=True,
     )

@@ -32,7 +32,8 @@ from training.checkpoint import (
     save_model,
     save_state,
 )
-from training.loop import Task, fit, is_finished
+from training.loop import fit, is_finished
+from training.task import Task
 
 
 def teach(experiment: Experiment, row: Row, teacher: nn.Module | None = None) -> nn.Module:
@@ -112,7 +113,7 @@ def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
         fit(
             experiment.fabric,
             kd,
-            experiment.loader("train"),
+            experiment.loader("train", unlabelled=lesson.teacher is not None),
             experiment.loader("validation"),
             task,
         )
@@ -136,8 +137,10 @@ def describe_row(experiment: Experiment, row: Row) -> ModelMetadata:
     )
     if row.teacher is None:
         return metadata
-    taught = read_metadata(experiment.run.model(row.teacher)).seen_cases
-    return replace(metadata, seen_cases=tuple(dict.fromkeys((*metadata.seen_cases, *taught))))
+    path = experiment.teacher_file or experiment.run.model(row.teacher)
+    taught = read_metadata(path).seen_cases
+    seen = (*metadata.seen_cases, *experiment.split.unlabelled, *taught)
+    return replace(metadata, seen_cases=tuple(dict.fromkeys(seen)))
 
 
 def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:

@@ -12,11 +12,8 @@ from training.checkpoint import (
     check_compatible,
     load_model,
     load_state,
-    random_state,
     read_metadata,
-    restore_random_state,
     save_model,
-    save_state,
 )
 
 METADATA = ModelMetadata(
@@ -137,14 +134,6 @@ def test_a_teacher_of_another_view_is_refused(tmp_path):
         check_compatible(
             tmp_path, METADATA, replace(METADATA, modalities=("t1", "t2"), grid=(8, 8, 8))
         )
-
-
-def test_random_numbers_continue_where_they_were(tmp_path):
-    save_state(tmp_path / "state.pt", {"random": random_state()})
-    expected = torch.rand(3)
-    torch.rand(100)
-    restore_random_state(load_state(tmp_path / "state.pt")["random"])
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_state_that_is_missing_is_none_and_a_damaged_one_an_error(tmp_path):

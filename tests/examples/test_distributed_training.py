@@ -26,7 +26,8 @@ from recipes import distillation
 from training.checkpoint import ModelMetadata
 from training.history import read_history
 from training.interruption import TrainingStoppedError
-from training.loop import Task, fit
+from training.loop import fit
+from training.task import Task
 
 pytestmark = pytest.mark.slow
 DESCRIPTION = load_description(Path("brats2021"))
@@ -190,7 +191,10 @@ def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(folder, numb
     part = folder / number.name
     messages = {(part / f"{rank}.txt").read_text() for rank in range(2)}
     assert len(messages) == 1
-    assert messages.pop().startswith(f"{int(number)}: Stopped in epoch 2 of the student; 1 of 3")
+    assert messages.pop().startswith(
+        f"{int(number)}: Stopped in epoch 2 of the student; 1 of 3 "
+        "epochs and 1 of 2 steps of the next are kept"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -35,7 +35,8 @@ from teaching import rehearse
 from training.checkpoint import ModelMetadata, read_metadata, save_model
 from training.history import read_history
 from training.interruption import TrainingStoppedError
-from training.loop import Task, fit, mean_dice
+from training.loop import fit, mean_dice
+from training.task import Task
 
 SIZES = (12, 20, 14, 18, 16, 15)
 SMALL = [
@@ -285,7 +286,9 @@ def train_on_patches(task, at=None):
 def test_a_resumed_training_sees_the_patches_of_an_uninterrupted_one(tmp_path):
     whole, parts = patch_task(tmp_path / "whole"), patch_task(tmp_path / "parts")
     train_on_patches(whole)
-    with pytest.raises(TrainingStoppedError, match="1 of 3 epochs are kept"):
+    with pytest.raises(
+        TrainingStoppedError, match="1 of 3 epochs and 1 of 2 steps of the next are kept"
+    ):
         train_on_patches(parts, at=6)
     train_on_patches(parts)
     expected, found = (load_file(task.folder / "last.safetensors") for task in (whole, parts))

@@ -14,11 +14,13 @@ from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, ReduceLROnPlateau
 from config import TrainingConfig
 from data.description import load_description
 from data.loading import build_loader
+from errors import UserError
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
 from training.checkpoint import ModelMetadata, load_state, read_metadata
 from training.history import History, read_history
 from training.interruption import Interruption, TrainingStoppedError
-from training.loop import NonFiniteError, Task, build_scheduler, fit, is_finished, mean_dice
+from training.loop import NonFiniteError, build_scheduler, fit, is_finished, mean_dice
+from training.task import Task
 
 DESCRIPTION = load_description("brats2021")
 GRID = (4, 4, 4)
@@ -105,7 +107,9 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, n
     settings = {"schedule": schedule, "plateau_patience": 0, "selection": "best"}
     whole, parts = task(tmp_path / "whole", **settings), task(tmp_path / "parts", **settings)
     train(whole)
-    with pytest.raises(TrainingStoppedError, match="2 of 4 epochs are kept") as stop:
+    with pytest.raises(
+        TrainingStoppedError, match="2 of 4 epochs and 2 of 3 steps of the next are kept"
+    ) as stop:
         train(parts, Samples(5, at=13, call=send(number)))
     assert stop.value.exit_status == 128 + number
     assert not is_finished(parts.folder)
@@ -119,19 +123,107 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, n
     assert is_finished(parts.folder)
 
 
-def test_a_run_stopped_in_its_first_epoch_starts_over(tmp_path):
+def test_a_run_stopped_in_its_first_epoch_goes_on_inside_it(tmp_path, capsys):
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError, match=r"Stopped in epoch 1 .* 0 of 4"):
+    with pytest.raises(TrainingStoppedError, match=r"epoch 1 .* 0 of 4 epochs and 1 of 3 steps"):
         train(work, Samples(5, at=1, call=send(signal.SIGTERM)))
+    train(work, rest := Samples(5))
+    assert "baseline: continues in epoch 1, after step 1 of 3 (1 in all)" in capsys.readouterr().out
+    assert rest.reads == 4 * 5 - 2  # what the first step saw is not read again
+    train(whole := task(tmp_path / "whole"))
+    assert equal(load_file(work.model_file), load_file(whole.model_file))
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
+def test_a_run_stopped_at_every_step_and_in_every_validation_is_the_same(tmp_path, schedule):
+    """Each start takes one step, or validates one batch and is asked to stop before the next."""
+    settings = {"schedule": schedule, "plateau_patience": 0, "selection": "best"}
+    whole, parts = task(tmp_path / "whole", **settings), task(tmp_path / "parts", **settings)
+    train(whole)
+    stops = 0
+    while not is_finished(parts.folder):
+        stop = send(signal.SIGTERM)
+        try:
+            # Every other start is stopped in the training, the others in the validation.
+            if stops % 2:
+                train(parts, Samples(5, at=3, call=stop))
+            else:
+                train(parts, validation=Samples(3, at=2, call=stop))
+        except TrainingStoppedError:
+            stops += 1
+        assert stops < 40
+    assert stops == 7
+    assert equal(load_file(whole.model_file), load_file(parts.model_file))
+    assert equal(load_file(whole.last_file), load_file(parts.last_file))
+    first, second = (rows_without_times(w.folder / "history.csv") for w in (whole, parts))
+    assert first == second
+    assert not parts.pause_file.exists()
+
+
+def test_a_pause_of_an_older_epoch_is_not_gone_on_with(tmp_path):
+    """A kill between the state of an epoch and the removal of what was kept inside it."""
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError):
+        train(work, Samples(5, at=3, call=send(signal.SIGTERM)))
+    old = work.pause_file.read_bytes()
+    with pytest.raises(TrainingStoppedError):
+        train(work, Samples(5, at=10, call=send(signal.SIGTERM)))
+    assert load_state(work.state_file)["epoch"] >= 1
+    work.pause_file.write_bytes(old)
     train(work)
     train(whole := task(tmp_path / "whole"))
     assert equal(load_file(work.model_file), load_file(whole.model_file))
 
 
-def test_a_signal_during_the_last_validation_is_not_lost(tmp_path):
+def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError, match=r"Stopped in epoch 4 .* 4 of 4"):
-        train(work, validation=Samples(3, at=12, call=send(signal.SIGUSR1)))
+    with pytest.raises(TrainingStoppedError):
+        train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
+    work.pause_file.write_bytes(b"half")
+    with pytest.raises(UserError, match=r"pause.pt alone to go on after epoch 1"):
+        train(work)
+    work.pause_file.unlink()
+    train(work)
+    train(whole := task(tmp_path / "whole"))
+    assert equal(load_file(work.model_file), load_file(whole.model_file))
+
+
+def test_a_state_from_before_pauses_still_goes_on(tmp_path):
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError):
+        train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
+    work.pause_file.unlink()
+    state = load_state(work.state_file)
+    state["random"] = {"cpu": state["random"]["cpu"][0], "cuda": []}
+    torch.save(state, work.state_file)
+    train(work)
+    train(whole := task(tmp_path / "whole"))
+    assert equal(load_file(work.model_file), load_file(whole.model_file))
+
+
+def test_a_signal_during_the_last_validation_leaves_before_its_next_batch(tmp_path):
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError, match="3 of 4 epochs and 3 of 3 steps of the next"):
+        train(work, validation=Samples(3, at=11, call=send(signal.SIGUSR1)))
+    assert not is_finished(work.folder)
+    train(work, rest := Samples(5))
+    assert rest.reads == 0
+    assert is_finished(work.folder)
+
+
+def test_a_signal_during_the_very_last_batch_is_not_lost(tmp_path, monkeypatch):
+    calls = []
+
+    def dice(*arguments):
+        calls.append(1)
+        if len(calls) == 8:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return mean_dice(*arguments)
+
+    monkeypatch.setattr("training.loop.mean_dice", dice)
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError, match=r"Stopped in epoch 4 .* 4 of 4 epochs are kept"):
+        train(work)
     assert is_finished(work.folder)
 
 
@@ -238,8 +330,16 @@ def test_signals_act_as_before_afterwards():
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.received == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signals_that_follow_change_nothing_but_the_third_key_leaves():
+    with Interruption() as interruption:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert interruption.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_an_unfinished_state_holds_what_a_resume_needs(tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from experiment import (
     stacked,
     try_out,
     view_of,
+    without_references,
 )
 from privdistill import PrivDistillError
 from recipes.rows import Row, read_rows, select_rows, sweep
@@ -39,7 +40,14 @@ from training.checkpoint import check_compatible, read_metadata
 from training.performance import Performance, device_type
 
 
-def open_plan(config: Config, options: CrossvalOptions, console: Console) -> Plan:
+def open_plan(
+    config: Config,
+    options: CrossvalOptions,
+    console: Console,
+    *,
+    rows: tuple[Row, ...] | None = None,
+    own_seeds: Mapping[str, tuple[int, ...]] | None = None,
+) -> Plan:
     """Resolve a cross-validation, and begin its folder or check that it goes on unchanged.
 
     Nothing is written before rows, networks and configuration are known to be usable; all files
@@ -49,6 +57,8 @@ def open_plan(config: Config, options: CrossvalOptions, console: Console) -> Pla
         config: What the rows share.
         options: Rows, folds, seeds.
         console: Where progress is shown.
+        rows: Rows instead of those that the options name, teachers first.
+        own_seeds: Seeds of rows that have others than the options say.
 
     Returns:
         The plan; its units can be trained by any number of processes.
@@ -60,7 +70,7 @@ def open_plan(config: Config, options: CrossvalOptions, console: Console) -> Pla
     config = replace(config, run=replace(config.run, out=root))
     _refuse(config)
     _refuse_options(config, options)
-    rows = _rows(config, options)
+    rows = _rows(config, options) if rows is None else rows
     run = RunFolder(root)
     run.holds(config)
     known = _definitions(root, rows)
@@ -70,6 +80,7 @@ def open_plan(config: Config, options: CrossvalOptions, console: Console) -> Pla
         run.holds(config)
         held = (root / "folds.json").is_file()
         plan, description, subjects = _resolve(config, options, rows, run, console)
+        plan = replace(plan, own_seeds=own_seeds or {})
         if held:
             _check_held(plan, run, description)
         else:
@@ -239,7 +250,7 @@ def _check_teacher(config: Config, folds: Sequence[Fold], description: Descripti
 def _check_held(plan: Plan, run: RunFolder, description: Description) -> None:
     """Refuse to go on with other folds or another description than the folder began with."""
     before = read_json(run.root / "folds.json").get("folds")
-    now = [{"repeat": fold.repeat, **asdict(fold.split)} for fold in plan.folds]
+    now = [{"repeat": fold.repeat, **fold.split.to_dict()} for fold in plan.folds]
     if json.loads(json.dumps(now)) != before:
         raise UserError(
             f"{run.root}: the folds have changed since this cross-validation began "
@@ -261,6 +272,8 @@ def _begin(
     console: Console,
 ) -> None:
     every = Split(tuple(sorted(_used(plan))), (), ())
+    further = replace(plan.config.data, labelled=None, unlabelled=None)
+    subjects, every = without_references(further, description, subjects, every)
     check(plan.config.data, description, subjects, every, console)
     run.begin(plan.config)
     run.write_description(description)
@@ -361,7 +374,8 @@ def _plain(row: Row) -> dict[str, Any]:
 def _summary(plan: Plan, description: Description, subjects: Sequence[Subject]) -> dict[str, Any]:
     before = read_summary(plan.root)
     names = dict.fromkeys((*before.get("rows", []), *(row.name for row in plan.rows)))
-    seeds = sorted({*before.get("seeds", []), *plan.seeds})
+    own = {seed for seeds in plan.own_seeds.values() for seed in seeds}
+    seeds = sorted({*before.get("seeds", []), *(own or plan.seeds)})
     return {
         "rows": list(names),
         "labels": before.get("labels", {}) | {row.name: row.label for row in plan.rows},

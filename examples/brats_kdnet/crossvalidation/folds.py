@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def save_folds(path: Path, folds: Iterable[Fold]) -> None:
         path: Where to write.
         folds: All of them.
     """
-    lists = [{"repeat": fold.repeat, **asdict(fold.split)} for fold in folds]
+    lists = [{"repeat": fold.repeat, **fold.split.to_dict()} for fold in folds]
     write_text(path, json.dumps({"folds": lists}, indent=2) + "\n")
 
 

@@ -84,6 +84,7 @@ class Plan:
         folds: Case lists.
         seeds: Of weights and order.
         subsets: Whether networks for any subset are scored on all of them.
+        own_seeds: Seeds of rows that have others than `seeds`.
     """
 
     config: Config
@@ -91,6 +92,7 @@ class Plan:
     folds: tuple[Fold, ...]
     seeds: tuple[int, ...]
     subsets: bool = True
+    own_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     _by_name: Mapping[str, Row] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -115,14 +117,25 @@ class Plan:
         return [
             Unit(fold, seed, row)
             for row in sorted(self.rows, key=lambda row: order[row.name])
-            for seed in self.seeds
+            for seed in self.seeds_of(row.name)
             for fold in self.folds
         ]
 
+    def seeds_of(self, row: str) -> tuple[int, ...]:
+        """Return the seeds that a row is trained with."""
+        return self.own_seeds.get(row, self.seeds)
+
     def teacher_of(self, unit: Unit) -> Unit | None:
-        """Return the unit whose network a unit imitates, on the same fold with the same seed."""
+        """Return the unit whose network a unit imitates, on the same fold.
+
+        It has the same seed, or the teacher's first one where the teacher is not trained with that.
+        """
         name = unit.row.teacher
-        return None if name is None else replace(unit, row=self._by_name[name])
+        if name is None:
+            return None
+        seeds = self.seeds_of(name)
+        seed = unit.seed if unit.seed in seeds else seeds[0]
+        return replace(unit, row=self._by_name[name], seed=seed)
 
     def find(self, wanted: str | int) -> Unit:
         """Return a unit by its name or number.

@@ -19,6 +19,7 @@ from experiment import (
     prepare_parts,
     read_subjects,
     stacked,
+    without_references,
 )
 from held_out import score_network, score_subsets, score_with
 from recipes.rows import Row
@@ -57,6 +58,7 @@ def _train_and_score(plan: Plan, unit: Unit, teacher_unit: Unit | None, console:
         if teacher_unit is not None:
             path = plan.folder(teacher_unit).model(teacher_unit.row.name)
             teacher = load_trained(experiment, path)
+            experiment.teacher_file = path
         teach(experiment, unit.row, teacher)
         with experiment.watch.phase("evaluation"):
             score(experiment, unit.row, subsets=plan.subsets)
@@ -111,7 +113,8 @@ def open_unit(plan: Plan, unit: Unit, console: Console) -> Experiment:
         # Phantoms are those of the plan, whatever the seed of the unit.
         description, subjects = read_subjects(plan.config, RunFolder(plan.root), console)
         check_unchanged(run, description, unit.fold.split)
-        datasets = prepare_parts(config, description, subjects, unit.fold.split, console)
+        subjects, split = without_references(config.data, description, subjects, unit.fold.split)
+        datasets = prepare_parts(config, description, subjects, split, console)
     return Experiment(
         config=config,
         run=run,
@@ -120,7 +123,7 @@ def open_unit(plan: Plan, unit: Unit, console: Console) -> Experiment:
         watch=watch,
         description=description,
         modalities=stacked(config.data, description),
-        split=unit.fold.split,
+        split=split,
         subjects={subject.name: subject for subject in subjects},
         datasets=datasets,
         performance=performance,

@@ -9,7 +9,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 from monai.data.dataset import PersistentDataset
@@ -25,16 +25,19 @@ from errors import UserError
 FLIP_CODES = 8
 #: Numbers from which the position of a patch is drawn lie below it.
 _DRAWS = 2**62
+T = TypeVar("T")
 
 
 class Batch(TypedDict):
     """Several samples: image (B, M, *spatial) float32, label (B, 1, *spatial) int64, names, keys.
 
-    Samples at positions of their own in every epoch have no key.
+    Samples at positions of their own in every epoch have no key. Where some have no label, theirs
+    is zero, and `labelled` (B,) says which ones have.
     """
 
     image: Tensor
     label: NotRequired[Tensor]
+    labelled: NotRequired[Tensor]
     name: list[str]
     key: NotRequired[list[str]]
 
@@ -139,6 +142,8 @@ def build_loader(
     flips: bool,
     workers: int,
     moves: bool = False,
+    per_epoch: int = 0,
+    mixed: bool = False,
     replicas: int = 1,
     rank: int = 0,
 ) -> DataLoader[Any]:
@@ -157,6 +162,8 @@ def build_loader(
         workers: Loading processes; 0 loads in the main process.
         moves: Whether the data set is addressed by an index and a number, drawn for each sample
             and epoch, that decides its position; such samples have no key.
+        per_epoch: Samples of a shuffled epoch; 0 takes each sample once.
+        mixed: Whether some samples have no label; batches then say which ones have.
         replicas: Number of processes that share the data set. Give this loader to Fabric with
             `use_distributed_sampler=False`.
         rank: Which of them this is.
@@ -170,20 +177,24 @@ def build_loader(
         seed=seed,
         flips=flips,
         draws=moves,
+        per_epoch=per_epoch,
         replicas=replicas,
         rank=rank,
     )
     return DataLoader(
-        FlippedDataset(dataset),
+        FlippedDataset(dataset, mixed=mixed),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # Workers that persist draw from the run's random numbers once in each start, which would
+        # make a run that goes on another one.
+        generator=torch.Generator().manual_seed(seed) if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def start_epoch(loader: DataLoader[Any], epoch: int) -> None:
+def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
     """Choose the order and the flips of the coming epoch.
 
     The name is not `set_epoch`, because Fabric calls that itself with the number of passes since
@@ -192,6 +203,7 @@ def start_epoch(loader: DataLoader[Any], epoch: int) -> None:
     Args:
         loader: What `build_loader` gave, wrapped by Fabric or not.
         epoch: Number of the epoch, from 0.
+        done: Batches that an earlier part of the run has taken; they are not read again.
 
     Raises:
         TypeError: If the loader has another sampler.
@@ -203,6 +215,7 @@ def start_epoch(loader: DataLoader[Any], epoch: int) -> None:
             "Fabric must not replace it (use_distributed_sampler=False)"
         )
     sampler.epoch = epoch
+    sampler.done = done * cast("int", loader.batch_size)
 
 
 class EpochSampler(Sampler[tuple[int, ...]]):
@@ -214,6 +227,8 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         seed: Of order and flips.
         flips: Whether to draw flip codes; otherwise they are all 0.
         draws: Whether each pair is followed by a random number, 0 to 2^62 - 1.
+        per_epoch: Samples of a shuffled epoch: more than there are come again, each in a new order
+            before any comes a third time; of fewer, every epoch has others. 0 takes each once.
         replicas: Number of processes. In training all get equally many samples, the first ones
             being repeated if need be; without shuffling each sample is given out once.
         rank: Which of them this is.
@@ -227,6 +242,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         seed: int,
         flips: bool,
         draws: bool = False,
+        per_epoch: int = 0,
         replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -235,29 +251,39 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         self.seed = seed
         self.flips = flips
         self.draws = draws
+        self.count = per_epoch if shuffle and per_epoch and size else size
         self.replicas = replicas
         self.rank = rank
         self.epoch = 0
+        self.done = 0
 
     def __len__(self) -> int:
-        return len(self._mine(list(range(self.size))))
+        return len(self._mine(list(range(self.count))))
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         generator = torch.Generator()
         text = f"{self.seed}:{self.epoch}".encode()
         generator.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
+        places: list[tuple[int, int, int]] = []
+        while len(places) < self.count:
+            places += self._pass(generator)
+        for index, code, draw in self._mine(places[: self.count])[self.done :]:
+            yield (index, code, draw) if self.draws else (index, code)
+
+    def _pass(self, generator: torch.Generator) -> list[tuple[int, int, int]]:
+        """Each sample once, with a flip code and a number."""
         order = torch.randperm(self.size, generator=generator)
         # Drawn even where they are not used, so that switching one on leaves the other alone.
         codes = torch.randint(FLIP_CODES, (self.size,), generator=generator)
         draws = torch.randint(_DRAWS, (self.size,), generator=generator)
-        indices = order.tolist() if self.shuffle else list(range(self.size))
-        for index in self._mine(indices):
-            code = int(codes[index]) if self.flips else 0
-            yield (index, code, int(draws[index])) if self.draws else (index, code)
+        return [
+            (index, int(codes[index]) if self.flips else 0, int(draws[index]))
+            for index in (order.tolist() if self.shuffle else range(self.size))
+        ]
 
-    def _mine(self, indices: list[int]) -> list[int]:
-        missing = -len(indices) % self.replicas if self.shuffle else 0
-        return (indices + indices[:missing])[self.rank :: self.replicas]
+    def _mine(self, places: list[T]) -> list[T]:
+        missing = -len(places) % self.replicas if self.shuffle else 0
+        return (places + places[:missing])[self.rank :: self.replicas]
 
 
 class FlippedDataset(Dataset[dict[str, Tensor | str]]):
@@ -266,10 +292,12 @@ class FlippedDataset(Dataset[dict[str, Tensor | str]]):
     Args:
         samples: Unflipped samples, of three spatial axes or two; of the latter, codes that differ
             in the third axis alone are the same.
+        mixed: Whether some have no label.
     """
 
-    def __init__(self, samples: Dataset[Sample]) -> None:
+    def __init__(self, samples: Dataset[Sample], *, mixed: bool = False) -> None:
         self.samples = samples
+        self.mixed = mixed
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
@@ -288,6 +316,9 @@ class FlippedDataset(Dataset[dict[str, Tensor | str]]):
             flipped["key"] = f"{sample['name']}/flip{code}"
         if "label" in sample:
             flipped["label"] = flip(sample["label"], code, axes).long()
+        if self.mixed:
+            flipped["labelled"] = torch.tensor("label" in sample)
+            flipped.setdefault("label", torch.zeros_like(sample["image"][:1], dtype=torch.long))
         return flipped
 
 

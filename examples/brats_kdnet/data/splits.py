@@ -7,7 +7,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data.layouts import Subject
@@ -22,11 +22,13 @@ class Split:
         train: Subjects whose losses are minimised.
         validation: Subjects that choose the checkpoint and the learning rate.
         test: Subjects that are scored once, at the end.
+        unlabelled: Subjects without a reference, from which students learn what the teacher says.
     """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the names as JSON; the file appears when it is complete.
@@ -36,8 +38,15 @@ class Split:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
+
+    def to_dict(self) -> dict[str, Sequence[str]]:
+        """Return the lists by name; that of unlabelled subjects only where there are any."""
+        lists = asdict(self)
+        if not self.unlabelled:
+            del lists["unlabelled"]
+        return lists
 
     @classmethod
     def read(cls, path: Path) -> Split:
@@ -110,6 +119,43 @@ def split_subjects(
     return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
 
 
+def share_labels(split: Split, *, labelled: int | None, unlabelled: int | None) -> Split:
+    """Take the reference from some of the training subjects.
+
+    Which ones depends on the names of the training subjects alone, so that trainings with another
+    seed have the same, and those with fewer labels have some of the same.
+
+    Args:
+        split: Its training subjects are shared out.
+        labelled: How many keep their reference; None: all.
+        unlabelled: How many of the others are still used; None: all.
+
+    Returns:
+        A split with fewer training subjects and more unlabelled ones.
+
+    Raises:
+        UserError: If there are fewer subjects than asked for.
+    """
+    if labelled is None and unlabelled is None:
+        return split
+    order = sorted(split.train)
+    random.Random("labelled:" + "/".join(order)).shuffle(order)
+    count = len(order) if labelled is None else labelled
+    rest = order[count:]
+    more = len(rest) if unlabelled is None else unlabelled
+    if count > len(order) or more > len(rest):
+        raise UserError(
+            f"--labelled {count} and --unlabelled {more} ask for {count + more} training subjects; "
+            f"this fold has {len(order)}. Ask for fewer, or give further subjects without a "
+            "reference in a folder of their own: --unlabelled_root."
+        )
+    return replace(
+        split,
+        train=tuple(sorted(order[:count])),
+        unlabelled=(*split.unlabelled, *sorted(rest[:more])),
+    )
+
+
 def _stratified_order(subjects: Sequence[Subject], seed: int) -> list[str]:
     """Names grouped by grade, shuffled within each grade."""
     strata: dict[str, list[str]] = defaultdict(list)
@@ -143,16 +189,18 @@ def _read_parts(path: Path) -> dict[str, tuple[str, ...]]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: expected a split as JSON; {error}.") from error
     names = ("train", "validation", "test")
-    if not isinstance(parts, dict) or set(parts) != set(names):
+    if not isinstance(parts, dict) or {*parts} - {"unlabelled"} != {*names}:
         found = ", ".join(parts) if isinstance(parts, dict) else type(parts).__name__
-        raise UserError(f"{path}: expected the keys {', '.join(names)}, found {found}.")
-    if not all(isinstance(parts[name], list) for name in names):
-        raise UserError(f"{path}: expected a list of names for each of {', '.join(names)}.")
-    return {name: tuple(map(str, parts[name])) for name in names}
+        raise UserError(
+            f"{path}: expected the keys {', '.join(names)}, and perhaps unlabelled; found {found}."
+        )
+    if not all(isinstance(listed, list) for listed in parts.values()):
+        raise UserError(f"{path}: expected a list of names for each of {', '.join(parts)}.")
+    return {name: tuple(map(str, listed)) for name, listed in parts.items()}
 
 
 def _check_names(path: Path, split: Split, known: set[str]) -> None:
-    listed = [*split.train, *split.validation, *split.test]
+    listed = [*split.train, *split.validation, *split.test, *split.unlabelled]
     twice = sorted({name for name in listed if listed.count(name) > 1})
     if twice:
         raise UserError(f"{path}: named more than once: {', '.join(twice[:10])}.")

@@ -21,8 +21,8 @@ _SMALL_PRESETS = ("demo", "cpu")
 _SHARED_FOLDERS = ("predictions", "tensorboard")
 # Names become folders.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
-# What else a row may change would make it another experiment: subjects, grid, seed. The network of
-# a row's teacher is that teacher's own row.
+# What else a row may change would make it another experiment: test subjects, grid, seed. The
+# network of a row's teacher is that teacher's own row.
 _OPTIONS = [
     *(
         item.name
@@ -32,6 +32,8 @@ _OPTIONS = [
     ),
     *(item.name for item in fields(TrainingConfig) if item.name != "seed"),
     "student_modalities",
+    "labelled",
+    "unlabelled",
 ]
 
 

@@ -273,23 +273,6 @@ def load_state(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of PyTorch's random number generators, for `save_state`."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Continue the random numbers where `random_state` was taken.
-
-    Args:
-        state: What `random_state` returned.
-    """
-    torch.set_rng_state(state["cpu"])
-    # On another number of GPUs there is nothing to continue.
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
 def _read(path: Path, *, weights: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such model file.")

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 
 # SLURM sends the last one some time before the end of a job: sbatch --signal=USR1@120.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_KEYS = 3  # Ctrl-C as often as this leaves at once
 
 
 class TrainingStoppedError(Exception):
@@ -28,11 +29,14 @@ class TrainingStoppedError(Exception):
 class Interruption:
     """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request that is honoured after the current step.
 
-    A second signal acts as it would without this class.
+    Launchers pass on what the terminal has sent already, and users are impatient: a second signal
+    changes nothing, so that what is being kept is kept. The third Ctrl-C acts as it would without
+    this class.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._keys = 0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -64,8 +68,10 @@ class Interruption:
         return int(torch.as_tensor(fabric.all_reduce(mine, reduce_op="max"))) or None
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.received = number
-        self._restore()
+        self.received = self.received or number
+        self._keys += number == signal.SIGINT
+        if self._keys == _KEYS - 1:
+            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))  # type: ignore[arg-type]
 
     def _restore(self) -> None:
         while self._previous:

@@ -1,16 +1,17 @@
 """The training loop, the same for teacher, baseline and student."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from config import TrainingConfig
@@ -21,19 +22,14 @@ from data.targets import predict_classes, to_target
 from errors import UserError
 from evaluation.inference import predict_volume
 from privdistill import DistillationWrapper, Output
-from training.checkpoint import (
-    ModelMetadata,
-    load_state,
-    random_state,
-    restore_random_state,
-    save_state,
-    save_weights,
-)
+from training.checkpoint import ModelMetadata, load_state
+from training.continuation import Checkpoint, Means, Position, RandomState
 from training.history import History
 from training.interruption import Interruption, TrainingStoppedError
-from training.performance import MemoryFormat, torch_format
+from training.performance import torch_format
 from training.progress import TrainingProgress
-from training.sharding import gathered, load_optimizer, load_weights, whole
+from training.sharding import gathered, whole
+from training.task import Task
 
 Loader = Any  # a DataLoader, or Fabric's wrapper around one
 
@@ -43,85 +39,52 @@ class NonFiniteError(UserError):
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is trained and where its files go.
+class Training:
+    """A network in training, and all that changes with it.
 
     Attributes:
-        metadata: Describes the network; its role names the training.
-        settings: Optimizer, schedule, selection.
-        folder: Folder of this network's files.
-        scalars: Folder of its TensorBoard events.
-        memory_format: Layout of images and weights.
-        console: Where progress is shown.
-        volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
-            whole volumes.
+        fabric: Launched.
+        kd: The wrapper.
+        model: The same, as Fabric runs it in training steps.
+        optimizer: Drives the weights.
+        stepping: The same, as Fabric steps it.
+        scheduler: Drives the learning rate.
+        train: Shuffled batches.
+        validation: Batches in fixed order; None if there are no validation subjects.
+        task: Settings and files.
     """
 
-    metadata: ModelMetadata
-    settings: TrainingConfig
-    folder: Path
-    scalars: Path
-    memory_format: MemoryFormat
-    console: Console
-    volumes: Sequence[Sample] | None = None
+    fabric: Fabric
+    kd: DistillationWrapper
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    stepping: torch.optim.Optimizer
+    scheduler: LRScheduler
+    train: Loader
+    validation: Loader | None
+    task: Task
 
     @property
-    def role(self) -> str:
-        """The network's role."""
-        return self.metadata.role
-
-    @property
-    def model_file(self) -> Path:
-        """The selected weights."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def state_file(self) -> Path:
-        """What continues the training; written last, so that it vouches for the other files."""
-        return self.folder / "state.pt"
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.train)
 
 
-@dataclass
-class Position:
-    """How far a training is.
+@dataclass(frozen=True)
+class Company:
+    """What accompanies a training.
 
     Attributes:
-        epoch: Finished epochs.
-        step: Steps taken.
-        best: Lowest validation loss so far.
+        history: One row per epoch.
+        progress: Shown to the user.
+        interruption: Knows whether the training was asked to stop.
+        checkpoint: Keeps what the training goes on with.
     """
 
-    epoch: int = 0
-    step: int = 0
-    best: float = float("inf")
-
-
-@dataclass
-class Means:
-    """Running means over cases.
-
-    Attributes:
-        sums: Sums by name, on the device; reading them is the only synchronisation.
-        cases: Number of cases.
-    """
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    cases: int = 0
-
-    def add(self, values: Mapping[str, Tensor], cases: int) -> None:
-        """Add the means over some cases."""
-        for name, value in values.items():
-            weighted = value.detach().double() * cases
-            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
-        self.cases += cases
-
-    def reduce(self, fabric: Fabric, prefix: str) -> dict[str, float]:
-        """Return the means over the cases of all processes, names prefixed."""
-        cases = torch.tensor(float(self.cases), dtype=torch.float64, device=fabric.device)
-        packed = torch.stack([*self.sums.values(), cases])
-        total = torch.as_tensor(fabric.all_reduce(packed, reduce_op="sum"))
-        means = (total[:-1] / total[-1]).tolist()
-        return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
+    history: History
+    progress: TrainingProgress
+    interruption: Interruption
+    checkpoint: Checkpoint
 
 
 def is_finished(folder: Path) -> bool:
@@ -138,21 +101,52 @@ def is_finished(folder: Path) -> bool:
 
 
 def fit(
-    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader, task: Task
+    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
 ) -> None:
-    """Train the student of a wrapper, from the start or from its last checkpoint.
+    """Train the student of a wrapper, from the start or from where it was interrupted.
 
     Args:
         fabric: Launched.
         kd: Student, teacher if any, and objective. The memory format is the caller's.
         train: Shuffled batches, from `build_loader`.
-        validation: Batches in fixed order.
+        validation: Batches in fixed order; None if there are no validation subjects.
         task: Settings and files.
 
     Raises:
         NonFiniteError: If a loss or gradient is not finite.
         TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
         UserError: If the last checkpoint is damaged.
+    """
+    training = set_up(fabric, kd, train, validation, task)
+    checkpoint = Checkpoint(
+        fabric, kd, training.optimizer, training.scheduler, task, steps=training.steps
+    )
+    position = checkpoint.resume()
+    with accompanied(training, checkpoint, position) as company:
+        while position.epoch < task.settings.epochs:
+            started = time.perf_counter() - position.seconds
+            train_epoch(training, position, company, started)
+            row = close_epoch(training, position, company, started)
+            checkpoint.save(position, row.get("validation_loss", float("inf")))
+            # A signal during the last batch of the validation must not be lost with the last epoch.
+            stop_if_asked(training, position, company)
+    fabric.barrier()
+
+
+def set_up(
+    fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
+) -> Training:
+    """Build optimizer and schedule, and let Fabric place everything.
+
+    Args:
+        fabric: Launched.
+        kd: The wrapper.
+        train: Shuffled batches.
+        validation: Batches in fixed order; None if there are no validation subjects.
+        task: Settings.
+
+    Returns:
+        A training at its beginning.
     """
     settings = task.settings
     model = fabric.setup_module(kd)
@@ -161,61 +155,120 @@ def fit(
         kd.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     scheduler = build_scheduler(optimizer, settings, steps=len(train))
-    fabric_optimizer = cast("torch.optim.Optimizer", fabric.setup_optimizers(optimizer))
-    train, validation = fabric.setup_dataloaders(train, validation, use_distributed_sampler=False)
-    checkpoint = Checkpoint(fabric, kd, optimizer, scheduler, task)
-    position = checkpoint.resume()
+    stepping = cast("torch.optim.Optimizer", fabric.setup_optimizers(optimizer))
+    train = fabric.setup_dataloaders(train, use_distributed_sampler=False)
+    if validation is not None:
+        validation = fabric.setup_dataloaders(validation, use_distributed_sampler=False)
+    return Training(fabric, kd, model, optimizer, stepping, scheduler, train, validation, task)
 
-    with tools(fabric, task, position, len(train)) as (history, progress, interruption):
-        for epoch in range(position.epoch, settings.epochs):
-            started = time.perf_counter()
-            means = Means()
-            start_epoch(train, epoch)
-            model.train()
-            for batch in train:
-                image, target = prepare(batch, task)
-                out = model(image, target, key=batch.get("key"))
-                fabric.backward(out.loss)
-                norm = fabric.clip_gradients(
-                    model,
-                    optimizer,
-                    max_norm=settings.gradient_clip or float("inf"),
-                    error_if_nonfinite=False,
-                )
-                stop_if_not_finite(
-                    fabric,
-                    out,
-                    whole(norm),
-                    batch["name"],
-                    where=f"{task.role}, epoch {epoch + 1}, step {position.step + 1}",
-                )
-                fabric_optimizer.step()
-                fabric_optimizer.zero_grad()
-                if isinstance(scheduler, OneCycleLR):
-                    scheduler.step()
-                position.step += 1
-                means.add({"loss": out.loss} | out.terms, len(image))
-                progress.step(float(out.loss.detach()))
-                stop_if_asked(fabric, interruption, task, position)
 
-            position.epoch = epoch + 1
-            row = {
-                "epoch": position.epoch,
-                "step": position.step,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "seconds": time.perf_counter() - started,
-                **means.reduce(fabric, "train_"),
-                **validate(fabric, kd, validation, task),
-            }
-            if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(row["validation_loss"])
-            if fabric.is_global_zero:
-                history.add(row)
-            progress.epoch(position.epoch, row)
-            checkpoint.save(position, row["validation_loss"])
-            # A signal during the validation must not be lost with the last epoch.
-            stop_if_asked(fabric, interruption, task, position)
-    fabric.barrier()
+def train_epoch(training: Training, position: Position, company: Company, started: float) -> None:
+    """Take the steps of an epoch that are still to be taken.
+
+    Args:
+        training: The network.
+        position: Says how many have been taken; brought up to date.
+        company: Progress and interruption.
+        started: When the epoch began, on the clock of `time.perf_counter`, s.
+
+    Raises:
+        NonFiniteError: If a loss or gradient is not finite.
+        TrainingStoppedError: After a signal to any process.
+    """
+    start_epoch(training.train, position.epoch, done=position.batch)
+    training.model.train()
+    for batch in training.train:
+        position.put_back_random()
+        out = take_step(training, batch, position)
+        position.step += 1
+        position.batch += 1
+        add_terms(position.means, training.kd, out, batch.get("labelled"))
+        company.progress.step(float(out.loss.detach()))
+        position.seconds = time.perf_counter() - started
+        stop_if_asked(training, position, company)
+    # Of an epoch that was interrupted in its validation no batch is left.
+    position.put_back_random()
+
+
+def take_step(training: Training, batch: Batch, position: Position) -> Output:
+    """Change the weights by one batch.
+
+    Args:
+        training: The network.
+        batch: From `build_loader`, on the device.
+        position: Where the training is, for the message.
+
+    Returns:
+        What the wrapper returned.
+
+    Raises:
+        NonFiniteError: If the loss or a gradient is not finite.
+    """
+    fabric, task = training.fabric, training.task
+    image, target = prepare(batch, task)
+    labelled, key = batch.get("labelled"), batch.get("key")
+    out = cast("Output", training.model(image, target, labelled=labelled, key=key))
+    fabric.backward(out.loss)
+    norm = fabric.clip_gradients(
+        training.model,
+        training.optimizer,
+        max_norm=task.settings.gradient_clip or float("inf"),
+        error_if_nonfinite=False,
+    )
+    where = f"{task.role}, epoch {position.epoch + 1}, step {position.step + 1}"
+    stop_if_not_finite(fabric, out, whole(norm), batch["name"], where=where)
+    training.stepping.step()
+    training.stepping.zero_grad()
+    if isinstance(training.scheduler, OneCycleLR):
+        training.scheduler.step()
+    return out
+
+
+def close_epoch(
+    training: Training, position: Position, company: Company, started: float
+) -> dict[str, float]:
+    """Validate after the last step of an epoch, and add its row to the history.
+
+    Args:
+        training: The network.
+        position: At the end of the epoch's steps; moved to the beginning of the next epoch.
+        company: History, progress and interruption.
+        started: When the epoch began, s.
+
+    Returns:
+        The row.
+
+    Raises:
+        TrainingStoppedError: After a signal, between two batches of the validation.
+    """
+    fabric, task = training.fabric, training.task
+    # Loaders draw random numbers when they begin.
+    random = RandomState.now(fabric.device)
+    # Processes have different numbers of validation batches, so that they could not agree inside.
+    alone = fabric.world_size == 1
+    between = partial(stop_if_asked, training, position, company, random) if alone else _go_on
+    measured = {}
+    if training.validation is not None:
+        measured = validate(fabric, training.kd, training.validation, task, between)
+    row = {
+        "epoch": position.epoch + 1,
+        "step": position.step,
+        "learning_rate": training.optimizer.param_groups[0]["lr"],
+        "seconds": time.perf_counter() - started,
+        **position.means.reduce(fabric, "train_"),
+        **measured,
+    }
+    if isinstance(training.scheduler, ReduceLROnPlateau):
+        training.scheduler.step(row["validation_loss"])
+    position.finish_epoch()
+    if fabric.is_global_zero:
+        company.history.add(row)
+    company.progress.epoch(position.epoch, row)
+    return row
+
+
+def _go_on() -> None:
+    """Between batches where nobody can stop."""
 
 
 def build_scheduler(
@@ -262,6 +315,27 @@ def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
     return image, to_target(batch["label"], metadata.description, metadata.activation)
 
 
+def add_terms(means: Means, kd: DistillationWrapper, out: Output, labelled: Tensor | None) -> None:
+    """Add loss and terms of a step to their means.
+
+    Args:
+        means: Of the epoch.
+        kd: Knows which terms read the reference; their means are over the samples that have one.
+        out: What the step gave.
+        labelled: Which samples have a reference, (B,); None where all have.
+    """
+    count = len(first_head(out.student))
+    means.add({"loss": out.loss}, count)
+    for name, value in out.terms.items():
+        reads = labelled is not None and kd.objective.named_terms[name][1].needs_target
+        means.add({name: value}, labelled.sum() if reads and labelled is not None else count)
+
+
+def first_head(logits: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the logits, those of the first head where there are several."""
+    return logits if isinstance(logits, Tensor) else logits[0]
+
+
 def stop_if_not_finite(
     fabric: Fabric, out: Output, norm: Tensor | None, cases: Sequence[str], *, where: str
 ) -> None:
@@ -294,33 +368,42 @@ def stop_if_not_finite(
 
 
 def stop_if_asked(
-    fabric: Fabric, interruption: Interruption, task: Task, position: Position
+    training: Training, position: Position, company: Company, random: RandomState | None = None
 ) -> None:
-    """Leave the training after a signal to this or any other process.
+    """Keep everything and leave the training after a signal to this or any other process.
 
     Args:
-        fabric: Asks the other processes.
-        interruption: Has seen the signal, or not.
-        task: Names the network.
+        training: The network.
         position: Where it is.
+        company: Has seen the signal, or not; keeps what the training goes on with.
+        random: Random numbers with which it goes on; those of now if None.
 
     Raises:
         TrainingStoppedError: If there was a signal.
     """
-    received = interruption.agreed(fabric)
+    received = company.interruption.agreed(training.fabric)
     if received is None:
         return
-    kept, epochs = position.epoch, task.settings.epochs
+    if position.batch:
+        here = RandomState.now(training.fabric.device) if random is None else random
+        company.checkpoint.pause(position, here)
+    task, kept = training.task, position.epoch
+    inside = f" and {position.batch} of {training.steps} steps of the next" * bool(position.batch)
     raise TrainingStoppedError(
         received,
-        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} epochs "
-        f"are kept in {task.folder}. Give the same command to go on.",
+        f"Stopped in epoch {min(kept + 1, task.settings.epochs)} of the {task.role}; {kept} of "
+        f"{task.settings.epochs} epochs{inside} are kept in {task.folder}. Give the same command "
+        "to go on.",
     )
 
 
 @torch.no_grad()
 def validate(
-    fabric: Fabric, kd: DistillationWrapper, loader: Loader, task: Task
+    fabric: Fabric,
+    kd: DistillationWrapper,
+    loader: Loader,
+    task: Task,
+    between: Callable[[], None],
 ) -> dict[str, float]:
     """Compute loss and Dice on the validation subjects.
 
@@ -330,6 +413,7 @@ def validate(
             own forward would not survive; sharded weights are gathered for the whole of it.
         loader: Batches in fixed order.
         task: Says which loss counts.
+        between: Called before every batch and whole subject; may raise.
 
     Returns:
         validation_loss, every term, and validation_dice: the mean over regions and subjects, at
@@ -337,14 +421,18 @@ def validate(
     """
     kd.eval()
     with gathered(kd):
-        row = validate_batches(fabric, kd, loader, task)
+        row = validate_batches(fabric, kd, loader, task, between)
         if task.volumes is None:
             return row
-        return row | validate_volumes(fabric, kd, task.volumes, task)
+        return row | validate_volumes(fabric, kd, task.volumes, task, between)
 
 
 def validate_batches(
-    fabric: Fabric, kd: DistillationWrapper, loader: Loader, task: Task
+    fabric: Fabric,
+    kd: DistillationWrapper,
+    loader: Loader,
+    task: Task,
+    between: Callable[[], None],
 ) -> dict[str, float]:
     """Compute loss and terms on batches, and Dice where they are whole subjects.
 
@@ -353,6 +441,7 @@ def validate_batches(
         kd: The wrapper, in eval mode.
         loader: Batches in fixed order.
         task: Says which loss counts.
+        between: Called before every batch.
 
     Returns:
         validation_loss, every term, and validation_dice unless subjects are seen in parts.
@@ -362,6 +451,7 @@ def validate_batches(
     names = ("loss", *(("dice",) if task.volumes is None else ()), *kd.objective.named_terms)
     means = Means(dict.fromkeys(names, zero))
     for batch in loader:
+        between()
         image, target = prepare(batch, task)
         with fabric.autocast():
             out = kd(image, target, key=batch.get("key"))
@@ -375,7 +465,11 @@ def validate_batches(
 
 
 def validate_volumes(
-    fabric: Fabric, kd: DistillationWrapper, volumes: Sequence[Sample], task: Task
+    fabric: Fabric,
+    kd: DistillationWrapper,
+    volumes: Sequence[Sample],
+    task: Task,
+    between: Callable[[], None],
 ) -> dict[str, float]:
     """Compute Dice of whole validation subjects, predicted window by window or slice by slice.
 
@@ -384,6 +478,7 @@ def validate_volumes(
         kd: The wrapper.
         volumes: Preprocessed subjects; they need not have one size.
         task: Says what the network sees of a subject.
+        between: Called before every subject.
 
     Returns:
         validation_dice: the mean over regions and subjects.
@@ -397,6 +492,7 @@ def validate_volumes(
     metadata = task.metadata
     means = Means({"dice": torch.zeros((), dtype=torch.float64, device=fabric.device)})
     for index in range(fabric.global_rank, len(volumes), fabric.world_size):
+        between()
         sample = volumes[index]
         logits = predict_volume(
             predict, sample["image"][None], patch=metadata.patch, slices=metadata.slices
@@ -427,102 +523,25 @@ def mean_dice(logits: Tensor, label: Tensor, metadata: ModelMetadata) -> Tensor:
 
 
 @contextmanager
-def tools(
-    fabric: Fabric, task: Task, position: Position, steps: int
-) -> Iterator[tuple[History, TrainingProgress, Interruption]]:
+def accompanied(
+    training: Training, checkpoint: Checkpoint, position: Position
+) -> Iterator[Company]:
     """Open what accompanies a training; processes other than the first write and show nothing.
 
     Args:
-        fabric: Knows the process.
-        task: Files and console.
+        training: Files, console and process.
+        checkpoint: Keeps what the training goes on with.
         position: Where the training begins.
-        steps: Steps of an epoch.
 
     Yields:
-        History, progress and interruption.
+        History, progress, interruption and checkpoint.
     """
-    console = task.console if fabric.is_global_zero else Console(quiet=True)
-    epochs = task.settings.epochs
+    task, epoch = training.task, position.epoch
+    console = task.console if training.fabric.is_global_zero else Console(quiet=True)
+    epochs, steps = task.settings.epochs, training.steps
     with (
-        History(task.folder / "history.csv", task.scalars, epoch=position.epoch) as history,
-        TrainingProgress(
-            console, task.role, epochs=epochs, steps=steps, done=position.epoch
-        ) as progress,
+        History(task.folder / "history.csv", task.scalars, epoch=epoch) as history,
+        TrainingProgress(console, task.role, epochs=epochs, steps=steps, done=epoch) as progress,
         Interruption() as interruption,
     ):
-        yield history, progress, interruption
-
-
-class Checkpoint:
-    """Files of a training after each epoch.
-
-    Args:
-        fabric: Launched; the first process writes.
-        kd: The wrapper.
-        optimizer: Its state is kept.
-        scheduler: Its state is kept.
-        task: Files, selection, metadata.
-    """
-
-    def __init__(
-        self,
-        fabric: Fabric,
-        kd: DistillationWrapper,
-        optimizer: torch.optim.Optimizer,
-        scheduler: LRScheduler,
-        task: Task,
-    ) -> None:
-        self.fabric = fabric
-        self.kd = kd
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.task = task
-
-    def resume(self) -> Position:
-        """Put everything back to the end of the last finished epoch, if there is one."""
-        state = load_state(self.task.state_file)
-        if state is None:
-            return Position()
-        load_weights(self.kd, state["weights"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        restore_random_state(state["random"])
-        self.fabric.print(f"{self.task.role}: continues after epoch {state['epoch']}")
-        return Position(epoch=state["epoch"], step=state["step"], best=state["best"])
-
-    def save(self, position: Position, validation_loss: float) -> None:
-        """Write last weights, selected weights, and then the state that vouches for both.
-
-        Args:
-            position: Where the training is; its best value is brought up to date.
-            validation_loss: Of this epoch.
-        """
-        task = self.task
-        better = validation_loss < position.best
-        position.best = min(position.best, validation_loss)
-        network = getattr(self.kd.student, "_orig_mod", self.kd.student)
-        # Gathered from all processes where the network is sharded.
-        weights, state = whole(network.state_dict()), self._state(position)
-        if not self.fabric.is_global_zero:
-            return
-        metadata = replace(task.metadata, epoch=position.epoch)
-        save_weights(task.folder / "last.safetensors", weights, metadata)
-        if better or task.settings.selection == "last" or not task.model_file.is_file():
-            save_weights(task.model_file, weights, metadata)
-        save_state(task.state_file, state)
-
-    def _state(self, position: Position) -> dict[str, Any]:
-        if position.epoch == self.task.settings.epochs:
-            return {"finished": True, "epoch": position.epoch}
-        return {
-            "finished": False,
-            "epoch": position.epoch,
-            "step": position.step,
-            "best": position.best,
-            "weights": whole(self.kd.state_dict()),
-            "optimizer": whole(self.optimizer.state_dict()),
-            "scheduler": self.scheduler.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "random": random_state(),
-        }
+        yield Company(history, progress, interruption, checkpoint)

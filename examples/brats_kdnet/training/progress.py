@@ -77,10 +77,14 @@ class TrainingProgress:
             return
         self._last_line = now
         left = (now - self._started) / (epoch - self.first) * (self.epochs - epoch)
+        validated = (
+            f"validation loss {row['validation_loss']:.3f}  Dice {row['validation_dice']:.3f}  "
+            if "validation_loss" in row
+            else ""
+        )
         self.console.print(
             f"{self.title}: epoch {epoch}/{self.epochs}  loss {row['train_loss']:.3f}  "
-            f"validation loss {row['validation_loss']:.3f}  "
-            f"Dice {row['validation_dice']:.3f}  {left:.0f} s left",
+            f"{validated}{left:.0f} s left",
             highlight=False,
             soft_wrap=True,
         )
