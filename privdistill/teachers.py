@@ -48,7 +48,7 @@ class Ensemble:
             raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
         weights = [1.0] * count if self.weights is None else self.weights
         numbers = all(is_number(weight) and 0 < weight < float("inf") for weight in weights)
-        if len(weights) != count or not numbers:
+        if len(weights) != count or not numbers or sum(weights) == float("inf"):
             raise ObjectiveError(
                 f"Ensemble: the weights are {list(weights)} for {count} teachers. Pass one "
                 "positive finite number each."

@@ -5,6 +5,7 @@ stays finite for logits of +-1e4.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -77,7 +78,8 @@ def mix_logits(
         Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
     tempered = [at_least_float32(logits) / temperature for logits, _ in members]
-    shares = [math.log(weight) for _, weight in members]
+    # A share may be too small beside another one for any number but zero.
+    shares = [math.log(max(weight, sys.float_info.min)) for _, weight in members]
 
     def mean(logs: list[Tensor]) -> Tensor:
         stacked = torch.stack([log + share for log, share in zip(logs, shares, strict=True)])

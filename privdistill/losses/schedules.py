@@ -54,7 +54,7 @@ class Ramp:
 
     def __post_init__(self) -> None:
         counts = (self.steps, self.begin)
-        if not all(map(is_number, counts)) or not (0 < self.steps < _MOST > self.begin >= 0):
+        if not all(map(is_number, counts)) or not (0 < self.steps < _LARGEST > self.begin >= 0):
             raise ObjectiveError(
                 f"Ramp: `steps` is {self.steps!r} and `begin` is {self.begin!r}; `steps` must be "
                 "positive and `begin` must not be negative, both counted in training steps."
