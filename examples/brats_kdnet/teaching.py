@@ -11,6 +11,7 @@ from config import Config
 from data.sampling import cache_remark, moves
 from data.splits import Split
 from errors import UserError
+from exhaustion import explained
 from experiment import (
     Experiment,
     build,
@@ -67,7 +68,7 @@ def teach(experiment: Experiment, row: Row, teacher: nn.Module | None = None) ->
     if experiment.performance.compile:
         network, teacher = compiled(network), teacher and compiled(teacher)
     lesson = lesson_of(row, experiment.setting(row.role, network, teacher))
-    with experiment.watch.phase(row.name):
+    with experiment.watch.phase(row.name), explained(f"The training of {row.name}"):
         carry_out(experiment, row, lesson)
     return load_model(run.model(row.name))[0]
 
