@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,8 @@ from data.layouts import find_subjects
 from evaluation.scoring import Score, write_scores
 from evaluation.slices import save_slices
 from models import build_network
+from studies.facts import Facts, write_facts
+from studies.rows import StudyRow, write_rows
 from training.checkpoint import ModelMetadata, save_model
 
 REGIONS = ("ET", "TC", "WT")
@@ -162,3 +165,59 @@ def write_crossval(
     }
     (root / "crossval.json").write_text(json.dumps(facts))
     return root
+
+
+def invented_study(
+    gains=None,
+    *,
+    cases=20,
+    folds=2,
+    seeds=(0, 1),
+    regions=("tumour",),
+    labelled=(8, 20),
+    noise=0.02,
+):
+    """Rows of a study in which a kind gains what `gains` says, give or take noise.
+
+    Every row is there with each number of labelled subjects; with fewer than most, the rest is
+    unlabelled for the students.
+    """
+    generator = np.random.default_rng(7)
+    gains = {"chosen": 0.1} if gains is None else gains
+    ease = generator.uniform(0.2, 0.5, size=cases)
+    rows = []
+    for count in labelled:
+        for kind, gain in {"baseline": 0.0, **gains, "teacher": 0.3}.items():
+            rest = max(labelled) - count if kind in gains else 0
+            for index, seed, region in product(range(cases), seeds, regions):
+                base = StudyRow(
+                    study="invented",
+                    row=f"{count}-of-{max(labelled)}_{kind}",
+                    kind=kind,
+                    labelled=count,
+                    unlabelled=rest,
+                    fold=index % folds,
+                    seed=seed,
+                    case=f"Case_{index:02d}",
+                    region=region,
+                    space="native",
+                    dice=float(ease[index] + 0.005 * count + gain + generator.normal(0, noise)),
+                    steps=10 * (count + rest),
+                )
+                rows += [base, replace(base, space="grid", dice=base.dice + 0.01)]
+    return rows
+
+
+def invented_facts(**changes):
+    """What an invented study is about."""
+    labels = {"baseline": "baseline", "chosen": "chosen recipe", "teacher": "teacher"}
+    protocol = "Invented numbers, two folds."
+    return replace(Facts("invented", "Nothing", protocol, labels), **changes)
+
+
+def write_invented_study(folder, rows=None, **changes):
+    """The folder of an invented study."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "rows.csv", invented_study() if rows is None else rows)
+    write_facts(folder / "study.json", invented_facts(**changes))
+    return folder

@@ -24,6 +24,8 @@ _LISTS = frozenset(
         "patch",
         "rows",
         "seeds",
+        "region_weights",
+        "latent_layers",
     )
 )
 PRESETS = ("demo", "cpu", "paper", "native")
@@ -178,7 +180,17 @@ class ObjectiveConfig:
             The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
         imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
         temperature: T of the teacher's soft targets. Source: the paper, 3.2.
+        binarisation: What cross-entropy compares with: "auto" binarises the teacher's prediction as
+            the paper does ("argmax" under softmax, "positive" logits under sigmoid), "soft" takes
+            its probabilities.
+        imitation_start: lambda in the first step, from where it goes to `imitation` in
+            `imitation_steps` steps, along a straight line; constant if none is given.
+        imitation_steps: Length of that way, training steps.
+        region_weights: Weight of each output channel in the soft targets; all alike if none are
+            given.
         latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
+        latent_layers: Layers of both networks whose divergences share alpha, instead of the
+            bottleneck alone, such as encoder.2,bottleneck.
         bottleneck_layer: Layer whose output is E(x); "auto" takes the layer called "bottleneck"
             where the network has one and lets the library locate it otherwise. The paper leaves
             it open.
@@ -199,7 +211,12 @@ class ObjectiveConfig:
     )
     imitation: float = 0.75
     temperature: float = 5.0
+    binarisation: Literal["auto", "argmax", "positive", "soft"] = "auto"
+    imitation_start: float | None = None
+    imitation_steps: int = 1000
+    region_weights: tuple[float, ...] | None = None
     latent_weight: float = 10.0
+    latent_layers: tuple[str, ...] | None = None
     bottleneck_layer: str = "auto"
     teacher_bottleneck_layer: str = "auto"
     latent_normalisation: Literal["softmax", "softmax_channel", "softmax_spatial", "l1"] = "softmax"
@@ -548,6 +565,13 @@ def _check(config: Config) -> None:
         ("patches_per_case", data.patches_per_case, data.patches_per_case >= 0, "0 or more"),
         ("empty_slices", data.empty_slices, 0 <= data.empty_slices <= 1, "0 to 1"),
         ("imitation", objective.imitation, 0 <= objective.imitation <= 1, "0 to 1"),
+        (
+            "imitation_start",
+            objective.imitation_start,
+            0 <= (objective.imitation_start or 0) <= 1,
+            "0 to 1",
+        ),
+        ("imitation_steps", objective.imitation_steps, objective.imitation_steps >= 1, "1 or more"),
         ("temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
         ("labelled", data.labelled, data.labelled is None or data.labelled >= 1, "1 or more"),

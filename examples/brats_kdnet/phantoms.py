@@ -12,7 +12,6 @@ import argparse
 import functools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from data.layouts import PHANTOM_MARKER
 from data.parallel import map_parallel
 from errors import UserError
 from phantom_images import make_phantom
+from writing import atomic_folder, remove_abandoned, write_text
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
 _VERSION = 1
@@ -64,6 +64,7 @@ def generate_phantoms(
             f"axis, found {subjects} of {size}."
         )
     root = Path(root)
+    remove_abandoned(root)
     _claim(root, {"phantom": True, "version": _VERSION, "seed": seed, "size": size})
     names = phantom_names(subjects)
     surplus = sorted({path.name for path in root.glob("Phantom_*")} - set(names))
@@ -108,15 +109,13 @@ def _claim(root: Path, settings: Mapping[str, Any]) -> None:
                 "Give another folder, or delete this one."
             )
         return
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if root.exists() and (not root.is_dir() or any(root.glob("[!.]*"))):
         raise UserError(
             f"{root}: expected a new or empty folder for phantoms, found other files, which "
             "would be mistaken for phantoms. Give another folder."
         )
     root.mkdir(parents=True, exist_ok=True)
-    partial = root / f".{PHANTOM_MARKER}.partial"
-    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    partial.replace(marker)
+    write_text(marker, json.dumps(settings, indent=2) + "\n")
 
 
 def _read_marker(marker: Path) -> Any:
@@ -129,17 +128,11 @@ def _read_marker(marker: Path) -> Any:
 def _write_subject(root: Path, index: int, *, seed: int, size: int) -> None:
     """Write one subject; its folder appears when it is complete."""
     name = f"Phantom_{index + 1:04d}"
-    partial = root / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        phantom = make_phantom(seed, index, size)
+    phantom = make_phantom(seed, index, size)
+    with atomic_folder(root / name) as partial:
         for modality, image in phantom.images.items():
             _write(partial / f"{name}_{modality}.nii.gz", image)
         _write(partial / f"{name}_seg.nii.gz", phantom.segmentation)
-        partial.rename(root / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(path: Path, volume: NDArray[Any]) -> None:

@@ -6,8 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import yaml
 from config import Config
 from data.description import Description
 from errors import UserError
+from writing import WriteError, write_text
 
 ROLES = ("teacher", "baseline", "student")
 
@@ -36,39 +35,6 @@ PACKAGES = (
 _FREE_KEYS = frozenset(
     {"out", "preset", "cache_dir", "workers", "predictions", "teacher_cache", "teacher_cache_gib"}
 )
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Write a file so that it is either complete or not there.
-
-    Args:
-        path: The file to write; its folder is created.
-
-    Yields:
-        A path beside it to write to; it takes the place of `path` if no exception leaves the block.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
-    try:
-        yield partial
-        # Without this, a power failure can leave a complete name on an empty file.
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8.
-
-    Args:
-        path: The file.
-        text: Its content.
-    """
-    with atomic(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -167,8 +133,9 @@ class RunFolder:
             UserError: If the folder cannot be written.
         """
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             write_text(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
-        except OSError as error:
+        except (OSError, WriteError) as error:
             raise UserError(f"--out: {self.root} cannot be written: {error}") from error
 
     def _check_same(self, config: Config) -> None:

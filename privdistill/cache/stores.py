@@ -7,6 +7,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -122,23 +123,13 @@ class DiskStore:
         """
         if not self._make_room(teacher, entry.bytes + _OVERHEAD):
             return False
-        path = self._path(teacher, name)
-        partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+        content = {"digest": entry.digest, "parts": entry.parts, "checksum": entry.checksum()}
         try:
-            path.parent.mkdir(exist_ok=True)
-            content = {"digest": entry.digest, "parts": entry.parts, "checksum": entry.checksum()}
-            torch.save(content, partial)
-            replaced = path.stat().st_size if path.is_file() else 0
-            self._held += partial.stat().st_size - replaced
-            partial.replace(path)
+            self._held += _write(self._path(teacher, name), content)
         # A full disk is a RuntimeError of torch's writer.
         except (OSError, RuntimeError) as error:
             self._warn_once(error)
             return False
-        finally:
-            # Where the folder is gone or closed there is nothing to clear away.
-            if os.access(path.parent, os.W_OK):
-                partial.unlink(missing_ok=True)
         return True
 
     def _make_room(self, teacher: str, wanted: int) -> bool:
@@ -192,6 +183,41 @@ class DiskStore:
                 stacklevel=2,
             )
         self._failed = True
+
+
+def _write(path: Path, content: dict[str, Any]) -> int:
+    """Write a file beside its place, bring it to the disk and rename it.
+
+    Args:
+        path: Its place.
+        content: What `torch.load` reads with `weights_only=True`.
+
+    Returns:
+        By how many bytes the folder has grown.
+    """
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        torch.save(content, partial)
+        _flush(partial)
+        replaced = path.stat().st_size if path.is_file() else 0
+        size = partial.stat().st_size
+        partial.replace(path)
+        _flush(path.parent)
+    finally:
+        # Where the folder is gone or closed there is nothing to clear away.
+        if os.access(path.parent, os.W_OK):
+            partial.unlink(missing_ok=True)
+    return size - replaced
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk: a power failure then loses neither."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> Entry | None:

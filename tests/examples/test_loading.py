@@ -113,8 +113,8 @@ def test_an_unwritable_cache_is_one_message(subjects, preprocessing, tmp_path):
 
 
 def test_a_full_disk_is_one_message(subjects, preprocessing, tmp_path, monkeypatch):
-    def save(sample, path):
-        path.write_bytes(b"half")
+    def save(sample, stream):
+        stream.write(b"half")
         raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", save)

@@ -1,6 +1,7 @@
 """Phantoms: real files, the right contrasts, the same voxels every time."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -110,9 +111,10 @@ def test_finished_subjects_are_kept_and_missing_ones_made(tmp_path):
     root = generate_phantoms(tmp_path / "p", subjects=2, seed=0, size=16, progress=False)
     kept = root / "Phantom_0001" / "Phantom_0001_t1.nii.gz"
     before = kept.stat().st_mtime_ns
-    partial = root / ".Phantom_0003.partial"
+    partial = root / ".0123456789ab.partial.Phantom_0003"
     partial.mkdir()
     (partial / "rest").touch()
+    os.utime(partial, (0, 0))
     generate_phantoms(root, subjects=3, seed=0, size=16, progress=False)
     assert kept.stat().st_mtime_ns == before
     assert len(list((root / "Phantom_0003").glob("*.nii.gz"))) == 5
@@ -126,7 +128,7 @@ def test_a_failure_leaves_no_half_subject(tmp_path, monkeypatch):
         path.touch()
 
     monkeypatch.setattr(phantoms, "_write", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match="no space left"):
         generate_phantoms(tmp_path / "p", subjects=2, seed=0, size=16, progress=False, workers=1)
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["phantom.json"]
 

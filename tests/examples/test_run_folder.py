@@ -5,23 +5,7 @@ import pytest
 import run_folder
 from config import parse_config
 from errors import UserError
-from run_folder import RunFolder, atomic
-
-
-def test_a_file_appears_only_when_it_is_complete(tmp_path):
-    file = tmp_path / "deep" / "result.txt"
-
-    def write(text, error=None):
-        with atomic(file) as partial:
-            partial.write_text(text)
-            if error is not None:
-                raise error
-
-    with pytest.raises(RuntimeError, match="half way"):
-        write("half", RuntimeError("half way"))
-    assert list(file.parent.iterdir()) == []
-    write("whole")
-    assert file.read_text() == "whole"
+from run_folder import RunFolder
 
 
 def test_the_same_configuration_continues_a_run(tmp_path):

@@ -34,10 +34,11 @@ from experiment import (
 )
 from privdistill import PrivDistillError
 from recipes.rows import Row, read_rows, select_rows, sweep
-from run_folder import RunFolder, write_text
+from run_folder import RunFolder
 from teaching import rehearse
 from training.checkpoint import check_compatible, read_metadata
 from training.performance import Performance, device_type
+from writing import write_text
 
 
 def open_plan(

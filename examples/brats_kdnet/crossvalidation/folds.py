@@ -9,7 +9,7 @@ from typing import Any
 from data.layouts import Subject
 from data.splits import Split, split_subjects
 from errors import UserError
-from run_folder import write_text
+from writing import write_text
 
 _PARTS = ("train", "validation", "test")
 

@@ -20,7 +20,8 @@ from report import write_report
 from reports.comparison import other_tables, paper_tables, subset_tables
 from reports.costs import costs
 from reports.crossval_folder import CrossvalFolder
-from run_folder import RunFolder, write_text
+from run_folder import RunFolder
+from writing import write_text
 
 
 def collect(plan: Plan) -> list[Score]:

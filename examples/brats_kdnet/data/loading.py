@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import pickle
 import random
-import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
-from monai.data.dataset import PersistentDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -20,6 +18,7 @@ from data.layouts import Subject
 from data.parallel import map_parallel
 from data.preprocessing import Preprocessing, Sample
 from errors import UserError
+from writing import WriteError, first_line, remove_abandoned, write_tensors
 
 #: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
 FLIP_CODES = 8
@@ -27,6 +26,8 @@ FLIP_CODES = 8
 _DRAWS = 2**62
 #: Seconds; a batch of whole volumes from a slow network drive takes a minute.
 PATIENCE = 600.0
+#: What a file that was cut short, overwritten or written by somebody else can raise.
+_DAMAGE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
 T = TypeVar("T")
 
 
@@ -51,7 +52,7 @@ def prepare(
     workers: int,
     *,
     progress: bool = True,
-) -> PersistentDataset:
+) -> PreparedSubjects:
     """Preprocess every subject once and keep the result on disk.
 
     A subject is read again if its files (path, size, time of change) or the settings differ. In
@@ -72,17 +73,18 @@ def prepare(
         UserError: If a subject cannot be read, or the cache cannot be written.
     """
     folder = Path(cache_dir) / preprocessing.fingerprint()[:16]
-    fill = functools.partial(_fill, preprocessing=preprocessing, folder=folder)
+    prepared = PreparedSubjects(list(subjects), preprocessing, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: the cache cannot be written ({error}).") from error
+    remove_abandoned(folder)
     # In an order of its own, so that runs that share an empty cache share the work.
     order = random.SystemRandom().sample(subjects, len(subjects))
-    map_parallel(fill, order, workers=workers, title="Preparing subjects", progress=progress)
-    return PersistentDataset(
-        list(subjects), transform=preprocessing, cache_dir=folder, hash_func=cache_key
+    map_parallel(
+        prepared.fill, order, workers=workers, title="Preparing subjects", progress=progress
     )
+    return prepared
 
 
 def cache_key(subject: Subject) -> bytes:
@@ -111,6 +113,74 @@ def cache_key(subject: Subject) -> bytes:
     return f"{subject.name}-{digest.hexdigest()[:24]}".encode()
 
 
+class PreparedSubjects(Dataset[Sample]):
+    """Preprocessed subjects, each in a file of its own.
+
+    Args:
+        data: The subjects.
+        preprocessing: Brings a subject to the training grid.
+        folder: Where the files lie.
+    """
+
+    def __init__(self, data: list[Subject], preprocessing: Preprocessing, folder: Path) -> None:
+        self.data = data
+        self.preprocessing = preprocessing
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
+    def file(self, subject: Subject) -> Path:
+        """Return where a subject lies in its present state."""
+        return self.folder / f"{cache_key(subject).decode()}.pt"
+
+    def fill(self, subject: Subject) -> None:
+        """Write the file of a subject, if there is none that is complete.
+
+        Args:
+            subject: One of these, or another that is read in the same way.
+
+        Raises:
+            UserError: If it cannot be read, or its file not be written.
+        """
+        file = self.file(subject)
+        # A file cut short by a full disk has lost the directory at its end.
+        if file.is_file() and zipfile.is_zipfile(file):
+            return
+        sample = self.preprocessing(subject)
+        try:
+            write_tensors(file, sample)
+        except WriteError as error:
+            raise UserError(f"{self.folder}: the cache cannot be written. {error}") from error
+
+    def read(self, index: int, *, mapped: bool = False) -> Sample:
+        """Read a subject; one whose file was removed meanwhile is preprocessed again.
+
+        Args:
+            index: Its number.
+            mapped: Whether its tensors stay on the disk until they are looked at.
+
+        Returns:
+            The sample.
+
+        Raises:
+            UserError: If the file is damaged, or holds something else than tensors and numbers.
+        """
+        file = self.file(self.data[index])
+        if not file.is_file():
+            self.fill(self.data[index])
+        try:
+            return cast("Sample", torch.load(file, mmap=mapped, weights_only=True))
+        except _DAMAGE as error:
+            raise UserError(
+                f"{file} is damaged ({first_line(error)}). Remove it; the subject is then "
+                "preprocessed again."
+            ) from error
+
+
 class MappedSamples(Dataset[Sample]):
     """Preprocessed subjects of which only what is looked at is read from the disk.
 
@@ -120,19 +190,14 @@ class MappedSamples(Dataset[Sample]):
         prepared: What `prepare` gave.
     """
 
-    def __init__(self, prepared: PersistentDataset) -> None:
+    def __init__(self, prepared: PreparedSubjects) -> None:
         self.prepared = prepared
-        self.folder = Path(cast("Path", prepared.cache_dir))
 
     def __len__(self) -> int:
         return len(self.prepared)
 
     def __getitem__(self, index: int) -> Sample:
-        file = self.folder / f"{cache_key(self.prepared.data[index]).decode()}.pt"
-        # A file that was removed meanwhile is written again by the data set itself.
-        if not file.is_file():
-            return cast("Sample", self.prepared[index])
-        return cast("Sample", torch.load(file, mmap=True, weights_only=True))
+        return self.prepared.read(index, mapped=True)
 
 
 def build_loader(
@@ -341,21 +406,3 @@ def flip(volume: Tensor, code: int, axes: int = 3) -> Tensor:
     """
     mirrored = [axis - axes for axis in range(axes) if code >> axis & 1]
     return volume.flip(mirrored) if mirrored else volume
-
-
-def _fill(subject: Subject, preprocessing: Preprocessing, folder: Path) -> None:
-    """Write the cache file of one subject, at the name where `PersistentDataset` looks."""
-    file = folder / f"{cache_key(subject).decode()}.pt"
-    # A file cut short by a full disk has lost the directory at its end.
-    if file.is_file() and zipfile.is_zipfile(file):
-        return
-    partial = file.with_name(f".{uuid.uuid4().hex}.{file.name}.partial")
-    sample = preprocessing(subject)
-    try:
-        torch.save(sample, partial)
-        partial.replace(file)
-    # A full disk is a RuntimeError of torch's writer.
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{folder}: the cache cannot be written ({error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from data.layouts import Subject
 from errors import UserError
+from writing import write_text
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,7 @@ class Split:
         Args:
             path: Where to write.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{os.getpid()}.{path.name}.partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Sequence[str]]:
         """Return the lists by name; that of unlabelled subjects only where there are any."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+
+from writing import atomic
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -65,9 +66,5 @@ def write_label_map(
     image.header["cal_max"] = image.header["cal_min"] = 0
     image.header["descrip"] = note.encode("ascii", "replace")[:79]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
-    try:
+    with atomic(path) as partial:
         nib.save(image, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from data.targets import to_regions
 from data.volumes import read_geometry
 from errors import UserError
 from evaluation.metrics import bounding_box, check_shapes, image_diagonal
-from run_folder import atomic
+from writing import atomic
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from evaluation.metrics import (
     surface_scores,
 )
 from evaluation.postprocessing import remove_small
-from run_folder import atomic
+from writing import atomic
 
 Space = Literal["grid", "native"]
 Postprocessing = Literal["off", "on"]

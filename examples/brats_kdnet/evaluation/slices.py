@@ -19,7 +19,7 @@ from data.volumes import read_geometry, read_volume
 from evaluation.scoring import Score
 from evaluation.tables import ROLES, format_number
 from evaluation.viewing import Turn, Window, fullest_slice, head_window, shown_slices, to_grey
-from run_folder import atomic
+from writing import atomic
 
 # Every slice of most tumours at 1 mm; on the page about 1 MB per case.
 STACK_LIMIT = 80

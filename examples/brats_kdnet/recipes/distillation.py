@@ -10,6 +10,7 @@ from privdistill import (
     LatentKL,
     Objective,
     PrivilegedInput,
+    Ramp,
     SoftTargetDiceBCE,
     Tap,
     Term,
@@ -93,20 +94,36 @@ def student_objective(options: ObjectiveConfig) -> Objective:
     """
     soft_targets = SoftTargetDiceBCE(
         temperature=options.temperature,
+        binarisation=None if options.binarisation == "auto" else options.binarisation,
+        class_weights=options.region_weights,
         include_background=options.include_background,
         squared_denominator=options.squared_denominator,
         batch_dice=options.batch_dice,
         smoothing=options.smoothing,
     )
-    latent = LatentKL(
-        normalisation=options.latent_normalisation, temperature=options.latent_temperature
-    )
+    first = options.imitation if options.imitation_start is None else options.imitation_start
+    last, steps = options.imitation, options.imitation_steps
+    layers = options.latent_layers or ("bottleneck",)
+    latent = [
+        LatentKL(
+            tap=layer,
+            normalisation=options.latent_normalisation,
+            temperature=options.latent_temperature,
+        )
+        for layer in layers
+    ]
     weighted = (
-        (options.imitation, soft_targets),
-        (1 - options.imitation, ground_truth(options)),
-        (options.latent_weight, latent),
+        (first, last, soft_targets),
+        (1 - first, 1 - last, ground_truth(options)),
+        *((share := options.latent_weight / len(layers), share, term) for term in latent),
     )
-    return Objective([(weight, term) for weight, term in weighted if weight > 0])
+    return Objective(
+        [
+            (end if start == end else Ramp(start, end, steps=steps), term)
+            for start, end, term in weighted
+            if start > 0 or end > 0
+        ]
+    )
 
 
 def bottleneck(
@@ -128,6 +145,8 @@ def bottleneck(
     """
     if not objective.taps:
         return {}
+    if options.latent_layers is not None:
+        return {layer: Tap(teacher=layer, student=layer) for layer in options.latent_layers}
     teacher = network if teacher is None else teacher
     mine = _layer(network, options.bottleneck_layer)
     theirs = _layer(teacher, options.teacher_bottleneck_layer)

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from errors import UserError
-from run_folder import write_text
+from writing import write_text
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

@@ -16,7 +16,8 @@ from data.preprocessing import Preprocessing
 from data.slicing import Plane, plane_of
 from errors import UserError
 from models import build_network
-from run_folder import atomic, versions
+from run_folder import versions
+from writing import atomic, first_line, write_tensors
 
 FORMAT = "privdistill-brats-1"
 
@@ -161,7 +162,11 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: ModelMetad
         for name, tensor in weights.items()
     }
     with atomic(path) as partial:
-        save_file(plain, partial, metadata=metadata.to_strings())
+        try:
+            save_file(plain, partial, metadata=metadata.to_strings())
+        except SafetensorError as error:
+            # So its writer reports a full disk.
+            raise OSError(first_line(error)) from error
 
 
 def read_metadata(path: Path) -> ModelMetadata:
@@ -247,8 +252,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         path: The file.
         state: Tensors, numbers, strings, and lists and dictionaries of them.
     """
-    with atomic(path) as partial:
-        torch.save(dict(state), partial)
+    write_tensors(path, dict(state))
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

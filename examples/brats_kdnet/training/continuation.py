@@ -114,9 +114,10 @@ class RandomState:
 
     def restore(self) -> None:
         """Go on with these random numbers."""
-        torch.set_rng_state(self.cpu.cpu())
+        # Clones, because PyTorch reads them from the beginning of their memory.
+        torch.set_rng_state(self.cpu.cpu().clone())
         if self.gpu.numel() and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.gpu.cpu())
+            torch.cuda.set_rng_state(self.gpu.cpu().clone())
 
 
 class Checkpoint:

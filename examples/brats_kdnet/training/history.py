@@ -7,7 +7,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from run_folder import atomic
+from writing import WriteError, atomic
 
 _WHOLE_NUMBERS = ("epoch", "step")
 
@@ -37,8 +37,14 @@ class History:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.close()
+        except OSError as failure:
+            # What stopped the training matters more than what its curves lost by it.
+            if error is None:
+                raise _unwritten(self.scalars, failure) from failure
 
     def add(self, row: dict[str, float]) -> None:
         """Append an epoch.
@@ -64,7 +70,17 @@ class History:
         for name, value in row.items():
             part, _, rest = name.partition("_")
             tag = f"{part}/{rest}" if part in {"train", "validation"} else f"training/{name}"
-            self._writer.add_scalar(tag, value, int(row["epoch"]))
+            try:
+                self._writer.add_scalar(tag, value, int(row["epoch"]))
+            except OSError as error:
+                raise _unwritten(self.scalars, error) from error
+
+
+def _unwritten(scalars: Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"{scalars}: the curves for TensorBoard cannot be written ({error.strerror or error}). "
+        "Make room or restore the folder, then give the same command to go on."
+    )
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

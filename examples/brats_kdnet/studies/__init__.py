@@ -1,0 +1,1 @@
+"""Studies of many trainings: their stored rows, paired gains, tables and figures."""

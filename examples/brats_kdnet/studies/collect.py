@@ -1,0 +1,131 @@
+"""From finished units to the rows that a study keeps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crossvalidation.folder import read_summary
+from crossvalidation.plan import Plan, Unit
+from crossvalidation.results import complete_scores
+from data.splits import Split, share_labels
+from experiment import describe_network, find_description
+from studies.design import BASELINE, TEACHER, Design
+from studies.facts import FACTS, Facts, write_facts
+from studies.rows import ROWS, StudyRow, write_rows
+
+
+def collect(plan: Plan, design: Design, commands: Sequence[str]) -> Path:
+    """Write rows.csv and study.json of all finished units.
+
+    Args:
+        plan: Knows the units and their folders.
+        design: Names study and recipes.
+        commands: That filled the folder; kept for the page.
+
+    Returns:
+        The file of rows.
+
+    Raises:
+        UserError: If the scores of a unit are damaged or incomplete.
+    """
+    kinds = design.kinds()
+    rows = [
+        row
+        for unit in plan.units()
+        if plan.is_done(unit)
+        for row in rows_of(plan, unit, study=design.name, kind=kinds[unit.row.name])
+    ]
+    path = plan.root / ROWS
+    write_rows(path, rows)
+    write_facts(plan.root / FACTS, facts_of(plan, design, commands))
+    return path
+
+
+def rows_of(plan: Plan, unit: Unit, *, study: str, kind: str) -> list[StudyRow]:
+    """Return what one unit reached in every held-out case.
+
+    Args:
+        plan: Knows its folder.
+        unit: Finished.
+        study: Name of the study.
+        kind: Recipe of its row.
+
+    Returns:
+        One row per case, region and space, without post-processing.
+
+    Raises:
+        UserError: If its scores are damaged or incomplete.
+    """
+    split = taught_by(plan, unit)
+    taught = kind not in {TEACHER, BASELINE}
+    unlabelled = len(split.unlabelled) if taught else 0
+    samples = len(split.train) + unlabelled
+    training = unit.row.configure(plan.configure(unit)).training
+    per_epoch = training.samples_per_epoch or samples
+    return [
+        StudyRow(
+            study=study,
+            row=unit.row.name,
+            kind=kind,
+            labelled=len(split.train),
+            unlabelled=unlabelled,
+            fold=unit.fold.number,
+            seed=unit.seed,
+            case=score.case,
+            region=score.region,
+            space=score.space,
+            dice=score.dice,
+            steps=training.epochs * -(-per_epoch // training.batch_size),
+        )
+        for score in complete_scores(plan.folder(unit))
+        if score.postprocessing == "off"
+    ]
+
+
+def taught_by(plan: Plan, unit: Unit) -> Split:
+    """Return the split of a unit, with the references that its row has."""
+    data = unit.row.configure(plan.configure(unit)).data
+    return share_labels(unit.fold.split, labelled=data.labelled, unlabelled=data.unlabelled)
+
+
+def facts_of(plan: Plan, design: Design, commands: Sequence[str]) -> Facts:
+    """Return what the study is about.
+
+    Args:
+        plan: Its folder says how units were trained.
+        design: Names and labels.
+        commands: That filled the folder.
+    """
+    summary = read_summary(plan.root)
+    labels = {TEACHER: "teacher", BASELINE: "baseline"}
+    labels |= {name: recipe.label for name, recipe in design.recipes.items()}
+    return Facts(
+        name=design.name,
+        dataset=summary["dataset"],
+        protocol=f"{design.title}: {protocol(plan, summary)}",
+        labels=labels,
+        chosen=design.chosen,
+        phantom=summary["phantom"],
+        commands=list(commands),
+    )
+
+
+def protocol(plan: Plan, summary: Mapping[str, Any]) -> str:
+    """Return in one line how all units are trained, without what recipes change."""
+    config = plan.config
+    seen = "+".join(config.data.student_modalities)
+    training = config.training
+    steps = f"{training.epochs} epochs"
+    if training.samples_per_epoch:
+        steps += f" of {training.samples_per_epoch} samples"
+    network = describe_network("student", config, find_description(config))
+    parts = [
+        summary["dataset"],
+        f"{summary['folds']} folds",
+        f"student sees {seen}",
+        network.geometry,
+        f"{network.backbone} ({network.activation})",
+        f"{steps}, Adam {training.learning_rate:g} ({training.schedule})",
+        f"batch {training.batch_size}",
+    ]
+    return ", ".join(parts)

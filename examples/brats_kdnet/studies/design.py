@@ -1,0 +1,239 @@
+"""What a study consists of: a file with recipes, and with how many references each is tried."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from errors import UserError
+from recipes.rows import Row
+
+_FOLDER = Path(__file__).parent
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+#: Without a teacher of their own; every study has both.
+TEACHER, BASELINE = "teacher", "baseline"
+
+#: A number of subjects, or "all" of those that are there.
+Count = int | str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to teach the student.
+
+    Attributes:
+        label: How tables and figures call it.
+        options: Options of the configuration that differ from those of the study.
+    """
+
+    label: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some recipes, tried with some numbers of subjects and some seeds.
+
+    Attributes:
+        recipes: Names of recipes, "teacher" and "baseline" among them.
+        labelled: Numbers of training subjects with a reference, each tried.
+        unlabelled: Numbers of training subjects without one, each tried; of no meaning for teacher
+            and baseline.
+        seeds: Of weights and order, each tried.
+    """
+
+    recipes: tuple[str, ...]
+    labelled: tuple[Count, ...] = ("all",)
+    unlabelled: tuple[Count, ...] = ("all",)
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Design:
+    """A study, as its file describes it.
+
+    Attributes:
+        name: Of its folder and in tables.
+        title: What is studied, one line.
+        options: Options of the configuration that all units share.
+        recipes: By name.
+        blocks: What is trained.
+        chosen: Recipe that the study is about.
+    """
+
+    name: str
+    title: str
+    options: dict[str, Any]
+    recipes: dict[str, Recipe]
+    blocks: tuple[Block, ...]
+    chosen: str = "chosen"
+
+    def arguments(self) -> list[str]:
+        """Return the options as they would stand on a command line."""
+        return [
+            text
+            for name, value in self.options.items()
+            for text in (f"--{name}", value if isinstance(value, str) else yaml_text(value))
+        ]
+
+    def rows(self) -> tuple[tuple[Row, ...], dict[str, tuple[int, ...]]]:
+        """Return the rows to train, teachers first, and the seeds of each.
+
+        A student of n labelled subjects has the teacher that was trained on the same n, with the
+        student's seed if that teacher was trained with it, otherwise with its first one.
+        """
+        seeds: dict[str, tuple[int, ...]] = {}
+        rows: dict[str, Row] = {}
+        for block in self.blocks:
+            for row in self._rows_of(block):
+                rows[row.name] = row
+                seeds[row.name] = tuple(sorted({*seeds.get(row.name, ()), *block.seeds}))
+        for row in list(rows.values()):
+            if row.teacher is not None and row.teacher not in rows:
+                rows[row.teacher] = self._row(TEACHER, row.options.get("labelled", "all"), "all")
+                seeds[row.teacher] = (min(seeds[row.name]),)
+        ordered = sorted(rows.values(), key=lambda row: row.teacher is not None)
+        return tuple(ordered), seeds
+
+    def kinds(self) -> dict[str, str]:
+        """Return the recipe of every row, by the row's name."""
+        return {
+            row.name: recipe
+            for block in self.blocks
+            for recipe in (*block.recipes, TEACHER)
+            for row in self._rows_of(replace(block, recipes=(recipe,)))
+        }
+
+    def _rows_of(self, block: Block) -> list[Row]:
+        return [
+            self._row(recipe, labelled, unlabelled)
+            for recipe in block.recipes
+            for labelled in block.labelled
+            for unlabelled in (("all",) if recipe in {TEACHER, BASELINE} else block.unlabelled)
+        ]
+
+    def _row(self, recipe: str, labelled: Count, unlabelled: Count) -> Row:
+        chosen = {"labelled": labelled, "unlabelled": unlabelled}
+        options = {name: count for name, count in chosen.items() if count != "all"}
+        if recipe in {TEACHER, BASELINE}:
+            # What it never sees need not be prepared.
+            options |= {"unlabelled": 0} if labelled != "all" else {}
+        own = self.recipes.get(recipe, Recipe(recipe))
+        taught = recipe not in {TEACHER, BASELINE}
+        return Row(
+            name=row_name(recipe, labelled, "all" if not taught else unlabelled),
+            recipe="distilled" if taught else "supervised",
+            role="teacher" if recipe == TEACHER else "student",
+            teacher=row_name(TEACHER, labelled, "all") if taught else None,
+            label=f"{own.label}, {labelled} labelled",
+            options=own.options | options,
+        )
+
+
+def row_name(recipe: str, labelled: Count, unlabelled: Count) -> str:
+    """Return the name of a row, which is that of its folder.
+
+    Args:
+        recipe: How it is taught.
+        labelled: Training subjects with a reference, or "all".
+        unlabelled: Training subjects without one, or "all" that are left.
+
+    Returns:
+        Such as "20-labelled-chosen", or "20-labelled-18-unlabelled-chosen".
+    """
+    others = "" if unlabelled == "all" else f"-{unlabelled}-unlabelled"
+    return f"{labelled}-labelled{others}_{recipe}"
+
+
+def yaml_text(value: Any) -> str:
+    """Write a value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+def read_design(wanted: str) -> Design:
+    """Read the file of a study.
+
+    Args:
+        wanted: Name of a study beside this module, such as "lgg", or the path of a YAML file.
+
+    Returns:
+        The study.
+
+    Raises:
+        UserError: If there is no such file, or it makes no sense.
+    """
+    path = _FOLDER / f"{wanted}.yaml" if _NAME.fullmatch(wanted) else Path(wanted)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
+        raise UserError(
+            f"--study {wanted}: {path} cannot be read ({error}). Give the path of a file, or one "
+            f"of {known}."
+        ) from error
+    return _design(path, content)
+
+
+def _design(path: Path, content: Any) -> Design:
+    keys = ("title", "options", "recipes", "blocks")
+    if not isinstance(content, dict) or {*content} - {"chosen"} != {*keys}:
+        raise UserError(f"{path}: a study has the keys {', '.join(keys)}, and perhaps chosen.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Design, "design")
+    try:
+        values = parser.parse_object({"design": {"name": path.stem, **content}})
+    except ArgumentError as error:
+        raise UserError(f"{path}: {error}") from error
+    design = cast("Design", parser.instantiate(values).design)
+    problems = [*_naming(design), *_missing_baselines(design.blocks)]
+    if problems:
+        raise UserError(f"{path}: " + "\n".join(problems))
+    return design
+
+
+def _naming(design: Design) -> list[str]:
+    """What is wrong with names and counts, one sentence each."""
+    named = {recipe for block in design.blocks for recipe in block.recipes}
+    known = {*design.recipes, TEACHER, BASELINE}
+    counts = [n for block in design.blocks for n in (*block.labelled, *block.unlabelled)]
+    found = {
+        f"there is no recipe {name!r}; there are {', '.join(sorted(known))}.": name not in known
+        for name in sorted(named)
+    }
+    for name in design.recipes:
+        found |= {
+            f"{name!r} is always there and cannot be a recipe.": name in {TEACHER, BASELINE},
+            f"the recipe {name!r} must match {_NAME.pattern}.": not _NAME.fullmatch(name),
+        }
+    for count in counts:
+        fine = count == "all" if isinstance(count, str) else count >= 0
+        found[f"labelled and unlabelled are numbers or all, found {count!r}."] = not fine
+    return [problem for problem, is_there in found.items() if is_there]
+
+
+def _missing_baselines(blocks: Sequence[Block]) -> list[str]:
+    """Rows whose gain could not be told."""
+    have = {
+        (count, seed)
+        for block in blocks
+        if BASELINE in block.recipes
+        for count in block.labelled
+        for seed in block.seeds
+    }
+    needed = {
+        (count, seed): None
+        for block in blocks
+        if {*block.recipes} - {TEACHER, BASELINE}
+        for count in block.labelled
+        for seed in block.seeds
+    }
+    return [
+        f"students of {count} labelled subjects with seed {seed} have no baseline to be compared "
+        "with; add that block."
+        for count, seed in needed
+        if (count, seed) not in have
+    ]

@@ -1,0 +1,199 @@
+"""When does privileged distillation help, and by how much: a grid of recipes and label counts.
+
+python examples/brats_kdnet/study.py --study phantoms
+python examples/brats_kdnet/study.py --study lgg --data-root LGG
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from command import exit_status
+from config import Program, parse_for
+from crossval import show_plan
+from crossvalidation.folder import open_plan
+from crossvalidation.jobs import number_of_jobs
+from crossvalidation.plan import CrossvalOptions, Plan
+from crossvalidation.schedule import Pool, command_of, run_here
+from crossvalidation.unit import run_unit
+from errors import UserError
+from report import write_report
+from studies.collect import collect
+from studies.design import Design, read_design
+
+_DESCRIPTION = """\
+Train a student by several recipes, with several numbers of labelled and unlabelled subjects, folds
+and seeds, and say what each recipe gains over the baseline that learns from the labels alone.
+
+Examples:
+  study.py --study phantoms
+      the study of phantoms: studies/phantoms.yaml
+  study.py --study lgg --data-root LGG --jobs 2
+      that of patients with lower-grade glioma
+  study.py --study mine.yaml --data-root PATIENTS --description patients.yaml
+      your own recipes and counts, in the form of studies/lgg.yaml
+  study.py --study lgg --data-root LGG --show status
+      how far every unit is; --show units lists them with their numbers, and --unit NUMBER trains
+      one of them, for array jobs
+  report.py runs/study-lgg
+      every table and figure again, from the stored rows
+
+Every recipe, count, fold and seed is a unit. A unit that is done is never trained again; one that
+was stopped goes on. Blocks may be added to the file at any time."""
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Units of a study.
+
+    Args:
+        study: Name of a study in studies/, or YAML file of your own in the same form.
+        jobs: Units trained at a time: a number, or "auto": one for each GPU; on a CPU one for
+            every processor, up to 4, each with its share of threads.
+        unit: Train this unit alone, by its name or number, and stop; for array jobs. Its teacher is
+            trained first if that has not been done.
+        only: Train only units whose names contain this text, such as fold0 or baseline, and the
+            teachers that they need.
+        show: "units" lists the units with their numbers, "status" shows how far each one is; both
+            prepare the folder if that has not been done, and train nothing.
+    """
+
+    study: str = "phantoms"
+    jobs: int | Literal["auto"] = "auto"
+    unit: str | None = None
+    only: str | None = None
+    show: Literal["units", "status"] | None = None
+
+
+STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
+
+
+def study(arguments: Sequence[str], console: Console) -> int:
+    """Train what is missing, store the rows, and make tables and figures.
+
+    Args:
+        arguments: Command line without the program's name.
+        console: Where progress and results are shown.
+
+    Returns:
+        Exit status: 0, or 1 if units failed.
+
+    Raises:
+        UserError: If the study, the configuration or the data cannot be used.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    design = read_design(named_study(arguments))
+    given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
+    config, options = parse_for(STUDY, given)
+    rows, seeds = design.rows()
+    units = CrossvalOptions(jobs=options.jobs, unit=options.unit, show=options.show)
+    plan = open_plan(config, units, console, rows=rows, own_seeds=seeds)
+    if options.show is not None:
+        show_plan(plan, options.show, console)
+        return 0
+    if options.unit is not None:
+        run_unit(plan, plan.find(options.unit), console)
+        return 0
+    failed = train(plan, options, arguments, console)
+    show(plan, design, arguments, console)
+    for name, reason in failed.items():
+        console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def named_study(arguments: Sequence[str]) -> str:
+    """Find the study on the command line before anything else, as it sets the defaults.
+
+    Args:
+        arguments: Command line without the program's name.
+
+    Returns:
+        Its name or file.
+
+    Raises:
+        UserError: If --study comes without a name.
+    """
+    found = StudyOptions.study
+    for position, word in enumerate(arguments):
+        if word.startswith("--study="):
+            found = word.partition("=")[2]
+        elif word == "--study":
+            if position + 1 == len(arguments):
+                raise UserError("--study: expected the name of a study or a file behind it.")
+            found = arguments[position + 1]
+    return found
+
+
+def train(
+    plan: Plan, options: StudyOptions, arguments: Sequence[str], console: Console
+) -> dict[str, str]:
+    """Train every wanted unit that is not done, after its teacher.
+
+    Args:
+        plan: Knows which.
+        options: Which, and how many at a time.
+        arguments: Command line, for the processes of units.
+        console: Where progress is shown.
+
+    Returns:
+        The units that failed, with the reason.
+
+    Raises:
+        UserError: If no unit has such a name.
+    """
+    wanted = {unit.name for unit in plan.units() if (options.only or "") in unit.name}
+    if not wanted:
+        raise UserError(f"--only {options.only}: no unit has such a name; --show units lists them.")
+    teachers = {
+        teacher.name
+        for unit in plan.units()
+        if unit.name in wanted and (teacher := plan.teacher_of(unit)) is not None
+    }
+    units = [unit for unit in plan.units() if unit.name in wanted | teachers]
+    jobs = number_of_jobs(options.jobs, plan.config.training.accelerator)
+    missing = [unit for unit in units if not plan.is_done(unit)]
+    console.print(
+        f"{len(units)} units, {len(units) - len(missing)} done; {min(jobs, len(missing))} at a "
+        "time",
+        highlight=False,
+    )
+    if jobs == 1 or len(missing) <= 1:
+        return run_here(plan, units, console)
+    return Pool(plan, units, jobs, command_of(Path(__file__), arguments)).run(console)
+
+
+def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console) -> None:
+    """Store the rows of all finished units, and make tables and figures of them.
+
+    Args:
+        plan: Knows the units.
+        design: Names study and recipes.
+        arguments: Command line; kept beside the rows.
+        console: Where the files are named.
+    """
+    command = shlex.join(["python", "examples/brats_kdnet/study.py", *arguments])
+    path = collect(plan, design, [command])
+    for written in (path, write_report(plan.root)):
+        console.print(f"Written: {written}", highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and run.
+
+    Args:
+        arguments: Without the program's name; sys.argv if None.
+
+    Returns:
+        Exit status: 0, 1 if units failed, 2 for input that cannot be used, 128 + signal if stopped.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: study(given, Console(markup=False)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""No file is written but through the one function of its layer, and a full disk harms none."""
+
+import ast
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import writing
+from evaluation.label_maps import write_label_map
+from evaluation.scoring import write_scores
+from faulty_training import case, equal, network, train, weights
+from privdistill import CacheWarning, PrivilegedInput, TeacherCache
+from training.checkpoint import load_state, read_metadata, save_model, save_state
+from training.history import History, read_history
+from writing import WriteError, write_text
+
+APPLICATION = Path(writing.__file__).parent
+LIBRARY = Path(sys.modules[PrivilegedInput.__module__].__file__).parent
+ALWAYS = {
+    *("save_file", "savez", "savez_compressed", "savefig", "to_filename", "tofile"),
+    *("write_text", "write_bytes", "writerow", "writerows", "writeheader"),
+    *("rename", "move", "copyfile", "copytree", "symlink_to", "hardlink_to"),
+}
+BY_OWNER = {"save": {"torch", "nib", "np"}, "dump": {"json", "yaml", "pickle"}, "copy": {"shutil"}}
+#: All functions that change files outside of a block of `atomic`, and why they may.
+WRITERS = {
+    ("writing.py", "atomic"): "the application's helper for files",
+    ("writing.py", "_rename_folder"): "the application's helper for folders",
+    ("stores.py", "_write"): "the library's helper",
+    ("phantoms.py", "_write"): "into the folder that atomic_folder gives",
+    ("schedule.py", "_start"): "a log to which another process appends",
+    ("charts.py", "_drawn"): "into memory",
+}
+
+
+def writes(call):
+    """Say whether a call changes a file; a `replace` of texts has two arguments."""
+    if not isinstance(call.func, ast.Attribute):
+        return getattr(call.func, "id", "") == "open" and opens_for_writing(call)
+    name, owner = call.func.attr, getattr(call.func.value, "id", "")
+    if name == "open":
+        return opens_for_writing(call)
+    if name == "replace":
+        return len(call.args) == 1 and not call.keywords
+    return name in ALWAYS or owner in BY_OWNER.get(name, ())
+
+
+def opens_for_writing(call):
+    words = [part.value for part in ast.walk(call) if isinstance(part, ast.Constant)]
+    modes = [word for word in words if isinstance(word, str) and set(word) <= set("rwaxbt+")]
+    return any(set(mode) & set("wax+") for mode in modes)
+
+
+def gives_a_partial(statement):
+    """Say whether a statement is a `with` block of `atomic` or `atomic_folder`."""
+    if not isinstance(statement, ast.With):
+        return False
+    called = [getattr(item.context_expr, "func", None) for item in statement.items]
+    return bool({getattr(one, "id", "") for one in called} & {"atomic", "atomic_folder"})
+
+
+def unsafe_calls(node):
+    """Calls that change files, outside of such blocks."""
+    if gives_a_partial(node):
+        return []
+    mine = [node] if isinstance(node, ast.Call) and writes(node) else []
+    return mine + [call for child in ast.iter_child_nodes(node) for call in unsafe_calls(child)]
+
+
+def test_every_write_goes_through_the_helper_of_its_layer():
+    found = {
+        (path.name, function.name)
+        for folder in (APPLICATION, LIBRARY)
+        for path in folder.rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef) and unsafe_calls(function)
+    }
+    assert found == set(WRITERS)
+
+
+@contextmanager
+def files_end_at(size):
+    """Let every write beyond so many bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def big_label_map(path):
+    noise = np.random.default_rng(0).integers(0, 4, (24, 24, 24))
+    header = nib.Nifti1Header()
+    labels = dict(enumerate(range(4)))
+    write_label_map(path, noise, affine=np.eye(4), header=header, export_labels=labels)
+
+
+WRITES = {
+    "state.pt": lambda path: save_state(path, {"weights": torch.randn(4000)}),
+    "model.safetensors": lambda path: save_model(path, network(40), case(path.parent).metadata),
+    "map.nii.gz": big_label_map,
+    "report.html": lambda path: write_text(path, "x" * 9000),
+    "history.csv": lambda path: [
+        History(path, path.parent / "events", epoch=0).add(
+            {"epoch": 1} | {f"column{i}": 0.5 for i in range(900)}
+        )
+    ],
+    "scores.csv": lambda path: write_scores(path, scores()),
+}
+
+
+def scores():
+    from evaluation.scoring import Score
+
+    fields = {"role": "student", "case": "c", "region": "WT", "space": "grid"}
+    defaults = dict.fromkeys(Score.__dataclass_fields__, 0.0)
+    return [Score(**(defaults | fields)) for _ in range(200)]
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_full_disk_is_one_message_and_the_file_stays_as_it_was(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"as it was")
+    with files_end_at(2000), pytest.raises(WriteError, match=r"cannot be written .*File too large"):
+        WRITES[name](path)
+    assert path.read_bytes() == b"as it was"
+    assert [left.name for left in tmp_path.iterdir() if left.is_file()] == [name]
+    WRITES[name](path)
+    assert path.stat().st_size > 2000
+
+
+def test_a_full_disk_costs_the_teacher_cache_entries_and_no_run(tmp_path):
+    cache = TeacherCache(tmp_path)
+    teacher = {"tap.x": torch.randn(1, 4000)}
+    with files_end_at(2000), pytest.warns(CacheWarning, match="cannot be written"):
+        cache.fetch("teacher", ["a"], torch.zeros(1, 1, 4), lambda: teacher)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# TensorBoard writes in a thread of its own, whose error it raises a second time.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("lost", ["full", "gone"])
+def test_a_run_without_room_stops_and_goes_on_from_its_last_checkpoint(tmp_path, lost):
+    """The disk fills up, or the folder disappears, in the second epoch of four."""
+    task = case(tmp_path / "run")
+    train(whole := case(tmp_path / "whole"))
+
+    def full(_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(1)[1]))
+
+    def gone(_):
+        (tmp_path / "run").rename(tmp_path / "away")
+
+    with files_end_at(resource.getrlimit(resource.RLIMIT_FSIZE)[0]), pytest.raises(WriteError):
+        train(task, at=8, call={"full": full, "gone": gone}[lost])
+    if lost == "gone":
+        assert not (tmp_path / "run").exists()
+        (tmp_path / "away").rename(tmp_path / "run")
+    assert load_state(task.state_file)["epoch"] == 1
+    assert read_metadata(task.last_file).epoch == 1
+    train(task)
+    assert [row["epoch"] for row in read_history(task.folder / "history.csv")] == [1, 2, 3, 4]
+    assert equal(weights(task), weights(whole))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.faults
+def test_a_small_disk_that_is_really_full(tmp_path):
+    """On a file system of its own, where that may be made."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = [shutil.which("mount") or "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        task = case(disk / "run")
+
+        def fill(_):
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
+            (disk / "filler").write_bytes(b"x" * free)
+
+        with pytest.raises(WriteError, match="No space left on device"):
+            train(task, at=8, call=fill)
+        assert load_state(task.state_file)["epoch"] == 1
+        (disk / "filler").unlink()
+        train(task)
+        train(whole := case(tmp_path / "whole"))
+        assert equal(weights(task), weights(whole))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
