@@ -5,6 +5,7 @@ stays finite for logits of +-1e4.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -81,7 +82,12 @@ def mix_logits(
         Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
     tempered = [at_least_float32(logits) / temperature for logits, _ in members]
+<<<<<<< HEAD
+    # A share may be too small beside another one for any number but zero.
+    shares = [math.log(max(weight, sys.float_info.min)) for _, weight in members]
+=======
     shares = [_log(weight, logits.ndim) for logits, weight in members]
+>>>>>>> main
 
     def mean(logs: list[Tensor]) -> Tensor:
         stacked = torch.stack([log + share for log, share in zip(logs, shares, strict=True)])

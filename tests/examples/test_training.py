@@ -18,9 +18,10 @@ from data.loading import build_loader
 from errors import UserError
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
 from training.checkpoint import ModelMetadata, load_state, read_metadata
+from training.finite import NonFiniteError
 from training.history import History, read_history
 from training.interruption import Interruption, TrainingStoppedError
-from training.loop import NonFiniteError, build_scheduler, fit, is_finished, mean_dice
+from training.loop import build_scheduler, fit, is_finished, mean_dice
 from training.task import Task
 
 DESCRIPTION = load_description("brats2021")
@@ -266,8 +267,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, val
     work = task(tmp_path, batch_size=2)
     with pytest.raises(NonFiniteError, match=r"baseline, epoch 2, step 4") as error:
         train(work, Samples(5, at=6, call=spoil))
-    assert "case" in str(error.value)
-    assert "ground_truth" in str(error.value)
+    assert "voxels of t1 of case" in str(error.value)
     weights = load_file(work.folder / "last.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
