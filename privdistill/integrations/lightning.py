@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from privdistill import DistillationWrapper, LifecycleError
 from privdistill.inputs import Image
 from privdistill.integrations.batch import check_names, step_arguments
+from privdistill.integrations.randomness import random_state, set_random_state
 
 try:
     from lightning.pytorch import LightningModule
@@ -24,9 +25,9 @@ _RANDOM = "privdistill_random_state"
 class DistillationModule(LightningModule):
     """Train a wrapper with Lightning; a checkpoint holds no frozen teacher.
 
-    The loss and every term, unweighted, are logged under `train/` and `val/`. A checkpoint also holds
-    the state of torch's random numbers, so that a training goes on exactly, dropout and shuffling
-    included; not in several processes, whose states differ.
+    The loss and every term, unweighted, are logged under `train/` and `val/`. A checkpoint also
+    holds the state of torch's random numbers, so that a training goes on exactly, dropout and
+    shuffling included; not in several processes, whose states differ.
 
     Args:
         wrapper: The wrapper, or a function that builds it, called once by `configure_model`.
@@ -121,10 +122,7 @@ class DistillationModule(LightningModule):
         values[f"{stage}/loss"] = out.loss.detach()
         size = len(out.student[0]) if isinstance(out.student, list) else len(out.student)
         training = stage == "train"
-        # Terms are means over samples, so that epochs weigh batches by their size.
-        self.log_dict(
-            values, on_step=training, on_epoch=True, sync_dist=not training, batch_size=size
-        )
+        self.log_dict(values, on_step=training, on_epoch=True, sync_dist=True, batch_size=size)
         return out.loss
 
     def on_validation_model_eval(self) -> None:
@@ -141,20 +139,14 @@ class DistillationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of torch's random numbers, of a single process."""
         if self.trainer.world_size == 1:
-            checkpoint[_RANDOM] = {"cpu": torch.get_rng_state(), "cuda": _cuda_states()}
+            checkpoint[_RANDOM] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the random numbers until the training starts."""
         self._random = checkpoint.get(_RANDOM)
 
-    def on_train_start(self) -> None:
-        """Continue the random numbers of the checkpoint."""
+    def on_fit_start(self) -> None:
+        """Continue the random numbers of the checkpoint, before the loader draws an order."""
         if self._random is not None and self.trainer.world_size == 1:
-            torch.set_rng_state(self._random["cpu"].cpu())
-            for device, state in enumerate(self._random["cuda"][: torch.cuda.device_count()]):
-                torch.cuda.set_rng_state(state.cpu(), device)
+            set_random_state(self._random)
         self._random = None
-
-
-def _cuda_states() -> list[Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

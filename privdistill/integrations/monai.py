@@ -25,13 +25,13 @@ except ImportError as error:
 class TermMetrics:
     """Handler that turns loss and terms of each iteration into metrics of the epoch.
 
-    They are means over samples, under `<prefix>loss` and `<prefix><term>` in `engine.state.metrics`,
-    where MONAI's StatsHandler finds them; `engine.state.terms` holds those of the last iteration.
-    The prediction becomes the student's logits, of several heads the finest.
+    Means over samples, called `<prefix>loss` and `<prefix><term>` in `engine.state.metrics`, where
+    MONAI's StatsHandler finds them; `engine.state.terms` holds those of the last iteration. The
+    prediction becomes the student's logits, of several heads the finest.
 
     Args:
         prefix: Before each name.
-        event: After which the prediction is there and no longer needed as it is.
+        event: After it the wrapper's output is not needed any more.
     """
 
     def __init__(self, prefix: str, event: IterationEvents) -> None:
@@ -130,8 +130,8 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
     ) -> None:
         terms = TermMetrics("val_", IterationEvents.FORWARD_COMPLETED)
         options |= {"prepare_batch": _reader(names), "val_handlers": [terms, *val_handlers]}
-        alone = None if inferer is None else partial(_infer, inferer)
-        super().__init__(device, val_data_loader, network, inferer=alone, **options)
+        options["inferer"] = None if inferer is None else partial(_infer, inferer)
+        super().__init__(device, val_data_loader, network, **options)
 
 
 def _loss_of(out: Output, target: Tensor | None) -> Tensor:  # noqa: ARG001
@@ -140,22 +140,17 @@ def _loss_of(out: Output, target: Tensor | None) -> Tensor:  # noqa: ARG001
 
 def _reader(names: Mapping[str, str] | None) -> Callable[..., Any]:
     check_names(names or {})
-    return partial(_read, names)
 
+    def read(batch: Any, device: Any, non_blocking: bool, **options: Any) -> tuple[Any, ...]:
+        usual = isinstance(batch, Mapping) and CommonKeys.LABEL in batch
+        label = {"target": str(CommonKeys.LABEL)} if usual else {}
+        given = step_arguments(batch, label if names is None else names)
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                given[name] = value.to(device=device, non_blocking=non_blocking, **options)
+        return given.pop("image"), given.get("target"), (), given
 
-def _read(
-    names: Mapping[str, str] | None, batch: Any, device: Any, non_blocking: bool, **options: Any
-) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Any]]:
-    if names is None:
-        labelled = isinstance(batch, Mapping) and CommonKeys.LABEL in batch
-        names = {"target": str(CommonKeys.LABEL)} if labelled else {}
-    given = {
-        name: value.to(device=device, non_blocking=non_blocking, **options)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in step_arguments(batch, names).items()
-    }
-    return given.pop("image"), given.get("target"), (), given
+    return read
 
 
 def _infer(inferer: Callable[..., Any], image: Tensor, network: nn.Module, **given: Any) -> Any:
@@ -165,7 +160,7 @@ def _infer(inferer: Callable[..., Any], image: Tensor, network: nn.Module, **giv
         return inferer(image, kd.predict)
     if len(image) > 1:
         raise ModalityError(
-            f"An inferer mixes windows of a batch, here of {len(image)} images, and `present` could "
-            "not follow. Load one image at a time, or leave the inferer out."
+            f"An inferer mixes windows of a batch, here of {len(image)} images, which `present` "
+            "cannot follow. Load one image at a time, or leave the inferer out."
         )
     return inferer(image, lambda part: kd.predict(part, present=present.expand(len(part), -1)))
