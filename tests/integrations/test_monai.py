@@ -16,12 +16,12 @@ from privdistill import (
 pytest.importorskip("ignite", reason="the extra monai is not installed")
 pytest.importorskip("monai", reason="the extra monai is not installed")
 
-from monai.data import MetaTensor  # noqa: E402
-from monai.handlers import CheckpointSaver, MeanDice, from_engine  # noqa: E402
-from monai.inferers import SlidingWindowInferer  # noqa: E402
-from monai.transforms import AsDiscreted  # noqa: E402
+from monai.data import MetaTensor
+from monai.handlers import CheckpointSaver, MeanDice, from_engine
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import AsDiscreted
 
-from privdistill.integrations.monai import DistillationEvaluator, DistillationTrainer  # noqa: E402
+from privdistill.integrations.monai import DistillationEvaluator, DistillationTrainer
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
