@@ -120,6 +120,7 @@ def test_a_training_equals_the_plain_loop(build, tmp_path):
 
 def dropping(build, tiny_unet):
     """Whatever a step may take from the past: dropout, a schedule, a balance, an optimizer."""
+    torch.manual_seed(0)
     student = nn.Sequential(nn.Dropout(0.3), tiny_unet(1))
     objective = (GroundTruth() + Ramp(0, 1, steps=20) * SoftTargetDiceBCE()).balanced()
     return module(
