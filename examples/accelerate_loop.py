@@ -1,7 +1,7 @@
 """Distillation in a loop of Hugging Face Accelerate, on random images.
 
-    python examples/accelerate_loop.py
-    accelerate launch --num_processes 2 --cpu examples/accelerate_loop.py
+python examples/accelerate_loop.py
+accelerate launch --num_processes 2 --cpu examples/accelerate_loop.py
 """
 
 import sys
