@@ -12,9 +12,10 @@ from privdistill.integrations.batch import check_names, step_arguments
 
 try:
     from ignite.engine import Events
-    from monai.engines import SupervisedEvaluator, SupervisedTrainer
+    from monai.engines.evaluator import SupervisedEvaluator
+    from monai.engines.trainer import SupervisedTrainer
     from monai.engines.utils import IterationEvents
-    from monai.utils import CommonKeys
+    from monai.utils.enums import CommonKeys
 except ImportError as error:
     raise ImportError(
         "privdistill.integrations.monai needs the packages monai and pytorch-ignite, one of which "
@@ -131,7 +132,7 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         terms = TermMetrics("val_", IterationEvents.FORWARD_COMPLETED)
         options |= {"prepare_batch": _reader(names), "val_handlers": [terms, *val_handlers]}
         options["inferer"] = None if inferer is None else partial(_infer, inferer)
-        super().__init__(device, val_data_loader, network, **options)
+        super().__init__(torch.device(device), val_data_loader, network, **options)
 
 
 def _loss_of(out: Output, target: Tensor | None) -> Tensor:  # noqa: ARG001
