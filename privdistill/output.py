@@ -32,8 +32,8 @@ class Step:
     Attributes:
         student: Student logits, `(B, C, *spatial)`, before sigmoid or softmax.
         teacher: Teacher logits of the same shape, or None where no term needs them.
-        members: Logits and weight of each teacher, where there are several; `teacher` is then the
-            logarithm of their mean probabilities.
+        members: Logits and weight of each teacher, where there are several, the weight perhaps one
+            for each sample, `(B,)`; `teacher` is then the logarithm of their mean probabilities.
         target: Reference as the user passed it, or None.
         labelled: Which samples have a reference, boolean `(B,)`; None where all have.
         sample_weights: Weight of each sample in terms that read the target, `(B,)`, or None.
@@ -51,7 +51,7 @@ class Step:
 
     student: Tensor
     teacher: Tensor | None = None
-    members: tuple[tuple[Tensor, float], ...] = ()
+    members: tuple[tuple[Tensor, float | Tensor], ...] = ()
     target: Tensor | None = None
     labelled: Tensor | None = None
     sample_weights: Tensor | None = None

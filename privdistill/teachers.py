@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from privdistill.exceptions import LifecycleError, ObjectiveError
+from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
 from privdistill.losses.schedules import is_number
 from privdistill.taps.names import uncompiled
 
@@ -20,7 +20,9 @@ CLAIM = "_privdistill_claim"
 class Ensemble:
     """Several frozen teachers; the student learns from the mean of their softened outputs.
 
-    Features are captured from the first, or from the one that `Layer(..., network=...)` names.
+    Features are captured from the first, or from the one that `Layer(..., network=...)` names. In
+    a step, `kd(..., teacher_weights=...)` weighs them anew for each sample, so that a case can be
+    taught by those alone that were not trained on it.
 
     Args:
         networks: The teachers; all see the teacher's view.
@@ -362,3 +364,39 @@ def shares(teacher: Teacher | None, count: int) -> tuple[float, ...]:
         One weight each.
     """
     return teacher.shares if isinstance(teacher, Ensemble) else (1 / max(count, 1),) * count
+
+
+def teacher_shares(
+    given: Tensor | None, shares: Sequence[float], image: Tensor, *, check: bool
+) -> Sequence[float | Tensor]:
+    """Return what each teacher counts in this step.
+
+    Args:
+        given: Weights of this step's samples, `(B, teachers)`, or None.
+        shares: Weights of all other steps.
+        image: Any tensor of the batch, on the device of the step.
+        check: Whether to look at the values, for which a GPU waits.
+
+    Returns:
+        One number for each teacher, or one for each sample, `(B,)`.
+
+    Raises:
+        ShapeMismatchError: If there is not one weight per sample and teacher.
+        ObjectiveError: If a weight is negative or not finite, or a sample has no teacher left.
+    """
+    if given is None:
+        return shares
+    expected = (len(image), len(shares))
+    if tuple(given.shape) != expected or not shares:
+        raise ShapeMismatchError(
+            f"`teacher_weights` is {tuple(given.shape)}; expected {expected}: one weight for each "
+            "sample of the batch and each teacher of the wrapper."
+        )
+    weights = given.to(image.device, torch.float32)
+    total = weights.sum(dim=1, keepdim=True)
+    if check and not bool((weights.isfinite() & (weights >= 0) & (total > 0)).all()):
+        raise ObjectiveError(
+            f"`teacher_weights` is {weights.tolist()}; weights must be finite and not negative, "
+            "and each sample needs a teacher with a positive one."
+        )
+    return list((weights / total).unbind(dim=1))

@@ -23,7 +23,15 @@ from privdistill.network import Features, Network, TeacherNetwork
 from privdistill.output import Output, Step, TapPair, find_heads
 from privdistill.taps.adapters import build_adapter, check_equal, short
 from privdistill.taps.tap import Tap, as_layer, brief
-from privdistill.teachers import Holder, MovingAverage, Teacher, members, several_processes, shares
+from privdistill.teachers import (
+    Holder,
+    MovingAverage,
+    Teacher,
+    members,
+    several_processes,
+    shares,
+    teacher_shares,
+)
 from privdistill.text import columns, sizes
 
 Validation = Literal["first", "always", "never"]
@@ -232,7 +240,8 @@ class DistillationWrapper(nn.Module):
         checks.check_heads(mine.heads[0], [heads[0] for heads in taught])
         # Branches that exist only in training are what a term may want to build upon.
         given = {"student_output": training.output}
-        step = self._steps(mine.heads[:1], taught, mine.image, pairs, given)[0]
+        weighed = list(zip(taught, self._shares, strict=True)) if taught else []
+        step = self._steps(mine.heads[:1], weighed, mine.image, pairs, given)[0]
         # A term under two names is one module.
         for term in dict.fromkeys(term for _, term in self.objective.named_terms.values()):
             term.build(step)
@@ -373,6 +382,7 @@ class DistillationWrapper(nn.Module):
         present: Tensor | None = None,
         labelled: Tensor | None = None,
         sample_weights: Tensor | None = None,
+        teacher_weights: Tensor | None = None,
         key: Sequence[str] | None = None,
     ) -> Output:
         """Run all networks and compute the objective.
@@ -386,6 +396,10 @@ class DistillationWrapper(nn.Module):
             labelled: Which samples have a reference, boolean `(B,)`; what `target` holds for the
                 others is not read. All of them unless given.
             sample_weights: Weight of each sample in terms that read the target, `(B,)`, >= 0.
+            teacher_weights: With several teachers, the weight of each one for each sample,
+                `(B, teachers)`, >= 0, scaled to sum to one; those of the `Ensemble` unless given.
+                Zeros leave a teacher out, such as one that was trained on the sample and says no
+                more than the target does.
             key: One text per sample that names it and its augmentation, for the cache; without
                 keys, or without a cache, the teacher runs.
 
@@ -417,7 +431,9 @@ class DistillationWrapper(nn.Module):
         target = None if target is None else plain(target)
         given = {"target": target, "labelled": labelled, "sample_weights": sample_weights}
         given["student_output"] = output
-        steps = self._steps(heads, taught, view, pairs, given)
+        shares = teacher_shares(teacher_weights, self._shares, view, check=self._checks_values())
+        weighed = list(zip(taught, shares, strict=True)) if taught else []
+        steps = self._steps(heads, weighed, view, pairs, given)
         weighted = zip(head_weights(self.head_weights, len(steps)), steps, strict=True)
         loss, terms = self.objective(steps[0], list(weighted) if len(steps) > 1 else [])
         # Read only where it is needed: the compiler would make a new graph when it changes.
@@ -432,7 +448,7 @@ class DistillationWrapper(nn.Module):
     def _steps(
         self,
         heads: Sequence[Tensor],
-        taught: Sequence[Sequence[Tensor]],
+        taught: Sequence[tuple[Sequence[Tensor], float | Tensor]],
         image: Tensor,
         pairs: dict[str, TapPair],
         given: Mapping[str, Any],
@@ -443,12 +459,14 @@ class DistillationWrapper(nn.Module):
             "taps": pairs,
             "activation": self.activation,
             "index": self.steps.clone(),
-            "validate": self.validate == "always"
-            or (self.validate == "first" and not self._validated),
+            "validate": self._checks_values(),
             **given,
         }
-        shared = list(zip(taught, self._shares, strict=True)) if taught else []
-        return steps_by_head(common, heads, shared, self.activation)
+        return steps_by_head(common, heads, taught, self.activation)
+
+    def _checks_values(self) -> bool:
+        """Whether values are checked in this step, for which a GPU waits."""
+        return self.validate == "always" or (self.validate == "first" and not self._validated)
 
     def _checked(self, target: Tensor | None, labelled: Tensor | None) -> bool:
         """Whether this or an earlier step had a target to check."""

@@ -21,6 +21,7 @@ from privdistill import (
     MovingAverage,
     ObjectiveError,
     PrivilegedInput,
+    ShapeMismatchError,
     SoftTargetDiceBCE,
     Tap,
 )
@@ -53,6 +54,59 @@ def test_a_list_of_equal_teachers_teaches_what_one_of_them_does(build, networks)
     one = build()(IMAGE, LABELS).loss
     two = build(teacher=[networks[0], networks[0]])(IMAGE, LABELS).loss
     assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_each_sample_is_taught_by_the_teachers_that_count_for_it(build, tiny_unet):
+    teachers = [tiny_unet(4), tiny_unet(4)]
+    kd = build(teacher=teachers, objective=1.0 * SoftTargetDiceBCE(temperature=2.0))
+    out = kd(IMAGE, teacher_weights=torch.tensor([[0.0, 2.0], [1.0, 3.0]]))
+    first, second = (teacher(IMAGE).softmax(1) for teacher in teachers)
+    assert torch.allclose(out.teacher.softmax(1)[0], second[0], atol=1e-6)
+    expected = 0.25 * first[1] + 0.75 * second[1]
+    assert torch.allclose(out.teacher.softmax(1)[1], expected, atol=1e-6)
+    out.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in kd.student.parameters())
+
+
+def test_equal_weights_of_teachers_change_nothing(build, tiny_unet):
+    kd = build(teacher=[tiny_unet(4), tiny_unet(4)])
+    plain = kd(IMAGE, LABELS).loss
+    weighed = kd(IMAGE, LABELS, teacher_weights=torch.full((2, 2), 7.0)).loss
+    assert torch.allclose(plain, weighed, atol=1e-6)
+
+
+def test_teachers_are_left_out_in_sigmoid_regions_too(build, tiny_unet):
+    kd = build(
+        teacher=[tiny_unet(4), tiny_unet(4)],
+        objective=1.0 * SoftTargetDiceBCE(),
+        activation="sigmoid",
+    )
+    out = kd(IMAGE, teacher_weights=torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    alone = build(teacher=kd.teacher, objective=1.0 * SoftTargetDiceBCE(), activation="sigmoid")
+    alone.student.load_state_dict(kd.student.state_dict())
+    assert torch.allclose(out.loss, alone(IMAGE).loss, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([[1.0, -1.0], [1.0, 1.0]], "must be finite and not negative"),
+        ([[0.0, 0.0], [1.0, 1.0]], "each sample needs a teacher"),
+        ([[float("nan"), 1.0], [1.0, 1.0]], "must be finite"),
+    ],
+)
+def test_weights_of_teachers_that_make_no_sense_are_refused(build, tiny_unet, weights, message):
+    kd = build(teacher=[tiny_unet(4), tiny_unet(4)], validate="always")
+    with pytest.raises(ObjectiveError, match=message):
+        kd(IMAGE, LABELS, teacher_weights=torch.tensor(weights))
+
+
+def test_weights_of_another_number_of_teachers_are_refused(build, tiny_unet):
+    kd = build(teacher=[tiny_unet(4), tiny_unet(4)])
+    with pytest.raises(
+        ShapeMismatchError, match=r"`teacher_weights` is \(2, 3\); expected \(2, 2\)"
+    ):
+        kd(IMAGE, LABELS, teacher_weights=torch.ones(2, 3))
 
 
 def test_features_of_any_of_several_teachers_can_be_tapped(build, networks, tiny_unet):

@@ -24,6 +24,7 @@ _LISTS = frozenset(
         "patch",
         "rows",
         "seeds",
+        "leave_out",
         "region_weights",
         "latent_layers",
     )
@@ -96,6 +97,9 @@ class DataConfig:
             teach the student through the teacher's predictions alone; teacher and baseline never
             see them. Of a smaller number the subjects are among those of a larger one.
         unlabelled: How many of those others are used; all if none is given.
+        leave_out: Part of the labelled training subjects that is left out, and the number of parts,
+            such as 0,2 for the first half: of several teachers, each subject can then be taught by
+            those that were not trained on it.
         unlabelled_root: Folder with further subjects, in the form of the data set but without a
             reference (one that is there is not read), that teach the student likewise.
         flips: Random flip along each axis. Source: the paper, section 3.1.
@@ -124,6 +128,7 @@ class DataConfig:
     split_file: Path | None = None
     labelled: int | None = None
     unlabelled: int | None = None
+    leave_out: tuple[int, int] | None = None
     unlabelled_root: Path | None = None
     flips: bool = True
     phantoms: int = 48
@@ -576,6 +581,12 @@ def _check(config: Config) -> None:
         ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
         ("labelled", data.labelled, data.labelled is None or data.labelled >= 1, "1 or more"),
         ("unlabelled", data.unlabelled, (data.unlabelled or 0) >= 0, "0 or more"),
+        (
+            "leave_out",
+            data.leave_out,
+            data.leave_out is None or 0 <= data.leave_out[0] < data.leave_out[1] > 1,
+            "a part from 0, and the number of parts, 2 or more",
+        ),
         ("epochs", training.epochs, training.epochs >= 1, "1 or more"),
         (
             "samples_per_epoch",

@@ -79,7 +79,7 @@ class Experiment:
             as slices are found by looking through all subjects.
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
             process.
-        teacher_file: Model file of the teacher, where that lies in another run folder.
+        teacher_files: Model files of the teachers, where those lie in other run folders.
     """
 
     config: Config
@@ -95,7 +95,7 @@ class Experiment:
     performance: Performance
     samples: dict[str, Any] = field(default_factory=dict)
     cache_counts: dict[str, int] = field(default_factory=dict)
-    teacher_file: Path | None = None
+    teacher_files: tuple[Path, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -165,12 +165,12 @@ class Experiment:
         return build(metadata).to(memory_format=layout)
 
     def setting(
-        self, role: str, network: torch.nn.Module, teacher: torch.nn.Module | None
+        self, role: str, network: torch.nn.Module, teachers: Sequence[torch.nn.Module] = ()
     ) -> Setting:
         """Return what a recipe is given for a network of a role."""
         return Setting(
             network=network,
-            teacher=teacher,
+            teachers=tuple(teachers),
             options=self.config.objective,
             modalities=self.modalities,
             view=self.view(role),
@@ -327,7 +327,7 @@ def find_split(config: Config) -> Split:
     else:
         _, subjects = find_subjects(data.data_root, own_description(data))
     split = split_of(config, subjects)
-    return share_labels(split, labelled=data.labelled, unlabelled=data.unlabelled)
+    return shared_out(data, split)
 
 
 def refuse_wrong_gradients(config: Config) -> None:
@@ -615,6 +615,21 @@ def split_of(config: Config, subjects: list[Subject]) -> Split:
     )
 
 
+def shared_out(data: DataConfig, split: Split) -> Split:
+    """Return the split in which as many subjects have a reference as the configuration says.
+
+    Args:
+        data: Numbers of subjects.
+        split: In which all have one.
+
+    Raises:
+        UserError: If there are too few.
+    """
+    return share_labels(
+        split, labelled=data.labelled, unlabelled=data.unlabelled, leave_out=data.leave_out
+    )
+
+
 def without_references(
     data: DataConfig, description: Description, subjects: Sequence[Subject], split: Split
 ) -> tuple[list[Subject], Split]:
@@ -632,7 +647,7 @@ def without_references(
     Raises:
         UserError: If there are too few, or a further one has the name of a subject.
     """
-    split = share_labels(split, labelled=data.labelled, unlabelled=data.unlabelled)
+    split = shared_out(data, split)
     more: list[Subject] = []
     if data.unlabelled_root is not None:
         _, more = find_subjects(data.unlabelled_root, description)

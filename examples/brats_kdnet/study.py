@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.table import Table
 
 from command import exit_status
 from config import Program, parse_for
@@ -25,6 +26,7 @@ from errors import UserError
 from report import write_report
 from studies.collect import collect
 from studies.design import Design, read_design
+from studies.search import Trial, search
 
 _DESCRIPTION = """\
 Train a student by several recipes, with several numbers of labelled and unlabelled subjects, folds
@@ -59,6 +61,9 @@ class StudyOptions:
             trained first if that has not been done.
         only: Train only units whose names contain this text, such as fold0 or baseline, and the
             teachers that they need.
+        search: Instead, try options of a recipe: name of a search in the study's file. It trains on
+            a part of the training subjects and compares on the others; test subjects stay unseen.
+        trials: How many trials the search makes in all, those of earlier starts counted.
         show: "units" lists the units with their numbers, "status" shows how far each one is; both
             prepare the folder if that has not been done, and train nothing.
     """
@@ -67,6 +72,8 @@ class StudyOptions:
     jobs: int | Literal["auto"] = "auto"
     unit: str | None = None
     only: str | None = None
+    search: str | None = None
+    trials: int = 12
     show: Literal["units", "status"] | None = None
 
 
@@ -90,6 +97,10 @@ def study(arguments: Sequence[str], console: Console) -> int:
     design = read_design(named_study(arguments))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)
+    if options.search is not None:
+        found = search(design, options.search, config, trials=options.trials, console=console)
+        console.print(trials_table(found))
+        return 0
     rows, seeds = design.rows()
     units = CrossvalOptions(jobs=options.jobs, unit=options.unit, show=options.show)
     plan = open_plan(config, units, console, rows=rows, own_seeds=seeds)
@@ -104,6 +115,19 @@ def study(arguments: Sequence[str], console: Console) -> int:
     for name, reason in failed.items():
         console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def trials_table(trials: Sequence[Trial]) -> Table:
+    """Show what the trials of a search reached.
+
+    Args:
+        trials: The best first.
+    """
+    table = Table("trial", "Dice", "gain, points", "options")
+    for trial in trials:
+        options = ", ".join(f"{name} {value}" for name, value in trial.options.items())
+        table.add_row(str(trial.number), f"{trial.dice:.3f}", f"{100 * trial.gain:+.1f}", options)
+    return table
 
 
 def named_study(arguments: Sequence[str]) -> str:
@@ -152,7 +176,8 @@ def train(
     teachers = {
         teacher.name
         for unit in plan.units()
-        if unit.name in wanted and (teacher := plan.teacher_of(unit)) is not None
+        if unit.name in wanted
+        for teacher in plan.teachers_of(unit)
     }
     units = [unit for unit in plan.units() if unit.name in wanted | teachers]
     jobs = number_of_jobs(options.jobs, plan.config.training.accelerator)

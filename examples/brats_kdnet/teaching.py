@@ -21,7 +21,7 @@ from experiment import (
     stacked,
     view_of,
 )
-from privdistill import DistillationWrapper, TeacherCache
+from privdistill import DistillationWrapper, Ensemble, TeacherCache
 from recipes.lesson import Lesson, Setting
 from recipes.recipe import lesson_of
 from recipes.rows import Row
@@ -37,13 +37,14 @@ from training.loop import fit, is_finished
 from training.task import Task
 
 
-def teach(experiment: Experiment, row: Row, teacher: nn.Module | None = None) -> nn.Module:
+def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
     """Train the network of a row, or read it if that is done.
 
     Args:
         experiment: Subjects, settings, run folder.
         row: Which network, and how.
-        teacher: A trained network that is frozen and imitated.
+        teachers: Trained networks that are frozen and imitated; of several, each subject is taught
+            by those that were not trained on it.
 
     Returns:
         The network with the selected weights.
@@ -66,8 +67,8 @@ def teach(experiment: Experiment, row: Row, teacher: nn.Module | None = None) ->
 
     network = experiment.build_network(row.role, row.name)
     if experiment.performance.compile:
-        network, teacher = compiled(network), teacher and compiled(teacher)
-    lesson = lesson_of(row, experiment.setting(row.role, network, teacher))
+        network, teachers = compiled(network), tuple(map(compiled, teachers))
+    lesson = lesson_of(row, experiment.setting(row.role, network, teachers))
     with experiment.watch.phase(row.name), explained(f"The training of {row.name}"):
         carry_out(experiment, row, lesson)
     return load_model(run.model(row.name))[0]
@@ -110,6 +111,7 @@ def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
             memory_format=experiment.performance.memory_format,
             console=experiment.console,
             volumes=experiment.volumes(),
+            seen_by_teachers=tuple(map(frozenset, seen_by_teachers(experiment, row))),
         )
         fit(
             experiment.fabric,
@@ -138,10 +140,23 @@ def describe_row(experiment: Experiment, row: Row) -> ModelMetadata:
     )
     if row.teacher is None:
         return metadata
-    path = experiment.teacher_file or experiment.run.model(row.teacher)
-    taught = read_metadata(path).seen_cases
+    taught = [name for seen in seen_by_teachers(experiment, row) for name in seen]
     seen = (*metadata.seen_cases, *experiment.split.unlabelled, *taught)
     return replace(metadata, seen_cases=tuple(dict.fromkeys(seen)))
+
+
+def seen_by_teachers(experiment: Experiment, row: Row) -> list[tuple[str, ...]]:
+    """Return the subjects that each teacher of a row has seen.
+
+    Args:
+        experiment: Knows the teachers' model files.
+        row: Which network.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    files = experiment.teacher_files or [experiment.run.model(name) for name in row.teachers]
+    return [read_metadata(path).seen_cases for path in files]
 
 
 def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
@@ -160,7 +175,7 @@ def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
     metadata = describe_network(row.role, config, description, row.name)
     setting = Setting(
         network=build(metadata),
-        teacher=None if teacher is None else build(teacher),
+        teachers=() if teacher is None else tuple(build(teacher) for _ in row.teachers),
         options=config.objective,
         modalities=stacked(config.data, description),
         view=metadata.modalities,
@@ -178,7 +193,7 @@ def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
     ).close()
 
 
-def teacher_cache(config: Config, teacher: nn.Module | None) -> TeacherCache | None:
+def teacher_cache(config: Config, teacher: nn.Module | Ensemble | None) -> TeacherCache | None:
     """Say where the teacher's outputs are kept.
 
     Args:
@@ -190,9 +205,9 @@ def teacher_cache(config: Config, teacher: nn.Module | None) -> TeacherCache | N
         costs nothing, or of samples that do not come back.
     """
     training = config.training
+    networks = teacher.networks if isinstance(teacher, Ensemble) else [teacher]
     if (
-        teacher is None
-        or not any(True for _ in teacher.parameters())
+        not any(True for network in networks if network is not None for _ in network.parameters())
         or training.teacher_cache == "off"
         or moves(config.data)
     ):

@@ -56,12 +56,16 @@ def probabilities(logits: Tensor, activation: Activation, *, temperature: float 
 
 
 def mix_logits(
-    members: Sequence[tuple[Tensor, float]], activation: Activation, *, temperature: float = 1.0
+    members: Sequence[tuple[Tensor, float | Tensor]],
+    activation: Activation,
+    *,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Logits whose tempered probabilities are the mean of several networks' tempered ones.
 
     Args:
-        members: Logits `(B, C, *spatial)` and weight of each network; weights sum to one.
+        members: Logits `(B, C, *spatial)` and weight of each network, one number or one for each
+            sample, `(B,)`; weights sum to one.
         activation: "softmax" or "sigmoid".
         temperature: T, dimensionless, > 0.
 
@@ -78,8 +82,7 @@ def mix_logits(
         Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
     tempered = [at_least_float32(logits) / temperature for logits, _ in members]
-    # A share may be too small beside another one for any number but zero.
-    shares = [math.log(max(weight, sys.float_info.min)) for _, weight in members]
+    shares = [_log(weight, logits.ndim) for logits, weight in members]
 
     def mean(logs: list[Tensor]) -> Tensor:
         stacked = torch.stack([log + share for log, share in zip(logs, shares, strict=True)])
@@ -90,6 +93,14 @@ def mix_logits(
     positive = mean([F.logsigmoid(logits) for logits in tempered])
     negative = mean([F.logsigmoid(-logits) for logits in tempered])
     return temperature * (positive - negative)
+
+
+def _log(weight: float | Tensor, axes: int) -> float | Tensor:
+    """Logarithm of a network's weight; that of a sample it does not count for is minus infinity."""
+    if isinstance(weight, Tensor):
+        return at_least_float32(weight).log().reshape(-1, *[1] * (axes - 1))
+    # A weight may be too small beside another one for any number but zero.
+    return math.log(max(weight, sys.float_info.min))
 
 
 def resize(values: Tensor, size: Sequence[int]) -> Tensor:

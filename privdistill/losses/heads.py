@@ -65,7 +65,7 @@ def check_head_weights(given: Sequence[float] | None, count: int) -> None:
 def steps_by_head(
     common: Mapping[str, Any],
     heads: Sequence[Tensor],
-    taught: Sequence[tuple[Sequence[Tensor], float]],
+    taught: Sequence[tuple[Sequence[Tensor], float | Tensor]],
     activation: Activation,
 ) -> list[Step]:
     """Return a step for each head, with the teachers' logits at its resolution.
@@ -88,7 +88,7 @@ def steps_by_head(
 def _teaching(
     head: Tensor,
     main: bool,
-    taught: Sequence[tuple[Sequence[Tensor], float]],
+    taught: Sequence[tuple[Sequence[Tensor], float | Tensor]],
     activation: Activation,
 ) -> dict[str, Any]:
     if not taught:

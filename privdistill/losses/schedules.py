@@ -26,7 +26,7 @@ class Ramp:
     Args:
         start: Weight at the beginning.
         end: Weight from step `begin + steps` on.
-        steps: Length in training steps, > 0.
+        steps: Length in training steps, >= 1.
         begin: Step at which it leaves `start`.
         curve: "linear"; "cosine", flat at both ends; or "exponential", `exp(-5 (1 - x)^2)`, steep
             at the end.
@@ -54,10 +54,10 @@ class Ramp:
 
     def __post_init__(self) -> None:
         counts = (self.steps, self.begin)
-        if not all(map(is_number, counts)) or not (0 < self.steps < _LARGEST > self.begin >= 0):
+        if not all(map(is_number, counts)) or not (1 <= self.steps < _LARGEST > self.begin >= 0):
             raise ObjectiveError(
                 f"Ramp: `steps` is {self.steps!r} and `begin` is {self.begin!r}; `steps` must be "
-                "positive and `begin` must not be negative, both counted in training steps."
+                "at least 1 and `begin` must not be negative, both counted in training steps."
             )
         if self.curve not in _CURVES:
             raise ObjectiveError(f"Ramp: `curve` must be one of {_CURVES}; got {self.curve!r}.")

@@ -3,7 +3,8 @@
     python tests/faults/soak.py                         2,000 steps, about half a minute
     python tests/faults/soak.py --write docs/soak.json  the same, and the page's numbers anew
 
-A tiny network is distilled for 2,000 steps with everything that a training does: a validation, a
+After 1,000 steps, in which allocators and caches reach their size, a tiny network is distilled
+for 2,000 more with everything that a training does: a validation, a
 checkpoint, a row of history and TensorBoard events after every 20 steps, and a teacher's cache on
 disk. At every step the resident memory, open files, hooks and threads of the process are noted.
 """
@@ -44,8 +45,7 @@ from training.loop import fit
 
 STEPS_PER_EPOCH = 20
 BATCH = 2
-#: The allocator and the caches of PyTorch reach their size in the first quarter.
-WARM_UP = 0.25
+WARM_UP = 1000
 BLOCKS = 30
 MIB = 2**20
 PAGE = 4096
@@ -97,19 +97,20 @@ def slope(values, steps):
     return [1000 * line.slope, 1000 * (line.slope - half), 1000 * (line.slope + half)]
 
 
-def soak(folder, steps=2000):
+def soak(folder, steps=2000, warm_up=WARM_UP):
     """Train for a number of steps and return what was held.
 
     Args:
         folder: Takes checkpoints, history, events and the teacher's outputs.
-        steps: Steps in all.
+        steps: Steps that are measured.
+        warm_up: Steps before them.
 
     Returns:
         Slopes per 1,000 steps with their intervals, and what was held at the end of the warm-up and
         of the training.
     """
     torch.manual_seed(0)
-    epochs = steps // STEPS_PER_EPOCH
+    epochs = (warm_up + steps) // STEPS_PER_EPOCH
     samples = Watched(STEPS_PER_EPOCH * BATCH, epochs * STEPS_PER_EPOCH)
     loaders = [
         build_loader(dataset, BATCH, shuffle=shuffle, seed=3, flips=shuffle, workers=0)
@@ -132,11 +133,11 @@ def soak(folder, steps=2000):
         fit(Fabric(accelerator="cpu", devices=1), kd, *loaders, work)
     gc.collect()
     numbers = samples.noted
-    first = int(len(numbers) * WARM_UP)
-    memory, files, hooks, threads = numbers[first:].T
-    at = np.arange(first, len(numbers))
+    memory, files, hooks, threads = numbers[warm_up:].T
+    at = np.arange(warm_up, len(numbers))
     return {
-        "steps": len(numbers),
+        "steps": len(at),
+        "after_steps": warm_up,
         "validations": epochs,
         "checkpoints": epochs,
         "cache_hits": cache.statistics.hits,

@@ -112,7 +112,7 @@ class Plan:
 
     def units(self) -> list[Unit]:
         """Return all units: every teacher, on all folds, before everything else."""
-        teachers = {row.teacher for row in self.rows}
+        teachers = {teacher for row in self.rows for teacher in row.teachers}
         order = {row.name: (self._generation(row), row.name not in teachers) for row in self.rows}
         return [
             Unit(fold, seed, row)
@@ -125,17 +125,17 @@ class Plan:
         """Return the seeds that a row is trained with."""
         return self.own_seeds.get(row, self.seeds)
 
-    def teacher_of(self, unit: Unit) -> Unit | None:
-        """Return the unit whose network a unit imitates, on the same fold.
+    def teachers_of(self, unit: Unit) -> list[Unit]:
+        """Return the units whose networks a unit imitates, on the same fold.
 
-        It has the same seed, or the teacher's first one where the teacher is not trained with that.
+        They have the same seed, or their first one where they are not trained with that.
         """
-        name = unit.row.teacher
-        if name is None:
-            return None
-        seeds = self.seeds_of(name)
-        seed = unit.seed if unit.seed in seeds else seeds[0]
-        return replace(unit, row=self._by_name[name], seed=seed)
+        found = []
+        for name in unit.row.teachers:
+            seeds = self.seeds_of(name)
+            seed = unit.seed if unit.seed in seeds else seeds[0]
+            found.append(replace(unit, row=self._by_name[name], seed=seed))
+        return found
 
     def find(self, wanted: str | int) -> Unit:
         """Return a unit by its name or number.
@@ -183,5 +183,5 @@ class Plan:
         return run.part_scores.is_file() and (run.subsets.is_file() or not wanted)
 
     def _generation(self, row: Row) -> int:
-        teacher = row.teacher
-        return 0 if teacher is None else 1 + self._generation(self._by_name[teacher])
+        taught = [1 + self._generation(self._by_name[name]) for name in row.teachers]
+        return max(taught, default=0)

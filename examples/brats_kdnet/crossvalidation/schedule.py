@@ -63,10 +63,8 @@ def run_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, s
 
 def blocked(plan: Plan, unit: Unit, failed: dict[str, str]) -> str | None:
     """Return why a unit cannot be trained: its teacher failed. None if it can."""
-    teacher = plan.teacher_of(unit)
-    if teacher is None or teacher.name not in failed:
-        return None
-    return f"its teacher {teacher.name} failed"
+    lost = [teacher.name for teacher in plan.teachers_of(unit) if teacher.name in failed]
+    return f"its teacher {lost[0]} failed" if lost else None
 
 
 @dataclass
@@ -129,8 +127,7 @@ class Pool:
             if reason is not None:
                 self.failed[unit.name] = reason
                 continue
-            teacher = self.plan.teacher_of(unit)
-            ready = teacher is None or self.plan.is_done(teacher)
+            ready = all(map(self.plan.is_done, self.plan.teachers_of(unit)))
             if ready and len(self.running) < self.jobs:
                 self._start(unit)
             else:

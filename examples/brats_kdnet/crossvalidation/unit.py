@@ -42,24 +42,21 @@ def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
     """
     if plan.is_done(unit):
         return
-    teacher_unit = plan.teacher_of(unit)
-    if teacher_unit is not None:
-        run_unit(plan, teacher_unit, console)
+    teachers = plan.teachers_of(unit)
+    for teacher in teachers:
+        run_unit(plan, teacher, console)
     run = plan.folder(unit)
     run.role(run.part).mkdir(parents=True, exist_ok=True)
     with waiting_for(run.role(run.part) / ".lock", f"{unit.name} is trained", console):
         if not plan.is_done(unit):
-            _train_and_score(plan, unit, teacher_unit, console)
+            _train_and_score(plan, unit, teachers, console)
 
 
-def _train_and_score(plan: Plan, unit: Unit, teacher_unit: Unit | None, console: Console) -> None:
+def _train_and_score(plan: Plan, unit: Unit, teachers: list[Unit], console: Console) -> None:
     with open_unit(plan, unit, console) as experiment:
-        teacher = None
-        if teacher_unit is not None:
-            path = plan.folder(teacher_unit).model(teacher_unit.row.name)
-            teacher = load_trained(experiment, path)
-            experiment.teacher_file = path
-        teach(experiment, unit.row, teacher)
+        files = [plan.folder(teacher).model(teacher.row.name) for teacher in teachers]
+        experiment.teacher_files = tuple(files)
+        teach(experiment, unit.row, *(load_trained(experiment, path) for path in files))
         with experiment.watch.phase("evaluation"):
             score(experiment, unit.row, subsets=plan.subsets)
 

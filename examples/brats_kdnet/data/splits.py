@@ -116,7 +116,13 @@ def split_subjects(
     return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
 
 
-def share_labels(split: Split, *, labelled: int | None, unlabelled: int | None) -> Split:
+def share_labels(
+    split: Split,
+    *,
+    labelled: int | None,
+    unlabelled: int | None,
+    leave_out: tuple[int, int] | None = None,
+) -> Split:
     """Take the reference from some of the training subjects.
 
     Which ones depends on the names of the training subjects alone, so that trainings with another
@@ -126,6 +132,8 @@ def share_labels(split: Split, *, labelled: int | None, unlabelled: int | None) 
         split: Its training subjects are shared out.
         labelled: How many keep their reference; None: all.
         unlabelled: How many of the others are still used; None: all.
+        leave_out: Part of the labelled ones that is not used at all, from 0, and how many parts
+            they are dealt into; None: all are used.
 
     Returns:
         A split with fewer training subjects and more unlabelled ones.
@@ -133,7 +141,7 @@ def share_labels(split: Split, *, labelled: int | None, unlabelled: int | None) 
     Raises:
         UserError: If there are fewer subjects than asked for.
     """
-    if labelled is None and unlabelled is None:
+    if labelled is None and unlabelled is None and leave_out is None:
         return split
     order = sorted(split.train)
     random.Random("labelled:" + "/".join(order)).shuffle(order)
@@ -146,9 +154,13 @@ def share_labels(split: Split, *, labelled: int | None, unlabelled: int | None) 
             f"this fold has {len(order)}. Ask for fewer, or give further subjects without a "
             "reference in a folder of their own: --unlabelled_root."
         )
+    part, parts = leave_out or (-1, 1)
+    used = [name for place, name in enumerate(order[:count]) if place % parts != part]
+    if not used:
+        raise UserError(f"--leave_out {part},{parts} leaves none of {count} labelled subjects.")
     return replace(
         split,
-        train=tuple(sorted(order[:count])),
+        train=tuple(sorted(used)),
         unlabelled=(*split.unlabelled, *sorted(rest[:more])),
     )
 

@@ -46,7 +46,7 @@ def distilled(setting: Setting) -> Lesson:
     """
     objective = student_objective(setting.options)
     return Lesson(
-        teacher=setting.teacher,
+        teacher=setting.together,
         network=setting.network,
         objective=objective,
         inputs=views(setting),

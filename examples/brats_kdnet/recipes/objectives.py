@@ -41,7 +41,7 @@ def taught_by_objective(setting: Setting) -> Lesson:
     options = setting.options
     objective = objective_of(options.objective, options, classes=_classes(setting))
     return Lesson(
-        teacher=setting.teacher,
+        teacher=setting.together,
         network=setting.network,
         objective=objective,
         inputs=views(setting),

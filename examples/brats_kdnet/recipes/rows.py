@@ -1,7 +1,7 @@
 """Rows of a results table: which network is trained how, with which teacher."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ _OPTIONS = [
     "student_modalities",
     "labelled",
     "unlabelled",
+    "leave_out",
 ]
 
 
@@ -46,6 +47,8 @@ class Row:
         recipe: How it is trained.
         role: Whose modalities and backbone it has.
         teacher: Row whose trained network is frozen and imitated; None without one.
+        more_teachers: Further rows that teach it; each subject is then taught by those of its
+            teachers that were not trained on it.
         label: How tables call it.
         options: Options of the configuration that differ from those of the run.
         small: Arguments of its backbone under the presets demo and cpu, whose networks are small.
@@ -55,9 +58,15 @@ class Row:
     recipe: str = "supervised"
     role: Role = "student"
     teacher: str | None = None
+    more_teachers: tuple[str, ...] = ()
     label: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     small: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """All rows that teach it."""
+        return () if self.teacher is None else (self.teacher, *self.more_teachers)
 
     def configure(self, config: Config) -> Config:
         """Return the configuration that this row is trained with.
@@ -136,21 +145,26 @@ def select_rows(
     return list(ordered.values())
 
 
-def _lineage(name: str, rows: Mapping[str, Row], groups: Iterable[str]) -> list[Row]:
-    """A row behind its teacher, and that one's."""
-    chain: list[Row] = []
-    current: str | None = name
-    while current is not None:
-        if current not in rows:
-            raise UserError(
-                f"There is no row {current!r}. Rows: {', '.join(rows)}. Groups: "
-                f"{', '.join(groups)}. Rows of your own are described in a file: --rows_file."
-            )
-        if any(row.name == current for row in chain):
-            raise UserError(f"Row {name!r}: its teachers teach each other in a circle.")
-        chain.append(rows[current])
-        current = rows[current].teacher
-    return chain[::-1]
+def _lineage(
+    name: str,
+    rows: Mapping[str, Row],
+    groups: Iterable[str],
+    students: tuple[str, ...] = (),
+) -> list[Row]:
+    """A row behind its teachers, and theirs."""
+    if name not in rows:
+        raise UserError(
+            f"There is no row {name!r}. Rows: {', '.join(rows)}. Groups: {', '.join(groups)}. "
+            "Rows of your own are described in a file: --rows_file."
+        )
+    if name in students:
+        raise UserError(f"Row {students[0]!r}: its teachers teach each other in a circle.")
+    behind = [
+        row
+        for teacher in rows[name].teachers
+        for row in _lineage(teacher, rows, groups, (*students, name))
+    ]
+    return [*behind, rows[name]]
 
 
 def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
@@ -172,12 +186,18 @@ def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
             row,
             name=f"{row.name}-{modality.lower()}",
             label=f"{row.label}, {modality}",
-            teacher=f"{row.teacher}-{modality.lower()}" if row.teacher in own else row.teacher,
+            teacher=_swept(row.teacher, modality, own),
+            more_teachers=tuple(_swept(name, modality, own) or "" for name in row.more_teachers),
             options=row.options | {"student_modalities": [modality]},
         )
         for modality in modalities
         for row in repeated
     ]
+
+
+def _swept(teacher: str | None, modality: str, own: Container[str]) -> str | None:
+    """Name of a teacher in a sweep."""
+    return f"{teacher}-{modality.lower()}" if teacher in own else teacher
 
 
 def _segmenter(backbone: str, arguments: dict[str, Any], data: DataConfig) -> dict[str, Any]:
@@ -228,6 +248,8 @@ def _row(path: Path, name: str, values: Any) -> Row:
         "distilled and shared need a teacher": taught and row.teacher is None,
         f"the recipe {row.recipe} takes no teacher; distilled does": not taught
         and row.teacher is not None,
+        "more_teachers needs a teacher, and the recipe distilled": bool(row.more_teachers)
+        and (row.teacher is None or row.recipe != "distilled"),
     }
     for problem, found in problems.items():
         if found:

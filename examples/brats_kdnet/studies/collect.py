@@ -7,8 +7,8 @@ from typing import Any
 from crossvalidation.folder import read_summary
 from crossvalidation.plan import Plan, Unit
 from crossvalidation.results import complete_scores
-from data.splits import Split, share_labels
-from experiment import describe_network, find_description
+from data.splits import Split
+from experiment import describe_network, find_description, shared_out
 from studies.design import BASELINE, TEACHER, Design
 from studies.facts import FACTS, Facts, write_facts
 from studies.rows import ROWS, StudyRow, write_rows
@@ -32,7 +32,8 @@ def collect(plan: Plan, design: Design, commands: Sequence[str]) -> Path:
     rows = [
         row
         for unit in plan.units()
-        if plan.is_done(unit)
+        # Teachers that were trained without a part of the subjects only teach.
+        if plan.is_done(unit) and unit.row.name in kinds
         for row in rows_of(plan, unit, study=design.name, kind=kinds[unit.row.name])
     ]
     path = plan.root / ROWS
@@ -85,7 +86,7 @@ def rows_of(plan: Plan, unit: Unit, *, study: str, kind: str) -> list[StudyRow]:
 def taught_by(plan: Plan, unit: Unit) -> Split:
     """Return the split of a unit, with the references that its row has."""
     data = unit.row.configure(plan.configure(unit)).data
-    return share_labels(unit.fold.split, labelled=data.labelled, unlabelled=data.unlabelled)
+    return shared_out(data, unit.fold.split)
 
 
 def facts_of(plan: Plan, design: Design, commands: Sequence[str]) -> Facts:

@@ -1,5 +1,6 @@
 """What a study consists of: a file with recipes, and with how many references each is tried."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -28,10 +29,14 @@ class Recipe:
     Attributes:
         label: How tables and figures call it.
         options: Options of the configuration that differ from those of the study.
+        parts: Into how many parts the labelled subjects are dealt, if each is to be taught by
+            teachers that were not trained on it: one teacher is trained for each part, on the
+            others. 1 leaves them together: one teacher is trained on all.
     """
 
     label: str
     options: dict[str, Any] = field(default_factory=dict)
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,34 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Options to be tried on subjects that no table tests.
+
+    Attributes:
+        space: Values of each option that are tried.
+        options: Options that all trials share.
+        labelled: Training subjects with a reference, or "all"; the others teach without one.
+        folds: Folds of the study on whose training subjects it is tried.
+        seeds: Of weights and order.
+        random_trials: Trials before those that build on earlier ones.
+        seed: Of the choice of trials.
+    """
+
+    space: dict[str, list[Any]]
+    options: dict[str, Any] = field(default_factory=dict)
+    labelled: Count = "all"
+    folds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
+    random_trials: int = 6
+    seed: int = 0
+
+    @property
+    def encoded(self) -> list[tuple[str, list[str]]]:
+        """The values as texts, in which lists can be told apart."""
+        return [(name, [json.dumps(v) for v in values]) for name, values in self.space.items()]
+
+
+@dataclass(frozen=True)
 class Design:
     """A study, as its file describes it.
 
@@ -62,7 +95,9 @@ class Design:
         options: Options of the configuration that all units share.
         recipes: By name.
         blocks: What is trained.
-        chosen: Recipe that the study is about.
+        chosen: Recipe that the study is about; where it depends on the number of labels, recipes by
+            rows' names without that of the recipe, such as 20-labelled.
+        searches: By name.
     """
 
     name: str
@@ -70,7 +105,8 @@ class Design:
     options: dict[str, Any]
     recipes: dict[str, Recipe]
     blocks: tuple[Block, ...]
-    chosen: str = "chosen"
+    chosen: str | dict[str, str] = "chosen"
+    searches: dict[str, Search] = field(default_factory=dict)
 
     def arguments(self) -> list[str]:
         """Return the options as they would stand on a command line."""
@@ -93,9 +129,10 @@ class Design:
                 rows[row.name] = row
                 seeds[row.name] = tuple(sorted({*seeds.get(row.name, ()), *block.seeds}))
         for row in list(rows.values()):
-            if row.teacher is not None and row.teacher not in rows:
-                rows[row.teacher] = self._row(TEACHER, row.options.get("labelled", "all"), "all")
-                seeds[row.teacher] = (min(seeds[row.name]),)
+            for teacher in teachers_of(row):
+                if teacher.name not in rows:
+                    rows[teacher.name] = teacher
+                    seeds[teacher.name] = (min(seeds[row.name]),)
         ordered = sorted(rows.values(), key=lambda row: row.teacher is not None)
         return tuple(ordered), seeds
 
@@ -117,21 +154,62 @@ class Design:
         ]
 
     def _row(self, recipe: str, labelled: Count, unlabelled: Count) -> Row:
-        chosen = {"labelled": labelled, "unlabelled": unlabelled}
-        options = {name: count for name, count in chosen.items() if count != "all"}
         if recipe in {TEACHER, BASELINE}:
-            # What it never sees need not be prepared.
-            options |= {"unlabelled": 0} if labelled != "all" else {}
-        own = self.recipes.get(recipe, Recipe(recipe))
-        taught = recipe not in {TEACHER, BASELINE}
+            return plain_row(recipe, labelled)
+        own, counts = self.recipes[recipe], {"labelled": labelled, "unlabelled": unlabelled}
+        teachers = tuple(part_name(labelled, part, own.parts) for part in range(own.parts))
         return Row(
-            name=row_name(recipe, labelled, "all" if not taught else unlabelled),
-            recipe="distilled" if taught else "supervised",
-            role="teacher" if recipe == TEACHER else "student",
-            teacher=row_name(TEACHER, labelled, "all") if taught else None,
+            name=row_name(recipe, labelled, unlabelled),
+            recipe="distilled",
+            teacher=teachers[0],
+            more_teachers=teachers[1:],
             label=f"{own.label}, {labelled} labelled",
-            options=own.options | options,
+            options=own.options | {name: n for name, n in counts.items() if n != "all"},
         )
+
+
+def plain_row(recipe: str, labelled: Count) -> Row:
+    """Return the row of a teacher or baseline.
+
+    Args:
+        recipe: "teacher" or "baseline".
+        labelled: Training subjects with a reference, or "all".
+    """
+    return Row(
+        name=row_name(recipe, labelled, "all"),
+        role="teacher" if recipe == TEACHER else "student",
+        label=f"{recipe}, {labelled} labelled",
+        # What it never sees need not be prepared.
+        options={} if labelled == "all" else {"labelled": labelled, "unlabelled": 0},
+    )
+
+
+def part_name(labelled: Count, part: int, parts: int) -> str:
+    """Return the name of a teacher that is trained without one part of the labelled subjects.
+
+    Args:
+        labelled: Training subjects with a reference, or "all".
+        part: Which part it is not trained on.
+        parts: How many there are; of one part, it is trained on all.
+    """
+    own = TEACHER if parts == 1 else f"{TEACHER}-without-{part}-of-{parts}"
+    return row_name(own, labelled, "all")
+
+
+def teachers_of(student: Row) -> list[Row]:
+    """Return the rows that teach a student.
+
+    Args:
+        student: Names them.
+    """
+    whole = plain_row(TEACHER, student.options.get("labelled", "all"))
+    parts = len(student.teachers)
+    if parts == 1:
+        return [whole]
+    return [
+        replace(whole, name=name, options=whole.options | {"leave_out": [part, parts]})
+        for part, name in enumerate(student.teachers)
+    ]
 
 
 def row_name(recipe: str, labelled: Count, unlabelled: Count) -> str:
@@ -180,8 +258,10 @@ def read_design(wanted: str) -> Design:
 
 def _design(path: Path, content: Any) -> Design:
     keys = ("title", "options", "recipes", "blocks")
-    if not isinstance(content, dict) or {*content} - {"chosen"} != {*keys}:
-        raise UserError(f"{path}: a study has the keys {', '.join(keys)}, and perhaps chosen.")
+    if not isinstance(content, dict) or {*content} - {"chosen", "searches"} != {*keys}:
+        raise UserError(
+            f"{path}: a study has the keys {', '.join(keys)}, and perhaps chosen and searches."
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Design, "design")
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from errors import UserError
 from reports.page import read_mapping
-from run_folder import write_text
+from writing import write_text
 
 FACTS = "study.json"
 TEACHER = "teacher"

@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.tables import format_number
-from run_folder import atomic
 from studies.analysis import Analysis
 from studies.gains import Comparison, Network, NetworkDice
 from studies.lead import LeadAndGain
 from studies.lines import Line, by_labelled, by_unlabelled
+from writing import atomic
 
 # The colours of the report's page, on its white panel.
 _INK, _SOFT, _RULE = "#1d2327", "#5d676e", "#dcdfdb"

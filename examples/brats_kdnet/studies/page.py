@@ -7,7 +7,6 @@ from pathlib import Path
 
 from errors import UserError
 from evaluation.tables import SPACE_NAMES, format_p
-from run_folder import write_text
 from studies.analysis import Analysis, analyse
 from studies.cells import RESAMPLES
 from studies.facts import FACTS
@@ -15,6 +14,7 @@ from studies.figures import Missing, Picture, draw_all, save
 from studies.gains import Comparison, spaces
 from studies.rows import ROWS, read_study
 from studies.tables import all_tables, format_gain
+from writing import write_text
 
 
 def find_studies(folder: Path) -> list[Path]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from run_folder import write_text
 from studies.facts import FACTS, Facts, listed, read_facts
+from writing import write_text
 
 ROWS = "rows.csv"
 SPACES = ("native", "grid")

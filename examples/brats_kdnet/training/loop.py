@@ -211,7 +211,11 @@ def take_step(
     guard.look_at_image(batch, where)
     image, target = prepare(batch, task)
     labelled, key = batch.get("labelled"), batch.get("key")
-    out = cast("Output", training.model(image, target, labelled=labelled, key=key))
+    weights = task.teacher_weights(batch["name"])
+    out = cast(
+        "Output",
+        training.model(image, target, labelled=labelled, teacher_weights=weights, key=key),
+    )
     fabric.backward(out.loss)
     norm = fabric.clip_gradients(
         training.model,

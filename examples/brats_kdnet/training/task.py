@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from config import TrainingConfig
 from data.preprocessing import Sample
@@ -25,6 +27,7 @@ class Task:
         console: Where progress is shown.
         volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
             whole volumes.
+        seen_by_teachers: Subjects that each teacher was trained or selected on.
     """
 
     metadata: ModelMetadata
@@ -34,6 +37,23 @@ class Task:
     memory_format: MemoryFormat
     console: Console
     volumes: Sequence[Sample] | None = None
+    seen_by_teachers: tuple[frozenset[str], ...] = ()
+
+    def teacher_weights(self, names: Sequence[str]) -> Tensor | None:
+        """Say which teachers teach which samples: those that were not trained on them.
+
+        Args:
+            names: Of the samples; those of patches and slices begin with that of the subject.
+
+        Returns:
+            1 or 0, (B, teachers); all 1 for a sample that all were trained on; None if there are
+            not several teachers.
+        """
+        if len(self.seen_by_teachers) < 2:
+            return None
+        cases = [name.partition("/")[0] for name in names]
+        new = torch.tensor([[c not in seen for seen in self.seen_by_teachers] for c in cases])
+        return (new | ~new.any(dim=1, keepdim=True)).float()
 
     @property
     def role(self) -> str:

@@ -1,0 +1,216 @@
+"""Which options of a recipe gain most, on subjects that no table tests.
+
+The training subjects of one fold are split once more; the trials of a search train on one part and
+are compared on the other. The fold's own test subjects are never read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from rich.console import Console
+
+from config import Config
+from crossvalidation.folder import open_plan
+from crossvalidation.folds import Fold, save_folds
+from crossvalidation.plan import CrossvalOptions, Plan, Unit
+from crossvalidation.unit import run_unit
+from data.splits import Split, split_subjects
+from errors import UserError
+from evaluation.scoring import read_scores
+from experiment import read_subjects
+from recipes.rows import Row
+from run_folder import RunFolder
+from studies.design import BASELINE, TEACHER, Design, Search, plain_row
+from writing import write_text
+
+_INNER_FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of options and what it reached.
+
+    Attributes:
+        number: From 0.
+        options: What was chosen.
+        dice: Mean Dice on the inner test subjects, at the training grid.
+        gain: Mean paired difference to the baseline of the same subjects, seed and steps.
+    """
+
+    number: int
+    options: dict[str, Any]
+    dice: float
+    gain: float
+
+
+def search(
+    design: Design, wanted: str, config: Config, *, trials: int, console: Console
+) -> list[Trial]:
+    """Try options until so many trials have been made, those of earlier starts counted.
+
+    Args:
+        design: Knows the search.
+        wanted: Name of the search.
+        config: Of the study.
+        trials: How many in all.
+        console: Where progress is shown.
+
+    Returns:
+        All trials, the best first.
+
+    Raises:
+        UserError: If there is no such search, or something cannot be used.
+        TrainingStoppedError: After a signal; trials that are finished are kept.
+    """
+    space = find_search(design, wanted)
+    root = RunFolder(config.run.out or Path("runs/study")).root / f"search-{wanted}"
+    config = replace(config, run=replace(config.run, out=root))
+    folds = inner_folds(config, space, console)
+    root.mkdir(parents=True, exist_ok=True)
+    save_folds(root / "inner-folds.json", folds)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = f"sqlite:///{root / 'trials.sqlite'}"
+    sampler = optuna.samplers.TPESampler(seed=space.seed, n_startup_trials=space.random_trials)
+    memory = optuna.create_study(
+        storage=storage,
+        study_name=wanted,
+        sampler=sampler,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    while (number := len(finished(memory))) < trials:
+        trial = memory.ask()
+        options = {name: trial.suggest_categorical(name, values) for name, values in space.encoded}
+        chosen = space.options | {name: json.loads(value) for name, value in options.items()}
+        console.print(f"Trial {number + 1} of {trials}: {chosen}", highlight=False)
+        dice, gain = try_options(config, space, trial.number, chosen, console)
+        trial.set_user_attr("dice", dice)
+        memory.tell(trial, gain)
+        console.print(f"  Dice {dice:.3f}, gain {100 * gain:+.1f} points", highlight=False)
+    found = sorted(map(trial_of, finished(memory)), key=lambda item: -item.gain)
+    write_trials(root / "trials.json", found)
+    return found
+
+
+def find_search(design: Design, wanted: str) -> Search:
+    """Return a search by its name.
+
+    Args:
+        design: Knows all.
+        wanted: Its name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if wanted not in design.searches:
+        known = ", ".join(design.searches) or "none"
+        raise UserError(f"--search {wanted}: the study has no such search; there are: {known}.")
+    return design.searches[wanted]
+
+
+def inner_folds(config: Config, space: Search, console: Console) -> list[Fold]:
+    """Split the training subjects of the search's folds once more.
+
+    Args:
+        config: Deals the folds of the study.
+        space: Says which of them are searched on.
+        console: Where progress is shown.
+
+    Returns:
+        Folds that share no subject with the test subjects of their outer fold.
+
+    Raises:
+        UserError: If there are too few subjects.
+    """
+    _, subjects = read_subjects(config, RunFolder(config.run.out or Path()), console)
+    data, seed = config.data, config.training.seed
+    folds = []
+    for number, outer in enumerate(space.folds):
+        split = split_subjects(
+            subjects, folds=data.folds, fold=outer, validation_fraction=0, seed=seed
+        )
+        rest = [subject for subject in subjects if subject.name in {*split.train}]
+        inner = split_subjects(rest, folds=_INNER_FOLDS, fold=0, validation_fraction=0, seed=seed)
+        folds.append(Fold(number, number, Split(inner.train, (), inner.test)))
+    return folds
+
+
+def try_options(
+    config: Config, space: Search, number: int, options: Mapping[str, Any], console: Console
+) -> tuple[float, float]:
+    """Train one choice of options and its baseline, and compare them.
+
+    Args:
+        config: Of the search's folder.
+        space: Numbers of labelled subjects, seeds.
+        number: Of the trial.
+        options: Of the recipe.
+        console: Where progress is shown.
+
+    Returns:
+        Mean Dice, and mean gain over the baseline.
+    """
+    teacher, baseline = (plain_row(name, space.labelled) for name in (TEACHER, BASELINE))
+    row = replace(
+        plain_row(TEACHER, space.labelled),
+        name=f"trial-{number}",
+        recipe="distilled",
+        role="student",
+        teacher=teacher.name,
+        label=f"trial {number}",
+        options=dict(options) | ({} if space.labelled == "all" else {"labelled": space.labelled}),
+    )
+    plan = open_plan(
+        config,
+        CrossvalOptions(folds_file=config.run.out and config.run.out / "inner-folds.json"),
+        console,
+        rows=(teacher, baseline, row),
+        own_seeds=dict.fromkeys((baseline.name, row.name), space.seeds)
+        | {teacher.name: space.seeds[:1]},
+    )
+    for unit in plan.units():
+        run_unit(plan, unit, console)
+    mine, theirs = (dice_of(plan, name) for name in (row, baseline))
+    gains = [mine[place] - theirs[place] for place in mine]
+    return sum(mine.values()) / len(mine), sum(gains) / len(gains)
+
+
+def dice_of(plan: Plan, row: Row) -> dict[tuple[str, str, int], float]:
+    """Return the Dice of a row at the training grid, by case, region and seed.
+
+    Args:
+        plan: Its units are finished.
+        row: Which.
+    """
+    units: list[Unit] = [unit for unit in plan.units() if unit.row.name == row.name]
+    return {
+        (score.case, score.region, unit.seed): score.dice
+        for unit in units
+        for score in read_scores(plan.folder(unit).part_scores)
+        if score.space == "grid" and score.postprocessing == "off"
+    }
+
+
+def finished(memory: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that have a result."""
+    return memory.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+
+
+def trial_of(frozen: optuna.trial.FrozenTrial) -> Trial:
+    """Read a finished trial."""
+    options = {name: json.loads(value) for name, value in frozen.params.items()}
+    return Trial(frozen.number, options, frozen.user_attrs["dice"], float(frozen.values[0]))
+
+
+def write_trials(path: Path, trials: list[Trial]) -> None:
+    """Write what all trials reached, the best first.
+
+    Args:
+        path: A JSON file.
+        trials: All.
+    """
+    write_text(path, json.dumps([vars(trial) for trial in trials], indent=2) + "\n")
