@@ -37,6 +37,9 @@ def write_reports(folder: Path) -> list[Path]:
     Raises:
         UserError: If there is nothing to report, or what is stored cannot be used.
     """
+    # The folder of a study is that of a cross-validation too, whose scores lie in its units.
+    if (folder / ROWS).is_file():
+        return [write_study(folder)]
     if (folder / MARKER).is_file() or (folder / "config.yaml").is_file():
         return [write_report(folder)]
     studies = find_studies(folder)

@@ -211,7 +211,7 @@ def _resolve(
 ) -> tuple[Plan, Description, list[Subject]]:
     description, subjects = read_subjects(config, run, console)
     folds = (
-        load_folds(options.folds_file, subjects)
+        load_folds(options.folds_file, subjects, validation=config.data.validation_fraction > 0)
         if options.folds_file is not None
         else deal(
             subjects,
