@@ -7,7 +7,7 @@ import pytest
 
 from errors import UserError
 from invented_runs import invented_study, write_invented_study
-from report import main, write_report, write_reports
+from report import main, write_reports
 from studies.page import find_studies, write_study
 
 FIGURES = ("headline", "dice", "gain-by-labelled", "gain-by-unlabelled", "gain-by-lead")
@@ -90,14 +90,13 @@ def test_study_that_is_a_cross_validation_too_is_reported_as_a_study(tmp_path, m
     for name in ("crossval.json", "config.yaml"):
         (tmp_path / name).write_text("{}")
     assert write_reports(tmp_path) == [tmp_path / "tables.md"]
-    assert write_report(tmp_path) == tmp_path / "tables.md"
 
 
 def test_study_without_rows_is_explained(tmp_path, capsys):
     write_invented_study(tmp_path)
     (tmp_path / "rows.csv").unlink()
     assert main([str(tmp_path)]) == 2
-    assert "rows.csv: expected the rows of a study, found no such file" in capsys.readouterr().err
+    assert "expected rows.csv beside study.json, found none" in capsys.readouterr().err
 
 
 def test_folder_of_nothing_names_all_that_fits(tmp_path):
