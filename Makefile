@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO_DIR ?= runs/demo
 
-.PHONY: help env demo test test-all bench check format gpu clean
+.PHONY: help env demo test test-all fuzz bench check format gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ test: env  ## the suite, doctests included
 
 test-all: env  ## everything, slow and fault tests too
 	$(BIN)/python -m pytest -n $(JOBS) -m ''
+
+fuzz: env  ## the property tests alone, 10,000 generated examples each; hours
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n $(JOBS) -m hypothesis --timeout=0
 
 bench: env  ## every benchmark: numbers, files, drawing, page; ten minutes on an idle machine
 	$(BIN)/python benchmarks/run.py

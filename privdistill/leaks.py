@@ -29,7 +29,8 @@ def assert_no_leak(
             `PrivilegedInput`.
 
     Raises:
-        ModalityError: If anything else reaches the output; names it.
+        ModalityError: If anything else reaches the output; names it. Also if the output holds no
+            floating-point tensor.
 
     Example:
         >>> from privdistill import PrivilegedInput
@@ -92,8 +93,15 @@ def _run(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with torch.enable_grad():
-            leaves = tree_leaves(model(view.for_student(image)))
+            result = model(view.for_student(image))
+    leaves = tree_leaves(result)
     floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not floats:
+        raise ModalityError(
+            f"assert_no_leak: the model returned {type(result).__name__} without a floating-point "
+            "tensor, so that nothing can be said of what reaches it. Pass a module that returns "
+            "its logits."
+        )
     return torch.cat([leaf.flatten() for leaf in floats])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
+from privdistill.losses.schedules import is_number
 from privdistill.taps.names import uncompiled
 
 # Where a held teacher keeps its claim; a copy of one keeps None there.
@@ -48,7 +49,8 @@ class Ensemble:
         if not count:
             raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
         weights = [1.0] * count if self.weights is None else self.weights
-        if len(weights) != count or not all(0 < weight < float("inf") for weight in weights):
+        numbers = all(is_number(weight) and 0 < weight < float("inf") for weight in weights)
+        if len(weights) != count or not numbers or sum(weights) == float("inf"):
             raise ObjectiveError(
                 f"Ensemble: the weights are {list(weights)} for {count} teachers. Pass one "
                 "positive finite number each."
@@ -83,8 +85,8 @@ class MovingAverage:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ObjectiveError(f"MovingAverage: `decay` must be in [0, 1); got {self.decay}.")
+        if not (is_number(self.decay) and 0 <= self.decay < 1):
+            raise ObjectiveError(f"MovingAverage: `decay` must be in [0, 1); got {self.decay!r}.")
 
 
 @dataclass(frozen=True)

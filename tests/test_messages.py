@@ -282,6 +282,7 @@ MISUSES = {
     ),
     "labelled mask": lambda: alone(GroundTruth(), target=LABELS, labelled=torch.ones(3).bool()),
     "schedule": lambda: Ramp(0, 1, steps=0),
+    "ends of a schedule": lambda: Ramp(0, float("inf"), steps=5),
     "balance": lambda: (1.0 * GroundTruth()).balanced(1.0),
     "balanced and not": lambda: (1.0 * GroundTruth()).balanced() + LatentKL(),
     "function that is no schedule": lambda: nothing * GroundTruth(),
@@ -317,6 +318,7 @@ MISUSES = {
     "centred regions": lambda: alone(
         LogitMSE(centre=True), teacher=torch.zeros(2, 3, 8, 8), activation="sigmoid"
     ),
+    "features without voxels": lambda: at_tap(FeatureL2(), (2, 4), (2, 4)),
     "features of other shape": lambda: at_tap(FeatureL2(), (2, 4, 8, 8), (2, 8, 8, 8)),
     "term without its networks": lambda: at_tap(VariationalInformation(), (2, 4, 8), (2, 4, 8)),
     "contrast of one sample": lambda: at_tap(ContrastiveProjection(), (1, 4, 8), (1, 4, 8)),
@@ -348,6 +350,9 @@ MISUSES = {
     ),
     "leak": lambda: assert_no_leak(Net(1), Careless(), IMAGE, seen=[1]),
     "leak, view unknown": lambda: assert_no_leak(Net(1), Careless(), IMAGE),
+    "leak, no logits": lambda: assert_no_leak(
+        Net(1, form=lambda out: None), PrivilegedInput(NAMES, student=("t1ce",)), IMAGE
+    ),
     "leak, not the full input": lambda: assert_no_leak(
         Net(1), PrivilegedInput(NAMES, student=("t1ce",)), IMAGE[:, :1]
     ),

@@ -6,12 +6,19 @@ from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from errors import UserError
+
+# jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
+# somebody else could make use of. In a mapping without types everything stays what it is.
+if TYPE_CHECKING:
+    Arguments: TypeAlias = dict[str, Any]
+else:
+    Arguments = dict
 
 # Flags whose values may be written without brackets.
 _LISTS = frozenset(
@@ -25,6 +32,7 @@ _LISTS = frozenset(
         "rows",
         "seeds",
         "leave_out",
+        "trust_backbone",
         "region_weights",
         "latent_layers",
     )
@@ -104,6 +112,8 @@ class DataConfig:
             those that were not trained on it.
         unlabelled_root: Folder with further subjects, in the form of the data set but without a
             reference (one that is there is not read), that teach the student likewise.
+        skip_invalid: Use the subjects whose files are sound where others are not; these are listed
+            in skipped.json and in the report. Without it nothing is trained until all are sound.
         flips: Random flip along each axis. Source: the paper, section 3.1.
         phantoms: Number of phantoms, if no data_root is given.
         phantom_size: Edge of a phantom, voxels of 1 mm.
@@ -132,6 +142,7 @@ class DataConfig:
     unlabelled: int | None = None
     leave_out: tuple[int, int] | None = None
     unlabelled_root: Path | None = None
+    skip_invalid: bool = False
     flips: bool = True
     phantoms: int = 48
     phantom_size: int = 64
@@ -154,14 +165,29 @@ class NetworkConfig:
             overlapping regions.
         teacher_model: model.safetensors of a trained teacher, instead of training one. One
             that has seen a subject of the held-out fold is refused.
+        trust_backbone: Import paths of networks that the file of teacher_model may name. Importing
+            a module runs it, so a file alone gets networks of this application and some of MONAI.
     """
 
     backbone: str = "kdnet"
-    backbone_arguments: dict[str, Any] = field(default_factory=dict)
+    backbone_arguments: Arguments = field(default_factory=dict)
     teacher_backbone: str | None = None
-    teacher_backbone_arguments: dict[str, Any] | None = None
+    teacher_backbone_arguments: Arguments | None = None
     activation: Literal["softmax", "sigmoid"] = "softmax"
     teacher_model: Path | None = None
+    trust_backbone: tuple[str, ...] = ()
+
+    def vouched(self, *, own: bool) -> frozenset[str]:
+        """Return the networks that the user, not a file, has named.
+
+        Args:
+            own: Whether they are for a file of this run, whose arguments are those given here too;
+                otherwise networks that are known by name are none that need it.
+        """
+        arguments = (self.backbone_arguments, self.teacher_backbone_arguments or {})
+        parts = [given.get(part) for given in arguments for part in ("segmenter", "generator")]
+        named = {str(name) for name in (self.backbone, self.teacher_backbone, *parts) if name}
+        return frozenset({*self.trust_backbone, *(name for name in named if own or "." in name)})
 
     def of(self, role: str) -> tuple[str, dict[str, Any]]:
         """Return backbone and arguments of a role's network.

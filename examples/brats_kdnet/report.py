@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, printable
 from reports.crossval_folder import MARKER
 from reports.crossval_page import write_crossval_page
 from reports.run_page import write_run_page
@@ -25,11 +25,12 @@ from studies.page import find_studies, write_study
 from studies.rows import ROWS
 
 
-def write_reports(folder: Path) -> list[Path]:
+def write_reports(folder: Path, trusted: Collection[str] = ()) -> list[Path]:
     """Write the report of a folder, or of every study at and below it.
 
     Args:
         folder: Of a run, a cross-validation, a study, or with studies below it.
+        trusted: Networks that the folder's model files may have imported.
 
     Returns:
         The pages written.
@@ -41,18 +42,19 @@ def write_reports(folder: Path) -> list[Path]:
     if (folder / ROWS).is_file():
         return [write_study(folder)]
     if (folder / MARKER).is_file() or (folder / "config.yaml").is_file():
-        return [write_report(folder)]
+        return [write_report(folder, trusted)]
     studies = find_studies(folder)
     if not studies and (folder / FACTS).is_file():
         raise UserError(f"{folder}: expected {ROWS} beside {FACTS}, found none. Run a unit first.")
-    return [write_study(study) for study in studies] or [write_report(folder)]
+    return [write_study(study) for study in studies] or [write_report(folder, trusted)]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, trusted: Collection[str] = ()) -> Path:
     """Write report.html into the folder of a run or of a cross-validation.
 
     Args:
         folder: A folder that train.py or crossval.py filled.
+        trusted: Networks beyond the known ones that may be imported to say what they cost.
 
     Returns:
         The file written.
@@ -61,7 +63,7 @@ def write_report(folder: Path) -> Path:
         UserError: If the folder is neither, or has no scores yet.
     """
     if (folder / MARKER).is_file():
-        return write_crossval_page(folder)
+        return write_crossval_page(folder, trusted)
     if (folder / "config.yaml").is_file():
         return write_run_page(folder)
     raise UserError(
@@ -84,10 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "folder", type=Path, help="folder of a run, of a cross-validation or of studies"
     )
+    parser.add_argument(
+        "--trust_backbone",
+        "--trust-backbone",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="IMPORT.PATH",
+        help="networks that the folder's model files may have imported, to say what they cost",
+    )
+    options = parser.parse_args(arguments)
     try:
-        paths = write_reports(parser.parse_args(arguments).folder)
+        paths = write_reports(options.folder, options.trust_backbone)
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n", keep="\n"))
         return 2
     sys.stdout.writelines(f"{path}\n" for path in paths)
     return 0

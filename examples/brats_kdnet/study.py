@@ -203,7 +203,7 @@ def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console)
     """
     command = shlex.join(["python", "examples/brats_kdnet/study.py", *arguments])
     path = collect(plan, design, [command])
-    for written in (path, *write_reports(plan.root)):
+    for written in (path, *write_reports(plan.root, plan.trusted)):
         console.print(f"Written: {written}", highlight=False, soft_wrap=True)
 
 

@@ -26,6 +26,7 @@ from experiment import (
     open_experiment,
 )
 from held_out import score_network
+from models.trust import check_trusted
 from recipes.advice import advised
 from recipes.out_of_fold import with_part_teachers
 from recipes.rows import Row
@@ -103,8 +104,12 @@ def rehearse_all(config: Config, student: Row) -> None:
     if config.network.teacher_model is not None:
         path = config.network.teacher_model
         found = read_metadata(path)
+        trusted = config.network.vouched(own=False)
+        check_trusted(str(path), found.backbone, found.backbone_arguments, trusted)
         check_compatible(path, found, teacher)
-        check_unseen(path, found, find_split(config))
+        # Whom a fold holds out is known only when it is known who is left out; asked again then.
+        if not config.data.skip_invalid:
+            check_unseen(path, found, find_split(config))
         teacher = found
     rehearse(config, student, teacher)
 

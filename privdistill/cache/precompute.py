@@ -68,6 +68,7 @@ def precompute(
     total = len(batches) if isinstance(batches, Sized) else None
     started = time.monotonic()
     for number, (image, keys) in enumerate(batches, start=1):
+        check_keys(keys, len(_first(image)))
         for flipped, names in _flipped(image, keys) if flips else [(image, keys)]:
             kd.teacher_outputs(flipped, key=names)
         if progress:
@@ -78,15 +79,17 @@ def precompute(
 
 
 def _flipped(image: Image, keys: Sequence[str]) -> Iterable[tuple[Image, list[str]]]:
-    first = image if isinstance(image, Tensor) else next(iter(image.values()))
-    check_keys(keys, len(first))
-    axes = first.ndim - 2
+    axes = _first(image).ndim - 2
     for code in range(2**axes):
         if isinstance(image, Tensor):
             flipped: Image = mirror(image, code, axes)
         else:
             flipped = {name: mirror(part, code, axes) for name, part in image.items()}
         yield flipped, [f"{key}/flip{code}" for key in keys]
+
+
+def _first(image: Image) -> Tensor:
+    return image if isinstance(image, Tensor) else next(iter(image.values()))
 
 
 def _show(done: int, total: int | None, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """`TeacherCache`: a frozen teacher runs once per sample and augmentation."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 from privdistill.cache.entries import Entry, Storage, decode, digest, distance, encode, join
 from privdistill.cache.stores import DiskStore, MemoryStore
 from privdistill.exceptions import CacheError
+from privdistill.losses.schedules import is_number
 
 _TOLERANCE = 1e-4  # share of the norm by which digests may differ through rounding
 _AGREEMENT = 0.02  # share of the largest output by which a teacher may differ from itself
@@ -104,8 +105,8 @@ class TeacherCache:
             raise CacheError(
                 f"TeacherCache: `storage` must be 'full', 'half' or '8bit'; got {storage!r}."
             )
-        if max_bytes is not None and max_bytes <= 0:
-            raise CacheError(f"TeacherCache: `max_bytes` must be positive; got {max_bytes}.")
+        if max_bytes is not None and not (is_number(max_bytes) and max_bytes > 0):
+            raise CacheError(f"TeacherCache: `max_bytes` must be positive; got {max_bytes!r}.")
         self.folder = None if folder is None else Path(folder)
         self.storage: Storage = storage
         self.max_bytes = max_bytes
@@ -276,8 +277,12 @@ def check_keys(keys: Sequence[str], batch: int) -> None:
     Raises:
         CacheError: If there is not one text per sample.
     """
-    listed = [] if isinstance(keys, str) else list(keys)
-    if len(listed) != batch or not all(isinstance(key, str) and key for key in listed):
+    listed = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else []
+    if (
+        not listed
+        or len(listed) != batch
+        or not all(isinstance(key, str) and key for key in listed)
+    ):
         raise CacheError(
             f"TeacherCache: `key` is {keys!r} for a batch of {batch}; pass one text per sample "
             "that names it and its augmentation, e.g. ['case12/flip5', 'case40/flip0']."

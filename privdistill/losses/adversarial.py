@@ -120,6 +120,7 @@ class HolisticAdversarial(ResponseTerm):
             ObjectiveError: If it was made for a wrapper with others.
         """
         # Only shapes matter here; a softmax would do as well.
+        check_activation(step.student, "sigmoid", term=self.name)
         joint = self._seen(step.student, step.image, "sigmoid")
         wanted = joint.shape[1], joint.ndim - 2
         if not self._critic:

@@ -50,7 +50,13 @@ class DiceBCE:
         check_positive("DiceBCE", "smoothing", self.smoothing)
         if self.class_weights is not None:
             # Arrays and tensors could neither be shown nor compared with the default.
-            weights = tuple(float(weight) for weight in self.class_weights)
+            try:
+                weights = tuple(float(weight) for weight in self.class_weights)
+            except (TypeError, ValueError) as error:
+                raise ObjectiveError(
+                    f"DiceBCE: `class_weights` is {self.class_weights!r}; expected one number per "
+                    "class."
+                ) from error
             object.__setattr__(self, "class_weights", weights)
             if not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
                 raise ObjectiveError(

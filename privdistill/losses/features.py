@@ -46,9 +46,14 @@ class FeatureTerm(Term):
             Student and teacher features.
 
         Raises:
-            ShapeMismatchError: If their shapes do not fit.
+            ShapeMismatchError: If they are no maps, or empty, or their shapes do not fit.
         """
         student, teacher = tap_pair(step, self.tap, self.name)
+        if student.ndim < 3 or 0 in student.shape:
+            raise ShapeMismatchError(
+                f"{self.name}: tap '{self.tap}' gives {tuple(student.shape)}; expected "
+                "(B, C, *spatial) with at least one spatial axis and no empty one."
+            )
         equal = range(student.ndim) if self.equal_channels else (0, *range(2, student.ndim))
         if student.ndim != teacher.ndim or any(student.shape[i] != teacher.shape[i] for i in equal):
             allowed = "they must be equal" if self.equal_channels else "only channels may differ"

@@ -5,6 +5,7 @@ stays finite for logits of +-1e4.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -98,7 +99,8 @@ def _log(weight: float | Tensor, axes: int) -> float | Tensor:
     """Logarithm of a network's weight; that of a sample it does not count for is minus infinity."""
     if isinstance(weight, Tensor):
         return at_least_float32(weight).log().reshape(-1, *[1] * (axes - 1))
-    return math.log(weight)
+    # A share may be too small beside another one for any number but zero.
+    return math.log(max(weight, sys.float_info.min))
 
 
 def resize(values: Tensor, size: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation, mix_logits, resize
+from privdistill.losses.schedules import is_number
 from privdistill.output import Step
 
 
@@ -33,7 +34,8 @@ def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
             f"The student returns {count} heads, and `head_weights` has {len(weights)}: {weights}. "
             "Pass one weight per head, finest first."
         )
-    if not all(0 <= weight < float("inf") for weight in weights) or not sum(weights):
+    numbers = all(is_number(weight) and 0 <= weight < float("inf") for weight in weights)
+    if not numbers or not 0 < sum(weights) < float("inf"):
         raise ObjectiveError(
             f"`head_weights` is {weights}; weights must be finite, not negative and not all zero."
         )

@@ -14,6 +14,7 @@ from privdistill.losses.features import FeatureTerm
 from privdistill.losses.functional import Activation, full_precision, probabilities, resize, unit
 from privdistill.losses.reading import resolve
 from privdistill.losses.response import ResponseTerm
+from privdistill.losses.schedules import is_number
 from privdistill.losses.targets import enlarged, reference
 from privdistill.output import Step
 
@@ -66,11 +67,11 @@ class PairwiseSimilarity(FeatureTerm):
         self, tap: str = "bottleneck", *, scale: float = 0.5, max_positions: int = 4096
     ) -> None:
         super().__init__(tap)
-        if not 0 < scale <= 1:
-            raise ObjectiveError(f"PairwiseSimilarity: `scale` must be in (0, 1]; got {scale}.")
-        check_positive("PairwiseSimilarity", "max_positions", int(max_positions))
+        if not (is_number(scale) and 0 < scale <= 1):
+            raise ObjectiveError(f"PairwiseSimilarity: `scale` must be in (0, 1]; got {scale!r}.")
+        check_positive("PairwiseSimilarity", "max_positions", max_positions)
         self.scale = scale
-        self.max_positions = int(max_positions)
+        self.max_positions = max(1, int(max_positions))
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features."""

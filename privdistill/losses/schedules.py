@@ -14,6 +14,8 @@ from privdistill.exceptions import ObjectiveError
 Schedule = Callable[[Tensor], Tensor | float]
 
 _MOST = torch.finfo(torch.float64).max
+#: Half of float32's, so that the way from one end of a ramp to the other has a length.
+_LARGEST = torch.finfo(torch.float32).max / 2
 _CURVES = ("linear", "cosine", "exponential")
 
 
@@ -24,7 +26,7 @@ class Ramp:
     Args:
         start: Weight at the beginning.
         end: Weight from step `begin + steps` on.
-        steps: Length in training steps, > 0.
+        steps: Length in training steps, >= 1.
         begin: Step at which it leaves `start`.
         curve: "linear"; "cosine", flat at both ends; or "exponential", `exp(-5 (1 - x)^2)`, steep
             at the end.
@@ -51,15 +53,19 @@ class Ramp:
     curve: Literal["linear", "cosine", "exponential"] = "linear"
 
     def __post_init__(self) -> None:
-        if not (self.steps > 0 and self.begin >= 0):
+        counts = (self.steps, self.begin)
+        if not all(map(is_number, counts)) or not (1 <= self.steps < _LARGEST > self.begin >= 0):
             raise ObjectiveError(
-                f"{self}: `steps` must be positive and `begin` must not be negative, both counted "
-                "in training steps."
+                f"Ramp: `steps` is {self.steps!r} and `begin` is {self.begin!r}; `steps` must be "
+                "at least 1 and `begin` must not be negative, both counted in training steps."
             )
         if self.curve not in _CURVES:
             raise ObjectiveError(f"Ramp: `curve` must be one of {_CURVES}; got {self.curve!r}.")
-        if not all(abs(value) < float("inf") for value in (self.start, self.end)):
-            raise ObjectiveError(f"{self}: `start` and `end` must be finite numbers.")
+        if not all(is_number(v) and abs(v) <= _LARGEST for v in (self.start, self.end)):
+            raise ObjectiveError(
+                f"Ramp: `start` is {self.start!r} and `end` is {self.end!r}; they must be finite "
+                "numbers that float32 can hold."
+            )
 
     def __call__(self, index: Tensor) -> Tensor:
         """Return the weight at a step.
@@ -71,7 +77,7 @@ class Ramp:
             A scalar on the same device.
         """
         # Tensors all along: a number read off the index would make the GPU wait.
-        share = ((index - self.begin) / self.steps).clamp(0, 1)
+        share = ((index - float(self.begin)) / float(self.steps)).clamp(0, 1)
         if self.curve == "cosine":
             share = (1 - torch.cos(torch.pi * share)) / 2
         elif self.curve == "exponential":

@@ -93,6 +93,8 @@ def enlarged(step: Step) -> Step:
         The step; as it came where sizes are equal, and where a term will refuse them.
     """
     axes = step.student.ndim - 2
+    if step.teacher is not None and step.teacher.ndim != step.student.ndim:
+        return step
     size = () if step.target is None else tuple(step.target.shape[-axes:])
     if not size or any(new < old for new, old in zip(size, step.student.shape[2:], strict=True)):
         return step

@@ -1,6 +1,7 @@
 import csv
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from data.loading import build_loader
 from errors import UserError
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
 from training.checkpoint import ModelMetadata, load_state, read_metadata
+from training.finite import NonFiniteError
 from training.history import History, read_history
 from training.interruption import Interruption, TrainingStoppedError
-from training.loop import NonFiniteError, build_scheduler, fit, is_finished, mean_dice
+from training.loop import build_scheduler, fit, is_finished, mean_dice
 from training.task import Task
 
 DESCRIPTION = load_description("brats2021")
@@ -188,6 +190,26 @@ def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
     assert equal(load_file(work.model_file), load_file(whole.model_file))
 
 
+@pytest.mark.parametrize("at", [7, 10])
+def test_the_state_of_another_network_is_refused_with_both_descriptions(tmp_path, at):
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError):
+        train(work, Samples(5, at=at, call=send(signal.SIGTERM)))
+    other = replace(work.metadata, backbone="multiresunet", modalities=("t2",))
+    with pytest.raises(UserError, match=r"(?s)another network.*Expected .*t2.*Found .*t1ce"):
+        train(replace(work, metadata=other))
+
+
+def test_a_finished_training_vouches_for_its_weights(tmp_path):
+    train(work := task(tmp_path, epochs=1))
+    assert is_finished(work.folder)
+    content = bytearray(work.model_file.read_bytes())
+    content[-1] ^= 1
+    work.model_file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is not the file with which"):
+        is_finished(work.folder)
+
+
 def test_a_state_from_before_pauses_still_goes_on(tmp_path):
     work = task(tmp_path)
     with pytest.raises(TrainingStoppedError):
@@ -245,8 +267,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, val
     work = task(tmp_path, batch_size=2)
     with pytest.raises(NonFiniteError, match=r"baseline, epoch 2, step 4") as error:
         train(work, Samples(5, at=6, call=spoil))
-    assert "case" in str(error.value)
-    assert "ground_truth" in str(error.value)
+    assert "voxels of t1 of case" in str(error.value)
     weights = load_file(work.folder / "last.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 

@@ -110,6 +110,12 @@ class Plan:
         """Where all units find preprocessed subjects and what teachers said."""
         return self.config.data.cache_dir or self.root / "cache"
 
+    @property
+    def trusted(self) -> frozenset[str]:
+        """Networks that its rows name, so that its own model files may be built again."""
+        networks = [row.configure(self.config).network for row in self.rows]
+        return frozenset().union(*(network.vouched(own=True) for network in networks))
+
     def units(self) -> list[Unit]:
         """Return all units: every teacher, on all folds, before everything else."""
         teachers = {teacher for row in self.rows for teacher in row.teachers}

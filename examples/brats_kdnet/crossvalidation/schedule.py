@@ -20,6 +20,7 @@ from crossvalidation.plan import Plan, Unit
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
 from errors import UserError
+from exhaustion import explained
 from privdistill import PrivDistillError
 from training.interruption import TrainingStoppedError
 
@@ -50,7 +51,8 @@ def run_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, s
             left = view.seconds_left(jobs=1)
             console.print(f"Unit {number + 1} of {len(units)}: {unit.name}{left}", highlight=False)
             try:
-                run_unit(plan, unit, console)
+                with explained(unit.name):
+                    run_unit(plan, unit, console)
             except (UserError, PrivDistillError) as error:
                 reason = str(error)
         if reason is not None:
@@ -190,6 +192,12 @@ def _last_words(log: Path, status: int) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     end = " ".join(line.strip() for line in lines[-3:])
     cause = f"killed by signal {-status}" if status < 0 else f"status {status}"
+    if status == -signal.SIGKILL:
+        # Nobody else sends this one, and the process had no chance to say anything.
+        cause += (
+            ", as the kernel does when memory runs out; lower --jobs or --workers, and give the "
+            "same command to go on"
+        )
     return f"{end[-400:]} ({cause}; {log})"
 
 

@@ -24,6 +24,8 @@ from writing import WriteError, first_line, remove_abandoned, write_tensors
 FLIP_CODES = 8
 #: Numbers from which the position of a patch is drawn lie below it.
 _DRAWS = 2**62
+#: Seconds; a batch of whole volumes from a slow network drive takes a minute.
+PATIENCE = 600.0
 #: What a file that was cut short, overwritten or written by somebody else can raise.
 _DAMAGE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
 T = TypeVar("T")
@@ -206,6 +208,7 @@ def build_loader(
     seed: int,
     flips: bool,
     workers: int,
+    patience: float = PATIENCE,
     moves: bool = False,
     per_epoch: int = 0,
     mixed: bool = False,
@@ -225,6 +228,8 @@ def build_loader(
         flips: Whether each axis is flipped with probability one half; keys name the flip, so that
             they identify the input of a network.
         workers: Loading processes; 0 loads in the main process.
+        patience: Time after which a loading process that gives nothing is taken to hang, s. The
+            main process cannot watch itself.
         moves: Whether the data set is addressed by an index and a number, drawn for each sample
             and epoch, that decides its position; such samples have no key.
         per_epoch: Samples of a shuffled epoch; 0 takes each sample once.
@@ -252,6 +257,7 @@ def build_loader(
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
+        timeout=patience if workers else 0,
         # Workers that persist draw from the run's random numbers once in each start, which would
         # make a run that goes on another one.
         generator=torch.Generator().manual_seed(seed) if workers else None,

@@ -9,6 +9,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from exhaustion import explained
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -35,10 +37,13 @@ def map_parallel(
 
     Returns:
         The results in the order of the items. The first error is raised and stops the rest.
+
+    Raises:
+        ExhaustedError: If memory runs out; names the item.
     """
     work = list(items)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        futures = [pool.submit(function, item) for item in work]
+        futures = [pool.submit(_named, function, item, title) for item in work]
         try:
             return list(
                 _tracked((future.result() for future in futures), len(work), title, progress)
@@ -46,6 +51,12 @@ def map_parallel(
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _named(function: Callable[[Item], Result], item: Item, title: str) -> Result:
+    """Apply the function; of a lack of memory, say at which item."""
+    with explained(f"{title}: {getattr(item, 'name', item)}"):
+        return function(item)
 
 
 def _tracked(results: Iterable[Result], total: int, title: str, progress: bool) -> Iterator[Result]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from config import Arguments
 from errors import UserError
 from recipes.rows import Row
 
@@ -32,7 +33,7 @@ class Recipe:
     """
 
     label: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Arguments = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Design:
 
     name: str
     title: str
-    options: dict[str, Any]
+    options: Arguments
     recipes: dict[str, Recipe]
     blocks: tuple[Block, ...]
     chosen: str | dict[str, str] = "chosen"

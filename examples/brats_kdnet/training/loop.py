@@ -22,8 +22,9 @@ from data.targets import predict_classes, to_target
 from errors import UserError
 from evaluation.inference import predict_volume
 from privdistill import DistillationWrapper, Output
-from training.checkpoint import ModelMetadata, load_state
+from training.checkpoint import ModelMetadata, file_digest, load_state
 from training.continuation import Checkpoint, Means, Position, RandomState
+from training.finite import Guard, Seen
 from training.history import History
 from training.interruption import Interruption, TrainingStoppedError
 from training.performance import torch_format
@@ -32,10 +33,6 @@ from training.sharding import gathered, whole
 from training.task import Task
 
 Loader = Any  # a DataLoader, or Fabric's wrapper around one
-
-
-class NonFiniteError(UserError):
-    """A loss or gradient is infinite or not a number; the weights were not touched."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +76,14 @@ class Company:
         progress: Shown to the user.
         interruption: Knows whether the training was asked to stop.
         checkpoint: Keeps what the training goes on with.
+        guard: Looks at every step's numbers.
     """
 
     history: History
     progress: TrainingProgress
     interruption: Interruption
     checkpoint: Checkpoint
+    guard: Guard
 
 
 def is_finished(folder: Path) -> bool:
@@ -94,10 +93,22 @@ def is_finished(folder: Path) -> bool:
         folder: Folder of its files.
 
     Raises:
-        UserError: If its state is damaged.
+        UserError: If its state is damaged, or its weights are not those that it was finished with.
     """
     state = load_state(folder / "state.pt")
-    return state is not None and bool(state["finished"])
+    if state is None or not state["finished"]:
+        return False
+    # Unfinished states may be older than the files beside them; states from before there were
+    # digests vouch for none.
+    for name, expected in state.get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != expected:
+            raise UserError(
+                f"{path} is not the file with which the training was finished: it is damaged, "
+                f"missing or another one. Restore it, or remove {folder} to train this network "
+                "again; a network from elsewhere can be given as --teacher_model."
+            )
+    return True
 
 
 def fit(
@@ -179,32 +190,38 @@ def train_epoch(training: Training, position: Position, company: Company, starte
     training.model.train()
     for batch in training.train:
         position.put_back_random()
-        out = take_step(training, batch, position)
+        out, loss = take_step(training, batch, position, company.guard)
         position.step += 1
         position.batch += 1
         add_terms(position.means, training.kd, out, batch.get("labelled"))
-        company.progress.step(float(out.loss.detach()))
+        company.progress.step(loss)
         position.seconds = time.perf_counter() - started
         stop_if_asked(training, position, company)
+    company.guard.settle()
     # Of an epoch that was interrupted in its validation no batch is left.
     position.put_back_random()
 
 
-def take_step(training: Training, batch: Batch, position: Position) -> Output:
+def take_step(
+    training: Training, batch: Batch, position: Position, guard: Guard
+) -> tuple[Output, float | None]:
     """Change the weights by one batch.
 
     Args:
         training: The network.
         batch: From `build_loader`, on the device.
         position: Where the training is, for the message.
+        guard: Looks at its numbers.
 
     Returns:
-        What the wrapper returned.
+        What the wrapper returned; and the loss, on a GPU that of the step before.
 
     Raises:
-        NonFiniteError: If the loss or a gradient is not finite.
+        NonFiniteError: If an image, the loss or a gradient is not finite.
     """
     fabric, task = training.fabric, training.task
+    where = f"{task.role}, epoch {position.epoch + 1}, step {position.step + 1}"
+    guard.look_at_image(batch, where)
     image, target = prepare(batch, task)
     labelled, key = batch.get("labelled"), batch.get("key")
     weights = task.teacher_weights(batch["name"])
@@ -219,13 +236,12 @@ def take_step(training: Training, batch: Batch, position: Position) -> Output:
         max_norm=task.settings.gradient_clip or float("inf"),
         error_if_nonfinite=False,
     )
-    where = f"{task.role}, epoch {position.epoch + 1}, step {position.step + 1}"
-    stop_if_not_finite(fabric, out, whole(norm), batch["name"], where=where)
+    loss = guard.look(Seen(batch, target, out, whole(norm), where))
     training.stepping.step()
     training.stepping.zero_grad()
     if isinstance(training.scheduler, OneCycleLR):
         training.scheduler.step()
-    return out
+    return out, loss
 
 
 def close_epoch(
@@ -340,37 +356,6 @@ def first_head(logits: Tensor | Sequence[Tensor]) -> Tensor:
     return logits if isinstance(logits, Tensor) else logits[0]
 
 
-def stop_if_not_finite(
-    fabric: Fabric, out: Output, norm: Tensor | None, cases: Sequence[str], *, where: str
-) -> None:
-    """Stop before the optimizer spoils the weights.
-
-    Args:
-        fabric: Knows whether losses are scaled.
-        out: What the wrapper returned.
-        norm: Norm of the gradient.
-        cases: Names of the subjects in the batch.
-        where: Role, epoch and step, for the message.
-
-    Raises:
-        NonFiniteError: If loss or gradient are infinite or not a number.
-    """
-    # Under fp16 an infinite gradient is how the loss scaler finds its scale: it skips the step.
-    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-    checked = out.loss if scaled or norm is None else out.loss + norm
-    if bool(torch.isfinite(checked)):
-        return
-    terms = ", ".join(f"{name} {float(value):.4g}" for name, value in out.terms.items())
-    gradient = "unknown" if norm is None else f"{float(norm):.4g}"
-    raise NonFiniteError(
-        f"Training stopped ({where}): expected finite numbers, found loss "
-        f"{float(out.loss.detach()):.4g} and gradient norm {gradient}.\n"
-        f"Cases: {', '.join(cases)}. Terms: {terms}.\n"
-        "The weights of the last finished epoch are kept. Look at these cases, lower "
-        "--learning_rate, set --gradient_clip, or use --precision 32-true; then choose a new --out."
-    )
-
-
 def stop_if_asked(
     training: Training, position: Position, company: Company, random: RandomState | None = None
 ) -> None:
@@ -388,6 +373,7 @@ def stop_if_asked(
     received = company.interruption.agreed(training.fabric)
     if received is None:
         return
+    company.guard.settle()
     if position.batch:
         here = RandomState.now(training.fabric.device) if random is None else random
         company.checkpoint.pause(position, here)
@@ -538,14 +524,18 @@ def accompanied(
         position: Where the training begins.
 
     Yields:
-        History, progress, interruption and checkpoint.
+        History, progress, interruption, checkpoint and guard.
     """
     task, epoch = training.task, position.epoch
-    console = task.console if training.fabric.is_global_zero else Console(quiet=True)
+    first = training.fabric.is_global_zero
+    console = task.console if first else Console(quiet=True)
+    if first:
+        task.folder.mkdir(parents=True, exist_ok=True)
     epochs, steps = task.settings.epochs, training.steps
     with (
         History(task.folder / "history.csv", task.scalars, epoch=epoch) as history,
         TrainingProgress(console, task.role, epochs=epochs, steps=steps, done=epoch) as progress,
         Interruption() as interruption,
     ):
-        yield Company(history, progress, interruption, checkpoint)
+        guard = Guard(training.fabric, training.kd)
+        yield Company(history, progress, interruption, checkpoint, guard)

@@ -54,13 +54,16 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
-    def step(self, loss: float) -> None:
+    def step(self, loss: float | None) -> None:
         """Note that a step is done.
 
         Args:
-            loss: Its loss.
+            loss: The latest that is known; None if none is.
         """
-        self._bar.update(self._task, advance=self._share, loss=f"{loss:.3f}")
+        if loss is None:
+            self._bar.advance(self._task, self._share)
+        else:
+            self._bar.update(self._task, advance=self._share, loss=f"{loss:.3f}")
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Note that an epoch is done.

@@ -1,0 +1,476 @@
+"""Odd shapes, values, types and networks: the library answers rightly or with its own error.
+
+Every name of `privdistill.__all__` that takes input is called here or in `test_properties.py`. A
+`PrivDistillError` must say something; any other exception fails the test.
+"""
+
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import event, given
+from hypothesis import strategies as st
+from torch import nn
+
+import privdistill
+from privdistill import (
+    AttentionTransfer,
+    CenteredKernelAlignment,
+    ChannelWise,
+    ContrastiveProjection,
+    DistillationWrapper,
+    Ensemble,
+    FeatureCosine,
+    FeatureL2,
+    Gram,
+    GroundTruth,
+    HintonKL,
+    HolisticAdversarial,
+    JointTeacher,
+    LatentKL,
+    Layer,
+    LocalConsistency,
+    LogitMSE,
+    MovingAverage,
+    Objective,
+    PairwiseSimilarity,
+    PrivDistillError,
+    PrivilegedInput,
+    ProbabilityMSE,
+    PrototypeSimilarity,
+    Ramp,
+    ReliableSoftTargetCE,
+    SoftTargetDiceBCE,
+    Step,
+    Tap,
+    TapPair,
+    TeacherCache,
+    Term,
+    VariationalInformation,
+    assert_no_leak,
+    describe,
+    precompute,
+)
+
+FLOATS = [torch.float32, torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
+NUMBERS = st.one_of(
+    st.floats(0.1, 20),
+    st.floats(),
+    st.integers(-3, 10),
+    st.sampled_from([None, True, "2", (1,), torch.tensor(2.0)]),
+)
+PRESETS = ("kdnet", "hinton", "generalized", "structured", "pmkl", "protokd", "xie", "warm_up")
+TERMS = {
+    kind.__name__: kind
+    for kind in (
+        AttentionTransfer,
+        CenteredKernelAlignment,
+        ChannelWise,
+        ContrastiveProjection,
+        FeatureCosine,
+        FeatureL2,
+        Gram,
+        GroundTruth,
+        HintonKL,
+        HolisticAdversarial,
+        LatentKL,
+        LocalConsistency,
+        LogitMSE,
+        PairwiseSimilarity,
+        ProbabilityMSE,
+        PrototypeSimilarity,
+        ReliableSoftTargetCE,
+        SoftTargetDiceBCE,
+        VariationalInformation,
+    )
+}
+OPTIONS = {
+    "temperature": NUMBERS,
+    "smoothing": NUMBERS,
+    "power": NUMBERS,
+    "scale": NUMBERS,
+    "gradient_penalty": NUMBERS,
+    "min_variance": NUMBERS,
+    "activation": st.sampled_from([None, "softmax", "sigmoid", "tanh", 3]),
+    "reduction": st.sampled_from(["mean", "sum", "none", None]),
+    "normalisation": st.sampled_from(["softmax", "softmax_channel", "l1", "max", None]),
+    "resize": st.sampled_from([None, "logits", "target"]),
+    "ignore_index": st.sampled_from([None, 0, 1, 255, -1]),
+    "class_weights": st.sampled_from([None, (1.0, 2.0), (0.0, 0.0), (-1, 1), "ab", (1.0,)]),
+    "over": st.sampled_from(["voxels", "samples", "channels"]),
+    "metric": st.sampled_from(["rms", "euclidean", "cosine"]),
+    "of": st.sampled_from(["student", "teacher", "nobody"]),
+    "dimensions": st.integers(-1, 5),
+    **dict.fromkeys(
+        (
+            "batch_dice",
+            "include_background",
+            "squared_denominator",
+            "scale_by_t2",
+            "standardise",
+            "centre",
+            "conditional",
+        ),
+        st.booleans(),
+    ),
+}
+
+
+@contextmanager
+def right_or_refused():
+    """Let through a `PrivDistillError` that says something, and nothing else."""
+    try:
+        yield
+        event("worked")
+    except NetworkRefusedError:
+        event("refused by the network")
+    except PrivDistillError as error:
+        event(f"refused: {type(error).__name__}")
+        said = str(error).rstrip()
+        if len(said) < 20 or said[-1] not in ".)]:'":
+            pytest.fail(f"says too little: {said!r}")
+
+
+def mostly(draw, usual, *others):
+    """Draw what fits, and now and then something else."""
+    return draw(st.sampled_from([usual] * 10 + list(others)))
+
+
+def names_of_options(kind):
+    code = kind.__init__.__code__
+    return [
+        name
+        for name in code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        if name in OPTIONS
+    ]
+
+
+@st.composite
+def terms(draw, usual=None):
+    """A term with options of any kind; `PrivDistillError` is left to the caller."""
+    kind = TERMS[draw(st.sampled_from(sorted(TERMS)))]
+    if usual or draw(st.booleans()):
+        return kind()
+    known = names_of_options(kind)
+    chosen = draw(st.lists(st.sampled_from(known), max_size=2, unique=True)) if known else []
+    return kind(**{name: draw(OPTIONS[name]) for name in chosen})
+
+
+def numbers(draw, shape, dtype):
+    """Random numbers of some size, rarely of one that no float16 holds."""
+    size = mostly(draw, draw(st.sampled_from([0.0, 1.0, 30.0])), 1e4, 1e30)
+    return (torch.randn(shape) * size).to(dtype)
+
+
+def a_target(draw, batch, classes, size):
+    spatial = mostly(draw, size, (*size, 2), size[1:])
+    form = mostly(draw, "labels", "channel", "one-hot", "none", "classes")
+    if form == "none":
+        return None
+    lead = {"channel": (1,), "one-hot": (classes,), "classes": (classes + 1,)}.get(form, ())
+    values = torch.randint(0, max(classes, 2), (mostly(draw, batch, batch + 1), *lead, *spatial))
+    kinds = [torch.long, torch.uint8, torch.float32, torch.bool, torch.complex64]
+    values = mostly(draw, values, values - 1, values + 0.25, values * float("nan"))
+    return values.to(mostly(draw, draw(st.sampled_from(kinds[:3])), *kinds[3:]))
+
+
+def a_step(draw):
+    # What was found must be found again.
+    torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
+    axes = draw(st.integers(1, 3))
+    size = tuple(draw(st.lists(st.integers(1, 5), min_size=axes, max_size=axes)))
+    size = mostly(draw, size, (0, *size[1:]))
+    batch, classes = mostly(draw, draw(st.integers(1, 3)), 0), mostly(draw, 3, 1, 2, 0)
+    dtype = mostly(draw, draw(st.sampled_from(FLOATS)), torch.long)
+    shape = (batch, classes, *size)
+    other = mostly(draw, shape, (batch, classes + 1, *size), (batch, classes), shape[:-1])
+    width = draw(st.integers(1, 4))
+    features = mostly(draw, (batch, width, *size), (batch, width), (batch, 4, width))
+    theirs = mostly(draw, features, (batch, width + 1, *size), features[:-1])
+    pair = TapPair(numbers(draw, features, dtype), numbers(draw, theirs, dtype))
+    return Step(
+        student=numbers(draw, shape, dtype),
+        teacher=mostly(draw, numbers(draw, other, dtype), None),
+        target=a_target(draw, batch, classes, size),
+        labelled=mostly(draw, None, torch.ones(batch).bool(), torch.ones(2), torch.zeros(5).bool()),
+        sample_weights=mostly(draw, None, torch.ones(batch), -torch.ones(batch), torch.ones(4)),
+        image=mostly(draw, torch.randn(batch, 2, *size), None),
+        taps=mostly(draw, {"bottleneck": pair, "decoder": pair}, {}),
+        activation=mostly(draw, draw(st.sampled_from(["softmax", "sigmoid"])), "tanh"),
+    )
+
+
+def is_small(*values):
+    """Whether these numbers leave a loss room in float32."""
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return all(bool((value.double().abs() < 1e3).all()) for value in tensors)
+
+
+@given(st.data())
+def test_a_term_alone_gives_a_finite_scalar_or_an_error(data):
+    with right_or_refused():
+        term = data.draw(terms())
+        step = a_step(data.draw)
+        term.build(step)
+        if step.student.is_floating_point():
+            step.student.requires_grad_()
+        value = term(step)
+        assert value.ndim == 0
+        pairs = [tensor for pair in step.taps.values() for tensor in pair]
+        if is_small(step.student, step.teacher, step.image, *pairs):
+            assert torch.isfinite(value)
+            if value.requires_grad and step.student.requires_grad:
+                (slope,) = torch.autograd.grad(value, step.student, allow_unused=True)
+                assert slope is None or torch.isfinite(slope).all()
+
+
+@given(st.data())
+def test_objectives_are_a_vector_space_or_an_error(data):
+    draw = data.draw
+    step = Step(
+        student=torch.randn(2, 3, 4, 4),
+        teacher=torch.randn(2, 3, 4, 4),
+        target=torch.randint(0, 3, (2, 4, 4)),
+        index=torch.tensor(draw(st.integers(0, 20))),
+    )
+    weights = st.one_of(
+        st.floats(-5, 5), NUMBERS, st.just(Ramp(0, 1, steps=5)), st.just(lambda index: index * 0.5)
+    )
+    with right_or_refused():
+        parts = [
+            draw(weights) * draw(st.sampled_from([GroundTruth, HintonKL, LogitMSE]))()
+            for _ in range(draw(st.integers(1, 4)))
+        ]
+        total = sum(parts)
+        assert isinstance(total, Objective)
+        assert repr(total)
+        together, values = total(step)
+        alone = torch.stack([part(step)[0] for part in parts]).sum()
+        torch.testing.assert_close(together, alone, equal_nan=True)
+        assert len(values) == len(parts)
+        factor = draw(weights)
+        scaled, _ = (factor * total)(step)
+        number = factor(step.index) if callable(factor) else factor
+        # Sums of numbers near the largest depend on the order in which they are multiplied.
+        if together.abs() * abs(number) < 1e30 and together.abs() < 1e30:
+            torch.testing.assert_close(scaled, together * number, rtol=1e-4, atol=1e-4)
+        decayed = total.balanced(draw(st.sampled_from([0.9, 0.0, 1.0, -1.0, math.nan])))
+        assert torch.isfinite(decayed(step)[0]) or not torch.isfinite(together)
+
+
+@given(st.sampled_from(["+", "*", "r+", "r*", "name"]), NUMBERS | st.text(max_size=3))
+def test_terms_are_added_to_terms_and_weighed_by_numbers_alone(operation, other):
+    with right_or_refused():
+        made = {
+            "+": lambda: GroundTruth() + other,
+            "*": lambda: GroundTruth() * other,
+            "r+": lambda: other + GroundTruth(),
+            "r*": lambda: other * GroundTruth(),
+            "name": lambda: GroundTruth().named(other),
+        }[operation]()
+        assert isinstance(made, Objective | Term)
+
+
+@given(st.sampled_from(PRESETS), st.data())
+def test_a_preset_is_an_objective_or_refuses_its_constants(name, data):
+    preset = getattr(privdistill, name)
+    code = preset.__code__
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    chosen = data.draw(st.lists(st.sampled_from(known), max_size=2, unique=True))
+    if name == "warm_up":
+        chosen = ["steps"]
+    with right_or_refused():
+        made = preset(
+            **{
+                option: data.draw(
+                    st.sampled_from(["a", "bottleneck"]) if option == "tap" else NUMBERS
+                )
+                for option in chosen
+            }
+        )
+        assert isinstance(made, Ramp if name == "warm_up" else Objective)
+
+
+@given(
+    NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.sampled_from(["linear", "cosine", "exponential", "x"])
+)
+def test_a_ramp_stays_between_its_ends_or_is_refused(start, end, steps, begin, curve):
+    with right_or_refused():
+        ramp = Ramp(start, end, steps, begin=begin, curve=curve)
+        found = [float(ramp(torch.tensor(index))) for index in (0, 1, 7, 10**6)]
+        low, high = sorted((float(start), float(end)))
+        room = 1e-5 * max(abs(low), abs(high), 1e-30)
+        assert all(low - room <= value <= high + room for value in found)
+
+
+keys = st.lists(
+    st.text(max_size=6)
+    | st.sampled_from(["a/flip0", "a/flip3", "b/flip9", "../../x", "\x00", "a" * 5000, "/flip²"]),
+    max_size=3,
+)
+
+
+@given(
+    st.lists(st.tuples(keys, st.integers(0, 3)), min_size=1, max_size=4),
+    st.sampled_from(["full", "half", "8bit", "4bit"]),
+    st.booleans(),
+    st.sampled_from([None, 1, 5000, 0, -1, 10.5]),
+)
+def test_a_cache_gives_what_the_teacher_gives_or_refuses_the_keys(
+    batches, storage, share_flips, limit
+):
+    teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
+    with right_or_refused():
+        cache = TeacherCache(storage=storage, share_flips=share_flips, max_bytes=limit)
+        for named, size in batches:
+            view = torch.full((size, 1, 3, 3), 0.5)
+            expected = teacher(view)
+            served = cache.fetch("t", named, view, lambda view=view: {"logits": teacher(view)})
+            torch.testing.assert_close(served["logits"], expected, rtol=0.01, atol=0.01)
+            assert len(named) == size
+        assert cache.statistics.hits + cache.statistics.misses == sum(s for _, s in batches)
+
+
+@given(
+    st.sampled_from([["a", "b"], ["a", "a"], ["a"], "ab", (), ["a", 3], 3]),
+    st.booleans(),
+)
+def test_a_cache_is_filled_or_says_why_not(named, flips):
+    kd = DistillationWrapper(
+        nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=LogitMSE(), cache=TeacherCache()
+    )
+    with right_or_refused():
+        found = precompute(kd, [(torch.rand(2, 1, 3, 3), named)], flips=flips, progress=False)
+        assert found.stored == (8 if flips else 2)
+
+
+class Odd(nn.Module):
+    """A network whose layers and output take an unusual form."""
+
+    def __init__(self, channels, classes, axes, form):
+        super().__init__()
+        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+        self.down = kind(channels, 4, 3, stride=2, padding=1)
+        self.deep = nn.Sequential(kind(4, 4, 1), nn.ReLU(inplace=True))
+        self.head = kind(4, classes, 1)
+        self.form = form
+
+    def forward(self, x):
+        if x.ndim != self.head.weight.ndim or x.shape[1] != self.down.in_channels or not x.numel():
+            raise NetworkRefusedError(x.shape)
+        deep = self.deep(self.down(x))
+        logits = nn.functional.interpolate(self.head(deep), size=x.shape[2:])
+        return FORMS[self.form](logits, deep)
+
+
+class NetworkRefusedError(Exception):
+    """The network's own error, which the library must let through as it is."""
+
+
+class Bare:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+FORMS = {
+    "logits": lambda logits, deep: logits,
+    "tuple": lambda logits, deep: (logits, deep),
+    "list of heads": lambda logits, deep: [logits, logits[..., ::2]],
+    "stacked": lambda logits, deep: torch.stack((logits, logits), 1),
+    "mapping": lambda logits, deep: {"out": logits, "aux": logits},
+    "object": lambda logits, deep: Bare(logits),
+    "coarse": lambda logits, deep: logits[..., ::2],
+    "nothing": lambda logits, deep: None,
+    "empty": lambda logits, deep: [],
+    "empty mapping": lambda logits, deep: {},
+    "text": lambda logits, deep: "logits",
+    "number": lambda logits, deep: logits.mean(),
+    "vector": lambda logits, deep: logits.flatten(2).mean(2),
+    "nested": lambda logits, deep: [[logits, logits], logits],
+    "integers": lambda logits, deep: logits.argmax(1, keepdim=True),
+    "not finite": lambda logits, deep: logits * float("nan"),
+    "double": lambda logits, deep: logits.double(),
+    "half": lambda logits, deep: logits.half(),
+    "detached": lambda logits, deep: logits.detach(),
+}
+forms = st.sampled_from(["logits"] * 8 + sorted(FORMS))
+
+
+@given(st.data())
+def test_an_odd_network_is_distilled_or_refused(data):
+    draw = data.draw
+    axes = draw(st.integers(1, 3))
+    size = (4,) * axes
+    classes = mostly(draw, 3, 1)
+    student, teacher = Odd(1, classes, axes, draw(forms)), Odd(2, classes, axes, draw(forms))
+    sides = [
+        None,
+        "deep",
+        "d*",
+        "missing",
+        "",
+        0,
+        Layer("deep", at="input"),
+        Layer("head", select=0),
+        Layer("deep", network=2),
+        Layer("deep.1", at="output"),
+    ]
+    with right_or_refused():
+        objective = draw(terms(usual=True)) + 0.5 * draw(terms(usual=True))
+        inputs = PrivilegedInput(("a", "b"), student=("b",))
+        tap = Tap(mostly(draw, "deep", *sides), mostly(draw, "deep", *sides))
+        student.train(draw(st.booleans()))
+        kd = DistillationWrapper(
+            mostly(draw, teacher, Ensemble([teacher]), JointTeacher(teacher), None, student),
+            student,
+            objective=objective,
+            inputs=mostly(draw, inputs, None, 3),
+            taps=mostly(draw, {"bottleneck": tap, "decoder": tap}, None, {"a.b": tap}),
+            head_weights=mostly(draw, None, [1, 1], [0, 0], [1], [1, -1], "ab"),
+            activation=mostly(draw, "sigmoid" if classes == 1 else "softmax", "sigmoid"),
+            example=mostly(draw, torch.zeros(2, 2, *size), None, torch.zeros(2), 3),
+        )
+        image = mostly(draw, torch.randn(2, 2, *size), torch.randn(2, 2), torch.randn(2, 3, *size))
+        out = kd(image, torch.randint(0, max(2, classes), (2, *size)))
+        assert out.loss.ndim == 0
+        assert set(out.terms) <= set(kd.objective.named_terms)
+        if out.loss.requires_grad:
+            out.loss.backward()
+        kd.close()
+        assert not any(module._forward_hooks for module in student.modules())
+
+
+@given(st.data())
+def test_moving_averages_and_ensembles_are_made_or_refused(data):
+    draw = data.draw
+    networks = [Odd(1, 2, 2, "logits") for _ in range(draw(st.integers(0, 3)))]
+    with right_or_refused():
+        if draw(st.booleans()):
+            weights = draw(
+                st.none() | st.lists(st.floats() | st.integers(-2, 3), max_size=3) | st.just("ab")
+            )
+            teacher = Ensemble(networks, weights=weights)
+        else:
+            teacher = MovingAverage(decay=draw(NUMBERS))
+        student = Odd(1, 2, 2, "logits")
+        kd = DistillationWrapper(teacher, student, objective=HintonKL())
+        out = kd(torch.randn(1, 1, 4, 4))
+        assert torch.isfinite(out.loss)
+
+
+@given(forms, st.sampled_from([(2, 2, 4, 4), (1, 1, 4, 4), (2, 2), (0, 2, 4, 4), (1, 2, 4)]))
+def test_a_network_is_described_and_tried_for_leaks_or_refused(form, shape):
+    network = Odd(2, 3, 2, form)
+    with right_or_refused():
+        assert describe(network, torch.zeros(shape))
+    with right_or_refused():
+        inputs = PrivilegedInput(("a", "b"), student=("a", "b"))
+        assert_no_leak(network, inputs, torch.randn(shape))
+
+
+def test_every_public_name_that_takes_input_is_fuzzed():
+    here = set(globals()) | set(TERMS) | set(PRESETS)
+    records = {"Output"}
+    errors = {name for name in privdistill.__all__ if name.endswith(("Error", "Warning"))}
+    assert set(privdistill.__all__) - here - records - errors == set()
