@@ -69,15 +69,9 @@ def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
 
     network = experiment.build_network(row.role, row.name)
     if experiment.performance.compile:
-<<<<<<< HEAD
-        network, teacher = compiled(network), teacher and compiled(teacher)
-    lesson = lesson_of(row, experiment.setting(row.role, network, teacher))
-    with experiment.watch.phase(row.name), explained(f"The training of {row.name}"):
-=======
         network, teachers = compiled(network), tuple(map(compiled, teachers))
     lesson = lesson_of(row, experiment.setting(row.role, network, teachers))
-    with experiment.watch.phase(row.name):
->>>>>>> main
+    with experiment.watch.phase(row.name), explained(f"The training of {row.name}"):
         carry_out(experiment, row, lesson)
     if experiment.fabric.is_global_zero:
         # A kill in what follows must not cost these times.

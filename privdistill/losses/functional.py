@@ -82,12 +82,7 @@ def mix_logits(
         Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
     tempered = [at_least_float32(logits) / temperature for logits, _ in members]
-<<<<<<< HEAD
-    # A share may be too small beside another one for any number but zero.
-    shares = [math.log(max(weight, sys.float_info.min)) for _, weight in members]
-=======
     shares = [_log(weight, logits.ndim) for logits, weight in members]
->>>>>>> main
 
     def mean(logs: list[Tensor]) -> Tensor:
         stacked = torch.stack([log + share for log, share in zip(logs, shares, strict=True)])
@@ -104,7 +99,8 @@ def _log(weight: float | Tensor, axes: int) -> float | Tensor:
     """Logarithm of a network's weight; that of a sample it does not count for is minus infinity."""
     if isinstance(weight, Tensor):
         return at_least_float32(weight).log().reshape(-1, *[1] * (axes - 1))
-    return math.log(weight)
+    # A share may be too small beside another one for any number but zero.
+    return math.log(max(weight, sys.float_info.min))
 
 
 def resize(values: Tensor, size: Sequence[int]) -> Tensor:

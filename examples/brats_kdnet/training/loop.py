@@ -19,6 +19,7 @@ from data.description import Description
 from data.loading import Batch, start_epoch
 from data.preprocessing import Sample
 from data.targets import predict_classes, to_target
+from errors import UserError
 from evaluation.inference import predict_volume
 from privdistill import DistillationWrapper, Output
 from training.checkpoint import ModelMetadata, file_digest, load_state
