@@ -82,6 +82,7 @@ def write_role(run, role, description):
         phantom=description.phantom,
     )
     network = build_network("kdnet", arguments, in_channels=len(view), out_channels=4)
+    (run / role).mkdir(parents=True, exist_ok=True)
     save_model(run / role / "model.safetensors", network, described)
     header = "epoch,step,learning_rate,seconds,train_loss,train_ground_truth,"
     header += "validation_loss,validation_dice\n"

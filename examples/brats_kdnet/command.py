@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Callable
 
-from errors import UserError
+from errors import UserError, printable
 from exhaustion import explained
 from privdistill import PrivDistillError
 from training.interruption import TrainingStoppedError
+
+_LINES = "\n"
 
 
 def exit_status(action: Callable[[], int | None]) -> int:
@@ -23,7 +25,8 @@ def exit_status(action: Callable[[], int | None]) -> int:
         with explained("The run"):
             return action() or 0
     except (UserError, PrivDistillError) as error:
-        sys.stderr.write(f"{error}\n")
+        # Messages hold names from files, which may hold what a terminal obeys.
+        sys.stderr.write(f"{printable(str(error), keep=_LINES)}\n")
         return 2
     except OSError as error:
         sys.stderr.write(f"The run stopped: {error}. Give the same command to go on.\n")

@@ -6,12 +6,19 @@ from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from errors import UserError
+
+# jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
+# somebody else could make use of. In a mapping without types everything stays what it is.
+if TYPE_CHECKING:
+    Arguments: TypeAlias = dict[str, Any]
+else:
+    Arguments = dict
 
 # Flags whose values may be written without brackets.
 _LISTS = frozenset(
@@ -25,10 +32,13 @@ _LISTS = frozenset(
         "rows",
         "seeds",
         "leave_out",
+        "trust_backbone",
         "region_weights",
         "latent_layers",
     )
 )
+#: What `recipe: auto` chooses.
+RECIPE_OPTIONS = ("imitation", "temperature", "binarisation", "latent_weight", "out_of_fold")
 PRESETS = ("demo", "cpu", "paper", "native")
 _PRESET_FOLDER = Path(__file__).parent / "configs"
 
@@ -102,6 +112,8 @@ class DataConfig:
             those that were not trained on it.
         unlabelled_root: Folder with further subjects, in the form of the data set but without a
             reference (one that is there is not read), that teach the student likewise.
+        skip_invalid: Use the subjects whose files are sound where others are not; these are listed
+            in skipped.json and in the report. Without it nothing is trained until all are sound.
         flips: Random flip along each axis. Source: the paper, section 3.1.
         phantoms: Number of phantoms, if no data_root is given.
         phantom_size: Edge of a phantom, voxels of 1 mm.
@@ -130,6 +142,7 @@ class DataConfig:
     unlabelled: int | None = None
     leave_out: tuple[int, int] | None = None
     unlabelled_root: Path | None = None
+    skip_invalid: bool = False
     flips: bool = True
     phantoms: int = 48
     phantom_size: int = 64
@@ -152,14 +165,29 @@ class NetworkConfig:
             overlapping regions.
         teacher_model: model.safetensors of a trained teacher, instead of training one. One
             that has seen a subject of the held-out fold is refused.
+        trust_backbone: Import paths of networks that the file of teacher_model may name. Importing
+            a module runs it, so a file alone gets networks of this application and some of MONAI.
     """
 
     backbone: str = "kdnet"
-    backbone_arguments: dict[str, Any] = field(default_factory=dict)
+    backbone_arguments: Arguments = field(default_factory=dict)
     teacher_backbone: str | None = None
-    teacher_backbone_arguments: dict[str, Any] | None = None
+    teacher_backbone_arguments: Arguments | None = None
     activation: Literal["softmax", "sigmoid"] = "softmax"
     teacher_model: Path | None = None
+    trust_backbone: tuple[str, ...] = ()
+
+    def vouched(self, *, own: bool) -> frozenset[str]:
+        """Return the networks that the user, not a file, has named.
+
+        Args:
+            own: Whether they are for a file of this run, whose arguments are those given here too;
+                otherwise networks that are known by name are none that need it.
+        """
+        arguments = (self.backbone_arguments, self.teacher_backbone_arguments or {})
+        parts = [given.get(part) for given in arguments for part in ("segmenter", "generator")]
+        named = {str(name) for name in (self.backbone, self.teacher_backbone, *parts) if name}
+        return frozenset({*self.trust_backbone, *(name for name in named if own or "." in name)})
 
     def of(self, role: str) -> tuple[str, dict[str, Any]]:
         """Return backbone and arguments of a role's network.
@@ -180,6 +208,11 @@ class ObjectiveConfig:
     """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
 
     Args:
+        recipe: "options" follows the options below. "auto" takes what a study found best for the
+            numbers of subjects with and without a reference, and says why
+            (docs/results/when-it-helps.md): imitation, temperature, binarisation, latent_weight and
+            out_of_fold are then chosen, unless one of them is given. For train.py; crossval.py's
+            rows say what they are.
         objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
             "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
             The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
@@ -193,6 +226,9 @@ class ObjectiveConfig:
         imitation_steps: Length of that way, training steps.
         region_weights: Weight of each output channel in the soft targets; all alike if none are
             given.
+        out_of_fold: Into how many parts the labelled subjects are dealt, so that each is taught by
+            teachers that were not trained on it: a further teacher is trained without each part.
+            1 has the one teacher of the paper.
         latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
         latent_layers: Layers of both networks whose divergences share alpha, instead of the
             bottleneck alone, such as encoder.2,bottleneck.
@@ -211,6 +247,7 @@ class ObjectiveConfig:
         smoothing: Added to Dice's numerator and denominator, voxels; the paper leaves it open.
     """
 
+    recipe: Literal["options", "auto"] = "options"
     objective: Literal["kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd"] = (
         "kdnet"
     )
@@ -220,6 +257,7 @@ class ObjectiveConfig:
     imitation_start: float | None = None
     imitation_steps: int = 1000
     region_weights: tuple[float, ...] | None = None
+    out_of_fold: int = 1
     latent_weight: float = 10.0
     latent_layers: tuple[str, ...] | None = None
     bottleneck_layer: str = "auto"
@@ -436,9 +474,26 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
         values = _build_parser(preset, program).parse_args(tokens)
     except ArgumentError as error:
         raise UserError(f"{error}\n{program.name} --help lists every option.") from error
-    config = _compose(values, program)
+    config = _with_options_given(_compose(values, program), tokens)
     _check(config)
     return config, None if program.options is None else _group(program.options, values)
+
+
+def _with_options_given(config: Config, tokens: Sequence[str]) -> Config:
+    """Let options that are given win over a recipe that would choose them."""
+    flags = {word[2:].partition("=")[0] for word in tokens if word.startswith("--")}
+    files = [tokens[at + 1] for at, word in enumerate(tokens[:-1]) if word == "--config"]
+    contents = [_read_yaml(Path(file)) for file in files]
+    # A file that names the recipe, such as that of a run folder, holds what the recipe chose.
+    named = flags.union(*(content for content in contents if "recipe" not in content))
+    given = named & {*RECIPE_OPTIONS, "objective"}
+    if config.objective.recipe != "auto" or not given:
+        return config
+    if "recipe" in flags:
+        raise UserError(
+            f"--recipe auto chooses {', '.join(sorted(given))} itself. Leave out either."
+        )
+    return replace(config, objective=replace(config.objective, recipe="options"))
 
 
 def _build_parser(preset: str, program: Program = TRAIN) -> ArgumentParser:
@@ -577,6 +632,7 @@ def _check(config: Config) -> None:
             "0 to 1",
         ),
         ("imitation_steps", objective.imitation_steps, objective.imitation_steps >= 1, "1 or more"),
+        ("out_of_fold", objective.out_of_fold, objective.out_of_fold >= 1, "1 or more"),
         ("temperature", objective.temperature, objective.temperature > 0, "above 0"),
         ("latent_weight", objective.latent_weight, objective.latent_weight >= 0, "0 or more"),
         ("labelled", data.labelled, data.labelled is None or data.labelled >= 1, "1 or more"),

@@ -18,7 +18,14 @@ from rich.console import Console
 from torch.utils.data import ConcatDataset
 
 from config import Config, DataConfig
-from data.checks import check_subjects, raise_for_problems
+from data.checks import (
+    Problem,
+    check_subjects,
+    keep_usable,
+    problem_table,
+    problems_as_rows,
+    raise_for_problems,
+)
 from data.description import Description, load_description
 from data.layouts import Subject, find_subjects
 from data.loading import build_loader, prepare
@@ -34,11 +41,13 @@ from data.sampling import (
 from data.splits import Split, share_labels, split_subjects
 from data.targets import number_of_outputs
 from data.volumes import read_geometry
-from errors import UserError
+from errors import UserError, printable
+from locking import FolderLock, lock_for_all
 from models import build_network, check_axes, in_two_dimensions
 from phantoms import generate_phantoms, phantom_names
 from privdistill import TeacherCache
 from recipes.lesson import Setting
+from recipes.rows import Row
 from recipes.synthesis import privileged_modalities
 from run_folder import RunFolder
 from training.checkpoint import ModelMetadata
@@ -55,6 +64,7 @@ from training.performance import (
     torch_format,
 )
 from training.sharding import shard
+from writing import remove_abandoned
 
 Role = Literal["teacher", "baseline", "student"]
 
@@ -80,6 +90,7 @@ class Experiment:
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
             process.
         teacher_files: Model files of the teachers, where those lie in other run folders.
+        lock: Keeps other runs out of the folder; of the first process of train.py.
     """
 
     config: Config
@@ -96,6 +107,7 @@ class Experiment:
     samples: dict[str, Any] = field(default_factory=dict)
     cache_counts: dict[str, int] = field(default_factory=dict)
     teacher_files: tuple[Path, ...] = ()
+    lock: FolderLock | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +119,12 @@ class Experiment:
         trace: TracebackType | None,
     ) -> None:
         # Also after an interruption, so that the continuation adds to these times.
-        if self.fabric.is_global_zero:
-            self.write_summary()
+        try:
+            if self.fabric.is_global_zero:
+                self.write_summary()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     def write_summary(self) -> dict[str, Any]:
         """Write time per phase and peak memory to summary.json.
@@ -217,6 +233,25 @@ class Experiment:
             rank=self.fabric.global_rank,
         )
 
+    def of_row(self, row: Row, console: Console) -> Self:
+        """Return the experiment as a row sees it, which may do without a part of the subjects.
+
+        Args:
+            row: Whose options count.
+            console: Where progress is shown.
+
+        Raises:
+            UserError: If an option of the row makes no sense.
+        """
+        if "leave_out" not in row.options:
+            return self
+        config = row.configure(self.config)
+        data = replace(config.data, labelled=None, unlabelled=None)
+        split = replace(shared_out(data, self.split), unlabelled=())
+        subjects = list(self.subjects.values())
+        datasets = prepare_parts(config, self.description, subjects, split, console)
+        return replace(self, config=config, split=split, datasets=datasets, samples={})
+
     def _samples(self, part: str) -> Any:
         if part not in self.samples:
             samples_of = validation_samples if part == "validation" else training_samples
@@ -245,23 +280,43 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         UserError: If the configuration, the folder or any subject cannot be used.
     """
     run = RunFolder(out_folder(config))
-    held = run.holds(config)
+    run.holds(config)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     refuse_wrong_gradients(config)
     fabric = launch(config, "32-true")
     console = console if fabric.is_global_zero else Console(quiet=True)
+    lock = lock_for_all(run.root, fabric)
+    try:
+        return _open_locked(config, run, fabric, console, lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _open_locked(
+    config: Config, run: RunFolder, fabric: Fabric, console: Console, lock: FolderLock | None
+) -> Experiment:
+    """Prepare an experiment in a folder that no other run uses."""
+    held = run.holds(config)
+    if lock is not None:
+        remove_abandoned(run.root, *run.root.glob("*/"), *run.root.glob("predictions/*/"))
     earlier = run.read_summary() if held else {}
     watch = Stopwatch(earlier.get("seconds"))
     with watch.phase("data"), fabric.rank_zero_first():
         description, subjects = read_subjects(config, run, console)
+        subjects, problems = usable(config, run, description, subjects, console)
         split = split_of(config, subjects)
+        checked = {subject.name for subject in subjects} if config.data.skip_invalid else set()
         subjects, split = without_references(config.data, description, subjects, split)
         if run.cases.is_file():
             check_unchanged(run, description, split)
         elif fabric.is_global_zero:
-            check(config.data, description, subjects, split, console)
+            fresh = [subject for subject in subjects if subject.name not in checked]
+            check(config.data, description, fresh, split, console)
             run.begin(config)
+            record_skipped(config, run, problems)
             run.write_description(description)
             split.save(run.cases)
         datasets = prepare_parts(config, description, subjects, split, console)
@@ -283,6 +338,7 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         datasets=datasets,
         performance=performance,
         cache_counts=earlier.get("teacher_cache", {}),
+        lock=lock,
     )
 
 
@@ -325,9 +381,11 @@ def find_split(config: Config) -> Split:
         # Phantoms may not be there yet; they have no grade.
         subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
     else:
-        _, subjects = find_subjects(data.data_root, own_description(data))
-    split = split_of(config, subjects)
-    return shared_out(data, split)
+        description, subjects = find_subjects(data.data_root, own_description(data))
+        if data.unlabelled_root is not None:
+            split = split_of(config, subjects)
+            return without_references(data, description, subjects, split)[1]
+    return shared_out(data, split_of(config, subjects))
 
 
 def refuse_wrong_gradients(config: Config) -> None:
@@ -665,6 +723,64 @@ def without_references(
         for subject in (*subjects, *more)
     ]
     return every, replace(split, unlabelled=names)
+
+
+def usable(
+    config: Config,
+    run: RunFolder,
+    description: Description,
+    subjects: list[Subject],
+    console: Console,
+) -> tuple[list[Subject], list[Problem]]:
+    """Leave out the subjects whose files are not sound, if that is asked for.
+
+    A run that goes on leaves out those that it began without, whatever has become of their files,
+    so that its folds stay what they were.
+
+    Args:
+        config: Says whether it is asked for.
+        run: Knows who was left out when it began.
+        description: The data set.
+        subjects: All subjects.
+        console: Where those who are left out are listed.
+
+    Returns:
+        The subjects to use, and why the others are not among them; empty if the run goes on.
+
+    Raises:
+        UserError: If no subject is left.
+    """
+    if not config.data.skip_invalid:
+        return subjects, []
+    before = run.read_skipped()
+    if before is not None:
+        return [subject for subject in subjects if subject.name not in before], []
+    problems = check_subjects(
+        description,
+        subjects,
+        workers=workers(config.data),
+        progress=console.is_terminal,
+        modalities=stacked(config.data, description),
+    )
+    kept, left_out = keep_usable(subjects, problems)
+    if problems:
+        console.print(problem_table(problems))
+        names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
+        console.print(f"Left out: {len(left_out)} of {len(subjects)} subjects: {names}")
+    return kept, problems
+
+
+def record_skipped(config: Config, run: RunFolder, problems: Sequence[Problem]) -> None:
+    """Note whom a run does without, as soon as its folder is there.
+
+    Args:
+        config: Says whether anybody may be left out.
+        run: Its folder.
+        problems: Why; an earlier note stays.
+    """
+    if config.data.skip_invalid and run.read_skipped() is None:
+        names = dict.fromkeys(problem.subject for problem in problems)
+        run.write_skipped(list(names), problems_as_rows(problems))
 
 
 def check(

@@ -95,7 +95,9 @@ def _score(
     *,
     keep: bool,
 ) -> list[Score]:
-    network, metadata = load_model(experiment.run.model(name))
+    network, metadata = load_model(
+        experiment.run.model(name), trusted=experiment.config.network.vouched(own=True)
+    )
     subjects = [experiment.subjects[case] for case in experiment.split.test]
     view = "+".join(seen)
     predictions = experiment.run.predictions(name)

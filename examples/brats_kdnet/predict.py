@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,7 +33,7 @@ from data.checks import Problem, check_subjects, raise_for_problems
 from data.description import DATASETS_FOLDER, Description, load_description
 from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
 from data.volumes import read_geometry
-from errors import UserError
+from errors import UserError, printable
 from evaluation.inference import volume_predictor
 from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
 from evaluation.scoring import native_classes, predict_finite
@@ -95,6 +95,7 @@ def predict(
     device: str,
     console: Console,
     modalities: Sequence[str] = (),
+    trusted: Collection[str] = (),
 ) -> list[Path]:
     """Segment every input; nothing is written unless all of them can be used.
 
@@ -105,6 +106,7 @@ def predict(
         device: As torch names it, or "auto".
         console: Shows progress.
         modalities: Those that are read, for a network that takes any subset; empty: all of its own.
+        trusted: Networks beyond the known ones that the model file may have imported.
 
     Returns:
         The files written.
@@ -114,7 +116,7 @@ def predict(
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: expected a folder, found the file {out}.")
-    network, metadata = load_model(model)
+    network, metadata = load_model(model, trusted=trusted)
     if metadata.phantom:
         console.print(f"{model} was trained on phantoms: its label maps mean nothing in patients.")
     read = replace(metadata, modalities=_to_read(modalities, metadata))
@@ -232,9 +234,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device=options.device,
             console=console,
             modalities=options.modalities,
+            trusted=options.trust_backbone,
         )
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n", keep="\n"))
         return 2
     except OSError as error:
         sys.stderr.write(f"{options.out}: the label maps cannot be written: {error}\n")
@@ -267,6 +270,16 @@ def _parser() -> argparse.ArgumentParser:
         default=(),
         metavar="NAME,NAME",
         help="read these alone, with a network for any subset of modalities (default: all it sees)",
+    )
+    parser.add_argument(
+        "--trust_backbone",
+        "--trust-backbone",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="IMPORT.PATH",
+        help="a class that the model file may have imported, which runs its module; not needed "
+        "for networks of this application and the usual ones of MONAI",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     return parser

@@ -1,29 +1,60 @@
-"""The report of a run or of a cross-validation: one HTML file that needs no network to be read.
+"""The report of a run, of a cross-validation or of studies, from its folder alone.
 
     python report.py runs/demo
     python report.py runs/crossval
+    python report.py docs/results/when-it-helps
 
-It is made from the folder alone and can be made again at any time.
+Of a run and of a cross-validation it is one HTML file that needs no network to be read; of a study
+(rows.csv and study.json) tables.md with its figures, in its folder. A folder may hold any number of
+studies in folders below it. All of it can be made again at any time.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, printable
 from reports.crossval_folder import MARKER
 from reports.crossval_page import write_crossval_page
 from reports.run_page import write_run_page
+from studies.facts import FACTS
+from studies.page import find_studies, write_study
+from studies.rows import ROWS
 
 
-def write_report(folder: Path) -> Path:
+def write_reports(folder: Path, trusted: Collection[str] = ()) -> list[Path]:
+    """Write the report of a folder, or of every study at and below it.
+
+    Args:
+        folder: Of a run, a cross-validation, a study, or with studies below it.
+        trusted: Networks that the folder's model files may have imported.
+
+    Returns:
+        The pages written.
+
+    Raises:
+        UserError: If there is nothing to report, or what is stored cannot be used.
+    """
+    # The folder of a study is that of a cross-validation too, whose scores lie in its units.
+    if (folder / ROWS).is_file():
+        return [write_study(folder)]
+    if (folder / MARKER).is_file() or (folder / "config.yaml").is_file():
+        return [write_report(folder, trusted)]
+    studies = find_studies(folder)
+    if not studies and (folder / FACTS).is_file():
+        raise UserError(f"{folder}: expected {ROWS} beside {FACTS}, found none. Run a unit first.")
+    return [write_study(study) for study in studies] or [write_report(folder, trusted)]
+
+
+def write_report(folder: Path, trusted: Collection[str] = ()) -> Path:
     """Write report.html into the folder of a run or of a cross-validation.
 
     Args:
         folder: A folder that train.py or crossval.py filled.
+        trusted: Networks beyond the known ones that may be imported to say what they cost.
 
     Returns:
         The file written.
@@ -32,17 +63,18 @@ def write_report(folder: Path) -> Path:
         UserError: If the folder is neither, or has no scores yet.
     """
     if (folder / MARKER).is_file():
-        return write_crossval_page(folder)
+        return write_crossval_page(folder, trusted)
     if (folder / "config.yaml").is_file():
         return write_run_page(folder)
     raise UserError(
-        f"{folder}: expected the folder of a run or of a cross-validation, found neither "
-        "config.yaml nor crossval.json in it. Give the folder that was written to (--out)."
+        f"{folder}: expected the folder of a run, of a cross-validation or of studies, found "
+        f"neither config.yaml nor {MARKER} in it, nor {ROWS} with {FACTS} in it or below it. Give "
+        "the folder that was written to (--out)."
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and write the report.
+    """Read the command line and write the reports.
 
     Args:
         arguments: Without the program's name; sys.argv if None.
@@ -51,13 +83,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, or 2 for a folder that cannot be used.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path, help="folder of a run or of a cross-validation")
+    parser.add_argument(
+        "folder", type=Path, help="folder of a run, of a cross-validation or of studies"
+    )
+    parser.add_argument(
+        "--trust_backbone",
+        "--trust-backbone",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="IMPORT.PATH",
+        help="networks that the folder's model files may have imported, to say what they cost",
+    )
+    options = parser.parse_args(arguments)
     try:
-        path = write_report(parser.parse_args(arguments).folder)
+        paths = write_reports(options.folder, options.trust_backbone)
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n", keep="\n"))
         return 2
-    sys.stdout.write(f"{path}\n")
+    sys.stdout.writelines(f"{path}\n" for path in paths)
     return 0
 
 

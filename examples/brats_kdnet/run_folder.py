@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,16 @@ PACKAGES = (
 
 # Keys that may change between a run and its continuation, as they do not change its numbers.
 _FREE_KEYS = frozenset(
-    {"out", "preset", "cache_dir", "workers", "predictions", "teacher_cache", "teacher_cache_gib"}
+    {
+        "out",
+        "preset",
+        "cache_dir",
+        "workers",
+        "predictions",
+        "teacher_cache",
+        "teacher_cache_gib",
+        "trust_backbone",
+    }
 )
 
 
@@ -63,6 +73,11 @@ class RunFolder:
     def cases(self) -> Path:
         """Names of the training, validation and test subjects."""
         return self.root / "cases.json"
+
+    @property
+    def skipped(self) -> Path:
+        """Subjects that were left out because of their files, and why."""
+        return self.root / "skipped.json"
 
     @property
     def scores(self) -> Path:
@@ -189,6 +204,29 @@ class RunFolder:
         """
         now = json.loads(json.dumps(description.to_dict()))
         return bool(_read(self.root / "description.json") == now)
+
+    def write_skipped(self, names: Sequence[str], problems: Sequence[Mapping[str, str]]) -> None:
+        """Record the subjects that the run does without.
+
+        Args:
+            names: Their names, as they are.
+            problems: What is wrong with them, for people to read.
+        """
+        content = {"subjects": list(names), "problems": list(problems)}
+        write_text(self.skipped, json.dumps(content, indent=2) + "\n")
+
+    def read_skipped(self) -> tuple[str, ...] | None:
+        """Return the names of the subjects that the run does without; None if it has not begun.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        if not self.skipped.is_file():
+            return None
+        try:
+            return tuple(map(str, json.loads(self.skipped.read_text("utf-8"))["subjects"]))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{self.skipped} is damaged and cannot be read: {error}.") from error
 
     def read_summary(self) -> dict[str, Any]:
         """Return the summary of an earlier part of this run; empty if there is none."""

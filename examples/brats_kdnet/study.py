@@ -23,7 +23,7 @@ from crossvalidation.plan import CrossvalOptions, Plan
 from crossvalidation.schedule import Pool, command_of, run_here
 from crossvalidation.unit import run_unit
 from errors import UserError
-from report import write_report
+from report import write_reports
 from studies.collect import collect
 from studies.design import Design, read_design
 from studies.search import Trial, search
@@ -203,7 +203,7 @@ def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console)
     """
     command = shlex.join(["python", "examples/brats_kdnet/study.py", *arguments])
     path = collect(plan, design, [command])
-    for written in (path, write_report(plan.root)):
+    for written in (path, *write_reports(plan.root, plan.trusted)):
         console.print(f"Written: {written}", highlight=False, soft_wrap=True)
 
 

@@ -1,5 +1,6 @@
 """One network of a run: built, taught as its recipe says, and kept in the run folder."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,7 @@ from recipes.rows import Row
 from training.checkpoint import (
     ModelMetadata,
     check_compatible,
+    file_digest,
     load_model,
     read_metadata,
     save_model,
@@ -71,7 +73,10 @@ def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
     lesson = lesson_of(row, experiment.setting(row.role, network, teachers))
     with experiment.watch.phase(row.name), explained(f"The training of {row.name}"):
         carry_out(experiment, row, lesson)
-    return load_model(run.model(row.name))[0]
+    if experiment.fabric.is_global_zero:
+        # A kill in what follows must not cost these times.
+        experiment.write_summary()
+    return load_model(run.model(row.name), trusted=_vouched(experiment, own=True))[0]
 
 
 def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
@@ -224,12 +229,15 @@ def compiled(network: nn.Module) -> nn.Module:
     return cast("nn.Module", torch.compile(network))
 
 
-def load_trained(experiment: Experiment, path: Path) -> nn.Module:
+def load_trained(
+    experiment: Experiment, path: Path, trusted: Collection[str] | None = None
+) -> nn.Module:
     """Read a network that an earlier part of the run has trained.
 
     Args:
         experiment: Its held-out subjects must be new to the network.
         path: The model file.
+        trusted: Networks that may be imported for it; those of the experiment if None.
 
     Returns:
         The network.
@@ -237,9 +245,14 @@ def load_trained(experiment: Experiment, path: Path) -> nn.Module:
     Raises:
         UserError: If it has seen a held-out subject.
     """
-    network, metadata = load_model(path)
+    vouched = _vouched(experiment, own=True) if trusted is None else trusted
+    network, metadata = load_model(path, trusted=vouched)
     check_unseen(path, metadata, experiment.split)
     return network
+
+
+def _vouched(experiment: Experiment, *, own: bool) -> Collection[str]:
+    return experiment.config.network.vouched(own=own)
 
 
 def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
@@ -255,13 +268,15 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
     Raises:
         UserError: If it does not fit the run.
     """
-    network, metadata = load_model(path)
+    network, metadata = load_model(path, trusted=_vouched(experiment, own=False))
     check_compatible(path, metadata, experiment.metadata("teacher", "teacher"))
     check_unseen(path, metadata, experiment.split)
     if experiment.fabric.is_global_zero:
         # Whatever its own run called it, it is this run's teacher.
-        save_model(experiment.run.model("teacher"), network, replace(metadata, role="teacher"))
-        save_state(experiment.run.role("teacher") / "state.pt", {"finished": True})
+        model = experiment.run.model("teacher")
+        save_model(model, network, replace(metadata, role="teacher"))
+        files = {model.name: file_digest(model)}
+        save_state(model.parent / "state.pt", {"finished": True, "files": files})
     experiment.fabric.barrier()
     experiment.console.print(f"teacher: read from {path}", highlight=False, soft_wrap=True)
     return network

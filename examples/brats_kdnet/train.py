@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from torch import nn
 
 from command import exit_status
 from config import Config, parse_config
@@ -25,6 +26,9 @@ from experiment import (
     open_experiment,
 )
 from held_out import score_network
+from models.trust import check_trusted
+from recipes.advice import advised
+from recipes.out_of_fold import with_part_teachers
 from recipes.rows import Row
 from report import write_report
 from teaching import check_unseen, rehearse, teach
@@ -46,25 +50,50 @@ def distil(config: Config, console: Console) -> None:
         UserError: If the configuration or the data cannot be used.
         TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
     """
-    rehearse_all(config)
+    config = follow_advice(config, console)
+    rows = with_part_teachers((TEACHER, BASELINE, STUDENT), config)
+    rehearse_all(config, rows[-1])
     with open_experiment(config, console) as experiment:
         # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
-        teacher = teach(experiment, TEACHER)
         # 3.3 The baseline sees what the student sees, and learns like the teacher.
-        teach(experiment, BASELINE)
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
-        teach(experiment, STUDENT, teacher)
+        networks: dict[str, nn.Module] = {}
+        for row in rows:
+            teachers = [networks[name] for name in row.teachers]
+            networks[row.name] = teach(experiment.of_row(row, console), row, *teachers)
 
         if experiment.fabric.is_global_zero:
             scores = score(experiment)
             show(experiment, scores)
 
 
-def rehearse_all(config: Config) -> None:
+def follow_advice(config: Config, console: Console) -> Config:
+    """Take the recipe that a study found best, where the configuration asks for it.
+
+    Args:
+        config: The resolved configuration.
+        console: Where the choice is explained.
+
+    Returns:
+        The configuration with the options of the recipe.
+
+    Raises:
+        UserError: If the subjects cannot be found.
+    """
+    if config.objective.recipe != "auto":
+        return config
+    split = find_split(config)
+    config, said = advised(config, len(split.train), len(split.unlabelled))
+    console.print(said, highlight=False, soft_wrap=True)
+    return config
+
+
+def rehearse_all(config: Config, student: Row) -> None:
     """Put teacher and student together once, before anything is read, written or trained.
 
     Args:
         config: The resolved configuration.
+        student: Its row.
 
     Raises:
         UserError: If there is no such network, or a given teacher does not fit the run or has seen
@@ -75,10 +104,14 @@ def rehearse_all(config: Config) -> None:
     if config.network.teacher_model is not None:
         path = config.network.teacher_model
         found = read_metadata(path)
+        trusted = config.network.vouched(own=False)
+        check_trusted(str(path), found.backbone, found.backbone_arguments, trusted)
         check_compatible(path, found, teacher)
-        check_unseen(path, found, find_split(config))
+        # Whom a fold holds out is known only when it is known who is left out; asked again then.
+        if not config.data.skip_invalid:
+            check_unseen(path, found, find_split(config))
         teacher = found
-    rehearse(config, STUDENT, teacher)
+    rehearse(config, student, teacher)
 
 
 def score(experiment: Experiment) -> list[Score]:

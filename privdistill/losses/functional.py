@@ -99,7 +99,7 @@ def _log(weight: float | Tensor, axes: int) -> float | Tensor:
     """Logarithm of a network's weight; that of a sample it does not count for is minus infinity."""
     if isinstance(weight, Tensor):
         return at_least_float32(weight).log().reshape(-1, *[1] * (axes - 1))
-    # A weight may be too small beside another one for any number but zero.
+    # A share may be too small beside another one for any number but zero.
     return math.log(max(weight, sys.float_info.min))
 
 

@@ -176,8 +176,8 @@ def as_channels(
     check_activation(logits, activation, term=term)
     if target.is_complex():
         raise ObjectiveError(
-            f"{term}: the target is {target.dtype}; expected class indices or one channel per class, "
-            "whole or real numbers."
+            f"{term}: the target is {target.dtype}; expected class indices or one channel per "
+            "class, in real numbers."
         )
     # Tensors on the meta device have shapes and no values.
     validate = validate and not target.is_meta

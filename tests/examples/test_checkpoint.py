@@ -14,6 +14,7 @@ from training.checkpoint import (
     load_state,
     read_metadata,
     save_model,
+    save_state,
 )
 
 METADATA = ModelMetadata(
@@ -152,3 +153,69 @@ def test_a_state_never_runs_code(tmp_path):
     torch.save({"weights": Harmful()}, tmp_path / "state.pt")
     with pytest.raises(UserError, match="cannot be read"):
         load_state(tmp_path / "state.pt")
+
+
+def flip(path, needle):
+    """Change one bit of a file, in the middle of some bytes."""
+    content = bytearray(path.read_bytes())
+    content[content.rindex(needle) + len(needle) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_weights_is_found_and_named(tmp_path):
+    file, network = tmp_path / "model.safetensors", build()
+    save_model(file, network, METADATA)
+    # Normalisations begin with the same numbers everywhere, kernels do not.
+    kernels = [item for item in network.state_dict().items() if item[1].ndim == 5]
+    name, tensor = kernels[1]
+    flip(file, tensor.contiguous().numpy().tobytes())
+    with pytest.raises(UserError, match=f"is damaged: the numbers of {name} are not those"):
+        load_model(file)
+
+
+def test_a_flipped_bit_in_the_metadata_is_found(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_model(file, build(), METADATA)
+    flip(file, b"t1ce")
+    with pytest.raises(UserError, match="its metadata are not those that were written"):
+        read_metadata(file)
+
+
+def test_a_flipped_bit_in_a_state_is_found_and_named(tmp_path):
+    file, moments = tmp_path / "state.pt", torch.full((9,), 0.75)
+    save_state(file, {"epoch": 3, "weights": {"a": torch.ones(9)}, "optimizer": [moments]})
+    assert load_state(file)["epoch"] == 3
+    flip(file, moments.numpy().tobytes())
+    with pytest.raises(UserError, match=r"is damaged: optimizer of it are not what was written"):
+        load_state(file)
+
+
+def test_any_flipped_byte_of_a_model_file_is_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_model(file, build(), METADATA)
+    content = file.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for place in torch.randint(0, len(content), (60,), generator=generator).tolist():
+        file.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+        with pytest.raises(UserError):
+            load_model(file)
+
+
+def test_states_and_weights_without_digests_still_load(tmp_path):
+    torch.save({"epoch": 2}, tmp_path / "state.pt")
+    assert load_state(tmp_path / "state.pt") == {"epoch": 2}
+    save_file(build().state_dict(), tmp_path / "model", metadata=METADATA.to_strings())
+    assert load_model(tmp_path / "model")[1] == METADATA
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"modalities": ("t1", "t2"), "in_channels": 2}, "modalities"),
+        ({"out_channels": 3}, "out_channels"),
+        ({"description": load_description("lgg")}, "classes"),
+    ],
+)
+def test_another_view_or_class_count_is_refused_with_both_descriptions(tmp_path, changes, word):
+    with pytest.raises(UserError, match=rf"(?s)differs in .*{word}.*Expected .*Found "):
+        check_compatible(tmp_path / "model", replace(METADATA, **changes), METADATA)

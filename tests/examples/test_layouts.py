@@ -93,10 +93,11 @@ def test_flat_files_without_folders_are_described_without_a_slash(tmp_path):
     ]
 
 
-def test_two_files_for_one_modality_are_an_error(tmp_path):
-    touch(tmp_path, "A/A_t1.nii", "A/A_t1.nii.gz")
-    with pytest.raises(UserError, match=r"'A': expected one file .*A_t1\.nii and .*A_t1\.nii\.gz"):
-        find_subjects(tmp_path)
+def test_two_files_for_one_modality_are_kept_as_rivals_for_the_checks(tmp_path):
+    touch(tmp_path, "A/A_t1.nii", "A/A_t1.nii.gz", "A/A_t2.nii")
+    _, (subject,) = find_subjects(tmp_path)
+    assert subject.images["t1"].path.name == "A_t1.nii"
+    assert subject.rivals == {"t1": (tmp_path / "A/A_t1.nii.gz",)}
 
 
 def test_the_marker_of_phantoms_makes_any_description_a_phantom(tmp_path):

@@ -273,3 +273,40 @@ def test_a_slice_flipped_twice_is_itself(code):
     part = torch.rand(1, 3, 4)
     assert torch.equal(flip(flip(part, code, 2), code, 2), part)
     assert torch.equal(flip(part, 2, 2), part.flip(2))
+
+
+@pytest.mark.parametrize("count", [3, 10, 25])
+def test_an_epoch_has_as_many_samples_as_asked_for(count):
+    sampler = EpochSampler(10, shuffle=True, seed=0, flips=False, per_epoch=count)
+    indices = [index for index, _ in sampler]
+    assert len(indices) == len(sampler) == count
+    times = [indices.count(index) for index in range(10)]
+    assert max(times) - min(times) <= 1
+
+
+def test_the_length_of_an_epoch_does_not_change_its_beginning():
+    whole = [*EpochSampler(10, shuffle=True, seed=3, flips=True)]
+    assert [*EpochSampler(10, shuffle=True, seed=3, flips=True, per_epoch=25)][:10] == whole
+
+
+def test_validation_is_never_shortened():
+    assert len(EpochSampler(10, shuffle=False, seed=0, flips=False, per_epoch=3)) == 10
+
+
+def test_processes_share_a_long_epoch():
+    parts = [
+        [*EpochSampler(4, shuffle=True, seed=0, flips=False, per_epoch=9, replicas=2, rank=rank)]
+        for rank in range(2)
+    ]
+    assert [len(part) for part in parts] == [5, 5]
+
+
+def test_batches_say_which_samples_have_a_label():
+    samples = [
+        {"image": torch.zeros(1, 2, 2, 2), "name": "a", "label": torch.ones(1, 2, 2, 2)},
+        {"image": torch.zeros(1, 2, 2, 2), "name": "b"},
+    ]
+    loader = build_loader(samples, 2, shuffle=False, seed=0, flips=False, workers=0, mixed=True)
+    batch = next(iter(loader))
+    assert batch["labelled"].tolist() == [True, False]
+    assert batch["label"].sum((1, 2, 3, 4)).tolist() == [8, 0]

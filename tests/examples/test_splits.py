@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from data.layouts import Subject
-from data.splits import Split, split_subjects
+from data.splits import Split, share_labels, split_subjects
 from errors import UserError
 
 
@@ -103,3 +103,59 @@ def test_a_split_that_is_no_json_is_refused(tmp_path):
     (tmp_path / "cases.json").write_text("{")
     with pytest.raises(UserError, match="expected a split as JSON"):
         Split.load(tmp_path / "cases.json", subjects(2))
+
+
+TRAINING = Split(tuple(f"t{i:02}" for i in range(20)), ("v0",), ("x0", "x1"))
+
+
+def shared(**numbers):
+    return share_labels(TRAINING, **({"labelled": None, "unlabelled": None} | numbers))
+
+
+def test_without_numbers_every_subject_keeps_its_reference():
+    assert shared() == TRAINING
+
+
+def test_subjects_without_a_reference_leave_the_others_alone():
+    split = shared(labelled=5)
+    assert len(split.train) == 5
+    assert len(split.unlabelled) == 15
+    assert {*split.train, *split.unlabelled} == {*TRAINING.train}
+    assert (split.validation, split.test) == (TRAINING.validation, TRAINING.test)
+
+
+def test_fewer_labels_are_some_of_more_labels():
+    assert {*shared(labelled=3).train} < {*shared(labelled=9).train}
+
+
+def test_only_some_of_those_without_a_reference_may_be_used():
+    split = shared(labelled=5, unlabelled=4)
+    assert len(split.unlabelled) == 4
+    assert {*split.unlabelled} < {*shared(labelled=5).unlabelled}
+
+
+def test_parts_that_are_left_out_are_each_subject_once():
+    parts = [shared(labelled=9, leave_out=(part, 3)) for part in range(3)]
+    left = [{*shared(labelled=9).train} - {*split.train} for split in parts]
+    assert sorted(name for names in left for name in names) == list(shared(labelled=9).train)
+    assert all(split.unlabelled == shared(labelled=9).unlabelled for split in parts)
+
+
+@pytest.mark.parametrize("numbers", [{"labelled": 21}, {"labelled": 18, "unlabelled": 3}])
+def test_more_subjects_than_there_are_is_refused(numbers):
+    with pytest.raises(UserError, match=r"this fold has 20\. .*--unlabelled_root"):
+        shared(**numbers)
+
+
+def test_a_part_that_leaves_nothing_is_refused():
+    with pytest.raises(UserError, match="leaves none of 1 labelled"):
+        shared(labelled=1, leave_out=(0, 2))
+
+
+def test_unlabelled_subjects_are_saved_where_there_are_any(tmp_path):
+    everyone = subjects(4)
+    split = Split(("s00",), ("s01",), ("s02",), ("s03",))
+    split.save(tmp_path / "with.json")
+    assert Split.load(tmp_path / "with.json", everyone) == split
+    Split(("s00",), ("s01",), ("s02",)).save(tmp_path / "without.json")
+    assert "unlabelled" not in json.loads((tmp_path / "without.json").read_text())

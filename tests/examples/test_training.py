@@ -1,6 +1,7 @@
 import csv
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,26 @@ def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
     train(work)
     train(whole := task(tmp_path / "whole"))
     assert equal(load_file(work.model_file), load_file(whole.model_file))
+
+
+@pytest.mark.parametrize("at", [7, 10])
+def test_the_state_of_another_network_is_refused_with_both_descriptions(tmp_path, at):
+    work = task(tmp_path)
+    with pytest.raises(TrainingStoppedError):
+        train(work, Samples(5, at=at, call=send(signal.SIGTERM)))
+    other = replace(work.metadata, backbone="multiresunet", modalities=("t2",))
+    with pytest.raises(UserError, match=r"(?s)another network.*Expected .*t2.*Found .*t1ce"):
+        train(replace(work, metadata=other))
+
+
+def test_a_finished_training_vouches_for_its_weights(tmp_path):
+    train(work := task(tmp_path, epochs=1))
+    assert is_finished(work.folder)
+    content = bytearray(work.model_file.read_bytes())
+    content[-1] ^= 1
+    work.model_file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is not the file with which"):
+        is_finished(work.folder)
 
 
 def test_a_state_from_before_pauses_still_goes_on(tmp_path):

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from faults.tiny import Network, Samples, task, wrapper
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
@@ -24,6 +23,7 @@ from crossvalidation.plan import CrossvalOptions
 from data.loading import build_loader
 from data.parallel import map_parallel
 from exhaustion import ExhaustedError, explain, explained
+from faults.tiny import Network, Samples, task, wrapper
 from training import loop
 from training.checkpoint import load_state
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from faults.tiny import GRID, Network, Samples, task, wrapper
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
 from data.loading import build_loader
+from faults.tiny import GRID, Network, Samples, task, wrapper
 from privdistill import Output
 from training import loop
 from training.checkpoint import load_state

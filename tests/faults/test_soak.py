@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from faults.soak import BLOCKS, slope, soak
 
 ROOT = Path(__file__).parents[2]

@@ -16,6 +16,7 @@ from config import Config
 from crossvalidation.folds import Fold, deal, load_folds, save_folds
 from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import CrossvalOptions, Plan
+from data.checks import Problem
 from data.description import Description
 from data.layouts import Subject
 from data.splits import Split
@@ -27,12 +28,17 @@ from experiment import (
     find_description,
     prepare_parts,
     read_subjects,
+    record_skipped,
     stacked,
     try_out,
+    usable,
     view_of,
     without_references,
 )
+from models.trust import check_trusted
+from names import is_name
 from privdistill import PrivDistillError
+from recipes.out_of_fold import with_part_teachers
 from recipes.rows import Row, read_rows, select_rows, sweep
 from run_folder import RunFolder
 from teaching import rehearse
@@ -68,10 +74,12 @@ def open_plan(
         UserError: If anything cannot be used, or the folder holds another cross-validation.
     """
     root = config.run.out or Path("runs/crossval")
-    config = replace(config, run=replace(config.run, out=root))
+    # Each row says how it is taught.
+    taught = replace(config.objective, recipe="options")
+    config = replace(config, objective=taught, run=replace(config.run, out=root))
     _refuse(config)
     _refuse_options(config, options)
-    rows = _rows(config, options) if rows is None else rows
+    rows = _rows(config, options) if rows is None else with_part_teachers(rows, config)
     run = RunFolder(root)
     run.holds(config)
     known = _definitions(root, rows)
@@ -80,12 +88,14 @@ def open_plan(
     with waiting_for(root / ".lock", "the folder is being prepared", console):
         run.holds(config)
         held = (root / "folds.json").is_file()
-        plan, description, subjects = _resolve(config, options, rows, run, console)
+        description, subjects = read_subjects(config, run, console)
+        subjects, problems = usable(config, run, description, subjects, console)
+        plan = _resolve(config, options, rows, description, subjects)
         plan = replace(plan, own_seeds=own_seeds or {})
         if held:
             _check_held(plan, run, description)
         else:
-            _begin(plan, run, description, subjects, console)
+            _begin(plan, run, description, subjects, console=console, problems=problems)
         _complete(plan, description, subjects, console)
     return plan
 
@@ -196,21 +206,18 @@ def _rows(config: Config, options: CrossvalOptions) -> tuple[Row, ...]:
         rows = sweep(
             rows, modalities if data.teacher_modalities is None else data.teacher_modalities
         )
-    for row in rows:
-        row.configure(config)
-    return tuple(rows)
+    return with_part_teachers(rows, config)
 
 
 def _resolve(
     config: Config,
     options: CrossvalOptions,
     rows: tuple[Row, ...],
-    run: RunFolder,
-    console: Console,
-) -> tuple[Plan, Description, list[Subject]]:
-    description, subjects = read_subjects(config, run, console)
+    description: Description,
+    subjects: list[Subject],
+) -> Plan:
     folds = (
-        load_folds(options.folds_file, subjects)
+        load_folds(options.folds_file, subjects, validation=config.data.validation_fraction > 0)
         if options.folds_file is not None
         else deal(
             subjects,
@@ -228,7 +235,7 @@ def _resolve(
         subsets=options.subsets,
     )
     _check_teacher(config, folds, description)
-    return plan, description, subjects
+    return plan
 
 
 def _check_teacher(config: Config, folds: Sequence[Fold], description: Description) -> None:
@@ -237,6 +244,8 @@ def _check_teacher(config: Config, folds: Sequence[Fold], description: Descripti
     if path is None:
         return
     metadata = read_metadata(path)
+    trusted = config.network.vouched(own=False)
+    check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
     check_compatible(path, metadata, describe_network("teacher", config, description))
     for fold in folds:
         leaked = sorted({*metadata.seen_cases} & {*fold.split.test})
@@ -270,13 +279,19 @@ def _begin(
     run: RunFolder,
     description: Description,
     subjects: list[Subject],
+    *,
     console: Console,
+    problems: Sequence[Problem],
 ) -> None:
+    skip = plan.config.data.skip_invalid
+    checked = {subject.name for subject in subjects} if skip else set()
     every = Split(tuple(sorted(_used(plan))), (), ())
     further = replace(plan.config.data, labelled=None, unlabelled=None)
     subjects, every = without_references(further, description, subjects, every)
-    check(plan.config.data, description, subjects, every, console)
+    fresh = [subject for subject in subjects if subject.name not in checked]
+    check(plan.config.data, description, fresh, every, console)
     run.begin(plan.config)
+    record_skipped(plan.config, run, problems)
     run.write_description(description)
     _choose_performance(plan, run, description, console)
     # Last, since it says that the others are there.
@@ -347,7 +362,12 @@ def read_summary(root: Path) -> dict[str, Any]:
         root: Folder of a cross-validation.
     """
     path = root / "crossval.json"
-    return read_json(path) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
+    # They become folders below this one.
+    names = (*content.get("rows", ()), *content.get("definitions", ()))
+    if not all(map(is_name, names)):
+        raise UserError(f"{path} is damaged: it has rows whose names cannot be those of folders.")
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -81,13 +81,14 @@ def save_folds(path: Path, folds: Iterable[Fold]) -> None:
     write_text(path, json.dumps({"folds": lists}, indent=2) + "\n")
 
 
-def load_folds(path: Path, subjects: Iterable[Subject]) -> list[Fold]:
+def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = True) -> list[Fold]:
     """Read case lists and check them against each other and the data set.
 
     Args:
         path: A JSON file: {"folds": [{"train": [...], "validation": [...], "test": [...]}, ...]},
             each with an optional number "repeat" for repeated cross-validations.
         subjects: All subjects of the data set.
+        validation: Whether folds need validation subjects.
 
     Returns:
         The folds, in the order of the file.
@@ -104,7 +105,8 @@ def load_folds(path: Path, subjects: Iterable[Subject]) -> list[Fold]:
         for number, content in enumerate(lists)
     ]
     known = {subject.name for subject in subjects}
-    problems = [problem for fold in folds for problem in _problems(fold, known)]
+    needed = [part for part in _PARTS if validation or part != "validation"]
+    problems = [problem for fold in folds for problem in _problems(fold, known, needed)]
     problems += _overlaps(folds)
     if problems:
         raise UserError(f"{path}: these folds cannot be used:\n" + "\n".join(problems))
@@ -137,9 +139,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return list(lists)
 
 
-def _problems(fold: Fold, known: set[str]) -> list[str]:
+def _problems(fold: Fold, known: set[str], needed: Sequence[str]) -> list[str]:
     listed = [name for part in _PARTS for name in getattr(fold.split, part)]
-    empty = [part for part in _PARTS if not getattr(fold.split, part)]
+    empty = [part for part in needed if not getattr(fold.split, part)]
     twice = sorted({name for name in listed if listed.count(name) > 1})
     absent = sorted(set(listed) - known)
     found = {

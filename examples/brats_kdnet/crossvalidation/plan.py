@@ -110,6 +110,12 @@ class Plan:
         """Where all units find preprocessed subjects and what teachers said."""
         return self.config.data.cache_dir or self.root / "cache"
 
+    @property
+    def trusted(self) -> frozenset[str]:
+        """Networks that its rows name, so that its own model files may be built again."""
+        networks = [row.configure(self.config).network for row in self.rows]
+        return frozenset().union(*(network.vouched(own=True) for network in networks))
+
     def units(self) -> list[Unit]:
         """Return all units: every teacher, on all folds, before everything else."""
         teachers = {teacher for row in self.rows for teacher in row.teachers}
@@ -123,7 +129,9 @@ class Plan:
 
     def seeds_of(self, row: str) -> tuple[int, ...]:
         """Return the seeds that a row is trained with."""
-        return self.own_seeds.get(row, self.seeds)
+        # Teachers that do without a part of the subjects have the seeds of the one that does not.
+        whole = row.partition("-without-")[0]
+        return self.own_seeds.get(row, self.own_seeds.get(whole, self.seeds))
 
     def teachers_of(self, unit: Unit) -> list[Unit]:
         """Return the units whose networks a unit imitates, on the same fold.

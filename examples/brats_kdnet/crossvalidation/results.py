@@ -125,7 +125,7 @@ def show_results(plan: Plan, console: Console) -> None:
     if not scores:
         console.print("No unit is done, so there are no results yet.", highlight=False)
         return
-    folder = CrossvalFolder(plan.root)
+    folder = CrossvalFolder(plan.root, plan.trusted)
     papers = paper_tables(scores, folder.facts["protocol"])
     gained = list(gain_tables(folder, scores))
     # The paper's own numbers were apparently measured at the grid, whose tables come first.
@@ -137,7 +137,9 @@ def show_results(plan: Plan, console: Console) -> None:
     text = heading + "\n".join(table.markdown() for table in written)
     write_text(plan.root / "tables.md", text)
     console.print(f"Written: {plan.root / 'tables.md'}", highlight=False, soft_wrap=True)
-    console.print(f"Written: {write_report(plan.root)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Written: {write_report(plan.root, plan.trusted)}", highlight=False, soft_wrap=True
+    )
 
 
 def gain_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[TextTable]:

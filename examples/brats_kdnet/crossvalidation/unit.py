@@ -56,7 +56,11 @@ def _train_and_score(plan: Plan, unit: Unit, teachers: list[Unit], console: Cons
     with open_unit(plan, unit, console) as experiment:
         files = [plan.folder(teacher).model(teacher.row.name) for teacher in teachers]
         experiment.teacher_files = tuple(files)
-        teach(experiment, unit.row, *(load_trained(experiment, path) for path in files))
+        networks = []
+        for teacher, path in zip(teachers, files, strict=True):
+            own = teacher.row.configure(plan.configure(teacher)).network
+            networks.append(load_trained(experiment, path, own.vouched(own=True)))
+        teach(experiment, unit.row, *networks)
         with experiment.watch.phase("evaluation"):
             score(experiment, unit.row, subsets=plan.subsets)
 

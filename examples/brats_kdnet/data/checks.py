@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,16 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data.description import Description
 from data.layouts import ImageFile, Subject
 from data.parallel import map_parallel
 from data.preprocessing import UnknownLabelError, read_classes
 from data.volumes import Geometry, UnreadableVolumeError, read_geometry, read_volume
-from errors import UserError
+from errors import UserError, printable
 
 #: Entries of two affines (mm per voxel, mm) may differ by what single precision loses.
 _AFFINE_TOLERANCE = 1e-3
+#: Voxel sizes of images of patients, mm, with room to spare; and how far an affine may be off.
+_VOXEL_SIZES = (0.01, 100.0)
+_SPACING_TOLERANCE = 0.01
+#: Squares of intensities must fit into single precision, as z-scores need them.
+_LARGEST_VALUE = 1e15
+#: File systems allow 255 bytes; names of subjects get endings such as those of the cache.
+_LONGEST_NAME = 180
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,11 @@ def check_subjects(
 ) -> list[Problem]:
     """Read every file once and collect whatever is wrong with any of them.
 
-    Found are missing modalities and label maps, files that cannot be read to their end, volumes
-    that are not 3-D, that are empty or not finite, shapes and affines that differ within a
-    subject, and labels that the description does not name. Each worker holds one volume at a time.
+    Found are missing modalities and label maps, several files for one of them, files that cannot
+    be read to their end or promise more than they can hold, volumes that are not 3-D, that are
+    empty or not finite, shapes, affines and orientations that disagree, voxel sizes that cannot
+    be, labels that the description does not name, and names that cannot be shown or are too long
+    for a file. Each worker holds one volume at a time.
 
     Args:
         description: What the subjects should look like.
@@ -67,32 +78,37 @@ def check_subjects(
     Returns:
         The problems, in the order of the subjects; empty if all is well.
     """
+    used = tuple(description.modalities if modalities is None else modalities)
     check = functools.partial(
         _check_subject,
         description=description,
-        modalities=tuple(description.modalities if modalities is None else modalities),
+        modalities=used,
         need_segmentation=need_segmentation,
     )
     found = map_parallel(
         check, subjects, workers=workers, title="Checking subjects", progress=progress
     )
-    problems = [problem for problems in found for problem in problems]
-    # Only readable headers can be compared, so this waits until all else is well.
-    return problems or list(_turned(subjects, description, modalities))
+    turned = _turned(subjects, used, [orientation for _, orientation in found])
+    return [
+        problem
+        for (problems, _), more in zip(found, turned, strict=True)
+        for problem in (*problems, *more)
+    ]
 
 
 def _turned(
-    subjects: Sequence[Subject], description: Description, modalities: Sequence[str] | None
-) -> Iterator[Problem]:
+    subjects: Sequence[Subject], modalities: Sequence[str], orientations: Sequence[str | None]
+) -> list[list[Problem]]:
     """Subjects whose axes run otherwise than in most; a network would see them turned."""
-    first = next(iter(modalities or description.modalities))
-    files = {subject.name: subject.images[first] for subject in subjects}
-    codes = {name: read_geometry(file).orientation for name, file in files.items()}
-    usual = max(codes.values(), key=list(codes.values()).count, default="")
-    for name, found in codes.items():
-        if found != usual:
-            reason = f"its axes run {found}, those of most subjects {usual}; reorient it first"
-            yield Problem(name, files[name].path, reason)
+    known = [orientation for orientation in orientations if orientation is not None]
+    usual = max(known, key=known.count, default="")
+    problems: list[list[Problem]] = []
+    for subject, found in zip(subjects, orientations, strict=True):
+        reason = f"its axes run {found}, those of most subjects {usual}; reorient it first"
+        files = [subject.images[name].path for name in modalities if name in subject.images]
+        turned = found not in {None, usual}
+        problems.append([Problem(subject.name, files[0], reason)] if turned else [])
+    return problems
 
 
 def raise_for_problems(problems: Sequence[Problem]) -> None:
@@ -107,19 +123,73 @@ def raise_for_problems(problems: Sequence[Problem]) -> None:
     if not problems:
         return
     subjects = len({problem.subject for problem in problems})
-    table = Table("subject", "file", "reason", title_justify="left")
-    for problem in problems:
-        file = "" if problem.file is None else problem.file.name
-        table.add_row(problem.subject, file, problem.reason)
     text = io.StringIO()
     # A fixed width: the message may end up in a log file, where no terminal tells its own.
-    Console(file=text, width=120, markup=False).print(table)
-    folders = sorted({str(problem.file.parent) for problem in problems if problem.file is not None})
+    Console(file=text, width=120, markup=False, emoji=False).print(problem_table(problems))
+    files = [problem.file for problem in problems if problem.file is not None]
+    folders = sorted({printable(str(file.parent)) for file in files})
     where = f"Files lie in {', '.join(folders[:3])}{' ...' if len(folders) > 3 else ''}.\n"
     raise UserError(
         f"Problems: {len(problems)}, in {subjects} of the subjects; repair or remove them. Nothing "
         f"was written.\n{where if folders else ''}{text.getvalue().rstrip()}"
     )
+
+
+def problem_table(problems: Sequence[Problem]) -> Table:
+    """Lay problems out for a terminal, whatever their names hold.
+
+    Args:
+        problems: What `check_subjects` gave.
+
+    Returns:
+        A table with subject, file and reason of every one.
+    """
+    table = Table("subject", "file", "reason", title_justify="left")
+    for row in problems_as_rows(problems):
+        # Text is shown as it is; a string would be searched for markup.
+        table.add_row(Text(row["subject"]), Text(Path(row["file"]).name), Text(row["reason"]))
+    return table
+
+
+def problems_as_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    """Turn problems into plain text for tables and files.
+
+    Args:
+        problems: What `check_subjects` gave.
+
+    Returns:
+        Subject, file (empty where it is missing) and reason, all of printable characters.
+    """
+    return [
+        {
+            "subject": printable(problem.subject),
+            "file": "" if problem.file is None else printable(str(problem.file)),
+            "reason": printable(problem.reason),
+        }
+        for problem in problems
+    ]
+
+
+def keep_usable(
+    subjects: Sequence[Subject], problems: Sequence[Problem]
+) -> tuple[list[Subject], list[str]]:
+    """Leave out the subjects that have problems.
+
+    Args:
+        subjects: All subjects.
+        problems: What `check_subjects` gave for them.
+
+    Returns:
+        The others, and the names of those left out.
+
+    Raises:
+        UserError: If no subject is left, with all problems.
+    """
+    broken = dict.fromkeys(problem.subject for problem in problems)
+    kept = [subject for subject in subjects if subject.name not in broken]
+    if not kept:
+        raise_for_problems(problems)
+    return kept, list(broken)
 
 
 def _check_subject(
@@ -128,23 +198,53 @@ def _check_subject(
     description: Description,
     modalities: tuple[str, ...],
     need_segmentation: bool,
-) -> list[Problem]:
+) -> tuple[list[Problem], str | None]:
+    """The problems of one subject, and how its axes run as far as a file says so."""
     images = {name: subject.images[name] for name in modalities if name in subject.images}
-    problems = list(_missing(subject, description, modalities, need_segmentation))
+    problems = list(_name_faults(subject.name))
+    problems += _rivalries(subject, (*modalities, "segmentation"))
+    if subject.unlisted:
+        reason = f"its folder cannot be looked into ({subject.unlisted})"
+        return [*problems, Problem(subject.name, None, reason)], None
+    problems += _missing(subject, description, modalities, need_segmentation)
     files = list(images.values())
     if subject.segmentation is not None:
         files.append(subject.segmentation)
     geometries, broken = _headers(subject.name, files)
     problems += broken
     problems += _disagreements(subject.name, geometries)
-    readable = [file for file, _ in geometries]
-    for file in readable:
-        reason = (
-            _label_fault(file, description) if file is subject.segmentation else _image_fault(file)
+    for file, geometry in geometries:
+        label = file is subject.segmentation
+        reasons = (
+            _spacing_fault(geometry, description),
+            _label_fault(file, description) if label else _image_fault(file),
         )
-        if reason:
-            problems.append(Problem(subject.name, file.path, reason))
-    return problems
+        problems += [Problem(subject.name, file.path, reason) for reason in reasons if reason]
+    seen = [geometry.orientation for file, geometry in geometries if file in images.values()]
+    return problems, next(iter(seen), None)
+
+
+def _name_faults(name: str) -> Iterator[Problem]:
+    """Names become file names, cells of tables and lines of logs."""
+    if not name.isprintable():
+        reason = "its name holds characters that cannot be printed; rename its files"
+        yield Problem(name, None, reason)
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        reason = f"its name is longer than {_LONGEST_NAME} bytes, too long for names of files"
+        yield Problem(name, None, reason)
+
+
+def _rivalries(subject: Subject, roles: Iterable[str]) -> Iterator[Problem]:
+    for role in roles:
+        file = subject.segmentation if role == "segmentation" else subject.images.get(role)
+        if role in subject.rivals and file is not None:
+            names = ", ".join(path.name for path in subject.rivals[role])
+            what = "the label map" if role == "segmentation" else f"modality {role}"
+            yield Problem(
+                subject.name,
+                file.path,
+                f"{names} claims to be {what} too; remove one, or make the pattern stricter",
+            )
 
 
 def _missing(
@@ -179,18 +279,40 @@ def _headers(
 
 
 def _disagreements(name: str, geometries: list[tuple[ImageFile, Geometry]]) -> Iterator[Problem]:
-    """Files of one subject that do not lie on the grid of its first file."""
+    """Files of one subject that do not lie on the grid of most of its files."""
+    if not geometries:
+        return
+    usual_file, usual = max(
+        geometries, key=lambda own: sum(_on_one_grid(own[1], other) for _, other in geometries)
+    )
     for file, geometry in geometries:
-        first_file, first = geometries[0]
-        if geometry.shape != first.shape:
-            reason = f"shape {geometry.shape}, but {first_file.path.name} has {first.shape}"
+        if geometry.shape != usual.shape:
+            reason = f"shape {geometry.shape}, but {usual_file.path.name} has {usual.shape}"
             yield Problem(name, file.path, reason)
-        elif not np.isfinite(geometry.affine).all():
-            yield Problem(name, file.path, "the affine is not finite")
-        elif not np.allclose(geometry.affine, first.affine, atol=_AFFINE_TOLERANCE):
-            difference = np.abs(geometry.affine - first.affine).max()
-            reason = f"affine differs from that of {first_file.path.name} by up to {difference:.3g}"
+        elif not _on_one_grid(geometry, usual):
+            difference = np.abs(geometry.affine - usual.affine).max()
+            reason = f"affine differs from that of {usual_file.path.name} by up to {difference:.3g}"
             yield Problem(name, file.path, reason)
+
+
+def _on_one_grid(one: Geometry, other: Geometry) -> bool:
+    near = np.allclose(one.affine, other.affine, atol=_AFFINE_TOLERANCE)
+    return bool(near) and one.shape == other.shape
+
+
+def _spacing_fault(geometry: Geometry, description: Description) -> str | None:
+    """Distances are told in mm by the voxel sizes of the header, unless they are nominal."""
+    low, high = _VOXEL_SIZES
+    if description.spacing == "nominal":
+        return None
+    said = " x ".join(f"{size:.4g}" for size in geometry.spacing)
+    if not all(low <= size <= high for size in geometry.spacing):
+        return f"the header says that voxels measure {said} mm; expected {low:g} to {high:g}"
+    lengths = np.linalg.norm(geometry.affine[:3, :3], axis=0)
+    if not np.allclose(lengths, geometry.spacing, rtol=_SPACING_TOLERANCE):
+        other = " x ".join(f"{size:.4g}" for size in lengths)
+        return f"the header says that voxels measure {said} mm, its affine says {other} mm"
+    return None
 
 
 def _image_fault(file: ImageFile) -> str | None:
@@ -207,6 +329,8 @@ def _value_fault(volume: NDArray[Any]) -> str | None:
     low, high = volume.min(), volume.max()
     if low == high:
         return "the volume is empty, all zero" if low == 0 else f"every voxel is {low:g}"
+    if max(abs(float(low)), abs(float(high))) > _LARGEST_VALUE:
+        return f"values from {low:.3g} to {high:.3g} are too large for single precision"
     return None
 
 

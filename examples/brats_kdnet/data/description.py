@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 import yaml
 
 from errors import UserError
+from names import is_name
 
 Size = tuple[int, int, int]
+
+_WILDCARDS = re.compile(r"\*+|\?|\[[^\]]+\]|\{[^}]*\}")
+_CLASSES = re.compile(r"\[[^\]]+\]")
+_MOST_WILDCARDS = 8
 
 DATASETS_FOLDER = Path(__file__).resolve().parent.parent / "datasets"
 
@@ -56,7 +62,7 @@ class Description:
 
     def __post_init__(self) -> None:
         for problem in _contradictions(self):
-            raise UserError(f"Description of data set '{self.name}': {problem}")
+            raise UserError(f"Description of data set {self.name!r}: {problem}")
 
     @property
     def export_labels(self) -> dict[int, int]:
@@ -194,6 +200,7 @@ def _contradictions(description: Description) -> list[str]:
     """What in a description cannot be true at once, one sentence each."""
     return [
         *_file_contradictions(description),
+        *_name_contradictions(description),
         *_label_contradictions(description),
         *_size_contradictions(description),
     ]
@@ -208,11 +215,57 @@ def _file_contradictions(description: Description) -> list[str]:
         for alternative in pattern.split("|")
         if "{subject}" not in alternative
     ]
+    problems += [
+        f"the pattern '{alternative}' of '{name}' {fault}."
+        for name, pattern in patterns.items()
+        for alternative in pattern.split("|")
+        if (fault := _pattern_fault(alternative.strip()))
+    ]
+    if "segmentation" in description.modalities:
+        problems.append("a modality cannot be called 'segmentation', which is the label map.")
     if not description.modalities:
         problems.append("modalities is empty; name at least one with its file pattern.")
     stray = sorted(set(description.channels) - set(description.modalities))
     if stray:
         problems.append(f"channels names {', '.join(stray)}, which modalities does not.")
+    return problems
+
+
+def _pattern_fault(pattern: str) -> str:
+    """What keeps a pattern from being looked for below the root of a data set; else empty."""
+    if not pattern.isprintable():
+        return "holds characters that cannot be printed"
+    if pattern.startswith("/") or PureWindowsPath(pattern).is_absolute():
+        return "is an absolute path; patterns are relative to the root of the data set"
+    if ".." in pattern.split("/"):
+        return "leads out of the data set; give a --data-root further up instead of '..'"
+    # Each one more multiplies the time that a name which does not fit can take.
+    if len(_WILDCARDS.findall(pattern)) > _MOST_WILDCARDS:
+        return f"has more than {_MOST_WILDCARDS} wildcards; write out more of the names"
+    for group in _CLASSES.findall(pattern):
+        try:
+            re.compile(group)
+        except re.error as error:
+            return f"holds {group}, which is no set of characters ({error})"
+    return ""
+
+
+def _name_contradictions(description: Description) -> list[str]:
+    """Names that could not stand in a table, a file or the name of a folder."""
+    named = {
+        "modality": description.modalities,
+        "class": description.classes,
+        "region": description.regions,
+    }
+    problems = [
+        f"the {kind} {name!r} must be called by a word of printable characters without slashes "
+        "that does not begin with a dot."
+        for kind, names in named.items()
+        for name in names
+        if not is_name(name)
+    ]
+    if not description.name.isprintable():
+        problems.append("its name holds characters that cannot be printed.")
     return problems
 
 

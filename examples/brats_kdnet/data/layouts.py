@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from data.description import DATASETS_FOLDER, Description, load_description
 from errors import UserError
@@ -15,6 +16,11 @@ PHANTOM_MARKER = "phantom.json"
 
 #: Looked for in this order; of two layouts that fit equally well the first is taken.
 BUILT_IN = ("brats2021", "brats2018", "brats2023", "msd_task01")
+
+#: What `Subject.rivals` calls the label map.
+_SEGMENTATION = "segmentation"
+#: Files that claim to be the same one of a subject, with the strata they lie in.
+_Claims: TypeAlias = "list[tuple[Path, str | None]]"
 
 _PLACEHOLDER = re.compile(r"\{(subject|grade)(?::([^}]*))?\}|\*|\?|\[[^\]]+\]")
 
@@ -42,18 +48,26 @@ class Subject:
             are absent.
         segmentation: The label map, if there is one.
         grade: "HGG" or "LGG" (or another stratum) where the layout tells it.
+        rivals: Modality name, or "segmentation", to further files that claim the same; nobody can
+            tell which is meant, so the checks report them and preprocessing refuses them.
+        unlisted: Why nobody could look into its folder; empty if that was possible.
     """
 
     name: str
     images: dict[str, ImageFile]
     segmentation: ImageFile | None = None
     grade: str | None = None
+    rivals: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    unlisted: str = ""
 
 
 def find_subjects(
     root: Path, description: Description | None = None
 ) -> tuple[Description, list[Subject]]:
     """Find every subject below a folder.
+
+    Links are followed, also out of the folder: many keep their images elsewhere. Nothing is ever
+    written below it, and patterns cannot lead out of it.
 
     Args:
         root: The folder that holds the data set.
@@ -64,8 +78,7 @@ def find_subjects(
         The description (marked as phantom where the files are) and the subjects sorted by name.
 
     Raises:
-        UserError: If the folder does not exist or no layout fits, naming all that were tried; if
-            two files claim the same modality of one subject.
+        UserError: If the folder does not exist or no layout fits, naming all that were tried.
     """
     root = Path(root)
     if not root.is_dir():
@@ -92,48 +105,54 @@ def _files(subjects: list[Subject]) -> int:
 
 def _subjects(root: Path, description: Description) -> list[Subject]:
     """Every subject of whom at least one image was found, or whose folder holds other images."""
-    images = {
-        modality: _matches(root, pattern) for modality, pattern in description.modalities.items()
-    }
-    segmentations = _matches(root, description.segmentation)
-    names: dict[str, str | None] = dict.fromkeys(_other_folders(root, description))
-    for matches in (*images.values(), segmentations):
-        names.update({name: grade for name, (_, grade) in matches.items()})
+    found = {name: _matches(root, pattern) for name, pattern in description.modalities.items()}
+    found[_SEGMENTATION] = _matches(root, description.segmentation)
+    unlisted = dict(_other_folders(root, description))
+    names: dict[str, str | None] = dict.fromkeys(unlisted)
+    for matches in found.values():
+        names.update({name: claims[0][1] for name, claims in matches.items()})
     return [
-        Subject(
-            name=name,
-            images={
-                modality: ImageFile(matches[name][0], description.channels.get(modality))
-                for modality, matches in images.items()
-                if name in matches
-            },
-            segmentation=ImageFile(segmentations[name][0]) if name in segmentations else None,
-            grade=grade,
-        )
+        replace(_subject(name, grade, found, description), unlisted=unlisted.get(name, ""))
         for name, grade in sorted(names.items())
     ]
 
 
-def _matches(root: Path, pattern: str) -> dict[str, tuple[Path, str | None]]:
-    """Subject name to the file that fits a pattern and the stratum it lies in."""
-    matches: dict[str, tuple[Path, str | None]] = {}
+def _subject(
+    name: str, grade: str | None, found: dict[str, dict[str, _Claims]], description: Description
+) -> Subject:
+    own = {role: [path for path, _ in found[role][name]] for role in found if name in found[role]}
+    rivals = {role: tuple(paths[1:]) for role, paths in own.items() if paths[1:]}
+    segmentation = own.pop(_SEGMENTATION, None)
+    return Subject(
+        name=name,
+        images={
+            modality: ImageFile(paths[0], description.channels.get(modality))
+            for modality, paths in own.items()
+        },
+        segmentation=ImageFile(segmentation[0]) if segmentation else None,
+        grade=grade,
+        rivals=rivals,
+    )
+
+
+def _matches(root: Path, pattern: str) -> dict[str, _Claims]:
+    """Subject name to the files that fit a pattern, each with the stratum it lies in.
+
+    Of alternatives the first with a file counts; several files for one are rivals.
+    """
+    matches: dict[str, _Claims] = {}
     for alternative in pattern.split("|"):
         earlier = set(matches)
         for name, grade, path in _alternative_matches(root, alternative.strip()):
-            if name in earlier:
-                continue
-            if name in matches:
-                raise UserError(
-                    f"Subject '{name}': expected one file for the pattern '{alternative}', found "
-                    f"{matches[name][0]} and {path}. Remove one, or make the pattern stricter."
-                )
-            matches[name] = (path, grade)
+            if name not in earlier:
+                matches.setdefault(name, []).append((path, grade))
     return matches
 
 
 def _alternative_matches(root: Path, pattern: str) -> Iterator[tuple[str, str | None, Path]]:
     expression = re.compile(_to_expression(pattern))
-    for path in sorted(root.glob(re.sub(r"\{[^}]*\}", "*", pattern))):
+    # A star beside a placeholder is one star, as two would mean any depth.
+    for path in sorted(root.glob(re.sub(r"(\{[^}]*\}|\*)+", "*", pattern))):
         match = expression.fullmatch(path.relative_to(root).as_posix())
         # Names that start with a dot are what file managers and archivers leave behind.
         if match and not path.name.startswith("."):
@@ -165,20 +184,23 @@ def _expression_of(token: re.Match[str], seen: set[str]) -> str:
     return f"(?P<{name}>[^/.][^/]*?)"
 
 
-def _other_folders(root: Path, description: Description) -> Iterator[str]:
+def _other_folders(root: Path, description: Description) -> Iterator[tuple[str, str]]:
     """Names of subject folders with NIfTI files, whether or not their names fit.
 
-    A folder in which no file name fits is a mistake to report, not a subject to forget.
+    A folder in which no file name fits is a mistake to report, not a subject to forget. Beside each
+    name stands why its folder could not be looked into; empty if it could.
     """
     patterns = (*description.modalities.values(), description.segmentation)
     folders = {p.strip().rpartition("/")[0] for pattern in patterns for p in pattern.split("|")}
-    for folder in folders:
-        if folder == "{subject}":
-            yield from (
-                path.name
-                for path in root.iterdir()
-                if path.is_dir() and not path.name.startswith(".") and any(path.glob("*.nii*"))
-            )
+    if "{subject}" not in folders:
+        return
+    for path in root.iterdir():
+        if path.is_dir() and not path.name.startswith("."):
+            try:
+                if any(".nii" in file.name for file in path.iterdir()):
+                    yield path.name, ""
+            except OSError as error:
+                yield path.name, str(error.strerror)
 
 
 def _nothing_found(root: Path, candidates: list[Description]) -> str:

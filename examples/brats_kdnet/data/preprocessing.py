@@ -146,6 +146,7 @@ class Preprocessing(Transform):
             image = self._resize_image(image)
         sample = Sample(image=_plain(image), name=data.name)
         if data.segmentation is not None:
+            _refuse_rivals(data, "segmentation")
             classes = read_classes(data.segmentation, self.description)
             label = torch.from_numpy(self._cropped(classes))[None]
             if self._resize_label is not None:
@@ -194,6 +195,7 @@ class Preprocessing(Transform):
         """
         if subject.segmentation is None:
             raise UserError(f"Subject '{subject.name}': expected a segmentation, found none.")
+        _refuse_rivals(subject, "segmentation")
         classes = read_classes(subject.segmentation, self.description)
         geometry = read_geometry(subject.segmentation)
         return NativeLabel(classes, geometry.affine, geometry.header, geometry.spacing)
@@ -304,7 +306,17 @@ def _image_of(subject: Subject, modality: str) -> ImageFile:
             f"Subject '{subject.name}': expected the modality {modality}, found "
             f"{', '.join(subject.images) or 'none'}."
         )
+    _refuse_rivals(subject, modality)
     return subject.images[modality]
+
+
+def _refuse_rivals(subject: Subject, role: str) -> None:
+    if role in subject.rivals:
+        others = ", ".join(map(str, subject.rivals[role]))
+        raise UserError(
+            f"Subject '{subject.name}': expected one file for {role}, found {others} too. Remove "
+            "all but one, or make the pattern of the description stricter."
+        )
 
 
 def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:

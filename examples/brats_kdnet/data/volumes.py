@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from dataclasses import dataclass
 from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError, SerializableImage
-from nibabel.spatialimages import SpatialImage
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from data.headers import Header, HeaderFaultError, read_header, read_voxels
 from data.layouts import ImageFile
 from errors import UserError
 
-_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError)
+#: No scanner is this far from its own origin, mm; beyond it, orientations cannot be worked out.
+_LARGEST_COORDINATE = 1e6
+_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
 
 
 class UnreadableVolumeError(UserError):
@@ -66,16 +67,15 @@ def read_geometry(file: ImageFile) -> Geometry:
         Shape, affine, header and voxel size.
 
     Raises:
-        UnreadableVolumeError: If the file cannot be opened or does not have three axes.
+        UnreadableVolumeError: If the file cannot be opened, does not have three axes, promises
+            more voxels than it can hold or than are read, or does not say where they lie.
     """
-    image = _open(file)
-    _check_shape(image.shape, file)
-    zooms = image.header.get_zooms()
+    header = _open(file)
     return Geometry(
-        shape=cast("tuple[int, int, int]", tuple(int(n) for n in image.shape[:3])),
-        affine=np.asarray(image.affine, dtype=np.float64),
-        header=image.header,
-        spacing=cast("tuple[float, float, float]", tuple(float(zoom) for zoom in zooms[:3])),
+        shape=cast("tuple[int, int, int]", header.shape[:3]),
+        affine=_affine(header, file),
+        header=header.content,
+        spacing=header.spacing,
     )
 
 
@@ -89,37 +89,50 @@ def read_volume(file: ImageFile) -> NDArray[Any]:
         (X, Y, Z), integers or floating-point numbers.
 
     Raises:
-        UnreadableVolumeError: If the file is damaged, or holds no plain numbers on three axes.
+        UnreadableVolumeError: If the file is damaged, or holds no plain numbers on three axes, or
+            more of them than fit into memory.
     """
-    image = _open(file)
-    _check_shape(image.shape, file)
+    header = _open(file)
     try:
-        volume: NDArray[Any] = np.asarray(_voxels(image, file))
+        return read_voxels(file.path, header, file.channel)
+    except HeaderFaultError as error:
+        raise UnreadableVolumeError(file, error.reason) from error
+    except MemoryError as error:
+        gigabytes = header.voxels * header.dtype.itemsize / 2**30
+        raise UnreadableVolumeError(
+            file, f"{header.shape} voxels, {gigabytes:.1f} GiB, do not fit into memory"
+        ) from error
     except _READ_ERRORS as error:
         raise UnreadableVolumeError(
             file, f"the voxels cannot be read, the file is damaged or cut short ({error})"
         ) from error
-    if volume.dtype.kind not in "iuf":
-        raise UnreadableVolumeError(file, f"expected plain numbers, found type {volume.dtype}")
-    return volume
 
 
-def _open(file: ImageFile) -> SpatialImage:
+def _open(file: ImageFile) -> Header:
     try:
-        return cast("SpatialImage", nib.load(file.path))
+        header = read_header(file.path)
+    except HeaderFaultError as error:
+        raise UnreadableVolumeError(file, f"cannot be opened as NIfTI: {error.reason}") from error
     except _READ_ERRORS as error:
         raise UnreadableVolumeError(file, f"cannot be opened as NIfTI ({error})") from error
+    _check_shape(header.shape, file)
+    return header
 
 
-def _voxels(image: SpatialImage, file: ImageFile) -> Any:
-    if file.channel is not None:
-        return image.dataobj[..., file.channel]
-    if file.path.suffix == ".gz" and isinstance(image, SerializableImage):
-        # Read to the end of the stream, where its checksum stands: nibabel stops at the last
-        # voxel, and would take a damaged file for a good one.
-        with gzip.open(file.path) as stream:
-            return type(image).from_bytes(stream.read()).dataobj
-    return image.dataobj
+def _affine(header: Header, file: ImageFile) -> NDArray[np.float64]:
+    """The affine, if it says where voxels lie."""
+    try:
+        with np.errstate(all="ignore"):
+            affine = np.asarray(header.content.get_best_affine(), dtype=np.float64)
+    except (HeaderDataError, ValueError, ArithmeticError) as error:
+        raise UnreadableVolumeError(file, f"the affine cannot be worked out ({error})") from error
+    if not np.isfinite(affine).all():
+        raise UnreadableVolumeError(file, "the affine is not finite")
+    if np.abs(affine).max() > _LARGEST_COORDINATE:
+        raise UnreadableVolumeError(file, f"the affine holds {np.abs(affine).max():.3g} mm")
+    if np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise UnreadableVolumeError(file, "the affine is singular, so voxels have no volume")
+    return affine
 
 
 def _check_shape(shape: tuple[int, ...], file: ImageFile) -> None:

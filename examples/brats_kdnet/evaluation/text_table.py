@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from errors import printable
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -30,14 +32,18 @@ class TextTable:
 
     def rich(self) -> Group:
         """Return a renderable for the terminal; equal cells of the first column are shown once."""
-        table = Table(title=Text(self.title), title_justify="left")
+        table = Table(title=Text(printable(self.title)), title_justify="left")
         for index, heading in enumerate(self.columns):
-            table.add_column(Text(heading), justify="left" if index < self.words else "right")
+            table.add_column(
+                Text(printable(heading, keep="\n")),
+                justify="left" if index < self.words else "right",
+            )
         previous = ""
         for first, *others in self.rows:
-            table.add_row(*map(Text, ("" if first == previous else first, *others)))
+            cells = ("" if first == previous else first, *others)
+            table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
             previous = first
-        return Group(table, *(Text(note, style="dim") for note in self.notes))
+        return Group(table, *(Text(printable(note, keep="\n"), style="dim") for note in self.notes))
 
     def markdown(self) -> str:
         """Return the table as GitHub's Markdown, its notes as paragraphs."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from config import Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
+from config import Arguments, Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
 from errors import UserError
 from models import in_two_dimensions
 
@@ -28,7 +28,7 @@ _OPTIONS = [
         item.name
         for group in (NetworkConfig, ObjectiveConfig)
         for item in fields(group)
-        if not item.name.startswith(("teacher_backbone", "teacher_model"))
+        if not item.name.startswith(("teacher_backbone", "teacher_model", "trust_", "recipe"))
     ),
     *(item.name for item in fields(TrainingConfig) if item.name != "seed"),
     "student_modalities",
@@ -60,8 +60,8 @@ class Row:
     teacher: str | None = None
     more_teachers: tuple[str, ...] = ()
     label: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    small: dict[str, Any] = field(default_factory=dict)
+    options: Arguments = field(default_factory=dict)
+    small: Arguments = field(default_factory=dict)
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def _cost(folder: CrossvalFolder, row: str) -> Cost | None:
     if not runs:
         return None
     run = runs[0]
-    network, metadata = load_model(run / row / "model.safetensors")
+    network, metadata = load_model(run / row / "model.safetensors", trusted=folder.trusted)
     shape = (1, metadata.in_channels, *metadata.input_size)
     cases = len(Split.read(run / "cases.json").train)
     return cost(row, network, shape, run / row / "history.csv", cases)

@@ -13,9 +13,11 @@ from data.layouts import find_subjects
 from errors import UserError
 from evaluation.scoring import Score, read_scores
 from evaluation.slices import save_slices
+from names import is_name
 from reports.page import read_mapping
 
 MARKER = "crossval.json"
+_MOST_FOLDS = 10_000
 _BASELINE = "baseline"
 _STUDENTS = ("kdnet", "student")
 
@@ -26,9 +28,11 @@ class CrossvalFolder:
 
     Args:
         root: The folder that crossval.py filled.
+        trusted: Networks that may be imported to say what its models cost; others are left out.
     """
 
     root: Path
+    trusted: frozenset[str] = frozenset()
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -40,7 +44,22 @@ class CrossvalFolder:
                 f"{self.root / MARKER}: expected the keys rows, folds and seeds, found no "
                 f"{', '.join(missing)}. Run crossval.py again on this folder."
             )
+        self._check(facts)
         return facts
+
+    def _check(self, facts: dict[str, Any]) -> None:
+        """Names of rows become folders, and the folds are gone through one by one."""
+        wanted = {
+            "rows": (is_name, "names of rows"),
+            "seeds": (lambda seed: type(seed) is int, "numbers"),
+        }
+        for key, (fits, what) in wanted.items():
+            if not isinstance(facts[key], list) or not all(map(fits, facts[key])):
+                raise UserError(f"{self.root / MARKER}: {key} must be a list of {what}.")
+        if type(facts["folds"]) is not int or not 0 <= facts["folds"] <= _MOST_FOLDS:
+            raise UserError(f"{self.root / MARKER}: folds must be 0 to {_MOST_FOLDS}.")
+        if not isinstance(facts.get("labels", {}), dict):
+            raise UserError(f"{self.root / MARKER}: labels must be names of rows and labels.")
 
     @property
     def rows(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from reports.comparison import other_tables, paper_tables, subset_tables
 from reports.costs import costs
 from reports.crossval_folder import CrossvalFolder
 from reports.grids import Grid, chapters, gain_grid
-from reports.page import duration, flat, read_mapping, write_page
+from reports.page import duration, flat, left_out, read_mapping, write_page
 from reports.pictures import gain_charts, pictures
 from reports.results import METRIC_NAMES, headline
 
@@ -20,11 +20,12 @@ from reports.results import METRIC_NAMES, headline
 _IN_STRIP = 3
 
 
-def write_crossval_page(root: Path) -> Path:
+def write_crossval_page(root: Path, trusted: Collection[str] = ()) -> Path:
     """Write report.html into the folder of a cross-validation.
 
     Args:
         root: A folder that crossval.py filled.
+        trusted: Networks that may be imported to say what they cost.
 
     Returns:
         The file written.
@@ -32,7 +33,7 @@ def write_crossval_page(root: Path) -> Path:
     Raises:
         UserError: If nothing is scored yet, or a file in it is damaged.
     """
-    folder = CrossvalFolder(root)
+    folder = CrossvalFolder(root, frozenset(trusted))
     return write_page(root / "report.html", "crossval.html.j2", _content(folder))
 
 
@@ -69,6 +70,7 @@ def _content(folder: CrossvalFolder) -> dict[str, Any]:
         "costs": costs(folder),
         "grades": ", ".join(f"{n} {grade}" for grade, n in facts.get("grades", {}).items()),
         "digest": facts.get("folds_sha256", ""),
+        "left_out": left_out(folder.root),
         "config": folder.config,
         "environment": flat(read_mapping(folder.root / "environment.json")),
     }

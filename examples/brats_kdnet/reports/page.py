@@ -71,6 +71,20 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
+def left_out(folder: Path) -> list[dict[str, str]]:
+    """Read which subjects a run did without, because their files were not sound.
+
+    Args:
+        folder: Of a run or of a cross-validation.
+
+    Returns:
+        Subject, file and reason of every problem; empty if nobody was left out.
+    """
+    problems = read_mapping(folder / "skipped.json").get("problems")
+    rows = [row for row in problems if isinstance(row, dict)] if isinstance(problems, list) else []
+    return [{key: str(row.get(key, "")) for key in ("subject", "file", "reason")} for row in rows]
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Bring nested mappings to one level.
 

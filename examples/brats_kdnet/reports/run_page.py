@@ -10,7 +10,7 @@ from markupsafe import Markup
 from evaluation.charts import draw_chart, history_charts
 from evaluation.scoring import read_scores
 from evaluation.tables import ROLES, gains
-from reports.page import duration, flat, read_mapping, write_page
+from reports.page import duration, flat, left_out, read_mapping, write_page
 from reports.pictures import gain_charts, pictures
 from reports.results import case_table, headline, space_tables
 from run_folder import RunFolder
@@ -65,6 +65,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "remark": "",
         "figure": pictures(run.root / "slices.npz", seen, _SHOWN),
         "per_case": case_table(scores),
+        "left_out": left_out(run.root),
         "config": config,
         "environment": flat(environment),
         "cases": {part: names for part, names in cases.items() if isinstance(names, list)},

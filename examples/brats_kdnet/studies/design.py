@@ -10,6 +10,7 @@ from typing import Any, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from config import Arguments
 from errors import UserError
 from recipes.rows import Row
 
@@ -29,14 +30,10 @@ class Recipe:
     Attributes:
         label: How tables and figures call it.
         options: Options of the configuration that differ from those of the study.
-        parts: Into how many parts the labelled subjects are dealt, if each is to be taught by
-            teachers that were not trained on it: one teacher is trained for each part, on the
-            others. 1 leaves them together: one teacher is trained on all.
     """
 
     label: str
-    options: dict[str, Any] = field(default_factory=dict)
-    parts: int = 1
+    options: Arguments = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class Design:
 
     name: str
     title: str
-    options: dict[str, Any]
+    options: Arguments
     recipes: dict[str, Recipe]
     blocks: tuple[Block, ...]
     chosen: str | dict[str, str] = "chosen"
@@ -129,10 +126,9 @@ class Design:
                 rows[row.name] = row
                 seeds[row.name] = tuple(sorted({*seeds.get(row.name, ()), *block.seeds}))
         for row in list(rows.values()):
-            for teacher in teachers_of(row):
-                if teacher.name not in rows:
-                    rows[teacher.name] = teacher
-                    seeds[teacher.name] = (min(seeds[row.name]),)
+            if row.teacher is not None and row.teacher not in rows:
+                rows[row.teacher] = plain_row(TEACHER, row.options.get("labelled", "all"))
+                seeds[row.teacher] = (min(seeds[row.name]),)
         ordered = sorted(rows.values(), key=lambda row: row.teacher is not None)
         return tuple(ordered), seeds
 
@@ -157,12 +153,10 @@ class Design:
         if recipe in {TEACHER, BASELINE}:
             return plain_row(recipe, labelled)
         own, counts = self.recipes[recipe], {"labelled": labelled, "unlabelled": unlabelled}
-        teachers = tuple(part_name(labelled, part, own.parts) for part in range(own.parts))
         return Row(
             name=row_name(recipe, labelled, unlabelled),
             recipe="distilled",
-            teacher=teachers[0],
-            more_teachers=teachers[1:],
+            teacher=row_name(TEACHER, labelled, "all"),
             label=f"{own.label}, {labelled} labelled",
             options=own.options | {name: n for name, n in counts.items() if n != "all"},
         )
@@ -182,34 +176,6 @@ def plain_row(recipe: str, labelled: Count) -> Row:
         # What it never sees need not be prepared.
         options={} if labelled == "all" else {"labelled": labelled, "unlabelled": 0},
     )
-
-
-def part_name(labelled: Count, part: int, parts: int) -> str:
-    """Return the name of a teacher that is trained without one part of the labelled subjects.
-
-    Args:
-        labelled: Training subjects with a reference, or "all".
-        part: Which part it is not trained on.
-        parts: How many there are; of one part, it is trained on all.
-    """
-    own = TEACHER if parts == 1 else f"{TEACHER}-without-{part}-of-{parts}"
-    return row_name(own, labelled, "all")
-
-
-def teachers_of(student: Row) -> list[Row]:
-    """Return the rows that teach a student.
-
-    Args:
-        student: Names them.
-    """
-    whole = plain_row(TEACHER, student.options.get("labelled", "all"))
-    parts = len(student.teachers)
-    if parts == 1:
-        return [whole]
-    return [
-        replace(whole, name=name, options=whole.options | {"leave_out": [part, parts]})
-        for part, name in enumerate(student.teachers)
-    ]
 
 
 def row_name(recipe: str, labelled: Count, unlabelled: Count) -> str:

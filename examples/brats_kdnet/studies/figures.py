@@ -25,6 +25,7 @@ from writing import atomic
 _INK, _SOFT, _RULE = "#1d2327", "#5d676e", "#dcdfdb"
 _TEACHER, _REFERENCE = "#6d4bc3", "#a85a08"
 _COLOURS = ("#0b756c", "#1769aa", "#c2410c", "#8c6d1f", "#b0307a", "#5d676e", "#3f7d20", "#7a4b2a")
+_GAIN = "gain in Dice"
 _MARKERS = "osD^vPX<"
 
 # Text of 10 points on 5.2 inches is still 10 pixels high on a page of 400 pixels.
@@ -143,8 +144,8 @@ def gain_by_labelled(analysis: Analysis) -> Picture | Missing:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xlabel("labelled training subjects", color=_INK)
 
-    title = f"{_title(analysis)}: gain against labelled subjects"
-    figure = _panels(analysis, title, draw, _gain_label(analysis))
+    title = f"{_title(analysis)}: gain over the {_reference(analysis)} against labelled subjects"
+    figure = _panels(analysis, title, draw, _GAIN)
     return Picture(name, title, _gain_caption(analysis, "number of labelled subjects"), figure)
 
 
@@ -162,13 +163,16 @@ def gain_by_unlabelled(analysis: Analysis) -> Picture | Missing:
 
     def draw(axes: Any, region: str) -> None:
         _draw_lines(axes, analysis, lines[region], [0.0, *ticks])
-        axes.set_xlabel(
-            "unlabelled among the training subjects, % (number at the point)", color=_INK
-        )
+        axes.set_xlabel("unlabelled share of the training subjects, %", color=_INK)
 
-    title = f"{_title(analysis)}: gain against the share of unlabelled subjects"
-    figure = _panels(analysis, title, draw, _gain_label(analysis))
-    return Picture(name, title, _gain_caption(analysis, "share of unlabelled subjects"), figure)
+    title = f"{_title(analysis)}: gain over the {_reference(analysis)} against unlabelled subjects"
+    figure = _panels(analysis, title, draw, _GAIN)
+    return Picture(
+        name,
+        title,
+        _gain_caption(analysis, "share of unlabelled subjects, whose number is below the point"),
+        figure,
+    )
 
 
 def gain_by_lead(analysis: Analysis) -> Picture | Missing:
@@ -186,16 +190,16 @@ def gain_by_lead(analysis: Analysis) -> Picture | Missing:
         for index, one in enumerate(shown):
             _draw_lead(axes, analysis, one, _COLOURS[index % 8], _MARKERS[index % 8])
         _draw_whole_lead(axes)
-        axes.set_xlabel(f"lead of the teacher in Dice over the {_reference(analysis)}", color=_INK)
+        axes.set_xlabel("lead of the teacher in Dice", color=_INK)
 
-    title = f"{_title(analysis)}: gain against the teacher's lead"
+    title = f"{_title(analysis)}: gain over the {_reference(analysis)} against the teacher's lead"
     caption = (
         "One small mark per held-out case (mean over seeds), large ones per fold and seed; the "
         "line is the least-squares slope, with its 95 % interval over cases and seeds. On the "
         "dotted line a student gains the whole lead. Lead and gain share the "
         f"{_reference(analysis)}, whose luck alone lets the points rise."
     )
-    figure = _panels(analysis, title, draw, _gain_label(analysis), height=3.6)
+    figure = _panels(analysis, title, draw, _GAIN, height=3.6)
     return Picture(name, title, caption, figure)
 
 
@@ -219,22 +223,24 @@ def _dots(
     analysis: Analysis, name: str, title: str, dice: Sequence[NetworkDice]
 ) -> Picture | Missing:
     networks = list(dict.fromkeys(one.network for one in dice))
-    groups = list(dict.fromkeys(network.labelled for network in networks))
+    groups = {network.setting for network in networks}
 
     def draw(axes: Any, region: str) -> None:
         places = _places(networks)
         for one in dice:
             if one.region == region:
                 _draw_dot(axes, analysis, one, places[one.network])
-        axes.set_yticks(
-            list(places.values()), [_dot_label(analysis, network) for network in places]
-        )
+        names = [textwrap.fill(_plain(analysis.name(network)), 26) for network in places]
+        axes.set_yticks(list(places.values()), names)
         _draw_groups(axes, places)
-        axes.set_ylim(max(places.values()) + 0.6, -0.7)
+        axes.set_ylim(max(places.values()) + 0.6, -0.3)
+        # Room for the number beside the last interval.
+        left, right = axes.get_xlim()
+        axes.set_xlim(left, right + 0.1 * (right - left))
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x", color=_RULE, linewidth=0.6)
 
-    height = 0.7 + 0.27 * (len(networks) + len(groups))
+    height = 0.6 + 0.25 * (len(networks) + 0.7 * len(groups))
     caption = (
         "Mean Dice of the held-out cases, all folds and seeds pooled, with its 95 % bootstrap "
         "interval over cases and seeds. Intervals of two networks may overlap although the paired "
@@ -246,13 +252,13 @@ def _dots(
 
 
 def _places(networks: Sequence[Network]) -> dict[Network, float]:
-    """Height of every network; a line is left free above each number of labelled subjects."""
+    """Height of every network; a line is left free above each setting."""
     places: dict[Network, float] = {}
-    height, previous = -0.3, None
+    height, previous = -0.7, ""
     for network in networks:
-        height += 1.0 if network.labelled == previous else 1.3
+        height += 1.0 if network.setting == previous else 1.7
         places[network] = height
-        previous = network.labelled
+        previous = network.setting
     return places
 
 
@@ -273,13 +279,14 @@ def _draw_dot(axes: Any, analysis: Analysis, one: NetworkDice, height: float) ->
 
 
 def _draw_groups(axes: Any, places: dict[Network, float]) -> None:
-    """Write the number of labelled subjects above its networks."""
-    for labelled in dict.fromkeys(network.labelled for network in places):
-        first = min(height for network, height in places.items() if network.labelled == labelled)
-        network = next(network for network in places if network.labelled == labelled)
+    """Write every setting above its networks."""
+    first: dict[str, float] = {}
+    for network, height in places.items():
+        first.setdefault(network.setting, height)
+    for setting, height in first.items():
         axes.annotate(
-            network.setting.split(" + ")[0],
-            (0, first - 0.78),
+            setting,
+            (0, height - 0.8),
             xycoords=("axes fraction", "data"),
             xytext=(3, 0),
             textcoords="offset points",
@@ -312,11 +319,14 @@ def _draw_lines(axes: Any, analysis: Analysis, lines: Sequence[Line], ticks: lis
         for place, point in zip(x, line.points, strict=True):
             axes.annotate(
                 point.note,
-                (place, point.band[1]),
-                xytext=(6, 2),
+                (place, point.band[0]),
+                xytext=(0, -3),
                 textcoords="offset points",
+                ha="center",
+                va="top",
                 color=_SOFT,
                 fontsize=9,
+                bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5},
             )
     axes.axhline(0, color=_INK, linewidth=0.8)
     axes.set_xlim(min(ticks) - 0.12 * span, max(ticks) + 0.12 * span)
@@ -332,13 +342,15 @@ def _draw_lead(axes: Any, analysis: Analysis, one: LeadAndGain, colour: str, mar
         list(units.values()),
         marker,
         color=colour,
-        markersize=9,
+        markersize=7,
         markeredgecolor="white",
         linestyle="",
     )
     setting = one.comparison.network.setting
     several = len({other.comparison.network.kind for other in analysis.shown}) > 1
     what = f"{analysis.name(one.comparison.network)}, {setting}" if several else setting
+    if len(_regions(analysis)) > 1:
+        what = f"{one.comparison.region}, {what}"
     slope, interval = one.slope.value, one.slope.interval
     ends = np.array([x.min(), x.max()])
     label = f"{what}: slope {format_number(slope, 2)}"
@@ -369,7 +381,7 @@ def _panels(
     """One panel per region below each other, and one legend for all."""
     regions = _regions(analysis)
     with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(_WIDTH, 1.0 + height * len(regions)), layout="constrained")
+        figure = Figure(layout="constrained")
         panels = figure.subplots(len(regions), 1, squeeze=False)[:, 0].tolist()
         for axes, region in zip(panels, regions, strict=True):
             _plain_axes(axes)
@@ -379,13 +391,15 @@ def _panels(
             draw(axes, region)
             if x:
                 axes.set_xlabel(x, color=_INK)
-        _legend(figure, panels)
+        lines = _legend(figure, panels)
+        figure.set_size_inches(_WIDTH, 0.5 + height * len(regions) + 0.2 * lines)
         wrapped = textwrap.fill(_plain(title), 58)
         figure.suptitle(wrapped, x=0.01, ha="left", color=_INK, fontsize=11)
     return figure
 
 
-def _legend(figure: Figure, panels: Sequence[Any]) -> None:
+def _legend(figure: Figure, panels: Sequence[Any]) -> int:
+    """Name everything that is drawn, once; the number of names."""
     found: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
@@ -399,6 +413,7 @@ def _legend(figure: Figure, panels: Sequence[Any]) -> None:
             labelcolor=_INK,
             fontsize=9.5,
         )
+    return len(found)
 
 
 def _plain_axes(axes: Any) -> None:
@@ -424,11 +439,6 @@ def _style(analysis: Analysis, kind: str) -> tuple[str, str]:
     return _COLOURS[index], _MARKERS[index]
 
 
-def _dot_label(analysis: Analysis, network: Network) -> str:
-    added = f" + {network.setting.split(' + ')[1]}" if network.unlabelled[1] else ""
-    return textwrap.fill(_plain(analysis.name(network) + added), 26)
-
-
 def _of(found: Sequence[Comparison], region: str) -> list[Comparison]:
     return [one for one in found if one.region == region]
 
@@ -439,10 +449,6 @@ def _regions(analysis: Analysis) -> list[str]:
 
 def _reference(analysis: Analysis) -> str:
     return analysis.facts.label(analysis.facts.reference)
-
-
-def _gain_label(analysis: Analysis) -> str:
-    return _plain(f"gain in Dice over the {_reference(analysis)}")
 
 
 def _gain_caption(analysis: Analysis, what: str) -> str:

@@ -144,9 +144,8 @@ class Pairing:
         found = [self._network(name) for name in names]
 
         def order(network: Network) -> tuple[object, ...]:
-            # The reference of a setting comes before the students that add unlabelled subjects.
-            group = self.facts.rank(network.kind)
-            return network.labelled, group[0], network.unlabelled, group, network.row
+            kind = self.facts.rank(network.kind)
+            return network.labelled, network.unlabelled, kind, network.row
 
         return sorted(found, key=order)
 

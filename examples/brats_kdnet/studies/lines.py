@@ -52,8 +52,8 @@ class Line:
 def by_labelled(comparisons: Sequence[Comparison]) -> list[Line]:
     """Arrange gains against labelled subjects.
 
-    Of one kind there are up to two sorts of lines: without unlabelled subjects, and with so many
-    that all points have one number of subjects in all. A fully labelled point ends both.
+    Of one kind there are up to two lines: without unlabelled subjects, and with so many that all
+    points have the largest number of subjects in all. A fully labelled point ends both.
 
     Args:
         comparisons: Of one region.
@@ -66,15 +66,12 @@ def by_labelled(comparisons: Sequence[Comparison]) -> list[Line]:
         own = [one for one in comparisons if one.network.kind == kind]
         plain = [one for one in own if not one.network.subjects[1]]
         helped = [one for one in own if one.network.subjects[1]]
-        ends: list[Comparison] = []
-        for total in sorted({sum(one.network.subjects) for one in helped}):
-            full = [one for one in plain if one.network.subjects[0] == total]
-            same = [one for one in helped if sum(one.network.subjects) == total]
-            points = _points_by_labelled([*same, *full])
-            lines.append(Line(kind, f"the rest of {total:g} unlabelled", False, points))
-            ends += full
-        if any(one not in ends for one in plain):
-            lines.append(Line(kind, "labelled alone", bool(helped), _points_by_labelled(plain)))
+        total = max((sum(one.network.subjects) for one in helped), default=0.0)
+        full = [one for one in own if sum(one.network.subjects) == total]
+        if full:
+            lines.append(Line(kind, "all others unlabelled", False, _points_by_labelled(full)))
+        if any(one not in full for one in plain):
+            lines.append(Line(kind, "labelled alone", bool(full), _points_by_labelled(plain)))
     return lines
 
 

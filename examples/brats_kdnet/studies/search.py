@@ -68,7 +68,7 @@ def search(
     """
     space = find_search(design, wanted)
     root = RunFolder(config.run.out or Path("runs/study")).root / f"search-{wanted}"
-    config = replace(config, run=replace(config.run, out=root))
+    config = replace(config, run=replace(config.run, out=root / "units"))
     folds = inner_folds(config, space, console)
     root.mkdir(parents=True, exist_ok=True)
     save_folds(root / "inner-folds.json", folds)
@@ -166,7 +166,7 @@ def try_options(
     )
     plan = open_plan(
         config,
-        CrossvalOptions(folds_file=config.run.out and config.run.out / "inner-folds.json"),
+        CrossvalOptions(folds_file=config.run.out and config.run.out.parent / "inner-folds.json"),
         console,
         rows=(teacher, baseline, row),
         own_seeds=dict.fromkeys((baseline.name, row.name), space.seeds)

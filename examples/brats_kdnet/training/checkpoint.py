@@ -1,10 +1,11 @@
 """Model files that explain themselves, and the state that continues a training exactly."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +17,15 @@ from data.preprocessing import Preprocessing
 from data.slicing import Plane, plane_of
 from errors import UserError
 from models import build_network
+from models.trust import check_trusted
 from run_folder import versions
+from training.digests import damaged, digest, digests
 from writing import atomic, first_line, write_tensors
 
 FORMAT = "privdistill-brats-1"
+
+# Entries of a file beside the metadata: digests of its tensors, and of all other entries.
+_TENSORS, _DIGEST = "tensors_sha256", "sha256"
 
 
 @dataclass(frozen=True)
@@ -134,17 +140,46 @@ class ModelMetadata:
         values["description"] = Description.from_dict(values["description"])
         for name in ("modalities", "crop", "grid", "patch", "seen_cases"):
             values[name] = None if values[name] is None else tuple(values[name])
+        wrong = [name for name, fits in _fitting(values).items() if not fits]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} cannot be used")
         return cls(**values)
+
+
+def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether the entries of a file, which anybody may have written, are what they should be."""
+    modalities = values["modalities"]
+    return {
+        "backbone": isinstance(values["backbone"], str),
+        "backbone_arguments": isinstance(values["backbone_arguments"], dict),
+        "in_channels": type(values["in_channels"]) is int and values["in_channels"] >= 1,
+        "out_channels": type(values["out_channels"]) is int and values["out_channels"] >= 1,
+        "modalities": bool(modalities) and {*modalities} <= {*values["description"].modalities},
+        "activation": values["activation"] in {"softmax", "sigmoid"},
+        "crop": _is_size(values["crop"]),
+        "grid": _is_size(values["grid"]),
+        "patch": _is_size(values["patch"]),
+        "slices": values["slices"] in {None, *get_args(Plane)},
+        "orientation": isinstance(values["orientation"], str),
+        "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
+    }
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (
+        len(value) == 3 and all(type(edge) is int and edge >= 1 for edge in value)
+    )
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     """Write weights and metadata as one safetensors file, atomically.
 
     Args:
-        path: The file.
+        path: The file; the folders above it are made.
         network: Its weights may lie on any device, in any memory format.
         metadata: What load_model and predict.py need.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, network.state_dict(), metadata)
 
 
@@ -161,9 +196,11 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: ModelMetad
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
     }
+    strings = metadata.to_strings() | {_TENSORS: json.dumps(digests(plain))}
+    strings |= {_DIGEST: _digest(strings)}
     with atomic(path) as partial:
         try:
-            save_file(plain, partial, metadata=metadata.to_strings())
+            save_file(plain, partial, metadata=strings)
         except SafetensorError as error:
             # So its writer reports a full disk.
             raise OSError(first_line(error)) from error
@@ -185,27 +222,39 @@ def read_metadata(path: Path) -> ModelMetadata:
     return _parse(path, strings)
 
 
-def load_model(path: Path) -> tuple[nn.Module, ModelMetadata]:
+def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module, ModelMetadata]:
     """Rebuild a network from its file.
+
+    A file of somebody else gets networks of this application and some of MONAI, and no other code
+    is imported.
 
     Args:
         path: A file written by `save_model`.
+        trusted: Further networks that may be imported, as `models.trust` says.
 
     Returns:
         The network on the CPU, in eval mode, and its metadata.
 
     Raises:
-        UserError: If the file is missing, damaged, not written by this application, or holds the
-            weights of another network than it says.
+        UserError: If the file is missing, damaged, not written by this application, holds the
+            weights of another network than it says, or asks for a network that is not trusted.
+            Digests of all tensors are compared.
     """
     strings, weights = _read(path, weights=True)
     metadata = _parse(path, strings)
+    check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
     network = build_network(
         metadata.backbone,
         metadata.backbone_arguments,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
     )
+    spoilt = damaged(weights, json.loads(strings[_TENSORS])) if _TENSORS in strings else []
+    if spoilt:
+        raise UserError(
+            f"{path} is damaged: the numbers of {_listed(spoilt)} are not those that were written. "
+            "Copy the file again, or train the network again."
+        )
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -245,14 +294,25 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
         )
 
 
+def file_digest(path: Path) -> str:
+    """Return SHA-256 of a file, for a state that vouches for it.
+
+    Args:
+        path: The file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a training, atomically.
+    """Write the state of a training, atomically, with a digest of each of its entries.
 
     Args:
         path: The file.
         state: Tensors, numbers, strings, and lists and dictionaries of them.
     """
-    write_tensors(path, dict(state))
+    content = {name: value for name, value in state.items() if name != _DIGEST}
+    write_tensors(path, content | {_DIGEST: digests(content)})
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -270,11 +330,20 @@ def load_state(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        expected = state.pop(_DIGEST, None)
+        # States from before there were digests have none.
+        spoilt = [] if expected is None else damaged(state, expected)
     except Exception as error:
         raise UserError(
             f"{path} cannot be read ({error}). Remove {path.parent} to train this network again."
         ) from error
+    if spoilt:
+        raise UserError(
+            f"{path} is damaged: {_listed(spoilt)} of it are not what was written. Restore it from "
+            f"a copy, or remove {path.parent} to train this network again."
+        )
+    return state
 
 
 def _read(path: Path, *, weights: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -299,10 +368,25 @@ def _parse(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
             f"{path} is not a model of this application: expected a safetensors file of format "
             f"{FORMAT!r}, as train.py writes it, found {found}."
         )
+    # Files from before there were digests have none.
+    if _DIGEST in strings and strings[_DIGEST] != _digest(strings):
+        raise UserError(
+            f"{path} is damaged: its metadata are not those that were written. Copy the file "
+            "again, or train the network again."
+        )
     try:
         return ModelMetadata.from_strings(strings)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
+
+
+def _digest(strings: Mapping[str, str]) -> str:
+    return digest({name: strings[name] for name in sorted(strings) if name != _DIGEST})
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _describe_weights(weights: Mapping[str, Tensor]) -> str:

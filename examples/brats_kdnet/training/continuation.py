@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from errors import UserError
 from privdistill import DistillationWrapper
-from training.checkpoint import load_state, save_state, save_weights
+from training.checkpoint import file_digest, load_state, save_state, save_weights
 from training.sharding import load_optimizer, load_weights, whole
 from training.task import Task
 
@@ -179,14 +179,17 @@ class Checkpoint:
         position.best = min(position.best, validation_loss)
         network = getattr(self.kd.student, "_orig_mod", self.kd.student)
         # Gathered from all processes where the network is sharded.
-        weights, state = whole(network.state_dict()), self._state(position)
+        weights = whole(network.state_dict())
+        state = self._state(position)
         if not self.fabric.is_global_zero:
             return
         metadata = replace(task.metadata, epoch=position.epoch)
         save_weights(task.last_file, weights, metadata)
         if better or task.settings.selection == "last" or not task.model_file.is_file():
             save_weights(task.model_file, weights, metadata)
-        save_state(task.state_file, state)
+        # The last weights are of no further use once all is finished, and may be removed.
+        files = {task.model_file.name: file_digest(task.model_file)}
+        save_state(task.state_file, state | {"files": files})
         task.pause_file.unlink(missing_ok=True)
 
     def pause(self, position: Position, random: RandomState) -> None:
@@ -217,6 +220,7 @@ class Checkpoint:
     def _everything(self, position: Position, random: RandomState) -> dict[str, Any]:
         return {
             "finished": False,
+            "network": self.task.metadata.summary(),
             "epoch": position.epoch,
             "step": position.step,
             "best": position.best,
@@ -267,6 +271,13 @@ class Checkpoint:
         )
 
     def _load(self, state: dict[str, Any]) -> None:
+        now = self.task.metadata.summary()
+        # States from before networks were described are of the network that the run asks for.
+        if state.get("network", now) != now:
+            raise UserError(
+                f"{self.task.state_file.parent} holds the state of another network.\n"
+                f"Expected {now}\nFound    {state['network']}\nChoose another --out."
+            )
         load_weights(self.kd, state["weights"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -70,7 +70,7 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.received = self.received or number
         self._keys += number == signal.SIGINT
-        if self._keys == _KEYS - 1:
+        if self._keys == _KEYS - 1 and signal.SIGINT in self._previous:
             signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))  # type: ignore[arg-type]
 
     def _restore(self) -> None:

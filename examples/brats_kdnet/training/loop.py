@@ -19,9 +19,10 @@ from data.description import Description
 from data.loading import Batch, start_epoch
 from data.preprocessing import Sample
 from data.targets import predict_classes, to_target
+from errors import UserError
 from evaluation.inference import predict_volume
 from privdistill import DistillationWrapper, Output
-from training.checkpoint import ModelMetadata, load_state
+from training.checkpoint import ModelMetadata, file_digest, load_state
 from training.continuation import Checkpoint, Means, Position, RandomState
 from training.finite import Guard, Seen
 from training.history import History
@@ -92,10 +93,22 @@ def is_finished(folder: Path) -> bool:
         folder: Folder of its files.
 
     Raises:
-        UserError: If its state is damaged.
+        UserError: If its state is damaged, or its weights are not those that it was finished with.
     """
     state = load_state(folder / "state.pt")
-    return state is not None and bool(state["finished"])
+    if state is None or not state["finished"]:
+        return False
+    # Unfinished states may be older than the files beside them; states from before there were
+    # digests vouch for none.
+    for name, expected in state.get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != expected:
+            raise UserError(
+                f"{path} is not the file with which the training was finished: it is damaged, "
+                f"missing or another one. Restore it, or remove {folder} to train this network "
+                "again; a network from elsewhere can be given as --teacher_model."
+            )
+    return True
 
 
 def fit(
@@ -514,7 +527,10 @@ def accompanied(
         History, progress, interruption, checkpoint and guard.
     """
     task, epoch = training.task, position.epoch
-    console = task.console if training.fabric.is_global_zero else Console(quiet=True)
+    first = training.fabric.is_global_zero
+    console = task.console if first else Console(quiet=True)
+    if first:
+        task.folder.mkdir(parents=True, exist_ok=True)
     epochs, steps = task.settings.epochs, training.steps
     with (
         History(task.folder / "history.csv", task.scalars, epoch=epoch) as history,

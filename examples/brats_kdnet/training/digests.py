@@ -1,0 +1,61 @@
+"""Digests that tell a damaged file from a sound one."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def digest(value: Any) -> str:
+    """Return SHA-256 over the numbers, texts and tensors of a state.
+
+    Args:
+        value: A tensor on the CPU, None, numbers, strings, and lists, tuples and mappings of them.
+            A list and a tuple of the same entries are told apart, the order of a mapping counts.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256()
+    _add(total, value)
+    return total.hexdigest()
+
+
+def digests(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of every entry, so that a damaged one can be named.
+
+    Args:
+        values: Weights or parts of a state by name.
+    """
+    return {name: digest(value) for name, value in values.items()}
+
+
+def damaged(values: Mapping[str, Any], expected: Mapping[str, str]) -> list[str]:
+    """Return the names of entries that are not what they were, or are not there.
+
+    Args:
+        values: As they are now.
+        expected: What `digests` gave.
+    """
+    found = digests(values)
+    return [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+
+
+def _add(total: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        total.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode())
+        # Bytes as they lie in memory, of every number format that there is.
+        total.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        total.update(f"mapping {len(value)}:".encode())
+        for key, entry in value.items():
+            _add(total, key)
+            _add(total, entry)
+    elif isinstance(value, list | tuple):
+        total.update(f"{type(value).__name__} {len(value)}:".encode())
+        for entry in value:
+            _add(total, entry)
+    else:
+        total.update(f"{type(value).__name__} {value!r}:".encode())

@@ -1,0 +1,102 @@
+import pytest
+import yaml
+
+from errors import UserError
+from studies.design import Block, Design, Recipe, read_design, row_name
+
+SOFT = {"soft": Recipe("soft targets", {"imitation": 0.9})}
+
+
+def design(*blocks, **changes):
+    return Design(
+        **({"name": "x", "title": "t", "options": {}, "recipes": SOFT} | changes), blocks=blocks
+    )
+
+
+def test_rows_of_a_block_are_its_recipes_times_its_numbers():
+    block = Block(("baseline", "soft"), labelled=(5, "all"), unlabelled=(0, "all"), seeds=(0, 1))
+    rows, seeds = design(block).rows()
+    assert {row.name for row in rows} == {
+        *("5-labelled_teacher", "all-labelled_teacher"),
+        *("5-labelled_baseline", "all-labelled_baseline"),
+        *("5-labelled_soft", "5-labelled-0-unlabelled_soft"),
+        *("all-labelled_soft", "all-labelled-0-unlabelled_soft"),
+    }
+    assert seeds["5-labelled_soft"] == (0, 1)
+    assert seeds["5-labelled_teacher"] == (0,)
+
+
+def test_teachers_come_first_and_know_the_labels_of_their_students():
+    rows, _ = design(Block(("baseline", "soft"), labelled=(5,))).rows()
+    by_name = {row.name: row for row in rows}
+    assert by_name["5-labelled_soft"].teacher == "5-labelled_teacher"
+    assert by_name["5-labelled_teacher"].options == {"labelled": 5, "unlabelled": 0}
+    assert by_name["5-labelled_soft"].options == {"imitation": 0.9, "labelled": 5}
+    assert [row.name for row in rows].index("5-labelled_teacher") < 2
+
+
+def test_a_row_in_two_blocks_has_the_seeds_of_both():
+    blocks = (Block(("baseline", "soft")), Block(("baseline", "soft"), seeds=(1, 2)))
+    assert design(*blocks).rows()[1]["all-labelled_soft"] == (0, 1, 2)
+
+
+def test_the_recipe_of_every_row_is_known():
+    kinds = design(Block(("baseline", "soft"), labelled=(5,))).kinds()
+    assert kinds == {
+        "5-labelled_baseline": "baseline",
+        "5-labelled_soft": "soft",
+        "5-labelled_teacher": "teacher",
+    }
+
+
+def test_names_of_rows_tell_the_numbers():
+    assert row_name("gt_kl", 20, 18) == "20-labelled-18-unlabelled_gt_kl"
+
+
+@pytest.mark.parametrize("name", ["lgg", "phantoms", "brats2021"])
+def test_every_study_of_ours_can_be_read(name):
+    study = read_design(name)
+    rows, seeds = study.rows()
+    assert {row.name for row in rows} >= {*seeds}
+    assert {*study.kinds().values()} <= {*study.recipes, "teacher", "baseline"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": [{"recipes": ["sof"]}]}, "no recipe 'sof'; there are baseline, soft, teacher"),
+        ({"recipes": {"teacher": {"label": "x"}}}, "'teacher' is always there"),
+        ({"recipes": {"A b": {"label": "x"}}}, "'A b' must match"),
+        ({"blocks": [{"recipes": ["soft"]}]}, "no baseline to be compared with"),
+        (
+            {"blocks": [{"recipes": ["baseline"], "labelled": ["few"]}]},
+            "numbers or all, found 'few'",
+        ),
+        ({"blocks": [{"recipes": ["baseline"], "labelled": [-1]}]}, "numbers or all, found -1"),
+        ({"blocks": [{"recipies": ["baseline"]}]}, "recipies"),
+        ({"colour": "red"}, "has the keys title, options, recipes, blocks"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(tmp_path, changes, message):
+    content = {
+        "title": "t",
+        "options": {},
+        "recipes": {"soft": {"label": "soft"}},
+        "blocks": [{"recipes": ["baseline", "soft"]}],
+    }
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(content | changes))
+    with pytest.raises(UserError, match=message):
+        read_design(str(file))
+
+
+def test_a_study_that_is_not_there_names_those_that_are():
+    with pytest.raises(UserError, match="one of brats2021, lgg, phantoms"):
+        read_design("nothing")
+
+
+def test_options_become_arguments_that_others_may_follow():
+    arguments = design(
+        Block(("baseline",)), options={"preset": "cpu", "grid": [8, 8, 8]}
+    ).arguments()
+    assert arguments == ["--preset", "cpu", "--grid", "[8, 8, 8]"]

@@ -1,0 +1,175 @@
+"""A study from its file to its stored rows, on tiny phantoms."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import study
+from phantoms import generate_phantoms
+from studies.rows import read_rows
+from training.checkpoint import read_metadata
+
+SMALL = [
+    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--precision", "32-true", "--memory_format", "contiguous", "--workers", "1", "--jobs", "1"),
+]
+FILE = {
+    "title": "A tiny study",
+    "options": {
+        "preset": "demo",
+        "activation": "sigmoid",
+        "folds": 2,
+        "validation_fraction": 0,
+        "selection": "last",
+        "schedule": "onecycle",
+        "epochs": 1,
+        "samples_per_epoch": 3,
+        "batch_size": 2,
+    },
+    "recipes": {
+        "soft": {"label": "soft targets", "options": {"binarisation": "soft"}},
+        "parts": {"label": "out of fold", "options": {"out_of_fold": 2, "latent_weight": 0.0}},
+    },
+    "chosen": "soft",
+    "blocks": [
+        {"recipes": ["baseline", "soft"], "labelled": [2], "seeds": [0, 1]},
+        {"recipes": ["baseline", "parts"]},
+    ],
+    "searches": {
+        "few": {"labelled": 1, "space": {"imitation": [0.5, 0.9]}, "options": {"temperature": 1.0}}
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("study")
+    data = generate_phantoms(folder / "phantoms", subjects=8, seed=0, size=16, progress=False)
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(FILE))
+    return ["--study", str(file), "--data-root", str(data), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory) -> Path:
+    """A folder in which every unit is trained."""
+    out = tmp_path_factory.mktemp("runs") / "study"
+    threads = torch.get_num_threads()
+    assert study.main([*arguments, "--out", str(out)]) == 0
+    torch.set_num_threads(threads)
+    return out
+
+
+def test_every_recipe_count_fold_and_seed_is_stored(finished):
+    rows = read_rows(finished / "rows.csv")
+    units = {(row.kind, row.labelled, row.unlabelled, row.fold, row.seed) for row in rows}
+    few = {
+        (kind, 2, unlabelled, fold, seed)
+        for kind, unlabelled, seeds in (
+            ("teacher", 0, [0]),
+            ("baseline", 0, [0, 1]),
+            ("soft", 2, [0, 1]),
+        )
+        for fold in (0, 1)
+        for seed in seeds
+    }
+    every = {(kind, 4, 0, fold, 0) for kind in ("teacher", "baseline", "parts") for fold in (0, 1)}
+    assert units == few | every
+    assert {row.steps for row in rows} == {2}
+    assert len({row.case for row in rows}) == 8
+
+
+def test_no_teacher_has_seen_more_labels_than_its_student(finished):
+    place = finished / "fold0-seed0"
+    seen = {
+        name: {*read_metadata(place / name / "model.safetensors").seen_cases}
+        for name in (
+            "2-labelled_teacher",
+            "2-labelled_baseline",
+            "2-labelled_soft",
+            "all-labelled_teacher",
+        )
+    }
+    assert seen["2-labelled_teacher"] == seen["2-labelled_baseline"]
+    assert len(seen["2-labelled_teacher"]) == 2
+    assert seen["2-labelled_soft"] == seen["all-labelled_teacher"]
+    tested = {*json.loads((place / "cases.json").read_text())["test"]}
+    assert not tested & set().union(*seen.values())
+
+
+def test_teachers_without_a_part_share_no_subject(finished):
+    place = finished / "fold0-seed0"
+    one, other = (
+        {
+            *read_metadata(
+                place / f"all-labelled_teacher-without-{k}-of-2" / "model.safetensors"
+            ).seen_cases
+        }
+        for k in (0, 1)
+    )
+    assert not one & other
+    assert len(one | other) == 4
+
+
+def test_a_second_start_trains_nothing_and_writes_the_same_rows(finished, arguments, monkeypatch):
+    before = (finished / "rows.csv").read_bytes()
+    monkeypatch.setattr("crossvalidation.unit.teach", None)
+    assert study.main([*arguments, "--out", str(finished)]) == 0
+    assert (finished / "rows.csv").read_bytes() == before
+
+
+def test_tables_and_figures_are_written(finished):
+    assert (finished / "tables.md").is_file()
+    assert list(finished.glob("*.png")) or list(finished.glob("*.svg"))
+
+
+def test_some_units_alone_are_trained_with_their_teachers(arguments, tmp_path):
+    out = tmp_path / "study"
+    assert study.main([*arguments, "--out", str(out), "--only", "fold1-seed1/2-labelled_soft"]) == 0
+    trained = {file.parent.name for file in out.glob("fold*/*/model.safetensors")}
+    assert trained == {"2-labelled_teacher", "2-labelled_soft"}
+
+
+def test_no_unit_of_that_name_is_an_error(finished, arguments, capsys):
+    assert study.main([*arguments, "--out", str(finished), "--only", "fold7"]) == 2
+    assert "--only fold7: no unit has such a name" in capsys.readouterr().err
+
+
+def test_a_search_never_reads_the_test_subjects_of_its_fold(finished, arguments, tmp_path):
+    out = tmp_path / "study"
+    assert study.main([*arguments, "--out", str(out), "--search", "few", "--trials", "2"]) == 0
+    inner = json.loads((out / "search-few" / "inner-folds.json").read_text())["folds"][0]
+    tested = {*json.loads((finished / "fold0-seed0" / "cases.json").read_text())["test"]}
+    assert not tested & {*inner["train"], *inner["test"]}
+    trials = json.loads((out / "search-few" / "trials.json").read_text())
+    assert len(trials) == 2
+    assert {*trials[0]} == {"number", "options", "dice", "gain"}
+    assert trials[0]["gain"] >= trials[1]["gain"]
+
+
+def test_a_search_goes_on_where_it_was(arguments, tmp_path, capsys):
+    out = tmp_path / "study"
+    for trials in ("1", "2"):
+        assert (
+            study.main([*arguments, "--out", str(out), "--search", "few", "--trials", trials]) == 0
+        )
+    assert capsys.readouterr().out.count("Trial ") == 2
+
+
+def test_a_search_that_is_not_there_is_an_error(arguments, tmp_path, capsys):
+    assert study.main([*arguments, "--out", str(tmp_path / "x"), "--search", "many"]) == 2
+    assert "no such search; there are: few" in capsys.readouterr().err
+
+
+def test_a_study_without_a_name_is_an_error(capsys):
+    assert study.main(["--study"]) == 2
+    assert "expected the name of a study" in capsys.readouterr().err
+
+
+def test_help_comes_with_examples(capsys):
+    with pytest.raises(SystemExit):
+        study.main(["--help"])
+    assert "study.py --study lgg --data-root LGG" in capsys.readouterr().out

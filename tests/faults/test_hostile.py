@@ -1,0 +1,106 @@
+"""A pickle that would run code is refused wherever the application or the library reads tensors."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from data.layouts import find_subjects
+from data.loading import MappedSamples, prepare
+from data.preprocessing import Preprocessing
+from errors import UserError
+from faulty_training import case, train
+from phantoms import generate_phantoms
+from privdistill import CacheWarning, TeacherCache
+from training.checkpoint import load_model, load_state
+
+
+class Trap:
+    def __reduce__(self):
+        return os.system, (f"touch {os.environ['TRAP']}",)
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A file that appears if the code runs."""
+    monkeypatch.setenv("TRAP", str(tmp_path / "trapped"))
+    return tmp_path / "trapped"
+
+
+def plain(path):
+    path.write_bytes(pickle.dumps(Trap(), protocol=2))
+
+
+def in_torch(path):
+    torch.save({"weights": Trap(), "image": Trap(), "digest": Trap()}, path)
+
+
+def old_torch(path):
+    torch.save({"weights": Trap()}, path, _use_new_zipfile_serialization=False)
+
+
+HOSTILE = pytest.mark.parametrize("write", [plain, in_torch, old_torch])
+
+
+def test_the_trap_works(tmp_path, trap):
+    plain(tmp_path / "file")
+    pickle.loads((tmp_path / "file").read_bytes())
+    assert trap.exists()
+
+
+@HOSTILE
+def test_a_state_is_refused(tmp_path, trap, write):
+    task = case(tmp_path / "run")
+    task.folder.mkdir()
+    for file in (task.state_file, task.pause_file):
+        write(file)
+        with pytest.raises(UserError, match="cannot be read"):
+            load_state(file)
+        with pytest.raises(UserError, match="cannot be read"):
+            train(task)
+        file.unlink()
+    assert not trap.exists()
+
+
+@HOSTILE
+def test_a_model_file_is_refused(tmp_path, trap, write):
+    write(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="not a model of this application, or it is damaged"):
+        load_model(tmp_path / "model.safetensors")
+    assert not trap.exists()
+
+
+@HOSTILE
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_prepared_subject_is_refused(tmp_path, trap, write, mapped):
+    root = generate_phantoms(tmp_path / "p", subjects=1, seed=0, size=16, progress=False)
+    description, subjects = find_subjects(root)
+    preprocessing = Preprocessing(description, ("t1",), None, (6, 6, 6))
+    prepared = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
+    file = prepared.file(subjects[0])
+    write(file)
+    samples = MappedSamples(prepared) if mapped else prepared
+    with pytest.raises(UserError, match=r"is damaged .*Remove it"):
+        samples[0]
+    # What is no archive at all is made again when the next run begins.
+    if write is not in_torch:
+        again = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
+        assert again[0]["image"].shape == (1, 6, 6, 6)
+    assert not trap.exists()
+
+
+@HOSTILE
+def test_an_entry_of_the_teacher_cache_is_refused_and_made_again(tmp_path, trap, write):
+    answer = {"tap.x": torch.ones(1, 3)}
+
+    def fetch():
+        cache = TeacherCache(tmp_path / "cache")
+        return cache.fetch("teacher", ["a"], torch.zeros(1, 1, 4), lambda: answer)
+
+    fetch()
+    (entry,) = (tmp_path / "cache").rglob("*.pt")
+    write(entry)
+    with pytest.warns(CacheWarning, match="is damaged"):
+        assert torch.equal(fetch()["tap.x"], answer["tap.x"])
+    assert not trap.exists()

@@ -1,0 +1,128 @@
+"""--skip_invalid: sound subjects are used, the others named, and they stay the same ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import crossval
+import train
+from config import parse_config
+from data.splits import Split
+from errors import UserError
+from experiment import read_subjects, split_of, usable
+from faults.corpus import FAULTS, image, label_map, write_subject
+from run_folder import RunFolder
+
+BROKEN = ("truncated", "label_seven", "all_nan")
+SMALL = [
+    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--crop", "null"),
+    *("--threads", "1", "--precision", "32-true", "--memory_format", "contiguous"),
+    *("--workers", "1", "--epochs", "1", "--folds", "3", "--performance", "plain"),
+    *("--preset", "demo", "--description", "brats2021"),
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / "data"
+    for number in range(6):
+        write_subject(root / f"good{number}", seed=number)
+    for name in BROKEN:
+        FAULTS[name][0](write_subject(root / name))
+    return root
+
+
+def arguments(data: Path, out: Path, *more: str) -> list[str]:
+    return ["--data-root", str(data), "--out", str(out), *SMALL, *more]
+
+
+def test_without_the_flag_all_problems_are_told_and_nothing_is_trained(data, tmp_path, capsys):
+    assert train.main(arguments(data, tmp_path / "run")) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("Problems: 3, in 3 of the subjects")
+    assert all(name in message for name in BROKEN)
+    assert not (tmp_path / "run").exists()
+
+
+def opened(data, tmp_path, *more):
+    config = parse_config(arguments(data, tmp_path / "run", "--skip_invalid", "true", *more))
+    run = RunFolder(tmp_path / "run")
+    console = Console(quiet=True)
+    description, subjects = read_subjects(config, run, console)
+    return config, run, *usable(config, run, description, subjects, console)
+
+
+def test_the_sound_ones_are_dealt_as_if_the_others_were_not_there(data, tmp_path):
+    config, _, kept, problems = opened(data, tmp_path)
+    assert [subject.name for subject in kept] == [f"good{number}" for number in range(6)]
+    assert {problem.subject for problem in problems} == {*BROKEN}
+    for name in BROKEN:
+        for path in (data / name).iterdir():
+            path.unlink()
+        (data / name).rmdir()
+    _, _, alone, _ = opened(data, tmp_path)
+    assert split_of(config, kept) == split_of(config, alone)
+
+
+def test_a_run_that_goes_on_leaves_out_the_same_ones_though_they_were_repaired(data, tmp_path):
+    config, run, kept, _ = opened(data, tmp_path)
+    run.begin(config)
+    run.write_skipped(BROKEN, [])
+    label_map(data / "label_seven").write_bytes(label_map(data / "good0").read_bytes())
+    image(data / "good0").write_bytes(b"")  # found where it is read; the folds stay
+    _, _, again, problems = opened(data, tmp_path)
+    assert again == kept
+    assert problems == []
+
+
+def test_a_damaged_list_of_those_left_out_is_told(data, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.root.mkdir()
+    for content in ("", "{}", "[1]", '{"subjects": 3}'):
+        run.skipped.write_text(content)
+        with pytest.raises(UserError, match=r"skipped\.json is damaged"):
+            opened(data, tmp_path)
+
+
+def test_nothing_to_train_on_is_told_with_all_reasons(tmp_path, capsys):
+    for name in BROKEN:
+        FAULTS[name][0](write_subject(tmp_path / "data" / name))
+    command = arguments(tmp_path / "data", tmp_path / "run", "--skip_invalid", "true")
+    assert train.main(command) == 2
+    assert "Problems: 3, in 3 of the subjects" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_trains_on_the_others_says_so_and_goes_on(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = arguments(data, out, "--skip_invalid", "true")
+    assert train.main(command) == 0
+    said = capsys.readouterr().out
+    assert "Left out: 3 of 9 subjects: all_nan, label_seven, truncated" in said
+    skipped = json.loads((out / "skipped.json").read_text())
+    assert sorted(skipped["subjects"]) == sorted(BROKEN)
+    assert any("unknown label 7" in problem["reason"] for problem in skipped["problems"])
+    assert "3 subjects were left out" in (out / "report.html").read_text()
+    split = Split.read(out / "cases.json")
+    assert {*split.train, *split.validation, *split.test} == {f"good{n}" for n in range(6)}
+    (out / "scores.csv").unlink()
+    assert train.main(command) == 0
+    assert Split.read(out / "cases.json") == split
+    assert train.main(arguments(data, out)) == 2
+    assert "skip_invalid: True there, False now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cross_validation_does_without_the_same_ones_in_every_fold(data, tmp_path, capsys):
+    out = tmp_path / "crossval"
+    command = arguments(data, out, "--skip_invalid", "true", "--rows", "baseline", "--jobs", "1")
+    assert crossval.main(command) == 0
+    folds = json.loads((out / "folds.json").read_text())["folds"]
+    assert {name for fold in folds for name in fold["test"]} == {f"good{n}" for n in range(6)}
+    assert sorted(json.loads((out / "skipped.json").read_text())["subjects"]) == sorted(BROKEN)
+    assert "3 subjects were left out" in (out / "report.html").read_text()
+    assert crossval.main(command) == 0
+    assert "3 units, 3 done" in capsys.readouterr().out

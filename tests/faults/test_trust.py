@@ -1,0 +1,224 @@
+"""A model file of a stranger: what it may ask for, and that nothing of it runs."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import predict
+import train
+from config import NetworkConfig
+from data.description import load_description
+from errors import UserError
+from models import build_network, trust
+from models.trust import HARMLESS, OWN, check_trusted
+from reports.costs import costs
+from reports.crossval_folder import CrossvalFolder
+from training.checkpoint import ModelMetadata, load_model, save_weights
+
+CANARY = """
+import pathlib
+pathlib.Path({mark!r}).write_text("imported")
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.layer = nn.Conv3d(in_channels, out_channels, 1)
+    def forward(self, x):
+        return self.layer(x)
+def call(**words):
+    pathlib.Path({mark!r}).write_text("called")
+"""
+
+
+def metadata(backbone="kdnet", arguments=None) -> ModelMetadata:
+    return ModelMetadata(
+        role="teacher",
+        backbone=backbone,
+        backbone_arguments=arguments or {},
+        in_channels=1,
+        out_channels=4,
+        modalities=("t1ce",),
+        activation="softmax",
+        description=load_description("brats2021"),
+        crop=None,
+        grid=(16, 16, 16),
+    )
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A module that leaves a mark when it is imported, and a file that asks for its class."""
+    mark = tmp_path / "mark"
+    (tmp_path / "canary.py").write_text(CANARY.format(mark=str(mark)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "canary", raising=False)
+
+    def write(backbone="canary.Net", arguments=None):
+        path = tmp_path / "model.safetensors"
+        weights = {"layer.weight": torch.zeros(4, 1, 1, 1, 1), "layer.bias": torch.zeros(4)}
+        save_weights(path, weights, metadata(backbone, arguments))
+        return path
+
+    yield write, mark
+    sys.modules.pop("canary", None)
+
+
+def test_a_foreign_network_is_refused_before_its_module_is_imported(hostile):
+    write, mark = hostile
+    with pytest.raises(UserError) as caught:
+        load_model(write())
+    assert str(caught.value).endswith(
+        "model.safetensors asks for the network 'canary.Net', which is neither of this application "
+        "nor known to be harmless: building it imports and runs code that the author of the file "
+        "has chosen. Nothing was imported. If you know that class and trust it, say so with "
+        "--trust_backbone canary.Net."
+    )
+    assert not mark.exists()
+    assert "canary" not in sys.modules
+
+
+def test_who_vouches_for_a_class_gets_it(hostile):
+    write, mark = hostile
+    network, _ = load_model(write(), trusted=["canary.Net"])
+    assert type(network).__name__ == "Net"
+    assert mark.read_text() == "imported"
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "subprocess.Popen", "canary.call"])
+def test_a_function_is_never_called_even_if_somebody_vouches_for_it(hostile, name):
+    write, mark = hostile
+    with pytest.raises(UserError, match="asks for the network"):
+        load_model(write(name))
+    with pytest.raises(UserError, match=r"not a subclass of torch\.nn\.Module"):
+        load_model(write(name), trusted=[name])
+    assert not mark.exists() or mark.read_text() == "imported"
+
+
+@pytest.mark.parametrize("part", ["segmenter", "generator"])
+def test_a_network_inside_a_network_is_looked_at_too(hostile, part):
+    write, mark = hostile
+    nested = {"synthesised": 1, part: "canary.Net"}
+    with pytest.raises(UserError, match=r"'canary\.Net'"):
+        load_model(write("synthesis", nested))
+    deeper = {"segmenter": "synthesis", "segmenter_arguments": nested}
+    with pytest.raises(UserError, match=r"'canary\.Net'"):
+        load_model(write("synthesis", deeper))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("timm_unet", {"encoder": "hf-hub:stranger/model"}),
+        ("timm_unet", {"encoder": "local-dir:/tmp/model"}),
+        ("monai.networks.nets.UNet", {"act": ["PRELU", {"url": "http://example.org"}]}),
+        ("synthesis", {"segmenter_arguments": {"weights": "../other"}, "segmenter": "kdnet"}),
+    ],
+)
+def test_arguments_that_reach_for_files_or_addresses_are_refused(name, arguments):
+    with pytest.raises(UserError, match="may be a path, an address or a model of a hub"):
+        check_trusted("model", name, arguments)
+    check_trusted("model", name, arguments, trusted=[name, "kdnet"])
+
+
+def test_own_networks_and_those_of_monai_need_no_word():
+    for name in OWN | HARMLESS:
+        check_trusted("model", name, {"channels": [4, 8], "norm": "INSTANCE"})
+    small = {"channels": [2, 4], "strides": [2], "spatial_dims": 3}
+    build_network("monai.networks.nets.UNet", small, in_channels=1, out_channels=2)
+
+
+def test_every_network_that_is_called_harmless_exists():
+    import monai.networks.nets
+
+    assert all(hasattr(monai.networks.nets, name.rpartition(".")[2]) for name in HARMLESS)
+    assert {*OWN} == {*sys.modules["models"]._BUILT_IN}
+    assert trust.__doc__
+
+
+def test_predict_refuses_and_takes_the_users_word(hostile, tmp_path, capsys):
+    write, mark = hostile
+    model = write()
+    command = ["--model", str(model), "--input", str(tmp_path / "none"), "--out", str(tmp_path)]
+    assert predict.main(command) == 2
+    assert "--trust_backbone canary.Net" in capsys.readouterr().err
+    assert not mark.exists()
+    assert predict.main([*command, "--trust_backbone", "canary.Net"]) == 2
+    assert "expected a file or a folder, found nothing there" in capsys.readouterr().err
+    assert mark.exists()
+
+
+def test_training_refuses_the_file_of_a_teacher_before_anything_is_built(hostile, tmp_path, capsys):
+    write, mark = hostile
+    command = ["--teacher_model", str(write()), "--out", str(tmp_path / "run"), "--phantoms", "6"]
+    assert train.main(command) == 2
+    assert "asks for the network 'canary.Net'" in capsys.readouterr().err
+    assert not mark.exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_leaves_out_what_a_foreign_network_costs(hostile, tmp_path):
+    write, mark = hostile
+    root = tmp_path / "crossval"
+    (root / "fold0-seed0" / "mine").mkdir(parents=True)
+    write().rename(root / "fold0-seed0" / "mine" / "model.safetensors")
+    (root / "crossval.json").write_text(json.dumps({"rows": ["mine"], "folds": 1, "seeds": [0]}))
+    table = costs(CrossvalFolder(root))
+    assert table.rows == []
+    assert "mine: " in table.notes[-1]
+    assert "--trust_backbone canary.Net" in table.notes[-1]
+    assert not mark.exists()
+
+
+def test_a_configuration_vouches_for_what_it_names_itself():
+    network = NetworkConfig(backbone="my.Net", trust_backbone=("their.Net",))
+    assert network.vouched(own=True) == {"my.Net", "their.Net"}
+    synthesis = replace(network, backbone="synthesis", backbone_arguments={"segmenter": "my.Other"})
+    assert synthesis.vouched(own=True) == {"synthesis", "my.Other", "their.Net"}
+    assert synthesis.vouched(own=False) == {"my.Other", "their.Net"}
+
+
+def written_over(path, **strings):
+    described = metadata().to_strings() | {k: json.dumps(v) for k, v in strings.items()}
+    save_file(load_file(path), path, metadata=described)
+    return path
+
+
+@pytest.mark.parametrize(
+    "strings",
+    [
+        {"in_channels": "many"},
+        {"in_channels": -1},
+        {"in_channels": True},
+        {"modalities": ["pet"]},
+        {"modalities": "t1ce"},
+        {"grid": [16, 16]},
+        {"grid": [16, 0, 16]},
+        {"crop": 4},
+        {"slices": "oblique"},
+        {"slices": [1]},
+        {"activation": {}},
+        {"backbone": ["kdnet"]},
+        {"backbone_arguments": "x"},
+        {"seen_cases": [1]},
+        {"orientation": 3},
+    ],
+    ids=str,
+)
+def test_entries_that_make_no_sense_are_told(hostile, strings):
+    write, _ = hostile
+    with pytest.raises(UserError, match="its metadata are damaged"):
+        load_model(written_over(write("kdnet"), **strings))
+
+
+def test_deep_nesting_is_told(hostile):
+    write, _ = hostile
+    path = write("kdnet")
+    strings = metadata().to_strings() | {"backbone_arguments": "[" * 100_000}
+    save_file(load_file(path), path, metadata=strings)
+    with pytest.raises(UserError, match="its metadata are damaged"):
+        load_model(path)
