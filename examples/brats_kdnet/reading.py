@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ def read_yaml(path: Path) -> Any:
     return _read(path, yaml.safe_load)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a CSV file whose rows are all as long as its header.
 
     Args:
         path: In UTF-8.
+        columns: Those that it must have, rows or none.
 
     Returns:
         Values by column.
@@ -60,9 +61,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            rows: list[dict[str, str]] = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            rows: list[dict[str, str]] = list(reader)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
     except _DAMAGE as error:
         raise UnreadableError(said(error)) from error
+    if missing:
+        raise UnreadableError(f"it has no column {', '.join(missing)}")
     for number, row in enumerate(rows, start=1):
         # The module puts None where a row is too short or too long.
         if None in row or None in row.values():

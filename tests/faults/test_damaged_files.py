@@ -147,19 +147,12 @@ def bytes_of(seed):
 
 
 NAMES = (*FILES, "description.json", "skipped.json", "folds.json", "crossval.json")
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["seconds", "resolved", "peak_mib", "train", "test", "folds"])
-            | st.text(max_size=4),
-            inner,
-            max_size=4,
-        )
-    ),
-    max_leaves=8,
+KEYS = st.sampled_from(["seconds", "resolved", "peak_mib", "train", "test", "folds"]) | st.text(
+    max_size=4
 )
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+INNER = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(KEYS, PLAIN, max_size=3)
+JSON = PLAIN | st.lists(INNER, max_size=3) | st.dictionaries(KEYS, INNER, max_size=4)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -335,8 +335,9 @@ def read_scores(path: Path) -> list[Score]:
     """
     if not path.is_file():
         raise UserError(f"{path}: expected the scores of a run, found no such file.")
+    needed = [field.name for field in fields(Score) if field.default is MISSING]
     try:
-        return [_from_row(row) for row in read_rows(path)]
+        return [_from_row(row) for row in read_rows(path, needed)]
     except (UnreadableError, KeyError, TypeError, ValueError) as error:
         names = ", ".join(field.name for field in fields(Score))
         raise UserError(f"{path}: expected the columns {names}; {error!r} went wrong.") from error

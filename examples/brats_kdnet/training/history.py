@@ -100,22 +100,15 @@ def read_history(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
-        rows = [
+        return [
             {
                 name: int(value) if name in _WHOLE_NUMBERS else float(value)
                 for name, value in row.items()
             }
-            for row in read_rows(path)
+            for row in read_rows(path, ("epoch",))
         ]
     except (UnreadableError, ValueError) as error:
-        raise UserError(_damaged(path, str(error))) from error
-    if any("epoch" not in row for row in rows):
-        raise UserError(_damaged(path, "it has no column 'epoch'"))
-    return rows
-
-
-def _damaged(path: Path, why: str) -> str:
-    return (
-        f"{path} is damaged ({why}). Restore it from a copy, or remove it; the curves of the "
-        "epochs so far are lost with it, and nothing else."
-    )
+        raise UserError(
+            f"{path} is damaged ({error}). Restore it from a copy, or remove it; the curves of "
+            "the epochs so far are lost with it, and nothing else."
+        ) from error
