@@ -55,7 +55,8 @@ def stoppable() -> Iterator[None]:
 
 
 def _stopper() -> Callable[[int, FrameType | None], None]:
-    process, asked = os.getpid(), []
+    process = os.getpid()
+    asked: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if os.getpid() != process:

@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+import crossval
+import train
 from data.files import changed_files, file_states
 from data.layouts import ImageFile, Subject
 from errors import UserError
+from phantoms import generate_phantoms
 from run_folder import RunFolder
 
 
@@ -60,3 +63,31 @@ def test_a_file_that_cannot_be_looked_at_is_a_message(subject):
     subject.images["t1"].path.unlink()
     with pytest.raises(UserError, match=r"t1\.nii: cannot be read"):
         file_states([subject])
+
+
+@pytest.mark.parametrize(
+    ("program", "last"),
+    [(train, "experiment.settle"), (crossval, "crossvalidation.folder._complete")],
+)
+def test_what_goes_on_is_refused_where_a_file_has_changed(
+    tmp_path, monkeypatch, capsys, program, last
+):
+    data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
+    given = ["--data-root", str(data), "--preset", "demo", "--grid", "8,8,8", "--workers", "1"]
+    given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3"]
+    given += ["--performance", "plain", "--out", str(tmp_path / "run")]
+    given += ["--rows", "baseline"] if program is crossval else []
+
+    def stop(*_, **__):
+        raise UserError("as far as here")
+
+    monkeypatch.setattr(last, stop)
+    for _ in range(2):
+        assert program.main(given) == 2
+        assert "as far as here" in capsys.readouterr().err
+    file = next(data.rglob("*t1ce*.nii*"))
+    os.utime(file, ns=(1, 1))
+    assert program.main(given) == 2
+    assert f"1 files of the data set have changed since this run began: {file}." in (
+        capsys.readouterr().err
+    )

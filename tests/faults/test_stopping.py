@@ -74,6 +74,7 @@ def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
     data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
     monkeypatch.setattr(f"experiment.{place}", lambda *_, **__: send(signal.SIGTERM))
     given = ["--data-root", str(data), "--preset", "demo", "--grid", "8,8,8", "--workers", "1"]
+    given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3"]
     out = tmp_path / "run"
     assert train.main([*given, "--out", str(out)]) == 128 + signal.SIGTERM
     assert "Stopped by SIGTERM" in capsys.readouterr().err
