@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from errors import UserError
+from reading import UnreadableError, read_yaml
 
 # jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
 # somebody else could make use of. In a mapping without types everything stays what it is.
@@ -535,8 +535,8 @@ def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(path)
+    except UnreadableError as error:
         raise UserError(f"--config: {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config: {path} must hold keys and values, such as 'epochs: 40'.")

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from config import Arguments, Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
 from errors import UserError
 from models import in_two_dimensions
+from reading import UnreadableError, read_yaml
 
 Role = Literal["student", "teacher"]
 
@@ -209,8 +209,8 @@ def _segmenter(backbone: str, arguments: dict[str, Any], data: DataConfig) -> di
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path) or {}
+    except UnreadableError as error:
         raise UserError(f"{path}: the rows cannot be read: {error}") from error
     if not isinstance(content, dict) or set(content) - {"rows", "groups"}:
         raise UserError(f"{path}: expected the keys rows and groups.")

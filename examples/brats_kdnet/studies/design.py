@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from config import Arguments
 from errors import UserError
+from reading import UnreadableError, read_yaml
 from recipes.rows import ROW_OPTIONS, Row
 
 _FOLDER = Path(__file__).parent
@@ -219,8 +220,8 @@ def read_design(wanted: str) -> Design:
     """
     path = _FOLDER / f"{wanted}.yaml" if _NAME.fullmatch(wanted) else Path(wanted)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except UnreadableError as error:
         known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
         raise UserError(
             f"--study {wanted}: {path} cannot be read ({error}). Give the path of a file, or one "

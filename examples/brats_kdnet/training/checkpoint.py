@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ from models import build_network
 from models.trust import check_trusted
 from run_folder import versions
 from training.digests import damaged, digest, digests
+from training.states import misfits
 from writing import atomic, first_line, write_tensors
 
 FORMAT = "privdistill-brats-1"
@@ -315,17 +316,18 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     write_tensors(path, content | {_DIGEST: digests(content)})
 
 
-def load_state(path: Path) -> dict[str, Any] | None:
+def load_state(path: Path, say: Callable[[str], None] | None = None) -> dict[str, Any] | None:
     """Read what `save_state` wrote.
 
     Args:
         path: The file.
+        say: Told of a file in which damage cannot be seen.
 
     Returns:
         The state on the CPU, None if there is no file.
 
     Raises:
-        UserError: If the file is damaged.
+        UserError: If the file is damaged, or not the state of a training.
     """
     if not path.is_file():
         return None
@@ -343,6 +345,14 @@ def load_state(path: Path) -> dict[str, Any] | None:
             f"{path} is damaged: {_listed(spoilt)} of it are not what was written. Restore it from "
             f"a copy, or remove {path.parent} to train this network again."
         )
+    wrong = misfits(state)
+    if wrong:
+        raise UserError(
+            f"{path} is not the state of a training: {_listed(wrong)} of it are missing or of "
+            f"another kind. Restore it, or remove {path.parent} to train this network again."
+        )
+    if expected is None and say is not None:
+        say(f"{path} has no digest, as an older version wrote it: damage in it cannot be seen")
     return state
 
 
