@@ -185,6 +185,8 @@ def _problems(
             progress=progress,
             need_segmentation=False,
             modalities=view,
+            # The same image given twice is segmented twice.
+            distinct=False,
         )
     ]
 
