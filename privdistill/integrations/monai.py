@@ -131,7 +131,7 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         terms = TermMetrics("val_", IterationEvents.FORWARD_COMPLETED)
         options |= {"prepare_batch": _reader(names), "val_handlers": [terms, *val_handlers]}
         options["inferer"] = None if inferer is None else partial(_infer, inferer)
-        super().__init__(device, val_data_loader, network, **options)
+        super().__init__(torch.device(device), val_data_loader, network, **options)
 
 
 def _loss_of(out: Output, target: Tensor | None) -> Tensor:  # noqa: ARG001
