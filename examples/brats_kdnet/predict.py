@@ -30,11 +30,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from command import exit_status
 from data.checks import Problem, check_subjects, raise_for_problems
 from data.description import DATASETS_FOLDER, Description, load_description
 from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
 from data.volumes import read_geometry
-from errors import UserError, printable
+from errors import UserError
 from evaluation.inference import volume_predictor
 from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
 from evaluation.scoring import native_classes, predict_finite
@@ -188,6 +189,8 @@ def _problems(
             progress=progress,
             need_segmentation=False,
             modalities=view,
+            # The same image given twice is segmented twice.
+            distinct=False,
         )
     ]
 
@@ -225,34 +228,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; sys.argv if None.
 
     Returns:
-        Exit status: 0, or 2 for input that cannot be used.
+        Exit status: 0, or 2 for input that cannot be used and where memory is not enough.
     """
     options = _parser().parse_args(arguments)
     # Names of files are shown as they are, brackets and all.
-    console = Console(markup=False)
-    try:
-        written = predict(
-            options.model,
-            options.input,
-            options.out,
-            device=options.device,
-            console=console,
-            modalities=options.modalities,
-            trusted=options.trust_backbone,
-            trust_program=options.trust_program,
-        )
-    except UserError as error:
-        sys.stderr.write(printable(f"{error}\n", keep="\n"))
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"{options.out}: the label maps cannot be written: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"Stopped; the label maps in {options.out} are complete.\n")
-        return 130
+    return exit_status(lambda: _predict(options, Console(markup=False)))
+
+
+def _predict(options: argparse.Namespace, console: Console) -> None:
+    written = predict(
+        options.model,
+        options.input,
+        options.out,
+        device=options.device,
+        console=console,
+        modalities=options.modalities,
+        trusted=options.trust_backbone,
+        trust_program=options.trust_program,
+    )
     what = "1 label map" if len(written) == 1 else f"{len(written)} label maps"
     console.print(f"{what} in {options.out}", highlight=False, soft_wrap=True)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
