@@ -266,8 +266,8 @@ def _check_subject(
         if file is subject.segmentation:
             reasons.append(_label_fault(file, description))
         else:
-            reason, content = _image_fault(file)
-            reasons.append(reason)
+            fault, content = _image_fault(file)
+            reasons.append(fault)
             digests |= {name: content for name, own in images.items() if own is file and content}
         problems += [Problem(subject.name, file.path, reason) for reason in reasons if reason]
     seen = [geometry.orientation for file, geometry in geometries if file in images.values()]
