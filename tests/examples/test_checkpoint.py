@@ -183,8 +183,14 @@ def test_a_flipped_bit_in_the_metadata_is_found(tmp_path):
 
 #: What the state of a training holds, and nothing in it.
 STATE = {
-    **{"finished": False, "epoch": 3, "step": 9, "best": 0.5, "weights": {}, "optimizer": {}},
-    **{"scheduler": {}, "precision": {}},
+    "finished": False,
+    "epoch": 3,
+    "step": 9,
+    "best": 0.5,
+    "weights": {},
+    "optimizer": {},
+    "scheduler": {},
+    "precision": {},
     "random": {"cpu": torch.zeros(1), "cuda": []},
 }
 
