@@ -385,13 +385,11 @@ def find_split(config: Config) -> Split:
     data = config.data
     if data.data_root is None:
         # Phantoms may not be there yet; they have no grade.
+        description = load_description(Path("phantom"))
         subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
     else:
         description, subjects = find_subjects(data.data_root, own_description(data))
-        if data.unlabelled_root is not None:
-            split = split_of(config, subjects)
-            return without_references(data, description, subjects, split)[1]
-    return shared_out(data, split_of(config, subjects))
+    return without_references(data, description, subjects, split_of(config, subjects))[1]
 
 
 def refuse_wrong_gradients(config: Config) -> None:

@@ -156,6 +156,11 @@ def share_labels(
             "reference in a folder of their own: --unlabelled_root."
         )
     part, parts = leave_out or (-1, 1)
+    if parts > count:
+        raise UserError(
+            f"{count} labelled training subjects cannot be dealt into {parts} parts; set "
+            "--out_of_fold to a smaller number."
+        )
     used = [name for place, name in enumerate(order[:count]) if place % parts != part]
     if not used:
         raise UserError(f"--leave_out {part},{parts} leaves none of {count} labelled subjects.")
