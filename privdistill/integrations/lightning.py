@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privdistill import DistillationWrapper, LifecycleError
+from privdistill import DistillationWrapper, LifecycleError, Output
 from privdistill.inputs import Image
 from privdistill.integrations.batch import check_names, step_arguments
 from privdistill.integrations.randomness import random_state, set_random_state
@@ -117,7 +117,7 @@ class DistillationModule(LightningModule):
 
     def _step(self, batch: Any, stage: str) -> Tensor:
         given = step_arguments(batch, self.names)
-        out = self.kd(**given)
+        out: Output = self.kd(**given)
         values = {f"{stage}/{name}": value for name, value in out.terms.items()}
         values[f"{stage}/loss"] = out.loss.detach()
         size = len(out.student[0]) if isinstance(out.student, list) else len(out.student)

@@ -12,9 +12,10 @@ from privdistill.integrations.batch import check_names, step_arguments
 
 try:
     from ignite.engine import Events
-    from monai.engines import SupervisedEvaluator, SupervisedTrainer
+    from monai.engines.evaluator import SupervisedEvaluator
+    from monai.engines.trainer import SupervisedTrainer
     from monai.engines.utils import IterationEvents
-    from monai.utils import CommonKeys
+    from monai.utils.enums import CommonKeys
 except ImportError as error:
     raise ImportError(
         "privdistill.integrations.monai needs the packages monai and pytorch-ignite, one of which "

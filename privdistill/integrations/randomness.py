@@ -8,7 +8,8 @@ import torch
 
 def random_state() -> dict[str, Any]:
     """Return the state of the CPU and of every CUDA device in use."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if used else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
