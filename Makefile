@@ -37,7 +37,7 @@ docs: $(VENV)/.docs  ## the documentation site in docs/_build, with warnings as 
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
 
 notebooks: $(VENV)/.docs  ## run the notebooks anew and store their outputs
-	OMP_NUM_THREADS=1 $(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

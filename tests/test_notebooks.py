@@ -50,13 +50,14 @@ def test_no_output_names_a_machine(path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch")  # timm compiles functions of its own
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_the_rgbd_notebook_runs_and_the_teacher_leads(_undisturbed):
+@pytest.mark.usefixtures("_undisturbed")
+def test_the_rgbd_notebook_runs_and_the_teacher_leads():
     path = FOLDER / "rgbd.ipynb"
     namespace = {"__name__": "__main__"}
     for cell in cells(path):
         exec(compile("".join(cell["source"]), str(path), "exec"), namespace)
     scores = {
-        name: namespace["overlap"](prediction, 1)
+        name: namespace["overlap"](prediction)
         for name, prediction in namespace["predictions"].items()
     }
     assert scores["teacher"] > scores["baseline"]

@@ -45,10 +45,9 @@ def described(name):
     if not issubclass(thing, Exception):
         lines.append(f"    {signature(thing)}")
     for member, value in own(thing):
-        if isinstance(value, (staticmethod, classmethod)):
-            value = value.__func__
-        if inspect.isfunction(value):
-            lines.append(f"    .{member}{signature(value)}")
+        function = getattr(value, "__func__", value)  # of static and class methods
+        if inspect.isfunction(function):
+            lines.append(f"    .{member}{signature(function)}")
         elif not isinstance(value, torch.Tensor):
             lines.append(f"    .{member}")
     return lines

@@ -1,7 +1,7 @@
 """The wheel alone: the README's user code runs where torch and nothing else is installed.
 
-torch is too large to be installed anew, so that the empty environment borrows it: links to the files
-of torch and of the distributions that torch itself requires, found in their metadata, and no others.
+torch is too large to be installed anew, so that the empty environment borrows it: it gets links to
+the files of torch and of what torch itself requires, found in their metadata, and no others.
 """
 
 import importlib.metadata as metadata
@@ -20,10 +20,10 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 pytestmark = pytest.mark.slow
 
 
-def required(name, found=None):
-    """A distribution and all that it requires without extras."""
+def required(name, extras=frozenset(), found=None):
+    """A distribution with some of its extras, and all that it requires then."""
     found = {} if found is None else found
-    key = re.sub(r"[-_.]+", "-", name).lower()
+    key = re.sub(r"[-_.]+", "-", name).lower(), frozenset(extras)
     if key in found:
         return found
     try:
@@ -31,9 +31,10 @@ def required(name, found=None):
     except metadata.PackageNotFoundError:
         return found  # of another platform
     for line in found[key].requires or ():
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            required(requirement.name, found)
+        wanted = Requirement(line)
+        asked = ("", *extras)
+        if wanted.marker is None or any(wanted.marker.evaluate({"extra": e}) for e in asked):
+            required(wanted.name, wanted.extras, found)
     return found
 
 
