@@ -204,6 +204,12 @@ MISUSES = {
     "no teacher for a term": lambda: DistillationWrapper(None, Net(1), objective=1.0 * LatentKL()),
     "networks swapped": lambda: wrap(teacher=Net(1), student=Net(2)),
     "no ensemble": lambda: Ensemble([]),
+    "weights of too few teachers": lambda: wrap()(
+        IMAGE, LABELS, teacher_weights=torch.ones(len(IMAGE), 2)
+    ),
+    "sample without a teacher": lambda: wrap()(
+        IMAGE, LABELS, teacher_weights=torch.zeros(len(IMAGE), 1)
+    ),
     "ensemble weights": lambda: Ensemble([Net(1), Net(1)], weights=[1.0]),
     "decay": lambda: MovingAverage(decay=1.0),
     "average of a student that sees less": lambda: wrap(teacher=MovingAverage()),

@@ -483,7 +483,9 @@ def _with_options_given(config: Config, tokens: Sequence[str]) -> Config:
     """Let options that are given win over a recipe that would choose them."""
     flags = {word[2:].partition("=")[0] for word in tokens if word.startswith("--")}
     files = [tokens[at + 1] for at, word in enumerate(tokens[:-1]) if word == "--config"]
-    named = flags.union(*(_read_yaml(Path(file)) for file in files))
+    contents = [_read_yaml(Path(file)) for file in files]
+    # A file that names the recipe, such as that of a run folder, holds what the recipe chose.
+    named = flags.union(*(content for content in contents if "recipe" not in content))
     given = named & {*RECIPE_OPTIONS, "objective"}
     if config.objective.recipe != "auto" or not given:
         return config

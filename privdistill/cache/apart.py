@@ -15,7 +15,7 @@ def _call(function: Callable[..., Result], *arguments: object) -> Result:
     return function(*arguments)
 
 
-_disabled = torch.compiler.disable(_call)
+_disabled = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]
 
 
 def uncompiled(function: Callable[..., Result], *arguments: object) -> Result:

@@ -174,6 +174,11 @@ def as_channels(
                  [0., 1.]]])
     """
     check_activation(logits, activation, term=term)
+    if target.is_complex():
+        raise ObjectiveError(
+            f"{term}: the target is {target.dtype}; expected class indices or one channel per "
+            "class, in real numbers."
+        )
     # Tensors on the meta device have shapes and no values.
     validate = validate and not target.is_meta
     if target.shape == logits.shape:

@@ -12,7 +12,7 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 def lesson(network, view=MODALITIES):
-    return missing_modality(Setting(network, None, ObjectiveConfig(), MODALITIES, view, view))
+    return missing_modality(Setting(network, (), ObjectiveConfig(), MODALITIES, view, view))
 
 
 def test_a_network_without_extra_terms_is_taught_by_hidden_modalities():

@@ -14,7 +14,9 @@ WIDTHS = (4, 8)
 
 
 def setting(student, teacher, **options):
-    return Setting(student, teacher, ObjectiveConfig(**options), MODALITIES, ("t1ce",), MODALITIES)
+    return Setting(
+        student, (teacher,), ObjectiveConfig(**options), MODALITIES, ("t1ce",), MODALITIES
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,7 +20,7 @@ OBJECTIVES = ("kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "pr
 def setting(backbone, arguments, view=("t1ce",), teacher=False, **options):
     return Setting(
         network=build_network(backbone, arguments, in_channels=len(view), out_channels=4),
-        teacher=build_network("kdnet", KDNET, in_channels=4, out_channels=4) if teacher else None,
+        teachers=(build_network("kdnet", KDNET, in_channels=4, out_channels=4),) * teacher,
         options=ObjectiveConfig(**options),
         modalities=MODALITIES,
         view=view,

@@ -13,8 +13,9 @@ WIDTHS = (4, 8)
 
 
 def lesson(student, teacher, **options):
+    teachers = () if teacher is None else (teacher,)
     setting = Setting(
-        student, teacher, ObjectiveConfig(**options), MODALITIES, ("t1ce",), MODALITIES
+        student, teachers, ObjectiveConfig(**options), MODALITIES, ("t1ce",), MODALITIES
     )
     return share_deepest_layers(setting)
 

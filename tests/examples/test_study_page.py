@@ -84,6 +84,14 @@ def test_command_writes_every_study_below_a_folder(tmp_path, capsys, monkeypatch
     ]
 
 
+def test_study_that_is_a_cross_validation_too_is_reported_as_a_study(tmp_path, monkeypatch):
+    monkeypatch.setattr("studies.page.draw_all", lambda analysis: [])
+    write_invented_study(tmp_path, invented_study(labelled=(8,), cases=6, seeds=(0,)))
+    for name in ("crossval.json", "config.yaml"):
+        (tmp_path / name).write_text("{}")
+    assert write_reports(tmp_path) == [tmp_path / "tables.md"]
+
+
 def test_study_without_rows_is_explained(tmp_path, capsys):
     write_invented_study(tmp_path)
     (tmp_path / "rows.csv").unlink()

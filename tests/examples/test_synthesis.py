@@ -13,7 +13,7 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 def lesson(network, teacher_view=MODALITIES, view=("t1ce",)):
-    setting = Setting(network, None, ObjectiveConfig(), MODALITIES, view, teacher_view)
+    setting = Setting(network, (), ObjectiveConfig(), MODALITIES, view, teacher_view)
     return synthesise_then_segment(setting)
 
 

@@ -54,6 +54,7 @@ def hang():
 
 
 def fit(folder, samples, *, workers, network=None):
+    folder.mkdir(exist_ok=True)
     work = task(folder)
     train = build_loader(
         samples, 2, shuffle=False, seed=3, flips=False, workers=workers, patience=2.0
