@@ -40,7 +40,7 @@ def test_every_page_of_the_index_exists():
     blocks = re.findall(r"^```\{toctree\}\n(.*?)^```", index, re.MULTILINE | re.DOTALL)
     pages = [line for block in blocks for line in block.splitlines() if line[:1] not in ("", ":")]
     assert len(pages) > 10
-    assert [p for p in pages if not list(DOCS.glob(f"{p}.*"))] == []
+    assert [p for p in pages if "*" not in p and not list(DOCS.glob(f"{p}.*"))] == []
 
 
 @pytest.mark.slow
