@@ -21,6 +21,7 @@ def test_every_row_has_a_promise_tests_a_figure_and_a_command():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         assert len(cells) == 4, line
         assert all(cells), line
+        assert re.search(r"\d", cells[2]), f"no figure: {line}"
         assert re.search(r"`(make|python|HYPOTHESIS_PROFILE=\w+ make)\b[^`]*`", cells[3]), line
 
 
@@ -41,3 +42,8 @@ def test_every_file_of_a_command_exists_and_every_target():
         command = line.strip("|").split(" | ")[-1]
         assert all((ROOT / file).is_file() for file in re.findall(r"[\w/]+\.py", command)), line
         assert set(re.findall(r"make ([a-z-]+)", command)) <= set(targets), line
+
+
+def test_every_test_of_faults_is_cited():
+    files = {path.name for path in (TESTS / "faults").glob("test_*.py")}
+    assert files <= set(re.findall(r"tests/faults/(test_\w+\.py)", PAGE))

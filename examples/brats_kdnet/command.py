@@ -6,6 +6,7 @@ from collections.abc import Callable
 from errors import UserError, printable
 from exhaustion import explained
 from privdistill import PrivDistillError
+from stopping import StoppedError, leave_with_parent, stoppable
 from training.interruption import TrainingStoppedError
 
 _LINES = "\n"
@@ -22,7 +23,8 @@ def exit_status(action: Callable[[], int | None]) -> int:
         memory, no disk, a loading process lost), 128 + signal if it was stopped.
     """
     try:
-        with explained("The run"):
+        with stoppable(), explained("The run"):
+            leave_with_parent()
             return action() or 0
     except (UserError, PrivDistillError) as error:
         # Messages hold names from files, which may hold what a terminal obeys.
@@ -32,6 +34,9 @@ def exit_status(action: Callable[[], int | None]) -> int:
         sys.stderr.write(f"The run stopped: {error}. Give the same command to go on.\n")
         return 2
     except TrainingStoppedError as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.exit_status
+    except StoppedError as stop:
         sys.stderr.write(f"{stop}\n")
         return stop.exit_status
     except KeyboardInterrupt:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from errors import UserError
+from reading import UnreadableError, read_yaml
 
 # jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
 # somebody else could make use of. In a mapping without types everything stays what it is.
@@ -37,9 +37,9 @@ _LISTS = frozenset(
         "latent_layers",
     )
 )
-#: What `recipe: auto` chooses.
-RECIPE_OPTIONS = ("imitation", "temperature", "binarisation", "latent_weight", "out_of_fold")
 PRESETS = ("demo", "cpu", "paper", "native")
+#: What --recipe auto sets.
+RECIPE_FILE = Path(__file__).parent / "configs" / "recipes" / "auto.yaml"
 _PRESET_FOLDER = Path(__file__).parent / "configs"
 
 _DESCRIPTION = """\
@@ -208,11 +208,10 @@ class ObjectiveConfig:
     """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
 
     Args:
-        recipe: "options" follows the options below. "auto" takes what a study found best for the
-            numbers of subjects with and without a reference, and says why
-            (docs/results/when-it-helps.md): imitation, temperature, binarisation, latent_weight and
-            out_of_fold are then chosen, unless one of them is given. For train.py; crossval.py's
-            rows say what they are.
+        recipe: "auto" gives imitation, temperature, binarisation and latent_weight the values that
+            a study found best for small data (docs/results/when-it-helps), each of which may be
+            given as well; "options" leaves them as they are. For train.py; crossval.py's rows say
+            what they are.
         objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
             "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
             The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
@@ -469,34 +468,17 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
         UserError: If a flag, a key or a value is not known or makes no sense.
     """
     tokens = _normalised(sys.argv[1:] if arguments is None else arguments)
-    preset = _find_preset(tokens)
+    preset, recipe = _find_layers(tokens)
     try:
-        values = _build_parser(preset, program).parse_args(tokens)
+        values = _build_parser(preset, program, recipe).parse_args(tokens)
     except ArgumentError as error:
         raise UserError(f"{error}\n{program.name} --help lists every option.") from error
-    config = _with_options_given(_compose(values, program), tokens)
+    config = _compose(values, program)
     _check(config)
     return config, None if program.options is None else _group(program.options, values)
 
 
-def _with_options_given(config: Config, tokens: Sequence[str]) -> Config:
-    """Let options that are given win over a recipe that would choose them."""
-    flags = {word[2:].partition("=")[0] for word in tokens if word.startswith("--")}
-    files = [tokens[at + 1] for at, word in enumerate(tokens[:-1]) if word == "--config"]
-    contents = [_read_yaml(Path(file)) for file in files]
-    # A file that names the recipe, such as that of a run folder, holds what the recipe chose.
-    named = flags.union(*(content for content in contents if "recipe" not in content))
-    given = named & {*RECIPE_OPTIONS, "objective"}
-    if config.objective.recipe != "auto" or not given:
-        return config
-    if "recipe" in flags:
-        raise UserError(
-            f"--recipe auto chooses {', '.join(sorted(given))} itself. Leave out either."
-        )
-    return replace(config, objective=replace(config.objective, recipe="options"))
-
-
-def _build_parser(preset: str, program: Program = TRAIN) -> ArgumentParser:
+def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options") -> ArgumentParser:
     parser = ArgumentParser(
         prog=program.name,
         description=program.description,
@@ -510,6 +492,8 @@ def _build_parser(preset: str, program: Program = TRAIN) -> ArgumentParser:
     for group in (*own, *_GROUPS.values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
+    if recipe == "auto" and program == TRAIN:
+        parser.set_defaults(_read_yaml(RECIPE_FILE))
     return parser
 
 
@@ -532,10 +516,10 @@ def _bracketed(flag: str, value: str) -> str:
     return f"[{value}]" if is_list and value != "null" and not value.startswith("[") else value
 
 
-def _find_preset(tokens: Sequence[str]) -> str:
-    """Look for the preset before anything else is read, as it sets the defaults."""
+def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
+    """Look for preset and recipe before anything else is read, as they set the defaults."""
     first = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
-    for name in ("preset", "config", "data_root"):
+    for name in ("preset", "recipe", "config", "data_root"):
         first.add_argument(f"--{name}", type=str)
     try:
         known, _ = first.parse_known_args(list(tokens))
@@ -544,13 +528,15 @@ def _find_preset(tokens: Sequence[str]) -> str:
     file_values = _read_yaml(Path(known.config)) if known.config else {}
     preset = known.preset or file_values.get("preset")
     data_root = known.data_root or file_values.get("data_root")
-    return str(preset or ("cpu" if data_root else "demo"))
+    preset = str(preset or ("cpu" if data_root else "demo"))
+    own = _read_yaml(_preset_file(preset)).get("recipe", "options")
+    return preset, str(known.recipe or file_values.get("recipe") or own)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(path)
+    except UnreadableError as error:
         raise UserError(f"--config: {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config: {path} must hold keys and values, such as 'epochs: 40'.")
@@ -667,6 +653,7 @@ def _check(config: Config) -> None:
         if not fine
     ]
     wrong += _contradictions(data)
+    wrong += _contradictory_teachers(config.network, objective)
     if data.validation_fraction == 0 and (
         training.selection == "best" or training.schedule == "plateau"
     ):
@@ -678,6 +665,23 @@ def _check(config: Config) -> None:
         wrong.append("validation_loss is ground_truth, but imitation 1 leaves no such term.")
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def _contradictory_teachers(network: NetworkConfig, objective: ObjectiveConfig) -> list[str]:
+    """What cannot be had of several teachers, one sentence each."""
+    found = []
+    if objective.out_of_fold > 1 and network.teacher_model is not None:
+        found.append(
+            f"out_of_fold is {objective.out_of_fold}, but teacher_model gives a teacher that was "
+            "trained already. Leave either out."
+        )
+    if objective.out_of_fold > 1 and objective.objective == "kdnet" and objective.latent_weight:
+        found.append(
+            f"out_of_fold is {objective.out_of_fold} and latent_weight {objective.latent_weight}: "
+            "bottlenecks come from one teacher, which was trained on a part of the subjects that "
+            "it would teach. Set --latent_weight 0."
+        )
+    return found
 
 
 def _contradictions(data: DataConfig) -> list[str]:

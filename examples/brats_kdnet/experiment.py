@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from data.checks import (
     raise_for_problems,
 )
 from data.description import Description, load_description
+from data.files import file_states
 from data.layouts import Subject, find_subjects
 from data.loading import build_loader, prepare
 from data.sampling import (
@@ -60,6 +61,7 @@ from training.performance import (
     device_type,
     may_compile,
     peak_memory,
+    performance_of,
     steps_of,
     torch_format,
 )
@@ -310,14 +312,18 @@ def _open_locked(
         split = split_of(config, subjects)
         checked = {subject.name for subject in subjects} if config.data.skip_invalid else set()
         subjects, split = without_references(config.data, description, subjects, split)
+        # Phantoms that were removed are made again, the same ones at another time.
+        states = {} if config.data.data_root is None else file_states(used(subjects, split))
         if run.cases.is_file():
             check_unchanged(run, description, split)
+            run.check_files(states)
         elif fabric.is_global_zero:
             fresh = [subject for subject in subjects if subject.name not in checked]
             check(config.data, description, fresh, split, console)
             run.begin(config)
             record_skipped(config, run, problems)
             run.write_description(description)
+            run.write_files(states)
             split.save(run.cases)
         datasets = prepare_parts(config, description, subjects, split, console)
     performance = settle(config, description, split, fabric=fabric, console=console)
@@ -379,13 +385,11 @@ def find_split(config: Config) -> Split:
     data = config.data
     if data.data_root is None:
         # Phantoms may not be there yet; they have no grade.
+        description = load_description(Path("phantom"))
         subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
     else:
         description, subjects = find_subjects(data.data_root, own_description(data))
-        if data.unlabelled_root is not None:
-            split = split_of(config, subjects)
-            return without_references(data, description, subjects, split)[1]
-    return shared_out(data, split_of(config, subjects))
+    return without_references(data, description, subjects, split_of(config, subjects))[1]
 
 
 def refuse_wrong_gradients(config: Config) -> None:
@@ -770,6 +774,12 @@ def usable(
     return kept, problems
 
 
+def used(subjects: Iterable[Subject], split: Split) -> list[Subject]:
+    """Return the subjects that any part of a split names."""
+    names = {*split.train, *split.validation, *split.test, *split.unlabelled}
+    return [subject for subject in subjects if subject.name in names]
+
+
 def record_skipped(config: Config, run: RunFolder, problems: Sequence[Problem]) -> None:
     """Note whom a run does without, as soon as its folder is there.
 
@@ -883,9 +893,10 @@ def settle(
         resolved = asdict(choice) | {"trial_seconds": seconds}
     resolved = fabric.broadcast(resolved)
     resolved |= {"device": str(fabric.device), "world_size": fabric.world_size}
+    performance = performance_of(resolved, run.environment)
     if fabric.is_global_zero:
         run.write_environment(seed=config.training.seed, resolved=resolved)
-    return Performance(**{item.name: resolved[item.name] for item in fields(Performance)})
+    return performance
 
 
 def try_out(

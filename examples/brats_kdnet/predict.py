@@ -4,6 +4,7 @@
     python predict.py --model MODEL --input FOLDER --out DIR
     python predict.py --model MODEL --input t1ce=a.nii.gz --input flair=b.nii.gz --out DIR
     python predict.py --model HEMIS --input FOLDER --modalities t1ce --out DIR
+    python predict.py --model student.onnx --input FOLDER --out DIR
 
 A folder holds subject folders in a BraTS layout or in that of the training data, or the files
 themselves. Label maps lie on the original grid, with the original affine and the label values of
@@ -29,16 +30,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from command import exit_status
 from data.checks import Problem, check_subjects, raise_for_problems
 from data.description import DATASETS_FOLDER, Description, load_description
 from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
 from data.volumes import read_geometry
-from errors import UserError, printable
+from errors import UserError
 from evaluation.inference import volume_predictor
 from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
 from evaluation.scoring import native_classes, predict_finite
+from exported import open_model
 from privdistill import DistillationWrapper, GroundTruth
-from training.checkpoint import ModelMetadata, load_model
+from training.checkpoint import ModelMetadata
 
 
 def find_inputs(inputs: Sequence[str], metadata: ModelMetadata) -> list[Subject]:
@@ -96,17 +99,19 @@ def predict(
     console: Console,
     modalities: Sequence[str] = (),
     trusted: Collection[str] = (),
+    trust_program: bool = False,
 ) -> list[Path]:
     """Segment every input; nothing is written unless all of them can be used.
 
     Args:
-        model: A model.safetensors that train.py wrote.
+        model: A model.safetensors that train.py wrote, or what export.py made of it.
         inputs: See `find_inputs`.
         out: Folder for the label maps.
         device: As torch names it, or "auto".
         console: Shows progress.
         modalities: Those that are read, for a network that takes any subset; empty: all of its own.
         trusted: Networks beyond the known ones that the model file may have imported.
+        trust_program: Whether a .pt2 may be opened, which could run any code.
 
     Returns:
         The files written.
@@ -116,7 +121,7 @@ def predict(
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: expected a folder, found the file {out}.")
-    network, metadata = load_model(model, trusted=trusted)
+    network, metadata = open_model(model, trusted=trusted, trust_program=trust_program)
     if metadata.phantom:
         console.print(f"{model} was trained on phantoms: its label maps mean nothing in patients.")
     read = replace(metadata, modalities=_to_read(modalities, metadata))
@@ -184,6 +189,8 @@ def _problems(
             progress=progress,
             need_segmentation=False,
             modalities=view,
+            # The same image given twice is segmented twice.
+            distinct=False,
         )
     ]
 
@@ -221,33 +228,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; sys.argv if None.
 
     Returns:
-        Exit status: 0, or 2 for input that cannot be used.
+        Exit status: 0, or 2 for input that cannot be used and where memory is not enough.
     """
     options = _parser().parse_args(arguments)
     # Names of files are shown as they are, brackets and all.
-    console = Console(markup=False)
-    try:
-        written = predict(
-            options.model,
-            options.input,
-            options.out,
-            device=options.device,
-            console=console,
-            modalities=options.modalities,
-            trusted=options.trust_backbone,
-        )
-    except UserError as error:
-        sys.stderr.write(printable(f"{error}\n", keep="\n"))
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"{options.out}: the label maps cannot be written: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"Stopped; the label maps in {options.out} are complete.\n")
-        return 130
+    return exit_status(lambda: _predict(options, Console(markup=False)))
+
+
+def _predict(options: argparse.Namespace, console: Console) -> None:
+    written = predict(
+        options.model,
+        options.input,
+        options.out,
+        device=options.device,
+        console=console,
+        modalities=options.modalities,
+        trusted=options.trust_backbone,
+        trust_program=options.trust_program,
+    )
     what = "1 label map" if len(written) == 1 else f"{len(written)} label maps"
     console.print(f"{what} in {options.out}", highlight=False, soft_wrap=True)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -280,6 +280,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMPORT.PATH",
         help="a class that the model file may have imported, which runs its module; not needed "
         "for networks of this application and the usual ones of MONAI",
+    )
+    parser.add_argument(
+        "--trust-program",
+        action="store_true",
+        help="open a .pt2 although a file of somebody else could run any code",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     return parser

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from errors import UserError, printable
+from command import exit_status
+from errors import UserError
 from reports.crossval_folder import MARKER
 from reports.crossval_page import write_crossval_page
 from reports.run_page import write_run_page
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; sys.argv if None.
 
     Returns:
-        Exit status: 0, or 2 for a folder that cannot be used.
+        Exit status: 0, 2 for a folder that cannot be used, 128 + signal if stopped.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
@@ -96,13 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="networks that the folder's model files may have imported, to say what they cost",
     )
     options = parser.parse_args(arguments)
-    try:
-        paths = write_reports(options.folder, options.trust_backbone)
-    except UserError as error:
-        sys.stderr.write(printable(f"{error}\n", keep="\n"))
-        return 2
-    sys.stdout.writelines(f"{path}\n" for path in paths)
-    return 0
+    return exit_status(lambda: _report(options.folder, options.trust_backbone))
+
+
+def _report(folder: Path, trusted: Sequence[str]) -> None:
+    sys.stdout.writelines(f"{path}\n" for path in write_reports(folder, trusted))
 
 
 if __name__ == "__main__":

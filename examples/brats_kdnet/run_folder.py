@@ -16,7 +16,9 @@ import yaml
 
 from config import Config
 from data.description import Description
+from data.files import States, changed_files
 from errors import UserError
+from reading import UnreadableError, is_number, read_json, read_yaml
 from writing import WriteError, write_text
 
 ROLES = ("teacher", "baseline", "student")
@@ -73,6 +75,11 @@ class RunFolder:
     def cases(self) -> Path:
         """Names of the training, validation and test subjects."""
         return self.root / "cases.json"
+
+    @property
+    def files(self) -> Path:
+        """Size and time of change of every file that the run began with."""
+        return self.root / "files.json"
 
     @property
     def skipped(self) -> Path:
@@ -173,7 +180,10 @@ class RunFolder:
         """Return what was chosen when the run began, such as its precision; empty if it is new."""
         if not self.environment.is_file():
             return {}
-        return dict(_read(self.environment).get("resolved", {}))
+        resolved = _read(self.environment).get("resolved", {})
+        if not isinstance(resolved, dict):
+            raise UserError(f"{self.environment} is damaged: 'resolved' must hold keys and values.")
+        return resolved
 
     def write_environment(self, *, seed: int, resolved: dict[str, Any]) -> None:
         """Record what the run is made with.
@@ -215,6 +225,34 @@ class RunFolder:
         content = {"subjects": list(names), "problems": list(problems)}
         write_text(self.skipped, json.dumps(content, indent=2) + "\n")
 
+    def write_files(self, states: States) -> None:
+        """Record the files that the run begins with.
+
+        Args:
+            states: Size and time of change of each.
+        """
+        write_text(self.files, json.dumps(states, indent=1) + "\n")
+
+    def check_files(self, states: States) -> None:
+        """Refuse to go on with other files than the run began with.
+
+        Args:
+            states: As they are now.
+
+        Raises:
+            UserError: If any has changed. Folders from before files were recorded have none.
+        """
+        changed = changed_files(_read(self.files), states) if self.files.is_file() else []
+        if changed:
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise UserError(
+                f"{self.root}: {len(changed)} files of the data set have changed since this run "
+                f"began: {', '.join(changed[:5])}{more}. What is trained already has seen the old "
+                "ones. Restore them with their times (cp -p, rsync -t), or choose another --out. "
+                f"If nothing but times has changed, remove {self.files} to go on without this "
+                "check."
+            )
+
     def read_skipped(self) -> tuple[str, ...] | None:
         """Return the names of the subjects that the run does without; None if it has not begun.
 
@@ -224,13 +262,27 @@ class RunFolder:
         if not self.skipped.is_file():
             return None
         try:
-            return tuple(map(str, json.loads(self.skipped.read_text("utf-8"))["subjects"]))
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            return tuple(map(str, read_json(self.skipped)["subjects"]))
+        except (UnreadableError, LookupError, TypeError) as error:
             raise UserError(f"{self.skipped} is damaged and cannot be read: {error}.") from error
 
     def read_summary(self) -> dict[str, Any]:
-        """Return the summary of an earlier part of this run; empty if there is none."""
-        return _read(self.summary) if self.summary.is_file() else {}
+        """Return the summary of an earlier part of this run; empty if there is none.
+
+        Raises:
+            UserError: If it is damaged, or holds something else than times and counts.
+        """
+        content = _read(self.summary) if self.summary.is_file() else {}
+        for name in ("seconds", "peak_mib", "teacher_cache"):
+            values = content.get(name, {})
+            if not isinstance(values, dict) or not all(map(is_number, values.values())):
+                raise UserError(
+                    f"{self.summary} is damaged: '{name}' must hold numbers by name. Remove the "
+                    "file; the times of the run so far are lost with it, and nothing else."
+                )
+        if not is_number(content.get("total_seconds", 0.0)):
+            raise UserError(f"{self.summary} is damaged: 'total_seconds' must be a number.")
+        return content
 
     def write_summary(self, content: dict[str, Any]) -> None:
         """Write the summary.
@@ -285,9 +337,8 @@ def git_revision() -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # JSON is a part of YAML.
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except UnreadableError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: expected keys and values.")

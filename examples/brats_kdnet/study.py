@@ -24,7 +24,7 @@ from crossvalidation.schedule import Pool, command_of, run_here
 from crossvalidation.unit import run_unit
 from errors import UserError
 from report import write_reports
-from studies.collect import collect
+from studies.collect import check_distinct, collect
 from studies.design import Design, read_design
 from studies.search import Trial, search
 
@@ -62,7 +62,8 @@ class StudyOptions:
         only: Train only units whose names contain this text, such as fold0 or baseline, and the
             teachers that they need.
         search: Instead, try options of a recipe: name of a search in the study's file. It trains on
-            a part of the training subjects and compares on the others; test subjects stay unseen.
+            a part of the training subjects of a fold and compares on the others; the test subjects
+            of that fold stay unseen.
         trials: How many trials the search makes in all, those of earlier starts counted.
         show: "units" lists the units with their numbers, "status" shows how far each one is; both
             prepare the folder if that has not been done, and train nothing.
@@ -97,6 +98,11 @@ def study(arguments: Sequence[str], console: Console) -> int:
     design = read_design(named_study(arguments))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)
+    if config.network.teacher_model is not None:
+        raise UserError(
+            "study.py does not take --teacher_model: it trains a teacher for every fold and number "
+            "of labelled subjects."
+        )
     if options.search is not None:
         found = search(design, options.search, config, trials=options.trials, console=console)
         console.print(trials_table(found))
@@ -104,6 +110,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
     rows, seeds = design.rows()
     units = CrossvalOptions(jobs=options.jobs, unit=options.unit, show=options.show)
     plan = open_plan(config, units, console, rows=rows, own_seeds=seeds)
+    check_distinct(plan, design)
     if options.show is not None:
         show_plan(plan, options.show, console)
         return 0

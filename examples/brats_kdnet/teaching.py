@@ -293,6 +293,13 @@ def check_unseen(path: Path, metadata: ModelMetadata, split: Split) -> None:
     Raises:
         UserError: If both share a subject.
     """
+    known = sorted({*metadata.seen_cases} & {*split.unlabelled})
+    if known and metadata.role == "teacher":
+        raise UserError(
+            f"{path} was trained on {len(known)} of the subjects that shall have no reference, "
+            f"such as {known[0]}: it would bring their references in. Give a teacher that was "
+            "trained on labelled subjects alone."
+        )
     leaked = sorted({*metadata.seen_cases} & {*split.test})
     if leaked:
         raise UserError(

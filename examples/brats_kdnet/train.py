@@ -9,12 +9,15 @@ segmentation networks", arXiv:2106.09564.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from torch import nn
 
 from command import exit_status
 from config import Config, parse_config
+from data.sampling import samples_per_subject
+from data.splits import Split
 from evaluation.scoring import Score, read_scores, write_scores
 from evaluation.slices import save_slices
 from evaluation.tables import render_tables
@@ -27,7 +30,7 @@ from experiment import (
 )
 from held_out import score_network
 from models.trust import check_trusted
-from recipes.advice import advised
+from recipes.advice import explain
 from recipes.out_of_fold import with_part_teachers
 from recipes.rows import Row
 from report import write_report
@@ -50,13 +53,17 @@ def distil(config: Config, console: Console) -> None:
         UserError: If the configuration or the data cannot be used.
         TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
     """
-    config = follow_advice(config, console)
+    config = with_equal_steps(config, find_split(config))
     rows = with_part_teachers((TEACHER, BASELINE, STUDENT), config)
+    check_parts(rows, config)
     rehearse_all(config, rows[-1])
     with open_experiment(config, console) as experiment:
         # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
         # 3.3 The baseline sees what the student sees, and learns like the teacher.
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
+        if config.objective.recipe == "auto":
+            known = explain(len(experiment.split.train), len(experiment.split.unlabelled))
+            experiment.console.print(known, highlight=False, soft_wrap=True)
         networks: dict[str, nn.Module] = {}
         for row in rows:
             teachers = [networks[name] for name in row.teachers]
@@ -67,25 +74,36 @@ def distil(config: Config, console: Console) -> None:
             show(experiment, scores)
 
 
-def follow_advice(config: Config, console: Console) -> Config:
-    """Take the recipe that a study found best, where the configuration asks for it.
+def with_equal_steps(config: Config, split: Split) -> Config:
+    """Make all trainings as long as that of the student, which alone sees unlabelled subjects.
 
     Args:
-        config: The resolved configuration.
-        console: Where the choice is explained.
+        config: The resolved configuration; a length of epochs that it gives is kept.
+        split: Knows the unlabelled subjects.
 
     Returns:
-        The configuration with the options of the recipe.
+        The configuration.
+    """
+    if not split.unlabelled or config.training.samples_per_epoch:
+        return config
+    grid = describe_network("student", config, find_description(config)).grid
+    count = (len(split.train) + len(split.unlabelled)) * samples_per_subject(config.data, grid)
+    return replace(config, training=replace(config.training, samples_per_epoch=count))
+
+
+def check_parts(rows: Sequence[Row], config: Config) -> None:
+    """Refuse more parts than there are labelled subjects before anything is trained.
+
+    Args:
+        rows: Some do without a part of the subjects.
+        config: The resolved configuration.
 
     Raises:
-        UserError: If the subjects cannot be found.
+        UserError: If a part would leave nothing, or leave nothing out.
     """
-    if config.objective.recipe != "auto":
-        return config
-    split = find_split(config)
-    config, said = advised(config, len(split.train), len(split.unlabelled))
-    console.print(said, highlight=False, soft_wrap=True)
-    return config
+    for row in rows:
+        if "leave_out" in row.options:
+            find_split(row.configure(config))
 
 
 def rehearse_all(config: Config, student: Row) -> None:

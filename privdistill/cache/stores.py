@@ -223,7 +223,7 @@ def _flush(path: Path) -> None:
 def _read(path: Path) -> Entry | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        entry = Entry(content["digest"], content["parts"])
+        entry = _entry(content)
         if entry.checksum() == content["checksum"]:
             return entry
         damage = "its checksum differs"
@@ -251,6 +251,35 @@ def _read(path: Path) -> Entry | None:
         # In a folder that cannot be written it is met again, and refused again.
         return None
     return None
+
+
+def _entry(content: Any) -> Entry:
+    """The entry in what a file holds, which anybody may have written.
+
+    Raises:
+        TypeError: If there is none in it.
+    """
+    if not isinstance(content, dict):
+        raise TypeError("it holds no names")
+    digest, parts = content["digest"], content["parts"]
+    # One part, or the levels, least values and steps of 8 bits.
+    right = isinstance(parts, dict) and all(
+        isinstance(name, str) and isinstance(part, tuple) and len(part) in {1, 3}
+        for name, part in parts.items()
+    )
+    if not right or not all(map(_is_plain, (digest, *(t for p in parts.values() for t in p)))):
+        raise TypeError("it holds something else than tensors by the names of outputs")
+    return Entry(digest, parts)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with memory for each of its numbers."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -243,3 +243,27 @@ def test_a_file_that_the_system_cuts_short_is_not_kept(tmp_path):
     )
     assert run.stdout == "[True, False, True, False] ['10.pt', '20.pt']\n"
     assert run.stderr.count("CacheWarning: TeacherCache: entries cannot be written") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["a", "list"],
+        torch.zeros(2),
+        {"digest": 3, "parts": {}, "checksum": 0},
+        {"digest": torch.zeros(1, 1), "parts": 5, "checksum": 0},
+        {"digest": torch.zeros(1, 1), "parts": {"tap.x": 5}, "checksum": 0},
+        {"digest": torch.zeros(1, 1), "parts": {"tap.x": ("text",)}, "checksum": 0},
+        {"digest": torch.zeros(1, 1), "parts": {3: (torch.zeros(1),)}, "checksum": 0},
+        {"digest": torch.zeros(1, 1), "parts": {"x": (torch.zeros(1),) * 2}, "checksum": 0},
+        {"digest": torch.zeros(1, 1), "parts": {"x": (torch.zeros(1).expand(10**12),)}},
+        {"digest": torch.zeros(1, 1), "parts": {"x": (torch.zeros(9, device="meta"),)}},
+    ],
+)
+def test_an_entry_with_wrong_types_is_removed_and_never_served(tmp_path, content):
+    path = tmp_path / "teacher" / "a.pt"
+    path.parent.mkdir()
+    torch.save(content, path)
+    with pytest.warns(CacheWarning, match="is damaged"):
+        assert DiskStore(tmp_path, None).get("teacher", "a") is None
+    assert not path.exists()

@@ -3,60 +3,73 @@
 import pytest
 import yaml
 
-from config import Config, ObjectiveConfig, parse_config
-from errors import UserError
-from recipes.advice import ADVISED, STUDIED, advise, advised
+from config import RECIPE_FILE, parse_config
+from recipes.advice import STUDIED, explain
 from studies.design import read_design
 
+CPU = ["--data-root", "x", "--preset", "cpu"]
 
-def test_advice_is_what_the_study_chose():
-    """Changing `recipes/advice.py` needs another study: studies/lgg.yaml, when-it-helps.md."""
+
+def objective(*arguments):
+    return parse_config(list(arguments)).objective
+
+
+def test_recipe_auto_is_what_the_study_chose():
+    """Changing configs/recipes/auto.yaml needs another study: studies/lgg.yaml, when-it-helps."""
     design = read_design("lgg")
-    few = design.recipes[design.chosen["20-labelled"]].options
-    every = design.recipes[design.chosen["all-labelled"]].options
-    assert advise(20, 36).options == {"out_of_fold": 1} | few
-    assert advise(56, 0).options == {"out_of_fold": 1} | every
+    chosen = {design.chosen["20-labelled"], design.chosen["all-labelled"]}
+    assert chosen == {"soft"}
+    assert yaml.safe_load(RECIPE_FILE.read_text()) == design.recipes["soft"].options
 
 
-def test_small_data_follow_the_study_and_the_paper_preset_does_not():
-    assert parse_config(["--data-root", "x", "--preset", "cpu"]).objective.recipe == "auto"
-    paper = parse_config(["--data-root", "x", "--preset", "paper"]).objective
-    assert paper.recipe == "options"
-    assert (paper.imitation, paper.temperature, paper.latent_weight) == (0.75, 5.0, 10.0)
+def test_small_data_follow_the_study():
+    found = objective(*CPU)
+    assert (found.recipe, found.imitation, found.temperature) == ("auto", 0.9, 1.0)
+    assert (found.binarisation, found.latent_weight) == ("soft", 0.0)
 
 
-def test_advice_says_why():
-    config = Config(objective=ObjectiveConfig(recipe="auto"))
-    chosen, said = advised(config, 20, 36)
-    assert {name: getattr(chosen.objective, name) for name in ADVISED} == ADVISED
-    assert "36 of 56 training subjects have no reference" in said
-    assert "when-it-helps" in said
+@pytest.mark.parametrize("preset", ["paper", "native", "demo"])
+def test_other_presets_keep_the_constants_of_the_paper(preset):
+    found = objective("--data-root", "x", "--preset", preset)
+    assert (found.recipe, found.imitation, found.temperature) == ("options", 0.75, 5.0)
+    assert found.latent_weight == 10.0
+
+
+def test_any_preset_can_follow_the_study():
+    assert objective("--recipe", "auto").imitation == 0.9
+    assert objective("--recipe=auto").imitation == 0.9
+
+
+def test_one_option_that_is_given_leaves_the_others_as_the_study_chose():
+    found = objective(*CPU, "--imitation", "0.3")
+    assert (found.imitation, found.temperature, found.latent_weight) == (0.3, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("form", [["--config", "FILE"], ["--config=FILE"]])
+def test_an_option_in_a_file_wins_too(tmp_path, form):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"data_root": "x", "recipe": "auto", "temperature": 3.0}))
+    found = objective(*(part.replace("FILE", str(file)) for part in form))
+    assert (found.temperature, found.imitation) == (3.0, 0.9)
+
+
+def test_the_recipe_can_be_refused():
+    assert objective(*CPU, "--recipe", "options").imitation == 0.75
+
+
+def test_rows_of_a_cross_validation_say_what_they_are():
+    from config import parse_for
+    from crossval import CROSSVAL
+
+    assert parse_for(CROSSVAL, CPU)[0].objective.imitation == 0.75
+
+
+def test_the_explanation_says_what_may_be_expected():
+    assert "36 of 56 training subjects have no reference" in explain(20, 36)
+    assert "no gain over the baseline" in explain(56, 0)
+    assert "when-it-helps" in explain(56, 0)
 
 
 def test_more_subjects_than_were_studied_are_pointed_out():
-    assert "compare with the baseline" in advise(STUDIED + 1, 0).why
-    assert "compare with the baseline" not in advise(STUDIED, 0).why
-
-
-def test_without_auto_nothing_is_chosen():
-    config = Config()
-    assert advised(config, 20, 36) == (config, None)
-
-
-def test_an_option_that_is_given_wins_over_the_preset():
-    objective = parse_config(
-        ["--data-root", "x", "--preset", "cpu", "--imitation", "0.3"]
-    ).objective
-    assert (objective.recipe, objective.imitation) == ("options", 0.3)
-
-
-def test_an_option_beside_recipe_auto_is_refused():
-    with pytest.raises(UserError, match="--recipe auto chooses imitation itself"):
-        parse_config(["--recipe", "auto", "--imitation", "0.3"])
-
-
-def test_an_option_in_a_file_wins_too(tmp_path):
-    file = tmp_path / "own.yaml"
-    file.write_text(yaml.safe_dump({"data_root": "x", "temperature": 3.0}))
-    objective = parse_config(["--config", str(file)]).objective
-    assert (objective.recipe, objective.temperature) == ("options", 3.0)
+    assert "compare with the baseline" in explain(STUDIED + 1, 0)
+    assert "compare with the baseline" not in explain(STUDIED, 0)

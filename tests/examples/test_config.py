@@ -29,8 +29,8 @@ def test_paper_preset_is_the_paper():
     assert (training.weight_decay, training.gradient_clip) == (0, 0)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_distils_with_the_constants_of_the_paper(preset):
+@pytest.mark.parametrize("preset", sorted({*PRESETS} - {"cpu"}))
+def test_presets_distil_with_the_constants_of_the_paper(preset):
     objective = parse_config(["--preset", preset]).objective
     assert (objective.imitation, objective.temperature, objective.latent_weight) == (0.75, 5, 10)
 

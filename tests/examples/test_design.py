@@ -40,6 +40,13 @@ def test_a_row_in_two_blocks_has_the_seeds_of_both():
     assert design(*blocks).rows()[1]["all-labelled_soft"] == (0, 1, 2)
 
 
+def test_blocks_that_are_added_leave_the_teachers_seed_alone():
+    first = Block(("baseline", "soft"), seeds=(1,))
+    added = Block(("baseline", "soft"), seeds=(0, 1))
+    for blocks in ((first,), (first, added)):
+        assert design(*blocks).rows()[1]["all-labelled_teacher"] == (1,)
+
+
 def test_the_recipe_of_every_row_is_known():
     kinds = design(Block(("baseline", "soft"), labelled=(5,))).kinds()
     assert kinds == {
@@ -74,6 +81,15 @@ def test_every_study_of_ours_can_be_read(name):
         ),
         ({"blocks": [{"recipes": ["baseline"], "labelled": [-1]}]}, "numbers or all, found -1"),
         ({"blocks": [{"recipies": ["baseline"]}]}, "recipies"),
+        (
+            {"recipes": {"soft": {"label": "x", "options": {"seed": 7}}}},
+            "may not have the options seed",
+        ),
+        ({"recipes": {"soft": {"label": "x", "options": {"labelled": 7}}}}, "options labelled"),
+        ({"searches": {"few": {"space": {"grid": [[8, 8, 8]]}}}}, "search 'few' may not have"),
+        ({"searches": {"few": {"space": {"imitation": []}}}}, "imitation has no values"),
+        ({"chosen": "sotf"}, "the recipe 'sotf', which is not there"),
+        ({"chosen": {"7-labelled": "soft"}}, "'7-labelled'; there are all-labelled"),
         ({"colour": "red"}, "has the keys title, options, recipes, blocks"),
     ],
 )
@@ -83,6 +99,7 @@ def test_a_study_that_makes_no_sense_is_refused(tmp_path, changes, message):
         "options": {},
         "recipes": {"soft": {"label": "soft"}},
         "blocks": [{"recipes": ["baseline", "soft"]}],
+        "chosen": "soft",
     }
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(content | changes))

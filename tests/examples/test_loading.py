@@ -301,6 +301,14 @@ def test_processes_share_a_long_epoch():
     assert [len(part) for part in parts] == [5, 5]
 
 
+def test_no_process_is_left_without_a_sample():
+    parts = [
+        [*EpochSampler(2, shuffle=True, seed=0, flips=False, replicas=8, rank=rank)]
+        for rank in range(8)
+    ]
+    assert [len(part) for part in parts] == [1] * 8
+
+
 def test_batches_say_which_samples_have_a_label():
     samples = [
         {"image": torch.zeros(1, 2, 2, 2), "name": "a", "label": torch.ones(1, 2, 2, 2)},

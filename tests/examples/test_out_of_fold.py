@@ -1,11 +1,14 @@
+import pytest
+
 from config import Config, ObjectiveConfig
+from errors import UserError
 from recipes.out_of_fold import part_teachers, with_part_teachers
 from recipes.rows import Row
 
 TEACHER = Row("teacher", role="teacher", label="teacher")
 BASELINE = Row("baseline")
 STUDENT = Row("student", recipe="distilled", teacher="teacher")
-CONFIG = Config(objective=ObjectiveConfig(out_of_fold=2))
+CONFIG = Config(objective=ObjectiveConfig(out_of_fold=2, latent_weight=0.0))
 
 
 def test_one_part_changes_nothing():
@@ -27,7 +30,12 @@ def test_students_share_the_teachers_of_their_teacher():
 
 
 def test_an_option_of_the_row_wins():
-    own = Row("student", recipe="distilled", teacher="teacher", options={"out_of_fold": 3})
+    own = Row(
+        "student",
+        recipe="distilled",
+        teacher="teacher",
+        options={"out_of_fold": 3, "latent_weight": 0.0},
+    )
     assert len(with_part_teachers((TEACHER, own), Config())[-1].teachers) == 3
 
 
@@ -35,3 +43,9 @@ def test_part_teachers_keep_the_options_of_their_teacher():
     teacher = Row("teacher", role="teacher", options={"labelled": 20})
     options = [row.options for row in part_teachers(teacher, 2)]
     assert options == [{"labelled": 20, "leave_out": [part, 2]} for part in range(2)]
+
+
+def test_terms_that_compare_features_are_refused_with_several_teachers():
+    own = Row("student", recipe="distilled", teacher="teacher", options={"out_of_fold": 2})
+    with pytest.raises(UserError, match="Set --latent_weight 0"):
+        with_part_teachers((TEACHER, own), Config())

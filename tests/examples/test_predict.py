@@ -367,3 +367,14 @@ def test_files_that_fit_no_subject_are_named(model, tmp_path, capsys):
         write_image(folder / name)
     assert run("--model", model, "--input", folder, "--out", tmp_path / "out") == 2
     assert "1 files fit no subject: patient [b].nii.gz" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_ends_with_a_message(tmp_path, model, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("predict.predict_finite", full)
+    image = write_image(tmp_path / "one_t1ce.nii.gz")
+    command = ["--model", str(model), "--input", str(image), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "Main memory was not enough" in capsys.readouterr().err

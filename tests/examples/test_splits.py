@@ -148,7 +148,7 @@ def test_more_subjects_than_there_are_is_refused(numbers):
 
 
 def test_a_part_that_leaves_nothing_is_refused():
-    with pytest.raises(UserError, match="leaves none of 1 labelled"):
+    with pytest.raises(UserError, match="1 labelled training subjects cannot be dealt"):
         shared(labelled=1, leave_out=(0, 2))
 
 

@@ -8,8 +8,11 @@ import torch
 import yaml
 
 import study
+from errors import UserError
 from phantoms import generate_phantoms
+from studies.design import Search
 from studies.rows import read_rows
+from studies.search import check_unchanged_search
 from training.checkpoint import read_metadata
 
 SMALL = [
@@ -157,6 +160,28 @@ def test_a_search_goes_on_where_it_was(arguments, tmp_path, capsys):
             study.main([*arguments, "--out", str(out), "--search", "few", "--trials", trials]) == 0
         )
     assert capsys.readouterr().out.count("Trial ") == 2
+
+
+def test_a_search_tries_nothing_twice_and_ends_when_all_is_tried(arguments, tmp_path):
+    out = tmp_path / "study"
+    for trials in ("1", "5"):
+        given = [*arguments, "--out", str(out), "--search", "few", "--trials", trials]
+        assert study.main(given) == 0
+    trials = json.loads((out / "search-few" / "trials.json").read_text())
+    assert sorted(trial["options"]["imitation"] for trial in trials) == [0.5, 0.9]
+
+
+def test_a_search_that_has_changed_is_refused(tmp_path):
+    check_unchanged_search(tmp_path / "search.json", Search({"imitation": [0.5]}))
+    check_unchanged_search(tmp_path / "search.json", Search({"imitation": [0.5]}))
+    with pytest.raises(UserError, match="the search has changed since it began"):
+        check_unchanged_search(tmp_path / "search.json", Search({"imitation": [0.9]}))
+
+
+def test_a_given_teacher_is_refused(arguments, tmp_path, capsys):
+    given = [*arguments, "--out", str(tmp_path / "x"), "--teacher_model", "some.safetensors"]
+    assert study.main(given) == 2
+    assert "study.py does not take --teacher_model" in capsys.readouterr().err
 
 
 def test_a_search_that_is_not_there_is_an_error(arguments, tmp_path, capsys):

@@ -6,6 +6,7 @@ of anybody is involved.
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,9 +56,9 @@ def sound(function: Fault) -> Fault:
     return function
 
 
-def write_subject(folder: Path, seed: int = 0) -> Path:
-    """Write a sound subject; its name is that of the folder."""
-    rng = np.random.default_rng(seed)
+def write_subject(folder: Path) -> Path:
+    """Write a sound subject; its name, that of the folder, decides about its voxels."""
+    rng = np.random.default_rng(zlib.crc32(os.fsencode(folder.name)))
     folder.mkdir(parents=True)
     for modality in MODALITIES:
         volume = rng.integers(1, 1000, (SIZE,) * 3).astype(np.int16)
@@ -71,7 +72,7 @@ def write_subject(folder: Path, seed: int = 0) -> Path:
 def write_corpus(root: Path, good: int = 4) -> Path:
     """Write sound subjects, odd ones, and one for every fault; each is called as its fault."""
     for number in range(good):
-        write_subject(root / f"good{number}", seed=number)
+        write_subject(root / f"good{number}")
     for name in SOUND_NAMES:
         write_subject(root / name)
     for name, make in SOUND.items():
@@ -499,6 +500,48 @@ def two_voxel_sizes(subject):
     edit(image(subject), pixdim=(3, 4))
 
 
+@fault("sform and qform place voxels up to 3 mm apart")
+def two_places(subject):
+    save(image(subject), volume_of(image(subject)))
+    edit(image(subject), qform_code=1, quatern_b=0, quatern_c=0, quatern_d=0, qoffset_x=3)
+
+
+@fault("a qform that cannot be worked out")
+def impossible_rotation_beside_an_sform(subject):
+    edit(image(subject), qform_code=1, quatern_b=2, quatern_c=2)
+
+
+@fault("distances in micrometres")
+def micrometres(subject):
+    edit(image(subject), xyzt_units=3)
+
+
+# --- copies; that is told of the later one in the order of names
+
+
+def copy_of(path: Path, other: str) -> None:
+    """Put the file of another subject in the place of a file."""
+    source = path.parent.parent / other / path.name.replace(path.parent.name, other)
+    path.write_bytes(source.read_bytes())
+
+
+@fault("flair, t1, t1ce, t2: the same voxels as in subject good1")
+def whole_copy_of_another_subject(subject):
+    for path in subject.glob("*.nii"):
+        copy_of(path, "good1")
+
+
+@fault("t1ce: the same voxels as in subject good2")
+def one_image_of_another_subject(subject):
+    copy_of(image(subject), "good2")
+
+
+@fault("the same voxels as its image of t1;")
+def one_image_twice(subject):
+    path = image(subject)
+    path.write_bytes(path.with_name(f"{subject.name}_t1.nii").read_bytes())
+
+
 # --- files and folders
 
 
@@ -565,6 +608,11 @@ def link_to_a_device(subject):
 def big_endian(subject):
     header = nib.load(image(subject), mmap=False).header.as_byteswapped(">")
     nib.save(nib.Nifti1Image(volume_of(image(subject)), np.eye(4), header), image(subject))
+
+
+@sound
+def fourth_axis_of_one(subject):
+    reshape(image(subject), SIZE, SIZE, SIZE, 1)
 
 
 @sound

@@ -202,3 +202,27 @@ def test_the_limit_is_a_number_of_voxels_that_can_be_set(folder, monkeypatch):
     assert "4 x 5 x 6 voxels, more than the 119 that are read" in read(path)
     monkeypatch.setenv("PRIVDISTILL_LARGEST_VOLUME", "much")
     assert "PRIVDISTILL_LARGEST_VOLUME is 'much'" in read(path)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "room"), [("i8", 8), ("f8", 8), ("i2", 2 + 8)])
+def test_scaling_takes_no_second_copy(tmp_path, order, kind, room):
+    """Bytes per voxel at the peak: the stored ones, and scaled ones only if they are longer."""
+    volume = (np.arange(2**20) % 1000).reshape(128, 128, 64).astype(kind)
+    image = nib.Nifti1Image(volume, np.eye(4), dtype=kind)
+    image.header.set_data_dtype(kind)
+    path = tmp_path / "scaled.nii"
+    content = image.header.copy().as_byteswapped(order)
+    content["scl_slope"], content["scl_inter"], content["vox_offset"] = 0.1, 7, 352
+    content["magic"] = b"n+1"
+    path.write_bytes(content.binaryblock + bytes(4) + volume.astype(order + kind).tobytes("F"))
+    header = read_header(path)
+    tracemalloc.start()
+    try:
+        found = read_voxels(path, header)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, nib.load(path).get_fdata())
+    # The file is read in blocks of 1 MiB, two of which are there at a time.
+    assert peak < room * volume.size + 3 * 2**20

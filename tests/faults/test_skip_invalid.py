@@ -28,7 +28,7 @@ SMALL = [
 def data(tmp_path):
     root = tmp_path / "data"
     for number in range(6):
-        write_subject(root / f"good{number}", seed=number)
+        write_subject(root / f"good{number}")
     for name in BROKEN:
         FAULTS[name][0](write_subject(root / name))
     return root

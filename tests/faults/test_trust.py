@@ -1,5 +1,6 @@
 """A model file of a stranger: what it may ask for, and that nothing of it runs."""
 
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -14,10 +15,11 @@ from config import NetworkConfig
 from data.description import load_description
 from errors import UserError
 from models import build_network, trust
+from models.outline import outline
 from models.trust import HARMLESS, OWN, check_trusted
 from reports.costs import costs
 from reports.crossval_folder import CrossvalFolder
-from training.checkpoint import ModelMetadata, load_model, save_weights
+from training.checkpoint import ModelMetadata, load_model, read_metadata, save_weights
 
 CANARY = """
 import pathlib
@@ -32,6 +34,28 @@ class Net(nn.Module):
 def call(**words):
     pathlib.Path({mark!r}).write_text("called")
 """
+
+
+#: Arguments of small networks, of those whose usual ones are large or missing.
+SMALL: dict[str, dict[str, object]] = {
+    "kdnet": {"channels": [2, 4]},
+    "no_new_net": {"channels": [2, 4]},
+    "synthesis": {"synthesised": 1},
+    "timm_unet": {"encoder": "resnet18"},
+    "monai.networks.nets.AttentionUnet": {"channels": [2, 4], "strides": [2], "spatial_dims": 3},
+    "monai.networks.nets.BasicUNet": {"features": [2] * 6},
+    "monai.networks.nets.BasicUNetPlusPlus": {"features": [2] * 6},
+    "monai.networks.nets.DynUNet": {
+        "spatial_dims": 3,
+        "kernel_size": [3] * 3,
+        "strides": [1, 2, 2],
+        "filters": [2] * 3,
+        "upsample_kernel_size": [2, 2],
+    },
+    "monai.networks.nets.SwinUNETR": {"feature_size": 12},
+    "monai.networks.nets.UNet": {"channels": [2, 4], "strides": [2], "spatial_dims": 3},
+    "monai.networks.nets.UNETR": {"img_size": [32] * 3, "hidden_size": 48, "num_heads": 4},
+}
 
 
 def metadata(backbone="kdnet", arguments=None) -> ModelMetadata:
@@ -140,6 +164,39 @@ def test_every_network_that_is_called_harmless_exists():
     assert trust.__doc__
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("kdnet", {"channels": [100_000, 200_000]}),
+        ("kdnet", {"channels": [2] * 2_000}),
+        ("timm_unet", {"encoder": "convnext_xxlarge"}),
+        ("monai.networks.nets.UNETR", {"img_size": [16] * 3, "hidden_size": 12 * 10**6}),
+        ("monai.networks.nets.SwinUNETR", {"feature_size": 12 * 10**5}),
+        ("monai.networks.nets.SwinUNETR", {"feature_size": 12, "depths": [2, 10**12, 2, 2]}),
+    ],
+    ids=["wide", "deep", "timm", "unetr", "swin", "swin-deep"],
+)
+def test_a_file_without_their_weights_gets_no_huge_network(hostile, monkeypatch, name, arguments):
+    write, _ = hostile
+    real = []
+    monkeypatch.setattr(
+        "torch.nn.Parameter.__init__", lambda self, *_: real.append(self.device.type != "meta")
+    )
+    with pytest.raises(UserError, match=r"another network|Building stopped|cannot be built"):
+        load_model(write(name, arguments))
+    assert real
+    assert not any(real)
+
+
+@pytest.mark.parametrize("name", sorted(OWN | HARMLESS))
+def test_the_outline_of_a_network_is_its_state(name):
+    given = SMALL.get(name, {})
+    channels = {"in_channels": 3 if name == "synthesis" else 2, "out_channels": 2}
+    build = functools.partial(build_network, name, given, **channels)
+    built = {key: tuple(tensor.shape) for key, tensor in build().state_dict().items()}
+    assert outline(build, most=1000 + 10 * len(built)) == built
+
+
 def test_predict_refuses_and_takes_the_users_word(hostile, tmp_path, capsys):
     write, mark = hostile
     model = write()
@@ -199,6 +256,9 @@ def written_over(path, **strings):
         {"grid": [16, 16]},
         {"grid": [16, 0, 16]},
         {"crop": 4},
+        {"grid": [2**15, 2**15, 1]},
+        {"crop": [10**30, 1, 1]},
+        {"patch": [2**10, 2**10, 2**10]},
         {"slices": "oblique"},
         {"slices": [1]},
         {"activation": {}},
@@ -213,6 +273,18 @@ def test_entries_that_make_no_sense_are_told(hostile, strings):
     write, _ = hostile
     with pytest.raises(UserError, match="its metadata are damaged"):
         load_model(written_over(write("kdnet"), **strings))
+
+
+def test_a_larger_volume_can_be_allowed(hostile, monkeypatch):
+    write, _ = hostile
+    path = written_over(write("kdnet"), grid=[2**10, 2**10, 2**10])
+    with pytest.raises(UserError, match=r"536,870,912 voxels .*set PRIVDISTILL_LARGEST_VOLUME"):
+        read_metadata(path)
+    monkeypatch.setenv("PRIVDISTILL_LARGEST_VOLUME", str(2**30))
+    assert read_metadata(path).grid == (2**10, 2**10, 2**10)
+    monkeypatch.setenv("PRIVDISTILL_LARGEST_VOLUME", "many")
+    with pytest.raises(UserError, match="expected a number of voxels"):
+        read_metadata(path)
 
 
 def test_deep_nesting_is_told(hostile):

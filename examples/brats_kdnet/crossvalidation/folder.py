@@ -18,6 +18,7 @@ from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import CrossvalOptions, Plan
 from data.checks import Problem
 from data.description import Description
+from data.files import States, file_states
 from data.layouts import Subject
 from data.splits import Split
 from errors import UserError
@@ -38,12 +39,14 @@ from experiment import (
 from models.trust import check_trusted
 from names import is_name
 from privdistill import PrivDistillError
+from reading import UnreadableError
+from reading import read_json as parsed_json
 from recipes.out_of_fold import with_part_teachers
 from recipes.rows import Row, read_rows, select_rows, sweep
 from run_folder import RunFolder
 from teaching import rehearse
 from training.checkpoint import check_compatible, read_metadata
-from training.performance import Performance, device_type
+from training.performance import device_type, performance_of
 from writing import write_text
 
 
@@ -94,6 +97,7 @@ def open_plan(
         plan = replace(plan, own_seeds=own_seeds or {})
         if held:
             _check_held(plan, run, description)
+            run.check_files(_states(plan, subjects))
         else:
             _begin(plan, run, description, subjects, console=console, problems=problems)
         _complete(plan, description, subjects, console)
@@ -285,6 +289,7 @@ def _begin(
 ) -> None:
     skip = plan.config.data.skip_invalid
     checked = {subject.name for subject in subjects} if skip else set()
+    states = _states(plan, subjects)
     every = Split(tuple(sorted(_used(plan))), (), ())
     further = replace(plan.config.data, labelled=None, unlabelled=None)
     subjects, every = without_references(further, description, subjects, every)
@@ -293,9 +298,18 @@ def _begin(
     run.begin(plan.config)
     record_skipped(plan.config, run, problems)
     run.write_description(description)
+    run.write_files(states)
     _choose_performance(plan, run, description, console)
     # Last, since it says that the others are there.
     save_folds(run.root / "folds.json", plan.folds)
+
+
+def _states(plan: Plan, subjects: Sequence[Subject]) -> States:
+    """The files of all folds; of phantoms none, as those are made again if they are removed."""
+    if plan.config.data.data_root is None:
+        return {}
+    names = _used(plan)
+    return file_states(subject for subject in subjects if subject.name in names)
 
 
 def _choose_performance(
@@ -380,8 +394,8 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: If it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = parsed_json(path)
+    except UnreadableError as error:
         raise UserError(f"{path} is damaged and cannot be read: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: expected keys and values.")
@@ -414,7 +428,8 @@ def _summary(plan: Plan, description: Description, subjects: Sequence[Subject]) 
 def _protocol(plan: Plan, description: Description, seeds: Sequence[int]) -> str:
     config, options = plan.config, plan.config.objective
     network = describe_network("student", config, description)
-    chosen = RunFolder(plan.root).resolved()
+    run = RunFolder(plan.root)
+    chosen = run.resolved()
     repeats = len({fold.repeat for fold in plan.folds})
     phantom = " (phantoms, not patients)" if description.phantom else ""
     constants = (
@@ -430,7 +445,7 @@ def _protocol(plan: Plan, description: Description, seeds: Sequence[int]) -> str
         f"{network.backbone} ({network.activation})",
         constants if options.objective == "kdnet" else options.objective,
         _counted(config.training.epochs, "epoch"),
-        str(Performance(**{k: v for k, v in chosen.items() if k != "trial_seconds"})),
+        str(performance_of(chosen, run.environment)),
     ]
     changed = _redefined(plan.rows)
     return ", ".join(parts) + f"; rows that are not the built-in ones: {changed}" * bool(changed)

@@ -9,6 +9,7 @@ from typing import Any
 from data.layouts import Subject
 from data.splits import Split, split_subjects
 from errors import UserError
+from reading import UnreadableError, read_json
 from writing import write_text
 
 _PARTS = ("train", "validation", "test")
@@ -119,8 +120,8 @@ def _names(values: Iterable[Any]) -> tuple[str, ...]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(path)
+    except UnreadableError as error:
         raise UserError(f"--folds_file: {path} cannot be read: {error}.") from error
     lists = content.get("folds") if isinstance(content, dict) else None
     right = isinstance(lists, list) and all(

@@ -22,6 +22,7 @@ from crossvalidation.view import View
 from errors import UserError
 from exhaustion import explained
 from privdistill import PrivDistillError
+from stopping import PARENT
 from training.interruption import TrainingStoppedError
 
 _PATIENCE = 0.5  # seconds between two looks at the processes
@@ -86,6 +87,9 @@ class Pool:
     command: Sequence[str]
     running: dict[str, tuple[subprocess.Popen[bytes], int]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    _asked: int = 0
+    _starting: bool = False
+    _leaving: bool = False
 
     def run(self, console: Console) -> dict[str, str]:
         """Train all units, show how far they are, and wait for the last one.
@@ -139,17 +143,29 @@ class Pool:
         slot = next(number for number in range(self.jobs) if number not in taken)
         log = self._log(unit.name)
         log.parent.mkdir(parents=True, exist_ok=True)
+        self._starting = True
         with log.open("ab") as stream:
             process = subprocess.Popen(  # noqa: S603
                 [*self.command, "--unit", unit.name],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=os.environ | self._share(slot),
+                env=os.environ | self._share(slot) | {PARENT: str(os.getpid())},
                 # Signals of the terminal are passed on by this process alone, once.
                 start_new_session=True,
             )
         self.running[unit.name] = process, slot
+        self._starting = False
+        self._leave_if_asked()
+
+    def _leave_if_asked(self) -> None:
+        # Not between the start of a process and its note, which would leave it behind.
+        if self._asked and not self._starting and not self._leaving:
+            self._leaving = True
+            raise TrainingStoppedError(
+                self._asked,
+                f"Stopped; {self.plan.root} keeps what is done. Give the same command to go on.",
+            )
 
     def _share(self, slot: int) -> dict[str, str]:
         """Environment that gives a process its part of the machine."""
@@ -169,22 +185,22 @@ class Pool:
         """Pass a signal on to all processes and wait until they have kept what they have."""
 
         def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-            raise TrainingStoppedError(
-                number,
-                f"Stopped; {self.plan.root} keeps what is done. Give the same command to go on.",
-            )
+            self._asked = self._asked or number
+            self._leave_if_asked()
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         previous = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            # Further signals change nothing while the processes keep what they have.
+            self._leaving = True
             for process, _ in self.running.values():
                 process.terminate()
             for process, _ in self.running.values():
                 process.wait()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def _last_words(log: Path, status: int) -> str:

@@ -1,6 +1,6 @@
 """One unit: one row trained on one fold and scored on its held-out subjects."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -25,7 +25,7 @@ from held_out import score_network, score_subsets, score_with
 from recipes.rows import Row
 from run_folder import RunFolder
 from teaching import load_trained, teach
-from training.performance import Performance, Stopwatch, device_type, unsafe_in_bf16
+from training.performance import Performance, Stopwatch, device_type, performance_of, unsafe_in_bf16
 
 
 def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
@@ -144,8 +144,8 @@ def settled(plan: Plan, unit: Unit, config: Config, console: Console) -> Perform
     Returns:
         The choice.
     """
-    resolved = RunFolder(plan.root).resolved()
-    choice = Performance(**{item.name: resolved[item.name] for item in fields(Performance)})
+    shared = RunFolder(plan.root)
+    choice = performance_of(shared.resolved(), shared.environment)
     if choice.precision != "bf16-mixed" or device_type(config.training.accelerator) != "cpu":
         return choice
     description, _ = read_subjects(plan.config, RunFolder(plan.root), console)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +32,10 @@ _AFFINE_TOLERANCE = 1e-3
 #: Voxel sizes of images of patients, mm, with room to spare; and how far an affine may be off.
 _VOXEL_SIZES = (0.01, 100.0)
 _SPACING_TOLERANCE = 0.01
+#: What a header may give distances in, by its code, other than millimetres (2) and nothing (0).
+_UNITS = {1: "metres", 3: "micrometres"}
+#: How far two transforms may place a corner of a volume apart, voxels.
+_PLACES_TOLERANCE = 0.5
 #: Squares of intensities must fit into single precision, as z-scores need them.
 _LARGEST_VALUE = 1e15
 #: File systems allow 255 bytes; names of subjects get endings such as those of the cache.
@@ -50,6 +57,15 @@ class Problem:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Findings:
+    """What one subject's files say: problems, how axes run, and digests of images by modality."""
+
+    problems: list[Problem]
+    orientation: str | None = None
+    digests: dict[str, bytes] = field(default_factory=dict)
+
+
 def check_subjects(
     description: Description,
     subjects: Sequence[Subject],
@@ -58,14 +74,16 @@ def check_subjects(
     progress: bool = True,
     need_segmentation: bool = True,
     modalities: Sequence[str] | None = None,
+    distinct: bool = True,
 ) -> list[Problem]:
     """Read every file once and collect whatever is wrong with any of them.
 
     Found are missing modalities and label maps, several files for one of them, files that cannot
     be read to their end or promise more than they can hold, volumes that are not 3-D, that are
     empty or not finite, shapes, affines and orientations that disagree, voxel sizes that cannot
-    be, labels that the description does not name, and names that cannot be shown or are too long
-    for a file. Each worker holds one volume at a time.
+    be, labels that the description does not name, images whose voxels are those of another image,
+    and names that cannot be shown or are too long for a file. Each worker holds one volume at a
+    time, as it is stored and, where its header scales it, once more in floating point.
 
     Args:
         description: What the subjects should look like.
@@ -74,6 +92,7 @@ def check_subjects(
         progress: Whether to show a progress bar.
         need_segmentation: Whether a missing label map is a problem.
         modalities: Which modalities will be used; None: all of the description.
+        distinct: Whether an image that is a copy of another one is a problem.
 
     Returns:
         The problems, in the order of the subjects; empty if all is well.
@@ -88,11 +107,12 @@ def check_subjects(
     found = map_parallel(
         check, subjects, workers=workers, title="Checking subjects", progress=progress
     )
-    turned = _turned(subjects, used, [orientation for _, orientation in found])
+    turned = _turned(subjects, used, [own.orientation for own in found])
+    copies = _copies(subjects, [own.digests if distinct else {} for own in found])
     return [
         problem
-        for (problems, _), more in zip(found, turned, strict=True)
-        for problem in (*problems, *more)
+        for own, *more in zip(found, turned, copies, strict=True)
+        for problem in itertools.chain(own.problems, *more)
     ]
 
 
@@ -108,6 +128,34 @@ def _turned(
         files = [subject.images[name].path for name in modalities if name in subject.images]
         turned = found not in {None, usual}
         problems.append([Problem(subject.name, files[0], reason)] if turned else [])
+    return problems
+
+
+def _copies(
+    subjects: Sequence[Subject], digests: Sequence[dict[str, bytes]]
+) -> list[list[Problem]]:
+    """Images with the voxels of an earlier one: a patient under two names, or a file misnamed.
+
+    Label maps are not compared, since small or empty ones may well be equal.
+    """
+    first: dict[bytes, tuple[Subject, str]] = {}
+    problems: list[list[Problem]] = []
+    for subject, own in zip(subjects, digests, strict=True):
+        of_others: dict[str, list[str]] = {}
+        found: list[Problem] = []
+        for modality, content in own.items():
+            other, name = first.setdefault(content, (subject, modality))
+            if other is not subject:
+                of_others.setdefault(other.name, []).append(modality)
+            elif name != modality:
+                reason = f"it holds the same voxels as its image of {name}; one of them is a copy"
+                found.append(Problem(subject.name, subject.images[modality].path, reason))
+        for other_name, copied in of_others.items():
+            reason = (
+                f"{', '.join(copied)}: the same voxels as in subject {other_name}; remove the copy"
+            )
+            found.append(Problem(subject.name, subject.images[copied[0]].path, reason))
+        problems.append(found)
     return problems
 
 
@@ -198,14 +246,13 @@ def _check_subject(
     description: Description,
     modalities: tuple[str, ...],
     need_segmentation: bool,
-) -> tuple[list[Problem], str | None]:
-    """The problems of one subject, and how its axes run as far as a file says so."""
+) -> _Findings:
     images = {name: subject.images[name] for name in modalities if name in subject.images}
     problems = list(_name_faults(subject.name))
     problems += _rivalries(subject, (*modalities, "segmentation"))
     if subject.unlisted:
         reason = f"its folder cannot be looked into ({subject.unlisted})"
-        return [*problems, Problem(subject.name, None, reason)], None
+        return _Findings([*problems, Problem(subject.name, None, reason)])
     problems += _missing(subject, description, modalities, need_segmentation)
     files = list(images.values())
     if subject.segmentation is not None:
@@ -213,15 +260,18 @@ def _check_subject(
     geometries, broken = _headers(subject.name, files)
     problems += broken
     problems += _disagreements(subject.name, geometries)
+    digests: dict[str, bytes] = {}
     for file, geometry in geometries:
-        label = file is subject.segmentation
-        reasons = (
-            _spacing_fault(geometry, description),
-            _label_fault(file, description) if label else _image_fault(file),
-        )
+        reasons = [_spacing_fault(geometry, description), _placement_fault(geometry)]
+        if file is subject.segmentation:
+            reasons.append(_label_fault(file, description))
+        else:
+            fault, content = _image_fault(file)
+            reasons.append(fault)
+            digests |= {name: content for name, own in images.items() if own is file and content}
         problems += [Problem(subject.name, file.path, reason) for reason in reasons if reason]
     seen = [geometry.orientation for file, geometry in geometries if file in images.values()]
-    return problems, next(iter(seen), None)
+    return _Findings(problems, next(iter(seen), None), digests)
 
 
 def _name_faults(name: str) -> Iterator[Problem]:
@@ -305,6 +355,9 @@ def _spacing_fault(geometry: Geometry, description: Description) -> str | None:
     low, high = _VOXEL_SIZES
     if description.spacing == "nominal":
         return None
+    unit = _UNITS.get(int(geometry.header["xyzt_units"]) & 7)
+    if unit is not None:
+        return f"the header gives distances in {unit}; expected millimetres"
     said = " x ".join(f"{size:.4g}" for size in geometry.spacing)
     if not all(low <= size <= high for size in geometry.spacing):
         return f"the header says that voxels measure {said} mm; expected {low:g} to {high:g}"
@@ -315,12 +368,43 @@ def _spacing_fault(geometry: Geometry, description: Description) -> str | None:
     return None
 
 
-def _image_fault(file: ImageFile) -> str | None:
+def _placement_fault(geometry: Geometry) -> str | None:
+    """Where a header has two transforms, programs differ in which one they follow."""
+    header = geometry.header
+    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+        return None
+    ends = [(0, size - 1) for size in geometry.shape]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], dtype=float)
+    try:
+        with np.errstate(all="ignore"):
+            between = corners @ (header.get_sform() - header.get_qform()).T
+    except (HeaderDataError, ValueError, ArithmeticError) as error:
+        return f"the header has an sform, and a qform that cannot be worked out ({error})"
+    apart = np.linalg.norm(between[:, :3], axis=1).max()
+    size = np.linalg.norm(geometry.affine[:3, :3], axis=0).min()
+    if apart <= _PLACES_TOLERANCE * size:
+        return None
+    return (
+        f"sform and qform place voxels up to {apart:.3g} mm apart; set the code of the wrong one "
+        "to 0"
+    )
+
+
+def _image_fault(file: ImageFile) -> tuple[str | None, bytes | None]:
+    """What is wrong with an image, or a digest of its voxels."""
     try:
         volume = read_volume(file)
     except UnreadableVolumeError as error:
-        return error.reason
-    return _value_fault(volume)
+        return error.reason, None
+    reason = _value_fault(volume)
+    return reason, None if reason else _digest(volume)
+
+
+def _digest(volume: NDArray[Any]) -> bytes:
+    total = hashlib.blake2b(f"{volume.dtype} {volume.shape}".encode(), digest_size=16)
+    # As it lies in memory, so that nothing is copied.
+    total.update(volume.reshape(-1, order="F").view(np.uint8).data)
+    return total.digest()
 
 
 def _value_fault(volume: NDArray[Any]) -> str | None:

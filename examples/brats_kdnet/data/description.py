@@ -8,10 +8,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
-import yaml
-
 from errors import UserError
 from names import is_name
+from reading import UnreadableError, read_yaml
 
 Size = tuple[int, int, int]
 
@@ -116,8 +115,8 @@ def load_description(path: Path) -> Description:
     """
     found = _locate(Path(path))
     try:
-        values = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(found)
+    except UnreadableError as error:
         raise UserError(f"{found}: expected a YAML file that can be read; {error}") from error
     if not isinstance(values, dict):
         raise UserError(

@@ -28,7 +28,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-#: Voxels of a volume that is read: 4 GiB as the float64 that scaling gives. 512 x 512 x 2000 fits.
+#: Voxels of a volume that is read: 4 GiB as the float64 that scaling gives, beside the stored
+#: numbers unless those have 8 bytes, too. 512 x 512 x 2000 fits.
 LARGEST_VOLUME = 2**29
 #: Environment variable with another limit, in voxels, for whoever has larger volumes.
 LIMIT_VARIABLE = "PRIVDISTILL_LARGEST_VOLUME"
@@ -127,7 +128,8 @@ def read_voxels(path: Path, header: Header, channel: int | None = None) -> NDArr
     """Read one volume, scaled by its header.
 
     The stream is read to its end, where the checksum of a compressed file stands, but never much
-    further than the header promises.
+    further than the header promises. Besides the stored numbers, memory is taken for the scaled
+    ones alone, and not even for them if both take the same room.
 
     Args:
         path: The file.
@@ -152,11 +154,23 @@ def read_voxels(path: Path, header: Header, channel: int | None = None) -> NDArr
         read = header.offset + ((channel or 0) + 1) * count
         _finish(stream, header.end - read)
     volume = stored.view(header.dtype).reshape(header.shape[:3], order="F")
-    volume = volume.astype(header.dtype.newbyteorder("="), copy=False)
-    if header.scaling is None:
-        return volume
+    if not header.dtype.isnative:
+        volume = volume.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
+    return volume if header.scaling is None else _scaled(volume, *header.scaling)
+
+
+def _scaled(volume: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    """Scale as nibabel does, slice by slice, so that no second copy of a volume is made.
+
+    Numbers that take as much room before as after are written over.
+    """
     with np.errstate(all="ignore"):
-        return apply_read_scaling(volume, *header.scaling)
+        kind = apply_read_scaling(volume[..., :1], slope, inter).dtype
+        same = kind.itemsize == volume.itemsize
+        scaled = volume.view(kind) if same else np.empty(volume.shape, kind, order="F")
+        for index in range(volume.shape[2]):
+            scaled[..., index] = apply_read_scaling(volume[..., index], slope, inter)
+    return scaled
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pickle
 import random
 import zipfile
@@ -354,7 +355,9 @@ class EpochSampler(Sampler[tuple[int, ...]]):
 
     def _mine(self, places: list[T]) -> list[T]:
         missing = -len(places) % self.replicas if self.shuffle else 0
-        return (places + places[:missing])[self.rank :: self.replicas]
+        # More than once where processes outnumber samples: none may be left without a step.
+        repeated = itertools.islice(itertools.cycle(places), len(places) + missing)
+        return list(repeated)[self.rank :: self.replicas]
 
 
 class FlippedDataset(Dataset[dict[str, Tensor | str]]):

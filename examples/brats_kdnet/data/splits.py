@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.layouts import Subject
 from errors import UserError
+from reading import UnreadableError, read_json
 from writing import write_text
 
 
@@ -155,6 +156,11 @@ def share_labels(
             "reference in a folder of their own: --unlabelled_root."
         )
     part, parts = leave_out or (-1, 1)
+    if parts > count:
+        raise UserError(
+            f"{count} labelled training subjects cannot be dealt into {parts} parts; set "
+            "--out_of_fold to a smaller number."
+        )
     used = [name for place, name in enumerate(order[:count]) if place % parts != part]
     if not used:
         raise UserError(f"--leave_out {part},{parts} leaves none of {count} labelled subjects.")
@@ -194,8 +200,8 @@ def _check_numbers(subjects: int, folds: int, fold: int, validation_fraction: fl
 
 def _read_parts(path: Path) -> dict[str, tuple[str, ...]]:
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        parts = read_json(path)
+    except UnreadableError as error:
         raise UserError(f"{path}: expected a split as JSON; {error}.") from error
     names = ("train", "validation", "test")
     if not isinstance(parts, dict) or {*parts} - {"unlabelled"} != {*names}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any, cast
@@ -61,7 +62,7 @@ def read_geometry(file: ImageFile) -> Geometry:
     """Read the header of a volume.
 
     Args:
-        file: A NIfTI file, 3-D, or 4-D with a channel.
+        file: A NIfTI file, 3-D (further axes may have length 1), or 4-D with a channel.
 
     Returns:
         Shape, affine, header and voxel size.
@@ -83,7 +84,7 @@ def read_volume(file: ImageFile) -> NDArray[Any]:
     """Read the voxels of a volume in the type that the file stores, scaled by its header.
 
     Args:
-        file: A NIfTI file, 3-D, or 4-D with a channel.
+        file: A NIfTI file, 3-D (further axes may have length 1), or 4-D with a channel.
 
     Returns:
         (X, Y, Z), integers or floating-point numbers.
@@ -136,7 +137,8 @@ def _affine(header: Header, file: ImageFile) -> NDArray[np.float64]:
 
 
 def _check_shape(shape: tuple[int, ...], file: ImageFile) -> None:
-    if file.channel is None and len(shape) != 3:
+    # Some writers add axes of a single volume.
+    if file.channel is None and (len(shape) < 3 or math.prod(shape[3:]) > 1):
         raise UnreadableVolumeError(
             file, f"expected three axes, found shape {shape}; name its `channels` if it is 4-D"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from errors import UserError
 from evaluation.tables import format_number
 from evaluation.text_table import TextTable
+from reading import UnreadableError, read_json
 from training.history import read_history
 
 
@@ -136,9 +136,9 @@ def scoring_seconds(summary: Path, networks: int, cases: int) -> float:
     if not summary.is_file():
         return math.nan
     try:
-        content: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(summary)
         return float(content["seconds"].get("evaluation", math.nan)) / (networks * cases)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (UnreadableError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{summary}: expected a summary with seconds; {error!r}.") from error
 
 

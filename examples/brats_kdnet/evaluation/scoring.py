@@ -30,6 +30,7 @@ from evaluation.metrics import (
     surface_scores,
 )
 from evaluation.postprocessing import remove_small
+from reading import UnreadableError, read_rows
 from writing import atomic
 
 Space = Literal["grid", "native"]
@@ -332,12 +333,12 @@ def read_scores(path: Path) -> list[Score]:
     Raises:
         UserError: If the file is missing, or a column or a value is not what is expected.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: expected the scores of a run, found no such file.")
+    needed = [field.name for field in fields(Score) if field.default is MISSING]
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [_from_row(row) for row in csv.DictReader(stream)]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: expected the scores of a run, found no such file.") from error
-    except (KeyError, TypeError, ValueError) as error:
+        return [_from_row(row) for row in read_rows(path, needed)]
+    except (UnreadableError, KeyError, TypeError, ValueError) as error:
         names = ", ".join(field.name for field in fields(Score))
         raise UserError(f"{path}: expected the columns {names}; {error!r} went wrong.") from error
 

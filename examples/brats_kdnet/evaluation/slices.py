@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from data.description import Description
 from data.layouts import ImageFile, Subject
 from data.preprocessing import read_classes
 from data.volumes import read_geometry, read_volume
+from errors import UserError
 from evaluation.scoring import Score
 from evaluation.tables import ROLES, format_number
 from evaluation.viewing import Turn, Window, fullest_slice, head_window, shown_slices, to_grey
@@ -25,6 +29,10 @@ from writing import atomic
 STACK_LIMIT = 80
 # Larger slices are thinned by a whole number, so that a page stays a page.
 _WIDEST = 256
+_DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError),
+    *(MemoryError, OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -149,11 +157,40 @@ def load_slices(path: Path) -> tuple[tuple[str, ...], list[ShownCase]]:
     """
     if not path.is_file():
         return (), []
+    try:
+        return _opened(path)
+    # What a file that was cut short, overwritten or written by somebody else can raise; numpy
+    # would then recommend to unpickle it.
+    except _DAMAGE as error:
+        raise UserError(
+            f"{path} is damaged and cannot be shown. Restore it from a copy, or remove it: the "
+            "page then has no pictures."
+        ) from error
+
+
+def _opened(path: Path) -> tuple[tuple[str, ...], list[ShownCase]]:
     with np.load(path, allow_pickle=False) as archive:
-        arrays = dict(archive)
+        arrays = {name: archive[name] for name in archive.files}
     facts = json.loads(str(arrays["cases"]))
     shown = [_unpacked(f"{index}", case, arrays) for index, case in enumerate(facts)]
-    return tuple(json.loads(str(arrays["classes"]))), shown
+    for case in shown:
+        _check(case)
+    return tuple(map(str, json.loads(str(arrays["classes"])))), shown
+
+
+def _check(case: ShownCase) -> None:
+    """Refuse pictures that are none, or of which two that lie on each other differ in size."""
+    flat = [*case.images.values(), *case.labels.values()]
+    deep = [] if case.stack is None else [case.stack.image, *case.stack.labels.values()]
+    right = bool(case.images) and case.aspect > 0 and math.isfinite(case.aspect)
+    for pictures, axes in ((flat, 2), (deep, 3)):
+        shapes = {picture.shape for picture in pictures}
+        right &= len(shapes) <= 1 and all(len(s) == axes and min(s) > 0 for s in shapes)
+        right &= all(picture.dtype == np.uint8 for picture in pictures)
+    if case.stack is not None:
+        right &= len(case.stack.numbers) == len(case.stack.image)
+    if not right:
+        raise ValueError("the pictures of a case do not fit")
 
 
 def _facts(case: ShownCase) -> dict[str, Any]:

@@ -78,6 +78,16 @@ def check_trusted(
             )
 
 
+def is_known(backbone: str, arguments: Mapping[str, Any]) -> bool:
+    """Say whether a network is of this application or known to be harmless, with all its parts.
+
+    Args:
+        backbone: Name or import path of the network.
+        arguments: Of its class.
+    """
+    return all(name in OWN | HARMLESS for name, _ in _networks(backbone, arguments))
+
+
 def _networks(backbone: Any, arguments: Any) -> Iterator[tuple[str, Any]]:
     """A network, and those that it is made of, each with its arguments."""
     yield str(backbone), arguments

@@ -40,6 +40,12 @@ def taught_by_objective(setting: Setting) -> Lesson:
     """
     options = setting.options
     objective = objective_of(options.objective, options, classes=_classes(setting))
+    if len(setting.teachers) > 1 and objective.taps:
+        raise UserError(
+            f"The objective {options.objective} compares features, which come from one teacher; of "
+            "several, each was trained on a part of the subjects that it would teach. Set "
+            "--out_of_fold 1, or an objective of predictions alone, such as --latent_weight 0."
+        )
     return Lesson(
         teacher=setting.together,
         network=setting.network,

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from config import Arguments, Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
 from errors import UserError
 from models import in_two_dimensions
+from reading import UnreadableError, read_yaml
 
 Role = Literal["student", "teacher"]
 
@@ -21,9 +21,9 @@ _SMALL_PRESETS = ("demo", "cpu")
 _SHARED_FOLDERS = ("predictions", "tensorboard")
 # Names become folders.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
-# What else a row may change would make it another experiment: test subjects, grid, seed. The
-# network of a row's teacher is that teacher's own row.
-_OPTIONS = [
+#: Options that a row may have. Others would make it another experiment: test subjects, grid, seed.
+#: The network of a row's teacher is that teacher's own row.
+ROW_OPTIONS = [
     *(
         item.name
         for group in (NetworkConfig, ObjectiveConfig)
@@ -209,8 +209,8 @@ def _segmenter(backbone: str, arguments: dict[str, Any], data: DataConfig) -> di
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path) or {}
+    except UnreadableError as error:
         raise UserError(f"{path}: the rows cannot be read: {error}") from error
     if not isinstance(content, dict) or set(content) - {"rows", "groups"}:
         raise UserError(f"{path}: expected the keys rows and groups.")
@@ -236,12 +236,14 @@ def _row(path: Path, name: str, values: Any) -> Row:
         raise UserError(f"{path}: row {name!r}: {error}.") from error
     row = Row(**found.as_dict())
     taught = row.recipe in {"distilled", "shared"}
-    unknown = sorted(set(row.options) - set(_OPTIONS))
+    unknown = sorted(set(row.options) - set(ROW_OPTIONS))
     problems = {
         f"its name must match {_NAME.pattern}": not _NAME.fullmatch(row.name),
         "its name is that of a folder that all rows share": row.name in _SHARED_FOLDERS,
         f"recipe must be one of {', '.join(RECIPES)}": row.recipe not in RECIPES,
-        f"it has no options {', '.join(unknown)}; there are {', '.join(_OPTIONS)}": bool(unknown),
+        f"it has no options {', '.join(unknown)}; there are {', '.join(ROW_OPTIONS)}": bool(
+            unknown
+        ),
         "backbone_arguments must be names and values": not isinstance(
             row.options.get("backbone_arguments", {}), dict
         ),

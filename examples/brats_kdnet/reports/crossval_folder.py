@@ -58,8 +58,9 @@ class CrossvalFolder:
                 raise UserError(f"{self.root / MARKER}: {key} must be a list of {what}.")
         if type(facts["folds"]) is not int or not 0 <= facts["folds"] <= _MOST_FOLDS:
             raise UserError(f"{self.root / MARKER}: folds must be 0 to {_MOST_FOLDS}.")
-        if not isinstance(facts.get("labels", {}), dict):
-            raise UserError(f"{self.root / MARKER}: labels must be names of rows and labels.")
+        for key in ("labels", "grades"):
+            if not isinstance(facts.get(key, {}), dict):
+                raise UserError(f"{self.root / MARKER}: {key} must be keys and values.")
 
     @property
     def rows(self) -> list[str]:
@@ -178,7 +179,12 @@ class CrossvalFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration that all rows share."""
-        return read_mapping(self.root / "config.yaml")
+        path = self.root / "config.yaml"
+        config = read_mapping(path)
+        for key, kind in {"data_root": str, "cache_dir": str, "student_modalities": list}.items():
+            if not isinstance(config.get(key), kind | None):
+                raise UserError(f"{path}: {key} must be a {kind.__name__}.")
+        return config
 
     @property
     def seen(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from reports.grids import Grid, chapters, gain_grid
 from reports.page import duration, flat, left_out, read_mapping, write_page
 from reports.pictures import gain_charts, pictures
 from reports.results import METRIC_NAMES, headline
+from run_folder import RunFolder
 
 # The strip has room for these; the viewer shows every network.
 _IN_STRIP = 3
@@ -98,9 +99,7 @@ def _trained(folder: CrossvalFolder, row: str) -> str:
     """How many networks of a row are trained, and how long one took on average."""
     paths = [run / row for run in folder.runs]
     done = [path for path in paths if (path / "scores.csv").is_file()]
-    seconds = [
-        float(read_mapping(path / "summary.json").get("total_seconds", 0.0)) for path in done
-    ]
+    seconds = [RunFolder(path).read_summary().get("total_seconds", 0.0) for path in done]
     spent = f", {duration(sum(seconds) / len(seconds))} each" if any(seconds) else ""
     return f"{len(done)} of {folder.folds * len(folder.seeds)}{spent}"
 

@@ -7,11 +7,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from errors import UserError
+from reading import UnreadableError, read_yaml
 from writing import write_text
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -62,9 +62,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        # JSON is a part of YAML.
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except UnreadableError as error:
         raise UserError(f"{path}: expected YAML or JSON, which it is not ({error}).") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}.")

@@ -42,7 +42,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     scores = read_scores(run.scores)
     models = {role: read_metadata(run.model(role)) for role in ROLES if run.model(role).is_file()}
     config, environment = read_mapping(run.config), read_mapping(run.environment)
-    cases, summary = read_mapping(run.cases), read_mapping(run.summary)
+    cases, summary = read_mapping(run.cases), run.read_summary()
     differences = gains(scores)
     seen = models["student"].modalities if "student" in models else ()
     return {

@@ -8,10 +8,13 @@ from crossvalidation.folder import read_summary
 from crossvalidation.plan import Plan, Unit
 from crossvalidation.results import complete_scores
 from data.splits import Split
+from errors import UserError
 from experiment import describe_network, find_description, shared_out
 from studies.design import BASELINE, TEACHER, Design
 from studies.facts import FACTS, Facts, write_facts
 from studies.rows import ROWS, StudyRow, write_rows
+from training.checkpoint import read_metadata
+from training.history import read_history
 
 
 def collect(plan: Plan, design: Design, commands: Sequence[str]) -> Path:
@@ -57,12 +60,11 @@ def rows_of(plan: Plan, unit: Unit, *, study: str, kind: str) -> list[StudyRow]:
     Raises:
         UserError: If its scores are damaged or incomplete.
     """
-    split = taught_by(plan, unit)
+    run, split = plan.folder(unit), taught_by(plan, unit)
     taught = kind not in {TEACHER, BASELINE}
-    unlabelled = len(split.unlabelled) if taught else 0
-    samples = len(split.train) + unlabelled
-    training = unit.row.configure(plan.configure(unit)).training
-    per_epoch = training.samples_per_epoch or samples
+    seen = {*read_metadata(run.model(unit.row.name)).seen_cases}
+    unlabelled = len(seen - {*split.train, *split.validation}) if taught else 0
+    steps = int(read_history(run.role(unit.row.name) / "history.csv")[-1]["step"])
     return [
         StudyRow(
             study=study,
@@ -76,11 +78,36 @@ def rows_of(plan: Plan, unit: Unit, *, study: str, kind: str) -> list[StudyRow]:
             region=score.region,
             space=score.space,
             dice=score.dice,
-            steps=training.epochs * -(-per_epoch // training.batch_size),
+            steps=steps,
         )
-        for score in complete_scores(plan.folder(unit))
+        for score in complete_scores(run)
         if score.postprocessing == "off"
     ]
+
+
+def check_distinct(plan: Plan, design: Design) -> None:
+    """Refuse numbers that mean the same before anything is trained.
+
+    Args:
+        plan: Knows the folds.
+        design: Knows the recipes of rows.
+
+    Raises:
+        UserError: If two rows of a recipe would have the same subjects.
+    """
+    kinds, found = design.kinds(), dict[tuple[str, int, int, int], str]()
+    for unit in plan.units():
+        if unit.row.name not in kinds:
+            continue
+        split, kind = taught_by(plan, unit), kinds[unit.row.name]
+        more = len(split.unlabelled) if kind not in {TEACHER, BASELINE} else 0
+        place = (kind, len(split.train), more, unit.fold.number)
+        if found.setdefault(place, unit.row.name) != unit.row.name:
+            raise UserError(
+                f"{found[place]} and {unit.row.name} are the same: {len(split.train)} labelled and "
+                f"{more} unlabelled subjects in fold {unit.fold.number}. Leave one of them out of "
+                "the study's file."
+            )
 
 
 def taught_by(plan: Plan, unit: Unit) -> Split:

@@ -12,12 +12,16 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from config import Arguments
 from errors import UserError
-from recipes.rows import Row
+from reading import UnreadableError, read_yaml
+from recipes.rows import ROW_OPTIONS, Row
 
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 #: Without a teacher of their own; every study has both.
 TEACHER, BASELINE = "teacher", "baseline"
+
+#: What a recipe may change; how many references it has is said by its blocks.
+_OPTIONS = [name for name in ROW_OPTIONS if name not in {"labelled", "unlabelled", "leave_out"}]
 
 #: A number of subjects, or "all" of those that are there.
 Count = int | str
@@ -56,13 +60,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Search:
-    """Options to be tried on subjects that no table tests.
+    """Options to be tried on a split of the training subjects of some folds.
 
     Attributes:
         space: Values of each option that are tried.
         options: Options that all trials share.
         labelled: Training subjects with a reference, or "all"; the others teach without one.
-        folds: Folds of the study on whose training subjects it is tried.
+        folds: Folds of the study on whose training subjects it is tried. A recipe that is chosen on
+            fold 0 is tested on new subjects in fold 0 alone: the other folds test some of these.
         seeds: Of weights and order.
         random_trials: Trials before those that build on earlier ones.
         seed: Of the choice of trials.
@@ -120,15 +125,18 @@ class Design:
         student's seed if that teacher was trained with it, otherwise with its first one.
         """
         seeds: dict[str, tuple[int, ...]] = {}
+        first: dict[str, tuple[int, ...]] = {}
         rows: dict[str, Row] = {}
         for block in self.blocks:
             for row in self._rows_of(block):
                 rows[row.name] = row
+                first.setdefault(row.name, block.seeds[:1])
                 seeds[row.name] = tuple(sorted({*seeds.get(row.name, ()), *block.seeds}))
         for row in list(rows.values()):
             if row.teacher is not None and row.teacher not in rows:
                 rows[row.teacher] = plain_row(TEACHER, row.options.get("labelled", "all"))
-                seeds[row.teacher] = (min(seeds[row.name]),)
+                # Of the first block that needs it, so that blocks added later change nothing.
+                seeds[row.teacher] = first[row.name]
         ordered = sorted(rows.values(), key=lambda row: row.teacher is not None)
         return tuple(ordered), seeds
 
@@ -212,8 +220,8 @@ def read_design(wanted: str) -> Design:
     """
     path = _FOLDER / f"{wanted}.yaml" if _NAME.fullmatch(wanted) else Path(wanted)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except UnreadableError as error:
         known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
         raise UserError(
             f"--study {wanted}: {path} cannot be read ({error}). Give the path of a file, or one "
@@ -235,7 +243,12 @@ def _design(path: Path, content: Any) -> Design:
     except ArgumentError as error:
         raise UserError(f"{path}: {error}") from error
     design = cast("Design", parser.instantiate(values).design)
-    problems = [*_naming(design), *_missing_baselines(design.blocks)]
+    # Rows can be told only when their recipes are there.
+    problems = _naming(design) or [
+        *_foreign_options(design),
+        *_unknown_choices(design),
+        *_missing_baselines(design.blocks),
+    ]
     if problems:
         raise UserError(f"{path}: " + "\n".join(problems))
     return design
@@ -259,6 +272,41 @@ def _naming(design: Design) -> list[str]:
         fine = count == "all" if isinstance(count, str) else count >= 0
         found[f"labelled and unlabelled are numbers or all, found {count!r}."] = not fine
     return [problem for problem, is_there in found.items() if is_there]
+
+
+def _foreign_options(design: Design) -> list[str]:
+    """Options that would make a recipe another experiment, and searches without values."""
+    places = {f"recipe {name!r}": [*item.options] for name, item in design.recipes.items()}
+    for name, search in design.searches.items():
+        places[f"search {name!r}"] = [*search.options, *search.space]
+    found = [
+        f"{place} may not have the options {', '.join(unknown)}; there are {', '.join(_OPTIONS)}."
+        for place, options in places.items()
+        if (unknown := [option for option in options if option not in _OPTIONS])
+    ]
+    return found + [
+        f"search {name!r}: {option} has no values."
+        for name, search in design.searches.items()
+        for option, values in search.space.items()
+        if not values
+    ]
+
+
+def _unknown_choices(design: Design) -> list[str]:
+    """Recipes that are said to be chosen and are not there."""
+    chosen = design.chosen
+    named = {chosen} if isinstance(chosen, str) else {*chosen.values()}
+    settings = {} if isinstance(chosen, str) else chosen
+    known = {row.partition("_")[0] for row in design.kinds()}
+    found = [
+        f"chosen names the recipe {name!r}, which is not there."
+        for name in sorted(named - {*design.recipes})
+    ]
+    return found + [
+        f"chosen names {setting!r}; there are {', '.join(sorted(known))}."
+        for setting in settings
+        if setting not in known
+    ]
 
 
 def _missing_baselines(blocks: Sequence[Block]) -> list[str]:

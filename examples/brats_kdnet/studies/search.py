@@ -1,12 +1,15 @@
-"""Which options of a recipe gain most, on subjects that no table tests.
+"""Which options of a recipe gain most, on a split of the training subjects.
 
-The training subjects of one fold are split once more; the trials of a search train on one part and
-are compared on the other. The fold's own test subjects are never read.
+The training subjects of a fold are split once more; trials train on one part and are compared on
+the other. The test subjects of that fold are never read. Those of the study's other folds are among
+its training subjects, so that a recipe that was chosen on one fold meets new subjects there alone.
 """
 
+import itertools
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from crossvalidation.unit import run_unit
 from data.splits import Split, split_subjects
 from errors import UserError
 from evaluation.scoring import read_scores
-from experiment import read_subjects
+from experiment import read_subjects, usable
 from recipes.rows import Row
 from run_folder import RunFolder
 from studies.design import BASELINE, TEACHER, Design, Search, plain_row
@@ -73,27 +76,77 @@ def search(
     root.mkdir(parents=True, exist_ok=True)
     save_folds(root / "inner-folds.json", folds)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = f"sqlite:///{root / 'trials.sqlite'}"
-    sampler = optuna.samplers.TPESampler(seed=space.seed, n_startup_trials=space.random_trials)
+    check_unchanged_search(root / "search.json", space)
     memory = optuna.create_study(
-        storage=storage,
+        storage=f"sqlite:///{root / 'trials.sqlite'}",
         study_name=wanted,
-        sampler=sampler,
         direction="maximize",
         load_if_exists=True,
     )
+    trials = min(trials, math.prod(len(values) for values in space.space.values()))
     while (number := len(finished(memory))) < trials:
-        trial = memory.ask()
-        options = {name: trial.suggest_categorical(name, values) for name, values in space.encoded}
-        chosen = space.options | {name: json.loads(value) for name, value in options.items()}
+        # A start of its own for every trial, so that one that goes on is like one that never ended.
+        memory.sampler = optuna.samplers.TPESampler(
+            seed=space.seed + number, n_startup_trials=space.random_trials
+        )
+        trial = ask_new(memory, space)
+        options = {name: json.loads(value) for name, value in trial.params.items()}
+        chosen = space.options | options
         console.print(f"Trial {number + 1} of {trials}: {chosen}", highlight=False)
         dice, gain = try_options(config, space, trial.number, chosen, console)
+        if not math.isfinite(gain):
+            raise UserError(f"Trial {trial.number}: its gain is {gain}; no Dice can be told.")
         trial.set_user_attr("dice", dice)
         memory.tell(trial, gain)
         console.print(f"  Dice {dice:.3f}, gain {100 * gain:+.1f} points", highlight=False)
     found = sorted(map(trial_of, finished(memory)), key=lambda item: -item.gain)
     write_trials(root / "trials.json", found)
     return found
+
+
+def check_unchanged_search(path: Path, space: Search) -> None:
+    """Refuse to go on with other values than a search began with.
+
+    Args:
+        path: Holds what it began with; written if there is none.
+        space: As it is now.
+
+    Raises:
+        UserError: If it has changed.
+    """
+    now = json.dumps(asdict(space), indent=2) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") != now:
+        raise UserError(
+            f"{path}: the search has changed since it began. Restore it in the study's file, give "
+            "it another name, or remove its folder."
+        )
+    write_text(path, now)
+
+
+def ask_new(memory: optuna.Study, space: Search) -> optuna.Trial:
+    """Ask for a choice that has not been tried.
+
+    Args:
+        memory: Knows those that have; at least one has not.
+        space: All choices.
+
+    Returns:
+        The trial, with its options.
+    """
+    tried = [trial.params for trial in finished(memory)]
+    while True:
+        trial = memory.ask()
+        for name, values in space.encoded:
+            trial.suggest_categorical(name, values)
+        if trial.params not in tried:
+            return trial
+        memory.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        left = [
+            choice
+            for values in itertools.product(*(texts for _, texts in space.encoded))
+            if (choice := dict(zip(space.space, values, strict=True))) not in tried
+        ]
+        memory.enqueue_trial(left[trial.number % len(left)])
 
 
 def find_search(design: Design, wanted: str) -> Search:
@@ -126,7 +179,9 @@ def inner_folds(config: Config, space: Search, console: Console) -> list[Fold]:
     Raises:
         UserError: If there are too few subjects.
     """
-    _, subjects = read_subjects(config, RunFolder(config.run.out or Path()), console)
+    run = RunFolder(config.run.out or Path())
+    description, subjects = read_subjects(config, run, console)
+    subjects, _ = usable(config, run, description, subjects, console)
     data, seed = config.data, config.training.seed
     folds = []
     for number, outer in enumerate(space.folds):
@@ -134,8 +189,14 @@ def inner_folds(config: Config, space: Search, console: Console) -> list[Fold]:
             subjects, folds=data.folds, fold=outer, validation_fraction=0, seed=seed
         )
         rest = [subject for subject in subjects if subject.name in {*split.train}]
-        inner = split_subjects(rest, folds=_INNER_FOLDS, fold=0, validation_fraction=0, seed=seed)
-        folds.append(Fold(number, number, Split(inner.train, (), inner.test)))
+        inner = split_subjects(
+            rest,
+            folds=_INNER_FOLDS,
+            fold=0,
+            validation_fraction=data.validation_fraction,
+            seed=seed,
+        )
+        folds.append(Fold(number, number, Split(inner.train, inner.validation, inner.test)))
     return folds
 
 
@@ -179,8 +240,8 @@ def try_options(
     return sum(mine.values()) / len(mine), sum(gains) / len(gains)
 
 
-def dice_of(plan: Plan, row: Row) -> dict[tuple[str, str, int], float]:
-    """Return the Dice of a row at the training grid, by case, region and seed.
+def dice_of(plan: Plan, row: Row) -> dict[tuple[str, str, int, int], float]:
+    """Return the Dice of a row at the training grid, by case, region, fold and seed.
 
     Args:
         plan: Its units are finished.
@@ -188,7 +249,7 @@ def dice_of(plan: Plan, row: Row) -> dict[tuple[str, str, int], float]:
     """
     units: list[Unit] = [unit for unit in plan.units() if unit.row.name == row.name]
     return {
-        (score.case, score.region, unit.seed): score.dice
+        (score.case, score.region, unit.fold.number, unit.seed): score.dice
         for unit in units
         for score in read_scores(plan.folder(unit).part_scores)
         if score.space == "grid" and score.postprocessing == "off"

@@ -1,8 +1,10 @@
 """Model files that explain themselves, and the state that continues a training exactly."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,13 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.description import Description
+from data.headers import LIMIT_VARIABLE, HeaderFaultError, largest_volume
 from data.preprocessing import Preprocessing
 from data.slicing import Plane, plane_of
 from errors import UserError
 from models import build_network
-from models.trust import check_trusted
+from models.outline import outline
+from models.trust import check_trusted, is_known
 from run_folder import versions
 from training.digests import damaged, digest, digests
+from training.states import misfits
 from writing import atomic, first_line, write_tensors
 
 FORMAT = "privdistill-brats-1"
@@ -132,7 +137,8 @@ class ModelMetadata:
 
         Raises:
             KeyError: If an entry is missing.
-            ValueError: If an entry is not JSON.
+            ValueError: If an entry is not JSON, or cannot be used.
+            HeaderFaultError: If the environment has no number for the largest volume.
         """
         # Files from before there were patches, slices and subsets have none of them.
         written = {"patch": "null", "slices": "null", "any_subset": "false"} | dict(strings)
@@ -143,6 +149,12 @@ class ModelMetadata:
         wrong = [name for name, fits in _fitting(values).items() if not fits]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot be used")
+        large = [name for name in ("crop", "grid", "patch") if _is_large(values[name])]
+        if large:
+            raise ValueError(
+                f"{', '.join(large)} of more than the {largest_volume():,} voxels that are read; "
+                f"if it is meant, set {LIMIT_VARIABLE}"
+            )
         return cls(**values)
 
 
@@ -169,6 +181,10 @@ def _is_size(value: Any) -> bool:
     return value is None or (
         len(value) == 3 and all(type(edge) is int and edge >= 1 for edge in value)
     )
+
+
+def _is_large(size: Sequence[int] | None) -> bool:
+    return size is not None and math.prod(size) > largest_volume()
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
@@ -226,7 +242,8 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     """Rebuild a network from its file.
 
     A file of somebody else gets networks of this application and some of MONAI, and no other code
-    is imported.
+    is imported. They are built after the shapes of their weights were compared with the file, so
+    that they take no more memory than the file.
 
     Args:
         path: A file written by `save_model`.
@@ -243,12 +260,16 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     strings, weights = _read(path, weights=True)
     metadata = _parse(path, strings)
     check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
-    network = build_network(
+    build = functools.partial(
+        build_network,
         metadata.backbone,
         metadata.backbone_arguments,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
     )
+    if is_known(metadata.backbone, metadata.backbone_arguments):
+        _check_outline(path, build, metadata, weights)
+    network = build()
     spoilt = damaged(weights, json.loads(strings[_TENSORS])) if _TENSORS in strings else []
     if spoilt:
         raise UserError(
@@ -258,11 +279,7 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(
-            f"{path} holds the weights of another network.\n"
-            f"Expected {metadata.summary()}\n"
-            f"Found {_describe_weights(weights)}"
-        ) from error
+        raise _another_network(path, metadata, weights) from error
     return network.eval(), metadata
 
 
@@ -315,17 +332,18 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     write_tensors(path, content | {_DIGEST: digests(content)})
 
 
-def load_state(path: Path) -> dict[str, Any] | None:
+def load_state(path: Path, say: Callable[[str], None] | None = None) -> dict[str, Any] | None:
     """Read what `save_state` wrote.
 
     Args:
         path: The file.
+        say: Told of a file in which damage cannot be seen.
 
     Returns:
         The state on the CPU, None if there is no file.
 
     Raises:
-        UserError: If the file is damaged.
+        UserError: If the file is damaged, or not the state of a training.
     """
     if not path.is_file():
         return None
@@ -343,6 +361,14 @@ def load_state(path: Path) -> dict[str, Any] | None:
             f"{path} is damaged: {_listed(spoilt)} of it are not what was written. Restore it from "
             f"a copy, or remove {path.parent} to train this network again."
         )
+    wrong = misfits(state)
+    if wrong:
+        raise UserError(
+            f"{path} is not the state of a training: {_listed(wrong)} of it are missing or of "
+            f"another kind. Restore it, or remove {path.parent} to train this network again."
+        )
+    if expected is None and say is not None:
+        say(f"{path} has no digest, as an older version wrote it: damage in it cannot be seen")
     return state
 
 
@@ -376,6 +402,8 @@ def _parse(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
         )
     try:
         return ModelMetadata.from_strings(strings)
+    except HeaderFaultError as error:
+        raise UserError(f"{error.reason}.") from error
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
 
@@ -387,6 +415,29 @@ def _digest(strings: Mapping[str, str]) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def _check_outline(
+    path: Path,
+    build: Callable[[], nn.Module],
+    metadata: ModelMetadata,
+    weights: Mapping[str, Tensor],
+) -> None:
+    """Refuse a file that asks for a larger network than it has weights for, before it is built."""
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    # Some networks drop layers that they have built; none has many times more than it keeps.
+    if outline(build, most=1000 + 10 * len(found)) != found:
+        raise _another_network(path, metadata, weights)
+
+
+def _another_network(
+    path: Path, metadata: ModelMetadata, weights: Mapping[str, Tensor]
+) -> UserError:
+    return UserError(
+        f"{path} holds the weights of another network.\n"
+        f"Expected {metadata.summary()}\n"
+        f"Found {_describe_weights(weights)}"
+    )
 
 
 def _describe_weights(weights: Mapping[str, Tensor]) -> str:

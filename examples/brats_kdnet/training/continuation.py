@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from errors import UserError
+from exhaustion import explain
 from privdistill import DistillationWrapper
 from training.checkpoint import file_digest, load_state, save_state, save_weights
 from training.sharding import load_optimizer, load_weights, whole
 from training.task import Task
+from writing import first_line
 
 
 @dataclass
@@ -155,7 +157,7 @@ class Checkpoint:
         Raises:
             UserError: If a file is damaged.
         """
-        state = load_state(self.task.state_file)
+        state = load_state(self.task.state_file, self.fabric.print)
         epoch = 0 if state is None else state["epoch"]
         paused = self._paused(epoch)
         if paused is not None:
@@ -235,7 +237,7 @@ class Checkpoint:
         """The interrupted epoch, if it is the one that comes next and can be gone on with."""
         path = self.task.pause_file
         try:
-            state = load_state(path)
+            state = load_state(path, self.fabric.print)
         except UserError as error:
             raise UserError(
                 f"{error}\nOr remove {path.name} alone to go on after epoch {epoch}."
@@ -278,10 +280,19 @@ class Checkpoint:
                 f"{self.task.state_file.parent} holds the state of another network.\n"
                 f"Expected {now}\nFound    {state['network']}\nChoose another --out."
             )
-        load_weights(self.kd, state["weights"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        try:
+            load_weights(self.kd, state["weights"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if explain(error) is not None:
+                raise
+            raise UserError(
+                f"{self.task.state_file.parent}: its state does not fit this network and its "
+                f"optimizer ({first_line(error)}). Restore it, or remove the folder to train this "
+                "network again."
+            ) from error
 
     def _own(self, random: Mapping[str, Any]) -> RandomState:
         """This process's random numbers; the first one's where it is new."""

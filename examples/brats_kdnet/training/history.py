@@ -7,6 +7,8 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from errors import UserError
+from reading import UnreadableError, read_rows
 from writing import WriteError, atomic
 
 _WHOLE_NUMBERS = ("epoch", "step")
@@ -91,14 +93,22 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
     Returns:
         One dictionary per epoch; empty if there is no file.
+
+    Raises:
+        UserError: If it is damaged.
     """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    try:
         return [
             {
                 name: int(value) if name in _WHOLE_NUMBERS else float(value)
                 for name, value in row.items()
             }
-            for row in csv.DictReader(file)
+            for row in read_rows(path, ("epoch",))
         ]
+    except (UnreadableError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Restore it from a copy, or remove it; the curves of "
+            "the epochs so far are lost with it, and nothing else."
+        ) from error

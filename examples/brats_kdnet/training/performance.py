@@ -8,9 +8,10 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -46,6 +47,32 @@ class Performance:
     def __str__(self) -> str:
         compiled = ", compiled" if self.compile else ""
         return f"{self.precision}, {self.memory_format}{compiled}"
+
+
+def performance_of(resolved: Mapping[str, Any], path: Path) -> Performance:
+    """Return the choice with which a run began.
+
+    Args:
+        resolved: What its folder says.
+        path: The file that says it, for the message.
+
+    Raises:
+        UserError: If the file does not say how steps are taken.
+    """
+    allowed = {
+        "precision": ("32-true", "bf16-mixed", "16-mixed"),
+        "memory_format": ("contiguous", "channels_last"),
+        "compile": (False, True),
+    }
+    for name, values in allowed.items():
+        found = resolved.get(name)
+        if not isinstance(found, str | bool) or found not in values:
+            raise UserError(
+                f"{path} is damaged: expected '{name}' of 'resolved' to be one of "
+                f"{', '.join(map(str, values))}; found {found!r}. Restore it from a copy; what a "
+                "run began with must not change."
+            )
+    return Performance(**{name: resolved[name] for name in allowed})
 
 
 #: Seconds of one step taken in a certain way.

@@ -1,0 +1,80 @@
+"""Distillation in a loop of Hugging Face Accelerate, on random images.
+
+python examples/accelerate_loop.py
+accelerate launch --num_processes 2 --cpu examples/accelerate_loop.py
+"""
+
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from privdistill import DistillationWrapper, PrivilegedInput, kdnet
+
+try:
+    from accelerate import Accelerator
+except ImportError as error:
+    raise ImportError(
+        f"This example needs the package accelerate, which cannot be imported ({error}). Install "
+        "it: pip install 'privdistill[accelerate]'."
+    ) from error
+
+
+def network(modalities: int) -> nn.Module:
+    """Stand for a network of the user's.
+
+    Args:
+        modalities: Channels of its input.
+
+    Returns:
+        (B, modalities, H, W) to logits (B, 3, H, W).
+    """
+    return nn.Sequential(
+        nn.Conv2d(modalities, 8, 3, stride=2, padding=1),
+        nn.LeakyReLU(),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(8, 3, 1),
+    )
+
+
+def train(epochs: int = 3, *, mixed_precision: str = "no") -> tuple[DistillationWrapper, float]:
+    """Distil a network of two modalities into one of a single one.
+
+    Args:
+        epochs: Passes over the images, at least 1.
+        mixed_precision: As Accelerate names it: "no", "fp16" or "bf16".
+
+    Returns:
+        The wrapper, and the last batch's loss.
+    """
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    torch.manual_seed(0)
+    images, targets = torch.randn(16, 2, 16, 16), torch.randint(0, 3, (16, 16, 16))
+    kd = DistillationWrapper(
+        network(2),  # trained already
+        network(1),
+        objective=kdnet(),
+        inputs=PrivilegedInput(("rgb", "depth"), student=("rgb",)),
+        example=torch.zeros(1, 2, 16, 16),
+    )
+    optimizer = torch.optim.Adam(kd.parameters(), lr=1e-3)
+    loader = DataLoader(TensorDataset(images, targets), batch_size=4, shuffle=True)
+    # The wrapper goes in whole; the teacher moves with it, and lies outside of DDP's buckets.
+    model, optimizer, loader = accelerator.prepare(kd, optimizer, loader)
+    loss: Tensor = torch.zeros(())
+    for epoch in range(epochs):
+        for image, target in loader:
+            out = model(image, target)
+            accelerator.backward(out.loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            loss = out.loss.detach()
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in out.terms.items())
+        accelerator.print(f"epoch {epoch + 1}: loss {loss:.3f}, {terms}")
+    return accelerator.unwrap_model(model), float(loss)
+
+
+if __name__ == "__main__":
+    train()
+    sys.exit(0)

@@ -1,0 +1,60 @@
+"""Write a trained network in another format.
+
+    python export.py --model runs/demo/student/model.safetensors --out student.onnx
+
+The ending names the format: .safetensors, .pt (a plain state_dict, metadata in a JSON file beside
+it), .pt2 (torch.export), or .onnx (compared with torch in onnxruntime). predict.py runs each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from errors import UserError, printable
+from exported import check_format, export
+from training.checkpoint import load_model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and export.
+
+    Args:
+        arguments: Without the program's name; sys.argv if None.
+
+    Returns:
+        Exit status: 0, or 2 for input that cannot be used.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        check_format(options.out)
+        network, metadata = load_model(options.model, trusted=options.trust_backbone)
+        difference = export(options.out, network, metadata)
+    except UserError as error:
+        sys.stderr.write(printable(f"{error}\n", keep="\n"))
+        return 2
+    said = "" if difference is None else f"; logits differ from torch's by {difference:.2g} at most"
+    sys.stdout.write(printable(f"{options.out}{said}\n", keep="\n"))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="model.safetensors of a run")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--trust-backbone",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="network beyond the known ones that the model file may have imported",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Phantoms as a list of files, as MONAI's data sets read them."""
+
+from pathlib import Path
+from typing import Any
+
+import scripts  # noqa: F401  # makes the application's modules known
+from phantoms import generate_phantoms, phantom_names
+
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+
+
+def files(root: str, *, subjects: int, size: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Write phantoms, unless they are there, and list them.
+
+    Args:
+        root: Folder to fill.
+        subjects: How many.
+        size: Voxels along each axis.
+        seed: Of everything random.
+
+    Returns:
+        For each subject the files of its modalities, "image", and its segmentation, "label".
+    """
+    folder = generate_phantoms(
+        Path(root), subjects=subjects, seed=seed, size=size, progress=False, workers=1
+    )
+    return [
+        {
+            "image": [str(folder / name / f"{name}_{m}.nii.gz") for m in MODALITIES],
+            "label": str(folder / name / f"{name}_seg.nii.gz"),
+        }
+        for name in phantom_names(subjects)
+    ]

@@ -1,0 +1,202 @@
+"""Any bytes in any file of a finished run end in a message, for the report and for what goes on."""
+
+import json
+import shutil
+from contextlib import suppress
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from crossvalidation.folder import read_json as read_crossval_json
+from crossvalidation.folds import load_folds
+from data.description import load_description
+from data.splits import Split
+from errors import UserError
+from evaluation.scoring import read_scores
+from evaluation.slices import load_slices
+from invented_runs import write_run
+from reading import UnreadableError, read_json, read_rows, read_yaml
+from report import write_reports
+from run_folder import RunFolder
+from training.history import read_history
+from training.performance import performance_of
+
+DEEP = b"[" * 100_000
+DEEP_KEYS = b'{"a":' * 20_000
+GARBAGE = b"\xff\xfe\x00\x01" * 9
+FILES = (
+    *("config.yaml", "environment.json", "cases.json", "summary.json", "scores.csv"),
+    *("slices.npz", "student/history.csv", "student/model.safetensors"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("damaged") / "run", load_description("brats2021"))
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def report(folder):
+    """Return the message, None if there is a page."""
+    try:
+        write_reports(folder)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def go_on(folder):
+    """What train.py reads in a folder that it goes on with."""
+    run = RunFolder(folder)
+    readers = [
+        run.resolved,
+        run.read_summary,
+        run.read_skipped,
+        lambda: run.has_description(load_description("brats2021")),
+        lambda: performance_of(run.resolved(), run.environment),
+        lambda: Split.read(run.cases),
+        lambda: read_scores(run.scores),
+        lambda: load_slices(folder / "slices.npz"),
+        lambda: read_history(folder / "student" / "history.csv"),
+        lambda: read_crossval_json(folder / "crossval.json"),
+        lambda: load_folds(folder / "folds.json", [], validation=True),
+        lambda: load_description(folder / "description.json"),
+    ]
+    messages = []
+    for reader in readers:
+        try:
+            reader()
+        except UserError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_the_sound_run_has_a_page(run):
+    assert report(run) is None
+
+
+@pytest.mark.parametrize("content", [DEEP, GARBAGE], ids=["deep", "garbage"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named(run, file, content):
+    (run / file).write_bytes(content)
+    message = report(run)
+    assert message is not None
+    assert file.rpartition("/")[2] in message
+    assert "allow_pickle" not in message
+
+
+WRONG = {
+    "summary.json": [
+        {"seconds": 5},
+        {"seconds": {"teacher": "long"}},
+        {"seconds": {"teacher": float("nan")}},
+        {"peak_mib": {"process": None}},
+        {"peak_mib": []},
+        {"teacher_cache": {"hits": "many"}},
+        {"total_seconds": [1]},
+    ],
+    "environment.json": [{"resolved": []}, {"resolved": "32-true"}],
+}
+
+
+@pytest.mark.parametrize(("file", "content"), [(f, c) for f, cs in WRONG.items() for c in cs])
+def test_wrong_types_are_a_message(run, file, content):
+    (run / file).write_text(json.dumps(content))
+    assert any(file in message for message in go_on(run))
+
+
+@pytest.mark.parametrize(
+    "resolved",
+    [
+        {},
+        {"precision": "32-true"},
+        {"precision": "none", "memory_format": "contiguous", "compile": False},
+        {"precision": "32-true", "memory_format": ["contiguous"], "compile": False},
+        {"precision": "32-true", "memory_format": "contiguous", "compile": "yes"},
+    ],
+)
+def test_a_choice_that_is_not_whole_is_a_message(tmp_path, resolved):
+    with pytest.raises(UserError, match=r"environment.json is damaged: expected '\w+' of 'resol"):
+        performance_of(resolved, tmp_path / "environment.json")
+
+
+@pytest.mark.parametrize(
+    "text", ["epoch,loss\none,2\n", "epoch,loss\n1,two\n", "loss\n2\n", "epoch,loss\n1\n"]
+)
+def test_a_history_of_words_is_a_message(tmp_path, text):
+    (tmp_path / "history.csv").write_text(text)
+    with pytest.raises(UserError, match=r"history.csv is damaged \(.*or remove it"):
+        read_history(tmp_path / "history.csv")
+
+
+def bytes_of(seed):
+    """Any bytes, or those of a sound file with some of them changed or cut off."""
+    changed = st.builds(
+        lambda at, new, cut: (seed[:at] + new + seed[at + len(new) :])[: len(seed) - cut],
+        st.integers(0, max(len(seed) - 1, 0)),
+        st.binary(min_size=1, max_size=8),
+        st.integers(0, len(seed)) | st.just(0),
+    )
+    return changed | st.binary(max_size=60)
+
+
+NAMES = (*FILES, "description.json", "skipped.json", "folds.json", "crossval.json")
+KEYS = st.sampled_from(["seconds", "resolved", "peak_mib", "train", "test", "folds"]) | st.text(
+    max_size=4
+)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+INNER = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(KEYS, PLAIN, max_size=3)
+JSON = PLAIN | st.lists(INNER, max_size=3) | st.dictionaries(KEYS, INNER, max_size=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), file=st.sampled_from(NAMES))
+def test_what_goes_on_reads_or_says_why_not(finished, tmp_path, data, file):
+    sound = (finished / file).read_bytes() if (finished / file).is_file() else b'{"subjects": []}'
+    content = data.draw(bytes_of(sound) | JSON.map(lambda v: json.dumps(v).encode()))
+    folder = tmp_path / "run"
+    (folder / "student").mkdir(parents=True, exist_ok=True)
+    (folder / file).write_bytes(content)
+    go_on(folder)
+    (folder / file).unlink()
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
+)
+@given(data=st.data(), file=st.sampled_from(FILES))
+def test_the_report_is_written_or_says_why_not(finished, run, data, file):
+    sound = (finished / file).read_bytes()
+    content = data.draw(bytes_of(sound) | JSON.map(lambda v: json.dumps(v).encode()))
+    (run / file).write_bytes(content)
+    report(run)
+    (run / file).write_bytes(sound)
+
+
+@example(b"{? [] : 1}")
+@example(b"2001-99-99")
+@example(b"!!int x")
+@example(b"!!bool x")
+@example(b"!!timestamp x")
+@example(b"1" * 5000)
+@example(DEEP)
+@example(DEEP_KEYS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(content=st.binary(max_size=80))
+def test_the_readers_read_or_raise_one_error(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    for read in (read_json, read_yaml, read_rows):
+        with suppress(UnreadableError):
+            read(path)
+
+
+def test_a_mapping_of_yaml_stays_one(tmp_path):
+    (tmp_path / "file").write_text(yaml.safe_dump({"a": [1]}))
+    assert read_yaml(tmp_path / "file") == {"a": [1]}

@@ -1,0 +1,196 @@
+"""A signal outside of a training ends a command with a sentence; units end with their pool."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import report
+import train
+from command import exit_status
+from crossvalidation.schedule import Pool
+from errors import UserError
+from phantoms import generate_phantoms
+from stopping import PARENT, StoppedError, leave_with_parent, stoppable
+from training.checkpoint import load_state
+from training.history import read_history
+from training.interruption import Interruption, TrainingStoppedError
+
+APPLICATION = Path(train.__file__).parent
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_a_sentence_and_a_status(capsys, number):
+    before = signal.getsignal(number)
+    cleared = []
+
+    def action():
+        try:
+            send(number)
+        finally:
+            send(signal.SIGTERM)  # a second one does not disturb what is cleared away
+            cleared.append(True)
+
+    assert exit_status(action) == 128 + number
+    message = capsys.readouterr().err
+    assert message == (
+        f"Stopped by {number.name}. What is finished is kept; give the same command to go on.\n"
+    )
+    assert cleared
+    assert signal.getsignal(number) is before
+
+
+def test_a_training_inside_keeps_its_own_way_of_stopping():
+    with stoppable():
+        with Interruption() as interruption:
+            send(signal.SIGTERM)
+        assert interruption.received == signal.SIGTERM
+        with pytest.raises(StoppedError):
+            send(signal.SIGTERM)
+
+
+def swallowing():
+    try:
+        send(signal.SIGTERM)
+    except Exception as error:
+        raise UserError("swallowed") from error
+
+
+def test_no_handler_of_errors_takes_it_for_one():
+    with stoppable(), pytest.raises(StoppedError):
+        swallowing()
+
+
+@pytest.mark.parametrize("place", ["check", "prepare_parts", "try_out", "announce"])
+def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
+    tmp_path, monkeypatch, capsys, place
+):
+    data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
+    monkeypatch.setattr(f"experiment.{place}", lambda *_, **__: send(signal.SIGTERM))
+    given = ["--data-root", str(data), "--preset", "demo", "--grid", "8,8,8", "--workers", "1"]
+    given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3"]
+    out = tmp_path / "run"
+    assert train.main([*given, "--out", str(out)]) == 128 + signal.SIGTERM
+    assert "Stopped by SIGTERM" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.partial*"))
+    assert not (out / ".lock.json").exists()
+
+
+def test_a_report_is_stopped_like_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "write_reports", lambda *_: send(signal.SIGUSR1))
+    assert report.main([str(tmp_path)]) == 128 + signal.SIGUSR1
+    assert "Stopped by SIGUSR1" in capsys.readouterr().err
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from stopping import StoppedError, leave_with_parent, stoppable
+try:
+    with stoppable():
+        leave_with_parent()
+        Path(sys.argv[1]).write_text("ready")
+        time.sleep(60)
+except StoppedError as stop:
+    Path(sys.argv[1]).write_text(str(stop))
+"""
+POOL = """
+import os, subprocess, sys, time
+from stopping import PARENT
+environment = os.environ | ({PARENT: str(os.getpid())} if sys.argv[3] == "pool" else {})
+subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=environment,
+                 start_new_session=True)
+time.sleep(60)
+"""
+
+
+def wait_for(path, text, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not (path.is_file() and text in path.read_text()):
+        time.sleep(0.05)
+    return path.is_file() and text in path.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal of Linux")
+@pytest.mark.parametrize("kind", ["pool", "shell"])
+def test_a_unit_ends_with_its_pool_but_not_with_a_shell(tmp_path, kind):
+    environment = os.environ | {"PYTHONPATH": str(APPLICATION)}
+    command = [sys.executable, "-c", POOL, CHILD, str(tmp_path / "said"), kind]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as pool:
+        assert wait_for(tmp_path / "said", "ready", 60)
+        pool.kill()
+    ended = wait_for(tmp_path / "said", "Stopped by SIGTERM", 20 if kind == "pool" else 1)
+    assert ended == (kind == "pool")
+
+
+def test_a_pool_that_is_gone_already_stops_the_unit_at_once(monkeypatch):
+    monkeypatch.setenv(PARENT, "1" if os.getppid() != 1 else "2")
+    with stoppable(), pytest.raises(StoppedError):
+        leave_with_parent()
+    assert PARENT not in os.environ
+
+
+def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monkeypatch):
+    class Plan:
+        root = tmp_path
+
+    class Unit:
+        name = "unit"
+
+    class Process:
+        ended = ()
+
+        def __init__(self, *_, **__):
+            send(signal.SIGTERM)
+
+        def terminate(self):
+            self.ended += ("terminated",)
+
+        def wait(self):
+            send(signal.SIGTERM)  # nor does a second one keep the pool from waiting
+            self.ended += ("waited for",)
+
+    monkeypatch.setattr("crossvalidation.schedule.subprocess.Popen", Process)
+    pool = Pool(Plan(), [], 1, [])
+    with pytest.raises(TrainingStoppedError) as stop, pool._stopping():
+        pool._start(Unit())
+    assert stop.value.exit_status == 128 + signal.SIGTERM
+    ((process, _),) = pool.running.values()
+    assert process.ended == ("terminated", "waited for")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal of Linux")
+def test_the_units_of_a_killed_pool_keep_their_step_and_leave(tmp_path):
+    out = tmp_path / "run"
+    command = [
+        *(sys.executable, str(APPLICATION / "crossval.py"), "--preset", "demo", "--jobs", "2"),
+        *("--phantoms", "6", "--phantom_size", "16", "--grid", "8,8,8", "--threads", "1"),
+        *("--backbone_arguments", '{"channels": [2, 4]}', "--performance", "plain"),
+        *("--workers", "1", "--folds", "2", "--batch_size", "1", "--epochs", "5000"),
+        *("--rows", "baseline", "--out", str(out)),
+    ]
+    with (tmp_path / "log.txt").open("wb") as log:
+        pool = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    end = time.monotonic() + 400
+    while len(list(out.rglob("history.csv"))) < 2 and time.monotonic() < end:
+        assert pool.poll() is None, (tmp_path / "log.txt").read_text()
+        time.sleep(0.2)
+    pool.kill()
+    pool.wait()
+    logs = list(out.glob("*/*/log.txt"))
+    assert len(logs) == 2
+    for file in logs:
+        assert wait_for(file, "Give the same command to go on", 120), file.read_text()
+        # An epoch that was begun is kept beside the finished ones, which are all there.
+        kept = load_state(file.parent / "state.pt")
+        assert kept["epoch"] == len(read_history(file.parent / "history.csv")) >= 1

@@ -1,0 +1,29 @@
+"""The example with Accelerate runs as written."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="the extra accelerate is not installed")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("accelerate_loop", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_student_learns_and_the_teacher_stays(example, precision, capsys):
+    kd, loss = example.train(2, mixed_precision=precision)
+    assert loss > 0
+    assert kd.steps == 8
+    assert not any(weight.requires_grad for weight in kd.teacher.parameters())
+    assert "soft_target_dice_bce" in capsys.readouterr().out
+    assert kd.predict(torch.zeros(1, 1, 16, 16)).shape == (1, 3, 16, 16)

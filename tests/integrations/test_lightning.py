@@ -1,0 +1,244 @@
+"""Lightning's real Trainer on tiny networks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from privdistill import (
+    DistillationWrapper,
+    GroundTruth,
+    HolisticAdversarial,
+    JointTeacher,
+    LifecycleError,
+    ObjectiveError,
+    PrivilegedInput,
+    Ramp,
+    SoftTargetDiceBCE,
+    TeacherCache,
+    kdnet,
+)
+
+lightning = pytest.importorskip("lightning.pytorch", reason="the extra lightning is not installed")
+
+from privdistill.integrations.lightning import DistillationModule  # noqa: E402
+
+# What Lightning advises on, and torch on what Lightning calls.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but"),
+    pytest.mark.filterwarnings("ignore:Found . module.* in eval mode at the start"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
+]
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+
+
+class Samples(Dataset):
+    """Six images with a reference, and whatever else a batch shall hold."""
+
+    def __init__(self, **more):
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(6, 4, 8, 8, generator=generator)
+        self.targets = torch.randint(0, 3, (6, 8, 8), generator=generator)
+        self.more = more
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        more = {name: value(index) for name, value in self.more.items()}
+        return {"image": self.images[index], "label": self.targets[index], **more}
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=1e-2)
+
+
+@pytest.fixture
+def build(tiny_unet):
+    """KD-Net's objective on tiny networks, the same in each call."""
+
+    def make(**options):
+        torch.manual_seed(0)
+        usual = {
+            "objective": kdnet(),
+            "inputs": PrivilegedInput(MODALITIES, student=("t1ce",)),
+            "example": torch.zeros(1, 4, 8, 8),
+        }
+        teacher = options.pop("teacher", None) or tiny_unet(4)
+        student = options.pop("student", None) or tiny_unet(1)
+        return DistillationWrapper(teacher, student, **usual | options)
+
+    return make
+
+
+def module(wrapper, *rest):
+    return DistillationModule(wrapper, adam, *rest, names={"target": "label"})
+
+
+def trainer(folder, epochs, **options):
+    usual = {
+        "accelerator": "cpu",
+        "max_epochs": epochs,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "logger": False,
+        "default_root_dir": folder,
+    }
+    return lightning.Trainer(**usual | options)
+
+
+def loader(shuffle=False, **more):
+    return DataLoader(Samples(**more), batch_size=2, shuffle=shuffle)
+
+
+def weights(trained):
+    return {name: value.clone() for name, value in trained.state_dict().items()}
+
+
+def test_every_term_is_logged(build, tmp_path):
+    fit = trainer(tmp_path, 1)
+    fit.fit(module(build()), loader(), loader())
+    names = ("loss", "soft_target_dice_bce", "ground_truth", "latent_kl")
+    assert {f"val/{name}" for name in names} <= set(fit.callback_metrics)
+    assert {f"train/{name}_epoch" for name in names} <= set(fit.callback_metrics)
+
+
+def test_a_training_equals_the_plain_loop(build, tmp_path):
+    trained = module(build())
+    trainer(tmp_path, 2).fit(trained, loader(), loader())
+    kd = build()
+    optimizer = adam(kd.parameters())
+    for batch in [*loader(), *loader()]:
+        optimizer.zero_grad()
+        kd(batch["image"], batch["label"]).loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(trained.kd.state_dict(), kd.state_dict(), rtol=0, atol=0)
+
+
+def dropping(build, tiny_unet):
+    """Whatever a step may take from the past: dropout, a schedule, a balance, an optimizer."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Dropout(0.3), tiny_unet(1))
+    objective = (GroundTruth() + Ramp(0, 1, steps=20) * SoftTargetDiceBCE()).balanced()
+    return module(
+        build(student=student, objective=objective),
+        lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+    )
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_is_the_same(build, tiny_unet, tmp_path):
+    def run(epochs, start=None):
+        trained = dropping(build, tiny_unet)
+        fit = trainer(tmp_path, epochs)
+        fit.fit(trained, loader(shuffle=True), loader(), ckpt_path=start)
+        fit.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return weights(trained)
+
+    whole = run(3)
+    run(2)
+    torch.rand(7)
+    torch.testing.assert_close(run(3, tmp_path / "2.ckpt"), whole, rtol=0, atol=0)
+
+
+def test_a_checkpoint_holds_no_teacher_and_is_read_without_pickle(build, tmp_path):
+    fit = trainer(tmp_path, 1)
+    trained = module(build())
+    fit.fit(trained, loader())
+    fit.save_checkpoint(tmp_path / "kd.ckpt")
+    kept = torch.load(tmp_path / "kd.ckpt", weights_only=True)
+    assert set(kept["state_dict"]) == {f"kd.{name}" for name in trained.kd.state_dict()}
+    assert not any("teacher" in name for name in kept["state_dict"])
+
+
+def test_a_function_builds_the_wrapper_once(build, tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return build()
+
+    trained = module(make)
+    fit = trainer(tmp_path, 1)
+    fit.fit(trained, loader())
+    fit.validate(trained, loader(), verbose=False)
+    assert len(calls) == 1
+    assert trained.kd.steps == 3
+
+
+def test_labelled_present_and_key_come_from_the_batch(build, tiny_unet, tmp_path):
+    cache = TeacherCache()
+    only = PrivilegedInput(MODALITIES, student=("t1ce", "t2"))
+    seen = []
+    kd = build(cache=cache, inputs=only, student=tiny_unet(2))
+    kd.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
+    extra = {
+        "key": lambda index: f"case{index}",
+        "labelled": lambda index: torch.tensor(index != 1),
+        "present": lambda index: torch.tensor([True, True, True, index != 2]),
+    }
+    trainer(tmp_path, 2).fit(module(kd), loader(**extra))
+    assert seen[0]["key"] == ["case0", "case1"]
+    assert seen[0]["labelled"].tolist() == [True, False]
+    assert seen[1]["present"][0].tolist() == [True, True, True, False]
+    assert cache.statistics.hits == 6
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precision_plugins(build, tmp_path, precision):
+    trained = module(build())
+    fit = trainer(tmp_path, 1, precision=precision)
+    fit.fit(trained, loader())
+    assert fit.callback_metrics["train/loss_epoch"].isfinite()
+    expected = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+    for network in (trained.kd.student, trained.kd.teacher):
+        assert next(network.parameters()).dtype == expected[precision]
+
+
+def test_a_teacher_that_learns_is_trained_and_goes_back_to_train_mode(build, tiny_unet, tmp_path):
+    objective = kdnet() + GroundTruth(of="teacher").named("teacher")
+    trained = module(build(teacher=JointTeacher(tiny_unet(4)), objective=objective))
+    before = [weight.clone() for weight in trained.kd.teacher.parameters()]
+    trainer(tmp_path, 1).fit(trained, loader(), loader())
+    assert trained.kd.teacher.training
+    assert not all(map(torch.equal, before, trained.kd.teacher.parameters()))
+
+
+def test_validation_keeps_modules_in_the_mode_that_they_had(build, tmp_path):
+    trained = module(build())
+    trained.kd.student.encoder.eval()
+    trainer(tmp_path, 1).fit(trained, loader(), loader())
+    assert trained.kd.student.head.training
+    assert not trained.kd.student.encoder.training
+    assert not trained.kd.teacher.training
+
+
+def test_predictions_are_those_of_the_student_alone(build, tmp_path):
+    trained = module(build())
+    (first, *_) = trainer(tmp_path, 1).predict(trained, loader())
+    images = next(iter(loader()))["image"]
+    torch.testing.assert_close(first, trained.kd.predict(images[:, 2:3]))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_on_the_joined_batch(build, tmp_path):
+    torch.manual_seed(0)
+    single, double = module(build()), module(build())
+    trainer(tmp_path, 1).fit(single, DataLoader(Samples(), batch_size=2))
+    ddp = {"strategy": "ddp_fork", "devices": 2}
+    fit = trainer(tmp_path, 1, **ddp, use_distributed_sampler=True)
+    fit.fit(double, DataLoader(Samples(), batch_size=1))
+    torch.testing.assert_close(weights(double), weights(single), rtol=1e-4, atol=1e-5)
+
+
+def test_names_that_no_step_takes_are_refused(build):
+    with pytest.raises(ObjectiveError, match="names= says where label lies in a batch"):
+        DistillationModule(build(), adam, names={"label": "target"})
+
+
+def test_a_critic_is_refused(build):
+    kd = build(objective=GroundTruth() + HolisticAdversarial(nn.Conv2d(4, 1, 1)))
+    with pytest.raises(LifecycleError, match="a term has a critic"):
+        DistillationModule(kd, adam)
