@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO_DIR ?= runs/demo
 
-.PHONY: help env demo test test-all fuzz bench check format gpu clean
+.PHONY: help env demo test test-all fuzz bench docs notebooks dist check format gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,19 @@ fuzz: env  ## the property tests alone, 10,000 generated examples each; hours
 bench: env  ## every benchmark: numbers, files, drawing, page; ten minutes on an idle machine
 	$(BIN)/python benchmarks/run.py
 
+docs: $(VENV)/.docs  ## the documentation site in docs/_build, with warnings as errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+
+notebooks: $(VENV)/.docs  ## run the notebooks anew and store their outputs
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+dist: env  ## wheel and source archive in dist/
+	$(BIN)/python -m build
+
 check: env  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +61,4 @@ gpu: env  ## what only a CUDA device can show: paper preset, AMP, compile, kill 
 	$(BIN)/python -m pytest -m gpu
 
 clean:  ## remove the environment, caches and runs
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info docs/_build

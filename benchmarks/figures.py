@@ -1,4 +1,4 @@
-"""The eight figures: who competes, and what is made of the times."""
+"""The nine figures: who competes, and what is made of the times."""
 
 import json
 import statistics
@@ -70,7 +70,7 @@ class Row:
     Attributes:
         what: What it is, in words.
         estimate: With its 95 % interval, or the extremes where the unit is MiB.
-        unit: "ratio", "exponent", "us" or "MiB".
+        unit: "ratio", "exponent", "us", "ms" or "MiB".
         goal: Not to be exceeded; None if there is none.
     """
 
@@ -347,6 +347,28 @@ def spread(values: list[float]) -> Interval:
     return Interval(statistics.median(values), min(values), max(values))
 
 
+#: What importing the library takes where torch is there already, in ms of processor time.
+IMPORT = """
+import time, torch
+began = time.process_time()
+import privdistill
+print(1000 * (time.process_time() - began))
+"""
+
+
+def importing(settings: Settings) -> Figure:
+    """9: what `import privdistill` takes on top of `import torch`."""
+    rounds = 2 if settings.quick else min(10, settings.rounds)
+    times = []
+    for done in range(rounds):
+        command = [sys.executable, "-c", IMPORT]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        times.append(float(said.stdout))
+        settings.report((done + 1) / rounds)
+    row = Row("import privdistill, after import torch", median(times), "ms", goal=50.0)
+    return Figure([row], [f"{rounds} fresh processes; processor time."])
+
+
 #: By the name of the file that holds it: heading, and what makes it.
 FIGURES = {
     "wrapper": ("The wrapper", wrapper),
@@ -357,4 +379,5 @@ FIGURES = {
     "losses": ("The objective", losses),
     "scaling": ("Growth", scaling),
     "inference": ("Inference", inference),
+    "import": ("Import", importing),
 }

@@ -10,7 +10,7 @@ from figures import FIGURES, Row
 
 HEAD = "| what | measured | 95 % interval | goal |\n| --- | --- | --- | --- |"
 TABLE = re.compile(r"(<!-- results: ([a-z-]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
-UNITS = {"us": " µs", "MiB": " MiB"}
+UNITS = {"us": " µs", "ms": " ms", "MiB": " MiB"}
 
 
 def load(results: Path) -> dict[str, dict[str, Any]]:

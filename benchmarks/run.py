@@ -34,7 +34,8 @@ SHARES = {
     "application": 0.15,
     "losses": 0.15,
     "scaling": 0.2,
-    "inference": 0.2,
+    "inference": 0.15,
+    "import": 0.05,
 }
 
 
@@ -73,7 +74,7 @@ def written(row: Row) -> str:
     """A number with its interval and its goal."""
     digits = {"ratio": 3, "exponent": 3}.get(row.unit, 0)
     value, low, high = (f"{number:.{digits}f}" for number in row.estimate)
-    unit = {"us": " us", "MiB": " MiB"}.get(row.unit, "")
+    unit = {"us": " us", "ms": " ms", "MiB": " MiB"}.get(row.unit, "")
     goal = "" if row.goal is None else f", goal at most {row.goal:g}"
     return f"{value} ({low} to {high}){unit}{goal}"
 

@@ -510,10 +510,11 @@ class DistillationWrapper(nn.Module):
         read = self.objective.needs_teacher_logits or self.taps
         if self.cache is None or key is None or not read:
             return self._run_teachers(view)
-        served: tuple[list[Heads], Features] = self._from_cache(self.cache, view, key)
-        return served
+        # Files, digests and locks are nothing to compile. Imported here as it imports the compiler.
+        from privdistill.cache.apart import uncompiled  # noqa: PLC0415
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+        return uncompiled(self._from_cache, self.cache, view, key)
+
     def _from_cache(
         self, cache: TeacherCache, view: Tensor, key: Sequence[str]
     ) -> tuple[list[Heads], Features]:

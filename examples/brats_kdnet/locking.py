@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
 from errors import UserError
+from reading import UnreadableError, read_json
 from writing import write_text
 
 
@@ -85,7 +86,7 @@ def lock_for_all(root: Path, fabric: Fabric) -> FolderLock | None:
 def _described(holder: Path) -> str:
     """Who holds a folder; it may be just beginning, or just leaving."""
     try:
-        found: dict[str, Any] = json.loads(holder.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(holder)
         return f"process {found['process']} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UnreadableError, KeyError, TypeError):
         return "another process"

@@ -1,5 +1,10 @@
 """Names that come from files and become parts of paths."""
 
+#: File systems allow 255 bytes for a name, to which endings are added.
+_LONGEST = 100
+#: Spreadsheets take what begins with one of them for a formula, and carry it out.
+_FORMULAS = ("=", "+", "-", "@")
+
 
 def is_name(text: object) -> bool:
     r"""Say whether something may name a file or a folder inside another one.
@@ -9,7 +14,8 @@ def is_name(text: object) -> bool:
 
     Returns:
         Whether it is a text of printable characters that stays where it is put: without slashes of
-        either kind, not empty, and not beginning with a dot.
+        either kind, not empty, of at most 100 bytes, and beginning neither with a dot nor as a
+        formula of a spreadsheet does (=, +, - or @).
 
     Example:
         >>> [is_name(text) for text in ("kdnet", "case 1", "../x", "/etc", "a\\nb", "", 3)]
@@ -19,6 +25,7 @@ def is_name(text: object) -> bool:
         isinstance(text, str)
         and text.isprintable()
         and bool(text)
-        and not text.startswith(".")
+        and not text.startswith((".", *_FORMULAS))
+        and len(text.encode()) <= _LONGEST
         and not {*text} & {"/", "\\"}
     )

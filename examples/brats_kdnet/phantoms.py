@@ -25,6 +25,7 @@ from data.layouts import PHANTOM_MARKER
 from data.parallel import map_parallel
 from errors import UserError
 from phantom_images import make_phantom
+from reading import UnreadableError, read_json
 from writing import atomic_folder, remove_abandoned, write_text
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
@@ -120,8 +121,8 @@ def _claim(root: Path, settings: Mapping[str, Any]) -> None:
 
 def _read_marker(marker: Path) -> Any:
     try:
-        return json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(marker)
+    except UnreadableError as error:
         raise UserError(f"{marker}: expected the settings of phantoms; {error}.") from error
 
 

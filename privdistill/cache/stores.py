@@ -222,8 +222,11 @@ def _flush(path: Path) -> None:
 
 def _read(path: Path) -> Entry | None:
     try:
+        # Memory mapping refuses compressed parts, but no tensor that repeats its numbers.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         entry = _entry(content)
+        if any(t.nbytes > t.untyped_storage().nbytes() for t in entry.tensors()):
+            raise ValueError("a tensor is larger than what is stored of it")
         if entry.checksum() == content["checksum"]:
             return entry
         damage = "its checksum differs"

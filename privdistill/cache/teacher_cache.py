@@ -126,7 +126,6 @@ class TeacherCache:
         self._statistics.bytes = self._store.bytes
         return self._statistics
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def fetch(
         self, teacher: str, keys: Sequence[str], view: Tensor, run: Callable[[], Outputs]
     ) -> Outputs:

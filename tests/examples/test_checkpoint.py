@@ -204,6 +204,14 @@ def test_a_flipped_bit_in_a_state_is_found_and_named(tmp_path):
         load_state(file)
 
 
+def test_a_digest_that_lost_its_name_is_missed(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_model(file, build(), METADATA)
+    flip(file, b'"sha256"')
+    with pytest.raises(UserError):
+        read_metadata(file)
+
+
 def test_any_flipped_byte_of_a_model_file_is_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     save_model(file, build(), METADATA)

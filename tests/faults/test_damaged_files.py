@@ -168,7 +168,7 @@ def test_what_goes_on_reads_or_says_why_not(finished, tmp_path, data, file):
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15
 )
 @given(data=st.data(), file=st.sampled_from(FILES))
 def test_the_report_is_written_or_says_why_not(finished, run, data, file):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -104,3 +105,57 @@ def test_an_entry_of_the_teacher_cache_is_refused_and_made_again(tmp_path, trap,
     with pytest.warns(CacheWarning, match="is damaged"):
         assert torch.equal(fetch()["tap.x"], answer["tap.x"])
     assert not trap.exists()
+
+
+def repeating(path):
+    """A terabyte of float32 in four bytes."""
+    tensors = {name: torch.zeros(1).expand(2**38) for name in ("weights", "image", "digest")}
+    torch.save(tensors | {"parts": {}, "checksum": 0}, path)
+
+
+def compressed(path):
+    """A gigabyte of zeros would take a megabyte in this form; here it is small."""
+    torch.save({"weights": torch.zeros(2**20), "image": torch.zeros(2**20)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+BOMBS = pytest.mark.parametrize(
+    ("write", "words"), [(repeating, "repeats its numbers"), (compressed, "is compressed")]
+)
+
+
+@BOMBS
+def test_a_state_that_unfolds_is_refused(tmp_path, write, words):
+    write(tmp_path / "state.pt")
+    with pytest.raises(UserError, match=f"cannot be read .*{words}"):
+        load_state(tmp_path / "state.pt")
+
+
+@BOMBS
+def test_a_prepared_subject_that_unfolds_is_refused(tmp_path, write, words):
+    root = generate_phantoms(tmp_path / "p", subjects=1, seed=0, size=16, progress=False)
+    description, subjects = find_subjects(root)
+    preprocessing = Preprocessing(description, ("t1",), None, (6, 6, 6))
+    prepared = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
+    write(prepared.file(subjects[0]))
+    with pytest.raises(UserError, match=f"is damaged .*{words}"):
+        prepared[0]
+
+
+@pytest.mark.parametrize("write", [repeating, compressed])
+def test_an_entry_of_the_teacher_cache_that_unfolds_is_made_again(tmp_path, write):
+    answer = {"tap.x": torch.ones(1, 3)}
+
+    def fetch():
+        cache = TeacherCache(tmp_path / "cache")
+        return cache.fetch("teacher", ["a"], torch.zeros(1, 1, 4), lambda: answer)
+
+    fetch()
+    (entry,) = (tmp_path / "cache").rglob("*.pt")
+    write(entry)
+    with pytest.warns(CacheWarning, match="is damaged"):
+        assert torch.equal(fetch()["tap.x"], answer["tap.x"])

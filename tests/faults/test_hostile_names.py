@@ -58,6 +58,15 @@ def test_a_name_that_is_one_stays_where_it_is_put(name):
     assert printable(name) == name
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "x" * 101, "é" * 51])
+def test_formulas_and_endless_names_are_no_names(name):
+    assert not is_name(name)
+    values = {**BRATS.to_dict(), "modalities": {name: "{subject}.nii"}}
+    with pytest.raises(UserError, match="does not begin with a dot, =,"):
+        Description.from_dict(values)
+    assert is_name(f"x{name}"[:50])
+
+
 @given(hostile, st.booleans())
 @example("../{subject}/{subject}_t1.nii", False)
 @example("/{subject}/{subject}_t1.nii", False)

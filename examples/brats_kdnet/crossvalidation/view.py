@@ -1,6 +1,5 @@
 """How far every unit is, read from the run folders, so that it shows other processes' units too."""
 
-import csv
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,9 @@ from rich.live import Live
 from rich.table import Table
 
 from crossvalidation.plan import Plan, Unit
+from errors import UserError
 from evaluation.scoring import read_scores
+from training.history import read_history
 
 _LINE_SECONDS = 30.0
 
@@ -126,8 +127,11 @@ class View:
         history = run.role(unit.row.name) / "history.csv"
         if not history.is_file():
             return "\N{MIDDLE DOT}"
-        with history.open(encoding="utf-8") as stream:
-            epochs = sum(1 for _ in csv.DictReader(stream))
+        try:
+            epochs = len(read_history(history))
+        except UserError:
+            # The unit itself says what is wrong, and the others go on.
+            return "damaged"
         wanted = unit.row.options.get("epochs", self.plan.config.training.epochs)
         return f"{epochs}/{wanted}"
 

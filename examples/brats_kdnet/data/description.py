@@ -257,8 +257,8 @@ def _name_contradictions(description: Description) -> list[str]:
         "region": description.regions,
     }
     problems = [
-        f"the {kind} {name!r} must be called by a word of printable characters without slashes "
-        "that does not begin with a dot."
+        f"the {kind} {name!r} must be called by a word of at most 100 bytes, of printable "
+        "characters without slashes, that does not begin with a dot, =, +, - or @."
         for kind, names in named.items()
         for name in names
         if not is_name(name)

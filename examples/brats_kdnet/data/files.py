@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data.layouts import Subject
-from errors import UserError
 
 #: Size in bytes and time of change in ns of every file, by subject and path.
 States = dict[str, dict[str, list[int]]]
@@ -14,10 +13,8 @@ def file_states(subjects: Iterable[Subject]) -> States:
     """Return the present state of the subjects' files.
 
     Args:
-        subjects: Their files must exist.
-
-    Raises:
-        UserError: If a file has disappeared.
+        subjects: Those whose files are looked at. What is not there or closed has the state
+            [-1, -1]; the checks of the data set report it with all other problems.
     """
     states: States = {}
     for subject in subjects:
@@ -26,9 +23,10 @@ def file_states(subjects: Iterable[Subject]) -> States:
         for path in (file.path for file in files if file is not None):
             try:
                 status = path.stat()
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error}).") from error
-            own[str(path)] = [status.st_size, status.st_mtime_ns]
+            except OSError:
+                own[str(path)] = [-1, -1]
+            else:
+                own[str(path)] = [status.st_size, status.st_mtime_ns]
     return states
 
 

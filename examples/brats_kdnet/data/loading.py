@@ -19,6 +19,7 @@ from data.layouts import Subject
 from data.parallel import map_parallel
 from data.preprocessing import Preprocessing, Sample
 from errors import UserError
+from training.digests import check_archive, check_tensors
 from writing import WriteError, first_line, remove_abandoned, write_tensors
 
 #: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
@@ -28,7 +29,10 @@ _DRAWS = 2**62
 #: Seconds; a batch of whole volumes from a slow network drive takes a minute.
 PATIENCE = 600.0
 #: What a file that was cut short, overwritten or written by somebody else can raise.
-_DAMAGE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
+_DAMAGE = (
+    *(OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError),
+    zipfile.BadZipFile,
+)
 T = TypeVar("T")
 
 
@@ -174,7 +178,10 @@ class PreparedSubjects(Dataset[Sample]):
         if not file.is_file():
             self.fill(self.data[index])
         try:
-            return cast("Sample", torch.load(file, mmap=mapped, weights_only=True))
+            check_archive(file)
+            sample = torch.load(file, mmap=mapped, weights_only=True)
+            check_tensors(sample)
+            return cast("Sample", sample)
         except _DAMAGE as error:
             raise UserError(
                 f"{file} is damaged ({first_line(error)}). Remove it; the subject is then "

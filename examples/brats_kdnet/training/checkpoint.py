@@ -23,7 +23,7 @@ from models import build_network
 from models.outline import outline
 from models.trust import check_trusted, is_known
 from run_folder import versions
-from training.digests import damaged, digest, digests
+from training.digests import check_archive, check_tensors, damaged, digest, digests
 from training.states import misfits
 from writing import atomic, first_line, write_tensors
 
@@ -348,8 +348,10 @@ def load_state(path: Path, say: Callable[[str], None] | None = None) -> dict[str
     if not path.is_file():
         return None
     try:
+        check_archive(path)
         state = dict(torch.load(path, map_location="cpu", weights_only=True))
         expected = state.pop(_DIGEST, None)
+        check_tensors(state)
         # States from before there were digests have none.
         spoilt = [] if expected is None else damaged(state, expected)
     except Exception as error:
@@ -394,8 +396,9 @@ def _parse(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
             f"{path} is not a model of this application: expected a safetensors file of format "
             f"{FORMAT!r}, as train.py writes it, found {found}."
         )
-    # Files from before there were digests have none.
-    if _DIGEST in strings and strings[_DIGEST] != _digest(strings):
+    # Files from before there were digests have neither; one alone has lost its name to damage.
+    known = _DIGEST in strings or _TENSORS in strings
+    if known and strings.get(_DIGEST) != _digest(strings):
         raise UserError(
             f"{path} is damaged: its metadata are not those that were written. Copy the file "
             "again, or train the network again."

@@ -1,7 +1,9 @@
 """Digests that tell a damaged file from a sound one."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +43,44 @@ def damaged(values: Mapping[str, Any], expected: Mapping[str, str]) -> list[str]
     """
     found = digests(values)
     return [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a file of tensors that unfolds to more than its own size, before it is read.
+
+    Args:
+        path: What `torch.save` wrote, which compresses nothing; anything else is let pass.
+
+    Raises:
+        ValueError: If a part of it is compressed, or its parts lie over each other.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError("a part of it is compressed, which torch.save never does")
+    if sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError("its parts promise more bytes than it has")
+
+
+def check_tensors(value: Any) -> None:
+    """Refuse tensors of more numbers than are stored for them, before any is copied.
+
+    Args:
+        value: What `digest` takes.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if isinstance(value, Tensor):
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} repeats its numbers")
+    elif isinstance(value, Mapping):
+        check_tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            check_tensors(entry)
 
 
 def _add(total: Any, value: Any) -> None:

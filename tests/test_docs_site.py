@@ -1,0 +1,59 @@
+"""The site documents every public name once, quotes messages as they are, and lists every page."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import privdistill
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MESSAGES = (ROOT / "tests" / "messages.txt").read_text(encoding="utf-8")
+TROUBLE = (DOCS / "how-to" / "troubleshooting.md").read_text(encoding="utf-8")
+HEADINGS = [found.strip("` ") for found in re.findall(r"^### (.*)$", TROUBLE, re.MULTILINE)]
+
+
+def test_the_reference_holds_every_public_name_once():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
+    named = re.findall(r"^\.\. auto\w+:: privdistill\.(\w+)$", pages, re.MULTILINE)
+    assert Counter(named) == Counter(privdistill.__all__)
+
+
+def test_there_are_messages_to_look_up():
+    assert len(HEADINGS) >= 25
+    assert len(set(HEADINGS)) == len(HEADINGS)
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_a_heading_is_part_of_a_message(heading):
+    # A heading that ends in a code span may have lost a backquote with the quoting.
+    assert heading in MESSAGES
+
+
+def test_every_page_of_the_index_exists():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\{toctree\}\n(.*?)^```", index, re.MULTILINE | re.DOTALL)
+    pages = [line for block in blocks for line in block.splitlines() if line[:1] not in ("", ":")]
+    assert len(pages) > 10
+    assert [p for p in pages if "*" not in p and not list(DOCS.glob(f"{p}.*"))] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("furo", reason="the extra docs is not installed")
+    pytest.importorskip("myst_nb", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet"]
+    built = subprocess.run(
+        [*command, str(DOCS), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "reference" / "wrapper.html").is_file()
