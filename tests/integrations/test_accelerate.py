@@ -8,7 +8,17 @@ import torch
 
 pytest.importorskip("accelerate", reason="the extra accelerate is not installed")
 
+from accelerate.state import AcceleratorState
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    # Accelerate keeps its precision for the whole process.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
