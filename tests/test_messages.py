@@ -392,8 +392,13 @@ MISUSES = {
     "nothing to fill": lambda: precompute(wrap(), []),
     "decoder deeper than the encoder": lambda: wrap(student=DeeperDecoder()),
 }
-# Raised where this suite does not run: under two processes.
+# Raised where this suite does not run: under two processes, or with packages that are optional.
 ELSEWHERE = {
+    ("batch.py", "check_names"): "tests/integrations/test_batch.py",
+    ("batch.py", "step_arguments"): "tests/integrations/test_batch.py",
+    ("batch.py", "_of_mapping"): "tests/integrations/test_batch.py",
+    ("lightning.py", "_take"): "tests/integrations/test_lightning.py: a critic is refused",
+    ("monai.py", "_infer"): "tests/integrations/test_monai.py: present and windows of several",
     ("checks.py", "check_networks"): "tests/test_distributed.py",
     ("checks.py", "check_synchronised"): "tests/test_distributed.py",
     ("checks.py", "check_gathered"): "tests/test_distributed.py",
