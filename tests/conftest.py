@@ -1,6 +1,7 @@
 """Tiny networks and inputs shared by the suite."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from privdistill import (
     PrivilegedInput,
     SoftTargetDiceBCE,
 )
+
+# Shells start programs in the background without Ctrl-C, which tests of signals send themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The networks are tiny, the processes of pytest-xdist many: threads would only wait for each other.
 torch.set_num_threads(1)

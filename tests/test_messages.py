@@ -402,6 +402,7 @@ ELSEWHERE = {
     ("checks.py", "check_networks"): "tests/test_distributed.py",
     ("checks.py", "check_synchronised"): "tests/test_distributed.py",
     ("checks.py", "check_gathered"): "tests/test_distributed.py",
+    ("stores.py", "_read"): "tests/cache/test_stores.py: a damaged entry is a warning",
     ("stores.py", "_entry"): "tests/cache/test_stores.py: a damaged entry is a warning",
     ("recorder.py", "record"): "tests/test_wrapper_early_exit.py: no error, it leaves a forward",
     (

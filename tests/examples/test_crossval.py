@@ -174,13 +174,14 @@ def test_a_network_that_has_seen_the_test_fold_is_refused(copy, arguments, capsy
     assert "subjects of the held-out fold" in output
 
 
-@pytest.mark.parametrize("text", ["", "role,case,region,space\n"])
-def test_a_score_file_that_lacks_cases_is_named(copy, arguments, capsys, text):
+@pytest.mark.parametrize("columns", [0, 4, 15])
+def test_a_score_file_that_lacks_columns_or_cases_is_named(copy, arguments, capsys, columns):
     lost = copy / "fold0-seed0" / "baseline" / "scores.csv"
-    lost.write_text(text)
+    header = lost.read_text().splitlines()[0].split(",")
+    lost.write_text(",".join(header[:columns]) + "\n" * bool(columns))
     message = failure(capsys, arguments, copy)
     assert str(lost) in message
-    assert "lacks 3 of the held-out subjects" in message
+    assert ("lacks 3 of the held-out subjects" in message) == (columns == 15)
 
 
 @pytest.mark.parametrize("name", ["folds.json", "crossval.json"])

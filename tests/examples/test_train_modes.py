@@ -188,7 +188,7 @@ def test_networks_of_one_kind_share_the_layer_that_is_named():
 def test_a_misfit_is_found_before_anything_is_written(options, message, tmp_path):
     config = parse_config([*SMALL, "--out", str(tmp_path / "run"), *options])
     with pytest.raises((UserError, PrivDistillError), match=message):
-        train.rehearse_all(config)
+        train.rehearse_all(config, train.STUDENT)
     assert not (tmp_path / "run").exists()
 
 
@@ -197,7 +197,7 @@ def test_a_trained_teacher_may_be_of_any_kind(tmp_path):
     metadata = describe_network("teacher", config, find_description(config))
     save_model(tmp_path / "teacher", build(metadata), metadata)
     given = ["--teacher_model", str(tmp_path / "teacher")]
-    train.rehearse_all(parse_config([*SMALL, *given]))
+    train.rehearse_all(parse_config([*SMALL, *given]), train.STUDENT)
     with pytest.raises(UserError, match="differs in slices"):
         train.rehearse_all(parse_config([*SMALL, *given, "--slices", "axial"]))
 

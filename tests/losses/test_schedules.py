@@ -56,7 +56,7 @@ def test_repr_shows_begin_and_curve():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "`steps` must be positive"),
+        ({"steps": 0}, "`steps` must be at least 1"),
         ({"steps": 5, "begin": -1}, "`begin` must not be negative"),
         ({"steps": 5, "curve": "cubic"}, "`curve` must be one of"),
         ({"steps": 5, "end": float("inf")}, "must be finite"),
