@@ -199,7 +199,7 @@ def test_a_trained_teacher_may_be_of_any_kind(tmp_path):
     given = ["--teacher_model", str(tmp_path / "teacher")]
     train.rehearse_all(parse_config([*SMALL, *given]), train.STUDENT)
     with pytest.raises(UserError, match="differs in slices"):
-        train.rehearse_all(parse_config([*SMALL, *given, "--slices", "axial"]))
+        train.rehearse_all(parse_config([*SMALL, *given, "--slices", "axial"]), train.STUDENT)
 
 
 def test_teacher_and_student_are_built_as_they_are_described():
