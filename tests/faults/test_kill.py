@@ -83,12 +83,12 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_run(whole, tmp_path):
     generator = random.Random(SEED)
     print(f"seed {SEED}, {len(moments)} moments in an uninterrupted run")
 
-    # Short ways, so that the run is not at its end before it was killed often enough, however fast
-    # the machine is.
+    # Short ways first, so that a fast machine is not at the end before it was killed often enough;
+    # longer ones later, as some parts of a run begin anew.
     def choose(number):
         if number % 4 == 3:
             return {"after": generator.uniform(0.05, 0.4)}
-        return {"at": generator.randint(1, len(moments) // 16)}
+        return {"at": generator.randint(1, len(moments) // 16 + 2 * number)}
 
     died = kill_and_resume(tmp_path / "run", tmp_path / "log.txt", choose)
     print(f"killed {len(died)} times:", *died, sep="\n  ")
