@@ -13,10 +13,9 @@ from rich.console import Console
 from command import exit_status
 from config import Program, parse_for
 from crossvalidation.folder import open_plan
-from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import CrossvalOptions, Plan
 from crossvalidation.results import collect_lesions, show_results
-from crossvalidation.schedule import Pool, command_of, run_here
+from crossvalidation.schedule import command_of, train_units
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
 from evaluation.lesions import load_panoptica
@@ -70,7 +69,8 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
     if options.unit is not None:
         run_unit(plan, plan.find(options.unit), console)
         return 0
-    failed = train_all(plan, options, arguments, console)
+    command = command_of(Path(__file__), arguments)
+    failed = train_units(plan, plan.units(), options.jobs, command, console)
     show_results(plan, console)
     if options.lesions:
         description, subjects = read_subjects(plan.config, RunFolder(plan.root), console)
@@ -95,30 +95,6 @@ def show_plan(plan: Plan, what: str, console: Console) -> None:
     for number, unit in enumerate(plan.units()):
         done = "  done" if plan.is_done(unit) else ""
         console.print(f"{number:4d}  {unit.name}{done}", highlight=False)
-
-
-def train_all(
-    plan: Plan, options: CrossvalOptions, arguments: Sequence[str], console: Console
-) -> dict[str, str]:
-    """Train every unit that is not done.
-
-    Args:
-        plan: Knows which.
-        options: How many at a time.
-        arguments: Command line, for the processes of units.
-        console: Where progress is shown.
-
-    Returns:
-        The units that failed, with the reason.
-    """
-    units = plan.units()
-    jobs = number_of_jobs(options.jobs, plan.config.training.accelerator)
-    missing = [unit for unit in units if not plan.is_done(unit)]
-    done, together = len(units) - len(missing), min(jobs, len(missing))
-    console.print(f"{len(units)} units, {done} done; {together} at a time", highlight=False)
-    if jobs == 1 or len(missing) <= 1:
-        return run_here(plan, units, console)
-    return Pool(plan, units, jobs, command_of(Path(__file__), arguments)).run(console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,9 +18,8 @@ from command import exit_status
 from config import Program, parse_for
 from crossval import show_plan
 from crossvalidation.folder import open_plan
-from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import CrossvalOptions, Plan
-from crossvalidation.schedule import Pool, command_of, run_here
+from crossvalidation.schedule import command_of, train_units
 from crossvalidation.unit import run_unit
 from errors import UserError
 from report import write_reports
@@ -187,16 +186,8 @@ def train(
         for teacher in plan.teachers_of(unit)
     }
     units = [unit for unit in plan.units() if unit.name in wanted | teachers]
-    jobs = number_of_jobs(options.jobs, plan.config.training.accelerator)
-    missing = [unit for unit in units if not plan.is_done(unit)]
-    console.print(
-        f"{len(units)} units, {len(units) - len(missing)} done; {min(jobs, len(missing))} at a "
-        "time",
-        highlight=False,
-    )
-    if jobs == 1 or len(missing) <= 1:
-        return run_here(plan, units, console)
-    return Pool(plan, units, jobs, command_of(Path(__file__), arguments)).run(console)
+    command = command_of(Path(__file__), arguments)
+    return train_units(plan, units, options.jobs, command, console)
 
 
 def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from crossvalidation.jobs import processors
+from crossvalidation.jobs import number_of_jobs, processors
 from crossvalidation.plan import Plan, Unit
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
@@ -26,6 +26,38 @@ from stopping import PARENT
 from training.interruption import TrainingStoppedError
 
 _PATIENCE = 0.5  # seconds between two looks at the processes
+
+
+def train_units(
+    plan: Plan,
+    units: Sequence[Unit],
+    jobs: int | str,
+    command: Sequence[str],
+    console: Console,
+) -> dict[str, str]:
+    """Train every unit that is not done, in this process or in several.
+
+    Args:
+        plan: Knows what is done.
+        units: Teachers before their students.
+        jobs: How many at a time, as in `number_of_jobs`.
+        command: Starts this program with its options, for the processes of units.
+        console: Where progress is shown.
+
+    Returns:
+        The units that failed, with the reason.
+
+    Raises:
+        UserError: If the number of jobs is not positive.
+        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
+    """
+    number = number_of_jobs(jobs, plan.config.training.accelerator)
+    missing = [unit for unit in units if not plan.is_done(unit)]
+    done, together = len(units) - len(missing), min(number, len(missing))
+    console.print(f"{len(units)} units, {done} done; {together} at a time", highlight=False)
+    if number == 1 or len(missing) <= 1:
+        return run_here(plan, units, console)
+    return Pool(plan, units, number, command).run(console)
 
 
 def run_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, str]:
