@@ -397,8 +397,11 @@ ELSEWHERE = {
     ("batch.py", "check_names"): "tests/integrations/test_batch.py",
     ("batch.py", "step_arguments"): "tests/integrations/test_batch.py",
     ("batch.py", "_of_mapping"): "tests/integrations/test_batch.py",
-    ("lightning.py", "_take"): "tests/integrations/test_lightning.py: a critic is refused",
-    ("monai.py", "_infer"): "tests/integrations/test_monai.py: present and windows of several",
+    ("critic.py", "refuse_critic"): "tests/integrations/test_lightning.py: a critic is refused",
+    (
+        "windows.py",
+        "predict_windows",
+    ): "tests/integrations/test_monai.py: present and windows of several",
     ("checks.py", "check_networks"): "tests/test_distributed.py",
     ("checks.py", "check_synchronised"): "tests/test_distributed.py",
     ("checks.py", "check_gathered"): "tests/test_distributed.py",

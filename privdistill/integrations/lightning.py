@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from privdistill import DistillationWrapper, LifecycleError, Output
 from privdistill.inputs import Image
 from privdistill.integrations.batch import check_names, step_arguments
+from privdistill.integrations.critic import refuse_critic
 from privdistill.integrations.randomness import random_state, set_random_state
+from privdistill.integrations.terms import finest, values
 
 try:
     from lightning.pytorch import LightningModule
@@ -71,12 +73,7 @@ class DistillationModule(LightningModule):
             self._take(wrapper)
 
     def _take(self, wrapper: DistillationWrapper) -> None:
-        terms = [term for _, term in wrapper.objective.named_terms.values()]
-        if any(hasattr(term, "critic_loss") for term in terms):
-            raise LifecycleError(
-                "DistillationModule: a term has a critic, which needs a second optimizer. Leave it "
-                "out, or write a plain loop with kd.critic_parameters() and kd.critic_loss()."
-            )
+        refuse_critic(wrapper, "DistillationModule")
         self.kd = wrapper
 
     def configure_model(self) -> None:
@@ -118,11 +115,9 @@ class DistillationModule(LightningModule):
     def _step(self, batch: Any, stage: str) -> Tensor:
         given = step_arguments(batch, self.names)
         out: Output = self.kd(**given)
-        values = {f"{stage}/{name}": value for name, value in out.terms.items()}
-        values[f"{stage}/loss"] = out.loss.detach()
-        size = len(out.student[0]) if isinstance(out.student, list) else len(out.student)
-        training = stage == "train"
-        self.log_dict(values, on_step=training, on_epoch=True, sync_dist=True, batch_size=size)
+        logged = {f"{stage}/{name}": value for name, value in values(out).items()}
+        training, size = stage == "train", len(finest(out))
+        self.log_dict(logged, on_step=training, on_epoch=True, sync_dist=True, batch_size=size)
         return out.loss
 
     def on_validation_model_eval(self) -> None:

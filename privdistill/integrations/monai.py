@@ -1,4 +1,4 @@
-"""Trainer and evaluator on MONAI's Ignite engines, and the terms among their metrics."""
+"""Trainer and evaluator on MONAI's Ignite engines."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -7,62 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privdistill import ModalityError, Output
+from privdistill import Output
 from privdistill.integrations.batch import check_names, step_arguments
+from privdistill.integrations.critic import refuse_critic
+from privdistill.integrations.windows import predict_windows, unwrapped
 
 try:
-    from ignite.engine import Events
     from monai.engines.evaluator import SupervisedEvaluator
     from monai.engines.trainer import SupervisedTrainer
     from monai.engines.utils import IterationEvents
     from monai.utils.enums import CommonKeys
+
+    from privdistill.integrations.monai_terms import TermMetrics
 except ImportError as error:
     raise ImportError(
         "privdistill.integrations.monai needs the packages monai and pytorch-ignite, one of which "
         f"cannot be imported ({error}). Install them: pip install 'privdistill[monai]'."
     ) from error
-
-
-class TermMetrics:
-    """Handler that turns loss and terms of each iteration into metrics of the epoch.
-
-    Means over samples, called `<prefix>loss` and `<prefix><term>` in `engine.state.metrics`, where
-    MONAI's StatsHandler finds them; `engine.state.terms` holds those of the last iteration. The
-    prediction becomes the student's logits, of several heads the finest.
-
-    Args:
-        prefix: Before each name.
-        event: After it the wrapper's output is not needed any more.
-    """
-
-    def __init__(self, prefix: str, event: IterationEvents) -> None:
-        self.prefix, self.event = prefix, event
-        self._sums: dict[str, Tensor] = {}
-        self._samples = 0
-
-    def attach(self, engine: Any) -> None:
-        """Add the handler to an engine."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(self.event, self._add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
-
-    def _start(self, engine: Any) -> None:  # noqa: ARG002
-        self._sums, self._samples = {}, 0
-
-    def _add(self, engine: Any) -> None:
-        out = engine.state.output[CommonKeys.PRED]
-        if not isinstance(out, Output):
-            return  # the student ran alone
-        logits = out.student[0] if isinstance(out.student, list) else out.student
-        engine.state.output[CommonKeys.PRED] = logits
-        engine.state.terms = {"loss": out.loss.detach(), **out.terms}
-        self._samples += len(logits)
-        for name, value in engine.state.terms.items():
-            self._sums[name] = self._sums.get(name, 0) + value * len(logits)
-
-    def _finish(self, engine: Any) -> None:
-        for name, total in self._sums.items():
-            engine.state.metrics[self.prefix + name] = float(total) / self._samples
 
 
 class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignore]
@@ -81,6 +42,17 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
 
     Raises:
         ObjectiveError: If `names` holds what no step takes.
+        LifecycleError: If a term has a critic.
+
+    Example:
+        >>> from privdistill import DistillationWrapper, GroundTruth
+        >>> kd = DistillationWrapper(None, nn.Conv2d(1, 2, 1), objective=GroundTruth())
+        >>> batches = [{"image": torch.zeros(1, 1, 4, 4), "label": torch.zeros(1, 4, 4).long()}]
+        >>> optimizer = torch.optim.Adam(kd.parameters())
+        >>> trainer = DistillationTrainer("cpu", 2, batches, kd, optimizer)
+        >>> trainer.run()
+        >>> sorted(trainer.state.metrics)
+        ['train_ground_truth', 'train_loss']
     """
 
     def __init__(
@@ -95,6 +67,7 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
         train_handlers: Sequence[Any] = (),
         **options: Any,
     ) -> None:
+        refuse_critic(unwrapped(network), "DistillationTrainer")
         terms = TermMetrics("train_", IterationEvents.LOSS_COMPLETED)
         options |= {"prepare_batch": _reader(names), "train_handlers": [terms, *train_handlers]}
         super().__init__(
@@ -116,6 +89,20 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         val_handlers: After the `TermMetrics` that is always there.
         inferer: How the student sees large volumes.
         options: Further ones of SupervisedEvaluator, such as `key_val_metric`.
+
+    Raises:
+        ObjectiveError: If `names` holds what no step takes.
+
+    Example:
+        >>> from privdistill import DistillationWrapper, GroundTruth
+        >>> kd = DistillationWrapper(None, nn.Conv2d(1, 2, 1), objective=GroundTruth())
+        >>> batches = [{"image": torch.zeros(1, 1, 4, 4), "label": torch.zeros(1, 4, 4).long()}]
+        >>> evaluator = DistillationEvaluator("cpu", batches, kd, decollate=False)
+        >>> evaluator.run()
+        >>> sorted(evaluator.state.metrics)
+        ['val_ground_truth', 'val_loss']
+        >>> evaluator.state.output["pred"].shape
+        torch.Size([1, 2, 4, 4])
     """
 
     def __init__(
@@ -131,7 +118,7 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
     ) -> None:
         terms = TermMetrics("val_", IterationEvents.FORWARD_COMPLETED)
         options |= {"prepare_batch": _reader(names), "val_handlers": [terms, *val_handlers]}
-        options["inferer"] = None if inferer is None else partial(_infer, inferer)
+        options["inferer"] = None if inferer is None else partial(predict_windows, inferer)
         super().__init__(torch.device(device), val_data_loader, network, **options)
 
 
@@ -152,16 +139,3 @@ def _reader(names: Mapping[str, str] | None) -> Callable[..., Any]:
         return given.pop("image"), given.get("target"), (), given
 
     return read
-
-
-def _infer(inferer: Callable[..., Any], image: Tensor, network: nn.Module, **given: Any) -> Any:
-    kd: Any = getattr(network, "module", network)
-    present = given.get("present")
-    if present is None:
-        return inferer(image, kd.predict)
-    if len(image) > 1:
-        raise ModalityError(
-            f"An inferer mixes windows of a batch, here of {len(image)} images, which `present` "
-            "cannot follow. Load one image at a time, or leave the inferer out."
-        )
-    return inferer(image, lambda part: kd.predict(part, present=present.expand(len(part), -1)))

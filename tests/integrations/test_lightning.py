@@ -153,6 +153,17 @@ def test_a_checkpoint_holds_no_teacher_and_is_read_without_pickle(build, tmp_pat
     assert not any("teacher" in name for name in kept["state_dict"])
 
 
+def test_lightnings_own_checkpoints_give_back_the_student(build, tmp_path):
+    saver = lightning.callbacks.ModelCheckpoint(tmp_path, monitor="val/loss", save_last=True)
+    trained = module(build())
+    fit = trainer(tmp_path, 2, enable_checkpointing=True, callbacks=[saver])
+    fit.fit(trained, loader(), loader())
+    options = {"wrapper": build, "optimizer": adam, "names": {"target": "label"}}
+    again = DistillationModule.load_from_checkpoint(saver.last_model_path, **options)
+    torch.testing.assert_close(again.kd.state_dict(), trained.kd.state_dict(), rtol=0, atol=0)
+    assert saver.best_model_score == fit.callback_metrics["val/loss"]
+
+
 def test_a_function_builds_the_wrapper_once(build, tmp_path):
     calls = []
 
@@ -234,6 +245,20 @@ def test_two_processes_equal_one_on_the_joined_batch(build, tmp_path):
 
     double = run(3, strategy="ddp_fork", devices=2)
     torch.testing.assert_close(double, run(6), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_a_checkpoint_as_if_they_had_not_stopped(build, tmp_path):
+    def run(epochs, start=None):
+        trained = module(build())
+        fit = trainer(tmp_path, epochs, strategy="ddp_fork", devices=2, precision="bf16-mixed")
+        fit.fit(trained, DataLoader(Samples(), batch_size=3), ckpt_path=start)
+        fit.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return weights(trained)
+
+    whole = run(3)
+    run(2)
+    torch.testing.assert_close(run(3, tmp_path / "2.ckpt"), whole, rtol=0, atol=0)
 
 
 def test_names_that_no_step_takes_are_refused(build):

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from privdistill import (
     DistillationWrapper,
+    GroundTruth,
+    HolisticAdversarial,
+    LifecycleError,
     ModalityError,
     ObjectiveError,
     PrivilegedInput,
@@ -172,3 +176,9 @@ def test_checkpoints_hold_no_teacher(build, tmp_path):
 def test_names_that_no_step_takes_are_refused(build):
     with pytest.raises(ObjectiveError, match="names= says where seg lies"):
         train(build(), 1, loader(), names={"seg": "label"})
+
+
+def test_a_critic_is_refused(build):
+    kd = build(objective=GroundTruth() + HolisticAdversarial(nn.Conv2d(4, 1, 1)))
+    with pytest.raises(LifecycleError, match="DistillationTrainer: a term has a critic"):
+        train(kd, 1, loader())
