@@ -1,5 +1,6 @@
 """Phantoms as a list of files, as MONAI's data sets read them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ from phantoms import generate_phantoms, phantom_names
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
-def files(root: str, *, subjects: int, size: int, seed: int = 0) -> list[dict[str, Any]]:
+def files(
+    root: str,
+    *,
+    subjects: int,
+    size: int,
+    seed: int = 0,
+    modalities: Sequence[str] = MODALITIES,
+) -> list[dict[str, Any]]:
     """Write phantoms, unless they are there, and list them.
 
     Args:
@@ -17,16 +25,17 @@ def files(root: str, *, subjects: int, size: int, seed: int = 0) -> list[dict[st
         subjects: How many.
         size: Voxels along each axis.
         seed: Of everything random.
+        modalities: Those that are read, in channel order.
 
     Returns:
-        For each subject the files of its modalities, "image", and its segmentation, "label".
+        For each subject the files of these modalities, "image", and its segmentation, "label".
     """
     folder = generate_phantoms(
         Path(root), subjects=subjects, seed=seed, size=size, progress=False, workers=1
     )
     return [
         {
-            "image": [str(folder / name / f"{name}_{m}.nii.gz") for m in MODALITIES],
+            "image": [str(folder / name / f"{name}_{m}.nii.gz") for m in modalities],
             "label": str(folder / name / f"{name}_seg.nii.gz"),
         }
         for name in phantom_names(subjects)
