@@ -1,7 +1,7 @@
 """Distillation in a loop of Hugging Face Accelerate, on random images.
 
 python examples/accelerate_loop.py
-accelerate launch --num_processes 2 --cpu examples/accelerate_loop.py
+torchrun --nproc_per_node 2 examples/accelerate_loop.py
 """
 
 import sys
@@ -48,7 +48,10 @@ def train(epochs: int = 3, *, mixed_precision: str = "no") -> tuple[Distillation
     Returns:
         The wrapper, and the last batch's loss.
     """
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    # Unless it is told, Accelerate takes no notice of several processes on a CPU.
+    cpu = not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision)
+    accelerator.print(f"processes: {accelerator.num_processes}")
     torch.manual_seed(0)
     images, targets = torch.randn(16, 2, 16, 16), torch.randint(0, 3, (16, 16, 16))
     kd = DistillationWrapper(
