@@ -37,7 +37,7 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
         optimizer: Of `kd.parameters()`.
         names: Entry of a batch for an argument of the step that is called otherwise; unless given,
             the target is "label". Others ("key", "present", "labelled") are found by their names.
-        train_handlers: After the `TermMetrics` that is always there, with the prefix "train_".
+        train_handlers: After the `TermMetrics` that is always there, whose names begin with `train_`.
         options: Further ones of SupervisedTrainer, such as `amp` and `key_train_metric`.
 
     Raises:
@@ -79,7 +79,7 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
     """MONAI's SupervisedEvaluator for a wrapper: predictions are the student's logits.
 
     Without an inferer the step runs in eval mode, and loss and terms are metrics with the prefix
-    "val_". With one, such as SlidingWindowInferer, the student runs alone, and there are none.
+    `val_`. With one, such as SlidingWindowInferer, the student runs alone, and there are none.
 
     Args:
         device: Like `network` and `names`, as for the trainer.
