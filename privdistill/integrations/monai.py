@@ -37,7 +37,7 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
         optimizer: Of `kd.parameters()`.
         names: Entry of a batch for an argument of the step that is called otherwise; unless given,
             the target is "label". Others ("key", "present", "labelled") are found by their names.
-        train_handlers: After the `TermMetrics` that is always there, whose names begin with `train_`.
+        train_handlers: After the `TermMetrics` that is always there; their prefix is `train_`.
         options: Further ones of SupervisedTrainer, such as `amp` and `key_train_metric`.
 
     Raises:

@@ -251,16 +251,17 @@ def test_two_processes_equal_one_on_the_joined_batch(build, tmp_path):
 def test_two_processes_go_on_from_a_checkpoint_as_if_they_had_not_stopped(build, tmp_path):
     def run(epochs, start=None):
         trained = module(build())
-        folder = tmp_path / (f"to-{epochs}" if start is None else "on")
-        saver = lightning.callbacks.ModelCheckpoint(folder, filename="end")
+        saver = lightning.callbacks.ModelCheckpoint(tmp_path / f"{epochs}", filename="end")
         two = {"strategy": "ddp_fork", "devices": 2, "precision": "bf16-mixed"}
-        fit = trainer(tmp_path, epochs, enable_checkpointing=True, callbacks=[saver], **two)
+        if start is None:
+            two |= {"enable_checkpointing": True, "callbacks": [saver]}
+        fit = trainer(tmp_path, epochs, **two)
         fit.fit(trained, DataLoader(Samples(), batch_size=3), ckpt_path=start)
         return weights(trained)
 
     whole = run(3)
     run(2)
-    torch.testing.assert_close(run(3, tmp_path / "to-2" / "end.ckpt"), whole, rtol=0, atol=0)
+    torch.testing.assert_close(run(3, tmp_path / "2" / "end.ckpt"), whole, rtol=0, atol=0)
 
 
 def test_names_that_no_step_takes_are_refused(build):
