@@ -248,6 +248,7 @@ def test_two_processes_equal_one_on_the_joined_batch(build, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_two_processes_go_on_from_a_checkpoint_as_if_they_had_not_stopped(build, tmp_path):
     def run(epochs, start=None):
         trained = module(build())
