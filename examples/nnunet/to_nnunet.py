@@ -33,9 +33,13 @@ def convert(source: Path, out: Path, test: int) -> int:
     Raises:
         SystemExit: If there are not enough subjects.
     """
-    subjects = sorted(path for path in source.iterdir() if (path / f"{path.name}_seg.nii.gz").exists())
+    subjects = sorted(
+        path for path in source.iterdir() if (path / f"{path.name}_seg.nii.gz").exists()
+    )
     if not 0 <= test < len(subjects):
-        raise SystemExit(f"{source}: {len(subjects)} subjects, of which {test} cannot be for tests.")
+        raise SystemExit(
+            f"{source}: {len(subjects)} subjects, of which {test} cannot be for tests."
+        )
     for position, subject in enumerate(subjects):
         part = "Ts" if position >= len(subjects) - test else "Tr"
         _write(subject, out / f"images{part}", out / f"labels{part}")

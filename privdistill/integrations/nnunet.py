@@ -1,0 +1,269 @@
+"""A trainer of nnU-Net v2 that distils a plain nnU-Net of many channels into one of a few."""
+
+import os
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from privdistill import (
+    DistillationWrapper,
+    LifecycleError,
+    Objective,
+    ObjectiveError,
+    Output,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    Tap,
+    Term,
+)
+
+try:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from privdistill.integrations.nnunet_teacher import load_teacher
+except ImportError as error:
+    raise ImportError(
+        "privdistill.integrations.nnunet needs the package nnunetv2, which cannot be imported "
+        f"({error}). Install it: pip install 'privdistill[nnunet]'."
+    ) from error
+
+from privdistill.integrations import nnunet_folder as folder
+
+
+class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by such names)
+    """Train a student of some channels with a plain nnU-Net of all channels as its teacher.
+
+    Plans, patches, augmentation, deep supervision and nnU-Net's own loss stay; the loss becomes
+    `(1 - imitation) * nnU-Net's + build_objective()`. At imitation 0 there is no teacher, which
+    trains the baseline to compare with. The end of the training writes a stand-alone model folder,
+    beside this one under the name of nnU-Net's trainer.
+
+    Options are environment variables, or attributes of a subclass, which win. The teacher is the
+    `checkpoint_final.pth` of the same fold.
+
+    Args:
+        plans: As for every trainer of nnU-Net, and so are the others; of all channels.
+        configuration: Name, such as "3d_fullres"; no stage of a cascade that needs another one.
+        fold: Number, or "all".
+        dataset_json: What `dataset.json` holds.
+        device: Where to train.
+
+    Attributes:
+        student_channels: Names or numbers of the student's channels, in the order of its input;
+            `PRIVDISTILL_CHANNELS`, with commas.
+        teacher_folder: Model folder of the teacher; `PRIVDISTILL_TEACHER`.
+        imitation: Share of the teacher, lambda in [0, 1]; `PRIVDISTILL_IMITATION`, 0.5 otherwise.
+        taps: Layer pairs for terms on features, as in `DistillationWrapper`.
+
+    Raises:
+        ModalityError: If the channels are not those of the data set.
+        ObjectiveError: If an option has no meaning, or a term reads the reference.
+        LifecycleError: In several processes, for a cascade, or if the teacher does not fit.
+
+    Source:
+        Lopez-Paz et al. 2016, arXiv:1511.03643, section 4, for lambda and soft targets; T = 1 and
+        equal shares are ours, after docs/results/when-it-helps.
+    """
+
+    student_channels: ClassVar[Sequence[str]] = ()
+    teacher_folder: ClassVar[str | Path] = ""
+    imitation: ClassVar[float | None] = None
+    taps: ClassVar[Mapping[str, Tap]] = {}
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ) -> None:
+        wanted = self.student_channels or os.environ.get("PRIVDISTILL_CHANNELS", "").split(",")
+        channels = folder.channel_indices(dataset_json, [n.strip() for n in wanted if n.strip()])
+        self._share = _share(self.imitation)
+        self._given = {key: value for key, value in plans.items() if key != "continue_training"}
+        self._given_dataset = dataset_json
+        whole = PlansManager(deepcopy(self._given)).get_configuration(configuration)
+        if whole.previous_stage_name is not None:
+            raise LifecycleError(
+                f"{configuration} is the second stage of a cascade, whose input holds what the "
+                "first one predicted. Distil 2d, 3d_lowres or 3d_fullres."
+            )
+        self._whole = whole
+        names = folder.channel_names(dataset_json)
+        every = [f"{number}:{name}" for number, name in enumerate(names)]
+        self.inputs = PrivilegedInput(every, student=[every[index] for index in channels])
+        self._channels = channels
+        own = "_".join(
+            [plans["plans_name"], *("".join(filter(str.isalnum, names[i])) for i in channels)]
+        )
+        own += "" if self._share else "_baseline"
+        reduced = folder.reduced_plans(
+            self._given, configuration, whole.configuration, channels, own
+        )
+        reduced["continue_training"] = plans.get("continue_training", False)
+        dataset = folder.reduced_dataset(dataset_json, channels)
+        super().__init__(reduced, configuration, fold, dataset, device)
+        if self.is_ddp:
+            raise LifecycleError(
+                "nnUNetTrainerDistillation trains in one process. Leave -num_gpus out, and train "
+                "folds or channels on the other GPUs."
+            )
+        self.kd: DistillationWrapper | None = None
+        self._terms: dict[str, Tensor] = {}
+
+    def build_objective(self) -> Term | Objective:
+        """Return what the student learns from the teacher; a subclass may return anything else.
+
+        Returns:
+            `imitation` times soft targets at T = 1, unless overridden. nnU-Net's own loss reads the
+            reference, so that no term here may.
+        """
+        return self._share * SoftTargetDiceBCE(temperature=1.0, binarisation="soft")
+
+    def initialize(self) -> None:
+        """Build the student as nnU-Net does, then put teacher and student into a wrapper."""
+        super().initialize()
+        if not self._share:
+            return
+        channels, size = len(self.inputs.modalities), self.configuration_manager.patch_size
+        self.kd = DistillationWrapper(
+            load_teacher(
+                self._teacher_folder(), self._given, self._whole, self._given_dataset, self.fold
+            ).to(self.device),
+            self.network,
+            objective=self.build_objective(),
+            inputs=self.inputs,
+            taps=self.taps,
+            activation="sigmoid" if self.label_manager.has_regions else "softmax",
+            example=torch.zeros(1, channels, *size, device=self.device),
+            head_weights=getattr(self.loss, "weight_factors", None),
+        )
+        if self.kd.objective.needs_target:
+            raise ObjectiveError(
+                f"The objective {self.kd.objective} reads the reference, which nnU-Net's own loss "
+                "does already, with its ignore label and regions. Leave that term out; its weight "
+                "is 1 - imitation."
+            )
+        known = set(self.network.parameters())
+        more = [weight for weight in self.kd.parameters() if weight not in known]
+        if more:
+            self.optimizer.add_param_group({"params": more})
+        self.print_to_log_file(self.kd, add_timestamp=False)
+
+    def _teacher_folder(self) -> Path:
+        given = self.teacher_folder or os.environ.get("PRIVDISTILL_TEACHER", "")
+        if not given:
+            raise LifecycleError(
+                "No teacher is given. Set PRIVDISTILL_TEACHER to the model folder of a plain nnU-Net of "
+                "every channel, nnUNet_results/DATASET/nnUNetTrainer__PLANS__CONFIGURATION, or "
+                "PRIVDISTILL_IMITATION=0 to train the baseline without one."
+            )
+        return Path(given)
+
+    def get_training_transforms(self, *arguments: Any, **options: Any) -> Any:
+        """Return nnU-Net's augmentation, for images that still have every channel."""
+        options["use_mask_for_norm"] = self._whole.use_mask_for_norm
+        return super().get_training_transforms(*arguments, **options)
+
+    def _seen(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch | {"data": self.inputs.for_student(batch["data"])}
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take nnU-Net's own step, on the wrapper and the joint loss."""
+        if self.kd is None:
+            return dict(super().train_step(self._seen(batch)))
+        network, loss = self.network, self.loss
+
+        def joint(out: Output, target: Any) -> Tensor:
+            reference: Tensor = loss(out.student, target)
+            self._terms = {"nnunet": reference.detach(), **out.terms}
+            return (1 - self._share) * reference + out.loss
+
+        self.network, self.loss = self.kd, joint
+        try:
+            result = dict(super().train_step(batch))
+        finally:
+            self.network, self.loss = network, loss
+        return result | {name: value.float().cpu().numpy() for name, value in self._terms.items()}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Write the mean of every term, unweighted, into the log."""
+        super().on_train_epoch_end(train_outputs)
+        for name in self._terms:
+            mean = sum(float(step[name]) for step in train_outputs) / len(train_outputs)
+            self.print_to_log_file(f"{name} {mean:.4f}")
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score the student alone, by nnU-Net's own loss."""
+        return dict(super().validation_step(self._seen(batch)))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Predict the validation cases with the student's channels."""
+        every, channels = self.dataset_class, self._channels
+
+        class StudentCases(every):  # type: ignore[misc, valid-type, unused-ignore]
+            def load_case(self, identifier: str) -> tuple[Any, ...]:
+                data, *rest = super().load_case(identifier)
+                return data[:][channels], *rest
+
+        self.dataset_class = StudentCases
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            self.dataset_class = every
+
+    def _told(self) -> dict[str, Any]:
+        """What a training must not change when it goes on."""
+        objective = None if self.kd is None else str(self.kd.objective)
+        return {"channels": self._channels, "imitation": self._share, "objective": objective}
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save nnU-Net's checkpoint of the student; adapters and counts go into its `init_args`."""
+        state = {} if self.kd is None else self.kd.state_dict()
+        rest = {key: value for key, value in state.items() if not key.startswith("student.")}
+        self.my_init_kwargs[folder.OWN] = {"told": self._told(), "state": rest}
+        super().save_checkpoint(filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Go on from a checkpoint, if it was made with the same options."""
+        super().load_checkpoint(filename_or_checkpoint)
+        found = self.my_init_kwargs.get(folder.OWN, {})
+        if found.get("told") != self._told():
+            raise LifecycleError(
+                f"{filename_or_checkpoint} was trained with {found.get('told')}, and this training "
+                f"is asked for {self._told()}. Set the options of then, or train anew without --c."
+            )
+        if self.kd is not None:
+            self.kd.load_state_dict(self.kd.state_dict() | found["state"])
+
+    def on_train_start(self) -> None:
+        """Begin, unless the stand-alone folder could not be written in the end."""
+        folder.student_folder(Path(self.output_folder_base))
+        super().on_train_start()
+
+    def on_train_end(self) -> None:
+        """End as nnU-Net does, and write the stand-alone folder of this fold."""
+        super().on_train_end()
+        if not self.disable_checkpointing:
+            written = folder.write_student_folder(Path(self.output_folder_base), fold=self.fold)
+            self.print_to_log_file(f"The stand-alone model: {written}")
+
+
+def _share(given: float | None) -> float:
+    text = os.environ.get("PRIVDISTILL_IMITATION", "0.5") if given is None else given
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ObjectiveError(
+            f"PRIVDISTILL_IMITATION is {text!r}; expected the teacher's share in [0, 1], such as "
+            "0.5, or 0 for a baseline without one."
+        )
+    return share
