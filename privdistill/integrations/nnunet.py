@@ -160,8 +160,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         given = self.teacher_folder or os.environ.get("PRIVDISTILL_TEACHER", "")
         if not given:
             raise LifecycleError(
-                "No teacher is given. Set PRIVDISTILL_TEACHER to the model folder of a plain nnU-Net of "
-                "every channel, nnUNet_results/DATASET/nnUNetTrainer__PLANS__CONFIGURATION, or "
+                "No teacher is given. Set PRIVDISTILL_TEACHER to the folder of a plain nnU-Net "
+                "of every channel, nnUNet_results/DATASET/nnUNetTrainer__PLANS__CONFIGURATION, or "
                 "PRIVDISTILL_IMITATION=0 to train the baseline without one."
             )
         return Path(given)

@@ -199,8 +199,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise LifecycleError(
-            f"{path} does not exist. Expected a model folder of nnU-Net with dataset.json, plans.json "
-            "and fold_*/, as nnUNetv2_train leaves it: "
+            f"{path} does not exist. Expected a model folder of nnU-Net with dataset.json, "
+            "plans.json and fold_*/, as nnUNetv2_train leaves it: "
             "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION."
         )
     return dict(json.loads(path.read_text(encoding="utf-8")))
