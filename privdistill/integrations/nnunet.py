@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from privdistill import (
     DistillationWrapper,
@@ -83,6 +83,11 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
+        if distributed.is_initialized():
+            raise LifecycleError(
+                "nnUNetTrainerDistillation trains in one process. Leave -num_gpus out, and train "
+                "folds or channels on the other GPUs."
+            )
         wanted = self.student_channels or os.environ.get("PRIVDISTILL_CHANNELS", "").split(",")
         channels = folder.channel_indices(dataset_json, [n.strip() for n in wanted if n.strip()])
         self._share = _share(self.imitation)
@@ -109,11 +114,6 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         reduced["continue_training"] = plans.get("continue_training", False)
         dataset = folder.reduced_dataset(dataset_json, channels)
         super().__init__(reduced, configuration, fold, dataset, device)
-        if self.is_ddp:
-            raise LifecycleError(
-                "nnUNetTrainerDistillation trains in one process. Leave -num_gpus out, and train "
-                "folds or channels on the other GPUs."
-            )
         self.kd: DistillationWrapper | None = None
         self._terms: dict[str, Tensor] = {}
 
