@@ -8,7 +8,7 @@ from pathlib import Path
 import privdistill
 
 PACKAGE = Path(privdistill.__file__).parent
-FOREIGN = {"monai", "lightning", "numpy", "ignite", "accelerate", "onnx"}
+FOREIGN = {"monai", "lightning", "numpy", "ignite", "accelerate", "onnx", "nnunetv2"}
 
 
 def imported(path):

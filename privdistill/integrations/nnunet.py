@@ -1,6 +1,5 @@
 """A trainer of nnU-Net v2 that distils a plain nnU-Net of many channels into one of a few."""
 
-import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -25,7 +24,7 @@ try:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from privdistill.integrations.nnunet_teacher import load_teacher
+    from privdistill.integrations.nnunet_teacher import Whole, load_teacher
 except ImportError as error:
     raise ImportError(
         "privdistill.integrations.nnunet needs the package nnunetv2, which cannot be imported "
@@ -33,6 +32,7 @@ except ImportError as error:
     ) from error
 
 from privdistill.integrations import nnunet_folder as folder
+from privdistill.integrations import nnunet_options as options
 
 
 class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by such names)
@@ -88,29 +88,21 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
                 "nnUNetTrainerDistillation trains in one process. Leave -num_gpus out, and train "
                 "folds or channels on the other GPUs."
             )
-        wanted = self.student_channels or os.environ.get("PRIVDISTILL_CHANNELS", "").split(",")
-        channels = folder.channel_indices(dataset_json, [n.strip() for n in wanted if n.strip()])
-        self._share = _share(self.imitation)
-        self._given = {key: value for key, value in plans.items() if key != "continue_training"}
-        self._given_dataset = dataset_json
-        whole = PlansManager(deepcopy(self._given)).get_configuration(configuration)
+        channels = options.student_channels(self.student_channels, dataset_json)
+        self._share = options.imitation(self.imitation)
+        every = {key: value for key, value in plans.items() if key != "continue_training"}
+        whole = PlansManager(deepcopy(every)).get_configuration(configuration)
         if whole.previous_stage_name is not None:
             raise LifecycleError(
                 f"{configuration} is the second stage of a cascade, whose input holds what the "
                 "first one predicted. Distil 2d, 3d_lowres or 3d_fullres."
             )
-        self._whole = whole
-        names = folder.channel_names(dataset_json)
-        every = [f"{number}:{name}" for number, name in enumerate(names)]
-        self.inputs = PrivilegedInput(every, student=[every[index] for index in channels])
-        self._channels = channels
-        own = "_".join(
-            [plans["plans_name"], *("".join(filter(str.isalnum, names[i])) for i in channels)]
-        )
+        self._channels, self._whole = channels, Whole(every, whole, dataset_json)
+        names = [f"{i}:{name}" for i, name in enumerate(folder.channel_names(dataset_json))]
+        self.inputs = PrivilegedInput(names, student=[names[index] for index in channels])
+        own = folder.plans_name(plans["plans_name"], dataset_json, channels)
         own += "" if self._share else "_baseline"
-        reduced = folder.reduced_plans(
-            self._given, configuration, whole.configuration, channels, own
-        )
+        reduced = folder.reduced_plans(every, configuration, whole.configuration, channels, own)
         reduced["continue_training"] = plans.get("continue_training", False)
         dataset = folder.reduced_dataset(dataset_json, channels)
         super().__init__(reduced, configuration, fold, dataset, device)
@@ -132,10 +124,9 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         if not self._share:
             return
         channels, size = len(self.inputs.modalities), self.configuration_manager.patch_size
+        teacher = load_teacher(options.teacher_folder(self.teacher_folder), self._whole, self.fold)
         self.kd = DistillationWrapper(
-            load_teacher(
-                self._teacher_folder(), self._given, self._whole, self._given_dataset, self.fold
-            ).to(self.device),
+            teacher.to(self.device),
             self.network,
             objective=self.build_objective(),
             inputs=self.inputs,
@@ -156,20 +147,10 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             self.optimizer.add_param_group({"params": more})
         self.print_to_log_file(self.kd, add_timestamp=False)
 
-    def _teacher_folder(self) -> Path:
-        given = self.teacher_folder or os.environ.get("PRIVDISTILL_TEACHER", "")
-        if not given:
-            raise LifecycleError(
-                "No teacher is given. Set PRIVDISTILL_TEACHER to the folder of a plain nnU-Net "
-                "of every channel, nnUNet_results/DATASET/nnUNetTrainer__PLANS__CONFIGURATION, or "
-                "PRIVDISTILL_IMITATION=0 to train the baseline without one."
-            )
-        return Path(given)
-
-    def get_training_transforms(self, *arguments: Any, **options: Any) -> Any:
+    def get_training_transforms(self, *arguments: Any, **more: Any) -> Any:
         """Return nnU-Net's augmentation, for images that still have every channel."""
-        options["use_mask_for_norm"] = self._whole.use_mask_for_norm
-        return super().get_training_transforms(*arguments, **options)
+        more["use_mask_for_norm"] = self._whole.configuration.use_mask_for_norm
+        return super().get_training_transforms(*arguments, **more)
 
     def _seen(self, batch: dict[str, Any]) -> dict[str, Any]:
         return batch | {"data": self.inputs.for_student(batch["data"])}
@@ -253,17 +234,3 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         if not self.disable_checkpointing:
             written = folder.write_student_folder(Path(self.output_folder_base), fold=self.fold)
             self.print_to_log_file(f"The stand-alone model: {written}")
-
-
-def _share(given: float | None) -> float:
-    text = os.environ.get("PRIVDISTILL_IMITATION", "0.5") if given is None else given
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ObjectiveError(
-            f"PRIVDISTILL_IMITATION is {text!r}; expected the teacher's share in [0, 1], such as "
-            "0.5, or 0 for a baseline without one."
-        )
-    return share

@@ -79,6 +79,26 @@ def channel_indices(dataset: Mapping[str, Any], wanted: Sequence[str]) -> list[i
     return found
 
 
+def plans_name(plans: str, dataset: Mapping[str, Any], channels: Sequence[int]) -> str:
+    """Name the plans of a student, so that students of other channels get other folders.
+
+    Args:
+        plans: Name of the plans of all channels.
+        dataset: What `dataset.json` holds.
+        channels: Positions of the student's.
+
+    Returns:
+        The name, with the channels' names, or their numbers where names repeat.
+
+    Example:
+        >>> plans_name("nnUNetPlans", {"channel_names": {"0": "T1", "1": "T1 CE"}}, [1])
+        'nnUNetPlans_T1CE'
+    """
+    words = ["".join(filter(str.isalnum, name)) for name in channel_names(dataset)]
+    own = [words[i] if words[i] and words.count(words[i]) == 1 else str(i) for i in channels]
+    return "_".join([plans, *own])
+
+
 def reduced_dataset(dataset: Mapping[str, Any], channels: Sequence[int]) -> dict[str, Any]:
     """Return a `dataset.json` with some of the channels, numbered anew.
 

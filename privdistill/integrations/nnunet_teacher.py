@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -17,13 +17,21 @@ _ALIKE = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
 _INTENSITIES = "foreground_intensity_properties_per_channel"
 
 
-def load_teacher(
-    folder: Path,
-    plans: Mapping[str, Any],
-    configuration: ConfigurationManager,
-    dataset: Mapping[str, Any],
-    fold: int | str,
-) -> nn.Module:
+class Whole(NamedTuple):
+    """Plans and description of a data set with all of its channels.
+
+    Attributes:
+        plans: What the plans' file holds.
+        configuration: The one in use.
+        dataset: What `dataset.json` holds.
+    """
+
+    plans: Mapping[str, Any]
+    configuration: ConfigurationManager
+    dataset: Mapping[str, Any]
+
+
+def load_teacher(folder: Path, student: Whole, fold: int | str) -> nn.Module:
     """Build a trained nnU-Net and load the weights of one fold.
 
     It returns its finest head alone: coarser heads are trained with little weight or none, and the
@@ -31,9 +39,7 @@ def load_teacher(
 
     Args:
         folder: Model folder, `TRAINER__PLANS__CONFIGURATION`.
-        plans: Plans of the student's data, of all channels.
-        configuration: The student's one, of all channels.
-        dataset: The student's `dataset.json`, of all channels.
+        student: The student's data, which the teacher must have been trained on.
         fold: Fold whose `checkpoint_final.pth` is read.
 
     Returns:
@@ -46,7 +52,7 @@ def load_teacher(
     checkpoint = load_checkpoint(folder / f"fold_{fold}" / "checkpoint_final.pth")
     manager = PlansManager(given)
     own = manager.get_configuration(checkpoint["init_args"]["configuration"])
-    _check_alike(folder, _facts(given, own, described), _facts(plans, configuration, dataset))
+    _check_alike(folder, _facts(Whole(given, own, described)), _facts(student))
     _check_classes(folder, own)
     trainer = recursive_find_trainer_class_by_name(checkpoint["trainer_name"])
     heads = manager.get_label_manager(described).num_segmentation_heads
@@ -57,13 +63,12 @@ def load_teacher(
     return network
 
 
-def _facts(
-    plans: Mapping[str, Any], configuration: ConfigurationManager, dataset: Mapping[str, Any]
-) -> dict[str, Any]:
+def _facts(data: Whole) -> dict[str, Any]:
     """What teacher and student must have in common to see the same patches and say the same."""
+    plans, configuration, dataset = data
     facts = {name: configuration.configuration[name] for name in _ALIKE}
     facts |= {"channels": channel_names(dataset), "labels": dataset["labels"]}
-    facts |= {name: dataset.get(name) for name in ("regions_class_order",)}
+    facts["regions_class_order"] = dataset.get("regions_class_order")
     facts["transpose_forward"] = plans["transpose_forward"]
     # Other schemes look at the image alone.
     if "CTNormalization" in facts["normalization_schemes"]:

@@ -15,6 +15,10 @@ from privdistill.losses import GroundTruth
 pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
 
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
+    ZScoreNormalization,
+)
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -497,3 +501,23 @@ def test_a_term_that_reads_the_reference_is_refused(teach):
     teach()
     with pytest.raises(ObjectiveError, match="nnU-Net's own loss does already"):
         trainer(Twice).initialize()
+
+
+def test_the_page_gives_the_shift_of_a_smaller_field_of_view():
+    share, mean, sd = 0.25, 4.0, 1.0
+    inside = np.random.default_rng(0).normal(size=3000)
+    inside = mean + sd * (inside - inside.mean()) / inside.std()
+    channels = np.ones((2, 1, 1, 4000), dtype=np.float32)
+    channels[0] = np.append(inside, np.zeros(1000))
+    together, alone = (crop_and_normalise(part) for part in (channels, channels[:1]))
+    own = (1 - share) * mean, ((1 - share) * (sd**2 + share * mean**2)) ** 0.5
+    expected = (inside - own[0]) / own[1]
+    assert together[0, 0, 0, :3000] == pytest.approx(expected, abs=1e-4)
+    assert alone[0, 0, 0] == pytest.approx((inside - mean) / sd, abs=1e-4)
+
+
+def crop_and_normalise(image):
+    normalised, labels, _ = crop_to_nonzero(image.copy())
+    scheme = ZScoreNormalization(use_mask_for_norm=True, intensityproperties={})
+    normalised[0] = scheme.run(normalised[0], labels[0])
+    return normalised
