@@ -70,6 +70,10 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         equal shares are ours, after docs/results/when-it-helps.
     """
 
+    network: Any
+    loss: Any
+    dataset_class: Any
+
     student_channels: ClassVar[Sequence[str]] = ()
     teacher_folder: ClassVar[str | Path] = ""
     imitation: ClassVar[float | None] = None
