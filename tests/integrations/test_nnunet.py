@@ -1,7 +1,9 @@
 """nnU-Net's real trainer on tiny plans: steps, checkpoints, the folder that stock nnU-Net reads."""
 
+import importlib
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +36,11 @@ CHANNELS = {"0": "t1", "1": "t1ce", "2": "flair"}
 LABELS = {"background": 0, "oedema": 1, "core": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}
 SIZE = (16, 16, 16)
+SITK = {
+    "spacing": (1.0,) * 3,
+    "origin": (0.0,) * 3,
+    "direction": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+}
 
 
 def plans():
@@ -116,7 +123,7 @@ def home(tmp_path_factory):
         data, labels, properties = DefaultPreprocessor(verbose=False).run_case_npy(
             data,
             labels,
-            {"spacing": [1.0] * 3},
+            {"spacing": [1.0] * 3, "sitk_stuff": SITK},
             manager,
             manager.get_configuration("tiny"),
             description(),
@@ -369,6 +376,29 @@ def test_stock_nnunet_predicts_from_the_folder_that_is_written(written):
         assert torch.equal(value, predictor.network.state_dict()[name])
 
 
+@pytest.mark.slow
+def test_a_whole_training_ends_with_a_validation_of_the_students_channels(teach, home, monkeypatch):
+    itk = pytest.importorskip("SimpleITK")
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.default_num_processes", 1)
+    truth = home / "preprocessed" / "Dataset900_Tiny" / "gt_segmentations"
+    truth.mkdir()
+    itk.WriteImage(itk.GetImageFromArray(image(3)[1][0]), str(truth / "case3.nii.gz"))
+    teach()
+    student = trainer()
+    student.run_training()
+    student.perform_actual_validation()
+    folder = Path(student.output_folder)
+    cases = json.loads((folder / "validation" / "summary.json").read_text())["metric_per_case"]
+    assert len(cases) == 1
+    stand_alone = Path(student.output_folder_base).with_name(
+        "nnUNetTrainer__nnUNetPlans_t1ce__tiny"
+    )
+    assert {path.name for path in (stand_alone / "fold_0").iterdir()} == {
+        "checkpoint_best.pth",
+        "checkpoint_final.pth",
+    }
+
+
 def test_the_folder_holds_what_belongs_to_the_students_channels(written):
     _, folder = written
     read = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
@@ -521,3 +551,12 @@ def crop_and_normalise(image):
     scheme = ZScoreNormalization(use_mask_for_norm=True, intensityproperties={})
     normalised[0] = scheme.run(normalised[0], labels[0])
     return normalised
+
+
+def test_without_nnunet_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nnunetv2", None)
+    for name in [name for name in sys.modules if name.startswith("nnunetv2.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "privdistill.integrations.nnunet")
+    with pytest.raises(ImportError, match=r"pip install 'privdistill\[nnunet\]'"):
+        importlib.import_module("privdistill.integrations.nnunet")
