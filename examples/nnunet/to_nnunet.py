@@ -3,8 +3,7 @@
     python examples/nnunet/to_nnunet.py --source runs/phantoms \
         --out "$nnUNet_raw/Dataset900_Phantoms" --test 6
 
-Channels are t1, t1ce, t2, flair; labels are 1 necrosis, 2 oedema, 3 enhancing tumour, since nnU-Net
-wants them without gaps. The last subjects become test cases with a reference in `labelsTs`.
+Channels are t1, t1ce, t2, flair; the one label is the whole tumour. The last subjects become test cases with a reference in `labelsTs`.
 """
 
 import argparse
@@ -16,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 CHANNELS = ("t1", "t1ce", "t2", "flair")
-LABELS = {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 3}
+LABELS = {"background": 0, "tumour": 1}
 
 
 def convert(source: Path, out: Path, test: int) -> int:
@@ -60,8 +59,7 @@ def _write(subject: Path, images: Path, labels: Path) -> None:
     for index, channel in enumerate(CHANNELS):
         shutil.copy(subject / f"{name}_{channel}.nii.gz", images / f"{name}_{index:04d}.nii.gz")
     reference = nib.load(subject / f"{name}_seg.nii.gz")
-    values = np.asarray(reference.dataobj).astype(np.uint8)
-    values[values == 4] = LABELS["enhancing"]  # BraTS has no label 3
+    values = (np.asarray(reference.dataobj) > 0).astype(np.uint8)
     nib.save(nib.Nifti1Image(values, reference.affine), labels / f"{name}.nii.gz")
 
 

@@ -24,8 +24,11 @@ STOCK_TRAINER = "nnUNetTrainer"
 OWN = "privdistill"
 _MARKER = "privdistill.json"
 _INTENSITIES = "foreground_intensity_properties_per_channel"
-# What nnU-Net's own checkpoints hold besides tensors and plain values: its logs' numbers.
-_SAFE = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]  # noqa: SLF001
+# What nnU-Net's own checkpoints hold besides tensors and plain values: the numbers of its logs,
+# also under the name that numpy 1 gave them.
+_SCALAR = np.float64(0).__reduce__()[0]
+_SAFE = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
+_SAFE += [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
 
 
 def channel_names(dataset: Mapping[str, Any]) -> list[str]:

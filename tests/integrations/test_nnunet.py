@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -510,6 +511,20 @@ def test_a_teacher_that_would_run_a_program_is_refused(teach, monkeypatch, tmp_p
     with pytest.raises(LifecycleError, match=r"build the network from os\.mkdir"):
         trainer().initialize()
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_teacher_that_was_trained_under_numpy_1_is_read(teach, tmp_path):
+    teach()
+    file = Path(os.environ["PRIVDISTILL_TEACHER"]) / "fold_0" / "checkpoint_final.pth"
+    old = tmp_path / "old.pth"
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(old, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("data.pkl"):
+                assert b"numpy._core.multiarray" in content
+                content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            target.writestr(name, content)
+    assert nnunet_folder.load_checkpoint(old)["_best_ema"] == 0.5
 
 
 def test_a_second_stage_of_a_cascade_is_refused():

@@ -15,7 +15,7 @@ __all__ = ["nnUNetTrainerDistillation", "nnUNetTrainerDistillationShort", "nnUNe
 
 
 class nnUNetTrainerShort(nnUNetTrainer):  # noqa: N801
-    """nnU-Net's trainer with 5 epochs of 60 steps instead of 1,000 of 250.
+    """nnU-Net's trainer with 4 epochs of 60 steps instead of 1,000 of 250.
 
     Args:
         plans: As for every trainer of nnU-Net, and so are the others.
@@ -34,7 +34,7 @@ class nnUNetTrainerShort(nnUNetTrainer):  # noqa: N801
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.num_iterations_per_epoch = 5, 60
+        self.num_epochs, self.num_iterations_per_epoch = 4, 60
         self.num_val_iterations_per_epoch = 5
 
 
