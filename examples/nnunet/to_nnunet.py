@@ -3,7 +3,8 @@
     python examples/nnunet/to_nnunet.py --source runs/phantoms \
         --out "$nnUNet_raw/Dataset900_Phantoms" --test 6
 
-Channels are t1, t1ce, t2, flair; the one label is the whole tumour. The last subjects become test cases with a reference in `labelsTs`.
+Channels are t1, t1ce, t2, flair; the one label is the whole tumour. The last subjects become test
+cases with a reference in `labelsTs`.
 """
 
 import argparse
