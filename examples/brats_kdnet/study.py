@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from command import exit_status
 from config import Program, parse_for
@@ -25,7 +24,8 @@ from errors import UserError
 from report import write_reports
 from studies.collect import check_distinct, collect
 from studies.design import Design, read_design
-from studies.search import Trial, search
+from studies.search import search
+from studies.trials import trials_table
 
 _DESCRIPTION = """\
 Train a student by several recipes, with several numbers of labelled and unlabelled subjects, folds
@@ -104,7 +104,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
         )
     if options.search is not None:
         found = search(design, options.search, config, trials=options.trials, console=console)
-        console.print(trials_table(found))
+        console.print(trials_table(found).rich())
         return 0
     rows, seeds = design.rows()
     units = CrossvalOptions(jobs=options.jobs, unit=options.unit, show=options.show)
@@ -121,19 +121,6 @@ def study(arguments: Sequence[str], console: Console) -> int:
     for name, reason in failed.items():
         console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
-
-
-def trials_table(trials: Sequence[Trial]) -> Table:
-    """Show what the trials of a search reached.
-
-    Args:
-        trials: The best first.
-    """
-    table = Table("trial", "Dice", "gain, points", "options")
-    for trial in trials:
-        options = ", ".join(f"{name} {value}" for name, value in trial.options.items())
-        table.add_row(str(trial.number), f"{trial.dice:.3f}", f"{100 * trial.gain:+.1f}", options)
-    return table
 
 
 def named_study(arguments: Sequence[str]) -> str:

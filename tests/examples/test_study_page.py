@@ -9,6 +9,7 @@ from errors import UserError
 from invented_runs import invented_study, write_invented_study
 from report import main, write_reports
 from studies.page import find_studies, write_study
+from studies.trials import Trial, search_folder, write_trials
 
 FIGURES = ("headline", "dice", "gain-by-labelled", "gain-by-unlabelled", "gain-by-lead")
 
@@ -38,6 +39,18 @@ def test_page_states_data_outcome_figures_and_commands(page):
     assert "training grid" in text
     assert str(page.parent) not in text
     assert "missing" not in text
+
+
+def test_trials_of_searches_are_listed(page, tmp_path):
+    for name in ("rows.csv", "study.json"):
+        shutil.copy(page.parent / name, tmp_path)
+    searched = search_folder(tmp_path, "few")
+    searched.mkdir()
+    (searched / "search.json").write_text('{"labelled": 8, "seeds": [0], "folds": [0]}')
+    write_trials(searched, [Trial(0, {"imitation": 0.5}, 0.25, 0.125)])
+    text = write_study(tmp_path, resamples=200).read_text(encoding="utf-8")
+    assert "**Trials of the search few, training grid**" in text
+    assert "| imitation 0.5 | 0 | 0.250 | +12.5 |" in text
 
 
 def test_rows_in_any_order_give_the_same_files_in_any_folder(page, tmp_path):

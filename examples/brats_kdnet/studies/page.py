@@ -14,6 +14,7 @@ from studies.figures import Missing, Picture, draw_all, save
 from studies.gains import Comparison, spaces
 from studies.rows import ROWS, read_study
 from studies.tables import all_tables, format_gain
+from studies.trials import Tried, read_searches, trials_table
 from writing import write_text
 
 
@@ -33,10 +34,10 @@ def write_study(folder: Path, out: Path | None = None, resamples: int = RESAMPLE
     """Write tables.md and the figures of a study, from its stored rows alone.
 
     Numbers in native space come first and are those of the figures; those at the training grid
-    follow. The same rows give the same files.
+    follow, then the trials of searches. The same rows give the same files.
 
     Args:
-        folder: Holds rows.csv and study.json.
+        folder: Holds rows.csv and study.json, and a folder for each search.
         out: Where to write; the folder itself if None.
         resamples: Number of bootstrap samples.
 
@@ -49,13 +50,13 @@ def write_study(folder: Path, out: Path | None = None, resamples: int = RESAMPLE
     study = read_study(folder)
     target = folder if out is None else out
     analyses = [analyse(study, space, resamples=resamples) for space in spaces(study)]
-    drawn = draw_all(analyses[0])
+    drawn, searches = draw_all(analyses[0]), read_searches(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
         for picture in drawn:
             _replace(picture, target)
         path = target / "tables.md"
-        write_text(path, "\n".join(_parts(analyses, drawn)))
+        write_text(path, "\n".join(_parts(analyses, drawn, searches)))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}. Choose another folder.") from error
     return path
@@ -99,7 +100,9 @@ def _replace(picture: Picture | Missing, target: Path) -> None:
         (target / f"{picture.name}.{ending}").unlink(missing_ok=True)
 
 
-def _parts(analyses: list[Analysis], drawn: list[Picture | Missing]) -> Iterator[str]:
+def _parts(
+    analyses: list[Analysis], drawn: list[Picture | Missing], searches: list[Tried]
+) -> Iterator[str]:
     """Paragraphs of the page; the blank line between them is their own."""
     first = analyses[0]
     facts = first.facts
@@ -119,6 +122,8 @@ def _parts(analyses: list[Analysis], drawn: list[Picture | Missing]) -> Iterator
     for analysis in analyses:
         for table in all_tables(analysis):
             yield table.markdown()
+    for tried in searches:
+        yield trials_table(tried).markdown()
     missing = [sentence for analysis in analyses for sentence in analysis.pairing.missing()]
     if missing:
         yield "Pairs that are missing:\n"

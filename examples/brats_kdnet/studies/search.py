@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +28,13 @@ from experiment import read_subjects, usable
 from recipes.rows import Row
 from run_folder import RunFolder
 from studies.design import BASELINE, TEACHER, Design, Search, plain_row
+from studies.trials import SEARCH, Trial, Tried, read_search, search_folder, write_trials
 from writing import write_text
 
 _INNER_FOLDS = 4
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One choice of options and what it reached.
-
-    Attributes:
-        number: From 0.
-        options: What was chosen.
-        dice: Mean Dice on the inner test subjects, at the training grid.
-        gain: Mean paired difference to the baseline of the same subjects, seed and steps.
-    """
-
-    number: int
-    options: dict[str, Any]
-    dice: float
-    gain: float
-
-
-def search(
-    design: Design, wanted: str, config: Config, *, trials: int, console: Console
-) -> list[Trial]:
+def search(design: Design, wanted: str, config: Config, *, trials: int, console: Console) -> Tried:
     """Try options until so many trials have been made, those of earlier starts counted.
 
     Args:
@@ -63,20 +45,20 @@ def search(
         console: Where progress is shown.
 
     Returns:
-        All trials, the best first.
+        The search with all its trials.
 
     Raises:
         UserError: If there is no such search, or something cannot be used.
         TrainingStoppedError: After a signal; trials that are finished are kept.
     """
     space = find_search(design, wanted)
-    root = RunFolder(config.run.out or Path("runs/study")).root / f"search-{wanted}"
+    root = search_folder(RunFolder(config.run.out or Path("runs/study")).root, wanted)
     config = replace(config, run=replace(config.run, out=root / "units"))
     folds = inner_folds(config, space, console)
     root.mkdir(parents=True, exist_ok=True)
     save_folds(root / "inner-folds.json", folds)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_unchanged_search(root / "search.json", space)
+    check_unchanged_search(root / SEARCH, space)
     memory = optuna.create_study(
         storage=f"sqlite:///{root / 'trials.sqlite'}",
         study_name=wanted,
@@ -98,10 +80,10 @@ def search(
             raise UserError(f"Trial {trial.number}: its gain is {gain}; no Dice can be told.")
         trial.set_user_attr("dice", dice)
         memory.tell(trial, gain)
+        write_trials(root, map(trial_of, finished(memory)))
         console.print(f"  Dice {dice:.3f}, gain {100 * gain:+.1f} points", highlight=False)
-    found = sorted(map(trial_of, finished(memory)), key=lambda item: -item.gain)
-    write_trials(root / "trials.json", found)
-    return found
+    write_trials(root, map(trial_of, finished(memory)))
+    return read_search(root)
 
 
 def check_unchanged_search(path: Path, space: Search) -> None:
@@ -265,13 +247,3 @@ def trial_of(frozen: optuna.trial.FrozenTrial) -> Trial:
     """Read a finished trial."""
     options = {name: json.loads(value) for name, value in frozen.params.items()}
     return Trial(frozen.number, options, frozen.user_attrs["dice"], float(frozen.values[0]))
-
-
-def write_trials(path: Path, trials: list[Trial]) -> None:
-    """Write what all trials reached, the best first.
-
-    Args:
-        path: A JSON file.
-        trials: All.
-    """
-    write_text(path, json.dumps([vars(trial) for trial in trials], indent=2) + "\n")
