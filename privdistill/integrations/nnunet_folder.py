@@ -27,7 +27,7 @@ _INTENSITIES = "foreground_intensity_properties_per_channel"
 # What nnU-Net's own checkpoints hold besides tensors and plain values: the numbers of its logs,
 # also under the name that numpy 1 gave them.
 _SCALAR = np.float64(0).__reduce__()[0]
-_SAFE = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
+_SAFE: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
 _SAFE += [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
 
 

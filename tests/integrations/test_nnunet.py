@@ -271,6 +271,21 @@ def test_regions_are_distilled_with_the_sigmoid(teach):
     assert np.isfinite(student.train_step(batch(student, labels=REGIONS))["loss"])
 
 
+def test_a_two_dimensional_configuration_is_distilled(teach):
+    flat = plans()["configurations"]["base"]["architecture"]
+    arguments = flat["arch_kwargs"]
+    arguments["conv_op"] = "torch.nn.modules.conv.Conv2d"
+    arguments["norm_op"] = "torch.nn.modules.instancenorm.InstanceNorm2d"
+    arguments["kernel_sizes"], arguments["strides"] = [[3, 3]] * 3, [[1, 1], [2, 2], [2, 2]]
+    changes = {"patch_size": [16, 16], "spacing": [1.0, 1.0], "architecture": flat}
+    teach(**changes)
+    student = trainer(**changes)
+    student.initialize()
+    target = [torch.randint(0, 3, (2, 1, size, size)).float() for size in (16, 8)]
+    result = student.train_step({"data": torch.randn(2, 3, 16, 16), "target": target})
+    assert np.isfinite(result["loss"])
+
+
 def test_where_the_reference_is_ignored_the_teacher_teaches(teach):
     labels = LABELS | {"ignore": 3}
     teach(labels)
