@@ -20,9 +20,11 @@ from contest import Report, silent
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 
 import predict
-from config import Config, parse_config
+from configuration.config import Config
+from configuration.parsing import parse_config
 from data.description import load_description
-from experiment import build, describe_network, open_experiment
+from experiments.networks import build, describe_network
+from experiments.opening import open_experiment
 from teaching import teach
 from train import STUDENT
 from training.checkpoint import save_model

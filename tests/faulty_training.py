@@ -5,7 +5,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from safetensors.torch import load_file
 
-from config import TrainingConfig
+from configuration.training import TrainingConfig
 from data.description import load_description
 from data.loading import build_loader
 from models import build_network

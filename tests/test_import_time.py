@@ -5,10 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import privdistill
+from figures import import_time
 
 PACKAGE = Path(privdistill.__file__).parent
-FOREIGN = {"monai", "lightning", "numpy", "ignite", "accelerate", "onnx", "nnunetv2"}
+FOREIGN = {
+    *("monai", "lightning", "lightning_fabric", "numpy", "scipy", "ignite", "accelerate", "timm"),
+    *("nnunetv2", "nibabel", "pandas", "matplotlib", "rich", "onnx", "onnxruntime", "safetensors"),
+}
 
 
 def imported(path):
@@ -32,3 +38,9 @@ def test_importing_the_library_loads_none_of_them():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_importing_the_library_takes_fifty_milliseconds_at_most(tmp_path):
+    import_time(str(tmp_path))  # compiles
+    assert min(import_time(str(tmp_path)) for _ in range(3)) <= 50

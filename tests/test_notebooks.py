@@ -50,6 +50,8 @@ def test_no_output_names_a_machine(path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch")  # timm compiles functions of its own
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+# What torch.Tensor and numpy 2 think of each other where matplotlib is given tensors.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.usefixtures("_undisturbed")
 def test_the_rgbd_notebook_runs_and_the_teacher_leads():
     path = FOLDER / "rgbd.ipynb"

@@ -7,8 +7,10 @@ the files of torch and of what torch itself requires, found in their metadata, a
 import importlib.metadata as metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -93,6 +95,28 @@ def test_the_wheel_holds_the_typed_library_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "privdistill/py.typed" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"privdistill"}
+
+
+def test_the_source_archive_holds_what_builds_the_library_and_no_more(tmp_path):
+    pytest.importorskip("build", reason="build is not installed")
+    if not (shutil.which("git") and (ROOT / ".git").exists()):
+        pytest.skip("what is tracked is known to git alone")
+    tracked = run("git", "-C", ROOT, "ls-files", "-z").split("\0")
+    source = tmp_path / "source"
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, source / name)
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", tmp_path, source)
+    (made,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        files = [member.name.partition("/")[2] for member in archive if member.isfile()]
+    assert {name.partition("/")[0] for name in files} == {
+        *("CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
+        *("constraints.txt", "privdistill", "privdistill.egg-info", "pyproject.toml", "setup.cfg"),
+    }
+    library = {name for name in tracked if name.startswith("privdistill/")}
+    assert library == {name for name in files if name.startswith("privdistill/")}
 
 
 def test_the_readme_runs_beside_torch_alone(python, tmp_path):

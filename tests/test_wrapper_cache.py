@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from privdistill import (
     CacheError,
@@ -367,6 +368,24 @@ def test_a_compiled_wrapper_is_served_too(backend):
     for _ in range(2):
         assert torch.allclose(compiled(image, key=["a", "b"]).loss, expected)
     assert (cache.statistics.hits, cache.statistics.misses) == (2, 2)
+
+
+# The compiler looks at tensors that are no leaves where the graph breaks.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_new_keys_compile_nothing_new_and_leave_one_break(networks, batches):
+    torch._dynamo.reset()
+    plain, cached = twins(networks, validate="never")
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(cached, backend=counter)
+    image, target, _ = batches[0]
+    # More kinds of keys than the compiler makes graphs of one function.
+    for number in range(2 * torch._dynamo.config.recompile_limit):
+        keys = [f"{number}/{sample}" for sample in range(len(image))]
+        for _ in range(2):
+            found = compiled(image, target, key=keys).loss
+    assert counter.frame_count == 2
+    assert torch.allclose(found, plain(image, target).loss)
+    assert cached.cache.statistics.hits == cached.cache.statistics.misses
 
 
 def test_a_sharded_teacher_is_refused(monkeypatch):

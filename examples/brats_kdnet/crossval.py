@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from command import exit_status
-from config import Program, parse_for
+from configuration.parsing import parse_for
+from configuration.program import Program
 from crossvalidation.folder import open_plan
 from crossvalidation.plan import CrossvalOptions, Plan
 from crossvalidation.results import collect_lesions, show_results
@@ -19,7 +20,7 @@ from crossvalidation.schedule import command_of, train_units
 from crossvalidation.unit import run_unit
 from crossvalidation.view import View
 from evaluation.lesions import load_panoptica
-from experiment import read_subjects
+from experiments.subjects import read_subjects
 from run_folder import RunFolder
 
 _DESCRIPTION = """\

@@ -6,6 +6,9 @@
 | `.pt` | plain state_dict | `<file>.json` beside it |
 | `.pt2` | program of torch.export | inside |
 | `.onnx` | graph, for onnxruntime | inside |
+
+TorchScript is not among them: PyTorch has deprecated it in favour of torch.export, whose programs
+also refuse an image of another shape.
 """
 
 from __future__ import annotations
@@ -22,15 +25,22 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
-from models import build_network
-from models.trust import check_trusted
 from privdistill import DistillationWrapper, GroundTruth
-from training.checkpoint import ModelMetadata, load_model, save_model
+from training.checkpoint import (
+    ModelMetadata,
+    load_model,
+    network_of,
+    parse_metadata,
+    save_model,
+)
+from training.digests import check_archive, check_tensors
 from writing import atomic, first_line, write_tensors, write_text
 
 #: Largest difference of logits between onnxruntime and torch, as a share of the largest logit
 #: where that is above one.
 TOLERANCE = 1e-4
+
+Shape = tuple[int | str | torch.SymInt | None, ...]
 
 _ENTRY = "privdistill"
 FORMATS = (".safetensors", ".pt", ".pt2", ".onnx")
@@ -196,30 +206,71 @@ def _read_state(path: Path, trusted: Collection[str]) -> tuple[nn.Module, ModelM
         raise UserError(
             f"{path}: its metadata are missing, expected {sidecar.name} beside it. Copy both files."
         )
-    metadata = _metadata(path, sidecar.read_text(encoding="utf-8"))
-    check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
-    network = build_network(
-        metadata.backbone,
-        metadata.backbone_arguments,
-        in_channels=metadata.in_channels,
-        out_channels=metadata.out_channels,
-    )
+    metadata = _metadata(sidecar, sidecar.read_bytes())
+    _check_whole(path)
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        check_archive(path)
+        weights = dict(torch.load(path, map_location="cpu", weights_only=True))
+        check_tensors(weights)
     except Exception as error:  # torch.load raises many kinds
         raise UserError(
-            f"{path} does not hold the weights of {metadata.summary()} ({first_line(error)})."
+            f"{path} does not hold the weights of a network ({first_line(error)}). Expected a file "
+            "that export.py wrote."
         ) from error
-    return network.eval(), metadata
+    return network_of(path, metadata, weights, trusted=trusted), metadata
 
 
 def _read_program(path: Path) -> tuple[nn.Module, ModelMetadata]:
+    _check_whole(path)
     extra = {_ENTRY: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
-    except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        shapes = _shapes_of_program(program)
+    except Exception as error:  # torch.export raises many kinds
         raise UserError(f"{path} is no program of torch.export ({first_line(error)}).") from error
-    return _Function(program.module()), _metadata(path, extra[_ENTRY])
+    metadata = _metadata(path, extra[_ENTRY])
+    _check_shapes(path, shapes, metadata)
+    return _Function(program.module()), metadata
+
+
+def _shapes_of_program(program: Any) -> tuple[Shape, Shape]:
+    """Of the image and of the logits."""
+    (image,), (logits,) = program.graph_signature.user_inputs, program.graph_signature.user_outputs
+    nodes = {node.name: node for node in program.graph.nodes}
+    return tuple(nodes[image].meta["val"].shape), tuple(nodes[logits].meta["val"].shape)
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a damaged archive by its checksums; torch would log a traceback, or see nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Programs hold archives themselves, the last of which a cut file may end with.
+            starts = min((part.header_offset for part in archive.infolist()), default=-1)
+            fault = archive.testzip() if starts == 0 else "its beginning or its end"
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        fault = first_line(error)
+    if fault is not None:
+        raise UserError(
+            f"{path} is damaged, or no file that export.py wrote ({fault}). Copy it again, or "
+            "export the network again."
+        )
+
+
+def _check_shapes(path: Path, shapes: tuple[Shape, Shape], metadata: ModelMetadata) -> None:
+    """Refuse metadata of another network; sizes that are no numbers are free."""
+    wanted = (metadata.in_channels, *metadata.input_size), (metadata.out_channels,)
+    found = shapes[0][1:], shapes[1][1:2]
+    fits = all(
+        len(sizes) == len(own)
+        and all(size == known for size, known in zip(sizes, own, strict=True) if type(known) is int)
+        for sizes, own in zip(wanted, found, strict=True)
+    )
+    if not fits:
+        raise UserError(
+            f"{path}: its metadata are those of another network. They say {wanted[0]} (channels, "
+            f"voxels) for the image and {wanted[1][0]} channels of logits; it takes {found[0]} and "
+            f"gives {(*found[1], None)[0]}. Export the network again."
+        )
 
 
 def _read_onnx(path: Path) -> tuple[nn.Module, ModelMetadata]:
@@ -229,7 +280,14 @@ def _read_onnx(path: Path) -> tuple[nn.Module, ModelMetadata]:
     except Exception as error:  # onnxruntime's errors have no common base
         raise UserError(f"{path} cannot be read by onnxruntime ({first_line(error)}).") from error
     metadata = _metadata(path, session.get_modelmeta().custom_metadata_map.get(_ENTRY, ""))
-    (name,) = [entry.name for entry in session.get_inputs()]
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise UserError(
+            f"{path}: expected a graph from one image to its logits, found {len(inputs)} inputs "
+            f"and {len(outputs)} outputs."
+        )
+    _check_shapes(path, (tuple(inputs[0].shape), tuple(outputs[0].shape)), metadata)
+    name = inputs[0].name
 
     def run(image: Tensor) -> Tensor:
         (logits,) = session.run(None, {name: image.cpu().contiguous().numpy()})
@@ -238,13 +296,14 @@ def _read_onnx(path: Path) -> tuple[nn.Module, ModelMetadata]:
     return _Function(run), metadata
 
 
-def _metadata(path: Path, text: str) -> ModelMetadata:
+def _metadata(path: Path, text: str | bytes) -> ModelMetadata:
     try:
-        return ModelMetadata.from_strings(json.loads(text))
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        strings = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: its metadata are missing or damaged. Expected a file that export.py wrote."
         ) from error
+    return parse_metadata(path, strings)
 
 
 def _text(metadata: ModelMetadata) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from errors import UserError
 from evaluation.inference import volume_predictor
 from evaluation.scoring import Score, evaluate
-from experiment import Experiment
+from experiments.experiment import Experiment
 from privdistill import DistillationWrapper, GroundTruth
 from training.checkpoint import load_model, read_metadata
 from training.progress import counting

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from config import Config
+from configuration.config import Config
 from data.description import Description
 from data.files import States, changed_files
 from errors import UserError

@@ -14,7 +14,8 @@ from typing import Literal
 from rich.console import Console
 
 from command import exit_status
-from config import Program, parse_for
+from configuration.parsing import parse_for
+from configuration.program import Program
 from crossval import show_plan
 from crossvalidation.folder import open_plan
 from crossvalidation.plan import CrossvalOptions, Plan

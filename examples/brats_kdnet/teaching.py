@@ -8,20 +8,16 @@ from typing import cast
 import torch
 from torch import nn
 
-from config import Config
+from configuration.config import Config
 from data.sampling import cache_remark, moves
 from data.splits import Split
 from errors import UserError
 from exhaustion import explained
-from experiment import (
-    Experiment,
-    build,
-    cache_folder,
-    describe_network,
-    find_description,
-    stacked,
-    view_of,
-)
+from experiments.experiment import Experiment
+from experiments.folders import cache_folder
+from experiments.networks import build, describe_network
+from experiments.subjects import find_description
+from experiments.views import stacked, view_of
 from privdistill import DistillationWrapper, Ensemble, TeacherCache
 from recipes.lesson import Lesson, Setting
 from recipes.recipe import lesson_of

@@ -15,19 +15,18 @@ from rich.console import Console
 from torch import nn
 
 from command import exit_status
-from config import Config, parse_config
+from configuration.config import Config
+from configuration.parsing import parse_config
 from data.sampling import samples_per_subject
 from data.splits import Split
 from evaluation.scoring import Score, read_scores, write_scores
 from evaluation.slices import save_slices
 from evaluation.tables import render_tables
-from experiment import (
-    Experiment,
-    describe_network,
-    find_description,
-    find_split,
-    open_experiment,
-)
+from experiments.experiment import Experiment
+from experiments.networks import describe_network
+from experiments.opening import open_experiment
+from experiments.splits import find_split
+from experiments.subjects import find_description
 from held_out import score_network
 from models.trust import check_trusted
 from recipes.advice import explain

@@ -11,7 +11,7 @@ import torch
 import page
 import run
 from application import plain_objective
-from config import ObjectiveConfig
+from configuration.objective import ObjectiveConfig
 from contest import Interval
 from draw import draw
 from figures import FIGURES, Row

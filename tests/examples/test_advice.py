@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from config import RECIPE_FILE, parse_config
+from configuration.parsing import parse_config
+from configuration.presets import RECIPE_FILE
 from recipes.advice import STUDIED, explain
 from studies.design import read_design
 
@@ -57,7 +58,7 @@ def test_the_recipe_can_be_refused():
 
 
 def test_rows_of_a_cross_validation_say_what_they_are():
-    from config import parse_for
+    from configuration.parsing import parse_for
     from crossval import CROSSVAL
 
     assert parse_for(CROSSVAL, CPU)[0].objective.imitation == 0.75

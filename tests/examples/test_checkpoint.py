@@ -70,7 +70,7 @@ def test_missing_damaged_and_foreign_files_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="not a model of this application, or it is damaged"):
         load_model(file)
     save_file({"weight": torch.zeros(2)}, file)
-    with pytest.raises(UserError, match="expected a safetensors file of format"):
+    with pytest.raises(UserError, match="expected metadata of format"):
         load_model(file)
 
 

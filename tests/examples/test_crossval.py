@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import crossval
-from config import parse_for
+from configuration.parsing import parse_for
 from crossvalidation.folder import open_plan
 from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import Plan

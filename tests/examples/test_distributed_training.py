@@ -17,10 +17,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from config import Config, ObjectiveConfig, TrainingConfig
+from configuration.config import Config
+from configuration.objective import ObjectiveConfig
+from configuration.training import TrainingConfig
 from data.description import load_description
 from data.loading import build_loader
-from experiment import launch
+from experiments.devices import launch
 from privdistill import DistillationWrapper, PrivilegedInput
 from recipes import distillation
 from training.checkpoint import ModelMetadata

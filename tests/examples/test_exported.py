@@ -1,16 +1,27 @@
+import contextlib
+import functools
+import io
+import json
+import shutil
+import zipfile
+
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 import exported
+import predict
 from data.description import load_description
 from errors import UserError
 from export import main
 from exported import TOLERANCE, export, open_model
 from models import build_network
-from training.checkpoint import ModelMetadata
+from phantom_images import make_phantom
+from training.checkpoint import ModelMetadata, save_model
 
 NETWORK = {"channels": [4, 8], "skip_connections": 1}
+ENDINGS = [".safetensors", ".pt", ".pt2", ".onnx"]
 # What torch's exporter to ONNX says of its own parts.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -34,15 +45,60 @@ def trained():
     return network, metadata
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pt2", ".onnx"])
-def test_each_format_gives_the_logits_and_the_metadata(trained, tmp_path, ending):
-    if ending == ".onnx":
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(name, reason="the extra export is not installed")
+@pytest.fixture(scope="module")
+def written(trained, tmp_path_factory):
+    """Each format is written once, by the command; gives the file and what was said."""
+    folder = tmp_path_factory.mktemp("exported")
+    save_model(folder / "model.safetensors", *trained)
+
+    @functools.cache
+    def write(ending):
+        if ending == ".onnx":
+            for name in ("onnx", "onnxscript", "onnxruntime"):
+                pytest.importorskip(name, reason="the extra export is not installed")
+        path, said = folder / f"student{ending}", io.StringIO()
+        with contextlib.redirect_stdout(said):
+            status = main(["--model", str(folder / "model.safetensors"), "--out", str(path)])
+        assert status == 0
+        return path, said.getvalue()
+
+    return write
+
+
+@pytest.fixture
+def copied(written, tmp_path):
+    """A file of a format that a test may damage."""
+
+    def copy(ending):
+        path, _ = written(ending)
+        for file in path.parent.glob(f"{path.name}*"):
+            shutil.copy(file, tmp_path)
+        return tmp_path / path.name
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """A phantom of t1ce, anisotropic, larger than the network's grid."""
+    voxels = np.asarray(make_phantom(0, 0, 32).images["t1ce"])
+    path = tmp_path_factory.mktemp("subject") / "case_t1ce.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 1.5, 1.0])), path)
+    return path
+
+
+def segmented(model, image, out):
+    """Status of the command, and the label map if there is one."""
+    arguments = ["--model", model, "--input", image, "--out", out, "--trust-program"]
+    status = predict.main([str(argument) for argument in arguments])
+    maps = list(out.glob("*.nii.gz"))
+    return status, nib.load(maps[0]) if maps else None
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_each_format_gives_the_logits_and_the_metadata(trained, written, ending):
     network, metadata = trained
-    path = tmp_path / f"student{ending}"
-    export(path, network, metadata)
-    module, found = open_model(path, trust_program=True)
+    module, found = open_model(written(ending)[0], trust_program=True)
     assert found == metadata
     for batch in (1, 3):
         image = torch.randn(batch, 1, 8, 8, 8)
@@ -50,17 +106,118 @@ def test_each_format_gives_the_logits_and_the_metadata(trained, tmp_path, ending
             np.testing.assert_allclose(module(image), network(image), atol=TOLERANCE)
 
 
-def test_a_state_is_plain_weights(trained, tmp_path):
-    export(tmp_path / "a.pt", *trained)
-    kept = torch.load(tmp_path / "a.pt", weights_only=True)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_predict_gives_the_label_map_of_the_model_itself(written, subject, tmp_path, ending):
+    path, _ = written(ending)
+    status, expected = segmented(path.parent / "model.safetensors", subject, tmp_path / "model")
+    assert status == 0
+    status, found = segmented(path, subject, tmp_path / "exported")
+    assert status == 0
+    values = np.asarray(expected.dataobj)
+    assert len(np.unique(values)) > 1
+    # Where two classes are as likely, rounding may decide.
+    assert np.mean(values != np.asarray(found.dataobj)) < 1e-4
+    np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("left", [0, 10, 0.5, 0.99])
+def test_a_truncated_file_is_one_message(copied, subject, tmp_path, capfd, ending, left):
+    path = copied(ending)
+    content = path.read_bytes()
+    path.write_bytes(content[: left if left in (0, 10) else int(left * len(content))])
+    assert segmented(path, subject, tmp_path / "out") == (2, None)
+    said = capfd.readouterr().err
+    assert said.startswith(str(path))
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pt2"])
+def test_one_changed_number_is_damage(copied, subject, tmp_path, capsys, ending):
+    path = copied(ending)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert segmented(path, subject, tmp_path / "out") == (2, None)
+    assert "is damaged" in capsys.readouterr().err
+
+
+def contradicting(trained, **changes):
+    """The metadata's strings with other values."""
+    strings = trained[1].to_strings()
+    return strings | {name: json.dumps(value) for name, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"in_channels": 2}, "in_channels cannot be used"),
+        ({"out_channels": 3}, "out_channels cannot be used"),
+        ({"grid": None}, "grid and patch cannot be used"),
+        ({"in_channels": 2, "modalities": ["t1ce", "t1"]}, "the weights of another network"),
+        ({"backbone_arguments": {"channels": [4, 6]}}, "the weights of another network"),
+    ],
+)
+def test_a_sidecar_that_contradicts_is_refused(trained, copied, changes, message):
+    path = copied(".pt")
+    sidecar = path.with_name("student.pt.json")
+    sidecar.write_text(json.dumps(contradicting(trained, **changes)), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        open_model(path)
+
+
+def test_a_spacing_that_is_none_is_refused_with_the_name_of_the_file(trained, copied):
+    path = copied(".pt")
+    sidecar = path.with_name("student.pt.json")
+    strings = trained[1].to_strings()
+    described = json.loads(strings["description"]) | {"spacing": "1 mm"}
+    strings["description"] = json.dumps(described)
+    sidecar.write_text(json.dumps(strings), encoding="utf-8")
+    with pytest.raises(UserError, match=r"student\.pt\.json.*spacing is '1 mm'"):
+        open_model(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"{}", b"[" * 100_000])
+def test_a_damaged_sidecar_is_refused(copied, content):
+    path = copied(".pt")
+    path.with_name("student.pt.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"student\.pt\.json"):
+        open_model(path)
+
+
+def test_a_graph_with_the_metadata_of_another_network_is_refused(trained, copied):
+    path = copied(".onnx")
+    import onnx
+
+    graph = onnx.load(path)
+    changed = contradicting(trained, in_channels=2, modalities=["t1ce", "t1"])
+    graph.metadata_props[0].value = json.dumps(changed)
+    onnx.save(graph, path)
+    with pytest.raises(UserError, match=r"say \(2, 8, 8, 8\).*takes \(1, 8, 8, 8\) and gives 4"):
+        open_model(path)
+
+
+def test_a_program_with_the_metadata_of_another_network_is_refused(trained, copied, tmp_path):
+    path, other = copied(".pt2"), tmp_path / "other.pt2"
+    changed = contradicting(trained, grid=[8, 8, 4])
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w") as target:
+        for name in source.namelist():
+            mine = name.endswith("extra/privdistill")
+            target.writestr(name, json.dumps(changed) if mine else source.read(name))
+    with pytest.raises(UserError, match=r"say \(1, 8, 8, 4\).*takes \(1, 8, 8, 8\)"):
+        open_model(other, trust_program=True)
+
+
+def test_a_state_is_plain_weights(trained, written):
+    kept = torch.load(written(".pt")[0], weights_only=True)
     assert kept.keys() == trained[0].state_dict().keys()
 
 
-def test_a_state_without_its_metadata_is_refused(trained, tmp_path):
-    export(tmp_path / "a.pt", *trained)
-    (tmp_path / "a.pt.json").unlink()
-    with pytest.raises(UserError, match=r"expected a\.pt\.json beside it"):
-        open_model(tmp_path / "a.pt")
+def test_a_state_without_its_metadata_is_refused(copied):
+    path = copied(".pt")
+    path.with_name("student.pt.json").unlink()
+    with pytest.raises(UserError, match=r"expected student\.pt\.json beside it"):
+        open_model(path)
 
 
 def test_a_program_is_not_opened_unless_it_is_trusted(tmp_path):
@@ -85,9 +242,5 @@ def test_an_unknown_ending_is_refused(capsys, tmp_path):
     assert "ends in .safetensors, .pt, .pt2, .onnx, found '.h5'" in capsys.readouterr().err
 
 
-def test_the_command_says_how_far_onnx_is_from_torch(trained, tmp_path, capsys):
-    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
-    model = tmp_path / "model.safetensors"
-    export(model, *trained)
-    assert main(["--model", str(model), "--out", str(tmp_path / "a.onnx")]) == 0
-    assert "logits differ from torch's by" in capsys.readouterr().out
+def test_the_command_says_how_far_onnx_is_from_torch(written):
+    assert "logits differ from torch's by" in written(".onnx")[1]

@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_looked_at_is_left_to_the_checks_and_named_later(r
 
 @pytest.mark.parametrize(
     ("program", "last"),
-    [(train, "experiment.settle"), (crossval, "crossvalidation.folder._complete")],
+    [(train, "experiments.opening.settle"), (crossval, "crossvalidation.folder._complete")],
 )
 def test_what_goes_on_is_refused_where_a_file_has_changed(
     tmp_path, monkeypatch, capsys, program, last

@@ -8,9 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from config import parse_config
+from configuration.parsing import parse_config
 from errors import UserError
-from experiment import Experiment, build, open_experiment
+from experiments.experiment import Experiment
+from experiments.networks import build
+from experiments.opening import open_experiment
 from held_out import score_network, score_subsets, score_with
 from phantoms import generate_phantoms
 from training.checkpoint import save_model

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from config import ObjectiveConfig
+from configuration.objective import ObjectiveConfig
 from errors import UserError
 from models import UHVED, GatedFusionNet, HeMIS
 from privdistill import DistillationWrapper

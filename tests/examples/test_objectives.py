@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from config import ObjectiveConfig
+from configuration.objective import ObjectiveConfig
 from errors import UserError
 from models import HeMIS, KDNet, MultiResUNet, build_network
 from privdistill import GroundTruth

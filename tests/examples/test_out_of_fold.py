@@ -1,6 +1,7 @@
 import pytest
 
-from config import Config, ObjectiveConfig
+from configuration.config import Config
+from configuration.objective import ObjectiveConfig
 from errors import UserError
 from recipes.out_of_fold import part_teachers, with_part_teachers
 from recipes.rows import Row

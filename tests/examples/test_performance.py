@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from config import Config, TrainingConfig
+from configuration.config import Config
+from configuration.training import TrainingConfig
 from errors import UserError
-from experiment import launch
+from experiments.devices import launch
 from models import KDNet
 from training.performance import (
     Performance,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from config import ObjectiveConfig
+from configuration.objective import ObjectiveConfig
 from models import build_network
 from privdistill import DistillationWrapper
 from recipes.lesson import Setting

@@ -1,6 +1,7 @@
 import pytest
 
-from config import Config, parse_config
+from configuration.config import Config
+from configuration.parsing import parse_config
 from errors import UserError
 from recipes.rows import Row, read_rows, select_rows, sweep
 

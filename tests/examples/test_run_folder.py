@@ -3,7 +3,7 @@ import json
 import pytest
 
 import run_folder
-from config import parse_config
+from configuration.parsing import parse_config
 from errors import UserError
 from run_folder import RunFolder
 

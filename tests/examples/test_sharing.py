@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from config import ObjectiveConfig
+from configuration.objective import ObjectiveConfig
 from errors import UserError
 from models import HeMIS, KDNet, MultiResUNet
 from privdistill import DistillationWrapper

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import train
-from config import parse_config, parse_for
+from configuration.parsing import parse_config, parse_for
 from crossval import CROSSVAL
 
 FOLDER = Path(train.__file__).parent / "slurm"

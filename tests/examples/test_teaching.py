@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from config import parse_config
+from configuration.parsing import parse_config
 from data.splits import Split
 from errors import UserError
-from experiment import Experiment, build, open_experiment
+from experiments.experiment import Experiment
+from experiments.networks import build
+from experiments.opening import open_experiment
 from phantoms import generate_phantoms
 from recipes.rows import Row
 from teaching import check_unseen, describe_row

@@ -15,9 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
-from config import ObjectiveConfig, parse_config
+from configuration.objective import ObjectiveConfig
+from configuration.parsing import parse_config
 from evaluation.scoring import read_scores
-from experiment import describe_network, find_description, open_experiment, show_trial, try_out
+from experiments.networks import describe_network
+from experiments.opening import open_experiment
+from experiments.subjects import find_description
+from experiments.trial import show_trial, try_out
 from models import KDNet
 from phantoms import generate_phantoms
 from recipes import distillation
@@ -105,14 +109,16 @@ def test_a_finished_run_is_not_trained_again(run, arguments, capsys):
 
 def test_a_continued_run_keeps_the_choices_of_its_beginning(run, arguments, tmp_path, monkeypatch):
     choice = Performance("32-true", "channels_last")
-    monkeypatch.setattr("experiment.try_out", lambda *_: (choice, {"32-true, contiguous": 2.0}))
+    monkeypatch.setattr(
+        "experiments.trial.try_out", lambda *_: (choice, {"32-true, contiguous": 2.0})
+    )
     open_run = ["--out", str(tmp_path / "run"), "--memory_format", "auto"]
     config = parse_config([*arguments, *open_run, "--cache_dir", str(run.root / "cache")])
     assert open_experiment(config, Console(quiet=True)).performance == choice
     resolved = RunFolder(tmp_path / "run").resolved()
     assert resolved["memory_format"] == "channels_last"
     assert resolved["trial_seconds"] == {"32-true, contiguous": 2.0}
-    monkeypatch.setattr("experiment.try_out", None)
+    monkeypatch.setattr("experiments.trial.try_out", None)
     again = open_experiment(config, Console(quiet=True))
     assert again.performance == choice
     assert again.build_network("student").head.weight.is_contiguous(

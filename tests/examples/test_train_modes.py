@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 
 import predict
 import train
-from config import DataConfig, ObjectiveConfig, TrainingConfig, parse_config
+from configuration.data import DataConfig
+from configuration.objective import ObjectiveConfig
+from configuration.parsing import parse_config
+from configuration.training import TrainingConfig
 from data.description import load_description
 from data.loading import build_loader
 from data.patches import FixedPatches, FreePatches
@@ -24,7 +27,8 @@ from data.sampling import cache_remark, plane_remark, samples_per_subject
 from errors import UserError
 from evaluation.inference import predict_volume
 from evaluation.scoring import read_scores
-from experiment import build, describe_network, find_description
+from experiments.networks import build, describe_network
+from experiments.subjects import find_description
 from models import KDNet, build_network
 from privdistill import DistillationWrapper, GroundTruth, PrivDistillError, PrivilegedInput
 from recipes.distillation import bottleneck, student_objective

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, ReduceLROnPlateau
 
-from config import TrainingConfig
+from configuration.training import TrainingConfig
 from data.description import load_description
 from data.loading import build_loader
 from errors import UserError

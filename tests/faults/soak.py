@@ -28,7 +28,7 @@ from scipy.stats import linregress, t
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "brats_kdnet"), str(ROOT / "tests")]
 
-from config import TrainingConfig
+from configuration.training import TrainingConfig
 from data.loading import build_loader
 from faults.tiny import GRID, MODALITIES, Network, Samples, task
 from privdistill import (

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 import exhaustion
 from command import exit_status
-from config import DataConfig, TrainingConfig
+from configuration.data import DataConfig
+from configuration.training import TrainingConfig
 from crossvalidation import schedule
 from crossvalidation.plan import CrossvalOptions
 from data.loading import build_loader

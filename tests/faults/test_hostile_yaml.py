@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import train
-from config import parse_config
+from configuration.parsing import changed, parse_config
 from data.description import load_description
 from errors import UserError
 from recipes.rows import read_rows
@@ -119,7 +119,7 @@ def test_a_class_path_stays_the_words_that_it_is(tmp_path, monkeypatch, spec):
     path.write_text(yaml.safe_dump({"backbone_arguments": {"act": spec}, "epochs": 3}))
     config = parse_config(["--config", str(path)])
     assert config.network.backbone_arguments["act"] == spec
-    again = config.changed({"backbone_arguments": {"act": spec}})
+    again = changed(config, {"backbone_arguments": {"act": spec}})
     assert again.network.backbone_arguments["act"] == spec
     path.write_text(yaml.safe_dump({"rows": {"mine": {"options": {"backbone_arguments": spec}}}}))
     rows, _ = read_rows(path)

@@ -8,10 +8,12 @@ from rich.console import Console
 
 import crossval
 import train
-from config import parse_config
+from configuration.parsing import parse_config
 from data.splits import Split
 from errors import UserError
-from experiment import read_subjects, split_of, usable
+from experiments.soundness import usable
+from experiments.splits import split_of
+from experiments.subjects import read_subjects
 from faults.corpus import FAULTS, image, label_map, write_subject
 from run_folder import RunFolder
 

@@ -69,12 +69,14 @@ def test_no_handler_of_errors_takes_it_for_one():
         swallowing()
 
 
-@pytest.mark.parametrize("place", ["check", "prepare_parts", "try_out", "announce"])
+@pytest.mark.parametrize(
+    "place", ["opening.check", "opening.prepare_parts", "trial.try_out", "opening.announce"]
+)
 def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
     tmp_path, monkeypatch, capsys, place
 ):
     data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
-    monkeypatch.setattr(f"experiment.{place}", lambda *_, **__: send(signal.SIGTERM))
+    monkeypatch.setattr(f"experiments.{place}", lambda *_, **__: send(signal.SIGTERM))
     given = ["--data-root", str(data), "--preset", "demo", "--grid", "8,8,8", "--workers", "1"]
     given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3"]
     out = tmp_path / "run"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import predict
 import train
-from config import NetworkConfig
+from configuration.network import NetworkConfig
 from data.description import load_description
 from errors import UserError
 from models import build_network, trust

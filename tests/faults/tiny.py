@@ -4,7 +4,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from config import TrainingConfig
+from configuration.training import TrainingConfig
 from data.description import load_description
 from privdistill import DistillationWrapper, GroundTruth, HintonKL, PrivilegedInput
 from training.checkpoint import ModelMetadata

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from config import Config
+from configuration.config import Config
 from crossvalidation.folds import Fold, deal, load_folds, save_folds
 from crossvalidation.jobs import number_of_jobs
 from crossvalidation.plan import CrossvalOptions, Plan
@@ -22,20 +22,13 @@ from data.files import States, file_states
 from data.layouts import Subject
 from data.splits import Split
 from errors import UserError
-from experiment import (
-    check,
-    check_unchanged,
-    describe_network,
-    find_description,
-    prepare_parts,
-    read_subjects,
-    record_skipped,
-    stacked,
-    try_out,
-    usable,
-    view_of,
-    without_references,
-)
+from experiments.networks import describe_network
+from experiments.preparation import prepare_parts
+from experiments.soundness import check, check_unchanged, record_skipped, usable
+from experiments.splits import without_references
+from experiments.subjects import find_description, read_subjects
+from experiments.trial import try_out
+from experiments.views import stacked, view_of
 from models.trust import check_trusted
 from names import is_name
 from privdistill import PrivDistillError

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from config import Config
+from configuration.config import Config
 from crossvalidation.folds import Fold
 from errors import UserError
 from recipes.rows import Row

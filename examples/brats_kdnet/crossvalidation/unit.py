@@ -5,22 +5,19 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
-from config import Config
+from configuration.config import Config
 from crossvalidation.folder import waiting_for
 from crossvalidation.plan import Plan, Unit
 from evaluation.postprocessing import SMALLEST_VOLUME
 from evaluation.scoring import write_scores
-from experiment import (
-    Experiment,
-    build,
-    check_unchanged,
-    describe_network,
-    launch,
-    prepare_parts,
-    read_subjects,
-    stacked,
-    without_references,
-)
+from experiments.devices import launch
+from experiments.experiment import Experiment
+from experiments.networks import build, describe_network
+from experiments.preparation import prepare_parts
+from experiments.soundness import check_unchanged
+from experiments.splits import without_references
+from experiments.subjects import read_subjects
+from experiments.views import stacked
 from held_out import score_network, score_subsets, score_with
 from recipes.rows import Row
 from run_folder import RunFolder

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from config import DataConfig, TrainingConfig
+from configuration.data import DataConfig
+from configuration.training import TrainingConfig
 from data.description import Size
 from data.loading import MappedSamples
 from data.patches import TUMOUR_EVERY, FixedPatches, FreePatches

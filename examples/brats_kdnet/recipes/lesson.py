@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from config import ObjectiveConfig
+from configuration.objective import ObjectiveConfig
 from privdistill import Ensemble, Objective, PrivilegedInput, Tap, Term
 
 

@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import nn
 
-from config import ObjectiveConfig
+from configuration.objective import ObjectiveConfig
 from errors import UserError
 from privdistill import (
     ContrastiveProjection,

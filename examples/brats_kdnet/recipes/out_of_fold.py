@@ -11,7 +11,7 @@ there for combining models; here for the targets of distillation.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from config import Config
+from configuration.config import Config
 from recipes.rows import Row
 
 

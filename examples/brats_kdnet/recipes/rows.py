@@ -8,7 +8,13 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from config import Arguments, Config, DataConfig, NetworkConfig, ObjectiveConfig, TrainingConfig
+from configuration.arguments import Arguments
+from configuration.config import Config
+from configuration.data import DataConfig
+from configuration.network import NetworkConfig
+from configuration.objective import ObjectiveConfig
+from configuration.parsing import changed
+from configuration.training import TrainingConfig
 from errors import UserError
 from models import in_two_dimensions
 from reading import UnreadableError, read_yaml
@@ -94,7 +100,7 @@ class Row:
             chosen |= {"teacher_backbone": None, "teacher_backbone_arguments": None}
             chosen.setdefault("backbone", shared)
         try:
-            return config.changed(chosen | {"backbone_arguments": arguments})
+            return changed(config, chosen | {"backbone_arguments": arguments})
         except UserError as error:
             raise UserError(f"Row {self.name!r}: {error}") from error
 

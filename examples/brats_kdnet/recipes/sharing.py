@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from config import ObjectiveConfig
+from configuration.objective import ObjectiveConfig
 from errors import UserError
 from recipes.distillation import distilled
 from recipes.lesson import Lesson, Setting

@@ -9,7 +9,9 @@ from crossvalidation.plan import Plan, Unit
 from crossvalidation.results import complete_scores
 from data.splits import Split
 from errors import UserError
-from experiment import describe_network, find_description, shared_out
+from experiments.networks import describe_network
+from experiments.splits import shared_out
+from experiments.subjects import find_description
 from studies.design import BASELINE, TEACHER, Design
 from studies.facts import FACTS, Facts, write_facts
 from studies.rows import ROWS, StudyRow, write_rows

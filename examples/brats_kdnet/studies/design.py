@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from config import Arguments
+from configuration.arguments import Arguments
 from errors import UserError
 from reading import UnreadableError, read_yaml
 from recipes.rows import ROW_OPTIONS, Row

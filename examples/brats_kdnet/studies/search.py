@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from config import Config
+from configuration.config import Config
 from crossvalidation.folder import open_plan
 from crossvalidation.folds import Fold, save_folds
 from crossvalidation.plan import CrossvalOptions, Plan, Unit
@@ -24,7 +24,8 @@ from crossvalidation.unit import run_unit
 from data.splits import Split, split_subjects
 from errors import UserError
 from evaluation.scoring import read_scores
-from experiment import read_subjects, usable
+from experiments.soundness import usable
+from experiments.subjects import read_subjects
 from recipes.rows import Row
 from run_folder import RunFolder
 from studies.design import BASELINE, TEACHER, Design, Search, plain_row

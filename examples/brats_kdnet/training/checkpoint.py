@@ -18,6 +18,7 @@ from data.description import Description
 from data.headers import LIMIT_VARIABLE, HeaderFaultError, largest_volume
 from data.preprocessing import Preprocessing
 from data.slicing import Plane, plane_of
+from data.targets import number_of_outputs
 from errors import UserError
 from models import build_network
 from models.outline import outline
@@ -160,21 +161,28 @@ class ModelMetadata:
 
 def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
     """Whether the entries of a file, which anybody may have written, are what they should be."""
-    modalities = values["modalities"]
+    modalities, activation = values["modalities"], values["activation"]
+    known = activation in {"softmax", "sigmoid"}
+    outputs = number_of_outputs(values["description"], activation) if known else None
     return {
         "backbone": isinstance(values["backbone"], str),
         "backbone_arguments": isinstance(values["backbone_arguments"], dict),
-        "in_channels": type(values["in_channels"]) is int and values["in_channels"] >= 1,
-        "out_channels": type(values["out_channels"]) is int and values["out_channels"] >= 1,
+        "in_channels": _is_count(values["in_channels"], len(modalities)),
+        "out_channels": _is_count(values["out_channels"], outputs),
         "modalities": bool(modalities) and {*modalities} <= {*values["description"].modalities},
-        "activation": values["activation"] in {"softmax", "sigmoid"},
+        "activation": known,
         "crop": _is_size(values["crop"]),
         "grid": _is_size(values["grid"]),
         "patch": _is_size(values["patch"]),
+        "grid and patch": values["grid"] is not None or values["patch"] is not None,
         "slices": values["slices"] in {None, *get_args(Plane)},
         "orientation": isinstance(values["orientation"], str),
         "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
     }
+
+
+def _is_count(value: Any, expected: int | None) -> bool:
+    return type(value) is int and value >= 1 and value == (expected or value)
 
 
 def _is_size(value: Any) -> bool:
@@ -235,7 +243,43 @@ def read_metadata(path: Path) -> ModelMetadata:
         UserError: If the file is missing, damaged, or not written by this application.
     """
     strings, _ = _read(path, weights=False)
-    return _parse(path, strings)
+    return parse_metadata(path, strings)
+
+
+def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
+    """Read metadata that came with a model.
+
+    Args:
+        path: Where they came from, for messages.
+        strings: What `ModelMetadata.to_strings` gave; safetensors adds digests.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        UserError: If they are of another format, damaged, or contradict each other.
+    """
+    if strings.get("format") != FORMAT:
+        found = f"format {strings['format']!r}" if "format" in strings else "no format"
+        raise UserError(
+            f"{path} is not a model of this application: expected metadata of format "
+            f"{FORMAT!r}, as train.py writes them, found {found}."
+        )
+    # Files from before there were digests have neither; one alone has lost its name to damage.
+    known = _DIGEST in strings or _TENSORS in strings
+    if known and strings.get(_DIGEST) != _digest(strings):
+        raise UserError(
+            f"{path} is damaged: its metadata are not those that were written. Copy the file "
+            "again, or train the network again."
+        )
+    try:
+        return ModelMetadata.from_strings(strings)
+    except UserError as error:
+        raise UserError(f"{path}: its metadata cannot be used. {error}") from error
+    except HeaderFaultError as error:
+        raise UserError(f"{error.reason}.") from error
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
 
 
 def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module, ModelMetadata]:
@@ -258,7 +302,45 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
             Digests of all tensors are compared.
     """
     strings, weights = _read(path, weights=True)
-    metadata = _parse(path, strings)
+    metadata = parse_metadata(path, strings)
+    network = _network(path, metadata, weights, trusted)
+    spoilt = damaged(weights, json.loads(strings[_TENSORS])) if _TENSORS in strings else []
+    if spoilt:
+        raise UserError(
+            f"{path} is damaged: the numbers of {_listed(spoilt)} are not those that were written. "
+            "Copy the file again, or train the network again."
+        )
+    return _filled(path, network, metadata, weights), metadata
+
+
+def network_of(
+    path: Path,
+    metadata: ModelMetadata,
+    weights: Mapping[str, Tensor],
+    *,
+    trusted: Collection[str] = (),
+) -> nn.Module:
+    """Rebuild a network from its metadata and weights, with the care of `load_model`.
+
+    Args:
+        path: Where both came from, for messages.
+        metadata: Say how it is built.
+        weights: Its state.
+        trusted: Further networks that may be imported, as `models.trust` says.
+
+    Returns:
+        The network on the CPU, in eval mode.
+
+    Raises:
+        UserError: If the weights are those of another network, or it is not trusted.
+    """
+    return _filled(path, _network(path, metadata, weights, trusted), metadata, weights)
+
+
+def _network(
+    path: Path, metadata: ModelMetadata, weights: Mapping[str, Tensor], trusted: Collection[str]
+) -> nn.Module:
+    """Build what the metadata ask for, after its outline was compared with the weights."""
     check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
     build = functools.partial(
         build_network,
@@ -269,18 +351,17 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     )
     if is_known(metadata.backbone, metadata.backbone_arguments):
         _check_outline(path, build, metadata, weights)
-    network = build()
-    spoilt = damaged(weights, json.loads(strings[_TENSORS])) if _TENSORS in strings else []
-    if spoilt:
-        raise UserError(
-            f"{path} is damaged: the numbers of {_listed(spoilt)} are not those that were written. "
-            "Copy the file again, or train the network again."
-        )
+    return build()
+
+
+def _filled(
+    path: Path, network: nn.Module, metadata: ModelMetadata, weights: Mapping[str, Tensor]
+) -> nn.Module:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise _another_network(path, metadata, weights) from error
-    return network.eval(), metadata
+    return network.eval()
 
 
 def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) -> None:
@@ -387,28 +468,6 @@ def _read(path: Path, *, weights: bool) -> tuple[dict[str, str], dict[str, Tenso
             f"{path} is not a model of this application, or it is damaged ({error}). Expected a "
             "model.safetensors written by train.py."
         ) from error
-
-
-def _parse(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
-    if strings.get("format") != FORMAT:
-        found = f"format {strings['format']!r}" if "format" in strings else "no format"
-        raise UserError(
-            f"{path} is not a model of this application: expected a safetensors file of format "
-            f"{FORMAT!r}, as train.py writes it, found {found}."
-        )
-    # Files from before there were digests have neither; one alone has lost its name to damage.
-    known = _DIGEST in strings or _TENSORS in strings
-    if known and strings.get(_DIGEST) != _digest(strings):
-        raise UserError(
-            f"{path} is damaged: its metadata are not those that were written. Copy the file "
-            "again, or train the network again."
-        )
-    try:
-        return ModelMetadata.from_strings(strings)
-    except HeaderFaultError as error:
-        raise UserError(f"{error.reason}.") from error
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
 
 
 def _digest(strings: Mapping[str, str]) -> str:

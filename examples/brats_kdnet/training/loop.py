@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from config import TrainingConfig
+from configuration.training import TrainingConfig
 from data.description import Description
 from data.loading import Batch, start_epoch
 from data.preprocessing import Sample

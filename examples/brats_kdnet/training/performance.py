@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from config import TrainingConfig
+from configuration.training import TrainingConfig
 from errors import UserError
 
 MemoryFormat = Literal["channels_last", "contiguous"]

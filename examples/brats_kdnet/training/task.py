@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from config import TrainingConfig
+from configuration.training import TrainingConfig
 from data.preprocessing import Sample
 from training.checkpoint import ModelMetadata
 from training.performance import MemoryFormat

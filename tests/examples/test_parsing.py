@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import PRESETS, Config, parse_config
+from configuration.config import Config
+from configuration.parsing import parse_config
+from configuration.presets import PRESETS
 from errors import UserError
 
 

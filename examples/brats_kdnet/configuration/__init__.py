@@ -1,0 +1,1 @@
+"""Options, their presets, and how they are read and checked."""

@@ -1,0 +1,1 @@
+"""What all trainings of one fold share: subjects, split, networks, device, settings."""
