@@ -178,6 +178,15 @@ def test_networks_of_one_kind_share_the_layer_that_is_named():
     assert found["bottleneck"].teacher == "encoder.0"
 
 
+def test_several_latent_layers_share_the_weight_whatever_they_are_called():
+    options = ObjectiveConfig(latent_layers=("encoder.0", "bottleneck"), latent_weight=10.0)
+    objective = student_objective(options)
+    assert [str(weight) for weight, _ in objective.named_terms.values()].count("5") == 2
+    kd = distil_once(KDNet(4, 2, channels=(2, 4)), KDNet(1, 2, channels=(2, 4)), options)
+    assert all(weight.grad is not None for weight in kd.student.encoder[0].parameters())
+    assert [*bottleneck(options, kd.student, objective)] == ["layer_encoder_0", "bottleneck"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

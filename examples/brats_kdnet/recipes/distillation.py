@@ -1,5 +1,6 @@
 """The recipes of the paper: learn from the reference alone, or from a frozen teacher as well."""
 
+import re
 from typing import cast
 
 from torch import nn
@@ -106,7 +107,7 @@ def student_objective(options: ObjectiveConfig) -> Objective:
     layers = options.latent_layers or ("bottleneck",)
     latent = [
         LatentKL(
-            tap=layer,
+            tap=tap_name(layer),
             normalisation=options.latent_normalisation,
             temperature=options.latent_temperature,
         )
@@ -124,6 +125,19 @@ def student_objective(options: ObjectiveConfig) -> Objective:
             if start > 0 or end > 0
         ]
     )
+
+
+def tap_name(layer: str) -> str:
+    """Return the name of the tap at a layer: a plain word, which the layer's often is not.
+
+    Args:
+        layer: As the network calls it.
+
+    Example:
+        >>> tap_name("bottleneck"), tap_name("encoder.2")
+        ('bottleneck', 'layer_encoder_2')
+    """
+    return layer if layer.isidentifier() else "layer_" + re.sub(r"\W", "_", layer)
 
 
 def bottleneck(
@@ -146,7 +160,9 @@ def bottleneck(
     if not objective.taps:
         return {}
     if options.latent_layers is not None:
-        return {layer: Tap(teacher=layer, student=layer) for layer in options.latent_layers}
+        return {
+            tap_name(layer): Tap(teacher=layer, student=layer) for layer in options.latent_layers
+        }
     teacher = network if teacher is None else teacher
     mine = _layer(network, options.bottleneck_layer)
     theirs = _layer(teacher, options.teacher_bottleneck_layer)
