@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"This example needs the package accelerate, which cannot be imported ({error}). Install "
-        "it: pip install 'privdistill[accelerate]'."
+        "it: pip install './privdistill[accelerate]'."
     ) from error
 
 

@@ -320,5 +320,5 @@ def _package(name: str, path: Path) -> Any:
     except ImportError as error:
         raise UserError(
             f"{path}: needs the package {name}, which cannot be imported ({error}). Install it: "
-            "pip install 'privdistill[export]'."
+            "pip install './privdistill[export]'."
         ) from error

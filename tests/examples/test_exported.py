@@ -233,7 +233,7 @@ def test_a_missing_package_is_named(trained, tmp_path, monkeypatch, missing):
         return
 
     monkeypatch.setattr(exported.importlib, "import_module", absent)
-    with pytest.raises(UserError, match=rf"needs the package {missing}.*privdistill\[export\]"):
+    with pytest.raises(UserError, match=rf"needs the package {missing}.*\./privdistill\[export\]"):
         export(tmp_path / "a.onnx", *trained)
 
 

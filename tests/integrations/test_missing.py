@@ -34,7 +34,9 @@ def without(monkeypatch):
 )
 def test_an_integration_names_the_package_and_the_extra(without, integration, package, extra):
     without(package)
-    said = rf"integrations\.{integration} needs .*{package}.*pip install 'privdistill\[{extra}\]'"
+    said = (
+        rf"integrations\.{integration} needs .*{package}.*pip install '\./privdistill\[{extra}\]'"
+    )
     with pytest.raises(ImportError, match=said):
         importlib.import_module(f"privdistill.integrations.{integration}")
 
@@ -43,7 +45,9 @@ def test_the_example_with_accelerate_names_the_package(without):
     without("accelerate")
     path = EXAMPLES / "accelerate_loop.py"
     spec = importlib.util.spec_from_file_location("accelerate_loop", path)
-    with pytest.raises(ImportError, match=r"accelerate, .*pip install 'privdistill\[accelerate\]'"):
+    with pytest.raises(
+        ImportError, match=r"accelerate, .*pip install '\./privdistill\[accelerate\]'"
+    ):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
