@@ -40,6 +40,8 @@ from privdistill import (
     kdnet,
     precompute,
 )
+from privdistill.integrations.batch import check_names, check_options, step_arguments
+from privdistill.integrations.critic import check_wrapper, refuse_critic
 from privdistill.losses import (
     AttentionTransfer,
     ContrastiveProjection,
@@ -390,14 +392,24 @@ MISUSES = {
         "teacher", ["a", "b"], IMAGE, lambda: {"tap.x": torch.zeros(2, 5)}
     ),
     "nothing to fill": lambda: precompute(wrap(), []),
+    "names of no argument": lambda: check_names({"label": "target"}),
+    "batch of three": lambda: step_arguments((IMAGE, LABELS, 1), {}),
+    "entry that is not there": lambda: step_arguments(
+        {"image": IMAGE, "seg": LABELS}, {"target": "label"}
+    ),
+    "reference called otherwise": lambda: step_arguments(
+        {"image": IMAGE, "label": LABELS}, {}, kdnet()
+    ),
+    "loss beside the objective": lambda: check_options({"loss_function": 1}, "DistillationTrainer"),
+    "reader of batches": lambda: check_options({"prepare_batch": 1}, "DistillationTrainer"),
+    "network that is no wrapper": lambda: check_wrapper(Net(1), "DistillationTrainer"),
+    "critic in a loop of one optimizer": lambda: refuse_critic(
+        wrap(objective=HolisticAdversarial(nn.Conv2d(4, 1, 1))), "DistillationModule"
+    ),
     "decoder deeper than the encoder": lambda: wrap(student=DeeperDecoder()),
 }
 # Raised where this suite does not run: under two processes, or with packages that are optional.
 ELSEWHERE = {
-    ("batch.py", "check_names"): "tests/integrations/test_batch.py",
-    ("batch.py", "step_arguments"): "tests/integrations/test_batch.py",
-    ("batch.py", "_of_mapping"): "tests/integrations/test_batch.py",
-    ("critic.py", "refuse_critic"): "tests/integrations/test_lightning.py: a critic is refused",
     (
         "windows.py",
         "predict_windows",

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privdistill import Output
-from privdistill.integrations.batch import check_names, step_arguments
-from privdistill.integrations.critic import refuse_critic
+from privdistill import Objective, Output
+from privdistill.integrations.batch import check_names, check_options, step_arguments
+from privdistill.integrations.critic import check_wrapper, refuse_critic
 from privdistill.integrations.windows import predict_windows, unwrapped
 
 try:
@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "privdistill.integrations.monai needs the packages monai and pytorch-ignite, one of which "
-        f"cannot be imported ({error}). Install them: pip install 'privdistill[monai]'."
+        f"cannot be imported ({error}). Install them: pip install './privdistill[monai]'."
     ) from error
 
 
@@ -35,14 +35,14 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
         train_data_loader: Gives mappings, or pairs of image and target.
         network: The wrapper, or DistributedDataParallel around it.
         optimizer: Of `kd.parameters()`.
-        names: Entry of a batch for an argument of the step that is called otherwise; unless given,
+        names: Entry of a batch for an argument of the step that is called otherwise; unless named,
             the target is "label". Others ("key", "present", "labelled") are found by their names.
         train_handlers: After the `TermMetrics` that is always there; their prefix is `train_`.
         options: Further ones of SupervisedTrainer, such as `amp` and `key_train_metric`.
 
     Raises:
-        ObjectiveError: If `names` holds what no step takes.
-        LifecycleError: If a term has a critic.
+        ObjectiveError: If `names` holds what no step takes, or an option has no place here.
+        LifecycleError: If a term has a critic, or `network` is no wrapper.
 
     Example:
         >>> from privdistill import DistillationWrapper, GroundTruth
@@ -67,9 +67,12 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
         train_handlers: Sequence[Any] = (),
         **options: Any,
     ) -> None:
-        refuse_critic(unwrapped(network), "DistillationTrainer")
+        kd = unwrapped(network)
+        refuse_critic(kd, "DistillationTrainer")
+        check_options(options, "DistillationTrainer")
         terms = TermMetrics("train_", IterationEvents.LOSS_COMPLETED)
-        options |= {"prepare_batch": _reader(names), "train_handlers": [terms, *train_handlers]}
+        reader = _reader(names, kd.objective)
+        options |= {"prepare_batch": reader, "train_handlers": [terms, *train_handlers]}
         super().__init__(
             device, max_epochs, train_data_loader, network, optimizer, _loss_of, **options
         )
@@ -86,12 +89,13 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         val_data_loader: As for the trainer.
         network: The wrapper.
         names: Of entries.
-        val_handlers: After the `TermMetrics` that is always there.
+        val_handlers: After the `TermMetrics` that is there without an inferer.
         inferer: How the student sees large volumes.
         options: Further ones of SupervisedEvaluator, such as `key_val_metric`.
 
     Raises:
-        ObjectiveError: If `names` holds what no step takes.
+        ObjectiveError: If `names` holds what no step takes, or an option has no place here.
+        LifecycleError: If `network` is no wrapper.
 
     Example:
         >>> from privdistill import DistillationWrapper, GroundTruth
@@ -116,8 +120,12 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         inferer: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        terms = TermMetrics("val_", IterationEvents.FORWARD_COMPLETED)
-        options |= {"prepare_batch": _reader(names), "val_handlers": [terms, *val_handlers]}
+        kd, alone = unwrapped(network), inferer is not None
+        check_wrapper(kd, "DistillationEvaluator")
+        check_options(options, "DistillationEvaluator")
+        terms = [] if alone else [TermMetrics("val_", IterationEvents.FORWARD_COMPLETED)]
+        options["prepare_batch"] = _reader(names, None if alone else kd.objective)
+        options["val_handlers"] = [*terms, *val_handlers]
         options["inferer"] = None if inferer is None else partial(predict_windows, inferer)
         super().__init__(torch.device(device), val_data_loader, network, **options)
 
@@ -126,13 +134,13 @@ def _loss_of(out: Output, target: Tensor | None) -> Tensor:  # noqa: ARG001
     return out.loss
 
 
-def _reader(names: Mapping[str, str] | None) -> Callable[..., Any]:
-    check_names(names or {})
+def _reader(names: Mapping[str, str] | None, objective: Objective | None) -> Callable[..., Any]:
+    own = check_names(names)
 
     def read(batch: Any, device: Any, non_blocking: bool, **options: Any) -> tuple[Any, ...]:
         usual = isinstance(batch, Mapping) and CommonKeys.LABEL in batch
         label = {"target": str(CommonKeys.LABEL)} if usual else {}
-        given = step_arguments(batch, label if names is None else names)
+        given = step_arguments(batch, label | own, objective)
         for name, value in given.items():
             if isinstance(value, Tensor):
                 given[name] = value.to(device=device, non_blocking=non_blocking, **options)

@@ -1,8 +1,26 @@
-"""What a loop of somebody else logs of a step."""
+"""What a loop of somebody else trains of a wrapper, and logs of a step."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from privdistill.exceptions import LifecycleError
 from privdistill.output import Output
+from privdistill.wrapper import DistillationWrapper
+
+
+def to_train(kd: DistillationWrapper) -> list[nn.Parameter]:
+    """Return what an optimizer trains.
+
+    Args:
+        kd: The wrapper.
+
+    Returns:
+        Parameters of student, adapters and terms, then those of a teacher that learns.
+    """
+    try:
+        teacher = [weight for weight in kd.teacher_parameters() if weight.requires_grad]
+    except LifecycleError:
+        teacher = []  # it is frozen
+    return [*kd.parameters(), *teacher]
 
 
 def values(out: Output) -> dict[str, Tensor]:

@@ -6,18 +6,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from privdistill.exceptions import ModalityError
+from privdistill.wrapper import DistillationWrapper
 
 
 def unwrapped(network: nn.Module) -> Any:
-    """Look through DistributedDataParallel.
+    """Look through DistributedDataParallel and torch.compile.
 
     Args:
-        network: The wrapper, or something that holds it as `module`.
+        network: The wrapper, or something that holds it as `module` or `_orig_mod`.
 
     Returns:
         The wrapper.
     """
-    return getattr(network, "module", network)
+    while not isinstance(network, DistillationWrapper):
+        inner = getattr(network, "_orig_mod", None) or getattr(network, "module", None)
+        if inner is None:
+            break
+        network = inner
+    return network
 
 
 def predict_windows(

@@ -233,6 +233,56 @@ def test_predictions_are_those_of_the_student_alone(build, tmp_path):
     torch.testing.assert_close(first, trained.kd.predict(images[:, 2:3]))
 
 
+def test_present_is_found_by_its_name_in_prediction(build, tiny_unet, tmp_path):
+    kd = build(
+        inputs=PrivilegedInput(MODALITIES, student=("t1ce", "t2")),
+        student=tiny_unet(2),
+    )
+    has = torch.tensor([True, True, True, False])
+    named = DistillationModule(kd, adam, names={"target": "label", "present": "has"})
+    batches = loader(has=lambda index: has)
+    (first, *_) = trainer(tmp_path, 1).predict(named, batches)
+    images = next(iter(batches))["image"]
+    expected = kd.predict(images, present=has.expand(2, -1))
+    torch.testing.assert_close(first, expected)
+    assert not torch.equal(first, kd.predict(images))
+
+
+def test_a_test_and_several_loaders_of_validation(build, tmp_path):
+    trained = module(build())
+    trained.kd.student.encoder.eval()
+    fit = trainer(tmp_path, 1)
+    fit.fit(trained, loader(), [loader(), loader()])
+    assert {"val/loss/dataloader_idx_0", "val/loss/dataloader_idx_1"} <= set(fit.callback_metrics)
+    (tested,) = fit.test(trained, loader(), verbose=False)
+    (validated,) = fit.validate(trained, loader(), verbose=False)
+    assert tested["test/loss"] == validated["val/loss"]
+    assert len(fit.predict(trained, [loader(), loader()])) == 2
+    assert trained.kd.student.head.training
+    assert not trained.kd.student.encoder.training
+
+
+def test_a_teacher_that_learns_goes_back_to_train_mode_after_a_test(build, tiny_unet, tmp_path):
+    trained = module(build(teacher=JointTeacher(tiny_unet(4))))
+    trainer(tmp_path, 1).test(trained, loader(), verbose=False)
+    assert trained.kd.teacher.training
+
+
+@pytest.mark.parametrize("run", ["fit", "validate", "test"])
+def test_a_reference_that_is_not_found_is_refused(build, tmp_path, run):
+    unnamed = DistillationModule(build(), adam)
+    with pytest.raises(ObjectiveError, match="no target, which the objective reads; it has image"):
+        getattr(trainer(tmp_path, 1), run)(unnamed, loader())
+
+
+def test_a_batch_may_say_that_it_has_no_reference(build, tmp_path):
+    unnamed = DistillationModule(build(), adam)
+    fit = trainer(tmp_path, 1)
+    fit.fit(unnamed, loader(labelled=lambda index: torch.tensor(False)))
+    assert "train/latent_kl_epoch" in fit.callback_metrics
+    assert "train/ground_truth_epoch" not in fit.callback_metrics
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_on_the_joined_batch(build, tmp_path):
     def run(batch_size, **options):
@@ -274,3 +324,16 @@ def test_a_critic_is_refused(build):
     kd = build(objective=GroundTruth() + HolisticAdversarial(nn.Conv2d(4, 1, 1)))
     with pytest.raises(LifecycleError, match="a term has a critic"):
         DistillationModule(kd, adam)
+
+
+@pytest.mark.parametrize("wrapper", [nn.Conv2d(1, 2, 1), "kd.pt"])
+def test_a_network_that_is_no_wrapper_is_refused(wrapper):
+    said = f"DistillationModule: the network is a {type(wrapper).__name__}; expected a Distil"
+    with pytest.raises(LifecycleError, match=said):
+        DistillationModule(wrapper, adam)
+
+
+def test_a_function_that_builds_no_wrapper_is_refused(tmp_path):
+    built = DistillationModule(lambda: nn.Conv2d(1, 2, 1), adam)
+    with pytest.raises(LifecycleError, match="the network is a Conv2d"):
+        trainer(tmp_path, 1).fit(built, loader())

@@ -1,8 +1,10 @@
 """MONAI's real engines on tiny networks."""
 
+import os
+
 import pytest
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
 from torch.utils.data import DataLoader
 
 from privdistill import (
@@ -20,6 +22,7 @@ from privdistill import (
 pytest.importorskip("ignite", reason="the extra monai is not installed")
 pytest.importorskip("monai", reason="the extra monai is not installed")
 
+import ignite.distributed as idist
 from monai.data import MetaTensor
 from monai.handlers import CheckpointSaver, MeanDice, from_engine
 from monai.inferers import SlidingWindowInferer
@@ -106,6 +109,55 @@ def test_the_last_batch_weighs_as_many_samples_as_it_has(build):
     assert trainer.state.metrics["train_loss"] == pytest.approx(mean)
 
 
+def test_a_batch_without_a_term_does_not_count_for_it(build):
+    kd, values = build(), []
+    kd.register_forward_hook(lambda _, args, out: values.append(out.terms.get("ground_truth")))
+    (first, second) = loader()
+    bare = {"image": second["image"], "labelled": torch.zeros(2, dtype=torch.bool)}
+    trainer = train(kd, 1, [first, bare])
+    assert values[1] is None
+    assert trainer.state.metrics["train_ground_truth"] == pytest.approx(values[0].item())
+
+
+def test_means_are_over_the_samples_of_all_processes(build, monkeypatch):
+    # Another process, with two samples more, whose loss is one, and without another term.
+    def others(table):
+        return table + torch.tensor([[2.0, 2.0], *[[0.0, 0.0]] * (len(table) - 1)])
+
+    kd, losses = build(), []
+    kd.register_forward_hook(lambda _, args, out: losses.append(out.loss.item()))
+    monkeypatch.setattr(idist, "all_reduce", others)
+    trainer = train(kd, 1, loader())
+    assert trainer.state.metrics["train_loss"] == pytest.approx((2 * sum(losses) + 2) / 6)
+
+
+def _part(rank, folder, kd):
+    os.environ["LOCAL_RANK"] = str(rank)  # as torchrun does
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    try:
+        evaluator = DistillationEvaluator(
+            "cpu", [[*loader(batch_size=3)][rank]], kd, decollate=False
+        )
+        evaluator.run()
+        torch.save(evaluator.state.metrics, folder / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_metrics_of_one(build, tmp_path):
+    # One has a batch of three, the other one of a single sample.
+    kd = build()
+    whole = DistillationEvaluator("cpu", loader(batch_size=3), kd, decollate=False)
+    whole.run()
+    multiprocessing.start_processes(_part, (tmp_path, kd), nprocs=2, start_method="fork")
+    for rank in range(2):
+        part = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert part == pytest.approx(whole.state.metrics)
+
+
 def test_key_labelled_and_present_come_from_the_batch(build):
     cache, seen = TeacherCache(), []
     kd = build(("t1ce", "t2"), cache=cache)
@@ -182,3 +234,51 @@ def test_a_critic_is_refused(build):
     kd = build(objective=GroundTruth() + HolisticAdversarial(nn.Conv2d(4, 1, 1)))
     with pytest.raises(LifecycleError, match="DistillationTrainer: a term has a critic"):
         train(kd, 1, loader())
+
+
+@pytest.mark.parametrize("names", [None, {}, {"image": "image"}])
+def test_the_target_is_called_label_unless_it_is_named(build, names):
+    trainer = train(build(), 1, loader(), names=names)
+    assert "train_ground_truth" in trainer.state.metrics
+
+
+def _called_seg():
+    return [{"image": batch["image"], "seg": batch["label"]} for batch in loader()]
+
+
+def test_a_reference_that_is_not_found_is_refused(build):
+    with pytest.raises(ObjectiveError, match="which the objective reads; it has image, seg"):
+        train(build(), 1, _called_seg())
+    with pytest.raises(ObjectiveError, match="which the objective reads; it has image, seg"):
+        DistillationEvaluator("cpu", _called_seg(), build()).run()
+    named = train(build(), 1, _called_seg(), names={"target": "seg"})
+    assert "train_ground_truth" in named.state.metrics
+
+
+def test_with_an_inferer_no_reference_is_needed(build):
+    inferer = SlidingWindowInferer((8, 8))
+    batches = _called_seg()
+    evaluator = DistillationEvaluator("cpu", batches, build(), inferer=inferer, decollate=False)
+    evaluator.run()
+    assert evaluator.state.output["pred"].shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("option", ["prepare_batch", "loss_function"])
+def test_options_that_the_wrapper_stands_in_for_are_refused(build, option):
+    with pytest.raises(ObjectiveError, match=f"DistillationTrainer: {option}= is not taken"):
+        train(build(), 1, loader(), **{option: print})
+    with pytest.raises(ObjectiveError, match=f"DistillationEvaluator: {option}= is not taken"):
+        DistillationEvaluator("cpu", loader(), build(), **{option: print})
+
+
+def test_a_network_that_is_no_wrapper_is_refused():
+    with pytest.raises(LifecycleError, match="DistillationTrainer: the network is a Conv2d"):
+        train(nn.Conv2d(1, 2, 1), 1, loader())
+    with pytest.raises(LifecycleError, match="DistillationEvaluator: the network is a Conv2d"):
+        DistillationEvaluator("cpu", loader(), nn.Conv2d(1, 2, 1))
+
+
+def test_a_compiled_wrapper_is_taken_for_one(build):
+    compiled = torch.compile(build(), backend="eager")
+    evaluator = DistillationEvaluator("cpu", loader(), compiled)
+    assert evaluator.network is compiled
