@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += sorted((ROOT / "examples").rglob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#:]+)(?:#[^)]*)?\)")
 # What pages need beyond the application's packages.
@@ -14,6 +15,7 @@ NEEDS = {
     "plain-loop.md": ("accelerate",),
     "lightning.md": ("lightning",),
     "monai.md": ("monai", "ignite"),
+    "nnunet.md": ("nnunetv2",),
     "export.md": ("safetensors", "onnx", "onnxscript", "onnxruntime"),
 }
 
