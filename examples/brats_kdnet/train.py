@@ -61,7 +61,8 @@ def distil(config: Config, console: Console) -> None:
         # 3.3 The baseline sees what the student sees, and learns like the teacher.
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
         if config.objective.recipe == "auto":
-            known = explain(len(experiment.split.train), len(experiment.split.unlabelled))
+            split = experiment.split
+            known = explain(config.objective, len(split.train), len(split.unlabelled))
             experiment.console.print(known, highlight=False, soft_wrap=True)
         networks: dict[str, nn.Module] = {}
         for row in rows:

@@ -5,7 +5,7 @@ import yaml
 
 from configuration.parsing import parse_config
 from configuration.presets import RECIPE_FILE
-from recipes.advice import STUDIED, explain
+from recipes.advice import FEWEST, STUDIED, explain
 from studies.design import read_design
 
 CPU = ["--data-root", "x", "--preset", "cpu"]
@@ -65,11 +65,26 @@ def test_rows_of_a_cross_validation_say_what_they_are():
 
 
 def test_the_explanation_says_what_may_be_expected():
-    assert "36 of 56 training subjects have no reference" in explain(20, 36)
-    assert "no gain over the baseline" in explain(56, 0)
-    assert "when-it-helps" in explain(56, 0)
+    auto = objective(*CPU)
+    assert "36 of 56 training subjects have no reference" in explain(auto, 20, 36)
+    assert "no gain over the baseline" in explain(auto, 56, 0)
+    assert "when-it-helps" in explain(auto, 56, 0)
 
 
-def test_more_subjects_than_were_studied_are_pointed_out():
-    assert "compare with the baseline" in explain(STUDIED + 1, 0)
-    assert "compare with the baseline" not in explain(STUDIED, 0)
+@pytest.mark.parametrize(
+    ("labelled", "pointed_out"), [(FEWEST - 1, True), (FEWEST, False), (STUDIED + 1, True)]
+)
+def test_numbers_of_subjects_outside_the_study_are_pointed_out(labelled, pointed_out):
+    said = explain(objective(*CPU), labelled, 36)
+    assert ("ompare with the baseline" in said) is pointed_out
+
+
+def test_what_was_given_instead_is_named():
+    said = explain(objective(*CPU, "--imitation", "0.5", "--latent_weight", "1"), 20, 36)
+    assert "Recipe auto, but with imitation 0.5, latent_weight 1.0 as given" in said
+    assert "tenth" not in said
+
+
+def test_an_objective_with_terms_of_its_own_is_not_explained_by_the_study():
+    said = explain(objective(*CPU, "--objective", "hinton"), 20, 36)
+    assert said.startswith("--objective hinton has terms of its own")
