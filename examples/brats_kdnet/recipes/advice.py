@@ -8,6 +8,8 @@ from configuration.presets import RECIPE_FILE, read_values
 
 #: Labelled training subjects that the study had at least where a gain was found, and at most.
 FEWEST, STUDIED = 20, 56
+#: The teacher's lead in Dice below which the student of every study lost.
+LEAD = 0.2
 
 
 def explain(objective: ObjectiveConfig, labelled: int, unlabelled: int) -> str:
@@ -37,6 +39,26 @@ def explain(objective: ObjectiveConfig, labelled: int, unlabelled: int) -> str:
         "Recipe auto: the teacher's soft targets, and the reference with a tenth of the weight; "
         f"{' '.join(found)} See docs/results/when-it-helps."
     )
+
+
+def judge(teacher: float, baseline: float) -> str:
+    """Say what the lead of the teacher promises.
+
+    Args:
+        teacher: Its Dice on the validation subjects, from 0 to 1.
+        baseline: That of the student's network, taught by the reference alone.
+
+    Returns:
+        A sentence.
+    """
+    lead = teacher - baseline
+    shown = f"The teacher leads the baseline by {100 * lead:+.1f} Dice points in validation"
+    if lead < LEAD:
+        return (
+            f"{shown}. In the studies students lost where the lead was below {100 * LEAD:.0f}: "
+            "expect no gain from this teacher, and look at each region's in the report."
+        )
+    return f"{shown}; in the studies that was needed for a gain, and did not always give one."
 
 
 def _overridden(objective: ObjectiveConfig) -> str:
