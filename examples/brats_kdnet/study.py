@@ -78,6 +78,9 @@ class StudyOptions:
     show: Literal["units", "status"] | None = None
 
 
+#: What differs from start to start and changes no number.
+_OF_ONE_START = {"--jobs", "--only", "--unit", "--show", "--out", "--cache-dir", "--workers"}
+
 STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
 
 
@@ -103,6 +106,12 @@ def study(arguments: Sequence[str], console: Console) -> int:
             "study.py does not take --teacher_model: it trains a teacher for every fold and number "
             "of labelled subjects."
         )
+    refuse_together(options)
+    if read_design(options.study).name != design.name:
+        raise UserError(
+            f"The configuration file names the study {options.study}, which sets the defaults and "
+            "must be known before; give --study on the command line."
+        )
     if options.search is not None:
         found = search(design, options.search, config, trials=options.trials, console=console)
         console.print(trials_table(found).rich())
@@ -122,6 +131,23 @@ def study(arguments: Sequence[str], console: Console) -> int:
     for name, reason in failed.items():
         console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def refuse_together(options: StudyOptions) -> None:
+    """Refuse what chooses units beside a search, which has its own.
+
+    Args:
+        options: Of the command line.
+
+    Raises:
+        UserError: If both are there.
+    """
+    others = [name for name in ("unit", "only", "show") if getattr(options, name) is not None]
+    if options.search is not None and others:
+        raise UserError(
+            f"--search {options.search} makes trials one after the other; --{others[0]} chooses "
+            "among the units of the study. Give one of them."
+        )
 
 
 def named_study(arguments: Sequence[str]) -> str:
@@ -187,10 +213,40 @@ def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console)
         arguments: Command line; kept beside the rows.
         console: Where the files are named.
     """
-    command = shlex.join(["python", "examples/brats_kdnet/study.py", *arguments])
-    path = collect(plan, design, [command])
+    path = collect(plan, design, [published(arguments)])
     for written in (path, *write_reports(plan.root, plan.trusted)):
         console.print(f"Written: {written}", highlight=False, soft_wrap=True)
+
+
+def published(arguments: Sequence[str]) -> str:
+    """Return the command that trains all units, as it may be shown to others.
+
+    Args:
+        arguments: Of any start: what chooses units and folders is left out, and a data set's path
+            is cut to its last folder.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> published(["--study", "lgg", "--data-root=/home/me/LGG", "--only", "fold0"])
+        'python examples/brats_kdnet/study.py --study lgg --data-root LGG'
+    """
+    kept: list[str] = []
+    words = [part for word in arguments for part in _apart(word)]
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        name = word.replace("_", "-")
+        if word.startswith("--") and name not in _OF_ONE_START:
+            path = name in {"--data-root", "--unlabelled-root"}
+            given = [] if value.startswith("--") or not value else [value]
+            kept += [word, *(Path(text).name if path else text for text in given)]
+    return shlex.join(["python", "examples/brats_kdnet/study.py", *kept])
+
+
+def _apart(word: str) -> list[str]:
+    """--name=value as two words."""
+    name, equals, value = word.partition("=")
+    return [name, value] if equals and word.startswith("--") else [word]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,12 +29,13 @@ from experiments.splits import find_split
 from experiments.subjects import find_description
 from held_out import score_network
 from models.trust import check_trusted
-from recipes.advice import explain
+from recipes.advice import explain, judge
 from recipes.out_of_fold import with_part_teachers
 from recipes.rows import Row
 from report import write_report
 from teaching import check_unseen, rehearse, teach
 from training.checkpoint import check_compatible, read_metadata
+from training.history import read_history
 
 TEACHER = Row("teacher", role="teacher")
 BASELINE = Row("baseline")
@@ -61,10 +62,13 @@ def distil(config: Config, console: Console) -> None:
         # 3.3 The baseline sees what the student sees, and learns like the teacher.
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
         if config.objective.recipe == "auto":
-            known = explain(len(experiment.split.train), len(experiment.split.unlabelled))
+            split = experiment.split
+            known = explain(config.objective, len(split.train), len(split.unlabelled))
             experiment.console.print(known, highlight=False, soft_wrap=True)
         networks: dict[str, nn.Module] = {}
         for row in rows:
+            if row.recipe == STUDENT.recipe and config.objective.recipe == "auto":
+                show_lead(experiment)
             teachers = [networks[name] for name in row.teachers]
             networks[row.name] = teach(experiment.of_row(row, console), row, *teachers)
 
@@ -158,6 +162,24 @@ def score(experiment: Experiment) -> list[Score]:
             )
     write_scores(run.scores, scores)
     return scores
+
+
+def show_lead(experiment: Experiment) -> None:
+    """Say what the teacher's lead in validation promises; nothing where nothing was validated.
+
+    Args:
+        experiment: Teacher and baseline are trained.
+    """
+    histories = [
+        read_history(experiment.run.role(row.name) / "history.csv") for row in (TEACHER, BASELINE)
+    ]
+    reached = [
+        max(epoch["validation_dice"] for epoch in history)
+        for history in histories
+        if history and "validation_dice" in history[-1]
+    ]
+    if len(reached) == len(histories):
+        experiment.console.print(judge(*reached), highlight=False, soft_wrap=True)
 
 
 def show(experiment: Experiment, scores: Sequence[Score]) -> None:

@@ -68,6 +68,9 @@ def test_every_study_of_ours_can_be_read(name):
     assert {*study.kinds().values()} <= {*study.recipes, "teacher", "baseline"}
 
 
+SPACE = {"space": {"imitation": [0.5]}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -90,6 +93,18 @@ def test_every_study_of_ours_can_be_read(name):
         ({"searches": {"few": {"space": {"imitation": []}}}}, "imitation has no values"),
         ({"chosen": "sotf"}, "the recipe 'sotf', which is not there"),
         ({"chosen": {"7-labelled": "soft"}}, "'7-labelled'; there are all-labelled"),
+        ({"chosen": None}, "chosen has no value"),
+        ({"blocks": []}, "there are no blocks"),
+        ({"blocks": [{"recipes": ["baseline"], "seeds": []}]}, "block 1 has no seeds"),
+        ({"blocks": [{"recipes": ["baseline"], "labelled": []}]}, "block 1 has no labelled"),
+        ({"options": {"labelled": 3}}, "options may not have labelled; how many references"),
+        ({"options": {"search": "few"}}, "options may not have search; give it on the command"),
+        ({"searches": {"few": SPACE | {"seeds": []}}}, "search 'few' has no seeds"),
+        ({"searches": {"few": SPACE | {"folds": []}}}, "search 'few' has no folds"),
+        ({"searches": {"few": SPACE | {"folds": [-1]}}}, "folds are numbers from 0"),
+        ({"searches": {"few": {"space": {}}}}, "search 'few' has no space"),
+        ({"searches": {"few": SPACE | {"labelled": "some"}}}, "a number from 1 or all"),
+        ({"searches": {"few": SPACE | {"random_trials": -1}}}, "random_trials is 0 or more"),
         ({"colour": "red"}, "has the keys title, options, recipes, blocks"),
     ],
 )

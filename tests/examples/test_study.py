@@ -184,6 +184,37 @@ def test_a_given_teacher_is_refused(arguments, tmp_path, capsys):
     assert "study.py does not take --teacher_model" in capsys.readouterr().err
 
 
+def test_a_search_on_a_fold_that_is_not_there_is_an_error(arguments, tmp_path, capsys):
+    file = tmp_path / "far.yaml"
+    space = {"space": {"imitation": [0.5]}, "folds": [7]}
+    file.write_text(yaml.safe_dump(FILE | {"searches": {"few": space}}))
+    given = ["--study", str(file), *arguments[2:], "--out", str(tmp_path / "x")]
+    assert study.main([*given, "--search", "few"]) == 2
+    assert "on fold 7, but the study has 2 folds" in capsys.readouterr().err
+
+
+def test_a_search_takes_no_choice_of_units(arguments, tmp_path, capsys):
+    given = [*arguments, "--out", str(tmp_path / "x"), "--search", "few", "--show", "units"]
+    assert study.main(given) == 2
+    assert "--show chooses among the units" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_study_named_in_a_configuration_file_is_not_lost(arguments, tmp_path, capsys):
+    file = tmp_path / "own.yaml"
+    file.write_text("study: lgg\n")
+    given = ["--config", str(file), *arguments[2:], "--out", str(tmp_path / "x")]
+    assert study.main([*given, "--show", "units"]) == 2
+    assert "give --study on the command line" in capsys.readouterr().err
+
+
+def test_the_stored_command_trains_every_unit_and_tells_no_path():
+    given = ["--study", "lgg", "--data_root", "/home/me/LGG", "--only", "fold0", "--jobs=2"]
+    assert study.published([*given, "--epochs", "3"]).endswith(
+        "study.py --study lgg --data_root LGG --epochs 3"
+    )
+
+
 def test_a_search_that_is_not_there_is_an_error(arguments, tmp_path, capsys):
     assert study.main([*arguments, "--out", str(tmp_path / "x"), "--search", "many"]) == 2
     assert "no such search; there are: few" in capsys.readouterr().err

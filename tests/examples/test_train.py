@@ -66,6 +66,20 @@ def status_and_message(capsys, arguments):
     return status, capsys.readouterr().err
 
 
+@pytest.mark.parametrize("share", ["0.25", "0"])
+def test_recipe_auto_says_what_the_teachers_lead_promises(subjects, tmp_path, capsys, share):
+    threads = torch.get_num_threads()
+    given = ["--data-root", str(subjects), "--preset", "demo", "--out", str(tmp_path), *SMALL]
+    given += ["--recipe", "auto", "--epochs", "1", "--validation_fraction", share]
+    if share == "0":
+        given += ["--selection", "last", "--schedule", "onecycle"]
+    assert train.main(given) == 0
+    torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    leads = [line.startswith("The teacher leads the baseline by") for line in lines]
+    assert sum(leads) == (share != "0"), "once; never where nothing is validated"
+
+
 def test_a_run_leaves_everything_in_its_folder(run):
     for role in ROLES:
         assert load_model(run.model(role))[1].role == role

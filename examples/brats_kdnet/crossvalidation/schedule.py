@@ -54,7 +54,8 @@ def train_units(
     number = number_of_jobs(jobs, plan.config.training.accelerator)
     missing = [unit for unit in units if not plan.is_done(unit)]
     done, together = len(units) - len(missing), min(number, len(missing))
-    console.print(f"{len(units)} units, {done} done; {together} at a time", highlight=False)
+    at_a_time = f"; {together} at a time" if missing else ""
+    console.print(f"{len(units)} units, {done} done{at_a_time}", highlight=False)
     if number == 1 or len(missing) <= 1:
         return run_here(plan, units, console)
     return Pool(plan, units, number, command).run(console)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,12 @@ TEACHER, BASELINE = "teacher", "baseline"
 
 #: What a recipe may change; how many references it has is said by its blocks.
 _OPTIONS = [name for name in ROW_OPTIONS if name not in {"labelled", "unlabelled", "leave_out"}]
+
+_COUNTS = "how many references there are is said by the blocks"
+_COMMAND = "give it on the command line"
+_ELSEWHERE = dict.fromkeys(("labelled", "unlabelled", "leave_out"), _COUNTS) | dict.fromkeys(
+    ("study", "search", "trials", "show", "unit", "only", "jobs", "out"), _COMMAND
+)
 
 #: A number of subjects, or "all" of those that are there.
 Count = int | str
@@ -224,7 +230,7 @@ def read_design(wanted: str) -> Design:
     except UnreadableError as error:
         known = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
         raise UserError(
-            f"--study {wanted}: {path} cannot be read ({error}). Give the path of a file, or one "
+            f"--study {wanted}: cannot be read ({error}). Give the path of a file, or one "
             f"of {known}."
         ) from error
     return _design(path, content)
@@ -236,6 +242,8 @@ def _design(path: Path, content: Any) -> Design:
         raise UserError(
             f"{path}: a study has the keys {', '.join(keys)}, and perhaps chosen and searches."
         )
+    if content.get("chosen", "") is None:
+        raise UserError(f"{path}: chosen has no value; name a recipe, or leave the line out.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Design, "design")
     try:
@@ -245,9 +253,11 @@ def _design(path: Path, content: Any) -> Design:
     design = cast("Design", parser.instantiate(values).design)
     # Rows can be told only when their recipes are there.
     problems = _naming(design) or [
+        *_empty(design),
         *_foreign_options(design),
         *_unknown_choices(design),
         *_missing_baselines(design.blocks),
+        *_senseless_searches(design.searches),
     ]
     if problems:
         raise UserError(f"{path}: " + "\n".join(problems))
@@ -271,6 +281,40 @@ def _naming(design: Design) -> list[str]:
     for count in counts:
         fine = count == "all" if isinstance(count, str) else count >= 0
         found[f"labelled and unlabelled are numbers or all, found {count!r}."] = not fine
+    return [problem for problem, is_there in found.items() if is_there]
+
+
+def _empty(design: Design) -> list[str]:
+    """Blocks that train nothing, and options that are said elsewhere."""
+    found = [] if design.blocks else ["there are no blocks, so that nothing would be trained."]
+    for number, block in enumerate(design.blocks, start=1):
+        lists = {"recipes": block.recipes, "labelled": block.labelled, "seeds": block.seeds}
+        lists["unlabelled"] = block.unlabelled
+        empty = [name for name, values in lists.items() if not values]
+        found += [f"block {number} has no {name}." for name in empty]
+    return found + [
+        f"options may not have {name}; {where}."
+        for name, where in _ELSEWHERE.items()
+        if name in design.options
+    ]
+
+
+def _senseless_searches(searches: Mapping[str, Search]) -> list[str]:
+    """Searches without a trial, or on what is not there; one sentence each."""
+    found: dict[str, bool] = {}
+    for name, search in searches.items():
+        count = search.labelled
+        fine = count == "all" if isinstance(count, str) else count >= 1
+        found |= {
+            f"search {name!r} has no space of options.": not search.space,
+            f"search {name!r} has no seeds.": not search.seeds,
+            f"search {name!r} has no folds.": not search.folds,
+            f"search {name!r}: folds are numbers from 0, found {search.folds}.": any(
+                fold < 0 for fold in search.folds
+            ),
+            f"search {name!r}: labelled is a number from 1 or all, found {count!r}.": not fine,
+            f"search {name!r}: random_trials is 0 or more.": search.random_trials < 0,
+        }
     return [problem for problem, is_there in found.items() if is_there]
 
 

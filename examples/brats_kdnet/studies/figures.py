@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from evaluation.tables import format_number
 from studies.analysis import Analysis
 from studies.gains import Comparison, Network, NetworkDice
 from studies.lead import LeadAndGain
-from studies.lines import Line, by_labelled, by_unlabelled
+from studies.lines import Line, Point, by_labelled, by_unlabelled
 from writing import atomic
 
 # The colours of the report's page, on its white panel.
@@ -316,20 +317,29 @@ def _draw_lines(axes: Any, analysis: Analysis, lines: Sequence[Line], ticks: lis
             linestyle=(0, (4, 2)) if line.dashed else "-",
             label=_plain(f"{analysis.facts.label(line.kind)}, {line.what}"),
         )
-        for place, point in zip(x, line.points, strict=True):
-            axes.annotate(
-                point.note,
-                (place, point.band[0]),
-                xytext=(0, -3),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                color=_SOFT,
-                fontsize=9,
-                bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5},
-            )
+    _draw_notes(axes, [point for line in lines for point in line.points])
     axes.axhline(0, color=_INK, linewidth=0.8)
     axes.set_xlim(min(ticks) - 0.12 * span, max(ticks) + 0.12 * span)
+
+
+def _draw_notes(axes: Any, points: Sequence[Point]) -> None:
+    """Write what is noted once for each place, below all intervals there."""
+    lowest: dict[tuple[float, str], float] = {}
+    for point in points:
+        place = point.x, point.note
+        lowest[place] = min(point.band[0], lowest.get(place, math.inf))
+    for (x, note), height in lowest.items():
+        axes.annotate(
+            note,
+            (x, height),
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            color=_SOFT,
+            fontsize=9,
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5},
+        )
 
 
 def _draw_lead(axes: Any, analysis: Analysis, one: LeadAndGain, colour: str, marker: str) -> None:

@@ -162,6 +162,12 @@ def inner_folds(config: Config, space: Search, console: Console) -> list[Fold]:
     Raises:
         UserError: If there are too few subjects.
     """
+    beyond = [fold for fold in space.folds if fold >= config.data.folds]
+    if beyond:
+        raise UserError(
+            f"The search is on fold {beyond[0]}, but the study has {config.data.folds} folds, "
+            "counted from 0. Change folds of the search in the study's file."
+        )
     run = RunFolder(config.run.out or Path())
     description, subjects = read_subjects(config, run, console)
     subjects, _ = usable(config, run, description, subjects, console)
