@@ -33,6 +33,7 @@ except ImportError as error:
 
 from privdistill.integrations import nnunet_folder as folder
 from privdistill.integrations import nnunet_options as options
+from privdistill.integrations import nnunet_plans as plans_of
 
 
 class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by such names)
@@ -102,13 +103,13 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
                 "first one predicted. Distil 2d, 3d_lowres or 3d_fullres."
             )
         self._channels, self._whole = channels, Whole(every, whole, dataset_json)
-        names = [f"{i}:{name}" for i, name in enumerate(folder.channel_names(dataset_json))]
+        names = [f"{i}:{name}" for i, name in enumerate(plans_of.channel_names(dataset_json))]
         self.inputs = PrivilegedInput(names, student=[names[index] for index in channels])
-        own = folder.plans_name(plans["plans_name"], dataset_json, channels)
+        own = plans_of.plans_name(plans["plans_name"], dataset_json, channels)
         own += "" if self._share else "_baseline"
-        reduced = folder.reduced_plans(every, configuration, whole.configuration, channels, own)
+        reduced = plans_of.reduced_plans(every, configuration, whole.configuration, channels, own)
         reduced["continue_training"] = plans.get("continue_training", False)
-        dataset = folder.reduced_dataset(dataset_json, channels)
+        dataset = plans_of.reduced_dataset(dataset_json, channels)
         super().__init__(reduced, configuration, fold, dataset, device)
         self.kd: DistillationWrapper | None = None
         self._terms: dict[str, Tensor] = {}

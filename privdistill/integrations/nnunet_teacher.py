@@ -9,12 +9,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from privdistill.exceptions import LifecycleError
-from privdistill.integrations.nnunet_folder import channel_names, load_checkpoint, read_json
+from privdistill.integrations.nnunet_plans import INTENSITIES, channel_names
+from privdistill.integrations.nnunet_reading import load_checkpoint, read_json
 
 #: Where the classes of a network may come from that a stranger's plans name.
 TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
 _ALIKE = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
-_INTENSITIES = "foreground_intensity_properties_per_channel"
 
 
 class Whole(NamedTuple):
@@ -72,7 +72,7 @@ def _facts(data: Whole) -> dict[str, Any]:
     facts["transpose_forward"] = plans["transpose_forward"]
     # Other schemes look at the image alone.
     if "CTNormalization" in facts["normalization_schemes"]:
-        facts[_INTENSITIES] = plans[_INTENSITIES]
+        facts[INTENSITIES] = plans[INTENSITIES]
     return facts
 
 

@@ -27,7 +27,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from privdistill.integrations import nnunet_folder
+from privdistill.integrations import nnunet_folder, nnunet_plans, nnunet_reading
 from privdistill.integrations.nnunet import nnUNetTrainerDistillation
 
 pytestmark = pytest.mark.filterwarnings("default")  # of a package that is not ours
@@ -468,9 +468,9 @@ def test_channels_that_are_not_there_are_refused(monkeypatch, wanted):
 
 def test_channels_are_given_by_number_where_names_repeat():
     dataset = {"channel_names": {"0": "noNorm", "1": "CT", "2": "noNorm"}}
-    assert nnunet_folder.channel_indices(dataset, ["2", "CT"]) == [2, 1]
+    assert nnunet_plans.channel_indices(dataset, ["2", "CT"]) == [2, 1]
     with pytest.raises(ModalityError, match="give its number where names repeat"):
-        nnunet_folder.channel_indices(dataset, ["noNorm"])
+        nnunet_plans.channel_indices(dataset, ["noNorm"])
 
 
 @pytest.mark.parametrize("share", ["1.5", "much", "nan"])
@@ -539,7 +539,7 @@ def test_a_teacher_that_was_trained_under_numpy_1_is_read(teach, tmp_path):
                 assert b"numpy._core.multiarray" in content
                 content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             target.writestr(name, content)
-    assert nnunet_folder.load_checkpoint(old)["_best_ema"] == 0.5
+    assert nnunet_reading.load_checkpoint(old)["_best_ema"] == 0.5
 
 
 def test_a_second_stage_of_a_cascade_is_refused():
