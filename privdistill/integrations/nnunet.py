@@ -230,7 +230,9 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
 
     def on_train_start(self) -> None:
         """Begin, unless the stand-alone folder could not be written in the end."""
-        folder.student_folder(Path(self.output_folder_base))
+        if not self.was_initialized:
+            self.initialize()
+        folder.student_folder(Path(self.output_folder_base), self._told())
         super().on_train_start()
 
     def on_train_end(self) -> None:

@@ -152,3 +152,21 @@ def reduced_plans(
         own.pop(key, None)
     own_part = {"plans_name": name, "configurations": {configuration: own}}
     return reduced_intensities(plans, channels) | own_part
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Say in which entries two trainings differ.
+
+    Args:
+        first: Entries of one; what it lacks is None.
+        second: Those of the other.
+
+    Returns:
+        Text for a message; empty if they do not differ.
+
+    Example:
+        >>> differences({"imitation": 0.5, "channels": [1]}, {"imitation": 0.7, "channels": [1]})
+        'imitation: 0.5 and 0.7'
+    """
+    unlike = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return "; ".join(f"{name}: {first.get(name)} and {second.get(name)}" for name in unlike)

@@ -9,7 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from privdistill.exceptions import LifecycleError
-from privdistill.integrations.nnunet_plans import INTENSITIES, channel_names
+from privdistill.integrations.nnunet_plans import INTENSITIES, channel_names, differences
 from privdistill.integrations.nnunet_reading import load_checkpoint, read_json
 
 #: Where the classes of a network may come from that a stranger's plans name.
@@ -77,12 +77,11 @@ def _facts(data: Whole) -> dict[str, Any]:
 
 
 def _check_alike(folder: Path, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
-    unlike = [name for name in {**teacher, **student} if teacher.get(name) != student.get(name)]
+    unlike = differences(teacher, student)
     if unlike:
-        listed = "; ".join(f"{n}: {teacher.get(n)} and {student.get(n)}" for n in unlike)
         raise LifecycleError(
             f"The teacher in {folder} was trained on other patches than the student gets. They "
-            f"differ in (teacher's and student's) {listed}. Train both with the same plans: "
+            f"differ in (teacher's and student's) {unlike}. Train both with the same plans: "
             "nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS, on the data set of all channels."
         )
 

@@ -443,6 +443,92 @@ def test_a_model_that_is_not_ours_is_not_overwritten(written):
         student.on_train_start()
 
 
+def trained_fold(kind=nnUNetTrainerDistillation, fold=0):
+    """The folder of a training with one checkpoint and no step taken."""
+    student = trainer(kind, fold=fold)
+    student.initialize()
+    base = Path(student.output_folder_base)
+    write(base, student.plans_manager.plans, student.dataset_json)
+    (base / "dataset_fingerprint.json").write_text("{}")
+    (base / f"fold_{fold}").mkdir(exist_ok=True)
+    student.save_checkpoint(str(base / f"fold_{fold}" / "checkpoint_final.pth"))
+    return student, base
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+class AnotherName(nnUNetTrainerDistillation):
+    """The same in everything but its name."""
+
+
+def test_two_trainers_do_not_share_a_folder(monkeypatch):
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
+    _, first = trained_fold()
+    other, second = trained_fold(AnotherName, fold=1)
+    out = nnunet_folder.write_student_folder(first)
+    before = content(out)
+    said = "written_from: nnUNetTrainerDistillation__.* and AnotherName__.*--out FOLDER"
+    with pytest.raises(LifecycleError, match=said):
+        nnunet_folder.write_student_folder(second)
+    with pytest.raises(LifecycleError, match=said):
+        other.on_train_start()
+    assert content(out) == before
+    elsewhere = nnunet_folder.write_student_folder(second, out.with_name("elsewhere"))
+    assert (elsewhere / "fold_1" / "checkpoint_final.pth").is_file()
+
+
+def test_folds_that_were_told_different_things_are_no_one_model(teach, monkeypatch):
+    plain = teach()
+    other = Path(os.environ["PRIVDISTILL_TEACHER"]) / "fold_1" / "checkpoint_final.pth"
+    other.parent.mkdir()
+    with torch.no_grad():
+        next(plain.network.parameters()).add_(1)
+    plain.save_checkpoint(str(other))
+    trained_fold()
+    _, base = trained_fold(fold=1)  # a fold has a teacher of its own: no difference
+    out = nnunet_folder.write_student_folder(base)
+    assert sorted(path.name for path in out.glob("fold_*")) == ["fold_0", "fold_1"]
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0.7")
+    trained_fold(fold=1)
+    with pytest.raises(LifecycleError, match=r"fold_0.* and fold_1.* imitation: 0\.5 and 0\.7"):
+        nnunet_folder.write_student_folder(base)
+    with pytest.raises(LifecycleError, match=r"there and here\) imitation: 0\.5 and 0\.7"):
+        nnunet_folder.write_student_folder(base, fold=1)
+
+
+@pytest.mark.parametrize("broken_off", range(5))
+def test_a_write_that_is_broken_off_is_mended_by_the_next(monkeypatch, broken_off):
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
+    _, base = trained_fold()
+    replace, done = Path.replace, []
+
+    def killed(part, path):
+        if len(done) == broken_off:
+            os.link(part, part.with_name("left.part"))  # as if nothing could tidy up any more
+            raise KeyboardInterrupt
+        done.append(replace(part, path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            nnunet_folder.write_student_folder(base)
+    out = nnunet_folder.write_student_folder(base)
+    whole = nnunet_folder.write_student_folder(base, base.with_name("whole"))
+    assert {p.name for p in out.rglob("*.json")} == {p.name for p in whole.rglob("*.json")}
+    assert torch.load(out / "fold_0" / "checkpoint_final.pth", weights_only=True)
+
+
+def test_nothing_is_written_before_everything_is_read(monkeypatch):
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
+    _, base = trained_fold()
+    (base / "dataset_fingerprint.json").unlink()
+    with pytest.raises(LifecycleError, match="does not exist"):
+        nnunet_folder.write_student_folder(base)
+    assert not base.with_name("nnUNetTrainer__nnUNetPlans_t1ce_baseline__tiny").exists()
+
+
 def test_nothing_to_write_is_said(tmp_path):
     with pytest.raises(LifecycleError, match=r"has no fold_\*/checkpoint_final\.pth"):
         nnunet_folder.write_student_folder(tmp_path / "A__B__C")
