@@ -24,11 +24,11 @@ try:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from privdistill.integrations.nnunet_teacher import Whole, load_teacher
+    from privdistill.integrations.nnunet_teacher import Whole, digest, load_teacher
 except ImportError as error:
     raise ImportError(
         "privdistill.integrations.nnunet needs the package nnunetv2, which cannot be imported "
-        f"({error}). Install it: pip install 'privdistill[nnunet]'."
+        f"({error}). Install it: pip install './privdistill[nnunet]' beside a checkout."
     ) from error
 
 from privdistill.integrations import nnunet_folder as folder
@@ -130,6 +130,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             return
         channels, size = len(self.inputs.modalities), self.configuration_manager.patch_size
         teacher = load_teacher(options.teacher_folder(self.teacher_folder), self._whole, self.fold)
+        self._teacher_digest = digest(teacher)
         self.kd = DistillationWrapper(
             teacher.to(self.device),
             self.network,
@@ -207,7 +208,10 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
     def _told(self) -> dict[str, Any]:
         """What a training must not change when it goes on."""
         objective = None if self.kd is None else str(self.kd.objective)
-        return {"channels": self._channels, "imitation": self._share, "objective": objective}
+        told = {"channels": self._channels, "imitation": self._share, "objective": objective}
+        if self.kd is not None:
+            told |= {"teacher": self._teacher_digest, "taps": str(dict(self.taps))}
+        return told
 
     def save_checkpoint(self, filename: str) -> None:
         """Save nnU-Net's checkpoint of the student; adapters and counts go into its `init_args`."""

@@ -1,9 +1,11 @@
 """The teacher of an nnU-Net student: a plain nnU-Net, from its model folder."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -61,6 +63,22 @@ def load_teacher(folder: Path, student: Whole, fold: int | str) -> nn.Module:
     )
     network.load_state_dict(checkpoint["network_weights"])
     return network
+
+
+def digest(teacher: nn.Module) -> str:
+    """Return what tells a teacher's weights from others.
+
+    Args:
+        teacher: The network.
+
+    Returns:
+        The first 16 digits of SHA-256 over the names and bytes of its state.
+    """
+    whole = hashlib.sha256()
+    for name, value in teacher.state_dict().items():
+        whole.update(name.encode())
+        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()[:16]
 
 
 def _facts(data: Whole) -> dict[str, Any]:

@@ -7,12 +7,20 @@ import sys
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 
-from privdistill import LatentKL, LifecycleError, ModalityError, ObjectiveError, SoftTargetDiceBCE
+from privdistill import (
+    LatentKL,
+    LifecycleError,
+    ModalityError,
+    ObjectiveError,
+    SoftTargetDiceBCE,
+    Tap,
+)
 from privdistill.losses import GroundTruth
 
 pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
@@ -363,6 +371,49 @@ def test_a_training_does_not_go_on_with_other_options(teach, tmp_path, monkeypat
         trainer().load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
 
 
+def test_a_training_does_not_go_on_with_another_teacher_or_other_taps(teach, tmp_path):
+    torch.manual_seed(0)
+    teach()
+    first = trainer()
+    first.initialize()
+    file = str(tmp_path / "checkpoint_latest.pth")
+    first.save_checkpoint(file)
+    again = trainer()
+    again.load_checkpoint(file)
+
+    class Tapped(nnUNetTrainerDistillation):
+        taps = MappingProxyType({"bottleneck": Tap("encoder.stages.1", "encoder.stages.1")})
+
+    with pytest.raises(LifecycleError, match=r"was trained with .*asked for .*encoder.stages.1"):
+        trainer(Tapped).load_checkpoint(file)
+    teach()
+    with pytest.raises(LifecycleError, match=r"was trained with .*'teacher'"):
+        trainer().load_checkpoint(file)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_damaged_checkpoint_is_named(teach, kept):
+    teach()
+    file = Path(os.environ["PRIVDISTILL_TEACHER"]) / "fold_0" / "checkpoint_final.pth"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(LifecycleError, match=r"checkpoint_final\.pth is damaged"):
+        trainer().initialize()
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path):
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(LifecycleError, match=r"other\.pth is damaged, or no checkpoint"):
+        nnunet_reading.load_checkpoint(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("text", ["", '{"a": ', "[1, 2]", "5"])
+def test_damaged_plans_are_named(teach, text):
+    teach()
+    (Path(os.environ["PRIVDISTILL_TEACHER"]) / "plans.json").write_text(text)
+    with pytest.raises(LifecycleError, match=r"plans\.json is damaged: it is no JSON object"):
+        trainer().initialize()
+
+
 @pytest.fixture
 def written(teach):
     """A student's training folder after two steps of real patches, and what was written from it."""
@@ -674,5 +725,5 @@ def test_without_nnunet_the_message_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("nnunetv2.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "privdistill.integrations.nnunet")
-    with pytest.raises(ImportError, match=r"pip install 'privdistill\[nnunet\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\./privdistill\[nnunet\]'"):
         importlib.import_module("privdistill.integrations.nnunet")
