@@ -24,15 +24,16 @@ try:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from privdistill.integrations.nnunet_teacher import Whole, load_teacher
+    from privdistill.integrations.nnunet_teacher import Whole, digest, load_teacher
 except ImportError as error:
     raise ImportError(
         "privdistill.integrations.nnunet needs the package nnunetv2, which cannot be imported "
-        f"({error}). Install it: pip install 'privdistill[nnunet]'."
+        f"({error}). Install it: pip install './privdistill[nnunet]' beside a checkout."
     ) from error
 
 from privdistill.integrations import nnunet_folder as folder
 from privdistill.integrations import nnunet_options as options
+from privdistill.integrations import nnunet_plans as plans_of
 
 
 class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by such names)
@@ -102,13 +103,13 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
                 "first one predicted. Distil 2d, 3d_lowres or 3d_fullres."
             )
         self._channels, self._whole = channels, Whole(every, whole, dataset_json)
-        names = [f"{i}:{name}" for i, name in enumerate(folder.channel_names(dataset_json))]
+        names = [f"{i}:{name}" for i, name in enumerate(plans_of.channel_names(dataset_json))]
         self.inputs = PrivilegedInput(names, student=[names[index] for index in channels])
-        own = folder.plans_name(plans["plans_name"], dataset_json, channels)
+        own = plans_of.plans_name(plans["plans_name"], dataset_json, channels)
         own += "" if self._share else "_baseline"
-        reduced = folder.reduced_plans(every, configuration, whole.configuration, channels, own)
+        reduced = plans_of.reduced_plans(every, configuration, whole.configuration, channels, own)
         reduced["continue_training"] = plans.get("continue_training", False)
-        dataset = folder.reduced_dataset(dataset_json, channels)
+        dataset = plans_of.reduced_dataset(dataset_json, channels)
         super().__init__(reduced, configuration, fold, dataset, device)
         self.kd: DistillationWrapper | None = None
         self._terms: dict[str, Tensor] = {}
@@ -129,6 +130,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             return
         channels, size = len(self.inputs.modalities), self.configuration_manager.patch_size
         teacher = load_teacher(options.teacher_folder(self.teacher_folder), self._whole, self.fold)
+        self._teacher_digest = digest(teacher)
         self.kd = DistillationWrapper(
             teacher.to(self.device),
             self.network,
@@ -206,7 +208,10 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
     def _told(self) -> dict[str, Any]:
         """What a training must not change when it goes on."""
         objective = None if self.kd is None else str(self.kd.objective)
-        return {"channels": self._channels, "imitation": self._share, "objective": objective}
+        told = {"channels": self._channels, "imitation": self._share, "objective": objective}
+        if self.kd is not None:
+            told |= {"teacher": self._teacher_digest, "taps": str(dict(self.taps))}
+        return told
 
     def save_checkpoint(self, filename: str) -> None:
         """Save nnU-Net's checkpoint of the student; adapters and counts go into its `init_args`."""
@@ -229,7 +234,9 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
 
     def on_train_start(self) -> None:
         """Begin, unless the stand-alone folder could not be written in the end."""
-        folder.student_folder(Path(self.output_folder_base))
+        if not self.was_initialized:
+            self.initialize()
+        folder.student_folder(Path(self.output_folder_base), self._told())
         super().on_train_start()
 
     def on_train_end(self) -> None:

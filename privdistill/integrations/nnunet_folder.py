@@ -1,263 +1,80 @@
-"""Model folders of nnU-Net: read with care, reduced to some channels, written for stock prediction.
+"""The stand-alone model folder of a student, on which stock nnU-Net predicts.
 
     python -m privdistill.integrations.nnunet_folder TRAINING_FOLDER
 
-writes the stand-alone folder of a student, as the end of its training does.
+writes it, as the end of a training does.
 """
 
 import argparse
-import copy
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 
-from privdistill.exceptions import LifecycleError, ModalityError
+from privdistill.exceptions import LifecycleError
+from privdistill.integrations.nnunet_plans import differences, reduced_intensities
+from privdistill.integrations.nnunet_reading import load_checkpoint, read_json
 
 #: Trainer that a stand-alone folder names: every nnU-Net has it.
 STOCK_TRAINER = "nnUNetTrainer"
 #: Entry of a checkpoint's `init_args` that holds what the distillation was told, and its state.
 OWN = "privdistill"
 _MARKER = "privdistill.json"
-_INTENSITIES = "foreground_intensity_properties_per_channel"
-# What nnU-Net's own checkpoints hold besides tensors and plain values: the numbers of its logs,
-# also under the name that numpy 1 gave them.
-_SCALAR = np.float64(0).__reduce__()[0]
-_SAFE: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
-_SAFE += [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
+_UNFINISHED = ".part"
+_COMMAND = "python -m privdistill.integrations.nnunet_folder TRAINED --out FOLDER."
 
 
-def channel_names(dataset: Mapping[str, Any]) -> list[str]:
-    """Return the channels of a data set in the order of its files.
-
-    Args:
-        dataset: What `dataset.json` holds.
-
-    Returns:
-        Names, of channel 0 first.
-
-    Example:
-        >>> channel_names({"channel_names": {"1": "t1ce", "0": "t1"}})
-        ['t1', 't1ce']
-    """
-    names = dataset.get("channel_names", dataset.get("modality", {}))
-    return [str(names[key]) for key in sorted(names, key=int)]
-
-
-def channel_indices(dataset: Mapping[str, Any], wanted: Sequence[str]) -> list[int]:
-    """Find channels by name, or by number where names repeat.
-
-    Args:
-        dataset: What `dataset.json` holds.
-        wanted: Names as in `channel_names`, or numbers as in the names of files.
-
-    Returns:
-        Positions, in the order asked for.
-
-    Raises:
-        ModalityError: If nothing is asked for, a channel is not there, or twice, or names repeat.
-
-    Example:
-        >>> channel_indices({"channel_names": {"0": "t1", "1": "t1ce"}}, ["t1ce"])
-        [1]
-    """
-    names = channel_names(dataset)
-    numbers = [str(index) for index in range(len(names))]
-    found = [
-        names.index(name) if names.count(name) == 1 else numbers.index(name)
-        for name in wanted
-        if names.count(name) == 1 or name in numbers
-    ]
-    if not found or len(found) != len(wanted) or len(set(found)) != len(found):
-        listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-        raise ModalityError(
-            f"The student's channels are {', '.join(wanted) or 'not given'}; the data set has "
-            f"{listed}. Name each of them once, or give its number where names repeat: "
-            "PRIVDISTILL_CHANNELS=t1ce, or several with commas."
-        )
-    return found
-
-
-def plans_name(plans: str, dataset: Mapping[str, Any], channels: Sequence[int]) -> str:
-    """Name the plans of a student, so that students of other channels get other folders.
-
-    Args:
-        plans: Name of the plans of all channels.
-        dataset: What `dataset.json` holds.
-        channels: Positions of the student's.
-
-    Returns:
-        The name, with the channels' names, or their numbers where names repeat.
-
-    Example:
-        >>> plans_name("nnUNetPlans", {"channel_names": {"0": "T1", "1": "T1 CE"}}, [1])
-        'nnUNetPlans_T1CE'
-    """
-    words = ["".join(filter(str.isalnum, name)) for name in channel_names(dataset)]
-    own = [words[i] if words[i] and words.count(words[i]) == 1 else str(i) for i in channels]
-    return "_".join([plans, *own])
-
-
-def reduced_dataset(dataset: Mapping[str, Any], channels: Sequence[int]) -> dict[str, Any]:
-    """Return a `dataset.json` with some of the channels, numbered anew.
-
-    Args:
-        dataset: What the file holds.
-        channels: Positions of those to keep.
-
-    Returns:
-        A copy.
-
-    Example:
-        >>> reduced_dataset({"channel_names": {"0": "t1", "1": "t1ce"}}, [1])
-        {'channel_names': {'0': 't1ce'}}
-    """
-    names = channel_names(dataset)
-    kept = {key: value for key, value in dataset.items() if key != "modality"}
-    chosen = {str(new): names[old] for new, old in enumerate(channels)}
-    return copy.deepcopy(kept) | {"channel_names": chosen}
-
-
-def reduced_intensities(holder: Mapping[str, Any], channels: Sequence[int]) -> dict[str, Any]:
-    """Return plans or a fingerprint with the intensities of some of the channels.
-
-    Args:
-        holder: What the file holds.
-        channels: Positions of those to keep.
-
-    Returns:
-        A copy.
-
-    Example:
-        >>> of_channel = {"0": {"mean": 5.0}, "1": {"mean": 6.0}}
-        >>> reduced_intensities({"foreground_intensity_properties_per_channel": of_channel}, [1])
-        {'foreground_intensity_properties_per_channel': {'0': {'mean': 6.0}}}
-    """
-    reduced = copy.deepcopy(dict(holder))
-    every = reduced.get(_INTENSITIES, {})
-    if every:
-        reduced[_INTENSITIES] = {str(new): every[str(old)] for new, old in enumerate(channels)}
-    return reduced
-
-
-def reduced_plans(
-    plans: Mapping[str, Any],
-    configuration: str,
-    resolved: Mapping[str, Any],
-    channels: Sequence[int],
-    name: str,
-) -> dict[str, Any]:
-    """Return plans of one configuration for some of the channels.
-
-    Everything that decides how images are cropped, resampled and cut into patches stays; of what is
-    said per channel the student's part is kept. Stages of a cascade are left out.
-
-    Args:
-        plans: What the plans' file holds.
-        configuration: Its name.
-        resolved: The configuration with what it inherits.
-        channels: Positions of those to keep.
-        name: Of the new plans.
-
-    Returns:
-        New plans.
-    """
-    own = copy.deepcopy(dict(resolved))
-    for key in ("normalization_schemes", "use_mask_for_norm"):
-        own[key] = [own[key][index] for index in channels]
-    for key in ("inherits_from", "next_stage", "previous_stage"):
-        own.pop(key, None)
-    own_part = {"plans_name": name, "configurations": {configuration: own}}
-    return reduced_intensities(plans, channels) | own_part
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of nnU-Net without running what a pickle may hold.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        LifecycleError: If it is not there, or holds more than tensors, plain values and numbers.
-    """
-    if not path.is_file():
-        beside = sorted(
-            str(p.relative_to(path.parents[1])) for p in path.parents[1].glob("fold_*/*.pth")
-        )
-        raise LifecycleError(
-            f"{path} does not exist; beside it are {', '.join(beside) or 'no checkpoints'}. "
-            "Train that fold to its end first, with the same fold for teacher and student: a "
-            "teacher of another fold has seen the student's validation cases."
-        )
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except UnpicklingError as error:
-        raise LifecycleError(
-            f"{path} holds more than tensors and plain values: {str(error).splitlines()[0]} A "
-            "checkpoint can run any program when it is read, so this one is not. If you trust who "
-            "made it, read it with torch.load(path, weights_only=False) and save its entries "
-            "network_weights, trainer_name, init_args and inference_allowed_mirroring_axes anew."
-        ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of nnU-Net's.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        LifecycleError: If there is none.
-    """
-    if not path.is_file():
-        raise LifecycleError(
-            f"{path} does not exist. Expected a model folder of nnU-Net with dataset.json, "
-            "plans.json and fold_*/, as nnUNetv2_train leaves it: "
-            "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION."
-        )
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def student_folder(trained: Path, out: Path | None = None) -> Path:
+def student_folder(trained: Path, told: Mapping[str, Any], out: Path | None = None) -> Path:
     """Say where the stand-alone folder of a student belongs.
 
     Args:
         trained: Folder of the training.
+        told: What the distillation was told, as its checkpoints have it.
         out: Folder wanted; unless given, beside it under the name of nnU-Net's trainer.
 
     Returns:
         The folder; it may not be there yet.
 
     Raises:
-        LifecycleError: If it holds a model that was not written from a distillation.
+        LifecycleError: If it holds the model of another training, whose folds would be mixed with
+            these, or one that was not written from a distillation.
     """
     beside = "__".join([STOCK_TRAINER, *trained.name.split("__")[1:]])
     out = trained.with_name(beside) if out is None else out
-    if out.exists() and any(out.iterdir()) and not (out / _MARKER).is_file():
+    marker, origin = out / _MARKER, _origin(trained, told)
+    if marker.is_file():
+        unlike = differences(read_json(marker), origin)
+        if unlike:
+            raise LifecycleError(
+                f"{out} holds the student of another training. They differ in (there and here) "
+                f"{unlike}. nnU-Net would take folds of both for one model. Move that folder away "
+                "or remove it, as it can be written again from its training, or write this student "
+                f"elsewhere: {_COMMAND}"
+            )
+    elif out.exists() and any(file.suffix != _UNFINISHED for file in out.iterdir()):
         raise LifecycleError(
             f"{out} holds a model that was not written from a distillation, and stays as it is. "
-            "Move it away, or write the student's elsewhere: "
-            "python -m privdistill.integrations.nnunet_folder TRAINED --out FOLDER."
+            f"Move it away, or write the student's elsewhere: {_COMMAND}"
         )
     return out
+
+
+def _origin(trained: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folds of a stand-alone folder have in common: each has a teacher of its own."""
+    shared = {name: value for name, value in told.items() if name != "teacher"}
+    return shared | {"written_from": trained.name}
 
 
 def write_student_folder(trained: Path, out: Path | None = None, *, fold: int | str = "*") -> Path:
     """Write the stand-alone model folder of a student, on which stock nnU-Net predicts.
 
     It names nnU-Net's own trainer and holds the student's weights alone, with the `dataset.json`,
-    plans and fingerprint of its channels. May be called again, after further folds.
+    plans and fingerprint of its channels. May be called again, after further folds or where the
+    writing was broken off: no file is there in part.
 
     Args:
         trained: Folder of the training, `nnUNetTrainerDistillation__PLANS__CONFIGURATION`.
@@ -268,32 +85,65 @@ def write_student_folder(trained: Path, out: Path | None = None, *, fold: int | 
         The folder written.
 
     Raises:
-        LifecycleError: If there is nothing to write, or `out` holds a model that is not ours.
+        LifecycleError: If there is nothing to write, a file is damaged, folds were told different
+            things, or `out` holds a model that is not this training's.
     """
-    out = student_folder(trained, out)
+    checkpoints = _checkpoints(trained, fold)
+    told = _told(trained, checkpoints)
+    out = student_folder(trained, told, out)
+    # The marker comes first: what is broken off after it is known as ours, and written again.
+    content = {_MARKER: _origin(trained, told)}
+    content |= {name: read_json(trained / name) for name in ("dataset.json", "plans.json")}
+    fingerprint = read_json(trained / "dataset_fingerprint.json")
+    content["dataset_fingerprint.json"] = reduced_intensities(fingerprint, told["channels"])
+    for name, value in content.items():
+        text = json.dumps(value, indent=4) + "\n"
+        _write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
+    for place, checkpoint in checkpoints.items():
+        _write_whole(out / place, partial(torch.save, _stand_alone(checkpoint)))
+    return out
+
+
+def _checkpoints(trained: Path, fold: int | str) -> dict[Path, dict[str, Any]]:
+    """The checkpoints to write, by their place in the folder."""
     files = [
         file
         for name in ("checkpoint_final.pth", "checkpoint_best.pth")
         for file in sorted(trained.glob(f"fold_{fold}/{name}"))
     ]
     checkpoints = {file.relative_to(trained): load_checkpoint(file) for file in files}
-    told = [c["init_args"].get(OWN, {}).get("told") for c in checkpoints.values()]
-    if not told or None in told:
+    if not files or not all(OWN in found["init_args"] for found in checkpoints.values()):
         raise LifecycleError(
             f"{trained} has no fold_{fold}/checkpoint_final.pth or checkpoint_best.pth of "
             "nnUNetTrainerDistillation. Give the folder of its training, "
             "nnUNetTrainerDistillation__PLANS__CONFIGURATION."
         )
-    for place, checkpoint in checkpoints.items():
-        (out / place).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(_stand_alone(checkpoint), out / place)
-    fingerprint = read_json(trained / "dataset_fingerprint.json")
-    written = {name: read_json(trained / name) for name in ("dataset.json", "plans.json")}
-    written["dataset_fingerprint.json"] = reduced_intensities(fingerprint, told[0]["channels"])
-    written[_MARKER] = told[0] | {"written_from": trained.name}
-    for name, content in written.items():
-        (out / name).write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    return out
+    return checkpoints
+
+
+def _told(trained: Path, checkpoints: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the distillation was told in every fold."""
+    (first, told), *others = ((p, c["init_args"][OWN]["told"]) for p, c in checkpoints.items())
+    for place, other in others:
+        unlike = differences(_origin(trained, told), _origin(trained, other))
+        if unlike:
+            raise LifecycleError(
+                f"{trained} holds folds that are no one model: {first} and {place} differ in "
+                f"{unlike}. Train the odd one again with the options of the others, or move it "
+                "away."
+            )
+    return dict(told)
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file in full or not at all, also if the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _stand_alone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from privdistill.exceptions import LifecycleError, ObjectiveError
-from privdistill.integrations.nnunet_folder import channel_indices
+from privdistill.integrations.nnunet_plans import channel_indices
 
 
 def student_channels(given: Sequence[str], dataset: Mapping[str, Any]) -> list[int]:

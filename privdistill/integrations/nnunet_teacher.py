@@ -1,20 +1,22 @@
 """The teacher of an nnU-Net student: a plain nnU-Net, from its model folder."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from privdistill.exceptions import LifecycleError
-from privdistill.integrations.nnunet_folder import channel_names, load_checkpoint, read_json
+from privdistill.integrations.nnunet_plans import INTENSITIES, channel_names, differences
+from privdistill.integrations.nnunet_reading import load_checkpoint, read_json
 
 #: Where the classes of a network may come from that a stranger's plans name.
 TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
 _ALIKE = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
-_INTENSITIES = "foreground_intensity_properties_per_channel"
 
 
 class Whole(NamedTuple):
@@ -63,6 +65,22 @@ def load_teacher(folder: Path, student: Whole, fold: int | str) -> nn.Module:
     return network
 
 
+def digest(teacher: nn.Module) -> str:
+    """Return what tells a teacher's weights from others.
+
+    Args:
+        teacher: The network.
+
+    Returns:
+        The first 16 digits of SHA-256 over the names and bytes of its state.
+    """
+    whole = hashlib.sha256()
+    for name, value in teacher.state_dict().items():
+        whole.update(name.encode())
+        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()[:16]
+
+
 def _facts(data: Whole) -> dict[str, Any]:
     """What teacher and student must have in common to see the same patches and say the same."""
     plans, configuration, dataset = data
@@ -72,17 +90,16 @@ def _facts(data: Whole) -> dict[str, Any]:
     facts["transpose_forward"] = plans["transpose_forward"]
     # Other schemes look at the image alone.
     if "CTNormalization" in facts["normalization_schemes"]:
-        facts[_INTENSITIES] = plans[_INTENSITIES]
+        facts[INTENSITIES] = plans[INTENSITIES]
     return facts
 
 
 def _check_alike(folder: Path, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
-    unlike = [name for name in {**teacher, **student} if teacher.get(name) != student.get(name)]
+    unlike = differences(teacher, student)
     if unlike:
-        listed = "; ".join(f"{n}: {teacher.get(n)} and {student.get(n)}" for n in unlike)
         raise LifecycleError(
             f"The teacher in {folder} was trained on other patches than the student gets. They "
-            f"differ in (teacher's and student's) {listed}. Train both with the same plans: "
+            f"differ in (teacher's and student's) {unlike}. Train both with the same plans: "
             "nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS, on the data set of all channels."
         )
 

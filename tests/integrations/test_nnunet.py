@@ -7,12 +7,20 @@ import sys
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 
-from privdistill import LatentKL, LifecycleError, ModalityError, ObjectiveError, SoftTargetDiceBCE
+from privdistill import (
+    LatentKL,
+    LifecycleError,
+    ModalityError,
+    ObjectiveError,
+    SoftTargetDiceBCE,
+    Tap,
+)
 from privdistill.losses import GroundTruth
 
 pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
@@ -27,7 +35,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from privdistill.integrations import nnunet_folder
+from privdistill.integrations import nnunet_folder, nnunet_plans, nnunet_reading
 from privdistill.integrations.nnunet import nnUNetTrainerDistillation
 
 pytestmark = pytest.mark.filterwarnings("default")  # of a package that is not ours
@@ -363,6 +371,49 @@ def test_a_training_does_not_go_on_with_other_options(teach, tmp_path, monkeypat
         trainer().load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
 
 
+def test_a_training_does_not_go_on_with_another_teacher_or_other_taps(teach, tmp_path):
+    torch.manual_seed(0)
+    teach()
+    first = trainer()
+    first.initialize()
+    file = str(tmp_path / "checkpoint_latest.pth")
+    first.save_checkpoint(file)
+    again = trainer()
+    again.load_checkpoint(file)
+
+    class Tapped(nnUNetTrainerDistillation):
+        taps = MappingProxyType({"bottleneck": Tap("encoder.stages.1", "encoder.stages.1")})
+
+    with pytest.raises(LifecycleError, match=r"was trained with .*asked for .*encoder.stages.1"):
+        trainer(Tapped).load_checkpoint(file)
+    teach()
+    with pytest.raises(LifecycleError, match=r"was trained with .*'teacher'"):
+        trainer().load_checkpoint(file)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_damaged_checkpoint_is_named(teach, kept):
+    teach()
+    file = Path(os.environ["PRIVDISTILL_TEACHER"]) / "fold_0" / "checkpoint_final.pth"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(LifecycleError, match=r"checkpoint_final\.pth is damaged"):
+        trainer().initialize()
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path):
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(LifecycleError, match=r"other\.pth is damaged, or no checkpoint"):
+        nnunet_reading.load_checkpoint(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("text", ["", '{"a": ', "[1, 2]", "5"])
+def test_damaged_plans_are_named(teach, text):
+    teach()
+    (Path(os.environ["PRIVDISTILL_TEACHER"]) / "plans.json").write_text(text)
+    with pytest.raises(LifecycleError, match=r"plans\.json is damaged: it is no JSON object"):
+        trainer().initialize()
+
+
 @pytest.fixture
 def written(teach):
     """A student's training folder after two steps of real patches, and what was written from it."""
@@ -443,6 +494,92 @@ def test_a_model_that_is_not_ours_is_not_overwritten(written):
         student.on_train_start()
 
 
+def trained_fold(kind=nnUNetTrainerDistillation, fold=0):
+    """The folder of a training with one checkpoint and no step taken."""
+    student = trainer(kind, fold=fold)
+    student.initialize()
+    base = Path(student.output_folder_base)
+    write(base, student.plans_manager.plans, student.dataset_json)
+    (base / "dataset_fingerprint.json").write_text("{}")
+    (base / f"fold_{fold}").mkdir(exist_ok=True)
+    student.save_checkpoint(str(base / f"fold_{fold}" / "checkpoint_final.pth"))
+    return student, base
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+class AnotherName(nnUNetTrainerDistillation):
+    """The same in everything but its name."""
+
+
+def test_two_trainers_do_not_share_a_folder(monkeypatch):
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
+    _, first = trained_fold()
+    other, second = trained_fold(AnotherName, fold=1)
+    out = nnunet_folder.write_student_folder(first)
+    before = content(out)
+    said = "written_from: nnUNetTrainerDistillation__.* and AnotherName__.*--out FOLDER"
+    with pytest.raises(LifecycleError, match=said):
+        nnunet_folder.write_student_folder(second)
+    with pytest.raises(LifecycleError, match=said):
+        other.on_train_start()
+    assert content(out) == before
+    elsewhere = nnunet_folder.write_student_folder(second, out.with_name("elsewhere"))
+    assert (elsewhere / "fold_1" / "checkpoint_final.pth").is_file()
+
+
+def test_folds_that_were_told_different_things_are_no_one_model(teach, monkeypatch):
+    plain = teach()
+    other = Path(os.environ["PRIVDISTILL_TEACHER"]) / "fold_1" / "checkpoint_final.pth"
+    other.parent.mkdir()
+    with torch.no_grad():
+        next(plain.network.parameters()).add_(1)
+    plain.save_checkpoint(str(other))
+    trained_fold()
+    _, base = trained_fold(fold=1)  # a fold has a teacher of its own: no difference
+    out = nnunet_folder.write_student_folder(base)
+    assert sorted(path.name for path in out.glob("fold_*")) == ["fold_0", "fold_1"]
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0.7")
+    trained_fold(fold=1)
+    with pytest.raises(LifecycleError, match=r"fold_0.* and fold_1.* imitation: 0\.5 and 0\.7"):
+        nnunet_folder.write_student_folder(base)
+    with pytest.raises(LifecycleError, match=r"there and here\) imitation: 0\.5 and 0\.7"):
+        nnunet_folder.write_student_folder(base, fold=1)
+
+
+@pytest.mark.parametrize("broken_off", range(5))
+def test_a_write_that_is_broken_off_is_mended_by_the_next(monkeypatch, broken_off):
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
+    _, base = trained_fold()
+    replace, done = Path.replace, []
+
+    def killed(part, path):
+        if len(done) == broken_off:
+            os.link(part, part.with_name("left.part"))  # as if nothing could tidy up any more
+            raise KeyboardInterrupt
+        done.append(replace(part, path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            nnunet_folder.write_student_folder(base)
+    out = nnunet_folder.write_student_folder(base)
+    whole = nnunet_folder.write_student_folder(base, base.with_name("whole"))
+    assert {p.name for p in out.rglob("*.json")} == {p.name for p in whole.rglob("*.json")}
+    assert torch.load(out / "fold_0" / "checkpoint_final.pth", weights_only=True)
+
+
+def test_nothing_is_written_before_everything_is_read(monkeypatch):
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
+    _, base = trained_fold()
+    (base / "dataset_fingerprint.json").unlink()
+    with pytest.raises(LifecycleError, match="does not exist"):
+        nnunet_folder.write_student_folder(base)
+    assert not base.with_name("nnUNetTrainer__nnUNetPlans_t1ce_baseline__tiny").exists()
+
+
 def test_nothing_to_write_is_said(tmp_path):
     with pytest.raises(LifecycleError, match=r"has no fold_\*/checkpoint_final\.pth"):
         nnunet_folder.write_student_folder(tmp_path / "A__B__C")
@@ -468,9 +605,9 @@ def test_channels_that_are_not_there_are_refused(monkeypatch, wanted):
 
 def test_channels_are_given_by_number_where_names_repeat():
     dataset = {"channel_names": {"0": "noNorm", "1": "CT", "2": "noNorm"}}
-    assert nnunet_folder.channel_indices(dataset, ["2", "CT"]) == [2, 1]
+    assert nnunet_plans.channel_indices(dataset, ["2", "CT"]) == [2, 1]
     with pytest.raises(ModalityError, match="give its number where names repeat"):
-        nnunet_folder.channel_indices(dataset, ["noNorm"])
+        nnunet_plans.channel_indices(dataset, ["noNorm"])
 
 
 @pytest.mark.parametrize("share", ["1.5", "much", "nan"])
@@ -539,7 +676,7 @@ def test_a_teacher_that_was_trained_under_numpy_1_is_read(teach, tmp_path):
                 assert b"numpy._core.multiarray" in content
                 content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             target.writestr(name, content)
-    assert nnunet_folder.load_checkpoint(old)["_best_ema"] == 0.5
+    assert nnunet_reading.load_checkpoint(old)["_best_ema"] == 0.5
 
 
 def test_a_second_stage_of_a_cascade_is_refused():
@@ -588,5 +725,5 @@ def test_without_nnunet_the_message_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("nnunetv2.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "privdistill.integrations.nnunet")
-    with pytest.raises(ImportError, match=r"pip install 'privdistill\[nnunet\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\./privdistill\[nnunet\]'"):
         importlib.import_module("privdistill.integrations.nnunet")
