@@ -36,6 +36,7 @@ WRITERS = {
     ("writing.py", "atomic"): "the application's helper for files",
     ("writing.py", "_rename_folder"): "the application's helper for folders",
     ("stores.py", "_write"): "the library's helper",
+    ("nnunet_folder.py", "_write_whole"): "the helper for files that nnU-Net reads",
     ("phantoms.py", "_write"): "into the folder that atomic_folder gives",
     ("schedule.py", "_start"): "a log to which another process appends",
     ("charts.py", "_drawn"): "into memory",
