@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import sys
 import zipfile
 from functools import partial
@@ -35,7 +36,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from privdistill.integrations import nnunet_folder, nnunet_plans, nnunet_reading
+from privdistill.integrations import (
+    nnunet_folder,
+    nnunet_options,
+    nnunet_plans,
+    nnunet_reading,
+)
 from privdistill.integrations.nnunet import nnUNetTrainerDistillation
 
 pytestmark = pytest.mark.filterwarnings("default")  # of a package that is not ours
@@ -727,3 +733,17 @@ def test_without_nnunet_the_message_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "privdistill.integrations.nnunet")
     with pytest.raises(ImportError, match=r"pip install '\./privdistill\[nnunet\]'"):
         importlib.import_module("privdistill.integrations.nnunet")
+
+
+def test_the_reference_page_names_what_the_trainer_has():
+    page = (Path(__file__).parents[2] / "docs/reference/integrations.md").read_text("utf-8")
+    section = page.partition("## nnU-Net")[2]
+    lines = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    names = [cells[1].strip(" `()") for cells in lines]
+    assert all(hasattr(nnUNetTrainerDistillation, name) for name in names)
+    assert {*nnUNetTrainerDistillation.__annotations__} - {*names} == {
+        *("network", "loss", "dataset_class")
+    }
+    variables = {cells[2].strip(" `") for cells in lines} - {""}
+    source = Path(nnunet_options.__file__).read_text("utf-8")
+    assert variables == {*re.findall(r"PRIVDISTILL_[A-Z]+", source)}
