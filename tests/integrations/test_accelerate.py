@@ -29,11 +29,22 @@ def example():
     return module
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+#: fp16 is for GPUs.
+ON_GPU = pytest.param(
+    "fp16",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ],
+)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", ON_GPU])
 def test_the_student_learns_and_the_teacher_stays(example, precision, capsys):
     kd, loss = example.train(2, mixed_precision=precision)
     assert loss > 0
     assert kd.steps == 8
     assert not any(weight.requires_grad for weight in kd.teacher.parameters())
     assert "soft_target_dice_bce" in capsys.readouterr().out
-    assert kd.predict(torch.zeros(1, 1, 16, 16)).shape == (1, 3, 16, 16)
+    image = torch.zeros(1, 1, 16, 16, device=next(kd.parameters()).device)
+    assert kd.predict(image).shape == (1, 3, 16, 16)

@@ -208,6 +208,20 @@ def test_precision_plugins(build, tmp_path, precision):
         assert next(network.parameters()).dtype == expected[precision]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_precision_plugins_on_a_gpu(build, tmp_path, precision):
+    trained = module(build())
+    before, teacher = weights(trained.kd.student), weights(trained.kd.teacher)
+    fit = trainer(tmp_path, 3, accelerator="gpu", devices=1, precision=precision)
+    fit.fit(trained, loader(), loader())
+    assert fit.callback_metrics["val/loss"].isfinite()
+    after = {name: value.cpu() for name, value in trained.kd.student.state_dict().items()}
+    assert not any(torch.equal(after[name], before[name]) for name in before)
+    torch.testing.assert_close(trained.kd.cpu().teacher.state_dict(), teacher, rtol=0, atol=0)
+
+
 def test_a_teacher_that_learns_is_trained_and_goes_back_to_train_mode(build, tiny_unet, tmp_path):
     objective = kdnet() + GroundTruth(of="teacher").named("teacher")
     trained = module(build(teacher=JointTeacher(tiny_unet(4)), objective=objective))

@@ -1,5 +1,6 @@
 """MONAI's real engines on tiny networks."""
 
+import math
 import os
 
 import pytest
@@ -88,6 +89,23 @@ def test_a_training_equals_the_plain_loop(build):
         kd(batch["image"], batch["label"]).loss.backward()
         optimizer.step()
     torch.testing.assert_close(trained.state_dict(), kd.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("amp", [False, True])
+def test_engines_train_and_validate_on_a_gpu(build, amp):
+    kd = build().to("cuda")
+    before = {name: value.clone() for name, value in kd.student.state_dict().items()}
+    optimizer = torch.optim.Adam(kd.parameters(), lr=1e-2)
+    trainer = DistillationTrainer("cuda", 3, loader(), kd, optimizer, amp=amp)
+    trainer.run()
+    evaluator = DistillationEvaluator("cuda", loader(), kd, amp=amp)
+    evaluator.run()
+    assert {len(trainer.state.metrics), len(evaluator.state.metrics)} == {4}
+    assert all(map(math.isfinite, evaluator.state.metrics.values()))
+    after = kd.student.state_dict()
+    assert not any(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_terms_are_metrics_of_the_epoch(build):
