@@ -120,10 +120,10 @@ def trained(kd):
     return list(kd.parameters())
 
 
-def train(kd, run=None, *, device="cpu", steps=3, **options):
+def train(kd, run=None, *, device="cpu", steps=3, dtype=torch.float32, **options):
     """Losses of a few steps, and the last gradients; `run` is what stands for the wrapper."""
     run = kd if run is None else run
-    image, reference = IMAGE.to(device), target(kd).to(device)
+    image, reference = IMAGE.to(device, dtype), target(kd).to(device)
     optimizer = torch.optim.SGD(trained(kd), lr=0.1)
     losses = []
     for _ in range(steps):

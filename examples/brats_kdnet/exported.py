@@ -230,7 +230,9 @@ def _read_program(path: Path) -> tuple[nn.Module, ModelMetadata]:
         raise UserError(f"{path} is no program of torch.export ({first_line(error)}).") from error
     metadata = _metadata(path, extra[_ENTRY])
     _check_shapes(path, shapes, metadata)
-    return _Function(program.module()), metadata
+    module = program.module()
+    # Its weights stay on the CPU, as those of onnxruntime do; a device is for the images.
+    return _Function(lambda image: module(image.cpu())), metadata
 
 
 def _shapes_of_program(program: Any) -> tuple[Shape, Shape]:

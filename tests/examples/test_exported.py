@@ -87,9 +87,10 @@ def subject(tmp_path_factory):
     return path
 
 
-def segmented(model, image, out):
+def segmented(model, image, out, device="cpu"):
     """Status of the command, and the label map if there is one."""
     arguments = ["--model", model, "--input", image, "--out", out, "--trust-program"]
+    arguments += ["--device", device]
     status = predict.main([str(argument) for argument in arguments])
     maps = list(out.glob("*.nii.gz"))
     return status, nib.load(maps[0]) if maps else None
@@ -118,6 +119,19 @@ def test_predict_gives_the_label_map_of_the_model_itself(written, subject, tmp_p
     # Where two classes are as likely, rounding may decide.
     assert np.mean(values != np.asarray(found.dataobj)) < 1e-4
     np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_format_is_predicted_with_where_there_is_a_gpu(written, subject, tmp_path, ending):
+    path, _ = written(ending)
+    status, expected = segmented(path, subject, tmp_path / "cpu")
+    assert status == 0
+    status, found = segmented(path, subject, tmp_path / "gpu", device="auto")
+    assert status == 0
+    # TensorFloat-32 keeps ten bits, and the network is not trained.
+    assert np.mean(np.asarray(expected.dataobj) != np.asarray(found.dataobj)) < 1e-2
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

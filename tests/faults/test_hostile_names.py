@@ -98,8 +98,16 @@ def test_modalities_and_regions_of_a_description_are_names(modalities, region):
     except UserError:
         return
     assert all(map(is_name, (*description.modalities, *description.regions)))
-    rows = sweep([Row("baseline", label="b")], tuple(description.modalities))
+    try:
+        rows = sweep([Row("baseline", label="b")], tuple(description.modalities))
+    except UserError:
+        return
     assert all(is_name(row.name) for row in rows)
+
+
+def test_a_row_whose_name_grows_too_long_is_refused_before_it_is_trained():
+    with pytest.raises(UserError, match="row baseline of the modality t+ .* too long for a folder"):
+        sweep([Row("baseline", label="b")], ("t" * 95,))
 
 
 @given(

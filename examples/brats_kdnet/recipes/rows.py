@@ -17,6 +17,7 @@ from configuration.parsing import changed
 from configuration.training import TrainingConfig
 from errors import UserError
 from models import in_two_dimensions
+from names import is_name
 from reading import UnreadableError, read_yaml
 
 Role = Literal["student", "teacher"]
@@ -183,6 +184,9 @@ def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
     Returns:
         Rows of the teacher's role as they are, comparators for any subset among them, then the
         others for each modality, named `baseline-flair`.
+
+    Raises:
+        UserError: If a name would be too long for a folder.
     """
     shared = [row for row in rows if row.role == "teacher"]
     repeated = [row for row in rows if row.role != "teacher"]
@@ -190,7 +194,7 @@ def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
     return shared + [
         replace(
             row,
-            name=f"{row.name}-{modality.lower()}",
+            name=_swept_name(row.name, modality),
             label=f"{row.label}, {modality}",
             teacher=_swept(row.teacher, modality, own),
             more_teachers=tuple(_swept(name, modality, own) or "" for name in row.more_teachers),
@@ -203,7 +207,17 @@ def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
 
 def _swept(teacher: str | None, modality: str, own: Container[str]) -> str | None:
     """Name of a teacher in a sweep."""
-    return f"{teacher}-{modality.lower()}" if teacher in own else teacher
+    return _swept_name(teacher, modality) if teacher in own and teacher is not None else teacher
+
+
+def _swept_name(row: str, modality: str) -> str:
+    name = f"{row}-{modality.lower()}"
+    if not is_name(name):
+        raise UserError(
+            f"The row {row} of the modality {modality} would be called {name}, which is too long "
+            "for a folder: expected at most 100 bytes. Give one of them a shorter name."
+        )
+    return name
 
 
 def _segmenter(backbone: str, arguments: dict[str, Any], data: DataConfig) -> dict[str, Any]:

@@ -14,8 +14,8 @@ def digest(value: Any) -> str:
     """Return SHA-256 over the numbers, texts and tensors of a state.
 
     Args:
-        value: A tensor on the CPU, None, numbers, strings, and lists, tuples and mappings of them.
-            A list and a tuple of the same entries are told apart, the order of a mapping counts.
+        value: A tensor on any device, None, numbers, strings, and lists, tuples and mappings of
+            them. A list and a tuple of the same entries are told apart, the order of a mapping counts.
 
     Returns:
         64 hexadecimal digits.
@@ -87,7 +87,8 @@ def _add(total: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         total.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode())
         # Bytes as they lie in memory, of every number format that there is.
-        total.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        flat = value.detach().cpu().contiguous().flatten()
+        total.update(flat.view(torch.uint8).numpy().data)
     elif isinstance(value, Mapping):
         total.update(f"mapping {len(value)}:".encode())
         for key, entry in value.items():

@@ -26,6 +26,8 @@ MemoryFormat = Literal["channels_last", "contiguous"]
 _WORTHWHILE = 0.95
 #: After two steps of every candidate, those in the running take turns for this long.
 _TRIAL_SECONDS = 2.0
+#: A first step that is longer is not repeated before the candidates are compared.
+_SHORT_SECONDS = 2.0
 #: torch.compile is tried where the run would take this long without it.
 _LONG_SECONDS = 1800.0
 
@@ -216,7 +218,10 @@ def _trial(
     """Measure in turns, so that a busy moment does not hit one of them alone."""
     measure(options[0])
     seconds = {option: measure(option) for option in options}
-    # A first step can be slow, but those far behind are not worth more: a step may take a minute.
+    # The first step of each loads its kernels, which takes a GPU longer than many steps.
+    short = [option for option in options if seconds[option] < _SHORT_SECONDS]
+    seconds |= {option: min(seconds[option], measure(option)) for option in short}
+    # Those far behind even so are not worth more: a step may take a minute.
     near = [option for option in options if seconds[option] < 3 * min(seconds.values())]
     near = list(dict.fromkeys((options[0], *near)))
     end = clock() + _TRIAL_SECONDS
