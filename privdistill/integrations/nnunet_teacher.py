@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -11,26 +11,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from privdistill.exceptions import LifecycleError
+from privdistill.integrations.nnunet_data import Whole
 from privdistill.integrations.nnunet_plans import INTENSITIES, channel_names, differences
 from privdistill.integrations.nnunet_reading import load_checkpoint, read_json
 
 #: Where the classes of a network may come from that a stranger's plans name.
 TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
 _ALIKE = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
-
-
-class Whole(NamedTuple):
-    """Plans and description of a data set with all of its channels.
-
-    Attributes:
-        plans: What the plans' file holds.
-        configuration: The one in use.
-        dataset: What `dataset.json` holds.
-    """
-
-    plans: Mapping[str, Any]
-    configuration: ConfigurationManager
-    dataset: Mapping[str, Any]
 
 
 def load_teacher(folder: Path, student: Whole, fold: int | str) -> nn.Module:

@@ -43,6 +43,7 @@ from privdistill.integrations import (
     nnunet_reading,
 )
 from privdistill.integrations.nnunet import nnUNetTrainerDistillation
+from privdistill.integrations.nnunet_student import StudentTrainer
 
 pytestmark = pytest.mark.filterwarnings("default")  # of a package that is not ours
 
@@ -730,9 +731,11 @@ def test_without_nnunet_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "nnunetv2", None)
     for name in [name for name in sys.modules if name.startswith("nnunetv2.")]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "privdistill.integrations.nnunet")
+    ours = "privdistill.integrations.nnunet"
+    for name in [name for name in sys.modules if name.startswith(ours)]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"pip install '\./privdistill\[nnunet\]'"):
-        importlib.import_module("privdistill.integrations.nnunet")
+        importlib.import_module(ours)
 
 
 def test_the_reference_page_names_what_the_trainer_has():
@@ -741,9 +744,8 @@ def test_the_reference_page_names_what_the_trainer_has():
     lines = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
     names = [cells[1].strip(" `()") for cells in lines]
     assert all(hasattr(nnUNetTrainerDistillation, name) for name in names)
-    assert {*nnUNetTrainerDistillation.__annotations__} - {*names} == {
-        *("network", "loss", "dataset_class")
-    }
+    annotated = {*nnUNetTrainerDistillation.__annotations__, *StudentTrainer.__annotations__}
+    assert annotated - {*names} == {"network", "loss", "dataset_class"}
     variables = {cells[2].strip(" `") for cells in lines} - {""}
     source = Path(nnunet_options.__file__).read_text("utf-8")
     assert variables == {*re.findall(r"PRIVDISTILL_[A-Z]+", source)}
