@@ -106,7 +106,9 @@ def test_modalities_and_regions_of_a_description_are_names(modalities, region):
 
 
 def test_a_row_whose_name_grows_too_long_is_refused_before_it_is_trained():
-    with pytest.raises(UserError, match="row baseline of the modality t+ .* too long for a folder"):
+    with pytest.raises(
+        UserError, match=r"row baseline of the modality t+ .* too long for a folder"
+    ):
         sweep([Row("baseline", label="b")], ("t" * 95,))
 
 

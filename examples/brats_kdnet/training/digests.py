@@ -15,7 +15,8 @@ def digest(value: Any) -> str:
 
     Args:
         value: A tensor on any device, None, numbers, strings, and lists, tuples and mappings of
-            them. A list and a tuple of the same entries are told apart, the order of a mapping counts.
+            them. A list and a tuple of the same entries are told apart, the order of a mapping
+            counts.
 
     Returns:
         64 hexadecimal digits.
