@@ -1,5 +1,6 @@
 import hashlib
 
+import pytest
 import torch
 
 from training.digests import damaged, digest, digests
@@ -30,3 +31,11 @@ def test_numbers_of_any_format_and_none_at_all_have_one():
 def test_what_is_changed_missing_or_new_is_named():
     before = digests({"a": 1, "b": torch.ones(2), "c": 3})
     assert damaged({"a": 1, "b": torch.zeros(2), "d": 4}, before) == ["b", "c", "d"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_where_a_tensor_lies_does_not_count():
+    state = {"weights": [torch.arange(6.0).reshape(2, 3), torch.ones(2, dtype=torch.bfloat16)]}
+    on_gpu = {"weights": [tensor.to("cuda") for tensor in state["weights"]]}
+    assert digest(on_gpu) == digest(state)

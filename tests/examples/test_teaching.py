@@ -13,7 +13,7 @@ from experiments.networks import build
 from experiments.opening import open_experiment
 from phantoms import generate_phantoms
 from recipes.rows import Row
-from teaching import check_unseen, describe_row
+from teaching import cache_place, check_unseen, describe_row
 from training.checkpoint import save_model
 
 SMALL = [
@@ -51,3 +51,13 @@ def test_a_network_that_has_seen_a_held_out_subject_is_refused(experiment, tmp_p
     check_unseen(tmp_path, metadata, experiment.split)
     with pytest.raises(UserError, match="was trained on 1 subjects of the held-out fold"):
         check_unseen(tmp_path, metadata, Split((), (), metadata.seen_cases[:1]))
+
+
+def test_the_teacher_is_kept_on_a_cpu_and_runs_in_every_step_on_a_gpu():
+    # benchmarks/results/gpu.json: reading what it said takes as long as hearing it again.
+    assert [cache_place("auto", device) for device in ("cpu", "mps", "cuda")] == [
+        "disk",
+        "disk",
+        "off",
+    ]
+    assert cache_place("memory", "cuda") == "memory"

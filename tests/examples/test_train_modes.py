@@ -326,10 +326,10 @@ def test_dice_of_the_validation_is_that_of_whole_volumes(tmp_path):
 
 
 def test_what_may_surprise_is_said():
-    training, free = TrainingConfig(), DataConfig(patch=(8, 8, 8))
-    assert "Teacher cache: off" in cache_remark(free, training)
-    assert cache_remark(free, replace(training, teacher_cache="off")) is None
-    assert cache_remark(replace(free, patches_per_case=2), training) is None
+    free = DataConfig(patch=(8, 8, 8))
+    assert "Teacher cache: off" in cache_remark(free, "disk")
+    assert cache_remark(free, "off") is None
+    assert cache_remark(replace(free, patches_per_case=2), "disk") is None
     axial = DataConfig(slices="axial")
     assert plane_remark(axial, "RAS") is None
     assert plane_remark(free, "PSR") is None

@@ -35,7 +35,8 @@ class TrainingConfig:
             CPUs it took a minute for each network and gained nothing.
         teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
             flip: "disk" (with the preprocessed subjects; processes and later runs share it),
-            "memory", or "off".
+            "memory", or "off". "auto" is "disk", but "off" on a GPU, where the teacher takes no
+            longer than reading what it said (docs/performance).
         teacher_cache_storage: "full" keeps every bit, so that the student's weights are those of
             a training without the cache, but for rounding where the last batch is smaller; "half"
             and "8bit" take less and err a little.
@@ -66,7 +67,7 @@ class TrainingConfig:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     compile: bool | Literal["auto"] = "auto"
-    teacher_cache: Literal["off", "memory", "disk"] = "disk"
+    teacher_cache: Literal["auto", "off", "memory", "disk"] = "auto"
     teacher_cache_storage: Literal["full", "half", "8bit"] = "full"
     teacher_cache_gib: float = 20.0
     accelerator: str = "auto"

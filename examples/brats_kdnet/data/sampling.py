@@ -7,7 +7,6 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from configuration.data import DataConfig
-from configuration.training import TrainingConfig
 from data.description import Size
 from data.loading import MappedSamples
 from data.patches import TUMOUR_EVERY, FixedPatches, FreePatches
@@ -97,14 +96,14 @@ def whole_volumes(subjects: Any, data: DataConfig) -> Any | None:
     return None if data.patch is None and data.slices is None else subjects
 
 
-def cache_remark(data: DataConfig, training: TrainingConfig) -> str | None:
+def cache_remark(data: DataConfig, place: str) -> str | None:
     """Say that the teacher cache, which was asked for, is off; None where that is not so.
 
     Args:
         data: Patches may lie elsewhere in every epoch.
-        training: May ask for the cache.
+        place: Of the cache: "disk", "memory" or "off".
     """
-    if not moves(data) or training.teacher_cache == "off":
+    if not moves(data) or place == "off":
         return None
     return (
         "Teacher cache: off, as patches at new positions in every epoch do not come back; "
