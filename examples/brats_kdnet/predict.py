@@ -282,6 +282,7 @@ def _parser() -> argparse.ArgumentParser:
         "for networks of this application and the usual ones of MONAI",
     )
     parser.add_argument(
+        "--trust_program",
         "--trust-program",
         action="store_true",
         help="open a .pt2 although a file of somebody else could run any code",
