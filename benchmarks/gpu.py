@@ -28,10 +28,10 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 Step = Callable[[], object]
 
 
-def world_on_gpu() -> World:
+def world_on(device: str) -> World:
     """Networks and batch on the device."""
     world = make_world(SIZE, WIDTHS)
-    return World(*(part.to("cuda") for part in vars(world).values()))
+    return World(*(part.to(device) for part in vars(world).values()))
 
 
 def supervised(world: World) -> Step:
@@ -65,21 +65,25 @@ def missing(world: World, cache: TeacherCache) -> Step:
     return step
 
 
-def contestants(folder: Path) -> dict[str, Step]:
+def contestants(folder: Path, device: str) -> dict[str, Step]:
     """All steps, by what the table calls them."""
+
+    def world() -> World:
+        return world_on(device)
+
     there = {"served": folder / "served", "missed": folder / "missed"}
     disk = {name: TeacherCache(path) for name, path in there.items()}
     wrapped = {
-        "teacher in every step, by hand": by_hand(world_on_gpu()),
-        "the same, wrapper": by_wrapper(world_on_gpu(), plain_objective()),
-        "the library's terms": by_wrapper(world_on_gpu(), objective()),
-        "served from memory": by_wrapper(world_on_gpu(), objective(), cache=TeacherCache()),
-        "served from disk": by_wrapper(world_on_gpu(), objective(), cache=disk["served"]),
+        "teacher in every step, by hand": by_hand(world()),
+        "the same, wrapper": by_wrapper(world(), plain_objective()),
+        "the library's terms": by_wrapper(world(), objective()),
+        "served from memory": by_wrapper(world(), objective(), cache=TeacherCache()),
+        "served from disk": by_wrapper(world(), objective(), cache=disk["served"]),
     }
     steps: dict[str, Step] = {name: contestant.step for name, contestant in wrapped.items()}
-    steps["kept in memory"] = missing(world_on_gpu(), TeacherCache())
-    steps["kept on disk"] = missing(world_on_gpu(), disk["missed"])
-    return {"supervised, no teacher": supervised(world_on_gpu())} | steps
+    steps["kept in memory"] = missing(world(), TeacherCache())
+    steps["kept on disk"] = missing(world(), disk["missed"])
+    return {"supervised, no teacher": supervised(world())} | steps
 
 
 def waited_for(step: Step, half: torch.dtype | None) -> Step:
@@ -88,15 +92,16 @@ def waited_for(step: Step, half: torch.dtype | None) -> Step:
     def run() -> None:
         with torch.autocast("cuda", dtype=half, enabled=half is not None):
             step()
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     return run
 
 
-def measure(half: torch.dtype | None) -> dict[str, float]:
+def measure(half: torch.dtype | None, device: str) -> dict[str, float]:
     """Median milliseconds of each step in float32, or under autocast."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = contestants(Path(folder))
+        steps = contestants(Path(folder), device)
         times = race({name: waited_for(step, half) for name, step in steps.items()}, ROUNDS)
     return {name: round(1000 * median(seconds), 2) for name, seconds in times.items()}
 
@@ -111,8 +116,8 @@ def main() -> int:
         "torch": torch.__version__,
         "rounds": ROUNDS,
         "milliseconds": {
-            "32-true": measure(None),
-            "bf16-mixed": measure(torch.bfloat16),
+            "32-true": measure(None, "cuda"),
+            "bf16-mixed": measure(torch.bfloat16, "cuda"),
         },
     }
     text = json.dumps(found, indent=2)

@@ -56,8 +56,10 @@ def problem(words):
     if program in OTHERS:
         return None
     if program == "make":
-        return None if f"\n{rest[0]}:" in (ROOT / "Makefile").read_text() else "no such target"
-    if program in {"pip", "python3"}:
+        makefile = (ROOT / "Makefile").read_text()
+        targets = [word for word in rest if "=" not in word]
+        return None if all(f"\n{name}:" in makefile for name in targets) else "no such target"
+    if program == "pip":
         return missing_extra(rest)
     if "python" in Path(program).name or program == "torchrun":
         return problem_of_python(rest)
@@ -74,7 +76,11 @@ def missing_extra(words):
 def problem_of_python(words):
     """Look at the options of a program of ours."""
     if words[0] == "-m":
-        found = importlib.util.find_spec(words[1].partition(".")[0])
+        name = words[1] if words[1].startswith("privdistill") else words[1].partition(".")[0]
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            found = None
         return None if found else f"no module {words[1]}"
     at = next((n for n, word in enumerate(words) if word.endswith(".py")), None)
     if at is None:
@@ -105,7 +111,7 @@ def unknown_options(path, options):
 
 
 @pytest.mark.parametrize("words", EVERY)
-def test_a_command_can_be_given(words, monkeypatch, tmp_path):
+def test_a_command_can_be_given(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert problem(words) is None
 
@@ -115,7 +121,9 @@ def test_a_command_can_be_given(words, monkeypatch, tmp_path):
     [
         "python examples/brats_kdnet/predict.py --modle x",
         "python examples/brats_kdnet/none.py",
-        "make nothing",
+        "make test nothing",
+        "python -m privdistill.integrations.gone",
+        "python3 examples/brats_kdnet/predict.py --modle x",
         "pip install './privdistill[nothing]'",
         "rm -rf /",
     ],

@@ -113,7 +113,7 @@ def open_model(
     if path.suffix == ".pt2" and not trust_program:
         raise UserError(
             f"{path}: opening a program of torch.export can run code that its author put there. "
-            "If you wrote the file, give --trust-program; else use .safetensors or .onnx."
+            "If you wrote the file, give --trust_program; else use .safetensors or .onnx."
         )
     readers: dict[str, Callable[[], tuple[nn.Module, ModelMetadata]]] = {
         ".pt": lambda: _read_state(path, trusted),

@@ -1,7 +1,7 @@
 """Names that come from files and become parts of paths."""
 
 #: File systems allow 255 bytes for a name, to which endings are added.
-_LONGEST = 100
+LONGEST = 100
 #: Spreadsheets take what begins with one of them for a formula, and carry it out.
 _FORMULAS = ("=", "+", "-", "@")
 
@@ -26,6 +26,6 @@ def is_name(text: object) -> bool:
         and text.isprintable()
         and bool(text)
         and not text.startswith((".", *_FORMULAS))
-        and len(text.encode()) <= _LONGEST
+        and len(text.encode()) <= LONGEST
         and not {*text} & {"/", "\\"}
     )

@@ -287,7 +287,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="open a .pt2 although a file of somebody else could run any code",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, cuda:1 (default: auto); a .pt2 and a .onnx run on the CPU",
+    )
     return parser
 
 

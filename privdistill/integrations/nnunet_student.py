@@ -31,7 +31,8 @@ class StudentTrainer(nnUNetTrainer):
     """Train on images of every channel a network that has some of them.
 
     Images are loaded and augmented whole, so that a teacher may see them; what a step does with
-    them is a subclass's. Validation, checkpoints and the stand-alone folder that the end of a
+    them is a subclass's, whose constructor takes the five arguments of nnU-Net's alone, as nnU-Net
+    reads them by name. Validation, checkpoints and the stand-alone folder that the end of a
     training writes are the student's alone.
 
     Args:

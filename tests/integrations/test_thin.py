@@ -1,4 +1,4 @@
-"""Integrations are thin: each is a page, and what it stands on does not know it."""
+"""Integrations are thin: what users name is a page, and what it stands on does not know it."""
 
 import ast
 import sys

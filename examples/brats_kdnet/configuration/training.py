@@ -35,8 +35,9 @@ class TrainingConfig:
             CPUs it took a minute for each network and gained nothing.
         teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
             flip: "disk" (with the preprocessed subjects; processes and later runs share it),
-            "memory", or "off". "auto" is "disk", but "off" on a GPU, where the teacher takes no
-            longer than reading what it said (docs/performance).
+            "memory", or "off". "auto" is "disk", but "off" on a CUDA GPU, where reading what the
+            teacher said takes about as long as running it (docs/performance); with several or large
+            teachers "disk" may pay there too.
         teacher_cache_storage: "full" keeps every bit, so that the student's weights are those of
             a training without the cache, but for rounding where the last batch is smaller; "half"
             and "8bit" take less and err a little.

@@ -17,7 +17,7 @@ from configuration.parsing import changed
 from configuration.training import TrainingConfig
 from errors import UserError
 from models import in_two_dimensions
-from names import is_name
+from names import LONGEST, is_name
 from reading import UnreadableError, read_yaml
 
 Role = Literal["student", "teacher"]
@@ -207,7 +207,7 @@ def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
 
 def _swept(teacher: str | None, modality: str, own: Container[str]) -> str | None:
     """Name of a teacher in a sweep."""
-    return _swept_name(teacher, modality) if teacher in own and teacher is not None else teacher
+    return teacher if teacher is None or teacher not in own else _swept_name(teacher, modality)
 
 
 def _swept_name(row: str, modality: str) -> str:
@@ -215,7 +215,8 @@ def _swept_name(row: str, modality: str) -> str:
     if not is_name(name):
         raise UserError(
             f"The row {row} of the modality {modality} would be called {name}, which is too long "
-            "for a folder: expected at most 100 bytes. Give one of them a shorter name."
+            f"for a folder: expected at most {LONGEST} bytes. Give the modality a shorter name in "
+            "the data set's description."
         )
     return name
 

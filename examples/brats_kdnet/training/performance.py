@@ -27,7 +27,7 @@ _WORTHWHILE = 0.95
 #: After two steps of every candidate, those in the running take turns for this long.
 _TRIAL_SECONDS = 2.0
 #: A first step that is longer is not repeated before the candidates are compared.
-_SHORT_SECONDS = 2.0
+_SHORT_SECONDS = 1.0
 #: torch.compile is tried where the run would take this long without it.
 _LONG_SECONDS = 1800.0
 
