@@ -216,6 +216,8 @@ def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console)
     path = collect(plan, design, [published(arguments)])
     for written in (path, *write_reports(plan.root, plan.trusted)):
         console.print(f"Written: {written}", highlight=False, soft_wrap=True)
+    figures = ", ".join(sorted(path.stem for path in plan.root.glob("*.png")))
+    console.print(f"Figures beside them, as .png and .svg: {figures or 'none'}", soft_wrap=True)
 
 
 def published(arguments: Sequence[str]) -> str:

@@ -117,11 +117,14 @@ def test_teachers_without_a_part_share_no_subject(finished):
     assert len(one | other) == 4
 
 
-def test_a_second_start_trains_nothing_and_writes_the_same_rows(finished, arguments, monkeypatch):
+def test_a_second_start_trains_nothing_and_writes_the_same_rows(
+    finished, arguments, monkeypatch, capsys
+):
     before = (finished / "rows.csv").read_bytes()
     monkeypatch.setattr("crossvalidation.unit.teach", None)
     assert study.main([*arguments, "--out", str(finished)]) == 0
     assert (finished / "rows.csv").read_bytes() == before
+    assert "Figures beside them, as .png and .svg: dice, gain-by" in capsys.readouterr().out
 
 
 def test_tables_and_figures_are_written(finished):

@@ -47,6 +47,15 @@ def test_headline_has_fewest_and_most_labels_alone():
     assert "paper" not in found
 
 
+def test_points_of_a_line_with_fewer_seeds_are_told_apart_in_the_caption(drawn):
+    assert "Seeds of the line" not in drawn["gain-by-labelled"].caption
+    whole = invented_study()
+    rows = [row for row in whole if row.kind != "chosen" or row.labelled == 20 or not row.seed]
+    caption = {one.name: one.caption for one in draw_all(analysis(rows))}["gain-by-labelled"]
+    said = "Seeds of the line chosen recipe, all others unlabelled, from left to right: 1, 2."
+    assert caption.endswith(said)
+
+
 def test_dice_show_every_network_with_its_mean(drawn):
     found = texts(drawn["dice"])
     assert found.count("baseline") == 4

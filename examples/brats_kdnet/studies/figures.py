@@ -6,7 +6,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,17 @@ def gain_by_labelled(analysis: Analysis) -> Picture | Missing:
     if not analysis.gains:
         return Missing(name, f"no student has pairs with the {analysis.facts.reference}.")
     ticks = sorted({one.network.subjects[0] for one in analysis.gains})
+    lines = {region: by_labelled(_of(analysis.gains, region)) for region in _regions(analysis)}
 
     def draw(axes: Any, region: str) -> None:
-        _draw_lines(axes, analysis, by_labelled(_of(analysis.gains, region)), ticks)
+        _draw_lines(axes, analysis, lines[region], ticks)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xlabel("labelled training subjects", color=_INK)
 
     title = f"{_title(analysis)}: gain over the {_reference(analysis)} against labelled subjects"
     figure = _panels(analysis, title, draw, _GAIN)
-    return Picture(name, title, _gain_caption(analysis, "number of labelled subjects"), figure)
+    caption = _gain_caption(analysis, "number of labelled subjects", lines)
+    return Picture(name, title, caption, figure)
 
 
 def gain_by_unlabelled(analysis: Analysis) -> Picture | Missing:
@@ -168,12 +170,8 @@ def gain_by_unlabelled(analysis: Analysis) -> Picture | Missing:
 
     title = f"{_title(analysis)}: gain over the {_reference(analysis)} against unlabelled subjects"
     figure = _panels(analysis, title, draw, _GAIN)
-    return Picture(
-        name,
-        title,
-        _gain_caption(analysis, "share of unlabelled subjects, whose number is below the point"),
-        figure,
-    )
+    against = "share of unlabelled subjects, whose number is below the point"
+    return Picture(name, title, _gain_caption(analysis, against, lines), figure)
 
 
 def gain_by_lead(analysis: Analysis) -> Picture | Missing:
@@ -315,7 +313,7 @@ def _draw_lines(axes: Any, analysis: Analysis, lines: Sequence[Line], ticks: lis
             markersize=6,
             markeredgecolor="white",
             linestyle=(0, (4, 2)) if line.dashed else "-",
-            label=_plain(f"{analysis.facts.label(line.kind)}, {line.what}"),
+            label=_plain(_line_name(analysis, line)),
         )
     _draw_notes(axes, [point for line in lines for point in line.points])
     axes.axhline(0, color=_INK, linewidth=0.8)
@@ -461,12 +459,24 @@ def _reference(analysis: Analysis) -> str:
     return analysis.facts.label(analysis.facts.reference)
 
 
-def _gain_caption(analysis: Analysis, what: str) -> str:
+def _gain_caption(analysis: Analysis, what: str, lines: dict[str, list[Line]]) -> str:
     return (
         f"Mean gain in Dice over the {_reference(analysis)} with as many labelled subjects, of the "
         f"same fold, seed and case, against the {what}; bars and bands are 95 % bootstrap "
         "intervals over cases and seeds, each point for itself."
+        + "".join(_uneven_seeds(analysis, lines))
     )
+
+
+def _uneven_seeds(analysis: Analysis, lines: dict[str, list[Line]]) -> Iterator[str]:
+    """What a line may not show: its points may rest on different numbers of seeds."""
+    uneven = [line for own in lines.values() for line in own if len({*line.seeds}) > 1]
+    for name, seeds in dict.fromkeys((_line_name(analysis, x), tuple(x.seeds)) for x in uneven):
+        yield f" Seeds of the line {name}, from left to right: {', '.join(map(str, seeds))}."
+
+
+def _line_name(analysis: Analysis, line: Line) -> str:
+    return f"{analysis.facts.label(line.kind)}, {line.what}"
 
 
 def _title(analysis: Analysis) -> str:

@@ -48,6 +48,11 @@ class Line:
     dashed: bool
     points: list[Point]
 
+    @property
+    def seeds(self) -> list[int]:
+        """Number of seeds behind each point."""
+        return [len(point.comparison.cells.seeds) for point in self.points]
+
 
 def by_labelled(comparisons: Sequence[Comparison]) -> list[Line]:
     """Arrange gains against labelled subjects.
