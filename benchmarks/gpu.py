@@ -19,7 +19,16 @@ import torch
 from contest import race
 from network import World, make_world
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput, TeacherCache
-from steps import ADAM, MODALITIES, by_hand, by_wrapper, finish, objective, plain_objective
+from steps import (
+    ADAM,
+    MODALITIES,
+    by_hand,
+    by_wrapper,
+    finish,
+    objective,
+    plain_objective,
+    wrapped,
+)
 
 WIDTHS = (30, 60, 120, 240, 480)
 SIZE, ROUNDS = 64, 30
@@ -46,15 +55,7 @@ def supervised(world: World) -> Step:
 
 def missing(world: World, cache: TeacherCache) -> Step:
     """Every step brings subjects that the cache has not seen."""
-    kd = DistillationWrapper(
-        world.teacher,
-        world.student,
-        objective=objective(),
-        inputs=PrivilegedInput(MODALITIES, student=MODALITIES[:1]),
-        activation="sigmoid",
-        example=world.image[:1],
-        cache=cache,
-    )
+    kd = wrapped(world, objective(), cache)
     optimizer = torch.optim.Adam(kd.parameters(), **ADAM)
     names: Iterator[int] = count()
 
@@ -73,14 +74,14 @@ def contestants(folder: Path, device: str) -> dict[str, Step]:
 
     there = {"served": folder / "served", "missed": folder / "missed"}
     disk = {name: TeacherCache(path) for name, path in there.items()}
-    wrapped = {
+    usual = {
         "teacher in every step, by hand": by_hand(world()),
         "the same, wrapper": by_wrapper(world(), plain_objective()),
         "the library's terms": by_wrapper(world(), objective()),
         "served from memory": by_wrapper(world(), objective(), cache=TeacherCache()),
         "served from disk": by_wrapper(world(), objective(), cache=disk["served"]),
     }
-    steps: dict[str, Step] = {name: contestant.step for name, contestant in wrapped.items()}
+    steps: dict[str, Step] = {name: contestant.step for name, contestant in usual.items()}
     steps["kept in memory"] = missing(world(), TeacherCache())
     steps["kept on disk"] = missing(world(), disk["missed"])
     return {"supervised, no teacher": supervised(world())} | steps

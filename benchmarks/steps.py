@@ -134,9 +134,9 @@ def by_hand(world: World) -> Contestant:
     return Contestant(step, student)
 
 
-def by_wrapper(world: World, wanted: Objective, *, cache: TeacherCache | None = None) -> Contestant:
-    """The wrapper, with a cache or without."""
-    kd = DistillationWrapper(
+def wrapped(world: World, wanted: Objective, cache: TeacherCache | None) -> DistillationWrapper:
+    """Both networks in a wrapper."""
+    return DistillationWrapper(
         world.teacher,
         world.student,
         objective=wanted,
@@ -145,6 +145,11 @@ def by_wrapper(world: World, wanted: Objective, *, cache: TeacherCache | None = 
         example=world.image[:1],
         cache=cache,
     )
+
+
+def by_wrapper(world: World, wanted: Objective, *, cache: TeacherCache | None = None) -> Contestant:
+    """The wrapper, with a cache or without."""
+    kd = wrapped(world, wanted, cache)
     optimizer = torch.optim.Adam(kd.parameters(), **ADAM)
     key = None if cache is None else [f"case{i}/flip0" for i in range(len(world.image))]
     return Contestant(
