@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from privdistill import dry_run
 from privdistill.checks import check_view, feature_map, sharded
+from privdistill.sides import trial as dry_run
 from privdistill.taps.names import uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from privdistill import checks, dry_run
+from privdistill import checks
 from privdistill.apart import load_apart
 from privdistill.cache import TeacherCache
 from privdistill.cache.fingerprint import Fingerprint, written
@@ -19,6 +19,7 @@ from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
 from privdistill.network import Features, Network, TeacherNetwork
+from privdistill.sides import trial as dry_run
 from privdistill.step import (
     Output,
     Step,
