@@ -49,9 +49,9 @@ from privdistill.losses import (
     warm_up,
     xie,
 )
+from privdistill.sides.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
-from privdistill.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.wrapper import DistillationWrapper
 
 __all__ = [

@@ -44,6 +44,7 @@ class Step:
         activation: "softmax" (exclusive classes) or "sigmoid" (overlapping regions); a term's own
             option wins.
         index: Number of training steps taken before this one, a scalar on the device.
+        advance: Whether the optimizer takes a step after this one; not after a micro-batch.
         validate: Whether values (not only shapes) are checked in this step; such checks make a
             GPU wait.
         student_output: What the student returned, before its logits were found in it: a mapping,
@@ -61,6 +62,7 @@ class Step:
     taps: dict[str, TapPair] = field(default_factory=dict)
     activation: str = "softmax"
     index: Tensor | int = 0
+    advance: bool = True
     validate: bool = True
     student_output: Any = None
 

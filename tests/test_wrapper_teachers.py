@@ -1,7 +1,6 @@
 """One teacher, several, an average of the student, and one that learns."""
 
 import copy
-import pickle
 from dataclasses import replace
 
 import pytest
@@ -169,7 +168,7 @@ def test_the_average_rests_in_eval_mode_and_gets_no_gradient(build):
         kd.student.head.weight += 1
     kd.eval()(IMAGE, LABELS)
     assert all(torch.equal(value, before[name]) for name, value in kd.teacher.state_dict().items())
-    assert not any(p.grad is not None for p in kd.teacher_parameters())
+    assert not any(p.grad is not None for p in kd.teacher.parameters())
 
 
 def test_an_average_of_a_student_that_sees_less_is_refused(build):
@@ -238,24 +237,17 @@ def test_mutual_training_is_a_term_with_the_roles_exchanged(build, networks):
     student, teacher = out.student.softmax(1), out.teacher.softmax(1)
     wanted = (student * (student / teacher).log()).sum(1).mean()
     assert torch.allclose(out.loss, wanted, atol=1e-6)
-    assert all(p.grad.any() for p in kd.teacher_parameters())
+    assert all(p.grad.any() for p in kd.teacher.parameters())
     assert not any(p.grad is not None and p.grad.any() for p in kd.student.parameters())
 
 
-def test_a_joint_teacher_is_trained_by_an_optimizer_that_takes_it(build, networks):
+def test_a_joint_teacher_is_among_the_parameters(build, networks):
     kd = build(teacher=JointTeacher(networks[0]), objective=JOINT)
-    own = {id(p) for p in kd.parameters()}
-    assert not own & {id(p) for p in kd.teacher_parameters()}
-    optimizer = torch.optim.Adam([*kd.parameters(), *kd.teacher_parameters()], lr=1e-2)
+    optimizer = torch.optim.Adam(kd.parameters(), lr=1e-2)
     first = kd(IMAGE, LABELS)
     first.loss.backward()
     optimizer.step()
     assert kd(IMAGE, LABELS).terms["teacher"] < first.terms["teacher"]
-
-
-def test_a_frozen_teacher_has_no_parameters_to_train(build):
-    with pytest.raises(LifecycleError, match="is frozen and has nothing to train"):
-        build().teacher_parameters()
 
 
 def test_a_frozen_teacher_cannot_be_supervised(build):
@@ -279,33 +271,21 @@ def build_inputs():
     return PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
 
 
-def test_a_wrapper_can_be_pickled_without_its_teacher(build, networks):
-    kd = build()
-    kd.pickles_teacher = False
-    stored = pickle.dumps(kd)
-    found = pickle.loads(stored)
-    assert found.teacher is None
-    assert len(stored) < len(pickle.dumps(build()))
-    assert torch.equal(found.predict(IMAGE), kd.predict(IMAGE))
-    with pytest.raises(LifecycleError, match="was pickled without its teacher"):
-        found(IMAGE, LABELS)
-    assert torch.isfinite(kd(IMAGE, LABELS).loss)
+def test_a_teacher_on_another_device_than_its_input_is_named(build, networks):
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = networks[0]
 
+        def forward(self, x):
+            if x.is_meta:
+                raise RuntimeError("Expected all tensors to be on the same device")
+            return self.net(x)
 
-def test_a_teacher_on_another_device_than_its_input_is_named(build):
-    twin = copy.deepcopy(build())
+    twin = copy.deepcopy(build(teacher=Elsewhere()))
     twin.to("meta")
-    with pytest.raises(
-        LifecycleError, match="The teacher is on cpu, its view of the input on meta"
-    ):
+    with pytest.raises(LifecycleError, match="on cpu, its view of the input on meta"):
         twin(IMAGE.to("meta"), LABELS.to("meta"))
-
-
-def test_a_joint_teacher_is_refused_under_several_processes(build, networks, monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(LifecycleError, match="each process would train another one"):
-        build(teacher=JointTeacher(networks[0]), objective=JOINT)
 
 
 def test_promise_15_no_distance_sends_gradients_into_a_joint_teacher(build, networks):
@@ -317,7 +297,7 @@ def test_promise_15_no_distance_sends_gradients_into_a_joint_teacher(build, netw
     kd = build(teacher=JointTeacher(networks[0].eval()), objective=GroundTruth() + Distance())
     assert networks[0].training
     kd(IMAGE, LABELS).loss.backward()
-    assert all(p.grad is None for p in kd.teacher_parameters())
+    assert all(p.grad is None for p in kd.teacher.parameters())
 
 
 def test_a_joint_teacher_of_several_heads_is_refused(build, tiny_unet):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.cache.entries import on_bytes
-from privdistill.teachers import CLAIM
+from privdistill.sides.frozen import CLAIM
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # What torch keeps in every module, and the wrapper in a teacher: neither changes an output of a

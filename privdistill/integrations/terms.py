@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from privdistill.exceptions import LifecycleError
 from privdistill.step import Output
 from privdistill.wrapper import DistillationWrapper
 
@@ -14,13 +13,9 @@ def to_train(kd: DistillationWrapper) -> list[nn.Parameter]:
         kd: The wrapper.
 
     Returns:
-        Parameters of student, adapters and terms, then those of a teacher that learns.
+        Parameters of student, adapters and terms, and those of a teacher that learns.
     """
-    try:
-        teacher = [weight for weight in kd.teacher_parameters() if weight.requires_grad]
-    except LifecycleError:
-        teacher = []  # it is frozen
-    return [*kd.parameters(), *teacher]
+    return [weight for weight in kd.parameters() if weight.requires_grad]
 
 
 def values(out: Output) -> dict[str, Tensor]:

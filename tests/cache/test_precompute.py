@@ -35,7 +35,7 @@ def test_a_second_call_runs_nothing(monkeypatch):
     kd = wrapper(TeacherCache())
     precompute(kd, BATCHES, progress=False)
     monkeypatch.setattr(TeacherCache, "_check_now_and_then", lambda *_: None)
-    monkeypatch.setattr(kd, "_run_teachers", None)
+    monkeypatch.setattr(kd.teacher, "forward", None)
     precompute(kd, BATCHES, progress=False)
 
 
