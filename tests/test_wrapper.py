@@ -777,6 +777,20 @@ def test_a_network_that_edits_its_input_spoils_it_for_nobody(build, tiny_unet):
         assert torch.equal(image, IMAGE)
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_promise_5_predict_leaves_the_callers_tensor_alone(build, tiny_unet, closed):
+    class Editing(tiny_unet):
+        def forward(self, x):
+            return super().forward(x.relu_())
+
+    kd = build(student=Editing(4), inputs=None)
+    if closed:
+        kd.close()
+    image = IMAGE.clone()
+    kd.predict(image)
+    assert torch.equal(image, IMAGE)
+
+
 def test_networks_that_share_a_dropout_are_refused(build, networks):
     shared = nn.Dropout()
     teacher, student = (nn.Sequential(net, shared) for net in networks)

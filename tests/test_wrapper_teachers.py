@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -135,6 +136,33 @@ def test_weights_that_do_not_fit_the_teachers_are_refused(networks, weights):
         Ensemble([networks[0], networks[0]], weights)
     with pytest.raises(ObjectiveError, match="there is no teacher"):
         Ensemble([])
+
+
+def test_weights_of_teachers_may_be_an_array(networks):
+    weights = np.array([3, 1])
+    assert Ensemble([networks[0], networks[0]], weights).shares == (0.75, 0.25)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+def test_printing_says_what_each_teacher_is(build, tiny_unet, networks):
+    compiled = torch.compile(tiny_unet(4), backend="eager")
+    small = torch.ao.quantization.quantize_dynamic(
+        nn.Sequential(nn.Flatten(), nn.Linear(256, 192), nn.Unflatten(1, (3, 8, 8))).eval()
+    )
+    text = str(build(teacher=[networks[0], compiled, small], objective=SoftTargetDiceBCE()))
+    assert "teacher 1: TinyUNet, frozen\n" in text
+    assert "teacher 2: TinyUNet, compiled, frozen\n" in text
+    assert "teacher 3: Sequential, quantised, frozen\n" in text
+
+
+def test_printing_says_how_a_teacher_changes(build, networks):
+    assert "teacher: TinyUNet, average of" in str(build(teacher=MovingAverage(), inputs=SAME))
+    assert "teacher: TinyUNet, trained too" in str(build(teacher=JointTeacher(networks[0])))
+
+
+def test_a_message_says_which_of_several_teachers_it_means(build, tiny_unet):
+    with pytest.raises(ShapeMismatchError, match="The teacher 2 failed"):
+        build(teacher=[tiny_unet(4), tiny_unet(3)])
 
 
 @pytest.mark.parametrize("wrong", ["teacher.pt", [], [None], Ensemble(["a"])])

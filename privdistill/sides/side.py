@@ -200,7 +200,8 @@ class Side:
         parts = [type(network).__name__]
         if is_compiled(self.network.modules()):
             parts.append("compiled")
-        if any("quantized" in type(part).__module__ for part in network.modules()):
+        kinds = {type(part).__module__ for part in (*network.modules(), *network.parameters())}
+        if any("quantiz" in kind or "torchao" in kind for kind in kinds):
             parts.append("quantised")
         if isinstance(self.run, Resting):
             parts.append("frozen" if isinstance(self.run, Frozen) else "average of the student")
