@@ -49,7 +49,7 @@ from privdistill.losses import (
     warm_up,
     xie,
 )
-from privdistill.output import Output, Step, TapPair
+from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
 from privdistill.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.wrapper import DistillationWrapper

@@ -18,10 +18,17 @@ from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
-from privdistill.losses.heads import check_head_weights, head_weights, steps_by_head
 from privdistill.network import Features, Network, TeacherNetwork
-from privdistill.output import Output, Step, TapPair, find_heads
-from privdistill.taps.adapters import build_adapter, check_equal, short
+from privdistill.step import (
+    Output,
+    Step,
+    TapPair,
+    check_head_weights,
+    find_heads,
+    head_weights,
+    steps_by_head,
+)
+from privdistill.taps.pairing import build_adapter, check_equal, short
 from privdistill.taps.tap import Tap, as_layer, brief
 from privdistill.teachers import (
     Holder,

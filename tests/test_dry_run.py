@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from privdistill import dry_run
-from privdistill.output import find_heads
+from privdistill.step import find_heads
 from privdistill.taps.recorder import Recorder
 
 

@@ -15,7 +15,7 @@ from privdistill import (
     Tap,
     Term,
 )
-from privdistill.taps.adapters import Resample
+from privdistill.taps.pairing import Resample
 
 IMAGE = torch.randn(2, 4, 8, 8)
 LABELS = torch.randint(0, 3, (2, 8, 8))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from privdistill.integrations.terms import finest, values
 from privdistill.integrations.windows import unwrapped
-from privdistill.output import Output
+from privdistill.step import Output
 
 
 class TermMetrics:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from privdistill.exceptions import ObjectiveError
 from privdistill.integrations.nnunet_student import StudentTrainer
 from privdistill.losses import Objective, Term
-from privdistill.output import Output
+from privdistill.step import Output
 from privdistill.taps import Tap
 from privdistill.wrapper import DistillationWrapper
 

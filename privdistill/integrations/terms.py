@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from privdistill.exceptions import LifecycleError
-from privdistill.output import Output
+from privdistill.step import Output
 from privdistill.wrapper import DistillationWrapper
 
 

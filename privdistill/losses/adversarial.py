@@ -22,7 +22,7 @@ from privdistill.losses.functional import (
 from privdistill.losses.reading import resolve
 from privdistill.losses.response import ResponseTerm
 from privdistill.losses.targets import check_activation
-from privdistill.output import Step
+from privdistill.step import Step
 
 _WIDTHS = (32, 64, 128)
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

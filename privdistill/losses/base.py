@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import resize
 from privdistill.losses.schedules import Schedule, Weight, is_number
-from privdistill.output import Step
+from privdistill.step import Step
 
 
 class Term(nn.Module, ABC):

@@ -18,7 +18,7 @@ from privdistill.losses.functional import (
 from privdistill.losses.fused import Comparison, dice_bce_sums
 from privdistill.losses.reading import resolve, teacher_logits
 from privdistill.losses.targets import check_activation, enlarged, reference
-from privdistill.output import Step
+from privdistill.step import Step
 
 
 @dataclass(frozen=True)

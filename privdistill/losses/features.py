@@ -19,7 +19,7 @@ from privdistill.losses.functional import (
     unit,
 )
 from privdistill.losses.reading import tap_pair
-from privdistill.output import Step, TapPair
+from privdistill.step import Step, TapPair
 
 
 class FeatureTerm(Term):

@@ -5,7 +5,7 @@ from torch import Tensor
 from privdistill.losses.base import check_choice, check_positive
 from privdistill.losses.features import FeatureTerm
 from privdistill.losses.functional import Normalisation, Reduction, latent_kl
-from privdistill.output import Step
+from privdistill.step import Step
 
 _NORMALISATIONS = ("softmax", "softmax_channel", "softmax_spatial", "l1")
 

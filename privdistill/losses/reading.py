@@ -4,7 +4,7 @@ from torch import Tensor
 
 from privdistill.exceptions import LayerNotFoundError, ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation, mix_logits
-from privdistill.output import Step, TapPair
+from privdistill.step import Step, TapPair
 
 
 def resolve(own: Activation | None, step: Step) -> Activation:

@@ -16,7 +16,7 @@ from privdistill.losses.reading import resolve
 from privdistill.losses.response import ResponseTerm
 from privdistill.losses.schedules import is_number
 from privdistill.losses.targets import enlarged, reference
-from privdistill.output import Step
+from privdistill.step import Step
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _SHORT = 1e-12  # squared length below which a vector has no direction

@@ -22,7 +22,7 @@ from privdistill.losses.functional import (
 )
 from privdistill.losses.reading import resolve, teacher_logits
 from privdistill.losses.targets import check_activation, enlarged, reference
-from privdistill.output import Step
+from privdistill.step import Step
 
 Reduction = Literal["mean", "sum"]
 

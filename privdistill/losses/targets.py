@@ -8,7 +8,7 @@ from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation, resize
-from privdistill.output import Step
+from privdistill.step import Step
 
 
 class Reference(NamedTuple):

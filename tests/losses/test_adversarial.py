@@ -8,7 +8,7 @@ from torch import nn
 
 from privdistill import GroundTruth, LifecycleError, ObjectiveError
 from privdistill.losses import HolisticAdversarial
-from privdistill.output import Step
+from privdistill.step import Step
 
 
 def built(axes=2, classes=2, **options):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from privdistill import GroundTruth, ObjectiveError, ShapeMismatchError, SoftTargetDiceBCE
-from privdistill.output import Step
+from privdistill.step import Step
 
 
 def reference(p, dice_target, bce_target):

@@ -4,7 +4,7 @@ import torch
 
 from privdistill import LatentKL, LayerNotFoundError, ObjectiveError, ShapeMismatchError, TapPair
 from privdistill.losses.functional import latent_kl
-from privdistill.output import Step
+from privdistill.step import Step
 
 
 @pytest.mark.parametrize("normalisation", ["softmax", "l1"])

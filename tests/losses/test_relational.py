@@ -12,7 +12,7 @@ from privdistill.losses import (
     PairwiseSimilarity,
     PrototypeSimilarity,
 )
-from privdistill.output import Step
+from privdistill.step import Step
 
 SIZES = [(6,), (4, 6), (4, 2, 4)]
 TERMS = {
