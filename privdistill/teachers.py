@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
-from privdistill.losses.schedules import is_number
+from privdistill.losses.options import is_number
 from privdistill.taps.names import uncompiled
 
 # Where a held teacher keeps its claim; a copy of one keeps None there.

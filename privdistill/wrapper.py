@@ -16,8 +16,8 @@ from privdistill.cache.fingerprint import Fingerprint, written
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
-from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
+from privdistill.losses.options import check, one_of
 from privdistill.network import Features, Network, TeacherNetwork
 from privdistill.step import (
     Output,
@@ -127,8 +127,8 @@ class DistillationWrapper(nn.Module):
         cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
-        check_choice("DistillationWrapper", "activation", activation, ("softmax", "sigmoid"))
-        check_choice("DistillationWrapper", "validate", validate, ("first", "always", "never"))
+        check("DistillationWrapper", one_of("softmax", "sigmoid"), activation=activation)
+        check("DistillationWrapper", one_of("first", "always", "never"), validate=validate)
         self.objective = as_objective(objective)
         self.activation: Activation = activation
         self.validate = validate
