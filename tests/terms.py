@@ -21,7 +21,7 @@ class MeanCritic(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x):
-        return (self.scale * x).square().flatten(2).mean(2).mean(1)
+        return (self.scale * x).square().flatten(1).mean(1)
 
 
 def make(kind, **options):

@@ -198,7 +198,7 @@ def _scores(critic: nn.Module, joint: Tensor, *, learning: bool = True) -> Tenso
         if buffer is not state[name]:
             # A batch norm wrote its running statistics into the copy.
             buffer.copy_(state[name])
-    return scores.flatten(1).mean(dim=1)
+    return scores.reshape(len(scores), -1).mean(dim=1)
 
 
 class HolisticAdversarial(ResponseTerm):

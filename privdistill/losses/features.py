@@ -1,5 +1,7 @@
 """Losses on the features of a tap, sample by sample."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,12 @@ from privdistill.losses.functional import (
     standardised,
     unit,
 )
-from privdistill.losses.options import POSITIVE, check, one_of
+from privdistill.losses.options import POSITIVE, Rule, is_number, one_of, option
 from privdistill.losses.term import FeatureTerm
 from privdistill.step import Step
+
+# Below one the slope at an activation of zero is infinite.
+_POWER = Rule(lambda value: is_number(value) and 1 <= value < float("inf"), "at least 1")
 
 
 def latent_kl(
@@ -84,6 +89,7 @@ def _log_distribution(features: Tensor, normalisation: Normalisation, temperatur
     return log_distribution
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LatentKL(FeatureTerm):
     """Kullback-Leibler divergence between the normalised features of a tap.
 
@@ -103,22 +109,11 @@ class LatentKL(FeatureTerm):
         10, the paper's alpha, as in `kdnet()`.
     """
 
-    def __init__(
-        self,
-        tap: str = "bottleneck",
-        *,
-        normalisation: Normalisation = "softmax",
-        temperature: float = 1.0,
-        reduction: Reduction = "sum",
-    ) -> None:
-        super().__init__(tap)
-        normalisations = one_of("softmax", "softmax_channel", "softmax_spatial", "l1")
-        check("LatentKL", normalisations, normalisation=normalisation)
-        check("LatentKL", one_of("sum", "mean"), reduction=reduction)
-        check("LatentKL", POSITIVE, temperature=temperature)
-        self.normalisation: Normalisation = normalisation
-        self.temperature = temperature
-        self.reduction: Reduction = reduction
+    normalisation: Normalisation = option(
+        "softmax", one_of("softmax", "softmax_channel", "softmax_spatial", "l1")
+    )
+    temperature: float = option(1.0, POSITIVE)
+    reduction: Reduction = option("sum", one_of("sum", "mean"))
 
     def build(self, step: Step) -> None:
         """Refuse features of which one number is normalised: it is one, whatever it was."""
@@ -128,13 +123,7 @@ class LatentKL(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return latent_kl(
-            student,
-            teacher,
-            normalisation=self.normalisation,
-            temperature=self.temperature,
-            reduction=self.reduction,
-        )
+        return latent_kl(student, teacher, **self._options())
 
 
 def refuse_one_number(term: FeatureTerm, normalised: Tensor, features: Tensor) -> None:
@@ -189,6 +178,7 @@ def feature_l2(student: Tensor, teacher: Tensor, *, normalise: bool = False) -> 
     return (student - teacher).square().mean()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class FeatureL2(FeatureTerm):
     """Mean squared difference of features, `privdistill.functional.feature_l2`.
 
@@ -201,13 +191,11 @@ class FeatureL2(FeatureTerm):
         Depends on the scale of the features; begin with the share that `.balanced()` gives.
     """
 
-    def __init__(self, tap: str = "bottleneck", *, normalise: bool = False) -> None:
-        super().__init__(tap)
-        self.normalise = normalise
+    normalise: bool = False
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return feature_l2(student, teacher, normalise=self.normalise)
+        return feature_l2(student, teacher, **self._options())
 
 
 def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
@@ -289,6 +277,7 @@ def _attention(features: Tensor, power: float) -> Tensor:
     return unit((features / largest).abs().pow(power).sum(1), 1)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AttentionTransfer(FeatureTerm):
     """Squared distance of spatial attention maps, `privdistill.functional.attention_transfer`.
 
@@ -305,15 +294,7 @@ class AttentionTransfer(FeatureTerm):
 
     equal_channels = False
 
-    def __init__(self, tap: str = "bottleneck", *, power: float = 2.0) -> None:
-        super().__init__(tap)
-        check("AttentionTransfer", POSITIVE, power=power)
-        if power < 1:
-            raise ObjectiveError(
-                f"AttentionTransfer: `power` must be at least 1; got {power}. Below it the slope "
-                "at an activation of 0 is infinite."
-            )
-        self.power = power
+    power: float = option(2.0, _POWER)
 
     def build(self, step: Step) -> None:
         """Refuse a tap of one voxel."""
@@ -322,7 +303,7 @@ class AttentionTransfer(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return attention_transfer(student, teacher, power=self.power)
+        return attention_transfer(student, teacher, **self._options())
 
 
 def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -355,6 +336,7 @@ def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) 
     return temperature**2 * divergence
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ChannelWise(FeatureTerm):
     """Divergence of the channels as maps over space, `privdistill.functional.channel_wise`.
 
@@ -371,10 +353,7 @@ class ChannelWise(FeatureTerm):
 
     _shown = ("tap", "temperature")
 
-    def __init__(self, tap: str = "bottleneck", *, temperature: float = 4.0) -> None:
-        super().__init__(tap)
-        check("ChannelWise", POSITIVE, temperature=temperature)
-        self.temperature = temperature
+    temperature: float = option(4.0, POSITIVE)
 
     def build(self, step: Step) -> None:
         """Refuse a tap of one voxel."""
@@ -383,7 +362,7 @@ class ChannelWise(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return channel_wise(student, teacher, temperature=self.temperature)
+        return channel_wise(student, teacher, **self._options())
 
 
 def gram(student: Tensor, teacher: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch.func import functional_call
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import feature_pair, full_precision, unit
-from privdistill.losses.options import POSITIVE, WHOLE, check
+from privdistill.losses.options import POSITIVE, WHOLE, Rule, option
 from privdistill.losses.term import FeatureTerm
 from privdistill.step import Step
+
+_WIDTH = Rule(lambda value: value is None or WHOLE.holds(value), WHOLE.text)
 
 
 def variational_information(mean: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
@@ -47,6 +50,7 @@ def variational_information(mean: Tensor, teacher: Tensor, variance: Tensor) -> 
     return ((teacher - mean).square() / variance + variance.log()).mean() / 2
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class VariationalInformation(FeatureTerm):
     """Negative log-likelihood of the teacher's features, given the student's.
 
@@ -69,28 +73,18 @@ class VariationalInformation(FeatureTerm):
     """
 
     equal_channels = False
-    likelihood: "_Gaussian | None"
+    hidden: int | None = option(None, _WIDTH)
+    initial_variance: float = option(5.0, POSITIVE)
+    min_variance: float = option(1e-5, POSITIVE)
 
-    def __init__(
-        self,
-        tap: str = "bottleneck",
-        *,
-        hidden: int | None = None,
-        initial_variance: float = 5.0,
-        min_variance: float = 1e-5,
-    ) -> None:
-        super().__init__(tap)
-        owner = "VariationalInformation"
-        check(owner, WHOLE, hidden=1 if hidden is None else hidden)
-        check(owner, POSITIVE, min_variance=min_variance, initial_variance=initial_variance)
-        if initial_variance <= min_variance:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.initial_variance <= self.min_variance:
             raise ObjectiveError(
-                f"{owner}: `initial_variance` must exceed `min_variance`; got {initial_variance} "
-                f"and {min_variance}."
+                "VariationalInformation: `initial_variance` must exceed `min_variance`; got "
+                f"{self.initial_variance} and {self.min_variance}."
             )
-        self.hidden = hidden
-        self.initial_variance = initial_variance
-        self.min_variance = min_variance
+        self.likelihood: _Gaussian | None
         self.register_module("likelihood", None)
 
     def build(self, step: Step) -> None:
@@ -174,6 +168,7 @@ def contrastive_projection(student: Tensor, teacher: Tensor, *, margin: float = 
     return torch.where(same, squared, negative).mean()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ContrastiveProjection(FeatureTerm):
     """Margin contrastive loss between projections of both networks' pooled features.
 
@@ -196,23 +191,14 @@ class ContrastiveProjection(FeatureTerm):
     """
 
     equal_channels = False
-    student_head: nn.Module | None
-    teacher_head: nn.Module | None
+    dimensions: int = option(16, WHOLE)
+    hidden: int = option(32, WHOLE)
+    margin: float = option(1.0, POSITIVE)
 
-    def __init__(
-        self,
-        tap: str = "bottleneck",
-        *,
-        dimensions: int = 16,
-        hidden: int = 32,
-        margin: float = 1.0,
-    ) -> None:
-        super().__init__(tap)
-        check("ContrastiveProjection", WHOLE, dimensions=dimensions, hidden=hidden)
-        check("ContrastiveProjection", POSITIVE, margin=margin)
-        self.dimensions = dimensions
-        self.hidden = hidden
-        self.margin = margin
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.student_head: nn.Module | None
+        self.teacher_head: nn.Module | None
         self.register_module("student_head", None)
         self.register_module("teacher_head", None)
 

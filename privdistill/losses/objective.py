@@ -18,6 +18,8 @@ from privdistill.losses.schedules import Schedule, Weight
 from privdistill.losses.targets import labelled_only
 from privdistill.step import Step
 
+# Options that say what is compared; all others are those of the function that compares it.
+_OF_THE_TERM = frozenset({"tap", "activation", "of", "criterion", "resize"})
 _PLAIN = (int, float, str, tuple, list, type(None))
 
 
@@ -109,10 +111,15 @@ class Term(nn.Module, ABC):
         # sum() begins with 0.
         return 1.0 * self if other == 0 else as_objective(other) + self
 
+    def _options(self) -> dict[str, Any]:
+        """The options of the term's function, by name, where the term is a data class."""
+        declared = getattr(self, "__dataclass_fields__", {})
+        return {name: getattr(self, name) for name in declared if name not in _OF_THE_TERM}
+
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults, as they would be typed."""
         options = {n: p.default for n, p in inspect.signature(type(self)).parameters.items()}
-        own = vars(self) | vars(self).get("options", {})
+        own = vars(self)
         return ", ".join(
             f"{name}={own[name]!r}"
             for name, usual in options.items()

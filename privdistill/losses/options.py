@@ -1,10 +1,13 @@
 """What an option may be: one rule for each kind, and one place that refuses the rest."""
 
 from collections.abc import Callable
+from dataclasses import field, fields
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from privdistill.exceptions import ObjectiveError
+
+T = TypeVar("T")
 
 
 class Rule(NamedTuple):
@@ -69,3 +72,31 @@ def check(owner: str, rule: Rule, **options: Any) -> None:
     for name, value in options.items():
         if not rule.holds(value):
             raise ObjectiveError(f"{owner}: `{name}` must be {rule.text}; got {value!r}.")
+
+
+def option(default: T, rule: Rule) -> T:
+    """Declare an option of a term, as a field of its data class.
+
+    Args:
+        default: What it is unless given.
+        rule: What it must be.
+
+    Returns:
+        The field.
+    """
+    return field(default=default, metadata={"rule": rule})
+
+
+def check_options(term: Any) -> None:
+    """Check all options of a term against their rules.
+
+    Args:
+        term: An instance of a data class.
+
+    Raises:
+        ObjectiveError: If one breaks its rule.
+    """
+    for declared in fields(term):
+        if "rule" in declared.metadata:
+            rule, value = declared.metadata["rule"], getattr(term, declared.name)
+            check(type(term).__name__, rule, **{declared.name: value})

@@ -1,5 +1,6 @@
 """Losses on relations: between positions, to class prototypes, to neighbours, between examples."""
 
+from dataclasses import dataclass, field
 from itertools import product
 from math import ceil, prod
 from typing import Literal
@@ -20,8 +21,8 @@ from privdistill.losses.functional import (
     resize,
     unit,
 )
-from privdistill.losses.options import POSITIVE, RESIZE, Rule, check, is_number, one_of
-from privdistill.losses.targets import enlarged, reference
+from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option
+from privdistill.losses.targets import enlarged, read_target, reference
 from privdistill.losses.term import FeatureTerm, ResponseTerm, resolve
 from privdistill.step import Step
 
@@ -91,6 +92,7 @@ def _drawn(directions: Tensor, most: int) -> Tensor | slice:
     return torch.randperm(count, device=directions.device)[:most]
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class PairwiseSimilarity(FeatureTerm):
     """Difference of the similarities of positions, `privdistill.functional.pairwise_similarity`.
 
@@ -108,14 +110,8 @@ class PairwiseSimilarity(FeatureTerm):
 
     equal_channels = False
 
-    def __init__(
-        self, tap: str = "bottleneck", *, scale: float = 0.5, max_positions: int = 4096
-    ) -> None:
-        super().__init__(tap)
-        check("PairwiseSimilarity", _SCALE, scale=scale)
-        check("PairwiseSimilarity", POSITIVE, max_positions=max_positions)
-        self.scale = scale
-        self.max_positions = max(1, int(max_positions))
+    scale: float = option(0.5, _SCALE)
+    max_positions: int = option(4096, WHOLE)
 
     def build(self, step: Step) -> None:
         """Refuse a tap of which one position is left."""
@@ -125,9 +121,7 @@ class PairwiseSimilarity(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return pairwise_similarity(
-            student, teacher, scale=self.scale, max_positions=self.max_positions
-        )
+        return pairwise_similarity(student, teacher, **self._options())
 
 
 def prototype_similarity(
@@ -196,6 +190,7 @@ def _prototype_maps(values: Tensor, share: Tensor) -> Tensor:
     return unit(share @ values.mT, 2) @ unit(values, 1)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class PrototypeSimilarity(FeatureTerm):
     """Difference between maps of similarity to class prototypes.
 
@@ -218,31 +213,20 @@ class PrototypeSimilarity(FeatureTerm):
     masks_unlabelled = True
     equal_channels = False
 
-    def __init__(
-        self,
-        tap: str = "decoder",
-        *,
-        ignore_index: int | None = None,
-        resize: Literal["logits"] | None = None,
-    ) -> None:
-        super().__init__(tap)
-        check("PrototypeSimilarity", RESIZE, resize=resize)
-        self.ignore_index = ignore_index
-        self.resize = resize
+    tap: str = field(default="decoder", kw_only=False)
+    ignore_index: int | None = None
+    resize: Literal["logits"] | None = option(None, RESIZE)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features and the target."""
         student, teacher = self.features(step)
         step = enlarged(step) if self.resize else step
         channels, mask, weights = reference(
-            step.target,
-            step.student,
-            resolve(None, step),
+            logits=step.student,
+            activation=resolve(None, step),
             owner=self.name,
             ignore_index=self.ignore_index,
-            labelled=step.labelled,
-            sample_weights=step.sample_weights,
-            validate=step.validate,
+            **read_target(step),
         )
         return prototype_similarity(student, teacher, channels, mask=mask, sample_weights=weights)
 
@@ -314,6 +298,7 @@ def _local_changes(p: Tensor) -> tuple[Tensor, Tensor]:
     return total, neighbours
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LocalConsistency(ResponseTerm):
     """Difference between how much voxels differ from their neighbours.
 
@@ -330,16 +315,11 @@ class LocalConsistency(ResponseTerm):
         1, as in `xie()`.
     """
 
-    def __init__(
-        self, *, reduction: Reduction = "mean", activation: Activation | None = None
-    ) -> None:
-        super().__init__(activation=activation)
-        check("LocalConsistency", one_of("mean", "sum"), reduction=reduction)
-        self.reduction: Reduction = reduction
+    reduction: Reduction = option("mean", one_of("mean", "sum"))
 
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the loss of these logits."""
-        return local_consistency(student, teacher, reduction=self.reduction, activation=activation)
+        return local_consistency(student, teacher, activation=activation, **self._options())
 
 
 def centered_kernel_alignment(
@@ -411,6 +391,7 @@ def _centred(x: Tensor) -> Tensor:
     return unit(x - x.mean(1, keepdim=True), (1, 2), floor)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class CenteredKernelAlignment(FeatureTerm):
     """One minus the CKA of a tap's features, `privdistill.functional.centered_kernel_alignment`.
 
@@ -427,13 +408,8 @@ class CenteredKernelAlignment(FeatureTerm):
 
     equal_channels = False
 
-    def __init__(
-        self, tap: str = "bottleneck", *, over: Literal["voxels", "samples"] = "voxels"
-    ) -> None:
-        super().__init__(tap)
-        check("CenteredKernelAlignment", one_of("voxels", "samples"), over=over)
-        self.over: Literal["voxels", "samples"] = over
+    over: Literal["voxels", "samples"] = option("voxels", one_of("voxels", "samples"))
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return centered_kernel_alignment(student, teacher, over=self.over)
+        return centered_kernel_alignment(student, teacher, **self._options())

@@ -1,6 +1,7 @@
 """Losses on logits: the student answers as the teacher does."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,9 +19,9 @@ from privdistill.losses.functional import (
     standardised,
 )
 from privdistill.losses.fused import Comparison
-from privdistill.losses.options import POSITIVE, RESIZE, check, one_of
-from privdistill.losses.supervised import dice_bce, dice_options
-from privdistill.losses.targets import enlarged, reference
+from privdistill.losses.options import POSITIVE, RESIZE, one_of, option
+from privdistill.losses.supervised import as_numbers, dice_bce
+from privdistill.losses.targets import enlarged, read_target, reference
 from privdistill.losses.term import ResponseTerm, resolve
 from privdistill.step import Step
 
@@ -84,6 +85,7 @@ def soft_target_dice_bce(
     return temperature**2 * loss if scale_by_t2 else loss
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SoftTargetDiceBCE(ResponseTerm):
     """Dice against the teacher's soft targets, cross-entropy against its binary prediction.
 
@@ -111,44 +113,26 @@ class SoftTargetDiceBCE(ResponseTerm):
 
     _shown = ("temperature",)
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 5.0,
-        student_temperature: float = 1.0,
-        scale_by_t2: bool = False,
-        binarisation: Binarisation | None = None,
-        activation: Activation | None = None,
-        include_background: bool = True,
-        squared_denominator: bool = False,
-        batch_dice: bool = False,
-        smoothing: float = 1e-5,
-        class_weights: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(activation=activation)
-        owner, rules = "SoftTargetDiceBCE", one_of(None, "argmax", "positive", "soft")
-        check(owner, POSITIVE, temperature=temperature, student_temperature=student_temperature)
-        check(owner, rules, binarisation=binarisation)
-        self.temperature = temperature
-        self.options = dice_options(
-            owner,
-            student_temperature=student_temperature,
-            scale_by_t2=scale_by_t2,
-            binarisation=binarisation,
-            include_background=include_background,
-            squared_denominator=squared_denominator,
-            batch_dice=batch_dice,
-            smoothing=smoothing,
-            class_weights=class_weights,
-        )
+    temperature: float = option(5.0, POSITIVE)
+    student_temperature: float = option(1.0, POSITIVE)
+    scale_by_t2: bool = False
+    binarisation: Binarisation | None = option(None, one_of(None, "argmax", "positive", "soft"))
+    include_background: bool = True
+    squared_denominator: bool = False
+    batch_dice: bool = False
+    smoothing: float = option(1e-5, POSITIVE)
+    class_weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.class_weights = as_numbers("SoftTargetDiceBCE", self.class_weights)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits, which stay in half precision till needed."""
         activation = resolve(self.activation, step)
         mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
-        return self.compare(
-            step.student, self.teacher_logits(step, activation), activation, tempered_logits=mixed
-        )
+        teacher = self.teacher_logits(step, activation)
+        return self.compare(step.student, teacher, activation, tempered_logits=mixed)
 
     def compare(
         self,
@@ -159,14 +143,8 @@ class SoftTargetDiceBCE(ResponseTerm):
         tempered_logits: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss of these logits."""
-        return soft_target_dice_bce(
-            student,
-            teacher,
-            temperature=self.temperature,
-            activation=activation,
-            tempered_logits=tempered_logits,
-            **self.options,
-        )
+        own = self._options() | {"activation": activation, "tempered_logits": tempered_logits}
+        return soft_target_dice_bce(student, teacher, **own)
 
 
 def hinton_kl(
@@ -243,6 +221,7 @@ def _divergence(student: Tensor, teacher: Tensor, activation: Activation) -> Ten
     return (inside + outside).mean(1)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class HintonKL(ResponseTerm):
     """Kullback-Leibler divergence from the teacher's to the student's tempered probabilities.
 
@@ -266,35 +245,18 @@ class HintonKL(ResponseTerm):
 
     _shown = ("temperature",)
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 4.0,
-        scale_by_t2: bool = True,
-        activation: Activation | None = None,
-        standardise: bool = False,
-        reduction: Reduction = "mean",
-    ) -> None:
-        super().__init__(activation=activation)
-        check("HintonKL", one_of("mean", "sum"), reduction=reduction)
-        check("HintonKL", POSITIVE, temperature=temperature)
-        self.temperature = temperature
-        self.mixing_temperature = 1.0 if standardise else temperature
-        self.scale_by_t2 = scale_by_t2
-        self.standardise = standardise
-        self.reduction: Reduction = reduction
+    temperature: float = option(4.0, POSITIVE)
+    scale_by_t2: bool = True
+    standardise: bool = False
+    reduction: Reduction = option("mean", one_of("mean", "sum"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mixing_temperature = 1.0 if self.standardise else self.temperature
 
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the loss of these logits."""
-        return hinton_kl(
-            student,
-            teacher,
-            temperature=self.temperature,
-            scale_by_t2=self.scale_by_t2,
-            activation=activation,
-            standardise=self.standardise,
-            reduction=self.reduction,
-        )
+        return hinton_kl(student, teacher, activation=activation, **self._options())
 
 
 def logit_mse(
@@ -340,6 +302,7 @@ def logit_mse(
     return difference.square().mean()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LogitMSE(ResponseTerm):
     """Mean squared difference of logits, `privdistill.functional.logit_mse`.
 
@@ -355,13 +318,11 @@ class LogitMSE(ResponseTerm):
         Depends on the scale of the logits; begin with 0.1.
     """
 
-    def __init__(self, *, centre: bool = False, activation: Activation | None = None) -> None:
-        super().__init__(activation=activation)
-        self.centre = centre
+    centre: bool = False
 
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the loss of these logits."""
-        return logit_mse(student, teacher, centre=self.centre, activation=activation)
+        return logit_mse(student, teacher, activation=activation, **self._options())
 
 
 def probability_mse(
@@ -511,6 +472,7 @@ def _reliability(
     return lead.relu() * right
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ReliableSoftTargetCE(ResponseTerm):
     """Cross-entropy with the teacher's soft targets, where the teacher knows better.
 
@@ -533,35 +495,15 @@ class ReliableSoftTargetCE(ResponseTerm):
     masks_unlabelled = True
     _shown = ("temperature",)
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 10.0,
-        ignore_index: int | None = None,
-        resize: Literal["logits"] | None = None,
-        activation: Activation | None = None,
-    ) -> None:
-        super().__init__(activation=activation)
-        check("ReliableSoftTargetCE", POSITIVE, temperature=temperature)
-        check("ReliableSoftTargetCE", RESIZE, resize=resize)
-        self.temperature = temperature
-        self.ignore_index = ignore_index
-        self.resize = resize
+    temperature: float = option(10.0, POSITIVE)
+    ignore_index: int | None = None
+    resize: Literal["logits"] | None = option(None, RESIZE)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits and the target."""
         step = enlarged(step) if self.resize else step
         activation = resolve(self.activation, step)
         mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
-        return reliable_soft_target_ce(
-            step.student,
-            self.teacher_logits(step, activation),
-            step.target,  # type: ignore[arg-type]  # without one it says so
-            temperature=self.temperature,
-            ignore_index=self.ignore_index,
-            activation=activation,
-            labelled=step.labelled,
-            sample_weights=step.sample_weights,
-            validate=step.validate,
-            tempered_logits=mixed,
-        )
+        own = self._options() | {"activation": activation, "tempered_logits": mixed}
+        teacher = self.teacher_logits(step, activation)
+        return reliable_soft_target_ce(step.student, teacher, **read_target(step), **own)

@@ -1,6 +1,7 @@
 """Losses against the reference: Dice plus binary cross-entropy, or any other of the user's own."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass, field
 from math import prod
 from typing import Any, Literal
 
@@ -11,8 +12,21 @@ from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation, at_least_float32, full_precision
 from privdistill.losses.fused import Comparison, dice_bce_sums
 from privdistill.losses.objective import Term
-from privdistill.losses.options import ACTIVATION, POSITIVE, RESIZE, check, one_of
-from privdistill.losses.targets import enlarged, labelled_only, reference, weights_of_samples
+from privdistill.losses.options import (
+    ACTIVATION,
+    POSITIVE,
+    RESIZE,
+    check_options,
+    one_of,
+    option,
+)
+from privdistill.losses.targets import (
+    enlarged,
+    labelled_only,
+    read_target,
+    reference,
+    weights_of_samples,
+)
 from privdistill.losses.term import resolve
 from privdistill.step import Step
 
@@ -108,36 +122,33 @@ def _shares(
     return shares / torch.where(total > 0, total, 1)
 
 
-def dice_options(owner: str, **options: Any) -> dict[str, Any]:
-    """Check the options that terms made of `dice_bce` share.
+def as_numbers(owner: str, weights: Sequence[float] | None) -> tuple[float, ...] | None:
+    """Return class weights as plain numbers, which can be shown and compared.
 
     Args:
         owner: Name of the term, for the message.
-        options: Those of `dice_bce`.
+        weights: A list, an array or a tensor.
 
     Returns:
-        The options, class weights as numbers.
+        The numbers.
 
     Raises:
-        ObjectiveError: If one has no meaning.
+        ObjectiveError: If they have no meaning as weights.
     """
-    check(owner, POSITIVE, smoothing=options["smoothing"])
-    given = options["class_weights"]
-    if given is None:
-        return options
-    # Arrays and tensors could neither be shown nor compared with the default.
+    if weights is None:
+        return None
     try:
-        weights = tuple(float(weight) for weight in given)
+        numbers = tuple(float(weight) for weight in weights)
     except (TypeError, ValueError) as error:
         raise ObjectiveError(
-            f"{owner}: `class_weights` is {given!r}; expected one number per class."
+            f"{owner}: `class_weights` is {weights!r}; expected one number per class."
         ) from error
-    if not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
+    if not (all(0 <= number < float("inf") for number in numbers) and any(numbers)):
         raise ObjectiveError(
-            f"{owner}: `class_weights` is {list(weights)}; weights must be finite, not negative "
+            f"{owner}: `class_weights` is {list(numbers)}; weights must be finite, not negative "
             "and not all zero."
         )
-    return options | {"class_weights": weights}
+    return numbers
 
 
 def ground_truth(
@@ -196,6 +207,7 @@ def ground_truth(
     return dice_bce(logits, comparison, activation, sample_weights=weights, **options)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class GroundTruth(Term):
     """The reference segmentation, by Dice and cross-entropy or by any supervised loss.
 
@@ -232,71 +244,47 @@ class GroundTruth(Term):
     needs_target = True
     masks_unlabelled = True
 
-    def __init__(
-        self,
-        criterion: Criterion | None = None,
-        *,
-        of: Literal["student", "teacher"] = "student",
-        activation: Activation | None = None,
-        include_background: bool = True,
-        squared_denominator: bool = False,
-        batch_dice: bool = False,
-        smoothing: float = 1e-5,
-        class_weights: Sequence[float] | None = None,
-        ignore_index: int | None = None,
-        resize: Literal["logits"] | None = None,
-    ) -> None:
-        super().__init__()
-        check("GroundTruth", one_of("student", "teacher"), of=of)
-        check("GroundTruth", RESIZE, resize=resize)
-        check("GroundTruth", ACTIVATION, activation=activation)
-        self.criterion = criterion
-        self.of = of
-        self.needs_teacher = of == "teacher"
-        self.activation = activation
-        self.ignore_index = ignore_index
-        self.resize = resize
-        self.options = dice_options(
-            "GroundTruth",
-            include_background=include_background,
-            squared_denominator=squared_denominator,
-            batch_dice=batch_dice,
-            smoothing=smoothing,
-            class_weights=class_weights,
-        )
-        self._check_criterion()
+    criterion: InitVar[Criterion | None] = field(default=None, kw_only=False)
+    of: Literal["student", "teacher"] = option("student", one_of("student", "teacher"))
+    activation: Activation | None = option(None, ACTIVATION)
+    include_background: bool = True
+    squared_denominator: bool = False
+    batch_dice: bool = False
+    smoothing: float = option(1e-5, POSITIVE)
+    class_weights: Sequence[float] | None = None
+    ignore_index: int | None = None
+    resize: Literal["logits"] | None = option(None, RESIZE)
 
-    def _check_criterion(self) -> None:
-        if self.criterion is None:
-            return
-        if not callable(self.criterion) or isinstance(self.criterion, type | Term):
+    def __post_init__(self, criterion: Criterion | None) -> None:
+        super().__init__()
+        check_options(self)
+        self.needs_teacher = self.of == "teacher"
+        self.class_weights = as_numbers("GroundTruth", self.class_weights)
+        if criterion is not None:
+            self._check_criterion(criterion)
+        self.loss = criterion
+
+    def _check_criterion(self, criterion: Criterion) -> None:
+        if not callable(criterion) or isinstance(criterion, type | Term):
             raise ObjectiveError(
-                f"GroundTruth: `criterion` is {self.criterion!r}; expected a loss that is called "
-                "with logits and target, such as torch.nn.CrossEntropyLoss()."
+                f"GroundTruth: `criterion` is {criterion!r}; expected a loss that is called with "
+                "logits and target, such as torch.nn.CrossEntropyLoss()."
             )
-        own = GroundTruth(of=self.of, resize=self.resize).extra_repr()
-        others = super().extra_repr()
-        if others != own:
+        usual = GroundTruth(of=self.of, resize=self.resize)
+        given = [name for name in vars(usual) if vars(self).get(name) != vars(usual)[name]]
+        if given:
             raise ObjectiveError(
-                f"GroundTruth({others}): beside a criterion only `of` and `resize` have a meaning. "
-                "Give the other options to the criterion."
+                f"GroundTruth: beside a criterion only `of` and `resize` have a meaning; got "
+                f"{given}. Give these options to the criterion."
             )
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from one network's logits and the target."""
         step = enlarged(step) if self.resize else step
-        if self.criterion is not None:
-            return self._by_criterion(self.criterion, step)
-        return ground_truth(
-            self._logits(step),
-            step.target,  # type: ignore[arg-type]  # without one it says so
-            activation=resolve(self.activation, step),
-            ignore_index=self.ignore_index,
-            labelled=step.labelled,
-            sample_weights=step.sample_weights,
-            validate=step.validate,
-            **self.options,
-        )
+        if self.loss is not None:
+            return self._by_criterion(self.loss, step)
+        own = self._options() | {"activation": resolve(self.activation, step)}
+        return ground_truth(self._logits(step), **read_target(step), **own)
 
     def _by_criterion(self, criterion: Criterion, step: Step) -> Tensor:
         """The criterion of the labelled samples; with weights their weighted mean."""
@@ -333,9 +321,5 @@ class GroundTruth(Term):
 
     def extra_repr(self) -> str:
         """Show the criterion and the options that were chosen."""
-        criterion = self.criterion
-        named = criterion is None or (
-            getattr(criterion, "__name__", None) or type(criterion).__name__
-        )
-        shown = [] if criterion is None else [f"criterion={named}"]
-        return ", ".join(filter(None, [*shown, super().extra_repr()]))
+        name = getattr(self.loss, "__name__", type(self.loss).__name__)
+        return ", ".join(filter(None, (name * (self.loss is not None), super().extra_repr())))

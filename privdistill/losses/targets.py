@@ -91,6 +91,23 @@ def reference(
     return Reference(channels, mask, weights)
 
 
+def read_target(step: Step) -> dict[str, Any]:
+    """Return what a step says of its target, as the losses that read one take it.
+
+    Args:
+        step: The step.
+
+    Returns:
+        Target, which samples have one, their weights, and whether values are checked.
+    """
+    return {
+        "target": step.target,
+        "labelled": step.labelled,
+        "sample_weights": step.sample_weights,
+        "validate": step.validate,
+    }
+
+
 def enlarged(step: Step) -> Step:
     """Bring all logits of a step to the target's size, if that is finer.
 
@@ -295,9 +312,10 @@ def _one_hot(labels: Tensor, classes: int, owner: str, validate: bool) -> Tensor
         values = torch.unique(labels if labels.is_floating_point() else indices)
         wrong = values[(values < 0) | (values >= classes) | (values != values.trunc())]
         if wrong.numel():
+            found = [round(value, 4) for value in wrong[:5].tolist()]
             raise ObjectiveError(
-                f"{owner}: the label map holds {[round(v, 4) for v in wrong[:5].tolist()]}, but "
-                f"the logits have classes 0 to {classes - 1}. Map the labels to class indices first."
+                f"{owner}: the label map holds {found}, but the logits have classes 0 to "
+                f"{classes - 1}. Map the labels to class indices first."
             )
     shape = (labels.shape[0], classes, *labels.shape[2:])
     return torch.zeros(shape, device=labels.device).scatter_(1, indices, 1.0)

@@ -1,5 +1,7 @@
 """What terms share that compare features, and what terms share that compare logits."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from privdistill.exceptions import LayerNotFoundError, ObjectiveError
@@ -11,7 +13,7 @@ from privdistill.losses.functional import (
     mix_logits,
 )
 from privdistill.losses.objective import Term
-from privdistill.losses.options import ACTIVATION, check
+from privdistill.losses.options import ACTIVATION, check_options, option
 from privdistill.step import Step
 
 
@@ -28,6 +30,7 @@ def resolve(own: Activation | None, step: Step) -> Activation:
     return own or ("sigmoid" if step.activation == "sigmoid" else "softmax")
 
 
+@dataclass(eq=False, repr=False)
 class FeatureTerm(Term):
     """A term that compares the features of a tap: a subclass writes `compare`.
 
@@ -56,10 +59,12 @@ class FeatureTerm(Term):
     per_head = False
     _shown = ("tap",)
 
-    def __init__(self, tap: str = "bottleneck") -> None:
+    tap: str = "bottleneck"
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.tap = tap
-        self.taps = (tap,)
+        check_options(self)
+        self.taps = (self.tap,)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:  # noqa: ARG002
         """Compute the unweighted term.
@@ -104,6 +109,7 @@ class FeatureTerm(Term):
         return self.compare(*self.features(step))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ResponseTerm(Term):
     """A term that compares the logits of both networks: a subclass writes `compare`.
 
@@ -133,12 +139,12 @@ class ResponseTerm(Term):
     """
 
     needs_teacher = True
-    mixing_temperature: float = 1.0
+    mixing_temperature = 1.0
+    activation: Activation | None = option(None, ACTIVATION)
 
-    def __init__(self, *, activation: Activation | None = None) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        check(type(self).__name__, ACTIVATION, activation=activation)
-        self.activation = activation
+        check_options(self)
 
     def compare(
         self,

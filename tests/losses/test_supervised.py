@@ -276,7 +276,7 @@ def test_class_weights_without_meaning_are_refused(weights):
 def test_class_weights_of_any_kind_are_kept_as_numbers(weights):
     term = GroundTruth(class_weights=weights)
     assert repr(term) == "GroundTruth(class_weights=(1.0, 2.0, 0.5))"
-    assert term.options == GroundTruth(class_weights=(1, 2, 0.5)).options
+    assert term.class_weights == (1.0, 2.0, 0.5)
 
 
 def test_as_many_class_weights_as_channels_that_count():

@@ -1,4 +1,4 @@
-"""Values of every term and preset, to ten digits, so that no change of the code moves one unseen."""
+"""Values of every term and preset, to ten digits, so that none moves unseen."""
 
 import json
 from pathlib import Path
