@@ -10,7 +10,7 @@ from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation, mix_logits, resize
-from privdistill.losses.schedules import is_number
+from privdistill.losses.options import is_number
 
 
 class TapPair(NamedTuple):

@@ -15,8 +15,8 @@ from privdistill.cache import TeacherCache
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import Image, InputViews, PrivilegedInput, SameInput, plain
 from privdistill.losses import Objective, Term, as_objective
-from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
+from privdistill.losses.options import check, one_of
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
 from privdistill.sides.side import Answer, CachedSide, Heads, Side, TeacherSide
@@ -129,8 +129,8 @@ class DistillationWrapper(nn.Module):
         cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
-        check_choice("DistillationWrapper", "activation", activation, ("softmax", "sigmoid"))
-        check_choice("DistillationWrapper", "validate", validate, ("first", "always", "never"))
+        check("DistillationWrapper", one_of("softmax", "sigmoid"), activation=activation)
+        check("DistillationWrapper", one_of("first", "always", "never"), validate=validate)
         # A copy, so that two wrappers made from one objective never meet.
         self.objective = copy.deepcopy(as_objective(objective))
         self.activation: Activation = activation
@@ -243,10 +243,7 @@ class DistillationWrapper(nn.Module):
         answer = Answer([own.heads[:1]], own.features, training.output)
         common = {"image": own.image, "taps": pairs, "index": self.steps.clone()}
         (step,) = _steps(answer, taught, self._shares, self.activation, common)
-        # A term under two names is one module.
-        for term in dict.fromkeys(term for _, term in self.objective.named_terms.values()):
-            term.build(step)
-            term.to(step.student.device)
+        self.objective.build(step)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -580,8 +577,8 @@ def _selected(select: Callable[[Any], Tensor | Sequence[Tensor]], output: Any, _
 
 def _by_channel(objective: Objective, tap: str) -> bool:
     """Whether any term that reads a tap compares its features channel by channel."""
-    terms = [term for _, term in objective.named_terms.values()]
-    return any(term.equal_channels for term in terms if tap in term.taps)
+    pairs = objective.named_terms.values()
+    return any(term.equal_channels for weight, term in pairs if weight.factor and tap in term.taps)
 
 
 def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
@@ -640,7 +637,7 @@ def _checked_cache(
 
 def _check_needs_no_teacher(objective: Objective) -> None:
     terms = objective.named_terms.items()
-    needy = [name for name, (_, term) in terms if term.needs_teacher or term.taps]
+    needy = [n for n, (weight, t) in terms if weight.factor and (t.needs_teacher or t.taps)]
     if needy:
         raise ObjectiveError(
             f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "

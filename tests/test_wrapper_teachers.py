@@ -143,7 +143,7 @@ def test_weights_of_teachers_may_be_an_array(networks):
     assert Ensemble([networks[0], networks[0]], weights).shares == (0.75, 0.25)
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:torch.quantize_per_tensor")
 def test_printing_says_what_each_teacher_is(build, tiny_unet, networks):
     compiled = torch.compile(tiny_unet(4), backend="eager")
     small = torch.ao.quantization.quantize_dynamic(

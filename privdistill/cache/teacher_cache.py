@@ -13,7 +13,7 @@ from torch import Tensor
 from privdistill.cache.entries import Entry, Storage, decode, digest, distance, encode, join
 from privdistill.cache.stores import DiskStore, MemoryStore
 from privdistill.exceptions import CacheError
-from privdistill.losses.schedules import is_number
+from privdistill.losses.options import is_number
 
 _TOLERANCE = 1e-4  # share of the norm by which digests may differ through rounding
 _AGREEMENT = 0.02  # share of the largest output by which a teacher may differ from itself

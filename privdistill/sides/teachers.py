@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from privdistill import parallel
 from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
-from privdistill.losses.schedules import is_number
+from privdistill.losses.options import is_number
 from privdistill.taps.names import uncompiled
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from privdistill import LatentKL, LayerNotFoundError, ObjectiveError, ShapeMismatchError, TapPair
-from privdistill.losses.functional import latent_kl
+from privdistill.functional import latent_kl
 from privdistill.step import Step
 
 
