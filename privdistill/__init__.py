@@ -3,7 +3,7 @@
 Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
-from privdistill.cache import TeacherCache, precompute
+from privdistill.cache import CacheStore, TeacherCache, precompute
 from privdistill.exceptions import (
     CacheError,
     CacheWarning,
@@ -61,6 +61,7 @@ from privdistill.wrapper import DistillationWrapper
 __all__ = [
     "AttentionTransfer",
     "CacheError",
+    "CacheStore",
     "CacheWarning",
     "CenteredKernelAlignment",
     "ChannelWise",

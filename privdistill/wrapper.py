@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from privdistill import parallel
 from privdistill.cache import TeacherCache
+from privdistill.cache.fingerprint import written
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import Image, InputViews, PrivilegedInput, SameInput, plain
 from privdistill.losses import Objective, Term, as_objective
@@ -545,8 +546,9 @@ def _asked(inputs: Any, teachers: Sequence[Side], objective: Objective, select: 
     """What else than its weights decides what a teacher's outputs are."""
     seen = inputs.teacher if isinstance(inputs, PrivilegedInput) else type(inputs).__qualname__
     places = [(side.role, tap, str(p)) for side in teachers for tap, p in side.places.items()]
-    chosen = [select, *(p.select for side in teachers for p in side.places.values())]
-    names = [getattr(getattr(c, "func", c), "__qualname__", repr(c)) for c in chosen]
+    own = select.args if isinstance(select, partial) else ()
+    chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
+    names = [written(function) for function in chosen]
     return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
 
 

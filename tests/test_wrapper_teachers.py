@@ -149,7 +149,7 @@ def test_printing_says_what_each_teacher_is(build, tiny_unet, networks):
     small = torch.ao.quantization.quantize_dynamic(
         nn.Sequential(nn.Flatten(), nn.Linear(256, 192), nn.Unflatten(1, (3, 8, 8))).eval()
     )
-    text = str(build(teacher=[networks[0], compiled, small], objective=SoftTargetDiceBCE()))
+    text = f"{build(teacher=[networks[0], compiled, small], objective=SoftTargetDiceBCE())}\n"
     assert "teacher 1: TinyUNet, frozen\n" in text
     assert "teacher 2: TinyUNet, compiled, frozen\n" in text
     assert "teacher 3: Sequential, quantised, frozen\n" in text
