@@ -25,6 +25,7 @@ class Network:
         layers: Layer by tap name.
         view: Its view of the example, or None without one.
         role: What messages call it.
+        select: Finds the logits in what it returns.
 
     Raises:
         LayerNotFoundError: If a layer does not exist or no bottleneck can be told.
@@ -39,12 +40,14 @@ class Network:
         layers: Mapping[str, Layer],
         view: Tensor | None,
         role: str = "student",
+        *,
+        select: dry_run.Select,
     ) -> None:
         self.role = role
         self.example = None if view is None else tuple(view.shape)
         if view is not None:
             self.check(view)
-        places, self.notes = dry_run.find_places(model, layers, view, role)
+        places, self.notes = dry_run.find_places(model, layers, view, role, select)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.recorder = Recorder(model, places, role=role)
         if view is None:
@@ -145,6 +148,7 @@ class TeacherNetwork(Network):
         layers: Layer by tap name.
         view: Its view of the example, or None without one.
         index: Which of several teachers, from 0.
+        select: Finds the logits in what it returns.
     """
 
     side = "teacher"
@@ -156,8 +160,12 @@ class TeacherNetwork(Network):
         layers: Mapping[str, Layer],
         view: Tensor | None,
         index: int,
+        *,
+        select: dry_run.Select,
     ) -> None:
-        super().__init__(model, layers, view, f"teacher {index + 1}" if index else "teacher")
+        super().__init__(
+            model, layers, view, select, f"teacher {index + 1}" if index else "teacher"
+        )
         self.holder = hold(declared, model)
 
     def runs_on(self) -> str:

@@ -173,11 +173,13 @@ class DistillationWrapper(nn.Module):
         sides = ("student", "teacher") if teachers else ("student",)
         views = {} if example is None else {side: self._view(side, example) for side in sides}
         own = {name: as_layer(tap.student) for name, tap in self.taps.items()}
-        self._networks.append(Network(self.student, own, views.get("student")))
+        self._networks.append(Network(self.student, own, views.get("student"), select=self._select))
         places = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}
         for index, teacher in enumerate(teachers):
             layers = {name: place for name, place in places.items() if place.network == index}
-            held = TeacherNetwork(declared, teacher, layers, views.get("teacher"), index)
+            held = TeacherNetwork(
+                declared, teacher, layers, views.get("teacher"), index, select=self._select
+            )
             held.holder.train(self.training)
             self._networks.append(held)
         for network in self._networks:
