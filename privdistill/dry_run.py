@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
 from privdistill.step import find_heads
-from privdistill.taps.location import Location, Select, locate_bottleneck
+from privdistill.taps.location import Location, Select, locate_bottleneck, settle_heads
 from privdistill.taps.names import find_layer, uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
@@ -95,6 +95,27 @@ def locate(model: nn.Module, image: Tensor, role: str, select: Select = find_hea
     with on_trial(model, image, role):
         model.eval()
         return locate_bottleneck(uncompiled(model), place(image, model), select, role=role)
+
+
+def settle(model: nn.Module, image: Tensor, role: str, *, training: bool, asked: bool) -> Select:
+    """Find out which of several outputs of one size are heads, and leave the network as it was.
+
+    Args:
+        model: The network.
+        image: Its view of the example.
+        role: What messages call the network.
+        training: Whether it is trained, so that train mode counts.
+        asked: Whether the user gave a weight to each head.
+
+    Returns:
+        Function from the network's output and the number of spatial axes to its heads.
+
+    Raises:
+        ShapeMismatchError: If nothing tells which is the main one.
+    """
+    with on_trial(model, image, role):
+        inner, view = uncompiled(model), place(image, model)
+        return settle_heads(inner, view, training=training, asked=asked, role=role)
 
 
 def run(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from privdistill import dry_run
 from privdistill.checks import check_view, feature_map, sharded
+from privdistill.step import find_heads, undecided
 from privdistill.taps.names import uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
@@ -25,7 +26,7 @@ class Network:
         layers: Layer by tap name.
         view: Its view of the example, or None without one.
         role: What messages call it.
-        select: Finds the logits in what it returns.
+        select: The user's own function that finds the logits in what it returns.
 
     Raises:
         LayerNotFoundError: If a layer does not exist or no bottleneck can be told.
@@ -41,13 +42,16 @@ class Network:
         view: Tensor | None,
         role: str = "student",
         *,
-        select: dry_run.Select,
+        select: dry_run.Select | None,
     ) -> None:
         self.role = role
         self.example = None if view is None else tuple(view.shape)
         if view is not None:
             self.check(view)
-        places, self.notes = dry_run.find_places(model, layers, view, role, select)
+        #: Finds the logits in what the network returns.
+        self.select: dry_run.Select = select or find_heads
+        self._chosen = select is not None
+        places, self.notes = dry_run.find_places(model, layers, view, role, self.select)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.recorder = Recorder(model, places, role=role)
         if view is None:
@@ -67,23 +71,36 @@ class Network:
         check_view(view, self.role, self.example)
 
     def try_out(
-        self, model: nn.Module, view: Tensor, select: dry_run.Select | None, read: Collection[str]
+        self,
+        model: nn.Module,
+        view: Tensor,
+        read: Collection[str],
+        *,
+        heads: bool = True,
+        training: bool = False,
+        asked: bool = False,
     ) -> dry_run.Trial:
-        """Run once in eval mode, and note the shapes of the features.
+        """Run once, and note the shapes of the features.
 
         Args:
             model: The network.
             view: Its view of the example.
-            select: Finds the logits, if any are needed.
             read: Taps whose features terms compare; these are read as maps.
+            heads: Whether its logits are needed.
+            training: Run in train mode instead of eval mode.
+            asked: Whether the user gave a weight to each of its heads.
 
         Returns:
             The trial.
         """
-        trial = dry_run.run(model, view, self.recorder, select)
+        trial = dry_run.run(model, view, self.recorder, None, training=training)
+        axes = view.ndim - 2
+        if heads and not self._chosen and undecided(trial.output, axes):
+            self.select = dry_run.settle(model, view, self.role, training=training, asked=asked)
+        found = self.select(trial.output, axes) if heads else []
         features = self._maps(trial.features, view, read)
         self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
-        return trial._replace(features=features)
+        return trial._replace(features=features, heads=found)
 
     def run(
         self,
@@ -161,11 +178,10 @@ class TeacherNetwork(Network):
         view: Tensor | None,
         index: int,
         *,
-        select: dry_run.Select,
+        select: dry_run.Select | None,
     ) -> None:
-        super().__init__(
-            model, layers, view, select, f"teacher {index + 1}" if index else "teacher"
-        )
+        role = f"teacher {index + 1}" if index else "teacher"
+        super().__init__(model, layers, view, role, select=select)
         self.holder = hold(declared, model)
 
     def runs_on(self) -> str:

@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -13,7 +14,7 @@ from privdistill import checks, dry_run
 from privdistill.apart import load_apart
 from privdistill.cache import TeacherCache
 from privdistill.cache.fingerprint import Fingerprint, written
-from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
+from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError
 from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.base import check_choice
@@ -24,7 +25,7 @@ from privdistill.step import (
     Step,
     TapPair,
     check_head_weights,
-    find_heads,
+    chosen_heads,
     head_weights,
     steps_by_head,
 )
@@ -173,12 +174,13 @@ class DistillationWrapper(nn.Module):
         sides = ("student", "teacher") if teachers else ("student",)
         views = {} if example is None else {side: self._view(side, example) for side in sides}
         own = {name: as_layer(tap.student) for name, tap in self.taps.items()}
-        self._networks.append(Network(self.student, own, views.get("student"), select=self._select))
+        select = None if self.select_logits is None else partial(chosen_heads, self.select_logits)
+        self._networks.append(Network(self.student, own, views.get("student"), select=select))
         places = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}
         for index, teacher in enumerate(teachers):
             layers = {name: place for name, place in places.items() if place.network == index}
             held = TeacherNetwork(
-                declared, teacher, layers, views.get("teacher"), index, select=self._select
+                declared, teacher, layers, views.get("teacher"), index, select=select
             )
             held.holder.train(self.training)
             self._networks.append(held)
@@ -216,31 +218,18 @@ class DistillationWrapper(nn.Module):
         # Views of the user's own need not know of masks.
         return plain(view(image) if present is None else view(image, present))
 
-    def _select(self, output: Any, axes: int) -> Heads:
-        if self.select_logits is None:
-            return find_heads(output, axes)
-        chosen = self.select_logits(output)
-        heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
-        if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
-            raise ShapeMismatchError(
-                f"`select_logits` gave {str(getattr(chosen, 'shape', chosen))[:80]}; expected "
-                "logits (B, C, *spatial), or a list of them, finest first."
-            )
-        return heads
-
     def _try_out(self, views: Mapping[str, Tensor]) -> None:
         """Run all networks once; build adapters and what terms need, and compare shapes."""
         read, student = self.objective.taps, self._student
-        mine = student.try_out(self.student, views["student"], self._select, read)
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
-        training = dry_run.run(
-            self.student, views["student"], student.recorder, self._select, training=True
-        )
+        asked = len(self.head_weights or ()) > 1
+        training = student.try_out(self.student, views["student"], read, training=True, asked=asked)
+        mine = student.try_out(self.student, views["student"], read, asked=asked)
         check_head_weights(self.head_weights, len(training.heads))
         self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
-        select = self._select if self.objective.needs_teacher_logits else None
+        wanted = self.objective.needs_teacher_logits
         theirs = [
-            teacher.try_out(teacher.holder.module, views["teacher"], select, read)
+            teacher.try_out(teacher.holder.module, views["teacher"], read, heads=wanted)
             for teacher in self._teachers
         ]
         features = {tap: value for trial in theirs for tap, value in trial.features.items()}
@@ -436,7 +425,7 @@ class DistillationWrapper(nn.Module):
         output, mine = self._student.run(self.student, view, self.objective.taps)
         if self._counts():
             checks.check_gradients(self._student.recorder, mine)
-        heads, pairs = self._select(output, view.ndim - 2), self._pair(mine, features)
+        heads, pairs = self._student.select(output, view.ndim - 2), self._pair(mine, features)
         target = None if target is None else plain(target)
         given = {"target": target, "labelled": labelled, "sample_weights": sample_weights}
         given["student_output"] = output
@@ -559,7 +548,7 @@ class DistillationWrapper(nn.Module):
             features |= captured
             # Without a term that reads them, the logits may have another form or class count.
             if wanted:
-                taught.append(self._select(output, view.ndim - 2))
+                taught.append(teacher.select(output, view.ndim - 2))
             if wanted and teacher.holder.learns and len(taught[-1]) > 1:
                 raise ObjectiveError(
                     f"The JointTeacher returns {len(taught[-1])} heads, of which only the first "
@@ -612,7 +601,7 @@ class DistillationWrapper(nn.Module):
         self._student.check(view)
         with dry_run.modes_kept(self.student):
             self.student.eval()
-            return self._select(self.student(view), view.ndim - 2)[0]
+            return self._student.select(self.student(view), view.ndim - 2)[0]
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""

@@ -21,10 +21,12 @@ Attribute names decide nothing but which layers belong to one module.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -404,8 +406,9 @@ def _encoder(maps: _Outputs, body: _Outputs, reached: _Nodes, role: str) -> tupl
         module, level = first, deeper
     risen = {_child(i.name, module) for i in up if _inside(i.name, {module})} - {first}
     kept = [item for item in level if _child(item.name, module) not in risen]
+    kept += _exchanging(level, risen, finer, up)
     for drop in (_laterals(kept, reached), _context(reached)):
-        kept = [item for item in kept if item.node not in drop] or kept
+        kept = [item for item in kept if item.node.origin not in drop] or kept
     how = "last encoder output at the coarsest resolution"
     if any(item.learns for item in up):
         return kept, how
@@ -424,7 +427,21 @@ def _child(name: str, module: str) -> str:
 def _rises(up: _Outputs, own: _Outputs, module: str) -> _Outputs:
     """Finer outputs of a module behind its coarse ones, unless it comes down to these again."""
     before = _ancestors([_last(own).node], _parents)
-    return [i for i in up if _inside(i.name, {module}) and i.node not in before]
+    rises = [item for item in up if _inside(item.name, {module})]
+    return [] if any(item.node in before for item in rises) else rises
+
+
+def _exchanging(level: _Outputs, risen: set[str], finer: _Outputs, up: _Outputs) -> _Outputs:
+    """What children that lead up also lead down to, as the last stage of an HRNet does."""
+    upward = {item.node for item in up}
+    found: _Outputs = []
+    for child in risen:
+        inside = [item for item in level if _inside(item.name, {child})]
+        sources = {_last(inside).node} if inside else set()
+        sources = _ancestors(sources, lambda n: [p for p in n.parents if p not in upward])
+        downward = [i for i in finer if i.node in sources and _inside(i.name, {child})]
+        found += [item for item in inside if downward and item.node in sources]
+    return found
 
 
 def _check_encoder(before: _Outputs, own: _Outputs, rises: _Outputs, ends: bool, role: str) -> None:
@@ -498,11 +515,17 @@ def _check_single(encoder: _Outputs, body: _Outputs, last: _LayerOutput, role: s
     # Elsewhere, what depends on the encoder is its decoder; what does not is a second network.
     encoded = {item.node for item in encoder}
     second = [item for item in body if encoded.isdisjoint(_ancestors([item.node], _parents))]
-    apart = [item for item in (*encoder, *second) if item.node.origin not in before]
+    apart = [item for item in (*encoder, *second) if _learned_beyond(item.node, before)]
     if apart:
         same = [[i for i in apart if i.node.origin is item.node.origin] for item in apart]
         listed = [last, *map(_last, same)]
         raise _undecided(role, "several branches are equally coarse and independent", listed)
+
+
+def _learned_beyond(node: _Node, before: _Nodes) -> bool:
+    """Whether a node holds what was learned outside of other nodes; joining alone is no branch."""
+    beyond = _ancestors([node], lambda n: () if n in before else n.parents) - before
+    return any(item.window for item in beyond)
 
 
 def _undecided(role: str, why: str, candidates: _Outputs) -> LayerNotFoundError:
@@ -523,3 +546,82 @@ def _inside(name: str, modules: set[str]) -> bool:
 def _last(items: _Outputs) -> _LayerOutput:
     # A block and its last layer give the same tensor; the block's name is what people know.
     return max(items, key=lambda i: (i.node.origin.number, i.select is None, -i.name.count(".")))
+
+
+# Which outputs are logits
+
+
+def settle_heads(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    training: bool = True,
+    asked: bool = False,
+    role: str = "network",
+) -> Select:
+    """Decide which of the equally fine tensors in a list are heads, and which is the main one.
+
+    The main head is the one that eval mode returns, or the one that depends on most of the
+    network where its class speaks of deep supervision. Beside it count those from which it goes
+    on: heads of nested decoders, not those of alternative ones.
+
+    Args:
+        model: The network, uncompiled; call under `torch.no_grad()`. Its mode is left changed.
+        image: Its input, `(B, C, *spatial)`.
+        training: Whether the network is trained, so that its output in train mode counts.
+        asked: Whether the user passed `head_weights`, so that all of them are heads.
+        role: What messages call the network.
+
+    Returns:
+        Function from an output and the number of spatial axes to the heads, finest first.
+
+    Raises:
+        ShapeMismatchError: If nothing tells the main head.
+    """
+    alone = _paths(model.eval(), image)
+    trained = _paths(model.train(), image) if training else []
+    heads = max(alone, trained, key=len)
+    if len(alone) == 1:
+        main = [index for index, path in enumerate(heads) if path == alone[0]]
+    else:
+        deepest = max(map(len, heads))
+        main = [index for index, path in enumerate(heads) if len(path) == deepest]
+    supervised = asked or _speaks_of_deep_supervision(model)
+    if len(main) != 1 or not (supervised or len(alone) == 1):
+        if asked:
+            return find_heads
+        raise ShapeMismatchError(
+            f"The {role} returns a list of {len(heads)} tensors of one size, and nothing tells "
+            "which of them are logits. Pass `select_logits=` to the wrapper, for instance "
+            "`lambda output: output[0]`, or `head_weights=`, one for each."
+        )
+    (chosen,) = main
+    others = [index for index in range(len(heads)) if index != chosen]
+    if not asked:
+        others = [
+            i for i in others if len(heads[chosen] - heads[i]) > len(heads[i] - heads[chosen])
+        ]
+    return partial(find_heads, equals=(chosen, *(others if supervised else ())))
+
+
+def _paths(model: nn.Module, image: Tensor) -> list[frozenset[str]]:
+    """The layers with weights on the way to each of the finest tensors in a list."""
+    if model.training and image.shape[0] == 1:
+        # Batch norm on maps of one voxel needs more than one value per channel.
+        image = torch.cat((image, image))
+    flow = _FlowRecorder(image)
+    with flow, watched(model, flow.watch):
+        output = model(image)
+        heads = find_heads(output, image.ndim - 2)
+    fine = [head for head in heads if head.shape == heads[0].shape]
+    reached = [_ancestors(flow.nodes(head), _parents) for head in fine]
+    return [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
+
+
+def _speaks_of_deep_supervision(model: nn.Module) -> bool:
+    texts = (
+        text
+        for module in model.modules()
+        for text in (type(module).__doc__ or "", *vars(module), *dict(module.named_children()))
+    )
+    return any("supervis" in text.lower() for text in texts)
