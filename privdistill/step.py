@@ -1,6 +1,6 @@
 """What passes through a step: terms read a `Step`, the user gets an `Output`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import prod
@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from privdistill.exceptions import ObjectiveError, ShapeMismatchError
-from privdistill.losses.functional import Activation, mix_logits, resize
-from privdistill.losses.options import is_number
+from privdistill.exceptions import ShapeMismatchError
 
 
 class TapPair(NamedTuple):
@@ -86,19 +84,23 @@ class Output(NamedTuple):
     taps: dict[str, TapPair]
 
 
-def find_heads(output: Any, axes: int) -> list[Tensor]:
+def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> list[Tensor]:
     """Find the logits in what a network returned: one tensor, or several under deep supervision.
 
     A tensor is taken as it is; one with an axis more holds stacked heads. Of a mapping the entries
     "out" or "logits" and those that begin with "aux" are taken; of an object the attribute
-    `logits`; of a tuple or list the first entry and all others that have as many channels.
+    `logits`; of a tuple or list the first entry and those with as many channels that are coarser
+    by a whole factor. Further ones as fine as the finest are heads in a list, never in a tuple,
+    where a reconstruction may stand beside the logits.
 
     Args:
         output: What the forward pass returned.
         axes: Number of spatial axes.
+        equals: Which of the equally fine tensors in a list are heads, the main one first, as
+            `settle_heads` found out; by default all, in the network's order.
 
     Returns:
-        Logits `(B, C, *spatial)`, finest first; among equals, in the network's order.
+        Logits `(B, C, *spatial)`, finest first.
 
     Raises:
         ShapeMismatchError: If no logits with this number of axes can be found.
@@ -122,15 +124,28 @@ def find_heads(output: Any, axes: int) -> list[Tensor]:
             "object with .logits, or a tuple or list that begins with them. Otherwise pass "
             "`select_logits=` to the wrapper, a function from the output to the logits."
         )
-    heads = find_heads(first, axes)
-    alike = heads[0].shape[:2]
+    leading = find_heads(first, axes, equals)
+    alike = leading[0].shape[:2]
     nested = [inner if isinstance(inner, tuple | list) else [inner] for inner in others]
-    heads += [
+    further = [
         other
         for other in chain.from_iterable(nested)
         if isinstance(other, Tensor) and other.ndim == axes + 2 and other.shape[:2] == alike
     ]
-    return sorted(heads, key=lambda head: -prod(head.shape[2:]))
+    heads = [*leading, *further]
+    finest = max(heads, key=lambda head: prod(head.shape[2:])).shape
+    fine = [head for head in heads if head.shape == finest]
+    if isinstance(output, list) and equals is not None and len(fine) > max(equals):
+        fine = [fine[index] for index in equals]
+    if not isinstance(output, Mapping | list):
+        fine = fine[: max(1, sum(head.shape == finest for head in leading))]
+    coarse = [head for head in heads if _divides(head.shape[2:], finest[2:])]
+    return [*fine, *sorted(coarse, key=lambda head: -prod(head.shape[2:]))]
+
+
+def _divides(size: Sequence[int], whole: Sequence[int]) -> bool:
+    factors = [divmod(large, small) for large, small in zip(whole, size, strict=True)]
+    return all(not rest for _, rest in factors) and any(factor > 1 for factor, _ in factors)
 
 
 def _entries(output: Any) -> list[Any]:
@@ -142,98 +157,39 @@ def _entries(output: Any) -> list[Any]:
     return [getattr(output, "logits", None)]
 
 
-def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weight of each head under deep supervision, summing to one.
+def chosen_heads(
+    select: Callable[[Any], Tensor | Sequence[Tensor]], output: Any, _axes: int
+) -> list[Tensor]:
+    """Return the logits that the user's own function finds, in the form of `find_heads`.
 
     Args:
-        given: What the user passed; None halves the weight from head to head.
-        count: Number of heads.
+        select: Function from the output to the logits, or to a list of them, finest first.
+        output: What the forward pass returned.
 
     Returns:
-        One weight per head.
+        Logits `(B, C, *spatial)`, as given.
 
     Raises:
-        ShapeMismatchError: If there is another number of heads than of weights.
-        ObjectiveError: If the weights have no meaning.
+        ShapeMismatchError: If it gives something else.
     """
-    weights = [0.5**index for index in range(count)] if given is None else list(given)
-    # In eval mode such networks return their finest head alone.
-    if count == 1:
-        return [1.0]
-    if len(weights) != count:
+    chosen = select(output)
+    heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
+    if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
         raise ShapeMismatchError(
-            f"The student returns {count} heads, and `head_weights` has {len(weights)}: {weights}. "
-            "Pass one weight per head, finest first."
+            f"`select_logits` gave {str(getattr(chosen, 'shape', chosen))[:80]}; expected "
+            "logits (B, C, *spatial), or a list of them, finest first."
         )
-    numbers = all(is_number(weight) and 0 <= weight < float("inf") for weight in weights)
-    if not numbers or not 0 < sum(weights) < float("inf"):
-        raise ObjectiveError(
-            f"`head_weights` is {weights}; weights must be finite, not negative and not all zero."
-        )
-    return [weight / sum(weights) for weight in weights]
+    return heads
 
 
-def check_head_weights(given: Sequence[float] | None, count: int) -> None:
-    """Check weights against the heads that the student returns in train mode.
+def undecided(output: Any, axes: int) -> bool:
+    """Say whether an output is a list with several tensors that may be the main head.
 
     Args:
-        given: What the user passed.
-        count: Number of heads.
-
-    Raises:
-        ShapeMismatchError: If there is another number of heads than of weights.
-        ObjectiveError: If the weights have no meaning.
-    """
-    if given is not None and count == 1 < len(given):
-        raise ShapeMismatchError(
-            f"`head_weights` has {len(given)}, but the student returns one head in train mode, or "
-            "others in a form that is not understood: expected a list, stacked heads, or 'aux' "
-            "entries. `select_logits=` may return a list."
-        )
-    head_weights(given, count)
-
-
-def steps_by_head(
-    common: Mapping[str, Any],
-    heads: Sequence[Tensor],
-    taught: Sequence[tuple[Sequence[Tensor], float | Tensor]],
-    activation: Activation,
-) -> list[Step]:
-    """Return a step for each head, with the teachers' logits at its resolution.
-
-    Args:
-        common: Fields that the steps have in common.
-        heads: The student's logits, finest first, `(B, C, *spatial)`.
-        taught: Each teacher's heads, and its share of the mean.
-        activation: How logits of several teachers are averaged.
+        output: What the forward pass returned.
+        axes: Number of spatial axes.
 
     Returns:
-        Steps in the order of the heads.
+        Whether `settle_heads` has to look at the network itself.
     """
-    return [
-        Step(student=head, **common, **_teaching(head, head is heads[0], taught, activation))
-        for head in heads
-    ]
-
-
-def _teaching(
-    head: Tensor,
-    main: bool,
-    taught: Sequence[tuple[Sequence[Tensor], float | Tensor]],
-    activation: Activation,
-) -> dict[str, Any]:
-    if not taught:
-        return {}
-    members = tuple((_at_resolution(own, head, main), share) for own, share in taught)
-    # A single teacher's logits stay what it gave, bit by bit.
-    if len(members) == 1:
-        return {"teacher": members[0][0]}
-    return {"teacher": mix_logits(members, activation), "members": members}
-
-
-def _at_resolution(heads: Sequence[Tensor], like: Tensor, main: bool) -> Tensor:
-    fitting = [head for head in heads if head.shape[2:] == like.shape[2:]]
-    if fitting or main:
-        # The main head is never met half-way: networks of other resolutions are a mistake.
-        return (fitting or heads)[0]
-    return resize(heads[0], like.shape[2:])
+    return len(find_heads(output, axes)) > len(find_heads(output, axes, equals=(0,)))

@@ -20,7 +20,8 @@ from privdistill.losses.functional import Activation
 from privdistill.losses.options import check, one_of
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
-from privdistill.sides.side import Answer, CachedSide, Heads, Side, TeacherSide
+from privdistill.sides.heads import check_head_weights, head_weights, steps_by_head
+from privdistill.sides.side import Answer, CachedSide, Side, TeacherSide
 from privdistill.sides.teachers import (
     Ensemble,
     JointTeacher,
@@ -32,14 +33,7 @@ from privdistill.sides.teachers import (
     roles_of,
     teacher_shares,
 )
-from privdistill.step import (
-    Output,
-    Step,
-    check_head_weights,
-    find_heads,
-    head_weights,
-    steps_by_head,
-)
+from privdistill.step import Output, Step, chosen_heads
 from privdistill.taps.pairing import Pairing, short
 from privdistill.taps.tap import Tap, as_layer, brief, tap_table
 from privdistill.text import columns, sizes
@@ -163,7 +157,7 @@ class DistillationWrapper(nn.Module):
         if isinstance(teacher, MovingAverage | JointTeacher):
             self._modules["teacher"] = networks[0]
         self._head_sizes: list[str] = []
-        self._select = find_heads if select_logits is None else partial(_selected, select_logits)
+        self._select = select_logits and partial(chosen_heads, select_logits)
         count = max(len(networks), 1)
         self._shares = teacher.shares if isinstance(teacher, Ensemble) else (1 / count,) * count
         # The student, then the teachers.
@@ -190,13 +184,13 @@ class DistillationWrapper(nn.Module):
                 layers = {
                     name: layer for name, layer in layers.items() if layer.network == index - 1
                 }
-            wanted = not index or self.objective.needs_teacher_logits
             side = Side(
                 network,
                 layers,
                 views.get(kind),
                 role=role,
-                select=self._select if wanted else None,
+                select=self._select,
+                reads_logits=not index or self.objective.needs_teacher_logits,
                 read=self.objective.taps,
             )
             self._sides.append(side)
@@ -226,11 +220,10 @@ class DistillationWrapper(nn.Module):
 
     def _try_out(self, views: Mapping[str, Tensor]) -> None:
         """Run all networks once; build adapters and what terms need, and compare shapes."""
-        own = self._student.try_out(views["student"])
+        asked = len(self.head_weights or ()) > 1
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
-        training = trial.run(
-            self.student, views["student"], self._student.recorder, self._select, training=True
-        )
+        training = self._student.try_out(views["student"], training=True, asked=asked)
+        own = self._student.try_out(views["student"], asked=asked)
         check_head_weights(self.head_weights, len(training.heads))
         self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
         found = [member.try_out(views["teacher"]) for member in self._teacher.members]
@@ -430,7 +423,8 @@ class DistillationWrapper(nn.Module):
         self._student.check(view)
         with trial.modes_kept(self.student):
             self.student.eval()
-            return self._select(self.student(self._student.own(view)), view.ndim - 2)[0]
+            output = self.student(self._student.own(view))
+            return self._student.select(output, view.ndim - 2)[0]
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
@@ -546,7 +540,7 @@ def _asked(inputs: Any, teachers: Sequence[Side], objective: Objective, select: 
     """What else than its weights decides what a teacher's outputs are."""
     seen = inputs.teacher if isinstance(inputs, PrivilegedInput) else type(inputs).__qualname__
     places = [(side.role, tap, str(p)) for side in teachers for tap, p in side.places.items()]
-    own = select.args if isinstance(select, partial) else ()
+    own = select.args if select else ()
     chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
     names = [written(function) for function in chosen]
     return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
@@ -563,18 +557,6 @@ def _steps(
     weighed = list(zip(taught.heads, shares, strict=True)) if taught.heads else []
     common |= {"activation": activation, "student_output": answer.output}
     return steps_by_head(common, answer.heads[0], weighed, activation)
-
-
-def _selected(select: Callable[[Any], Tensor | Sequence[Tensor]], output: Any, _axes: int) -> Heads:
-    """What the user's function finds in the output of a network."""
-    chosen = select(output)
-    heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
-    if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
-        raise ShapeMismatchError(
-            f"`select_logits` gave {str(getattr(chosen, 'shape', chosen))[:80]}; expected "
-            "logits (B, C, *spatial), or a list of them, finest first."
-        )
-    return heads
 
 
 def _by_channel(objective: Objective, tap: str) -> bool:

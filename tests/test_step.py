@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from privdistill import PrivDistillError, ShapeMismatchError
-from privdistill.step import Output, find_heads, head_weights, steps_by_head
+from privdistill.sides.heads import head_weights, steps_by_head
+from privdistill.step import Output, find_heads, undecided
 
 LOGITS = torch.zeros(1, 2, 8, 8)
 
@@ -56,6 +57,27 @@ def test_an_auxiliary_head_counts_and_other_tensors_do_not():
     assert sizes({"out": LOGITS, "aux": LOGITS}) == [(8, 8), (8, 8)]
     assert sizes({"out": LOGITS, "features": LOGITS}) == [(8, 8)]
     assert sizes((LOGITS, other, torch.zeros(()), None)) == [(8, 8)]
+
+
+def test_a_second_tensor_of_equal_size_is_a_head_in_a_list_and_never_in_a_tuple():
+    assert sizes((LOGITS, LOGITS + 1)) == [(8, 8)]
+    assert find_heads((LOGITS, LOGITS + 1), axes=2)[0] is LOGITS
+    assert sizes([LOGITS, LOGITS + 1]) == sizes(([LOGITS, LOGITS + 1], None)) == [(8, 8)] * 2
+
+
+def test_only_a_whole_factor_makes_a_coarser_head():
+    assert sizes((LOGITS, LOGITS[..., :5, :5], LOGITS[..., ::4, :])) == [(8, 8), (2, 8)]
+
+
+def test_of_equal_tensors_the_main_head_comes_first():
+    heads = [LOGITS, LOGITS[..., ::2, ::2], LOGITS + 1, LOGITS + 2]
+    found = find_heads(heads, axes=2, equals=(2, 0))
+    assert [head.shape[2] for head in found] == [8, 8, 4]
+    assert found[0] is heads[3]
+    assert found[1] is heads[0]
+    assert undecided(heads, axes=2)
+    assert not undecided(heads[:2], axes=2)
+    assert not undecided({"out": LOGITS, "aux": LOGITS}, axes=2)
 
 
 def test_a_list_beside_something_else_is_found():

@@ -13,7 +13,9 @@ from privdistill.cache.fingerprint import Fingerprint
 from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
+from privdistill.step import find_heads, undecided
 from privdistill.taps.layout import as_map
+from privdistill.taps.location import Select
 from privdistill.taps.names import is_compiled, uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
@@ -45,8 +47,9 @@ class Side:
         layers: Layer by tap name.
         view: Its view of the example, or None without one.
         role: What messages call it.
-        select: Finds the logits in its output, given the number of spatial axes; None where no
-            term reads them.
+        select: The user's own function that finds the logits in its output, given the number of
+            spatial axes.
+        reads_logits: Whether any term reads its logits.
         read: Taps whose features terms compare; these are read as maps.
 
     Raises:
@@ -61,17 +64,20 @@ class Side:
         view: Tensor | None,
         *,
         role: str,
-        select: trial.Select | None,
+        select: Select | None,
+        reads_logits: bool,
         read: Collection[str],
     ) -> None:
         #: The network, or what runs it frozen.
         self.run: nn.Module | Resting = network
         self.role = role
-        self.select = select
+        self.select: Select = select or find_heads
+        self._chosen = select is not None
+        self.reads_logits = reads_logits
         self.example = None if view is None else tuple(view.shape)
         if view is not None:
             self.check(view)
-        places, self.notes = trial.find_places(network, layers, view, role)
+        places, self.notes = trial.find_places(network, layers, view, role, self.select)
         self.shapes: dict[str, tuple[int, ...]] = {}
         # Taps that have to be laid out as maps in every step; the dry run leaves out what are maps.
         self._to_lay_out = [tap for tap in places if tap in read]
@@ -113,7 +119,7 @@ class Side:
         self.recorder.check_intact(features)
         for tap in self._to_lay_out:
             features[tap] = self._as_map(tap, features[tap], view)
-        heads = [] if self.select is None else [self.select(output, view.ndim - 2)]
+        heads = [self.select(output, view.ndim - 2)] if self.reads_logits else []
         return Answer(heads, features, output)
 
     def own(self, view: Tensor) -> Tensor:
@@ -166,22 +172,30 @@ class Side:
                     "use_reentrant=True? Use use_reentrant=False."
                 )
 
-    def try_out(self, view: Tensor) -> trial.Trial:
-        """Run once in eval mode, and note the shapes of the features and how they are laid out.
+    def try_out(self, view: Tensor, *, training: bool = False, asked: bool = False) -> trial.Trial:
+        """Run once; note the shapes of the features, how they are laid out, and what are heads.
 
         Args:
             view: The network's view of the example.
+            training: Run in train mode instead of eval mode.
+            asked: Whether the user gave a weight to each of its heads.
 
         Returns:
             The trial, its features as maps.
         """
-        found = trial.run(self.network, view, self.recorder, self.select)
+        found = trial.run(self.network, view, self.recorder, None, training=training)
         features = dict(found.features)
         for tap in self._to_lay_out:
             features[tap] = self._as_map(tap, features[tap], view)
         self._to_lay_out = [t for t in self._to_lay_out if features[t] is not found.features[t]]
         self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
-        return found._replace(features=features)
+        axes = view.ndim - 2
+        if self.reads_logits and not self._chosen and undecided(found.output, axes):
+            self.select = trial.settle(
+                self.network, view, self.role, training=training, asked=asked
+            )
+        heads = self.select(found.output, axes) if self.reads_logits else []
+        return found._replace(features=features, heads=heads)
 
     def _as_map(self, tap: str, value: Tensor, view: Tensor) -> Tensor:
         found = as_map(value, view.shape[2:])
@@ -207,7 +221,7 @@ class Side:
             parts.append("frozen" if isinstance(self.run, Frozen) else "average of the student")
         elif self.role != "student":
             parts.append("trained too")
-        if self.select is None:
+        if not self.reads_logits:
             parts.append(self._how_far(compiled=compiled))
         return ", ".join(parts)
 
@@ -268,9 +282,9 @@ class TeacherSide:
         heads: list[Heads] = []
         features: dict[str, Tensor] = {}
         for member in self.members:
-            if member.select is None and not member.places:
+            if not member.reads_logits and not member.places:
                 continue
-            early = member.select is None and not torch.compiler.is_compiling()
+            early = not member.reads_logits and not torch.compiler.is_compiling()
             early = early and not why_not_left_early(member)
             answer = member(view, leave_early=early)
             heads += answer.heads
