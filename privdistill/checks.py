@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import getattr_static
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -91,7 +93,14 @@ def check_networks(teachers: Sequence[nn.Module], student: nn.Module, objective:
 
 
 def _parts(network: nn.Module) -> list[object]:
-    return [*network.parameters(), *network.modules()]
+    return [*network.parameters(), *(part for part in network.modules() if _has_state(part))]
+
+
+def _has_state(module: nn.Module) -> bool:
+    """Whether a module has parameters, buffers or a mode: a ReLU may serve two networks."""
+    forward = getattr(getattr_static(module, "forward"), "__code__", None)
+    reads_mode = forward is None or "training" in forward.co_names
+    return reads_mode or any(True for _ in chain(module.parameters(), module.buffers()))
 
 
 def _check_needs_no_teacher(objective: Objective) -> None:

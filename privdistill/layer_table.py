@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from privdistill.dry_run import locate, on_trial, place
+from privdistill.dry_run import attempt, locate
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
 from privdistill.taps.layout import find_layout
@@ -89,9 +89,13 @@ def _outputs(model: nn.Module, example: Tensor) -> Iterable[tuple[str, nn.Module
         return lambda layer, _args, output: found.append((name, layer, output))
 
     inner = uncompiled(model)
-    with on_trial(model, example, "network"), watched(inner, watch):
-        model.eval()
-        inner(place(example, model))
+
+    def forward(view: Tensor) -> None:
+        found.clear()
+        with watched(inner, watch):
+            inner(view)
+
+    attempt(model, example, "network", forward)
     return found
 
 

@@ -39,14 +39,14 @@ def assert_no_leak(
     """
     parts = _parts(example, view)
     allowed = _allowed(view, parts, seen)
+    inputs = {name: _noise(part, model) for name, part in parts.items()}
+    others = {n: v if n in allowed else torch.randn_like(v) for n, v in inputs.items()}
     with restored(model):
         model.eval()
-        values = {name: torch.randn_like(part).requires_grad_() for name, part in parts.items()}
-        output = _run(model, view, example, values)
-        leaking = [name for name in _reached(output, values) if name not in allowed]
-        noise = {n: v if n in allowed else torch.randn_like(v) for n, v in values.items()}
-        changed = not torch.equal(output, _run(model, view, example, noise))
-    if leaking or changed:
+        output = _run(model, view, inputs, whole=isinstance(example, Tensor))
+        leaking = [name for name in _reached(output, inputs) if name not in allowed]
+        again = _run(model, view, others, whole=isinstance(example, Tensor))
+    if leaking or not torch.equal(output, again):
         what = leaking or [name for name in parts if name not in allowed]
         how = "a gradient leads to it" if leaking else "it changes when these are replaced by noise"
         raise ModalityError(
@@ -56,18 +56,24 @@ def assert_no_leak(
         )
 
 
-def _parts(example: Image, view: InputViews) -> dict[int | str, Tensor]:
+def _parts(example: Image, view: InputViews) -> dict[Any, Tensor]:
+    """The example's modalities by name, or its channels by number."""
     if isinstance(example, Mapping):
-        return {name: part.detach().float() for name, part in example.items()}
+        return dict(example)
     names: dict[Any, int] = dict(view.channels) if isinstance(view, PrivilegedInput) else {}
     if sum(names.values()) != example.shape[1]:
         names = dict.fromkeys(range(example.shape[1]), 1)
-    groups = torch.split(example.detach().float(), list(names.values()), dim=1)
-    return dict(zip(names, groups, strict=True))
+    return dict(zip(names, example.split(list(names.values()), dim=1), strict=True))
+
+
+def _noise(part: Tensor, model: nn.Module) -> Tensor:
+    """Random values of a modality's shape, in the network's precision and where it is."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.randn(part.shape, dtype=weight.dtype, device=weight.device).requires_grad_()
 
 
 def _allowed(
-    view: InputViews, parts: Mapping[int | str, Tensor], seen: Sequence[int | str] | None
+    view: InputViews, parts: Mapping[Any, Tensor], seen: Sequence[int | str] | None
 ) -> set[int | str]:
     if seen is None and isinstance(view, PrivilegedInput):
         seen = view.student
@@ -84,29 +90,28 @@ def _allowed(
     return set(seen)
 
 
-def _run(
-    model: nn.Module, view: InputViews, example: Image, values: Mapping[int | str, Tensor]
-) -> Tensor:
-    full = isinstance(example, Mapping)
-    image = {str(k): v for k, v in values.items()} if full else torch.cat([*values.values()], 1)
-    # The same random numbers each time, so that only the input differs.
-    with torch.random.fork_rng(devices=[]):
+def _run(model: nn.Module, view: InputViews, parts: Mapping[Any, Tensor], *, whole: bool) -> Tensor:
+    """All floating-point outputs in one; the same random numbers each time."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        with torch.enable_grad():
-            result = model(view.for_student(image))
-    leaves = tree_leaves(result)
-    floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        result = model(view.for_student(torch.cat([*parts.values()], 1) if whole else parts))
+    floats = [
+        leaf.flatten()
+        for leaf in tree_leaves(result)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
     if not floats:
         raise ModalityError(
             f"assert_no_leak: the model returned {type(result).__name__} without a floating-point "
             "tensor, so that nothing can be said of what reaches it. Pass a module that returns "
             "its logits."
         )
-    return torch.cat([leaf.flatten() for leaf in floats])
+    return torch.cat(floats)
 
 
-def _reached(output: Tensor, values: Mapping[int | str, Tensor]) -> list[int | str]:
+def _reached(output: Tensor, parts: Mapping[Any, Tensor]) -> list[Any]:
+    """Names to which a gradient leads."""
     if not output.requires_grad:
         return []
-    found = torch.autograd.grad(output.sum(), list(values.values()), allow_unused=True)
-    return [n for n, slope in zip(values, found, strict=True) if slope is not None and slope.any()]
+    found = torch.autograd.grad(output.sum(), list(parts.values()), allow_unused=True)
+    return [n for n, slope in zip(parts, found, strict=True) if slope is not None and slope.any()]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from privdistill.dry_run import set_mode
 from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
 from privdistill.losses.schedules import is_number
 from privdistill.taps.names import uncompiled
@@ -113,7 +114,8 @@ class _Claim:
     def __init__(self, teacher: nn.Module) -> None:
         self.holders = 0
         self.training = {module: module.training for module in teacher.modules()}
-        self.gradients = {p: p.requires_grad for p in teacher.parameters()}
+        # Those of a network made under inference_mode() have no gradients to stop.
+        self.gradients = {p: p.requires_grad for p in teacher.parameters() if not p.is_inference()}
 
     def restore(self) -> None:
         for module, mode in self.training.items():
@@ -168,7 +170,8 @@ class Holder:
             LifecycleError: If the image is on another device than the teacher.
         """
         parameter = next(self.module.parameters(), None)
-        if parameter is not None and parameter.device != image.device:
+        # An offloaded teacher, whose weights are meta, moves its input itself.
+        if parameter is not None and parameter.device not in (image.device, torch.device("meta")):
             raise LifecycleError(
                 f"The teacher is on {parameter.device}, its view of the input on {image.device}. "
                 "Move the input there; a copied wrapper shares the teacher and never moves it, so "
@@ -218,14 +221,16 @@ class FrozenTeacher(Holder):
         # Kept in the instance dictionary: as a module attribute it would enter named_modules().
         inner.__dict__[CLAIM] = claim
         self._parts = list(module.modules())
-        module.eval().requires_grad_(False)
+        set_mode(module, training=False)
+        for parameter in claim.gradients:
+            parameter.requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Any:
         """Run the teacher without gradients."""
         if any(part.training for part in self._parts):
             # Someone who shares the teacher called train() on it; batch statistics must not move.
-            self.module.eval()
+            set_mode(self.module, training=False)
         return super().__call__(image)
 
     def release(self) -> None:

@@ -22,7 +22,7 @@ from privdistill.losses.heads import check_head_weights, head_weights, steps_by_
 from privdistill.network import Features, Network, TeacherNetwork
 from privdistill.output import Output, Step, TapPair, find_heads
 from privdistill.taps.adapters import build_adapter, check_equal, short
-from privdistill.taps.tap import Tap, as_layer, brief
+from privdistill.taps.tap import Tap, TapPairs, as_layer, brief, expand
 from privdistill.teachers import (
     Holder,
     MovingAverage,
@@ -111,7 +111,7 @@ class DistillationWrapper(nn.Module):
         *,
         objective: Term | Objective,
         inputs: InputViews | None = None,
-        taps: Mapping[str, Tap] | None = None,
+        taps: Mapping[str, Tap | TapPairs] | TapPairs | None = None,
         activation: Activation = "softmax",
         example: Image | None = None,
         validate: Validation = "first",
@@ -139,7 +139,9 @@ class DistillationWrapper(nn.Module):
         self.cache = cache
         self._fingerprint: Fingerprint | None = None
         checks.check_networks(teachers, student, self.objective)
-        self.taps = checks.tap_table(taps or {}, self.objective.taps, len(teachers))
+        self.taps = checks.tap_table(
+            expand(taps, teachers, student), self.objective.taps, len(teachers)
+        )
         self._shares = shares(teacher, len(teachers))
         self.student = student
         weight = next(student.parameters(), None)

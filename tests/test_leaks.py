@@ -69,3 +69,9 @@ def test_networks_with_several_outputs_are_checked_in_all_of_them():
     assert_no_leak(Several(), INPUTS, EXAMPLE)
     with pytest.raises(ModalityError, match="depends on"):
         assert_no_leak(Several(), Normalised(detached=False), EXAMPLE, seen=[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_any_precision_is_checked(dtype):
+    for example in (EXAMPLE, EXAMPLE.to(dtype), EXAMPLE.byte()):
+        assert_no_leak(student().to(dtype), INPUTS, example)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from privdistill.exceptions import LifecycleError
-from privdistill.taps.names import layers
+from privdistill.taps.names import closest, layers
 from privdistill.taps.tap import Layer, as_layer
 
 
@@ -33,10 +33,9 @@ class _InputHook(_Hook):
     """The same, before a layer runs and might overwrite what it was given."""
 
     def __call__(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.recorder.armed:
-            given = dict(enumerate(args)) | kwargs
-            # One tensor is what most layers are given; only more of them leave a choice.
-            self.recorder.record(self.tap, args[0] if len(given) == len(args) == 1 else given)
+        # One tensor is what most layers are given; only more of them leave a choice.
+        alone = len(args) == 1 and not kwargs
+        super().__call__(_module, args, args[0] if alone else dict(enumerate(args)) | kwargs)
 
 
 class Recorder:
@@ -65,6 +64,7 @@ class Recorder:
         self._versions: dict[str, int] = {}
         self._repeated: set[str] = set()
         known = layers(model)
+        self._names = list(known)
         self._handles = [self._attach(known[str(p.layer)], tap) for tap, p in self.places.items()]
 
     def _attach(self, layer: nn.Module, tap: str) -> RemovableHandle:
@@ -143,9 +143,12 @@ class Recorder:
             where = f"Tap '{tap}': layer '{place.layer}' of the {self.role}"
             if tap not in captured:
                 raise LifecycleError(
-                    f"{where} did not run in this forward pass. Choose a layer that the network "
-                    "calls; if the network is compiled, build the wrapper before its first "
-                    "compiled call, or call torch._dynamo.reset()."
+                    f"{where} did not run in this forward pass. Was it replaced after the wrapper "
+                    "was built (convert_sync_batchnorm, quantisation)? Build the wrapper after "
+                    "that. Was the network compiled and called before? Build the wrapper first, or "
+                    "call torch._dynamo.reset(). Is it part of a TorchScript or exported program? "
+                    "These run no hooks: pass the network it was made from. Otherwise choose a "
+                    f"layer that the network calls. {closest(str(place.layer), self._names)}"
                 )
             if tap in self._repeated:
                 raise LifecycleError(
@@ -168,11 +171,8 @@ class Recorder:
         Returns:
             Names of taps.
         """
-        return [
-            tap
-            for tap, version in self._versions.items()
-            if tap in captured and captured[tap]._version != version  # noqa: SLF001
-        ]
+        versions = self._versions
+        return [tap for tap in versions if captured[tap]._version != versions[tap]]  # noqa: SLF001
 
     def check_intact(self, captured: Mapping[str, Tensor]) -> None:
         """Check that no tensor was changed in place after it was captured.
@@ -213,20 +213,17 @@ class Recorder:
 
 def _several(place: Layer, value: Any) -> str:
     """Say what was captured instead of a tensor, and how to choose from it."""
-    verb = "returned" if place.at == "output" else "was given"
-    wanted = f", which has no entry {place.select!r}" if place.select is not None else ""
+    kind = f"{'returned' if place.at == 'output' else 'was given'} {type(value).__name__}"
     parts = dict(enumerate(value)) if isinstance(value, tuple | list) else value
     if not isinstance(parts, Mapping) or not parts:
         return (
-            f"{verb} {type(value).__name__}{wanted}, not a tensor. Choose a layer inside it whose "
-            "output is a tensor (B, C, *spatial), or pass Layer(..., select=function)."
+            f"{kind}, not a tensor. Choose a layer inside it whose output is a tensor "
+            "(B, C, *spatial), or pass Layer(..., select=function)."
         )
-    shapes = ", ".join(
-        f"{key!r}: {tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}"
-        for key, part in parts.items()
-    )
+    shapes = {key: tuple(getattr(part, "shape", ())) for key, part in parts.items()}
     last = next((key for key in reversed(parts) if isinstance(parts[key], Tensor)), 0)
+    wanted = "" if place.select is None else f", but no entry {place.select!r}"
     return (
-        f"{verb} a {type(value).__name__}{wanted}; it holds {shapes}. Choose one, for instance "
+        f"{kind} of {shapes}{wanted}. Choose one, for instance "
         f"Layer({place.layer!r}, select={last!r})."
     )
