@@ -59,27 +59,25 @@ def find_places(
     """
     if taps and is_program(model):
         raise LayerNotFoundError(
-            f"The {role} is a program (torch.jit or torch.export), which runs no hooks, so that "
-            f"taps {list(taps)} would capture nothing. Pass the network that it was made from, or "
-            "an objective that reads logits alone."
+            f"The {role} is a program (torch.jit or torch.export), which runs no hooks for taps "
+            f"{list(taps)}. Pass the network it was made from, or terms that read logits alone."
         )
     places, notes = {}, {}
     for tap, place in taps.items():
         if place.layer is not None:
-            found = _ask(model, place, image)
-            places[tap] = replace(found, layer=find_layer(model, found.layer, tap=tap, role=role))
-            continue
-        if image is None:
+            asked = _ask(model, place, image)
+            places[tap] = replace(asked, layer=find_layer(model, asked.layer, tap=tap, role=role))
+        elif image is None:
             raise LayerNotFoundError(
-                f"Tap '{tap}': no layer of the {role} is named, and without an example the "
-                "bottleneck cannot be located. Pass example=torch.zeros(1, C, *spatial) to the "
-                "wrapper, or name the layers."
+                f"Tap '{tap}': no layer of the {role} is named, and none can be located without an "
+                "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or name one."
             )
-        located = locate(model, image, role)
-        select = located.select if place.select is None else place.select
-        places[tap] = replace(place, layer=located.name, select=select)
-        others = ", ".join(located.candidates[-4:]) or "none"
-        notes[tap] = f"{located.how}; also there: {others}"
+        else:
+            found = locate(model, image, role)
+            select = found.select if place.select is None else place.select
+            places[tap] = replace(place, layer=found.name, select=select)
+            others = ", ".join(found.candidates[-4:]) or "none"
+            notes[tap] = f"{found.how}; also there: {others}"
     return places, notes
 
 

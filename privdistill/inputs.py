@@ -28,9 +28,7 @@ class SameInput:
         """Return the image as it came."""
         return _as_tensor(image)
 
-    def for_student(self, image: Image) -> Tensor:
-        """Return the image as it came."""
-        return _as_tensor(image)
+    for_student = for_teacher
 
     def __repr__(self) -> str:
         return "both networks see the whole input"
@@ -134,10 +132,8 @@ class PrivilegedInput:
         """
         own = self._count(self.student)
         alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == own
-        if alone and own != self._count(self.modalities):
-            view = _as_tensor(image)
-        else:
-            view = self._view(image, self.student)
+        full = not alone or own == self._count(self.modalities)
+        view = self._view(image, self.student) if full else _as_tensor(image)
         return self._fill(view, self.student, present)
 
     def for_training(self, image: Image, present: Tensor | None = None) -> Tensor:
@@ -197,8 +193,13 @@ class PrivilegedInput:
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
             return self._stack(image, names)
-        image = _as_tensor(image)
-        self._check_channels(image)
+        image, count = _as_tensor(image), self._count(self.modalities)
+        if image.ndim < 3 or image.shape[1] != count:
+            raise ModalityError(
+                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {count}, "
+                f"*spatial) for the channels of `modalities`, {self.channels}. Pass the names in "
+                "the order in which the reader stacks them."
+            )
         if names == self.modalities:
             return image
         first = self.modalities.index(names[0])
@@ -206,8 +207,7 @@ class PrivilegedInput:
             begin = self._count(self.modalities[:first])
             # A copy, since the other network must not see what this one does to its input.
             return image.narrow(1, begin, self._count(names)).clone()
-        groups = torch.split(image, list(self.channels.values()), dim=1)
-        parts = dict(zip(self.modalities, groups, strict=True))
+        parts = dict(zip(self.channels, image.split([*self.channels.values()], dim=1), strict=True))
         return torch.cat([parts[name] for name in names], dim=1)
 
     def _stack(self, image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
@@ -227,24 +227,13 @@ class PrivilegedInput:
             )
         return torch.cat([parts[name] for name in names], dim=1)
 
-    def _check_channels(self, image: Tensor) -> None:
-        count = self._count(self.modalities)
-        if image.ndim < 3 or image.shape[1] != count:
-            raise ModalityError(
-                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {count}, "
-                f"*spatial) for the channels of `modalities`, {self.channels}. Pass the names in "
-                "the order in which the reader stacks them."
-            )
-
     def __repr__(self) -> str:
-        views = f"teacher {self._listed(self.teacher)} | student {self._listed(self.student)}"
-        return views + f", each hidden with probability {self.dropout}" * bool(self.dropout)
-
-    def _listed(self, names: tuple[str, ...]) -> str:
-        counts = self.channels
-        return ", ".join(
-            name if counts[name] == 1 else f"{name} ({counts[name]} channels)" for name in names
+        listed = {n: n if c == 1 else f"{n} ({c} channels)" for n, c in self.channels.items()}
+        teacher, student = (
+            ", ".join(listed[name] for name in names) for names in (self.teacher, self.student)
         )
+        hidden = f", each hidden with probability {self.dropout}" if self.dropout else ""
+        return f"teacher {teacher} | student {student}{hidden}"
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def test_modalities_of_several_channels_are_named():
 
 
 def test_what_the_student_may_see_must_be_known():
-    with pytest.raises(ModalityError, match="Pass seen="):
+    with pytest.raises(ModalityError, match="seen="):
         assert_no_leak(student(), Normalised(detached=True), EXAMPLE)
     with pytest.raises(ModalityError, match="Pass a full input"):
         assert_no_leak(student(), INPUTS, EXAMPLE[:, 1:2])

@@ -143,12 +143,12 @@ class Recorder:
             where = f"Tap '{tap}': layer '{place.layer}' of the {self.role}"
             if tap not in captured:
                 raise LifecycleError(
-                    f"{where} did not run in this forward pass. Was it replaced after the wrapper "
-                    "was built (convert_sync_batchnorm, quantisation)? Build the wrapper after "
-                    "that. Was the network compiled and called before? Build the wrapper first, or "
-                    "call torch._dynamo.reset(). Is it part of a TorchScript or exported program? "
-                    "These run no hooks: pass the network it was made from. Otherwise choose a "
-                    f"layer that the network calls. {closest(str(place.layer), self._names)}"
+                    f"{where} did not run in this forward pass. If it was replaced after the "
+                    "wrapper was built (convert_sync_batchnorm, quantisation), build the wrapper "
+                    "after that; if the network is compiled, build the wrapper before its first "
+                    "compiled call, or call torch._dynamo.reset(); a TorchScript or exported "
+                    "program runs no hooks. Otherwise choose a layer that the network calls. "
+                    f"{closest(str(place.layer), self._names)}"
                 )
             if tap in self._repeated:
                 raise LifecycleError(
