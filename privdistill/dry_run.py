@@ -4,7 +4,7 @@ Networks leave a dry run as they entered it: modes, weights, buffers and random 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -89,7 +89,9 @@ def _ask(model: nn.Module, place: Layer, image: Tensor | None) -> Layer:
     with restored(model), torch.no_grad():
         set_mode(model, training=False)
         found = place.layer(uncompiled(model), None if image is None else _placed(image, model))
-    return found if isinstance(found, Layer) else replace(place, layer=found)
+    if isinstance(found, Layer):
+        return replace(found, network=place.network)
+    return replace(place, layer=found)
 
 
 def locate(model: nn.Module, image: Tensor, role: str) -> Location:
@@ -206,8 +208,10 @@ def attempt(
             raise
         except Exception as error:
             # Batch norm needs more than one value per channel.
-            if isinstance(error, ValueError) and len(image) == 1:
-                return attempt(model, torch.cat((image, image)), role, function, training=training)
+            if len(image) == 1:
+                two = torch.cat((image, image))
+                with suppress(ShapeMismatchError):
+                    return attempt(model, two, role, function, training=training)
             raise ShapeMismatchError(
                 f"The {role} failed on its view of the example, {image.dtype} "
                 f"{tuple(image.shape)}, with weights of {dtype}:\n{type(error).__name__}: {error}\n"

@@ -207,7 +207,8 @@ class PrivilegedInput:
             begin = self._count(self.modalities[:first])
             # A copy, since the other network must not see what this one does to its input.
             return image.narrow(1, begin, self._count(names)).clone()
-        parts = dict(zip(self.channels, image.split([*self.channels.values()], dim=1), strict=True))
+        groups = torch.split(image, list(self.channels.values()), dim=1)
+        parts = dict(zip(self.channels, groups, strict=True))
         return torch.cat([parts[name] for name in names], dim=1)
 
     def _stack(self, image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:

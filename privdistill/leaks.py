@@ -69,7 +69,7 @@ def _parts(example: Image, view: InputViews) -> dict[Any, Tensor]:
     names: dict[Any, int] = dict(view.channels) if isinstance(view, PrivilegedInput) else {}
     if sum(names.values()) != example.shape[1]:
         names = dict.fromkeys(range(example.shape[1]), 1)
-    return dict(zip(names, example.split(list(names.values()), dim=1), strict=True))
+    return dict(zip(names, torch.split(example, list(names.values()), dim=1), strict=True))
 
 
 def _noise(part: Tensor, model: nn.Module) -> Tensor:

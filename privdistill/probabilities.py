@@ -35,12 +35,10 @@ def check_logits(
     if not any(map(_in_unit_interval, heads)):
         return
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-    with _SquashedOutputs() as outputs:
+    with _SquashedOutputs() as squashed:
         again = run(100 * noise.to(image))
-    if any(
-        _in_unit_interval(head) and (head in outputs.squashed or _looks_squashed(head))
-        for head in again
-    ):
+    inside = filter(_in_unit_interval, again)
+    if any(squashed.holds(head) or _looks_squashed(head) for head in inside):
         raise ObjectiveError(
             f"The {role} returns probabilities: for large random inputs of shape "
             f"{tuple(image.shape)}, too, every value lies in [0, 1]. Losses read logits, and would "
@@ -68,7 +66,11 @@ class _SquashedOutputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.squashed = WeakIdKeyDictionary()
+        self._squashed = WeakIdKeyDictionary()
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor is marked."""
+        return tensor in self._squashed and bool(self._squashed[tensor])
 
     def __torch_dispatch__(
         self,
@@ -80,12 +82,10 @@ class _SquashedOutputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__.removesuffix("_")
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         # A weight or another map among the inputs makes it features; a logarithm, logits again.
-        keeps = bool(inputs) and all(leaf in self.squashed for leaf in inputs)
+        keeps = bool(inputs) and all(map(self.holds, inputs))
         marks = name in _SQUASHING or (keeps and not name.startswith("log"))
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and marks:
-                self.squashed[leaf] = True
-            elif isinstance(leaf, Tensor):
-                self.squashed.pop(leaf, None)
+            if isinstance(leaf, Tensor):
+                self._squashed[leaf] = marks
         return result

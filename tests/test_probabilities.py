@@ -109,3 +109,11 @@ def test_looking_for_probabilities_leaves_the_random_state_alone(build):
     student, state = small_head(0.01, 0.5), torch.get_rng_state()
     build(student=student, objective=BOTH)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.parametrize("program", [torch.jit.script, torch.compile])
+def test_probabilities_of_a_program_are_refused(build, program):
+    teacher = program(ends_in(nn.Sigmoid(), 4).eval())
+    with pytest.raises(ObjectiveError, match=r"The teacher .*probabilities"):
+        build(teacher=teacher, objective=BOTH)

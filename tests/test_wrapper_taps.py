@@ -126,7 +126,7 @@ def test_nothing_can_be_selected_from_a_tensor(tapped):
         tapped("bottleneck", Layer("bottleneck", select=0))
 
 
-@pytest.mark.parametrize("wrong", [{"at": "middle"}, {"select": 1.5}, {"network": -1}])
+@pytest.mark.parametrize("wrong", [{"at": "middle"}, {"network": -1}])
 def test_options_without_meaning_are_refused(wrong):
     with pytest.raises(ObjectiveError, match="Layer: "):
         Layer("x", **wrong)

@@ -54,6 +54,7 @@ class Recorder:
     def __init__(self, model: nn.Module, places: Mapping[str, Layer | str], *, role: str) -> None:
         self.places = {tap: as_layer(place) for tap, place in places.items()}
         self.role = role
+        # Taps whose output a later layer overwrites in place.
         self.cloned: set[str] = set()
         # Whether the network changes its input in place, which others still have to see.
         self.edits_input = False
@@ -114,11 +115,9 @@ class Recorder:
                 f"The {self.role} is already being recorded. Run one forward at a time: a wrapper "
                 "cannot be called from inside its own networks or from several threads."
             )
-        captured: dict[str, Tensor] = {}
-        self._captured = captured
-        self._versions = {}
-        self._repeated = set()
         # A fresh mapping each time, so that the caller's captures are never cleared under it.
+        captured: dict[str, Tensor] = {}
+        self._captured, self._versions, self._repeated = captured, {}, set()
         self.armed = True
         # A graph cannot be left half-way.
         self._leaves_early = leave_early and not torch.compiler.is_compiling()
@@ -140,23 +139,25 @@ class Recorder:
             LifecycleError: If a tap did not fire, fired twice, or gave something else.
         """
         for tap, place in self.places.items():
-            where = f"Tap '{tap}': layer '{place.layer}' of the {self.role}"
+            problem = ""
             if tap not in captured:
-                raise LifecycleError(
-                    f"{where} did not run in this forward pass. If it was replaced after the "
-                    "wrapper was built (convert_sync_batchnorm, quantisation), build the wrapper "
-                    "after that; if the network is compiled, build the wrapper before its first "
-                    "compiled call, or call torch._dynamo.reset(); a TorchScript or exported "
-                    "program runs no hooks. Otherwise choose a layer that the network calls. "
-                    f"{closest(str(place.layer), self._names)}"
+                others = [name for name in self._names if name != place.layer]
+                problem = (
+                    "did not run in this forward pass. If it was replaced after the wrapper was "
+                    "built (convert_sync_batchnorm, quantisation), build the wrapper after that. "
+                    "If the network is compiled, build the wrapper before its first compiled call, "
+                    "or call torch._dynamo.reset(). A TorchScript or exported program runs no "
+                    "hooks. Otherwise choose a layer that the network calls. "
+                    f"{closest(str(place.layer), others)}"
                 )
-            if tap in self._repeated:
+            elif tap in self._repeated:
+                problem = "ran more than once in one forward pass. Choose a layer that runs once."
+            elif not isinstance(captured[tap], Tensor):
+                problem = _several(place, captured[tap])
+            if problem:
                 raise LifecycleError(
-                    f"{where} ran more than once in one forward pass, so its output is ambiguous. "
-                    "Choose a layer that runs once."
+                    f"Tap '{tap}': layer '{place.layer}' of the {self.role} {problem}"
                 )
-            if not isinstance(captured[tap], Tensor):
-                raise LifecycleError(f"{where} {_several(place, captured[tap])}")
 
     def corrupted(self, captured: Mapping[str, Tensor]) -> list[str]:
         """Return the taps whose tensor was changed in place after it was captured.
@@ -184,10 +185,9 @@ class Recorder:
             LifecycleError: If one was, although the dry run did not show it.
         """
         for tap in self.corrupted(captured):
-            layer = self.places[tap].layer
             raise LifecycleError(
-                f"Tap '{tap}': a layer behind '{layer}' of the {self.role} changed its output in "
-                "place after it was captured, which the dry run did not show. Pass an example of "
+                f"Tap '{tap}': a layer behind '{self.places[tap].layer}' of the {self.role} "
+                "changed its output in place, which the dry run did not show. Pass an example of "
                 "the training size to the wrapper, or set inplace=False there."
             )
 
@@ -201,8 +201,7 @@ class Recorder:
             A recorder with hooks of its own.
         """
         other = Recorder(model, self.places, role=self.role)
-        other.cloned = set(self.cloned)
-        other.edits_input = self.edits_input
+        other.cloned, other.edits_input = set(self.cloned), self.edits_input
         return other
 
     def remove(self) -> None:

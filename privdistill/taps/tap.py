@@ -46,10 +46,6 @@ class Layer:
     def __post_init__(self) -> None:
         if self.at not in ("output", "input"):
             raise ObjectiveError(f"Layer: `at` must be 'output' or 'input'; got {self.at!r}.")
-        if not (self.select is None or isinstance(self.select, int | str) or callable(self.select)):
-            raise ObjectiveError(
-                f"Layer: `select` must be an index, a key or a function; got {self.select!r}."
-            )
         if not isinstance(self.network, int) or self.network < 0:
             raise ObjectiveError(
                 f"Layer: `network` must be the index of a teacher, from 0; got {self.network!r}."
