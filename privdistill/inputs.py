@@ -84,15 +84,12 @@ class PrivilegedInput:
         fill: float = 0.0,
     ) -> None:
         self.modalities = _names("modalities", modalities)
-        self.channels = _channel_counts(self.modalities, modalities)
+        self.channels = _channel_counts(modalities)
         self.student = _names("student", student, self.modalities)
-        everything = self.modalities if teacher is None else teacher
-        self.teacher = _names("teacher", everything, self.modalities)
+        seen = self.modalities if teacher is None else teacher
+        self.teacher = _names("teacher", seen, self.modalities)
         if not 0 <= dropout < 1:
-            raise ModalityError(
-                f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}. At 1 nothing is "
-                "left to learn from."
-            )
+            raise ModalityError(f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}.")
         self.dropout = dropout
         self.fill = fill
 
@@ -261,34 +258,25 @@ def _as_tensor(image: Image) -> Tensor:
     )
 
 
-def _names(
-    argument: str, names: Sequence[str] | Mapping[str, int], known: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
+def _names(argument: str, names: Iterable[str], known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Check an option that holds names."""
     found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else ()
-    if not found or not all(isinstance(name, str) for name in found):
+    unknown = [name for name in found if not isinstance(name, str) or name not in (known or found)]
+    if not found or unknown or len(set(found)) != len(found):
+        of_these = f" of `modalities`, {known}" if known else ""
         raise ModalityError(
-            f"PrivilegedInput: `{argument}` is {names!r}; pass a tuple of names, such as "
-            "('t1', 't1ce')."
-        )
-    if len(set(found)) != len(found):
-        raise ModalityError(f"PrivilegedInput: `{argument}` repeats a name: {found}.")
-    unknown = [name for name in found if known is not None and name not in known]
-    if unknown:
-        raise ModalityError(
-            f"PrivilegedInput: `{argument}` names {unknown}, which `modalities` {known} does not "
-            "hold. Use names from `modalities`."
+            f"PrivilegedInput: `{argument}` is {names!r}; expected a tuple of names{of_these}, "
+            "each of them once, such as ('t1', 't1ce')."
         )
     return found
 
 
-def _channel_counts(
-    names: tuple[str, ...], modalities: Sequence[str] | Mapping[str, int]
-) -> dict[str, int]:
-    counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names, 1)
-    wrong = {name: count for name, count in counts.items() if type(count) is not int or count < 1}
-    if wrong:
+def _channel_counts(modalities: Iterable[str]) -> dict[str, int]:
+    """Channels of each modality."""
+    counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(modalities, 1)
+    if any(type(count) is not int or count < 1 for count in counts.values()):
         raise ModalityError(
-            f"PrivilegedInput: `modalities` gives the channel counts {wrong}; each must be a whole "
-            "number of at least 1."
+            f"PrivilegedInput: `modalities` gives the channel counts {counts}; each must be a "
+            "whole number of at least 1."
         )
     return counts

@@ -212,17 +212,14 @@ class Recorder:
 
 def _several(place: Layer, value: Any) -> str:
     """Say what was captured instead of a tensor, and how to choose from it."""
-    kind = f"{'returned' if place.at == 'output' else 'was given'} {type(value).__name__}"
-    parts = dict(enumerate(value)) if isinstance(value, tuple | list) else value
-    if not isinstance(parts, Mapping) or not parts:
-        return (
-            f"{kind}, not a tensor. Choose a layer inside it whose output is a tensor "
-            "(B, C, *spatial), or pass Layer(..., select=function)."
-        )
+    verb = "returned" if place.at == "output" else "was given"
+    entries = dict(enumerate(value)) if isinstance(value, tuple | list) else value
+    parts = entries if isinstance(entries, Mapping) else {}
     shapes = {key: tuple(getattr(part, "shape", ())) for key, part in parts.items()}
-    last = next((key for key in reversed(parts) if isinstance(parts[key], Tensor)), 0)
     wanted = "" if place.select is None else f", but no entry {place.select!r}"
+    last = next((repr(k) for k in reversed(parts) if isinstance(parts[k], Tensor)), "function")
     return (
-        f"{kind} of {shapes}{wanted}. Choose one, for instance "
-        f"Layer({place.layer!r}, select={last!r})."
+        f"{verb} no tensor but {type(value).__name__}{f' of {shapes}' if shapes else ''}{wanted}. "
+        f"Choose an entry, Layer({place.layer!r}, select={last}), or a "
+        "layer whose output is a tensor (B, C, *spatial)."
     )
