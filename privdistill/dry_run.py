@@ -289,7 +289,7 @@ def restored(model: nn.Module) -> Iterator[None]:
             # A forward pass may have replaced the tensor instead of writing into it.
             setattr(module, name, buffer)
         for tensor, value in values:
-            # Not a change that a graph made earlier, or a fingerprint, would have to notice.
+            # Through `data`, so that nothing that holds the weights takes them for changed.
             tensor.data.copy_(value)
 
 

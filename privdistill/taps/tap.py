@@ -12,7 +12,6 @@ from privdistill.taps.names import find_layers
 Select = int | str | Callable[[Any], Any]
 # A function of the user's own, from network and example (None without one) to a layer.
 Finder = Callable[[nn.Module, Tensor | None], Any]
-Adapter = Literal["auto"] | nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Tap:
 
     teacher: str | nn.Module | Layer | Finder | None = None
     student: str | nn.Module | Layer | Finder | None = None
-    adapter: Adapter = "auto"
+    adapter: Literal["auto"] | nn.Module | None = "auto"
 
     def __post_init__(self) -> None:
         if not (self.adapter in (None, "auto") or isinstance(self.adapter, nn.Module)):
@@ -123,7 +122,7 @@ class Tap:
 
     @staticmethod
     def pairs(
-        teacher: str | Layer, student: str | Layer, *, adapter: Adapter = "auto"
+        teacher: str | Layer, student: str | Layer, *, adapter: Literal["auto"] | None = "auto"
     ) -> "TapPairs":
         """Pair several levels at once: the layers that two globs fit, in order.
 
@@ -135,7 +134,7 @@ class Tap:
             teacher: Glob for layers of the teacher, in the order of its `named_modules()`, or a
                 `Layer` with one. Layers inside another one that fits are left out.
             student: Glob for as many layers of the student.
-            adapter: As for each `Tap`.
+            adapter: As for each `Tap`; a module of one's own belongs to a single one.
 
         Returns:
             What `taps=` takes.
@@ -155,7 +154,7 @@ class TapPairs:
 
     teacher: Layer
     student: Layer
-    adapter: Adapter
+    adapter: Literal["auto"] | None
 
 
 def expand(
@@ -187,6 +186,7 @@ def expand(
 
 
 def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) -> dict[str, Tap]:
+    """One tap for each pair of layers."""
     of_teacher = find_layers(teacher, pairs.teacher.layer, tap=name, role="teacher")
     of_student = find_layers(student, pairs.student.layer, tap=name, role="student")
     if len(of_teacher) != len(of_student):
@@ -195,14 +195,10 @@ def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) 
             f"{of_teacher}, but '{pairs.student}' fits {len(of_student)} of the student, "
             f"{of_student}. Write globs that fit as many, or one Tap per pair."
         )
-    layers = [
-        Tap(brief(replace(pairs.teacher, layer=a)), brief(replace(pairs.student, layer=b)))
-        for a, b in zip(of_teacher, of_student, strict=True)
-    ]
-    return {
-        f"{name}{number}": replace(tap, adapter=pairs.adapter)
-        for number, tap in enumerate(layers, 1)
-    }
+    teacher_layers = [brief(replace(pairs.teacher, layer=layer)) for layer in of_teacher]
+    student_layers = [brief(replace(pairs.student, layer=layer)) for layer in of_student]
+    levels = zip(teacher_layers, student_layers, strict=True)
+    return {f"{name}{i}": Tap(*layers, adapter=pairs.adapter) for i, layers in enumerate(levels, 1)}
 
 
 def as_layer(place: str | nn.Module | Layer | Finder | None) -> Layer:
