@@ -35,7 +35,7 @@ from privdistill.sides.teachers import (
 )
 from privdistill.step import Output, Step, chosen_heads
 from privdistill.taps.pairing import Pairing, short
-from privdistill.taps.tap import Tap, as_layer, brief, tap_table
+from privdistill.taps.tap import Tap, TapPairs, as_layer, brief, expand, tap_table
 from privdistill.text import columns, sizes
 
 Validation = Literal["first", "always", "never"]
@@ -115,7 +115,7 @@ class DistillationWrapper(nn.Module):
         *,
         objective: Term | Objective,
         inputs: InputViews | None = None,
-        taps: Mapping[str, Tap] | None = None,
+        taps: Mapping[str, Tap | TapPairs] | TapPairs | None = None,
         activation: Activation = "softmax",
         example: Image | None = None,
         validate: Validation = "first",
@@ -137,7 +137,8 @@ class DistillationWrapper(nn.Module):
         check_networks(student, networks)
         if not networks:
             _check_needs_no_teacher(self.objective)
-        self.taps = tap_table(taps or {}, self.objective.taps, len(networks))
+        table = expand(taps, networks, student)
+        self.taps = tap_table(table, self.objective.taps, len(networks))
         self.student = student
         weight = next(student.parameters(), None)
         # A tensor, since a number would be a new constant for torch.compile in every step; with the

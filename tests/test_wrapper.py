@@ -553,6 +553,7 @@ def test_promise_8_adapters_follow_the_students_dtype_and_leave_the_random_state
         teacher=tiny_unet(4, width=6).double(),
         student=tiny_unet(1).double(),
         taps={"bottleneck": Tap(adapter=mine)},
+        example=torch.zeros(1, 4, 8, 8).double(),
     )
     assert mine[0].weight.dtype == torch.float64
     assert mine[1].num_batches_tracked == 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import LifecycleError
+from privdistill.sides.trial import set_mode
 from privdistill.taps.names import uncompiled
 
 # Where a held network keeps its claim; a copy of one keeps None there.
@@ -47,25 +48,18 @@ class Resting:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.parts = list(network.modules())
-        self._rest()
-        network.requires_grad_(requires_grad=False)
+        set_mode(network, training=False)
+        for parameter in network.parameters():
+            parameter.requires_grad_(requires_grad=False)
 
     def __call__(self, image: Tensor) -> Any:
         """Run the network."""
         for part in self.parts:
             if part.training:
-                self._rest()
+                set_mode(self.network, training=False)
                 break
         with torch.no_grad():
             return self.network(image)
-
-    def _rest(self) -> None:
-        try:
-            self.network.eval()
-        except NotImplementedError:
-            # An exported program knows no modes, but its modules have the flags.
-            for part in self.parts:
-                part.training = False
 
 
 class Frozen(Resting):

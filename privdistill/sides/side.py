@@ -195,6 +195,8 @@ class Side:
                 self.network, view, self.role, training=training, asked=asked
             )
         heads = self.select(found.output, axes) if self.reads_logits else []
+        if heads and not training:
+            trial.check_heads(self.network, heads, self.select, view, self.role)
         return found._replace(features=features, heads=heads)
 
     def _as_map(self, tap: str, value: Tensor, view: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import getattr_static
+from itertools import chain
 from typing import Any
 
 import torch
@@ -187,7 +189,14 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
 
 
 def _parts(network: nn.Module) -> list[object]:
-    return [*network.parameters(), *network.modules()]
+    return [*network.parameters(), *(part for part in network.modules() if _has_state(part))]
+
+
+def _has_state(module: nn.Module) -> bool:
+    """Whether a module has parameters, buffers or a mode: a ReLU may serve two networks."""
+    forward = getattr(getattr_static(module, "forward"), "__code__", None)
+    reads_mode = forward is None or "training" in forward.co_names
+    return reads_mode or any(True for _ in chain(module.parameters(), module.buffers()))
 
 
 @torch.no_grad()

@@ -1,22 +1,26 @@
 """One forward pass before training: where the taps are, what shapes they have, what must be cloned.
 
-Networks leave a dry run as they entered it: modes, buffers and random state are restored.
+Networks leave a dry run as they entered it: modes, weights, buffers and random state are restored.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
+from privdistill.probabilities import check_logits
 from privdistill.step import find_heads
 from privdistill.taps.location import Location, Select, locate_bottleneck, settle_heads
-from privdistill.taps.names import find_layer, uncompiled
+from privdistill.taps.names import find_layer, is_program, uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
+
+T = TypeVar("T")
 
 
 class Trial(NamedTuple):
@@ -55,26 +59,44 @@ def find_places(
         Layer by tap name, and for located ones a sentence on how it was decided.
 
     Raises:
-        LayerNotFoundError: If a layer does not exist or no bottleneck can be told.
+        LayerNotFoundError: If a layer does not exist, the network has no hooks, or no bottleneck
+            can be told.
     """
+    if taps and is_program(model):
+        raise LayerNotFoundError(
+            f"The {role} is a program (torch.jit or torch.export), which runs no hooks for taps "
+            f"{list(taps)}. Pass the network it was made from, or terms that read logits alone."
+        )
     places, notes = {}, {}
     for tap, place in taps.items():
         if place.layer is not None:
-            name = find_layer(model, place.layer, tap=tap, role=role)
-            places[tap] = replace(place, layer=name)
-            continue
-        if image is None:
+            asked = _ask(model, place, image)
+            places[tap] = replace(asked, layer=find_layer(model, asked.layer, tap=tap, role=role))
+        elif image is None:
             raise LayerNotFoundError(
-                f"Tap '{tap}': no layer of the {role} is named, and without an example the "
-                "bottleneck cannot be located. Pass example=torch.zeros(1, C, *spatial) to the "
-                "wrapper, or name the layers."
+                f"Tap '{tap}': no layer of the {role} is named, and none can be located without an "
+                "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or name one."
             )
-        found = locate(model, image, role, select)
-        chosen = found.select if place.select is None else place.select
-        places[tap] = replace(place, layer=found.name, select=chosen)
-        others = ", ".join(found.candidates[-4:]) or "none"
-        notes[tap] = f"{found.how}; also there: {others}"
+        else:
+            found = locate(model, image, role, select)
+            chosen = found.select if place.select is None else place.select
+            places[tap] = replace(place, layer=found.name, select=chosen)
+            others = ", ".join(found.candidates[-4:]) or "none"
+            notes[tap] = f"{found.how}; also there: {others}"
     return places, notes
+
+
+def _ask(model: nn.Module, place: Layer, image: Tensor | None) -> Layer:
+    """Ask a finder of the user's own, if the layer is one."""
+    if isinstance(place.layer, str | nn.Module) or not callable(place.layer):
+        return place
+    # It may run the network as it likes.
+    with restored(model), torch.no_grad():
+        set_mode(model, training=False)
+        found = place.layer(uncompiled(model), None if image is None else _placed(image, model))
+    if isinstance(found, Layer):
+        return replace(found, network=place.network)
+    return replace(place, layer=found)
 
 
 def locate(model: nn.Module, image: Tensor, role: str, select: Select = find_heads) -> Location:
@@ -92,9 +114,12 @@ def locate(model: nn.Module, image: Tensor, role: str, select: Select = find_hea
     Raises:
         LayerNotFoundError: If no bottleneck can be told.
     """
-    with on_trial(model, image, role):
-        model.eval()
-        return locate_bottleneck(uncompiled(model), place(image, model), select, role=role)
+    inner = uncompiled(model)
+
+    def find(view: Tensor) -> Location:
+        return locate_bottleneck(inner, view, select, role=role)
+
+    return attempt(model, image, role, find)
 
 
 def settle(model: nn.Module, image: Tensor, role: str, *, training: bool, asked: bool) -> Select:
@@ -113,9 +138,12 @@ def settle(model: nn.Module, image: Tensor, role: str, *, training: bool, asked:
     Raises:
         ShapeMismatchError: If nothing tells which is the main one.
     """
-    with on_trial(model, image, role):
-        inner, view = uncompiled(model), place(image, model)
+    inner = uncompiled(model)
+
+    def find(view: Tensor) -> Select:
         return settle_heads(inner, view, training=training, asked=asked, role=role)
+
+    return attempt(model, image, role, find)
 
 
 def run(
@@ -141,56 +169,126 @@ def run(
     Returns:
         The trial.
     """
-    image = place(image, model)
-    if training and image.shape[0] == 1:
-        # batch norm on 1^n maps needs more than one value per channel
-        image = torch.cat((image, image))
-    version = image._version  # noqa: SLF001
-    with on_trial(model, image, recorder.role), recorder.recording() as captured:
-        model.train(training)
-        output = uncompiled(model)(image)
+    inner = uncompiled(model)
+
+    def forward(view: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        version = view._version  # noqa: SLF001
+        with recorder.recording() as captured:
+            output = inner(view)
+        recorder.edits_input |= view._version != version  # noqa: SLF001
+        return view, output, captured
+
+    view, output, captured = attempt(model, image, recorder.role, forward, training=training)
     recorder.check(captured)
     recorder.cloned.update(recorder.corrupted(captured))
-    recorder.edits_input |= image._version != version  # noqa: SLF001
     heads = [] if select is None else select(output, image.ndim - 2)
-    return Trial(heads, captured, image, output)
+    return Trial(heads, captured, view, output)
 
 
-@contextmanager
-def on_trial(model: nn.Module, image: Tensor, role: str) -> Iterator[None]:
-    """Run without gradients, compiler or autocast, and say which network failed on what.
+def check_heads(
+    model: nn.Module, heads: list[Tensor], select: Select, image: Tensor, role: str
+) -> None:
+    """Refuse heads that are probabilities.
 
     Args:
-        model: The network; left as it was.
-        image: Its view of the example, for the message.
+        model: The network.
+        heads: Its heads for the example, in eval mode.
+        select: Finds them in what the network returns.
+        image: Its view of the example.
         role: What messages call the network.
 
-    Yields:
-        Nothing.
+    Raises:
+        ObjectiveError: If they are.
+    """
+    inner = uncompiled(model)
+
+    def again(noise: Tensor) -> list[Tensor]:
+        return attempt(model, noise, role, lambda view: select(inner(view), image.ndim - 2))
+
+    check_logits(heads, again, image, role)
+
+
+def attempt(
+    model: nn.Module,
+    image: Tensor,
+    role: str,
+    function: Callable[[Tensor], T],
+    *,
+    training: bool = False,
+) -> T:
+    """Try what a network does, without gradients or compiler, and leave it as it was.
+
+    The input has the example's dtype, as the step's has that of the batch. Autocast is the
+    caller's where network and input differ in dtype, and off otherwise.
+
+    Args:
+        model: The network.
+        image: Its view of the example; two such samples where a norm refuses one.
+        role: What messages call the network.
+        function: What is tried, a function of the network's input.
+        training: Try it in train mode instead of eval mode.
+
+    Returns:
+        What the function returned.
 
     Raises:
-        ShapeMismatchError: If the network fails.
+        ShapeMismatchError: If the network fails; says which one, and on what.
     """
-    parameter = next(model.parameters(), None)
+    view = _placed(image, model)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), image.dtype)
     # Autocast knows no meta device.
-    device = "cpu" if parameter is None or parameter.is_meta else parameter.device.type
+    device = "cpu" if view.is_meta else view.device.type
+    mixed = dtype != image.dtype and torch.is_autocast_enabled(device)
     # Compiled parts keep no version counters and would compile for the example's shape.
     with (
         restored(model),
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
-        torch.autocast(device, enabled=False),
+        torch.autocast(device, enabled=mixed),
     ):
+        set_mode(model, training=training)
         try:
-            yield
+            return function(view)
         except PrivDistillError:
             raise
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
+            # Batch norm needs more than one value per channel.
+            if len(image) == 1:
+                two = torch.cat((image, image))
+                with suppress(ShapeMismatchError):
+                    return attempt(model, two, role, function, training=training)
             raise ShapeMismatchError(
-                f"The {role} failed on its view of the example, shape {tuple(image.shape)}:\n"
-                f"{error}\nCheck that teacher and student are not swapped, that the modalities "
-                "fit the input layers, and that the example has the size the network expects."
+                f"The {role} failed on its view of the example, {image.dtype} "
+                f"{tuple(image.shape)}, with weights of {dtype}:\n{type(error).__name__}: {error}\n"
+                "Check that teacher and student are not swapped, that the modalities fit the input "
+                "layers, and that the example has the size and dtype of the batches (build the "
+                "wrapper under torch.autocast if steps run so). A network called as "
+                "network(image, mask) goes into a module whose forward(image) makes the mask."
             ) from error
+
+
+def _placed(image: Tensor, model: nn.Module) -> Tensor:
+    """Copy the example, which a network may edit, to where the network is."""
+    devices = [p.device for p in model.parameters()]
+    # Weights that accelerate has offloaded are meta until their layer runs.
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    real = [device for device in devices if device.type != "meta" or not offloaded]
+    device = min(real, key=lambda d: d.type == "meta", default=image.device)
+    return torch.zeros_like(image, device=device) if image.is_meta else image.clone().to(device)
+
+
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """Put a network into train or eval mode; exported programs have flags alone.
+
+    Args:
+        model: The network.
+        training: Train mode, or eval mode.
+    """
+    try:
+        model.train(training)
+    except NotImplementedError:
+        for module in model.modules():
+            module.training = training
 
 
 @contextmanager
@@ -213,7 +311,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Restore a network's modes and buffers, and the random state, on leaving.
+    """Restore a network's modes, weights and buffers, and the random state, on leaving.
 
     Args:
         model: The network.
@@ -222,36 +320,25 @@ def restored(model: nn.Module) -> Iterator[None]:
         Nothing.
     """
     buffers = [
-        (module, name, buffer, buffer.clone())
+        (module, name, buffer)
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
+    values = [(t, t.clone()) for t in chain(model.parameters(), model.buffers()) if _writable(t)]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
         with modes_kept(model), torch.random.fork_rng(devices=sorted(devices)):
             yield
     finally:
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                # A forward pass may have replaced the tensor instead of writing into it.
-                setattr(module, name, buffer)
-                buffer.copy_(value)
+        for module, name, buffer in buffers:
+            # A forward pass may have replaced the tensor instead of writing into it.
+            setattr(module, name, buffer)
+        for tensor, value in values:
+            # Through `data`, so that nothing that holds the weights takes them for changed.
+            tensor.data.copy_(value)
 
 
-def place(image: Tensor, model: nn.Module) -> Tensor:
-    """Put the example where the network is; the user's example may lie on the CPU.
-
-    Args:
-        image: The network's view of the example.
-        model: The network.
-
-    Returns:
-        A copy on the network's device, in its dtype.
-    """
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        return image.clone()
-    if image.is_meta and not parameter.is_meta:
-        return torch.zeros(image.shape, device=parameter.device, dtype=parameter.dtype)
-    # A copy: a network that edits its input must not edit the user's example.
-    return image.clone().to(parameter.device, parameter.dtype)
+def _writable(tensor: Tensor) -> bool:
+    """Whether a forward pass can write into a tensor: not if it is expanded, sharded or packed."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return plain and not (tensor.is_meta or tensor.is_inference() or 0 in tensor.stride())
