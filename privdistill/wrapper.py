@@ -172,6 +172,8 @@ class DistillationWrapper(nn.Module):
             layers = {name: place for name, place in places.items() if place.network == index}
             held = TeacherNetwork(declared, teacher, layers, views.get("teacher"), index)
             held.holder.train(self.training)
+            if held.holder.learns:
+                self.joint_teacher = held.holder.module
             self._networks.append(held)
         for network in self._networks:
             for tap, place in network.recorder.places.items():
@@ -384,6 +386,7 @@ class DistillationWrapper(nn.Module):
         sample_weights: Tensor | None = None,
         teacher_weights: Tensor | None = None,
         key: Sequence[str] | None = None,
+        advance: bool = True,
     ) -> Output:
         """Run all networks and compute the objective.
 
@@ -402,6 +405,7 @@ class DistillationWrapper(nn.Module):
                 more than the target does.
             key: One text per sample that names it and its augmentation, for the cache; without
                 keys, or without a cache, the teacher runs.
+            advance: Whether the optimizer steps after it; not after most micro-batches.
 
         Returns:
             Loss, terms, logits and taps of this step.
@@ -420,7 +424,7 @@ class DistillationWrapper(nn.Module):
         # Taken before the teacher runs, which might edit its input in place.
         view = self._view("student", image, present, training=self.training)
         self._student.check(view)
-        if self._counts():
+        if self._counts() and advance:
             for teacher in self._teachers:
                 teacher.holder.follow(self.student, self.steps)
         taught, features = self.teacher_outputs(image, key=key, present=present)
@@ -438,7 +442,7 @@ class DistillationWrapper(nn.Module):
         loss, terms = self.objective(steps[0], list(weighted) if len(steps) > 1 else [])
         # Read only where it is needed: the compiler would make a new graph when it changes.
         self._validated = self.validate != "first" or self._checked(target, labelled)
-        if self._counts():
+        if self._counts() and advance:
             self.steps.add_(1)
         if len(steps) == 1:
             return Output(loss, terms, heads[0], steps[0].teacher, pairs)

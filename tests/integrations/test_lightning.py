@@ -11,6 +11,7 @@ from privdistill import (
     HolisticAdversarial,
     JointTeacher,
     LifecycleError,
+    MovingAverage,
     ObjectiveError,
     PrivilegedInput,
     Ramp,
@@ -116,6 +117,38 @@ def test_a_training_equals_the_plain_loop(build, tmp_path):
         kd(batch["image"], batch["label"]).loss.backward()
         optimizer.step()
     torch.testing.assert_close(trained.kd.state_dict(), kd.state_dict(), rtol=0, atol=0)
+
+
+def test_schedules_and_averages_count_steps_of_the_optimizer(tiny_unet, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        objective = GroundTruth() + Ramp(0, 1, steps=5) * SoftTargetDiceBCE()
+        return DistillationWrapper(MovingAverage(0.5), tiny_unet(4), objective=objective)
+
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    trained = DistillationModule(make(), sgd, names={"target": "label"})
+    trainer(tmp_path, 2, accumulate_grad_batches=2).fit(trained, loader(), loader())
+    kd = make()
+    optimizer = sgd(kd.parameters())
+    batches = list(loader())
+    for window in [batches[:2], batches[2:]] * 2:  # the last one of an epoch is shorter
+        for batch in window:
+            out = kd(batch["image"], batch["label"], advance=batch is window[-1])
+            (out.loss / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert trained.kd.steps == 4
+    torch.testing.assert_close(trained.kd.state_dict(), kd.state_dict(), rtol=0, atol=0)
+
+
+def test_a_validation_before_the_training_leaves_the_check_of_targets(build, tmp_path):
+    images = torch.rand(4, 4, 8, 8)
+    grey = 255 * torch.randint(0, 2, (4, 3, 8, 8)).float()
+    wrong = DataLoader([{"image": i, "label": t} for i, t in zip(images, grey, strict=True)])
+    with pytest.raises(ObjectiveError, match="255"):
+        trainer(tmp_path, 1, num_sanity_val_steps=2).fit(module(build()), wrong, loader())
 
 
 def dropping(build, tiny_unet):

@@ -91,6 +91,18 @@ def test_a_training_equals_the_plain_loop(build):
     torch.testing.assert_close(trained.state_dict(), kd.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("accumulation", "steps"), [(1, 3), (2, 2), (3, 1), (4, 1)])
+def test_schedules_count_steps_of_the_optimizer(build, accumulation, steps):
+    kd, taken = build(), []
+    optimizer = torch.optim.SGD(kd.parameters(), lr=1e-2)
+    optimizer.register_step_post_hook(lambda *_: taken.append(int(kd.steps)))
+    batches = [*loader(), *loader(batch_size=4)]
+    DistillationTrainer(
+        "cpu", 2, batches, kd, optimizer, accumulation_steps=accumulation, decollate=False
+    ).run()
+    assert taken == list(range(1, 2 * steps + 1))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("amp", [False, True])
@@ -271,6 +283,27 @@ def test_a_reference_that_is_not_found_is_refused(build):
         DistillationEvaluator("cpu", _called_seg(), build()).run()
     named = train(build(), 1, _called_seg(), names={"target": "seg"})
     assert "train_ground_truth" in named.state.metrics
+
+
+@pytest.mark.parametrize("inferer", [None, SlidingWindowInferer((8, 8))])
+def test_outputs_are_called_as_the_batch_calls_them(build, inferer):
+    batches = [{"scan": batch["image"], "seg": batch["label"]} for batch in loader()]
+    names = {"image": "scan", "target": "seg"}
+    dice = MeanDice(output_transform=from_engine(["pred", "seg"]))
+    evaluator = DistillationEvaluator(
+        *("cpu", batches, build()),
+        names=names,
+        inferer=inferer,
+        postprocessing=AsDiscreted(keys=("pred", "seg"), argmax=(True, False), to_onehot=3),
+        key_val_metric={"val_dice": dice},
+    )
+    evaluator.run()
+    assert 0 < evaluator.state.metrics["val_dice"] < 1
+    trainer = train(build(), 1, batches, names=names, decollate=False)
+    for engine in (evaluator, trainer):
+        found = engine.state.output if engine is trainer else engine.state.output[0]
+        assert {"scan", "seg", "pred"} <= set(found)
+        assert not {"image", "label"} & set(found)
 
 
 def test_with_an_inferer_no_reference_is_needed(build):

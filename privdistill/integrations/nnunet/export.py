@@ -1,0 +1,146 @@
+"""The stand-alone model folder of a student, on which stock nnU-Net predicts."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from privdistill.exceptions import LifecycleError
+from privdistill.integrations.nnunet.plans import (
+    differences,
+    load_checkpoint,
+    read_json,
+    reduced_intensities,
+)
+
+#: Entry of a checkpoint's `init_args` that holds what the distillation was told, and its state.
+OWN = "privdistill"
+#: Trainer that a stand-alone folder names: every nnU-Net has it.
+_STOCK_TRAINER = "nnUNetTrainer"
+_MARKER = "privdistill.json"
+_UNFINISHED = ".part"
+
+
+def stand_alone_folder(trained: Path) -> Path:
+    """Name the folder beside a training's, under the name of nnU-Net's trainer."""
+    return trained.with_name("__".join([_STOCK_TRAINER, *trained.name.split("__")[1:]]))
+
+
+def check_free(out: Path, trained: Path, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Refuse a folder of another model, and folds that are no one model, which nnU-Net would mix.
+
+    `told` is what each checkpoint was told; returns what all have in common.
+    """
+    # Each fold has a teacher of its own.
+    origins = {
+        place: {name: value for name, value in entries.items() if name != "teacher"}
+        | {"written_from": trained.name}
+        for place, entries in told.items()
+    }
+    if (out / _MARKER).is_file():
+        origins = {str(out): read_json(out / _MARKER)} | origins
+    elif out.exists() and any(file.suffix != _UNFINISHED for file in out.iterdir()):
+        raise LifecycleError(
+            f"{out} holds a model that was not written from a distillation, and stays as it is. "
+            "Move it away, or write the student's elsewhere: "
+            "python -m privdistill.integrations.nnunet TRAINED --out FOLDER."
+        )
+    (first, origin), *others = origins.items()
+    for place, other in others:
+        unlike = differences(origin, other)
+        if unlike:
+            raise LifecycleError(
+                f"{first} and {place} are no one model, and nnU-Net would take their folds for "
+                f"one. They differ in {unlike}. Train the odd one again with the options of the "
+                "other, move it away, or write this student elsewhere: "
+                "python -m privdistill.integrations.nnunet TRAINED --out FOLDER."
+            )
+    return origin
+
+
+def write_student_folder(trained: Path, out: Path | None = None, *, fold: int | str = "*") -> Path:
+    """Write the stand-alone model folder of a student, on which stock nnU-Net predicts.
+
+    It names nnU-Net's own trainer and holds the student's weights alone, with the `dataset.json`,
+    plans and fingerprint of its channels. May be called again, after further folds or where the
+    writing was broken off: no file is there in part.
+
+    Args:
+        trained: Folder of the training, `nnUNetTrainerDistillation__PLANS__CONFIGURATION`.
+        out: Folder to write; unless given, beside it under the name of nnU-Net's trainer.
+        fold: Which one, all of them unless given.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        LifecycleError: If there is nothing to write, a file is damaged, folds were told different
+            things, or `out` holds a model that is not this training's.
+    """
+    out = out or stand_alone_folder(trained)
+    checkpoints = _checkpoints(trained, fold)
+    told = {place: found["init_args"][OWN]["told"] for place, found in checkpoints.items()}
+    # The marker comes first: what is broken off after it is known as ours, and written again.
+    content = {_MARKER: check_free(out, trained, told)}
+    content |= {name: read_json(trained / name) for name in ("dataset.json", "plans.json")}
+    fingerprint = read_json(trained / "dataset_fingerprint.json")
+    channels = content[_MARKER]["channels"]
+    content["dataset_fingerprint.json"] = reduced_intensities(fingerprint, channels)
+    for name, value in content.items():
+        text = json.dumps(value, indent=4) + "\n"
+        _write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
+    for place, checkpoint in checkpoints.items():
+        _write_whole(out / place, partial(torch.save, _stand_alone(checkpoint)))
+    return out
+
+
+def _checkpoints(trained: Path, fold: int | str) -> dict[str, dict[str, Any]]:
+    """Read the checkpoints to write, by their place in the folder."""
+    names = ("checkpoint_final.pth", "checkpoint_best.pth")
+    files = [file for name in names for file in sorted(trained.glob(f"fold_{fold}/{name}"))]
+    checkpoints = {str(file.relative_to(trained)): load_checkpoint(file) for file in files}
+    if not files or not all(OWN in found["init_args"] for found in checkpoints.values()):
+        raise LifecycleError(
+            f"{trained} has no fold_{fold}/checkpoint_final.pth or checkpoint_best.pth of "
+            "nnUNetTrainerDistillation. Give the folder of its training, "
+            "nnUNetTrainerDistillation__PLANS__CONFIGURATION."
+        )
+    return checkpoints
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file in full or not at all, also if the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _stand_alone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What prediction reads of a checkpoint, in tensors and plain values."""
+    axes = checkpoint["inference_allowed_mirroring_axes"]
+    return {
+        "network_weights": dict(checkpoint["network_weights"]),
+        "trainer_name": _STOCK_TRAINER,
+        "init_args": {"configuration": checkpoint["init_args"]["configuration"]},
+        "inference_allowed_mirroring_axes": None if axes is None else tuple(axes),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a stand-alone folder from the command line."""
+    parser = argparse.ArgumentParser(description="Write the stand-alone folder of a student.")
+    parser.add_argument(
+        "trained", type=Path, help="nnUNetTrainerDistillation__PLANS__CONFIGURATION"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write; beside the other unless given")
+    options = parser.parse_args(arguments)
+    print(write_student_folder(options.trained, options.out))
