@@ -418,6 +418,13 @@ class DistillationWrapper(nn.Module):
             CacheError: If a key comes back with another input.
         """
         self._check_ready()
+        if target is None and self.objective.needs_target:
+            if labelled is None or bool(torch.as_tensor(labelled).any()):
+                raise ObjectiveError(
+                    "The objective reads a target, and there is none. Pass kd(image, target), or "
+                    "labelled= with False for each sample; in a loop of others say with "
+                    "names={'target': entry} where it lies in a batch."
+                )
         if several_processes() and not self._validated:
             terms = [(name, term) for name, (_, term) in self.objective.named_terms.items()]
             checks.check_synchronised(self.student, [*self.adapters.items(), *terms])

@@ -3,17 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from privdistill import DistillationWrapper, Objective, Output
+from privdistill import DistillationWrapper, Output
 from privdistill.exceptions import LifecycleError, ObjectiveError
 
 #: Arguments of a step; those behind the first two are optional in every batch.
-ARGUMENTS = (
-    *("image", "target", "present", "labelled"),
-    *("sample_weights", "teacher_weights", "key"),
-)
+ARGUMENTS = ("image", "target", "present", "labelled", "sample_weights", "teacher_weights", "key")
 
 
 def needs(extra: str, error: ImportError) -> str:
@@ -24,14 +20,14 @@ def needs(extra: str, error: ImportError) -> str:
     )
 
 
-def unwrapped(network: Any, asks: str) -> DistillationWrapper:
-    """Return the wrapper that DistributedDataParallel or torch.compile hold; refuse all else."""
+def unwrapped(network: Any) -> DistillationWrapper:
+    """Return the wrapper that DistributedDataParallel or torch.compile holds; refuse all else."""
     inner = network
     while not isinstance(inner, DistillationWrapper):
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if inner is None:
             raise LifecycleError(
-                f"{asks}: the network is a {type(network).__name__}; expected a "
+                f"The network is a {type(network).__name__}; expected a wrapper around it, "
                 "DistillationWrapper(teacher, student, objective=...)."
             )
     return inner
@@ -59,9 +55,7 @@ def check_names(names: Mapping[str, str] | None) -> dict[str, str]:
     return own
 
 
-def step_arguments(
-    batch: Any, names: Mapping[str, str], objective: Objective | None = None
-) -> dict[str, Any]:
+def step_arguments(batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """Find the arguments of a step in a batch.
 
     Args:
@@ -69,32 +63,17 @@ def step_arguments(
             no argument is called after are left alone; so are absent ones, but for the image and
             those that `names` asks for. Beside an entry `labelled` the target may be absent.
         names: Entry of a mapping for an argument that is called otherwise.
-        objective: Of the wrapper, where it is computed from this batch. If it reads the target,
-            there has to be one, or an entry `labelled` that is False for each sample.
 
     Returns:
         Arguments of `DistillationWrapper.forward` by name; always with "image".
 
     Raises:
-        ObjectiveError: If the batch has another form, or an entry or the target is missing.
+        ObjectiveError: If the batch has another form, or an entry is missing.
 
     Example:
         >>> step_arguments({"image": 1, "label": 2, "affine": 3}, {"target": "label"})
         {'image': 1, 'target': 2}
     """
-    given = _found(batch, names)
-    reads = objective is not None and objective.needs_target
-    if reads and given.get("target") is None and torch.as_tensor(given.get("labelled", True)).any():
-        there = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else "an image alone"
-        raise ObjectiveError(
-            f"The batch has no target, which the objective reads; it has {there}. Say with "
-            "names={'target': entry} what it is called there. For a batch that has no reference on "
-            "purpose, return a mapping whose entry labelled is False for each sample."
-        )
-    return given
-
-
-def _found(batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(batch, Mapping):
         return _of_mapping(batch, names)
     if isinstance(batch, Tensor):

@@ -82,7 +82,7 @@ class DistillationModule(LightningModule):
             self._take(wrapper)
 
     def _take(self, wrapper: Any) -> None:
-        kd = batches.unwrapped(wrapper, "DistillationModule")
+        kd = batches.unwrapped(wrapper)
         self.kd = wrapper
         self.save_hyperparameters({"objective": str(kd.objective), "inputs": str(kd.inputs)})
 
@@ -107,7 +107,7 @@ class DistillationModule(LightningModule):
         """Return the objective of a batch."""
         # Lightning steps at the end of each window of batches, and of the epoch.
         window = (batch_index + 1) % self.trainer.accumulate_grad_batches == 0
-        given = batches.step_arguments(batch, self.names, self.kd.objective)
+        given = batches.step_arguments(batch, self.names)
         out = self.kd(**given, advance=window or self.trainer.is_last_batch)
         self._log("train", batches.values(out), len(batches.finest(out)), on_step=True)
         return out.loss
@@ -127,7 +127,7 @@ class DistillationModule(LightningModule):
         return self.kd.predict(given["image"], present=given.get("present"))
 
     def _evaluate(self, batch: Any, stage: str) -> Tensor:
-        given = batches.step_arguments(batch, self.names, self.kd.objective)
+        given = batches.step_arguments(batch, self.names)
         self.output = self.kd(**given)
         logits = batches.finest(self.output)
         self._log(stage, batches.values(self.output), len(logits))

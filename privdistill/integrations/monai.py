@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privdistill import Objective, Output
+from privdistill import Output
 from privdistill.exceptions import ModalityError
 from privdistill.integrations import batch as batches
 
@@ -69,20 +69,13 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
         train_handlers: Sequence[Any] = (),
         **options: Any,
     ) -> None:
-        objective = batches.unwrapped(network, "DistillationTrainer").objective
-        own = batches.check_names(names)
+        steps = _Steps(network, names, "train_", IterationEvents.LOSS_COMPLETED)
         super().__init__(
             *(device, max_epochs, train_data_loader, network, optimizer, _loss_of),
-            prepare_batch=partial(_read, names=own, objective=objective, advance=self._steps),
-            train_handlers=[_Terms("train_", IterationEvents.LOSS_COMPLETED, own), *train_handlers],
+            prepare_batch=steps.read,
+            train_handlers=[steps, *train_handlers],
             **options,
         )
-
-    def _steps(self) -> bool:
-        """Whether the optimizer steps after this iteration: the last of a window or epoch."""
-        length = self.state.epoch_length or 0
-        taken = (self.state.iteration - 1) % length + 1 if length else self.state.iteration
-        return taken % self.accumulation_steps == 0 or taken == length
 
 
 class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-ignore]
@@ -128,91 +121,80 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         inferer: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        objective = batches.unwrapped(network, "DistillationEvaluator").objective
-        own = batches.check_names(names)
+        steps = _Steps(network, names, "val_", IterationEvents.FORWARD_COMPLETED)
         super().__init__(
             *(torch.device(device), val_data_loader, network),
-            prepare_batch=partial(_read, names=own, objective=None if inferer else objective),
-            val_handlers=[_Terms("val_", IterationEvents.FORWARD_COMPLETED, own), *val_handlers],
+            prepare_batch=steps.read,
+            val_handlers=[steps, *val_handlers],
             inferer=partial(_student_alone, inferer) if inferer else None,
             **options,
         )
 
 
-class _Terms:
-    """Handler: loss and terms become metrics, logits the prediction, entries follow `names`."""
+class _Steps:
+    """Handler of both engines: reads batches, and gives logits, metrics and terms of each step."""
 
-    def __init__(self, prefix: str, event: IterationEvents, names: Mapping[str, str]) -> None:
-        self.prefix, self.event = prefix, event
+    def __init__(self, network: nn.Module, names: Any, prefix: str, event: IterationEvents) -> None:
+        self.kd = batches.unwrapped(network)
+        self.names, self.prefix, self.event = batches.check_names(names), prefix, event
         pairs = {"image": CommonKeys.IMAGE, "target": CommonKeys.LABEL}
-        self.entries = {usual: names[name] for name, usual in pairs.items() if name in names}
+        self.entries = {usual: self.names.get(name, usual) for name, usual in pairs.items()}
         #: Sum over samples, and their number, by name.
         self.sums: dict[str, Tensor] = {}
 
     def attach(self, engine: Any) -> None:
+        self.engine = engine
         engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self.sums.clear())
         engine.add_event_handler(self.event, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
-    def _add(self, engine: Any) -> None:
-        output = engine.state.output
-        renamed = {self.entries.get(entry, entry): value for entry, value in output.items()}
-        engine.state.output = renamed
-        out = renamed[CommonKeys.PRED]
+    def read(self, batch: Any, device: Any, non_blocking: bool, **to: Any) -> tuple[Any, ...]:
+        """Find a step's arguments and move them: image, target, nothing, the others by name."""
+        usual = isinstance(batch, Mapping) and CommonKeys.LABEL in batch
+        label = {"target": str(CommonKeys.LABEL)} if usual else {}
+        given = batches.step_arguments(batch, label | self.names)
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                given[name] = value.to(device=device, non_blocking=non_blocking, **to)
+        given["advance"] = self._optimizer_steps()
+        return given.pop("image"), given.get("target"), (), given
+
+    def _optimizer_steps(self) -> bool:
+        """Whether the optimizer steps after this iteration, the last of a window or an epoch."""
+        state, window = self.engine.state, getattr(self.engine, "accumulation_steps", 1)
+        done = (state.iteration - 1) % (state.epoch_length or state.iteration) + 1
+        return bool(done % window == 0 or done == state.epoch_length)
+
+    def _add(self) -> None:
+        state = self.engine.state
+        state.output = {self.entries.get(key, key): value for key, value in state.output.items()}
+        out = state.output[CommonKeys.PRED]
         if not isinstance(out, Output):
             return  # the student ran alone
-        renamed[CommonKeys.PRED] = logits = batches.finest(out)
-        engine.state.terms = batches.values(out)
-        for name, value in engine.state.terms.items():
+        state.output[CommonKeys.PRED] = logits = batches.finest(out)
+        state.terms = batches.values(out)
+        for name, value in state.terms.items():
             pair = torch.stack([value, torch.ones_like(value)]).float() * len(logits)
             self.sums[name] = self.sums.get(name, 0) + pair
 
-    def _finish(self, engine: Any) -> None:
+    def _finish(self) -> None:
         # Every process sends all names, as the samples of one may miss a term that another has.
-        names = ["loss", *batches.unwrapped(engine.network, "").objective.named_terms]
-        none = torch.zeros(2, device=engine.state.device)
+        names = ["loss", *self.kd.objective.named_terms]
+        none = torch.zeros(2, device=self.engine.state.device)
         table = torch.stack([self.sums.get(name, none).to(none) for name in names])
         reduced: Any = idist.all_reduce(table)
         for name, (total, samples) in zip(names, reduced.tolist(), strict=True):
             if samples:
-                engine.state.metrics[self.prefix + name] = total / samples
+                self.engine.state.metrics[self.prefix + name] = total / samples
 
 
 def _loss_of(out: Output, target: Tensor | None) -> Tensor:  # noqa: ARG001
     return out.loss
 
 
-def _read(
-    batch: Any,
-    device: Any,
-    non_blocking: bool,
-    *,
-    names: Mapping[str, str],
-    objective: Objective | None,
-    advance: Callable[[], bool] | None = None,
-    **options: Any,
-) -> tuple[Any, ...]:
-    """Find a step's arguments in a batch, and move them: image, target, none and the others."""
-    usual = isinstance(batch, Mapping) and CommonKeys.LABEL in batch
-    label = {"target": CommonKeys.LABEL} if usual else {}
-    given = batches.step_arguments(batch, label | dict(names), objective)
-    for name, value in given.items():
-        if isinstance(value, Tensor):
-            given[name] = value.to(device=device, non_blocking=non_blocking, **options)
-    more = {} if advance is None else {"advance": advance()}
-    return given.pop("image"), given.get("target"), (), given | more
-
-
-def _student_alone(
-    inferer: Callable[..., Any],
-    image: Tensor,
-    network: nn.Module,
-    *,
-    present: Tensor | None = None,
-    **_: Any,
-) -> Any:
+def _student_alone(inferer: Callable[..., Any], image: Tensor, network: Any, **step: Any) -> Any:
     """Let an inferer call the student with windows of an image."""
-    kd = batches.unwrapped(network, "DistillationEvaluator")
+    kd, present = batches.unwrapped(network), step.get("present")
     if present is None:
         return inferer(image, kd.predict)
     if len(image) > 1:

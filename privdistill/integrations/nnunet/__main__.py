@@ -1,5 +1,8 @@
-"""Write the stand-alone folder of a student: python -m privdistill.integrations.nnunet TRAINED."""
+"""Write a student's stand-alone folder: python -m privdistill.integrations.nnunet TRAINED [OUT]."""
 
-from privdistill.integrations.nnunet.export import main
+import sys
+from pathlib import Path
 
-main()
+from privdistill.integrations.nnunet import write_student_folder
+
+print(write_student_folder(*map(Path, sys.argv[1:3])))

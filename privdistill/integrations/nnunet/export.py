@@ -1,22 +1,16 @@
 """The stand-alone model folder of a student, on which stock nnU-Net predicts."""
 
-import argparse
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from privdistill.exceptions import LifecycleError
-from privdistill.integrations.nnunet.plans import (
-    differences,
-    load_checkpoint,
-    read_json,
-    reduced_intensities,
-)
+from privdistill.integrations.nnunet import plans
+from privdistill.integrations.nnunet.plans import Entries
 
 #: Entry of a checkpoint's `init_args` that holds what the distillation was told, and its state.
 OWN = "privdistill"
@@ -31,36 +25,30 @@ def stand_alone_folder(trained: Path) -> Path:
     return trained.with_name("__".join([_STOCK_TRAINER, *trained.name.split("__")[1:]]))
 
 
-def check_free(out: Path, trained: Path, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Refuse a folder of another model, and folds that are no one model, which nnU-Net would mix.
+def check_one_model(out: Path, trained: Path, told: dict[str, Entries]) -> Entries:
+    """Refuse folds that are no one model with each other or `out`, as nnU-Net would mix them.
 
-    `told` is what each checkpoint was told; returns what all have in common.
+    Returns what all have in common of what they were told; each has a teacher of its own.
     """
-    # Each fold has a teacher of its own.
-    origins = {
-        place: {name: value for name, value in entries.items() if name != "teacher"}
-        | {"written_from": trained.name}
-        for place, entries in told.items()
-    }
-    if (out / _MARKER).is_file():
-        origins = {str(out): read_json(out / _MARKER)} | origins
-    elif out.exists() and any(file.suffix != _UNFINISHED for file in out.iterdir()):
-        raise LifecycleError(
-            f"{out} holds a model that was not written from a distillation, and stays as it is. "
-            "Move it away, or write the student's elsewhere: "
-            "python -m privdistill.integrations.nnunet TRAINED --out FOLDER."
-        )
-    (first, origin), *others = origins.items()
+    origins = {place: entries | {"written_from": trained.name} for place, entries in told.items()}
+    if out.exists() and any(file.suffix != _UNFINISHED for file in out.iterdir()):
+        marker = out / _MARKER
+        there = plans.read_json(marker) if marker.is_file() else {"written_from": "elsewhere"}
+        origins = {str(out): there} | origins
+    (first, origin), *others = [(place, _shared(entries)) for place, entries in origins.items()]
     for place, other in others:
-        unlike = differences(origin, other)
+        unlike = plans.differences(origin, other)
         if unlike:
             raise LifecycleError(
-                f"{first} and {place} are no one model, and nnU-Net would take their folds for "
-                f"one. They differ in {unlike}. Train the odd one again with the options of the "
-                "other, move it away, or write this student elsewhere: "
-                "python -m privdistill.integrations.nnunet TRAINED --out FOLDER."
+                f"{first} and {place} are no one model. They differ in {unlike}. Train the odd one "
+                "again with the options of the other, move it away, or write this student "
+                "elsewhere: python -m privdistill.integrations.nnunet TRAINED FOLDER."
             )
     return origin
+
+
+def _shared(told: Entries) -> Entries:
+    return {name: value for name, value in told.items() if name != "teacher"}
 
 
 def write_student_folder(trained: Path, out: Path | None = None, *, fold: int | str = "*") -> Path:
@@ -85,12 +73,13 @@ def write_student_folder(trained: Path, out: Path | None = None, *, fold: int | 
     out = out or stand_alone_folder(trained)
     checkpoints = _checkpoints(trained, fold)
     told = {place: found["init_args"][OWN]["told"] for place, found in checkpoints.items()}
+    origin = check_one_model(out, trained, told)
     # The marker comes first: what is broken off after it is known as ours, and written again.
-    content = {_MARKER: check_free(out, trained, told)}
-    content |= {name: read_json(trained / name) for name in ("dataset.json", "plans.json")}
-    fingerprint = read_json(trained / "dataset_fingerprint.json")
-    channels = content[_MARKER]["channels"]
-    content["dataset_fingerprint.json"] = reduced_intensities(fingerprint, channels)
+    content = {_MARKER: origin}
+    content |= {name: plans.read_json(trained / name) for name in ("dataset.json", "plans.json")}
+    fingerprint = plans.read_json(trained / "dataset_fingerprint.json")
+    reduced = plans.reduced_intensities(fingerprint, origin["channels"])
+    content["dataset_fingerprint.json"] = reduced
     for name, value in content.items():
         text = json.dumps(value, indent=4) + "\n"
         _write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
@@ -99,16 +88,15 @@ def write_student_folder(trained: Path, out: Path | None = None, *, fold: int | 
     return out
 
 
-def _checkpoints(trained: Path, fold: int | str) -> dict[str, dict[str, Any]]:
+def _checkpoints(trained: Path, fold: int | str) -> dict[str, Entries]:
     """Read the checkpoints to write, by their place in the folder."""
     names = ("checkpoint_final.pth", "checkpoint_best.pth")
     files = [file for name in names for file in sorted(trained.glob(f"fold_{fold}/{name}"))]
-    checkpoints = {str(file.relative_to(trained)): load_checkpoint(file) for file in files}
+    checkpoints = {str(file.relative_to(trained)): plans.load_checkpoint(file) for file in files}
     if not files or not all(OWN in found["init_args"] for found in checkpoints.values()):
         raise LifecycleError(
-            f"{trained} has no fold_{fold}/checkpoint_final.pth or checkpoint_best.pth of "
-            "nnUNetTrainerDistillation. Give the folder of its training, "
-            "nnUNetTrainerDistillation__PLANS__CONFIGURATION."
+            f"{trained} has no fold_{fold}/checkpoint_final.pth or checkpoint_best.pth of a "
+            "distillation. Give nnUNetTrainerDistillation__PLANS__CONFIGURATION."
         )
     return checkpoints
 
@@ -124,7 +112,7 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _stand_alone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def _stand_alone(checkpoint: Entries) -> Entries:
     """What prediction reads of a checkpoint, in tensors and plain values."""
     axes = checkpoint["inference_allowed_mirroring_axes"]
     return {
@@ -133,14 +121,3 @@ def _stand_alone(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         "init_args": {"configuration": checkpoint["init_args"]["configuration"]},
         "inference_allowed_mirroring_axes": None if axes is None else tuple(axes),
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a stand-alone folder from the command line."""
-    parser = argparse.ArgumentParser(description="Write the stand-alone folder of a student.")
-    parser.add_argument(
-        "trained", type=Path, help="nnUNetTrainerDistillation__PLANS__CONFIGURATION"
-    )
-    parser.add_argument("--out", type=Path, help="folder to write; beside the other unless given")
-    options = parser.parse_args(arguments)
-    print(write_student_folder(options.trained, options.out))

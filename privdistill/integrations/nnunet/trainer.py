@@ -12,15 +12,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, distributed, nn
 
-from privdistill import (
-    DistillationWrapper,
-    Objective,
-    Output,
-    PrivilegedInput,
-    SoftTargetDiceBCE,
-    Tap,
-    Term,
-)
+from privdistill import DistillationWrapper, Objective, PrivilegedInput, SoftTargetDiceBCE, Term
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.integrations.nnunet import export
 from privdistill.integrations.nnunet import plans as files
@@ -68,8 +60,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
     student_channels: ClassVar[Sequence[str]] = ()
     teacher_folder: ClassVar[str | Path] = ""
     imitation: ClassVar[float | None] = None
-    taps: ClassVar[Mapping[str, Tap]] = {}
-    trusted: ClassVar[Sequence[str]] = ("dynamic_network_architectures", "torch.nn")
+    taps: ClassVar[Mapping[str, Any]] = {}
+    trusted: ClassVar[Sequence[str]] = ("dynamic_network_architectures.", "torch.nn.")
     network: Any
     loss: Any
     dataset_class: Any
@@ -84,43 +76,37 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         if distributed.is_initialized():
+            raise LifecycleError("A distillation trains in one process. Leave -num_gpus out.")
+        self._whole = PlansManager(plans).get_configuration(configuration)
+        if self._whole.previous_stage_name is not None:
             raise LifecycleError(
-                "nnUNetTrainerDistillation trains in one process. Leave -num_gpus out, and train "
-                "folds or channels on the other GPUs."
+                f"{configuration} is the second stage of a cascade, which sees what the first one "
+                "predicted. Distil 2d, 3d_lowres or 3d_fullres."
             )
-        whole = PlansManager(plans).get_configuration(configuration)
-        if whole.previous_stage_name is not None:
-            raise LifecycleError(
-                f"{configuration} is the second stage of a cascade, whose input holds what the "
-                "first one predicted. Distil 2d, 3d_lowres or 3d_fullres."
-            )
-        self._whole = whole
-        self._facts = files.common_facts(plans, whole.configuration, dataset_json)
+        resolved = self._whole.configuration
+        self._facts = files.common_facts(plans, resolved, dataset_json)
         wanted = self.student_channels or os.environ.get("PRIVDISTILL_CHANNELS", "").split(",")
-        wanted = [name.strip() for name in wanted if name.strip()]
-        self._channels = files.channel_indices(dataset_json, wanted)
-        names = [f"{i}:{name}" for i, name in enumerate(files.channel_names(dataset_json))]
+        self._channels = files.channel_indices(dataset_json, [name.strip() for name in wanted])
+        names = [f"{i}:{name}" for i, name in enumerate(self._facts["channels"])]
         self.inputs = PrivilegedInput(names, student=[names[index] for index in self._channels])
         self._share = self._imitation()
         self.kd: DistillationWrapper | None = None
-        reduced = files.reduced_plans(
-            plans, configuration, whole.configuration, dataset_json, self._channels
-        )
-        reduced["plans_name"] += "" if self._share else "_baseline"
+        own = files.reduced_plans(plans, configuration, resolved, dataset_json, self._channels)
+        own["plans_name"] += "" if self._share else "_baseline"
         dataset = files.reduced_dataset(dataset_json, self._channels)
-        super().__init__(reduced, configuration, fold, dataset, device)
+        super().__init__(own, configuration, fold, dataset, device)
 
     def _imitation(self) -> float:
         """The teacher's share of the loss."""
-        given = self.imitation
-        text = os.environ.get("PRIVDISTILL_IMITATION", "0.5") if given is None else given
+        given = os.environ.get("PRIVDISTILL_IMITATION", "0.5")
+        given = given if self.imitation is None else str(self.imitation)
         try:
-            share = float(text)
+            share = float(given)
         except ValueError:
             share = -1.0
         if not 0 <= share <= 1:
             raise ObjectiveError(
-                f"PRIVDISTILL_IMITATION is {text!r}; expected the teacher's share in [0, 1], such "
+                f"PRIVDISTILL_IMITATION is {given}; expected the teacher's share in [0, 1], such "
                 "as 0.5, or 0 for a baseline without one."
             )
         return share
@@ -139,9 +125,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         super().initialize()
         if not self._share:
             return
-        teacher = self._load_teacher()
-        self._teacher_digest = _digest(teacher)
-        patch = self.configuration_manager.patch_size
+        teacher, patch = self._load_teacher(), self.configuration_manager.patch_size
         self.kd = DistillationWrapper(
             teacher.to(self.device),
             self.network,
@@ -154,12 +138,12 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         )
         if self.kd.objective.needs_target:
             raise ObjectiveError(
-                f"The objective {self.kd.objective} reads the reference, which nnU-Net's own loss "
-                "does already, with its ignore label and regions. Leave that term out; its weight "
-                "is 1 - imitation."
+                f"The objective {self.kd.objective} reads the reference, as nnU-Net's own loss "
+                "does, with its ignore label and regions. Leave that term out; its weight is "
+                "1 - imitation."
             )
-        known = set(self.network.parameters())
-        adapters = [weight for weight in self.kd.parameters() if weight not in known]
+        student = set(self.network.parameters())
+        adapters = [weight for weight in self.kd.parameters() if weight not in student]
         if adapters:
             self.optimizer.add_param_group({"params": adapters})
         self.print_to_log_file(self.kd, add_timestamp=False)
@@ -178,10 +162,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
                 "PRIVDISTILL_IMITATION=0 to train the baseline without one."
             )
         folder = Path(named)
-        plans, dataset = (
-            files.read_json(folder / "plans.json"),
-            files.read_json(folder / "dataset.json"),
-        )
+        plans, dataset = (files.read_json(folder / f"{name}.json") for name in ("plans", "dataset"))
         found = files.load_checkpoint(folder / f"fold_{self.fold}" / "checkpoint_final.pth")
         manager = PlansManager(plans)
         own = manager.get_configuration(found["init_args"]["configuration"])
@@ -190,8 +171,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         if unlike:
             raise LifecycleError(
                 f"The teacher in {folder} was trained on other patches than the student gets. They "
-                f"differ in (teacher's and student's) {unlike}. Train both with the same plans: "
-                "nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS, on the data set of all channels."
+                f"differ in (teacher's and student's) {unlike}. Train both with the same plans, "
+                "nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS, of all channels."
             )
         self._refuse_foreign(own, folder)
         kind = recursive_find_trainer_class_by_name(found["trainer_name"])
@@ -200,6 +181,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             manager, own, len(facts["channels"]), heads, enable_deep_supervision=False
         )
         network.load_state_dict(found["network_weights"])
+        self._teacher = _digest(found["network_weights"])
         return network
 
     def _refuse_foreign(self, configuration: ConfigurationManager, folder: Path) -> None:
@@ -207,13 +189,12 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         arguments = configuration.network_arch_init_kwargs
         named = [arguments[name] for name in configuration.network_arch_init_kwargs_req_import]
         named = [configuration.network_arch_class_name, *(str(name) for name in named if name)]
-        trusted = tuple(f"{package}." for package in self.trusted)
-        foreign = [name for name in named if not name.startswith(trusted)]
+        foreign = [name for name in named if not name.startswith(tuple(self.trusted))]
         if foreign:
             raise LifecycleError(
                 f"The plans in {folder} build the network from {', '.join(foreign)}, outside of "
-                f"{' and '.join(self.trusted)}. nnU-Net imports and calls what plans name. If you "
-                "trust who made them, add the package to `trusted` in a subclass."
+                f"{' and '.join(self.trusted)}, and nnU-Net calls what plans name. If you trust "
+                "who made them, add the package to `trusted` in a subclass."
             )
 
     def _seen(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +206,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             return dict(super().train_step(self._seen(batch)))
         network, loss, terms = self.network, self.loss, {}
 
-        def joint(out: Output, target: Any) -> Tensor:
+        def joint(out: Any, target: Any) -> Tensor:
             reference = loss(out.student, target)
             terms.update(nnunet=reference.detach(), **out.terms)
             return (1 - self._share) * reference + out.loss
@@ -272,8 +253,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         """What a training must not change when it goes on."""
         told = {"channels": self._channels, "imitation": self._share, "objective": None}
         if self.kd is not None:
-            told |= {"objective": str(self.kd.objective), "taps": str(dict(self.taps))}
-            told["teacher"] = self._teacher_digest
+            told |= {"objective": str(self.kd.objective), "teacher": self._teacher}
+            told["taps"] = str(dict(self.taps))
         return told
 
     def save_checkpoint(self, filename: str) -> None:
@@ -300,9 +281,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         if not self.was_initialized:
             self.initialize()
         trained = Path(self.output_folder_base)
-        export.check_free(
-            export.stand_alone_folder(trained), trained, {"this training": self._told()}
-        )
+        out = export.stand_alone_folder(trained)
+        export.check_one_model(out, trained, {"this training": self._told()})
         super().on_train_start()
 
     def on_train_end(self) -> None:
@@ -313,10 +293,10 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             self.print_to_log_file(f"The stand-alone model: {written}")
 
 
-def _digest(teacher: nn.Module) -> str:
+def _digest(weights: Mapping[str, Tensor]) -> str:
     """What tells a teacher's weights from others: SHA-256 of names and bytes, in part."""
     whole = hashlib.sha256()
-    for name, value in teacher.state_dict().items():
+    for name, value in weights.items():
         whole.update(name.encode())
-        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        whole.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
     return whole.hexdigest()[:16]
