@@ -138,6 +138,7 @@ class DistillationModule(LightningModule):
         return self.output.loss
 
     def _measure(self, stage: str, logits: Tensor, target: Tensor) -> None:
+        """Show the metrics a batch, unless none of it is labelled."""
         for name, metric in self._metrics.items() if len(target) else ():
             if hasattr(metric, "compute"):
                 metric.update(logits, target)
@@ -178,11 +179,11 @@ class DistillationModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Continue the random numbers of the checkpoint, before the loader draws an order."""
-        (cpu, *devices), self._random = self._random or [None], []
-        if cpu is not None and self.trainer.world_size == 1:
-            torch.set_rng_state(cpu.cpu())
-            for device, state in enumerate(devices[: torch.cuda.device_count()]):
-                torch.cuda.set_rng_state(state.cpu(), device)
+        if self._random and self.trainer.world_size == 1:
+            cpu, *devices = (state.cpu() for state in self._random)
+            torch.set_rng_state(cpu)
+            torch.cuda.set_rng_state_all(devices[: torch.cuda.device_count()])
+        self._random = []
 
 
 def _by_name(given: Any, name: str = "") -> dict[str, Any]:

@@ -422,15 +422,15 @@ def test_a_damaged_checkpoint_is_named(teach, kept):
 
 def test_a_file_of_something_else_is_no_checkpoint(tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(LifecycleError, match=r"other\.pth is damaged, or no checkpoint"):
-        nnunet_plans.load_checkpoint(tmp_path / "other.pth")
+    with pytest.raises(LifecycleError, match=r"other\.pth is damaged"):
+        nnunet_plans.read(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("text", ["", '{"a": ', "[1, 2]", "5"])
 def test_damaged_plans_are_named(teach, text):
     teach()
     (Path(os.environ["PRIVDISTILL_TEACHER"]) / "plans.json").write_text(text)
-    with pytest.raises(LifecycleError, match=r"plans\.json is damaged, no JSON object"):
+    with pytest.raises(LifecycleError, match=r"plans\.json is damaged"):
         trainer().initialize()
 
 
@@ -646,7 +646,7 @@ def test_without_a_teacher_the_message_says_how_to_name_one():
 def test_a_folder_that_is_no_model_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PRIVDISTILL_TEACHER", str(tmp_path))
     with pytest.raises(
-        LifecycleError, match=r"plans\.json does not exist. Expected a model folder"
+        LifecycleError, match=r"plans\.json does not exist.* Expected a model folder"
     ):
         trainer().initialize()
 
@@ -697,7 +697,7 @@ def test_a_teacher_that_was_trained_under_numpy_1_is_read(teach, tmp_path):
                 assert b"numpy._core.multiarray" in content
                 content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             target.writestr(name, content)
-    assert nnunet_plans.load_checkpoint(old)["_best_ema"] == 0.5
+    assert nnunet_plans.read(old)["_best_ema"] == 0.5
 
 
 def test_a_second_stage_of_a_cascade_is_refused():

@@ -33,7 +33,7 @@ def check_one_model(out: Path, trained: Path, told: dict[str, Entries]) -> Entri
     origins = {place: entries | {"written_from": trained.name} for place, entries in told.items()}
     if out.exists() and any(file.suffix != _UNFINISHED for file in out.iterdir()):
         marker = out / _MARKER
-        there = plans.read_json(marker) if marker.is_file() else {"written_from": "elsewhere"}
+        there = plans.read(marker) if marker.is_file() else {"written_from": "elsewhere"}
         origins = {str(out): there} | origins
     (first, origin), *others = [(place, _shared(entries)) for place, entries in origins.items()]
     for place, other in others:
@@ -76,8 +76,8 @@ def write_student_folder(trained: Path, out: Path | None = None, *, fold: int | 
     origin = check_one_model(out, trained, told)
     # The marker comes first: what is broken off after it is known as ours, and written again.
     content = {_MARKER: origin}
-    content |= {name: plans.read_json(trained / name) for name in ("dataset.json", "plans.json")}
-    fingerprint = plans.read_json(trained / "dataset_fingerprint.json")
+    content |= {name: plans.read(trained / name) for name in ("dataset.json", "plans.json")}
+    fingerprint = plans.read(trained / "dataset_fingerprint.json")
     reduced = plans.reduced_intensities(fingerprint, origin["channels"])
     content["dataset_fingerprint.json"] = reduced
     for name, value in content.items():
@@ -92,7 +92,7 @@ def _checkpoints(trained: Path, fold: int | str) -> dict[str, Entries]:
     """Read the checkpoints to write, by their place in the folder."""
     names = ("checkpoint_final.pth", "checkpoint_best.pth")
     files = [file for name in names for file in sorted(trained.glob(f"fold_{fold}/{name}"))]
-    checkpoints = {str(file.relative_to(trained)): plans.load_checkpoint(file) for file in files}
+    checkpoints = {str(file.relative_to(trained)): plans.read(file) for file in files}
     if not files or not all(OWN in found["init_args"] for found in checkpoints.values()):
         raise LifecycleError(
             f"{trained} has no fold_{fold}/checkpoint_final.pth or checkpoint_best.pth of a "

@@ -23,33 +23,25 @@ _CASCADE = ("inherits_from", "next_stage", "previous_stage")
 _SCALAR = np.float64(0).__reduce__()[0]
 _SAFE: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype]
 _SAFE += [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
+_ENTRIES = {"network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes"}
 
 
-def read_json(path: Path) -> Entries:
-    """Read a JSON object of a model folder."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise LifecycleError(
-            f"{path} does not exist. Expected a model folder of nnU-Net with dataset.json, "
-            "plans.json and fold_*/: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION."
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise LifecycleError(f"{path} is damaged, no JSON object ({error}). Copy it.") from error
-
-
-def load_checkpoint(path: Path) -> Entries:
-    """Read a checkpoint without running what a pickle may hold."""
-    folder = path.parents[1]
+def read(path: Path) -> Entries:
+    """Read JSON or a checkpoint of a model folder, without running what a pickle may hold."""
     if not path.is_file():
+        folder = path.parents[path.suffix == ".pth"]
         beside = sorted(str(file.relative_to(folder)) for file in folder.glob("fold_*/*.pth"))
         raise LifecycleError(
-            f"{path} does not exist; beside it are {', '.join(beside) or 'no checkpoints'}. Train "
-            "that fold first: a teacher of another one has seen the student's validation cases."
+            f"{path} does not exist; beside it are {', '.join(beside) or 'no checkpoints'}. "
+            "Expected a model folder of nnU-Net, nnUNet_results/DATASET/TRAINER__PLANS__"
+            "CONFIGURATION, with the same fold trained: a teacher of another one has seen the "
+            "student's validation cases."
         )
-    found: Any = None
+    found, needed = None, _ENTRIES if path.suffix == ".pth" else set()
     try:
-        if is_zipfile(path):
+        if path.suffix == ".json":
+            found = json.loads(path.read_text(encoding="utf-8"))
+        elif is_zipfile(path):
             with torch.serialization.safe_globals(_SAFE):
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -60,9 +52,8 @@ def load_checkpoint(path: Path) -> Entries:
         ) from error
     except (RuntimeError, EOFError, ValueError):
         pass  # said below
-    needed = {"network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes"}
     if not isinstance(found, dict) or not needed <= set(found):
-        raise LifecycleError(f"{path} is damaged, or no checkpoint of nnU-Net. Copy it again.")
+        raise LifecycleError(f"{path} is damaged, or no file of nnU-Net. Copy it again.")
     return found
 
 

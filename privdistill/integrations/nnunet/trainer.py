@@ -162,8 +162,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
                 "PRIVDISTILL_IMITATION=0 to train the baseline without one."
             )
         folder = Path(named)
-        plans, dataset = (files.read_json(folder / f"{name}.json") for name in ("plans", "dataset"))
-        found = files.load_checkpoint(folder / f"fold_{self.fold}" / "checkpoint_final.pth")
+        plans, dataset = (files.read(folder / f"{name}.json") for name in ("plans", "dataset"))
+        found = files.read(folder / f"fold_{self.fold}" / "checkpoint_final.pth")
         manager = PlansManager(plans)
         own = manager.get_configuration(found["init_args"]["configuration"])
         facts = files.common_facts(plans, own.configuration, dataset)
