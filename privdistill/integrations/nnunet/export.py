@@ -2,8 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,11 +78,9 @@ def write_student_folder(trained: Path, out: Path | None = None, *, fold: int | 
     fingerprint = plans.read(trained / "dataset_fingerprint.json")
     reduced = plans.reduced_intensities(fingerprint, origin["channels"])
     content["dataset_fingerprint.json"] = reduced
-    for name, value in content.items():
-        text = json.dumps(value, indent=4) + "\n"
-        _write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
-    for place, checkpoint in checkpoints.items():
-        _write_whole(out / place, partial(torch.save, _stand_alone(checkpoint)))
+    content |= {place: _stand_alone(checkpoint) for place, checkpoint in checkpoints.items()}
+    for place, entries in content.items():
+        _write_whole(out / place, entries)
     return out
 
 
@@ -101,12 +97,15 @@ def _checkpoints(trained: Path, fold: int | str) -> dict[str, Entries]:
     return checkpoints
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def _write_whole(path: Path, entries: Entries) -> None:
     """Write a file in full or not at all, also if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
-        write(part)
+        if path.suffix == ".json":
+            part.write_text(json.dumps(entries, indent=4) + "\n", encoding="utf-8")
+        else:
+            torch.save(entries, part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

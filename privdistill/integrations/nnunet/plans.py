@@ -77,7 +77,7 @@ def common_facts(plans: Entries, configuration: Entries, dataset: Entries) -> En
 
 def channel_names(dataset: Entries) -> list[str]:
     """List the channels of a data set in the order of its files."""
-    names = dataset.get("channel_names", dataset.get("modality", {}))
+    names = dataset["channel_names" if "channel_names" in dataset else "modality"]
     return [str(names[key]) for key in sorted(names, key=int)]
 
 

@@ -204,7 +204,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         """Take nnU-Net's own step, on the wrapper and the joint loss."""
         if self.kd is None:
             return dict(super().train_step(self._seen(batch)))
-        network, loss, terms = self.network, self.loss, {}
+        network, loss = self.network, self.loss
+        terms: dict[str, Tensor] = {}
 
         def joint(out: Any, target: Any) -> Tensor:
             reference = loss(out.student, target)
@@ -298,5 +299,5 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     whole = hashlib.sha256()
     for name, value in weights.items():
         whole.update(name.encode())
-        whole.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+        whole.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()[:16]
