@@ -94,7 +94,7 @@ class DistillationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and its scheduler if there is one."""
-        optimizer = self._optimizer(self.kd.parameters())
+        optimizer = self._optimizer([p for p in self.kd.parameters() if p.requires_grad])
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}

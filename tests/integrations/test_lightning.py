@@ -30,7 +30,7 @@ from privdistill.integrations.lightning import DistillationModule  # noqa: E402
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but"),
-    pytest.mark.filterwarnings("ignore:Found . module.* in eval mode at the start"),
+    pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode at the start"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
 ]
