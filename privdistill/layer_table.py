@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from privdistill.dry_run import locate, on_trial, place
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
+from privdistill.sides.trial import locate, on_trial, place
 from privdistill.taps.layout import find_layout
 from privdistill.taps.names import uncompiled, watched
 from privdistill.text import columns, sizes

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from privdistill.dry_run import restored
 from privdistill.exceptions import ModalityError
 from privdistill.inputs import Image, InputViews, PrivilegedInput
+from privdistill.sides.trial import restored
 
 
 def assert_no_leak(

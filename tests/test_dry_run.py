@@ -1,8 +1,8 @@
 import torch
 from torch import nn
 
-from privdistill import dry_run
-from privdistill.output import find_heads
+from privdistill.sides import trial
+from privdistill.step import find_heads
 from privdistill.taps.recorder import Recorder
 
 
@@ -16,7 +16,7 @@ def test_modes_buffers_and_random_state_are_restored():
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     state = torch.get_rng_state()
     recorder = Recorder(net, {}, role="student")
-    dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads, training=True)
+    trial.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads, training=True)
     assert [module.training for module in net] == [True, True, False, True]
     assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())
     assert torch.equal(torch.get_rng_state(), state)
@@ -25,21 +25,21 @@ def test_modes_buffers_and_random_state_are_restored():
 def test_layers_overwritten_in_place_are_marked_for_cloning():
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True))
     recorder = Recorder(net, {"a": "0", "b": "1"}, role="student")
-    dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads)
+    trial.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads)
     assert recorder.cloned == {"a"}
 
 
 def test_batch_norm_on_single_voxels_survives_a_batch_of_one():
     net = nn.Sequential(nn.Conv2d(1, 2, 4), nn.BatchNorm2d(2))
     recorder = Recorder(net, {}, role="student")
-    trial = dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads, training=True)
-    assert [head.shape for head in trial.heads] == [(2, 2, 1, 1)]
+    found = trial.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads, training=True)
+    assert [head.shape for head in found.heads] == [(2, 2, 1, 1)]
 
 
 def test_the_example_follows_the_network_in_dtype():
     net = nn.Conv2d(1, 2, 1).double()
     recorder = Recorder(net, {}, role="student")
-    (head,) = dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads).heads
+    (head,) = trial.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads).heads
     assert (head.shape, head.dtype) == ((1, 2, 4, 4), torch.float64)
 
 
@@ -55,6 +55,6 @@ def test_a_replaced_buffer_is_put_back():
 
     net = Counter()
     calls = net.calls
-    dry_run.run(net, torch.ones(1, 1, 4, 4), Recorder(net, {}, role="student"), find_heads)
+    trial.run(net, torch.ones(1, 1, 4, 4), Recorder(net, {}, role="student"), find_heads)
     assert net.calls is calls
     assert net.calls == 0

@@ -1,7 +1,7 @@
 """Layer names as the user knows them, whatever wraps the network."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from itertools import dropwhile
@@ -26,6 +26,15 @@ def uncompiled(model: nn.Module) -> nn.Module:
     """
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
+
+
+def is_compiled(parts: Iterable[nn.Module]) -> bool:
+    """Whether any of some modules runs compiled, as a wrapper of another one or in place."""
+    for part in parts:
+        own = vars(part)
+        if own.get("_compiled_call_impl") or "_orig_mod" in own["_modules"]:
+            return True
+    return False
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,7 +1,7 @@
 """Hooks that record layer outputs, and only while they are armed."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,12 +17,21 @@ class _LastTapReached(BaseException):
     """Leaves a forward pass; no `Exception`, which a network might catch for reasons of its own."""
 
 
+# What stays of a hook in a copy or a file of the network: a function of the standard library that
+# does nothing, so that the file loads without this package.
+_MARK = "a tap of privdistill"
+_DEAD = nullcontext(_MARK).__exit__
+
+
 class _Hook:
-    """A forward hook as an object, so that deepcopy and pickle carry its recorder along."""
+    """A forward hook as an object; a copy or a pickle of its network does not take it along."""
 
     def __init__(self, recorder: "Recorder", tap: str) -> None:
         self.recorder = recorder
         self.tap = tap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _DEAD.__reduce__()
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if self.recorder.armed:
@@ -37,6 +46,20 @@ class _InputHook(_Hook):
             given = dict(enumerate(args)) | kwargs
             # One tensor is what most layers are given; only more of them leave a choice.
             self.recorder.record(self.tap, args[0] if len(given) == len(args) == 1 else given)
+
+
+def _sweep(layer: nn.Module) -> None:
+    """Remove what stayed of the hooks of another wrapper, of whose network this is a copy."""
+    own = vars(layer)
+    for hooks, marks in (
+        (own["_forward_hooks"], own["_forward_hooks_with_kwargs"]),
+        (own["_forward_pre_hooks"], own["_forward_pre_hooks_with_kwargs"]),
+    ):
+        for key, hook in list(hooks.items()):
+            context = getattr(hook, "__self__", None)
+            if isinstance(context, nullcontext) and context.enter_result == _MARK:
+                del hooks[key]
+                marks.pop(key, None)
 
 
 class Recorder:
@@ -68,6 +91,7 @@ class Recorder:
         self._handles = [self._attach(known[str(p.layer)], tap) for tap, p in self.places.items()]
 
     def _attach(self, layer: nn.Module, tap: str) -> RemovableHandle:
+        _sweep(layer)
         if self.places[tap].at == "input":
             return layer.register_forward_pre_hook(_InputHook(self, tap), with_kwargs=True)
         return layer.register_forward_hook(_Hook(self, tap))
@@ -204,6 +228,10 @@ class Recorder:
         other.cloned = set(self.cloned)
         other.edits_input = self.edits_input
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Its hooks stay with the original; a copied wrapper makes a `twin`.
+        return vars(self) | {"_handles": []}
 
     def remove(self) -> None:
         """Remove every hook; safe to call twice."""

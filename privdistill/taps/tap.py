@@ -1,6 +1,6 @@
 """Which activations are captured: a layer of each network, under one name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,3 +141,43 @@ def brief(place: Layer) -> str | nn.Module | Layer | None:
         Its name, if nothing else was chosen.
     """
     return place.layer if place == Layer(place.layer) else place
+
+
+def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> dict[str, Tap]:
+    """Return the taps given, and the bottleneck where a term reads it and nobody named it.
+
+    Args:
+        taps: What the user passed.
+        read: Names of the taps that terms read.
+        teachers: Number of teachers.
+
+    Returns:
+        Taps by name.
+
+    Raises:
+        LayerNotFoundError: If a name or a tap has another form, or a tap that is read is missing.
+    """
+    table = dict(taps)
+    for name, tap in table.items():
+        if not isinstance(tap, Tap):
+            raise LayerNotFoundError(
+                f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...)."
+            )
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise LayerNotFoundError(
+                f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
+            )
+        network = as_layer(tap.teacher).network
+        if teachers and network >= teachers:
+            raise LayerNotFoundError(
+                f"Tap '{name}' reads teacher {network}, but there are {teachers}, counted from 0."
+            )
+    for name in read:
+        if name == "bottleneck":
+            table.setdefault(name, Tap())
+        elif name not in table:
+            raise LayerNotFoundError(
+                f"A term reads tap '{name}', but `taps` names {sorted(table) or 'none'}. Add "
+                f"taps={{'{name}': Tap(teacher=..., student=...)}}."
+            )
+    return table

@@ -7,27 +7,36 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, count
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import resize
-from privdistill.losses.schedules import Schedule, Weight, is_number
-from privdistill.output import Step
+from privdistill.losses.schedules import Schedule, Weight
+from privdistill.losses.targets import labelled_only
+from privdistill.step import Step
+
+# Options that say what is compared; all others are those of the function that compares it.
+_OF_THE_TERM = frozenset({"tap", "activation", "of", "criterion", "resize"})
+_PLAIN = (int, float, str, tuple, list, type(None))
 
 
 class Term(nn.Module, ABC):
     """One loss with a name. Weigh terms with `*`, add them with `+`.
 
-    A subclass stores its options, sets what it reads, and computes a scalar from a `Step`.
+    A subclass stores its options, says what it reads, and computes a scalar from a `Step`. Terms
+    that compare features or logits have less to do: see `FeatureTerm` and `ResponseTerm`.
 
     Attributes:
         name: Key in `Output.terms`; by default the class name in snake case.
         taps: Names of the taps it reads.
         needs_teacher: Whether it reads the teacher's logits.
-        needs_target: Whether it reads the target.
+        needs_target: Whether it reads the target. Of a batch in which some samples have none, it
+            then sees those that have one, as if there were no others.
+        masks_unlabelled: Whether it leaves samples without a reference out by itself, as the
+            library's own terms do; it then sees the whole batch, and `Step.labelled`.
         per_head: Whether it is computed for each head under deep supervision; terms that read
             nothing but taps, or `step.student_output`, need it once.
         equal_channels: Whether the features it compares need the same number of channels.
@@ -43,8 +52,11 @@ class Term(nn.Module, ABC):
     taps: tuple[str, ...] = ()
     needs_teacher: bool = False
     needs_target: bool = False
+    masks_unlabelled: ClassVar[bool] = False
     per_head: ClassVar[bool] = True
     equal_channels: ClassVar[bool] = True
+    # Options that `extra_repr` shows also where they are the default.
+    _shown: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,11 +105,28 @@ class Term(nn.Module, ABC):
     __rmul__ = __mul__
 
     def __add__(self, other: "Term | Objective") -> "Objective":
-        return Objective([(1.0, self)]) + other
+        return 1.0 * self + other
 
     def __radd__(self, other: Any) -> "Objective":
         # sum() begins with 0.
-        return Objective([(1.0, self)]) if other == 0 else as_objective(other) + self
+        return 1.0 * self if other == 0 else as_objective(other) + self
+
+    def _options(self) -> dict[str, Any]:
+        """The options of the term's function, by name, where the term is a data class."""
+        declared = getattr(self, "__dataclass_fields__", {})
+        return {name: getattr(self, name) for name in declared if name not in _OF_THE_TERM}
+
+    def extra_repr(self) -> str:
+        """Show the options that differ from their defaults, as they would be typed."""
+        options = {n: p.default for n, p in inspect.signature(type(self)).parameters.items()}
+        own = vars(self)
+        return ", ".join(
+            f"{name}={own[name]!r}"
+            for name, usual in options.items()
+            # Networks and tensors that were passed are no options to be typed.
+            if name in own and isinstance(own[name], _PLAIN)
+            if name in self._shown or own[name] != usual
+        )
 
     def __repr__(self) -> str:
         call = f"{type(self).__name__}({self.extra_repr()})"
@@ -140,16 +169,28 @@ class Objective(nn.Module):
         self.terms = nn.ModuleList(terms)
         #: Weight and term by name; duplicates are numbered from 2.
         self.named_terms = dict(zip(_free_names(terms), pairs, strict=True))
-        #: Names of all taps the terms read, without repetition.
-        self.taps = tuple(dict.fromkeys(tap for term in terms for tap in term.taps))
+        computed = [term for weight, term in pairs if weight.factor]
+        #: Names of all taps that are read, without repetition; a term that weighs 0 reads nothing.
+        self.taps = tuple(dict.fromkeys(tap for term in computed for tap in term.taps))
         #: Whether any term reads the teacher's logits, and whether any reads the target.
-        self.needs_teacher_logits = any(term.needs_teacher for term in terms)
-        self.needs_target = any(term.needs_target for term in terms)
-        self._teaches_without_target = not all(term.needs_target for term in terms)
+        self.needs_teacher_logits = any(term.needs_teacher for term in computed)
+        self.needs_target = any(term.needs_target for term in computed)
+        self._teaches_without_target = not all(term.needs_target for term in computed)
         self.decay = balanced
         # Zero says that a term has not been seen yet.
         unseen = None if balanced is None else torch.zeros(len(weighted))
         self.register_buffer("magnitudes", unseen)
+
+    def build(self, step: Step) -> None:
+        """Make the networks of all terms that weigh anything, on the student's device.
+
+        Args:
+            step: Logits, features and view of the example.
+        """
+        # A term under two names is one module.
+        for term in dict.fromkeys(term for weight, term in self._pairs() if weight.factor):
+            term.build(step)
+            term.to(step.student.device)
 
     def balanced(self, decay: float = 0.99) -> "Objective":
         """Divide each term by the running mean of its own size, so that weights are shares.
@@ -189,41 +230,52 @@ class Objective(nn.Module):
                 weighted mean over them.
 
         Returns:
-            The weighted sum, and the terms by name, unweighted and detached. Without a target,
-            terms that need one are left out of both, if there are others.
+            The weighted sum, and the terms by name, unweighted and detached. Left out of both are
+            terms that weigh 0, and without a target those that need one, if there are others.
 
         Raises:
-            ObjectiveError: If a term returns anything but a scalar tensor.
+            ObjectiveError: If a term returns anything but a scalar tensor, or reads what it does
+                not declare.
         """
         index = torch.as_tensor(step.index)
-        total, values = 0.0 * index, {}
+        # The empty sum keeps the graph of an objective in which no term counts.
+        total, values = 0.0 * index + step.student[:0].sum(), {}
         for position, (name, (weight, term)) in enumerate(self.named_terms.items()):
-            if step.target is None and term.needs_target and self._teaches_without_target:
+            missing = step.target is None and term.needs_target and self._teaches_without_target
+            if missing or not weight.factor:
                 continue
-            value = _value(term, step, heads)
-            total = total + weight.at(index) * self._sized(position, value)
+            if heads and term.per_head:
+                value = sum(share * _scalar(term, _at(head, step, term)) for share, head in heads)
+            else:
+                value = _scalar(term, step)
             values[name] = value.detach()
+            if self.magnitudes is not None:
+                value = self._sized(position, value, advance=step.advance)
+            total = total + (weight.at(index) if weight.schedules else weight.factor) * value
         return total, values
 
-    def _sized(self, position: int, value: Tensor) -> Tensor:
-        """A term's value, or what it is of its usual size."""
-        if self.decay is None or self.magnitudes is None:
-            return value
-        size, now = self.magnitudes[position], value.detach().abs()
+    def _sized(self, position: int, value: Tensor, *, advance: bool) -> Tensor:
+        """What a value is of its usual size."""
+        magnitudes: Any = self.magnitudes
+        size, now = magnitudes[position], value.detach().abs()
         if self.training and torch.is_grad_enabled():
+            # A micro-batch counts only where no step was taken before.
+            decay: Any = self.decay if advance else 1.0
             # A term that is zero in a step, for instance without labels, says nothing of its size.
-            mean = torch.where(size > 0, self.decay * size + (1 - self.decay) * now, now)
+            mean = torch.where(size > 0, decay * size + (1 - decay) * now, now)
             size.copy_(torch.where((now > 0) & now.isfinite(), mean, size))
         # The next step writes into the buffer, perhaps before this one's backward pass.
-        seen = self.magnitudes[position].clone()
+        seen = magnitudes[position].clone()
         return value / torch.where(seen > 0, seen, torch.ones_like(seen)).to(value.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = self.magnitudes
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if kept is not None and self.magnitudes is not None:
-            # A running mean stalls in half precision.
-            self.magnitudes = kept.to(self.magnitudes.device)
+            device = self.magnitudes.device
+            # A running mean stalls in half precision; one that comes from meta has no values yet.
+            unseen = kept.is_meta and device.type != "meta"
+            self.magnitudes = torch.zeros(kept.shape, device=device) if unseen else kept.to(device)
         return self
 
     def __mul__(self, factor: float | Schedule) -> "Objective":
@@ -275,113 +327,36 @@ def as_objective(objective: Any) -> Objective:
     )
 
 
-def check_positive(owner: str, option: str, value: float) -> float:
-    """Return an option that must be a positive finite number.
-
-    Args:
-        owner: Class name, for the message.
-        option: Option name, for the message.
-        value: What was passed.
-
-    Returns:
-        The value.
-
-    Raises:
-        ObjectiveError: If it is not positive and finite.
-    """
-    if not (is_number(value) and 0 < value < float("inf")):
-        raise ObjectiveError(f"{owner}: `{option}` must be positive and finite; got {value!r}.")
-    return value
-
-
-def check_weight(owner: str, option: str, value: float) -> float:
-    """Return a published weight, which may be zero but not negative.
-
-    Args:
-        owner: Function name, for the message.
-        option: Option name, for the message.
-        value: What was passed.
-
-    Returns:
-        The value.
-
-    Raises:
-        ObjectiveError: If it is negative or not finite.
-    """
-    if not (is_number(value) and 0 <= value < float("inf")):
-        raise ObjectiveError(f"{owner}: `{option}` must be finite and >= 0; got {value!r}.")
-    return value
-
-
-def check_resize(owner: str, value: Literal["logits"] | None) -> Literal["logits"] | None:
-    """Return the option `resize` of a term with a target.
-
-    Args:
-        owner: Class name, for the message.
-        value: What was passed.
-
-    Returns:
-        The value.
-
-    Raises:
-        ObjectiveError: If it is neither None nor "logits".
-    """
-    if value is not None:
-        check_choice(owner, "resize", value, ("logits",))
-    return value
-
-
-def check_share(owner: str, option: str, value: float) -> None:
-    """Check an option that must lie in [0, 1].
-
-    Args:
-        owner: Function name, for the message.
-        option: Option name, for the message.
-        value: What was passed.
-
-    Raises:
-        ObjectiveError: If it does not.
-    """
-    if not (is_number(value) and 0 <= value <= 1):
-        raise ObjectiveError(f"{owner}: `{option}` must be in [0, 1]; got {value!r}.")
-
-
-def check_choice(owner: str, option: str, value: str, choices: Sequence[str]) -> None:
-    """Check an option that must be one of a few words.
-
-    Args:
-        owner: Class name, for the message.
-        option: Option name, for the message.
-        value: What was passed.
-        choices: What is allowed.
-
-    Raises:
-        ObjectiveError: If the value is not among the choices.
-    """
-    if value not in choices:
-        raise ObjectiveError(f"{owner}: `{option}` must be one of {choices}; got {value!r}.")
-
-
-def _value(term: Term, step: Step, heads: Sequence[tuple[float, Step]]) -> Tensor:
-    if not heads or not term.per_head:
-        return _scalar(term, step)
-    value = step.student.new_zeros((), dtype=torch.float32)
-    for weight, head in heads:
-        # References are never resized, so a coarse head meets them at full resolution.
-        own = _enlarged(head, step) if term.needs_target else head
-        value = value + weight * _scalar(term, own)
-    return value
-
-
-def _enlarged(head: Step, step: Step) -> Step:
-    if head.student.shape == step.student.shape:
+def _at(head: Step, step: Step, term: Term) -> Step:
+    """A head's step; references are never resized, so a coarse head meets them at full size."""
+    if not term.needs_target or head.student.shape == step.student.shape:
         return head
     student = resize(head.student, step.student.shape[2:])
     return replace(head, student=student, teacher=step.teacher, members=step.members)
 
 
 def _scalar(term: Term, step: Step) -> Tensor:
-    value = term(step)
+    if step.target is None and term.needs_target:
+        raise ObjectiveError(
+            f"{term.name}: the step has no target. Call the wrapper as kd(image, target)."
+        )
+    if step.labelled is not None and not term.masks_unlabelled:
+        if not term.needs_target:
+            step = replace(step, target=None)
+        elif not step.labelled.any():
+            return _nothing(term, step)
+        else:
+            step = labelled_only(step, term.name)
+    try:
+        value = term(step)
+    except (AttributeError, KeyError, TypeError) as error:
+        advice = _undeclared(term, step, error)
+        if not advice:
+            raise
+        raise ObjectiveError(
+            f"{term!r} failed with {type(error).__name__}: {error}. A step holds what its terms "
+            f"declare: {' or '.join(advice)}, as attributes of the class."
+        ) from error
     if not isinstance(value, Tensor) or value.ndim:
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ObjectiveError(
@@ -389,6 +364,26 @@ def _scalar(term: Term, step: Step) -> Tensor:
             "instance with .mean()."
         )
     return value
+
+
+def _nothing(term: Term, step: Step) -> Tensor:
+    """Zero, as the empty sum of all that the term would have read: none of it loses its graph."""
+    read = [step.student, *(step.taps[tap].student for tap in term.taps), *term.parameters()]
+    return torch.stack([values.flatten()[:0].sum() for values in read]).sum()
+
+
+def _undeclared(term: Term, step: Step, error: Exception) -> list[str]:
+    """What to declare, if a term seems to have read what it does not declare."""
+    if isinstance(error, KeyError):
+        tap = error.args[0] if error.args else None
+        absent = isinstance(tap, str) and tap not in step.taps and tap not in term.taps
+        return [f"if it reads this tap, taps = ({tap!r},)"] * absent
+    advice = []
+    if "NoneType" in str(error) and step.teacher is None and not term.needs_teacher:
+        advice.append("if it reads step.teacher, needs_teacher = True")
+    if "NoneType" in str(error) and step.target is None and not term.needs_target:
+        advice.append("if it reads step.target, needs_target = True")
+    return advice
 
 
 def _free_names(terms: Sequence[Term]) -> list[str]:
@@ -402,21 +397,3 @@ def _free_names(terms: Sequence[Term]) -> list[str]:
 def _snake_case(name: str) -> str:
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
     return re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", words).lower()
-
-
-def changed_options(term: Term, *always: str) -> str:
-    """Return a term's options that differ from their defaults, as they would be typed.
-
-    Args:
-        term: A term that keeps each option as an attribute of its name.
-        always: Options to be shown in any case.
-
-    Returns:
-        For `extra_repr`.
-    """
-    return ", ".join(
-        f"{name}={getattr(term, name)!r}"
-        for name, option in inspect.signature(type(term)).parameters.items()
-        # A network that was passed is no plain attribute, and no option to be typed.
-        if name in always or vars(term).get(name, option.default) != option.default
-    )

@@ -3,7 +3,7 @@ import torch
 
 from privdistill import GroundTruth, LatentKL, Objective, ObjectiveError, SoftTargetDiceBCE, Term
 from privdistill.losses import as_objective
-from privdistill.output import Step, TapPair
+from privdistill.step import Step, TapPair
 
 
 class Constant(Term):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from privdistill import ShapeMismatchError
-from privdistill.taps.adapters import Resample, build_adapter, check_equal, short
+from privdistill.taps.pairing import Resample, build_adapter, check_equal, short
 
 
 def test_equal_shapes_need_nothing():

@@ -3,7 +3,7 @@
 Networks leave a dry run as they entered it: modes, buffers and random state are restored.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
-from privdistill.taps.location import Location, locate_bottleneck
+from privdistill.step import find_heads
+from privdistill.taps.location import Location, Select, locate_bottleneck, settle_heads
 from privdistill.taps.names import find_layer, uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
-
-Select = Callable[[Any, int], list[Tensor]]
 
 
 class Trial(NamedTuple):
@@ -37,7 +36,11 @@ class Trial(NamedTuple):
 
 
 def find_places(
-    model: nn.Module, taps: Mapping[str, Layer], image: Tensor | None, role: str
+    model: nn.Module,
+    taps: Mapping[str, Layer],
+    image: Tensor | None,
+    role: str,
+    select: Select = find_heads,
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """Resolve each tap's layer to its name; locate the bottleneck where none is named.
 
@@ -46,6 +49,7 @@ def find_places(
         taps: Layer by tap name.
         image: The network's view of the example, or None without one.
         role: "student" or "teacher".
+        select: Finds the logits in what the network returns.
 
     Returns:
         Layer by tap name, and for located ones a sentence on how it was decided.
@@ -65,7 +69,7 @@ def find_places(
                 "bottleneck cannot be located. Pass example=torch.zeros(1, C, *spatial) to the "
                 "wrapper, or name the layers."
             )
-        found = locate(model, image, role)
+        found = locate(model, image, role, select)
         chosen = found.select if place.select is None else place.select
         places[tap] = replace(place, layer=found.name, select=chosen)
         others = ", ".join(found.candidates[-4:]) or "none"
@@ -73,13 +77,14 @@ def find_places(
     return places, notes
 
 
-def locate(model: nn.Module, image: Tensor, role: str) -> Location:
+def locate(model: nn.Module, image: Tensor, role: str, select: Select = find_heads) -> Location:
     """Locate the bottleneck and leave the network as it was.
 
     Args:
         model: The network.
         image: Its view of the example.
         role: What messages call the network.
+        select: Finds the logits in what the network returns.
 
     Returns:
         The layer and how it was decided.
@@ -89,7 +94,28 @@ def locate(model: nn.Module, image: Tensor, role: str) -> Location:
     """
     with on_trial(model, image, role):
         model.eval()
-        return locate_bottleneck(uncompiled(model), place(image, model), role=role)
+        return locate_bottleneck(uncompiled(model), place(image, model), select, role=role)
+
+
+def settle(model: nn.Module, image: Tensor, role: str, *, training: bool, asked: bool) -> Select:
+    """Find out which of several outputs of one size are heads, and leave the network as it was.
+
+    Args:
+        model: The network.
+        image: Its view of the example.
+        role: What messages call the network.
+        training: Whether it is trained, so that train mode counts.
+        asked: Whether the user gave a weight to each head.
+
+    Returns:
+        Function from the network's output and the number of spatial axes to its heads.
+
+    Raises:
+        ShapeMismatchError: If nothing tells which is the main one.
+    """
+    with on_trial(model, image, role):
+        inner, view = uncompiled(model), place(image, model)
+        return settle_heads(inner, view, training=training, asked=asked, role=role)
 
 
 def run(

@@ -1,6 +1,6 @@
 """What passes through a step: terms read a `Step`, the user gets an `Output`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import prod
@@ -42,6 +42,7 @@ class Step:
         activation: "softmax" (exclusive classes) or "sigmoid" (overlapping regions); a term's own
             option wins.
         index: Number of training steps taken before this one, a scalar on the device.
+        advance: Whether the optimizer takes a step after this one; not after a micro-batch.
         validate: Whether values (not only shapes) are checked in this step; such checks make a
             GPU wait.
         student_output: What the student returned, before its logits were found in it: a mapping,
@@ -59,6 +60,7 @@ class Step:
     taps: dict[str, TapPair] = field(default_factory=dict)
     activation: str = "softmax"
     index: Tensor | int = 0
+    advance: bool = True
     validate: bool = True
     student_output: Any = None
 
@@ -82,19 +84,23 @@ class Output(NamedTuple):
     taps: dict[str, TapPair]
 
 
-def find_heads(output: Any, axes: int) -> list[Tensor]:
+def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> list[Tensor]:
     """Find the logits in what a network returned: one tensor, or several under deep supervision.
 
     A tensor is taken as it is; one with an axis more holds stacked heads. Of a mapping the entries
     "out" or "logits" and those that begin with "aux" are taken; of an object the attribute
-    `logits`; of a tuple or list the first entry and all others that have as many channels.
+    `logits`; of a tuple or list the first entry and those with as many channels that are coarser
+    by a whole factor. Further ones as fine as the finest are heads in a list, never in a tuple,
+    where a reconstruction may stand beside the logits.
 
     Args:
         output: What the forward pass returned.
         axes: Number of spatial axes.
+        equals: Which of the equally fine tensors in a list are heads, the main one first, as
+            `settle_heads` found out; by default all, in the network's order.
 
     Returns:
-        Logits `(B, C, *spatial)`, finest first; among equals, in the network's order.
+        Logits `(B, C, *spatial)`, finest first.
 
     Raises:
         ShapeMismatchError: If no logits with this number of axes can be found.
@@ -118,15 +124,28 @@ def find_heads(output: Any, axes: int) -> list[Tensor]:
             "object with .logits, or a tuple or list that begins with them. Otherwise pass "
             "`select_logits=` to the wrapper, a function from the output to the logits."
         )
-    heads = find_heads(first, axes)
-    alike = heads[0].shape[:2]
+    leading = find_heads(first, axes, equals)
+    alike = leading[0].shape[:2]
     nested = [inner if isinstance(inner, tuple | list) else [inner] for inner in others]
-    heads += [
+    further = [
         other
         for other in chain.from_iterable(nested)
         if isinstance(other, Tensor) and other.ndim == axes + 2 and other.shape[:2] == alike
     ]
-    return sorted(heads, key=lambda head: -prod(head.shape[2:]))
+    heads = [*leading, *further]
+    finest = max(heads, key=lambda head: prod(head.shape[2:])).shape
+    fine = [head for head in heads if head.shape == finest]
+    if isinstance(output, list) and equals is not None and len(fine) > max(equals):
+        fine = [fine[index] for index in equals]
+    if not isinstance(output, Mapping | list):
+        fine = fine[: max(1, sum(head.shape == finest for head in leading))]
+    coarse = [head for head in heads if _divides(head.shape[2:], finest[2:])]
+    return [*fine, *sorted(coarse, key=lambda head: -prod(head.shape[2:]))]
+
+
+def _divides(size: Sequence[int], whole: Sequence[int]) -> bool:
+    factors = [divmod(large, small) for large, small in zip(whole, size, strict=True)]
+    return all(not rest for _, rest in factors) and any(factor > 1 for factor, _ in factors)
 
 
 def _entries(output: Any) -> list[Any]:
@@ -136,3 +155,41 @@ def _entries(output: Any) -> list[Any]:
     if isinstance(output, tuple | list) and not hasattr(output, "logits"):
         return list(output)
     return [getattr(output, "logits", None)]
+
+
+def chosen_heads(
+    select: Callable[[Any], Tensor | Sequence[Tensor]], output: Any, _axes: int
+) -> list[Tensor]:
+    """Return the logits that the user's own function finds, in the form of `find_heads`.
+
+    Args:
+        select: Function from the output to the logits, or to a list of them, finest first.
+        output: What the forward pass returned.
+
+    Returns:
+        Logits `(B, C, *spatial)`, as given.
+
+    Raises:
+        ShapeMismatchError: If it gives something else.
+    """
+    chosen = select(output)
+    heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
+    if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
+        raise ShapeMismatchError(
+            f"`select_logits` gave {str(getattr(chosen, 'shape', chosen))[:80]}; expected "
+            "logits (B, C, *spatial), or a list of them, finest first."
+        )
+    return heads
+
+
+def undecided(output: Any, axes: int) -> bool:
+    """Say whether an output is a list with several tensors that may be the main head.
+
+    Args:
+        output: What the forward pass returned.
+        axes: Number of spatial axes.
+
+    Returns:
+        Whether `settle_heads` has to look at the network itself.
+    """
+    return len(find_heads(output, axes)) > len(find_heads(output, axes, equals=(0,)))

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from privdistill.teachers import FrozenTeacher
+from privdistill.sides.frozen import Frozen
 
 
 def make() -> nn.Sequential:
@@ -15,14 +15,14 @@ def make() -> nn.Sequential:
 
 def test_frozen_in_eval_mode():
     net = make()
-    FrozenTeacher(net)
+    Frozen(net)
     assert not any(module.training for module in net.modules())
     assert not any(p.requires_grad for p in net.parameters())
 
 
 def test_release_restores_every_flag():
     net = make()
-    FrozenTeacher(net).release()
+    Frozen(net).release()
     assert net.training
     assert not net[1].training
     assert [p.requires_grad for p in net[0].parameters()] == [True, False]
@@ -31,7 +31,7 @@ def test_release_restores_every_flag():
 
 def test_the_last_holder_restores():
     net = make()
-    first, second = FrozenTeacher(net), FrozenTeacher(net)
+    first, second = Frozen(net), Frozen(net)
     first.release()
     first.release()
     assert not net.training
@@ -41,7 +41,7 @@ def test_the_last_holder_restores():
 
 def test_a_call_of_train_from_elsewhere_is_undone_before_the_next_forward():
     net = make()
-    teacher = FrozenTeacher(net)
+    teacher = Frozen(net)
     net.train()
     before = net[1].running_mean.clone()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_a_call_of_train_from_elsewhere_is_undone_before_the_next_forward():
 
 def test_a_part_put_into_train_mode_is_put_back():
     net = make()
-    teacher = FrozenTeacher(net)
+    teacher = Frozen(net)
     net[1].train()
     with torch.no_grad():
         teacher(torch.randn(4, 1, 3, 3))
@@ -60,9 +60,9 @@ def test_a_part_put_into_train_mode_is_put_back():
 
 def test_a_copied_teacher_is_held_by_nobody():
     net = make()
-    held = FrozenTeacher(net)
+    held = Frozen(net)
     twin = copy.deepcopy(net)
-    FrozenTeacher(twin).release()
+    Frozen(twin).release()
     held.release()
     assert net.training
     assert "_privdistill_claim" not in twin.__dict__
@@ -70,7 +70,7 @@ def test_a_copied_teacher_is_held_by_nobody():
 
 def test_compiled_or_not_a_teacher_has_one_claim():
     net = make()
-    first, second = FrozenTeacher(torch.compile(net, backend="eager")), FrozenTeacher(net)
+    first, second = Frozen(torch.compile(net, backend="eager")), Frozen(net)
     first.release()
     assert not any(p.requires_grad for p in net.parameters())
     second.release()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from privdistill import GroundTruth, ObjectiveError, ShapeMismatchError, SoftTargetDiceBCE
-from privdistill.output import Step
+from privdistill.step import Step
 
 
 def reference(p, dice_target, bce_target):
@@ -276,7 +276,7 @@ def test_class_weights_without_meaning_are_refused(weights):
 def test_class_weights_of_any_kind_are_kept_as_numbers(weights):
     term = GroundTruth(class_weights=weights)
     assert repr(term) == "GroundTruth(class_weights=(1.0, 2.0, 0.5))"
-    assert term.dice_bce == GroundTruth(class_weights=(1, 2, 0.5)).dice_bce
+    assert term.class_weights == (1.0, 2.0, 0.5)
 
 
 def test_as_many_class_weights_as_channels_that_count():
@@ -335,7 +335,7 @@ def test_options_that_were_chosen_are_shown():
         "binarisation='soft')"
     )
     assert repr(GroundTruth(ignore_index=255, resize="logits", class_weights=(1, 2))) == (
-        "GroundTruth(ignore_index=255, resize='logits', class_weights=(1.0, 2.0))"
+        "GroundTruth(class_weights=(1.0, 2.0), ignore_index=255, resize='logits')"
     )
 
 

@@ -1,11 +1,13 @@
 """Give student features the shape of teacher features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from privdistill.exceptions import ShapeMismatchError
+from privdistill.exceptions import ObjectiveError, ShapeMismatchError
+from privdistill.step import TapPair
+from privdistill.taps.tap import Tap
 
 Shape = Sequence[int]
 
@@ -143,3 +145,77 @@ def short(adapter: nn.Module) -> str:
         name = type(adapter).__name__
         return f"nn.{name}({adapter.in_channels}, {adapter.out_channels}, kernel_size={size})"
     return type(adapter).__name__
+
+
+class Pairing:
+    """Bring the features of both networks together, tap by tap.
+
+    Args:
+        taps: Layer pairs by name.
+        adapters: Where adapters are kept, so that an optimizer finds them.
+        channels: Of taps whose features terms compare, whether channel by channel.
+    """
+
+    def __init__(
+        self, taps: Mapping[str, Tap], adapters: nn.ModuleDict, channels: Mapping[str, bool]
+    ) -> None:
+        self._taps = taps
+        self._adapters = adapters
+        self._channels = channels
+
+    def fit(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
+        """Add the adapters that features need to be compared.
+
+        Args:
+            student: Features of the example by tap name, none without an example.
+            teacher: Those of the teacher.
+
+        Raises:
+            ObjectiveError: If an adapter is to be built without an example.
+            ShapeMismatchError: If none can be built.
+        """
+        # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
+        for tap, channels in self._channels.items():
+            adapter = self._taps[tap].adapter
+            if adapter == "auto" and tap not in teacher:
+                raise ObjectiveError(
+                    f"Tap '{tap}': whether an adapter is needed cannot be told without an "
+                    "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or "
+                    "Tap(..., adapter=None) where both layers have the same shape."
+                )
+            if adapter == "auto":
+                shapes = student[tap].shape, teacher[tap].shape
+                adapter = build_adapter(tap, *shapes, channels=channels)
+            # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
+            if adapter is not None and not isinstance(adapter, nn.Identity):
+                self._adapters[tap] = adapter
+                if tap in student:
+                    adapter.to(student[tap].device, student[tap].dtype)
+
+    def __call__(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
+    ) -> dict[str, TapPair]:
+        """Adapt the student's features and pair them with the teacher's.
+
+        Args:
+            student: Features by tap name.
+            teacher: Those of the teacher.
+
+        Returns:
+            Pairs by tap name.
+
+        Raises:
+            ShapeMismatchError: If features that terms compare differ in shape.
+        """
+        pairs = {}
+        for tap, wanted in teacher.items():
+            features = student[tap]
+            adapter = self._adapters[tap] if tap in self._adapters else None  # noqa: SIM401
+            if adapter is not None:
+                features = adapter(features)
+            if tap in self._channels and features.shape != wanted.shape:
+                channels = self._channels[tap]
+                check_equal(tap, features.shape, wanted.shape, adapter, channels=channels)
+            # A teacher that learns does so from terms that ask for it, never from a distance.
+            pairs[tap] = TapPair(features, wanted.detach())
+        return pairs

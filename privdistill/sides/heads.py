@@ -7,8 +7,8 @@ from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation, mix_logits, resize
-from privdistill.losses.schedules import is_number
-from privdistill.output import Step
+from privdistill.losses.options import is_number
+from privdistill.step import Step
 
 
 def head_weights(given: Sequence[float] | None, count: int) -> list[float]:

@@ -18,7 +18,7 @@ def _call(function: Callable[..., Result], *arguments: object) -> Result:
 _disabled = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]
 
 
-def uncompiled(function: Callable[..., Result], *arguments: object) -> Result:
+def eagerly(function: Callable[..., Result], *arguments: object) -> Result:
     """Call a function as Python runs it, where the caller is compiled too.
 
     Args:
