@@ -3,7 +3,7 @@
 Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
-from privdistill.cache import TeacherCache, precompute
+from privdistill.cache import CacheStore, TeacherCache, precompute
 from privdistill.exceptions import (
     CacheError,
     CacheWarning,
@@ -22,8 +22,10 @@ from privdistill.losses import (
     CenteredKernelAlignment,
     ChannelWise,
     ContrastiveProjection,
+    Critic,
     FeatureCosine,
     FeatureL2,
+    FeatureTerm,
     Gram,
     GroundTruth,
     HintonKL,
@@ -37,9 +39,11 @@ from privdistill.losses import (
     PrototypeSimilarity,
     Ramp,
     ReliableSoftTargetCE,
+    ResponseTerm,
     SoftTargetDiceBCE,
     Term,
     VariationalInformation,
+    critic_loss,
     generalized,
     hinton,
     kdnet,
@@ -49,22 +53,25 @@ from privdistill.losses import (
     warm_up,
     xie,
 )
-from privdistill.output import Output, Step, TapPair
+from privdistill.sides.teachers import Ensemble, JointTeacher, MovingAverage
+from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
-from privdistill.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.wrapper import DistillationWrapper
 
 __all__ = [
     "AttentionTransfer",
     "CacheError",
+    "CacheStore",
     "CacheWarning",
     "CenteredKernelAlignment",
     "ChannelWise",
     "ContrastiveProjection",
+    "Critic",
     "DistillationWrapper",
     "Ensemble",
     "FeatureCosine",
     "FeatureL2",
+    "FeatureTerm",
     "Gram",
     "GroundTruth",
     "HintonKL",
@@ -88,6 +95,7 @@ __all__ = [
     "PrototypeSimilarity",
     "Ramp",
     "ReliableSoftTargetCE",
+    "ResponseTerm",
     "ShapeMismatchError",
     "SoftTargetDiceBCE",
     "Step",
@@ -97,6 +105,7 @@ __all__ = [
     "Term",
     "VariationalInformation",
     "assert_no_leak",
+    "critic_loss",
     "describe",
     "generalized",
     "hinton",

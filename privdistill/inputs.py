@@ -28,9 +28,7 @@ class SameInput:
         """Return the image as it came."""
         return _as_tensor(image)
 
-    def for_student(self, image: Image) -> Tensor:
-        """Return the image as it came."""
-        return _as_tensor(image)
+    for_student = for_teacher
 
     def __repr__(self) -> str:
         return "both networks see the whole input"
@@ -86,15 +84,12 @@ class PrivilegedInput:
         fill: float = 0.0,
     ) -> None:
         self.modalities = _names("modalities", modalities)
-        self.channels = _channel_counts(self.modalities, modalities)
+        self.channels = _channel_counts(modalities)
         self.student = _names("student", student, self.modalities)
-        everything = self.modalities if teacher is None else teacher
-        self.teacher = _names("teacher", everything, self.modalities)
+        seen = self.modalities if teacher is None else teacher
+        self.teacher = _names("teacher", seen, self.modalities)
         if not 0 <= dropout < 1:
-            raise ModalityError(
-                f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}. At 1 nothing is "
-                "left to learn from."
-            )
+            raise ModalityError(f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}.")
         self.dropout = dropout
         self.fill = fill
 
@@ -134,10 +129,8 @@ class PrivilegedInput:
         """
         own = self._count(self.student)
         alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == own
-        if alone and own != self._count(self.modalities):
-            view = _as_tensor(image)
-        else:
-            view = self._view(image, self.student)
+        full = not alone or own == self._count(self.modalities)
+        view = self._view(image, self.student) if full else _as_tensor(image)
         return self._fill(view, self.student, present)
 
     def for_training(self, image: Image, present: Tensor | None = None) -> Tensor:
@@ -197,8 +190,13 @@ class PrivilegedInput:
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
             return self._stack(image, names)
-        image = _as_tensor(image)
-        self._check_channels(image)
+        image, count = _as_tensor(image), self._count(self.modalities)
+        if image.ndim < 3 or image.shape[1] != count:
+            raise ModalityError(
+                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {count}, "
+                f"*spatial) for the channels of `modalities`, {self.channels}. Pass the names in "
+                "the order in which the reader stacks them."
+            )
         if names == self.modalities:
             return image
         first = self.modalities.index(names[0])
@@ -207,7 +205,7 @@ class PrivilegedInput:
             # A copy, since the other network must not see what this one does to its input.
             return image.narrow(1, begin, self._count(names)).clone()
         groups = torch.split(image, list(self.channels.values()), dim=1)
-        parts = dict(zip(self.modalities, groups, strict=True))
+        parts = dict(zip(self.channels, groups, strict=True))
         return torch.cat([parts[name] for name in names], dim=1)
 
     def _stack(self, image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
@@ -227,24 +225,13 @@ class PrivilegedInput:
             )
         return torch.cat([parts[name] for name in names], dim=1)
 
-    def _check_channels(self, image: Tensor) -> None:
-        count = self._count(self.modalities)
-        if image.ndim < 3 or image.shape[1] != count:
-            raise ModalityError(
-                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {count}, "
-                f"*spatial) for the channels of `modalities`, {self.channels}. Pass the names in "
-                "the order in which the reader stacks them."
-            )
-
     def __repr__(self) -> str:
-        views = f"teacher {self._listed(self.teacher)} | student {self._listed(self.student)}"
-        return views + f", each hidden with probability {self.dropout}" * bool(self.dropout)
-
-    def _listed(self, names: tuple[str, ...]) -> str:
-        counts = self.channels
-        return ", ".join(
-            name if counts[name] == 1 else f"{name} ({counts[name]} channels)" for name in names
+        listed = {n: n if c == 1 else f"{n} ({c} channels)" for n, c in self.channels.items()}
+        teacher, student = (
+            ", ".join(listed[name] for name in names) for names in (self.teacher, self.student)
         )
+        hidden = f", each hidden with probability {self.dropout}" if self.dropout else ""
+        return f"teacher {teacher} | student {student}{hidden}"
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -271,34 +258,25 @@ def _as_tensor(image: Image) -> Tensor:
     )
 
 
-def _names(
-    argument: str, names: Sequence[str] | Mapping[str, int], known: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
+def _names(argument: str, names: Iterable[str], known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Check an option that holds names."""
     found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else ()
-    if not found or not all(isinstance(name, str) for name in found):
+    unknown = [name for name in found if not isinstance(name, str) or name not in (known or found)]
+    if not found or unknown or len(set(found)) != len(found):
+        of_these = f" of `modalities`, {known}" if known else ""
         raise ModalityError(
-            f"PrivilegedInput: `{argument}` is {names!r}; pass a tuple of names, such as "
-            "('t1', 't1ce')."
-        )
-    if len(set(found)) != len(found):
-        raise ModalityError(f"PrivilegedInput: `{argument}` repeats a name: {found}.")
-    unknown = [name for name in found if known is not None and name not in known]
-    if unknown:
-        raise ModalityError(
-            f"PrivilegedInput: `{argument}` names {unknown}, which `modalities` {known} does not "
-            "hold. Use names from `modalities`."
+            f"PrivilegedInput: `{argument}` is {names!r}; expected a tuple of names{of_these}, "
+            "each of them once, such as ('t1', 't1ce')."
         )
     return found
 
 
-def _channel_counts(
-    names: tuple[str, ...], modalities: Sequence[str] | Mapping[str, int]
-) -> dict[str, int]:
-    counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names, 1)
-    wrong = {name: count for name, count in counts.items() if type(count) is not int or count < 1}
-    if wrong:
+def _channel_counts(modalities: Iterable[str]) -> dict[str, int]:
+    """Channels of each modality."""
+    counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(modalities, 1)
+    if any(type(count) is not int or count < 1 for count in counts.values()):
         raise ModalityError(
-            f"PrivilegedInput: `modalities` gives the channel counts {wrong}; each must be a whole "
-            "number of at least 1."
+            f"PrivilegedInput: `modalities` gives the channel counts {counts}; each must be a "
+            "whole number of at least 1."
         )
     return counts

@@ -155,7 +155,7 @@ def test_one_family_teaches_another(teacher, student):
 
 
 def short_name(kd):
-    from privdistill.taps.adapters import short
+    from privdistill.taps.pairing import short
 
     return short(kd.adapters["bottleneck"]) if "bottleneck" in kd.adapters else "none"
 

@@ -19,9 +19,9 @@ from privdistill import (
     SoftTargetDiceBCE,
     Tap,
 )
-from privdistill.taps.adapters import build_adapter, check_equal
 from privdistill.taps.layout import as_map, find_layout
 from privdistill.taps.names import find_layer
+from privdistill.taps.pairing import build_adapter, check_equal
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 names = st.text(min_size=1, max_size=4)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from privdistill.cache.teacher_cache import Statistics, TeacherCache, check_keys, mirror
+from privdistill.cache.teacher_cache import Statistics, TeacherCache, check_keys
 from privdistill.exceptions import CacheError
 from privdistill.inputs import Image
 
@@ -65,40 +65,29 @@ def precompute(
         raise CacheError(
             "precompute: the wrapper has no cache. Build it with cache=TeacherCache(folder)."
         )
-    total = len(batches) if isinstance(batches, Sized) else None
+    total = f" of {len(batches)}" if isinstance(batches, Sized) else ""
     started = time.monotonic()
-    for number, (image, keys) in enumerate(batches, start=1):
+    for done, (image, keys) in enumerate(batches, start=1):
         check_keys(keys, len(_first(image)))
         for flipped, names in _flipped(image, keys) if flips else [(image, keys)]:
             kd.teacher_outputs(flipped, key=names)
         if progress:
-            _show(number, total, time.monotonic() - started)
-    if progress:
-        sys.stderr.write("\n")
+            seconds = time.monotonic() - started
+            sys.stderr.write(f"\rteacher outputs: {done}{total} batches, {seconds:.0f} s")
+    sys.stderr.write("\n" * progress)
     return kd.cache.statistics
 
 
 def _flipped(image: Image, keys: Sequence[str]) -> Iterable[tuple[Image, list[str]]]:
     axes = _first(image).ndim - 2
     for code in range(2**axes):
+        over = [2 + axis for axis in range(axes) if code >> axis & 1]
         if isinstance(image, Tensor):
-            flipped: Image = mirror(image, code, axes)
+            flipped: Image = image.flip(over)
         else:
-            flipped = {name: mirror(part, code, axes) for name, part in image.items()}
+            flipped = {name: part.flip(over) for name, part in image.items()}
         yield flipped, [f"{key}/flip{code}" for key in keys]
 
 
 def _first(image: Image) -> Tensor:
     return image if isinstance(image, Tensor) else next(iter(image.values()))
-
-
-def _show(done: int, total: int | None, seconds: float) -> None:
-    """Overwrite one line: how far, and how long it still takes."""
-    if total is None:
-        line = f"teacher outputs: {done} batches, {seconds:.0f} s"
-    else:
-        left = seconds / done * (total - done)
-        bar = "#" * (20 * done // total)
-        line = f"teacher outputs: [{bar:20}] {done}/{total} batches, {left:.0f} s left"
-    sys.stderr.write(f"\r{line}  ")
-    sys.stderr.flush()

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from privdistill import CacheError, DistillationWrapper, SoftTargetDiceBCE, TeacherCache, precompute
+from privdistill import (
+    CacheError,
+    DistillationWrapper,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    TeacherCache,
+    precompute,
+)
 
 BATCHES = [(torch.rand(2, 1, 4, 4, 4), [f"case{i}", f"case{i + 1}"]) for i in (0, 2)]
 
@@ -31,23 +38,34 @@ def test_every_flip_has_its_own_entry():
     assert (found.stored, found.hits) == (32, 2)
 
 
-def test_a_second_call_runs_nothing(monkeypatch):
+def test_a_second_call_finds_everything():
     kd = wrapper(TeacherCache())
-    precompute(kd, BATCHES, progress=False)
-    monkeypatch.setattr(TeacherCache, "_check_now_and_then", lambda *_: None)
-    monkeypatch.setattr(kd, "_run_teachers", None)
-    precompute(kd, BATCHES, progress=False)
+    for _ in range(2):
+        precompute(kd, BATCHES, progress=False)
+    assert (kd.cache.statistics.hits, kd.cache.statistics.misses) == (4, 4)
 
 
 def test_progress_is_shown_on_standard_error(capsys):
     precompute(wrapper(TeacherCache()), BATCHES)
-    shown = capsys.readouterr().err
-    assert "[##########          ] 1/2 batches, " in shown
-    assert shown.endswith("2/2 batches, 0 s left  \n")
+    assert "2 of 2" in capsys.readouterr().err
     precompute(wrapper(TeacherCache()), iter(BATCHES))
-    assert "\rteacher outputs: 2 batches, 0 s  \n" in capsys.readouterr().err
+    assert "2 batches" in capsys.readouterr().err
+
+
+def test_a_mapping_by_modality_is_flipped_as_a_whole():
+    kd = DistillationWrapper(
+        nn.Conv2d(2, 2, 3, padding=1),
+        nn.Conv2d(1, 2, 1),
+        objective=SoftTargetDiceBCE(),
+        inputs=PrivilegedInput(("t1", "t2"), student=("t1",)),
+        cache=TeacherCache(),
+    )
+    image = {name: torch.rand(1, 1, 4, 4) for name in ("t1", "t2")}
+    assert precompute(kd, [(image, ["a"])], flips=True, progress=False).stored == 4
+    kd({name: part.flip(3) for name, part in image.items()}, key=["a/flip2"])
+    assert kd.cache.statistics.hits == 1
 
 
 def test_a_wrapper_without_a_cache_is_refused():
-    with pytest.raises(CacheError, match=r"the wrapper has no cache.*cache=TeacherCache\(folder\)"):
+    with pytest.raises(CacheError, match="cache=TeacherCache"):
         precompute(wrapper(None), BATCHES)
