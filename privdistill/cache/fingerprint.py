@@ -103,7 +103,7 @@ def _add(total: Any, value: object) -> None:
         total.update(f"{value.dtype} {tuple(value.shape)}".encode())
         value = _numbers(value)
     if isinstance(value, torch.ScriptObject):
-        value = value.__getstate__()  # type: ignore[no-untyped-call]
+        value = value.__getstate__()
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, Tensor):
