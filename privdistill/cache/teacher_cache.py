@@ -156,17 +156,15 @@ class TeacherCache:
         outputs = run()
         for index, entry in enumerate(entries):
             if entry is None:
-                sample = {
-                    name: self._kept(value[index : index + 1]) for name, value in outputs.items()
-                }
+                sample = {name: self._kept(value, index) for name, value in outputs.items()}
                 put = self._store.put(teacher, names[index], {_INPUT: digests[index]} | sample)
                 self._statistics.stored += put
                 self._statistics.skipped += not put
         return outputs
 
-    def _kept(self, value: Tensor) -> Tensor:
+    def _kept(self, value: Tensor, index: int) -> Tensor:
         # A copy: a slice would keep the whole batch, and the user may change its numbers.
-        value = value.detach().to("cpu", copy=True)
+        value = value[index : index + 1].detach().to("cpu", copy=True)
         wide = value.dtype in (torch.float32, torch.float64)
         return value.clamp(-65504, 65504).half() if wide and self.storage == "half" else value
 
