@@ -14,6 +14,7 @@ from privdistill.exceptions import (
     PrivDistillError,
     ShapeMismatchError,
 )
+from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import PrivilegedInput
 from privdistill.layer_table import describe
 from privdistill.leaks import assert_no_leak
@@ -69,6 +70,7 @@ __all__ = [
     "GroundTruth",
     "HintonKL",
     "HolisticAdversarial",
+    "Inheritance",
     "JointTeacher",
     "LatentKL",
     "Layer",
@@ -100,6 +102,7 @@ __all__ = [
     "describe",
     "generalized",
     "hinton",
+    "inherit",
     "kdnet",
     "pmkl",
     "precompute",
