@@ -4,6 +4,7 @@ Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
 from privdistill.cache import TeacherCache, precompute
+from privdistill.diagnosis import Diagnosis, diagnose, fit_temperature
 from privdistill.exceptions import (
     CacheError,
     CacheWarning,
@@ -50,6 +51,7 @@ from privdistill.losses import (
     warm_up,
     xie,
 )
+from privdistill.losses.agreement import target_agreement
 from privdistill.output import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
 from privdistill.teachers import Ensemble, JointTeacher, MovingAverage
@@ -62,6 +64,7 @@ __all__ = [
     "CenteredKernelAlignment",
     "ChannelWise",
     "ContrastiveProjection",
+    "Diagnosis",
     "DistillationWrapper",
     "Ensemble",
     "FeatureCosine",
@@ -100,6 +103,8 @@ __all__ = [
     "VariationalInformation",
     "assert_no_leak",
     "describe",
+    "diagnose",
+    "fit_temperature",
     "generalized",
     "hinton",
     "inherit",
@@ -108,6 +113,7 @@ __all__ = [
     "precompute",
     "protokd",
     "structured",
+    "target_agreement",
     "warm_up",
     "xie",
 ]

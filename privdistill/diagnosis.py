@@ -1,0 +1,588 @@
+"""Whether distillation is going to help: the temperature, the terms and the teacher, measured."""
+
+import copy
+import importlib
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from privdistill.exceptions import ObjectiveError
+from privdistill.inputs import InputViews
+from privdistill.integrations.batch import step_arguments
+from privdistill.losses import SoftTargetDiceBCE, Term
+from privdistill.losses.agreement import copy_dice, decision_overlap
+from privdistill.losses.functional import Activation, binarise, probabilities, resize
+from privdistill.output import Output, find_heads
+from privdistill.taps.names import uncompiled
+from privdistill.text import columns
+
+if TYPE_CHECKING:
+    from privdistill.wrapper import DistillationWrapper
+
+# Interpolated between, so that a few passes over the logits give two digits.
+_GRID = 17
+_BINS = 15
+
+
+def fit_temperature(
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    at_most: float = 5.0,
+    agreement: float = 0.9,
+    activation: Activation = "softmax",
+    *,
+    inputs: InputViews | None = None,
+    names: Mapping[str, str] | None = None,
+) -> float:
+    """The largest temperature at which soft targets still say what this teacher would predict.
+
+    How much a temperature softens depends on how saturated the teacher is. A student that copied
+    its decision exactly should still score `agreement` times the soft Dice against
+    `sigma(l_t / T)` that it scores at T = 1, for every class that the teacher predicts. A hard
+    teacher allows much; one of moderate logits and a small class little. (One that is flat already
+    is not changed by T and allows all of it: look at `diagnose`, which shows its Dice.)
+
+    Args:
+        teacher: The trained network; it runs in eval mode without gradients, and its modes are
+            restored.
+        batches: An iterable of images, of (image, target) pairs or of mappings with an entry
+            "image", on any device; all of it is read, once. Targets are not.
+        at_most: Largest temperature to return, >= 1; the paper's T = 5.
+        agreement: Share of the soft Dice to be kept, in (0, 1].
+        activation: "softmax" or "sigmoid".
+        inputs: Takes the teacher's view from an image; unless given, the image is that view.
+        names: Entry of a mapping that holds the image, as `{"image": "scan"}`.
+
+    Returns:
+        A temperature from 1 to `at_most`, by linear interpolation between 17 values: the first at
+        which the agreement falls below what is asked. Sums are pooled over all batches.
+
+    Raises:
+        ObjectiveError: If an option has no meaning, there is no batch, the teacher predicts no
+            class at all, or its logits are not finite.
+
+    Example:
+        >>> teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
+        >>> teacher.weight.copy_(torch.tensor([500.0, -500.0]).reshape(2, 1, 1, 1))
+        Parameter containing:
+        ...
+        >>> fit_temperature(teacher, [torch.randn(2, 1, 16, 16)])
+        5.0
+
+    Source:
+        Ours; T = 5 is section 3.2 of Hu et al. 2020, arXiv:2106.09564.
+    """
+    if not (1 <= at_most < math.inf and 0 < agreement <= 1):
+        raise ObjectiveError(
+            f"fit_temperature: `at_most` is {at_most} and `agreement` is {agreement}; expected a "
+            "temperature of at least 1 and a share in (0, 1]."
+        )
+    grid, overlap = _grid(at_most), torch.zeros(())
+    for image in _images(batches, names, inputs):
+        logits = _answer(teacher, image)
+        overlap = overlap + decision_overlap(logits, grid, activation)
+    if not overlap.ndim:
+        raise ObjectiveError("fit_temperature: there is no batch. Pass a loader, or a list.")
+    return _fitted(copy_dice(overlap), grid, agreement)
+
+
+def _grid(at_most: float) -> list[float]:
+    return [at_most ** (step / (_GRID - 1)) for step in range(_GRID)]
+
+
+def _images(
+    batches: Iterable[Any], names: Mapping[str, str] | None, inputs: InputViews | None
+) -> Iterator[Tensor]:
+    for batch in batches:
+        image = step_arguments(batch, names or {})["image"]
+        yield image if inputs is None else inputs.for_teacher(image)
+
+
+@torch.no_grad()
+def _answer(teacher: nn.Module, image: Tensor) -> Tensor:
+    """The teacher's finest logits in eval mode."""
+    modes = {module: module.training for module in teacher.modules()}
+    weight = next(teacher.parameters(), image)
+    try:
+        return find_heads(teacher.eval()(image.to(weight.device)), image.ndim - 2)[0]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _fitted(dice: Tensor, grid: Sequence[float], agreement: float) -> float:
+    """Where the worst class crosses the agreement: `dice` is that of the copy, `(K, C)`."""
+    occurs = ~dice[0].isnan()
+    if not occurs.any():
+        raise ObjectiveError(
+            "The teacher predicts no class on these batches, so that no temperature fits. Pass "
+            "batches with foreground, and logits without NaN."
+        )
+    kept = (dice[:, occurs] / dice[0, occurs]).amin(1).tolist()
+    for index in range(1, len(kept)):
+        if kept[index] < agreement:
+            before = kept[index - 1]
+            share = (before - agreement) / (before - kept[index])
+            return grid[index - 1] + share * (grid[index] - grid[index - 1])
+    return grid[-1]
+
+
+@dataclass(frozen=True)
+class TermRow:
+    """One term of the objective.
+
+    Attributes:
+        name: As in `Output.terms`.
+        value: Unweighted, mean over batches.
+        weight: What its value was multiplied with, schedules and balancing included.
+        share: Norm of the gradient of weight x value with respect to the student's parameters,
+            over the sum of all terms' norms.
+        cosine: Between this gradient and that of the terms that supervise, which read the target
+            and nothing of the teacher; None without one.
+    """
+
+    name: str
+    value: float
+    weight: float
+    share: float
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class or region. None stands for what these batches do not tell.
+
+    Attributes:
+        index: Its channel.
+        teacher: The teacher's Dice on labelled samples, pooled.
+        student: The student's, in eval mode.
+        calibration: Expected calibration error of the teacher on voxels that it gives this class.
+        agreement: What the soft target keeps of the teacher's decision, see `target_agreement`.
+    """
+
+    index: int
+    teacher: float | None = None
+    student: float | None = None
+    calibration: float | None = None
+    agreement: float | None = None
+
+    @property
+    def lead(self) -> float | None:
+        """The teacher's Dice less the student's."""
+        both = self.teacher is not None and self.student is not None
+        return self.teacher - self.student if both else None  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found: `print` it, `plot()` it, or take the numbers.
+
+    Attributes:
+        terms: One row for each term that was computed; `pandas.DataFrame(diagnosis.terms)` works.
+        classes: One row for each channel of the logits.
+        similarity: Linear CKA of student and teacher by tap, mean over batches.
+        temperature: T of the objective's `SoftTargetDiceBCE`, or None.
+        fitted: What `fit_temperature` would return for these batches, or None without a teacher.
+        batches: How many were read.
+        advice: Sentences, each with the number that it rests on.
+    """
+
+    terms: tuple[TermRow, ...]
+    classes: tuple[ClassRow, ...]
+    similarity: Mapping[str, float] = field(default_factory=dict)
+    temperature: float | None = None
+    fitted: float | None = None
+    batches: int = 0
+    advice: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        softened = "" if self.temperature is None else f"agreement at T = {self.temperature:g}"
+        lines = [f"diagnosis of {self.batches} batch{'es' * (self.batches != 1)}"]
+        rows = [("term", "value", "weight", "share of gradient", "cosine with reference")]
+        rows += [
+            (t.name, f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine))
+            for t in self.terms
+        ]
+        lines += columns(rows)
+        rows = [("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)]
+        rows += [
+            (str(c.index), *map(_text, (c.teacher, c.student, c.lead, c.calibration, c.agreement)))
+            for c in self.classes
+        ]
+        lines += columns(rows if softened else [row[:-1] for row in rows])
+        rows = [("tap", "similarity (CKA)"), *((n, _text(v)) for n, v in self.similarity.items())]
+        lines += columns(rows) if self.similarity else []
+        lines += [f"  fitted temperature: {self.fitted:.2f}"] if self.fitted is not None else []
+        return "\n".join([*lines, *(f"- {sentence}" for sentence in self.advice)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as plain dictionaries and lists, for JSON.
+
+        Returns:
+            One entry per attribute.
+        """
+        return asdict(self)
+
+    def plot(self) -> Any:
+        """Draw shares of the gradient, the classes and the taps; needs matplotlib.
+
+        Returns:
+            A `matplotlib.figure.Figure`; `figure.savefig("diagnosis.png")` keeps it.
+        """
+        return _plot(self)
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def diagnose(
+    kd: "DistillationWrapper",
+    batches: Iterable[Any],
+    *,
+    limit: int = 4,
+    names: Mapping[str, str] | None = None,
+) -> Diagnosis:
+    """Ask before training whether distillation is going to help, and which term pulls where.
+
+    A few batches go through a copy of the wrapper in train mode, and each term's gradient is
+    measured apart. Nothing is changed: weights, gradients, modes, buffers, counts of steps,
+    averages and the random state stay; the teacher's cache is neither read nor filled.
+
+    Args:
+        kd: The wrapper, with an untrained student or in the middle of a training.
+        batches: A loader, or a list, as a training has it: (image, target) pairs, images, or
+            mappings with the arguments of a step. Samples without a reference are welcome.
+        limit: How many batches to read, >= 1.
+        names: Entry of a mapping for an argument of a step that is called otherwise.
+
+    Returns:
+        A table to print or plot.
+
+    Raises:
+        ObjectiveError: If there is no batch, or a batch has another form.
+
+    Example:
+        >>> from privdistill import DistillationWrapper, GroundTruth, HintonKL
+        >>> kd = DistillationWrapper(
+        ...     nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=GroundTruth() + HintonKL())
+        >>> found = diagnose(kd, [(torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 8, 8)))])
+        >>> [row.name for row in found.terms]
+        ['ground_truth', 'hinton_kl']
+
+    Source:
+        Ours. Calibration: Guo et al. 2017, arXiv:1706.04599, section 2, with 15 bins, for each
+        predicted class by itself, since a background would hide all others. Similarity: linear CKA,
+        Kornblith et al. 2019, arXiv:1905.00414, with voxels as examples. Gradients are compared
+        over all of the student's parameters.
+    """
+    kd = cast("DistillationWrapper", uncompiled(kd))
+    measured = _Measured(kd)
+    devices = {p.device.index for p in kd.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)), closing(copy.deepcopy(kd)) as twin:
+        twin.train()
+        for batch in islice(batches, limit):
+            measured.add(kd, twin, _arguments(kd, batch, names or {}))
+    return measured.diagnosis()
+
+
+class _Measured:
+    """What is gathered over batches."""
+
+    def __init__(self, kd: "DistillationWrapper") -> None:
+        terms = [term for _, term in kd.objective.named_terms.values()]
+        soft = [term.temperature for term in terms if isinstance(term, SoftTargetDiceBCE)]
+        self.temperature = soft[0] if soft else None
+        self.temperatures = [*_grid(5.0), *soft[:1]]
+        self.activation = kd.activation
+        self.batches = 0
+        self.terms: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+        self.similarity: dict[str, list[float]] = defaultdict(list)
+        self.sums: dict[str, Tensor] = {}
+
+    def add(
+        self, kd: "DistillationWrapper", twin: "DistillationWrapper", given: dict[str, Any]
+    ) -> None:
+        with torch.enable_grad(), _recorded(twin.objective.named_terms) as calls:
+            out = twin(**given)
+        self._add_terms(twin, out, calls)
+        with torch.no_grad():
+            asked = {name: given[name] for name in ("image", "present") if name in given}
+            self._add_logits("student", kd.predict(**asked), given)
+            if out.teacher is not None:
+                teacher = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
+                overlap = decision_overlap(teacher, self.temperatures, self.activation)
+                self._sum("overlap", overlap)
+                self._add_logits("teacher", teacher, given)
+            for name, (student, features) in out.taps.items():
+                if student.shape[2:] == features.shape[2:]:
+                    self.similarity[name].append(_cka(student, features))
+        self.batches += 1
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _add_terms(
+        self, twin: "DistillationWrapper", out: Output, calls: Mapping[str, list[Tensor]]
+    ) -> None:
+        parameters = [p for p in twin.student.parameters() if p.requires_grad]
+        found = {
+            name: _pull(out.loss, values, parameters) for name, values in calls.items() if values
+        }
+        terms = {name: term for name, (_, term) in twin.objective.named_terms.items()}
+        supervised = [slope for name, (_, slope) in found.items() if _supervises(terms[name])]
+        for name, (weight, slope) in found.items():
+            cosine = _cosine(slope, torch.stack(supervised).sum(0)) if supervised else math.nan
+            row = (float(out.terms[name]), weight, float(slope.norm()), cosine)
+            self.terms[name].append(row)
+
+    def _add_logits(self, network: str, logits: Tensor, given: Mapping[str, Any]) -> None:
+        self.channels = logits.shape[1]
+        compared = _labelled(logits, given)
+        if compared is not None:
+            self._sum(network, _dice_sums(*compared, self.activation))
+            self._sum(f"{network} bins", _confidence_bins(*compared, self.activation))
+
+    def diagnosis(self) -> Diagnosis:
+        if not self.batches:
+            raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
+        copied = copy_dice(self.sums["overlap"]) if "overlap" in self.sums else None
+        predicts = copied is not None and not copied[0].isnan().all()
+        found = Diagnosis(
+            terms=self._term_rows(),
+            classes=self._class_rows(copied),
+            similarity={name: fmean(values) for name, values in self.similarity.items()},
+            temperature=self.temperature,
+            fitted=_fitted(copied[:_GRID], self.temperatures, 0.9) if predicts else None,
+            batches=self.batches,
+        )
+        return replace(found, advice=tuple(_advice(found, self.activation)))
+
+    def _term_rows(self) -> tuple[TermRow, ...]:
+        means = {name: map(fmean, zip(*rows, strict=True)) for name, rows in self.terms.items()}
+        rows = [(name, *numbers) for name, numbers in means.items()]
+        total = sum(norm for *_, norm, _ in rows) or 1.0
+        return tuple(
+            TermRow(name, value, weight, norm / total, _known(cosine))
+            for name, value, weight, norm, cosine in rows
+        )
+
+    def _class_rows(self, copied: Tensor | None) -> tuple[ClassRow, ...]:
+        measured = {
+            network: self.sums[network][0] / self.sums[network][1]
+            for network in ("teacher", "student")
+            if network in self.sums
+        }
+        if "teacher bins" in self.sums:
+            voxels, confidence, hits = self.sums["teacher bins"]
+            measured["calibration"] = (confidence - hits).abs().sum(1) / voxels.sum(1)
+        if copied is not None and self.temperature is not None:
+            measured["agreement"] = copied[-1] / copied[0]
+        return tuple(
+            ClassRow(index, **{name: _known(float(each[index])) for name, each in measured.items()})
+            for index in range(self.channels)
+        )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _arguments(kd: "DistillationWrapper", batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of a step, on the student's device; without a target none is asked for."""
+    given = step_arguments(batch, names)
+    given.pop("key", None)
+    if kd.objective.needs_target and given.get("target") is None:
+        image = given["image"]
+        size = len(image if isinstance(image, Tensor) else next(iter(image.values())))
+        given.setdefault("labelled", torch.zeros(size, dtype=torch.bool))
+    device = next(kd.student.parameters()).device
+    return tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, given)
+
+
+@contextmanager
+def _recorded(named_terms: Mapping[str, tuple[Any, Term]]) -> Iterator[dict[str, list[Tensor]]]:
+    """What each term returns, with its graph; once per head under deep supervision."""
+    names = {term: name for name, (_, term) in reversed(named_terms.items())}
+    calls: dict[str, list[Tensor]] = {name: [] for name in named_terms}
+
+    def record(term: nn.Module, _: Any, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        # A term without a gradient still has a weight to be found.
+        value = value if value.requires_grad else value.detach().requires_grad_()
+        calls[names[cast("Term", term)]].append(value)
+        return value
+
+    with ExitStack() as stack:
+        for term in names:
+            stack.callback(term.register_forward_hook(record).remove)
+        yield calls
+
+
+def _pull(
+    loss: Tensor, values: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> tuple[float, Tensor]:
+    """A term's weight in the loss, and the gradient of the weighted term."""
+    found = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True)
+    weights = [torch.zeros_like(v) if w is None else w for v, w in zip(values, found, strict=True)]
+    slopes = torch.autograd.grad(values, parameters, weights, retain_graph=True, allow_unused=True)
+    flat = [
+        torch.zeros_like(p) if slope is None else slope
+        for p, slope in zip(parameters, slopes, strict=True)
+    ]
+    return float(sum(weights)), torch.cat([slope.flatten().float() for slope in flat])
+
+
+def _supervises(term: Term) -> bool:
+    return term.needs_target and not term.needs_teacher and not term.taps
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Logits of the labelled samples, their reference and where it is known; None without one."""
+    target, labelled = given.get("target"), given.get("labelled")
+    if not isinstance(target, Tensor):
+        return None
+    if labelled is not None:
+        logits, target = logits[labelled.to(logits.device)], target[labelled.to(target.device)]
+    axes, target = logits.ndim - 2, target.to(logits.device)
+    logits = resize(logits, target.shape[-axes:])
+    if target.shape == logits.shape:
+        return logits, target > 0.5, (target >= 0) & (target <= 1)
+    if target.numel() * logits.shape[1] != logits.numel():
+        return None
+    labels = target.reshape(len(target), 1, *target.shape[-axes:])
+    shape = (1, -1, *[1] * axes)
+    reference = labels == torch.arange(logits.shape[1], device=labels.device).reshape(shape)
+    return logits, reference, reference.any(1, keepdim=True).expand_as(logits)
+
+
+def _decision(logits: Tensor, activation: Activation) -> Tensor:
+    return binarise(logits, "argmax" if activation == "softmax" else "positive").bool()
+
+
+def _dice_sums(logits: Tensor, reference: Tensor, known: Tensor, activation: Activation) -> Tensor:
+    """Twice the overlap of decision and reference, and the sum of their sizes: `(2, C)`."""
+    decision = _decision(logits, activation) & known
+    axes = (0, *range(2, logits.ndim))
+    sizes = decision.sum(axes) + (reference & known).sum(axes)
+    return torch.stack([2 * (decision & reference).sum(axes), sizes]).cpu().double()
+
+
+def _confidence_bins(
+    logits: Tensor, reference: Tensor, known: Tensor, activation: Activation
+) -> Tensor:
+    """Voxels, sum of confidences and hits of each class predicted: `(3, C, bins)`."""
+    confidence, classes = probabilities(logits, activation), logits.shape[1]
+    chosen = _decision(logits, activation) & known
+    channel = torch.arange(classes, device=logits.device).reshape(1, -1, *[1] * (logits.ndim - 2))
+    bins = channel * _BINS + (confidence * _BINS).long().clamp(max=_BINS - 1)
+    counted = (torch.ones_like(confidence), confidence, reference.to(confidence))
+    sums = [
+        torch.bincount(bins[chosen], weights=values[chosen].double(), minlength=classes * _BINS)
+        for values in counted
+    ]
+    return torch.stack(sums).reshape(3, classes, _BINS).cpu()
+
+
+def _cka(student: Tensor, teacher: Tensor) -> float:
+    """Linear CKA with voxels as examples; 0 for features that are constant."""
+    x, y = (side.detach().float().movedim(1, -1).flatten(0, -2) for side in (student, teacher))
+    x, y = x - x.mean(0), y - y.mean(0)
+    sizes = (x.T @ x).norm() * (y.T @ y).norm()
+    return float((y.T @ x).square().sum() / sizes) if sizes > 0 else 0.0
+
+
+def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
+    """What the numbers ask for."""
+    for row in found.terms:
+        yield from _advice_on_term(row, alone=len(found.terms) == 1)
+    for row in found.classes:
+        if row.agreement is not None and row.agreement < 0.5:
+            yield (
+                f"Class {row.index}: at T = {found.temperature:g} a perfect copy of the teacher "
+                f"scores {row.agreement:.0%} of its soft Dice at T = 1, so that the soft target "
+                f"rewards something else; temperature={found.fitted:.2g} keeps 90 %."
+            )
+        if row.calibration is not None and row.calibration > 0.1:
+            yield (
+                f"Class {row.index}: the teacher's probabilities are {row.calibration:.2f} away "
+                "from how often it is right; soft targets pass that on, binarised ones do not."
+            )
+    yield from _advice_on_lead(found, skip=activation == "softmax" and len(found.classes) > 1)
+    for tap, similarity in found.similarity.items():
+        if similarity > 0.95:
+            yield (
+                f"Tap '{tap}': the features of both networks agree already (CKA {similarity:.2f}); "
+                "a term on it has little left to teach."
+            )
+
+
+def _advice_on_term(row: TermRow, *, alone: bool) -> Iterator[str]:
+    if not alone and row.share > 0.9:
+        even = row.weight * (1 - row.share) / row.share
+        yield (
+            f"{row.name} makes {row.share:.1%} of the gradient; a weight of {even:.2g} instead of "
+            f"{row.weight:.2g} would make it half."
+        )
+    if not alone and 0 < row.share < 0.01:
+        yield (
+            f"{row.name} makes {row.share:.2%} of the gradient: raise its weight of "
+            f"{row.weight:.2g}, or leave it out."
+        )
+    if row.cosine is not None and row.cosine < -0.1:
+        yield (
+            f"{row.name} pulls against the reference (cosine {row.cosine:.2f}): lower its weight, "
+            "or look at what its target says."
+        )
+
+
+def _advice_on_lead(found: Diagnosis, *, skip: bool) -> Iterator[str]:
+    """Compare the mean Dice; a background is left out."""
+    rows = [row for row in found.classes[skip:] if row.lead is not None]
+    if not rows:
+        yield (
+            "No labelled sample with logits of a teacher: whether the teacher leads is not known."
+        )
+        return
+    teacher, lead = (fmean(getattr(row, name) for row in rows) for name in ("teacher", "lead"))
+    if lead < 0.02:
+        yield (
+            f"The teacher's mean Dice is {teacher:.2f}, {lead:+.2f} against the student's: without "
+            "a lead there is nothing to learn. Train it longer, or on more modalities."
+        )
+
+
+def _plot(found: Diagnosis) -> Any:
+    # Without pyplot, whose state is global; by name, as the library itself needs no matplotlib.
+    figure = importlib.import_module("matplotlib.figure").Figure((11, 3.6), layout="constrained")
+    pulls, classes, taps = figure.subplots(1, 3, width_ratios=(5, 5, 2))
+    names = [row.name for row in found.terms]
+    bars = pulls.barh(names, [row.share for row in found.terms], color="tab:blue")
+    labels = ["" if t.cosine is None else f"cos {t.cosine:.2f}" for t in found.terms]
+    pulls.bar_label(bars, labels, padding=3)
+    pulls.set(xlim=(0, 1.2), title="share of the gradient on the student")
+    pulls.invert_yaxis()
+    series = ("teacher", "student", "agreement")
+    for offset, name in enumerate(series):
+        heights = [getattr(row, name) or 0.0 for row in found.classes]
+        places = [row.index + 0.27 * (offset - 1) for row in found.classes]
+        classes.bar(places, heights, 0.25, label=name)
+    classes.set(ylim=(0, 1), xlabel="class", title="Dice, and agreement of the soft target")
+    classes.legend()
+    taps.bar(list(found.similarity), list(found.similarity.values()), color="tab:gray")
+    taps.set(ylim=(0, 1), title="CKA of taps")
+    return figure
