@@ -4,7 +4,7 @@ Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
 from privdistill.cache import TeacherCache, precompute
-from privdistill.diagnosis import Diagnosis, diagnose, fit_temperature
+from privdistill.diagnosis import Diagnosis, diagnose
 from privdistill.exceptions import (
     CacheError,
     CacheWarning,
@@ -55,6 +55,7 @@ from privdistill.losses.agreement import target_agreement
 from privdistill.output import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
 from privdistill.teachers import Ensemble, JointTeacher, MovingAverage
+from privdistill.temperature import fit_temperature
 from privdistill.wrapper import DistillationWrapper
 
 __all__ = [

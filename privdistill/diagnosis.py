@@ -1,4 +1,4 @@
-"""Whether distillation is going to help: the temperature, the terms and the teacher, measured."""
+"""Whether distillation is going to help, and which term pulls where."""
 
 import copy
 import importlib
@@ -16,124 +16,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.inputs import InputViews
 from privdistill.integrations.batch import step_arguments
 from privdistill.losses import SoftTargetDiceBCE, Term
 from privdistill.losses.agreement import copy_dice, decision_overlap
 from privdistill.losses.functional import Activation, binarise, probabilities, resize
-from privdistill.output import Output, find_heads
+from privdistill.output import Output
 from privdistill.taps.names import uncompiled
+from privdistill.temperature import fitted, temperatures
 from privdistill.text import columns
 
 if TYPE_CHECKING:
     from privdistill.wrapper import DistillationWrapper
 
-# Interpolated between, so that a few passes over the logits give two digits.
-_GRID = 17
+# Of the reliability diagram, as in Guo et al. 2017.
 _BINS = 15
-
-
-def fit_temperature(
-    teacher: nn.Module,
-    batches: Iterable[Any],
-    at_most: float = 5.0,
-    agreement: float = 0.9,
-    activation: Activation = "softmax",
-    *,
-    inputs: InputViews | None = None,
-    names: Mapping[str, str] | None = None,
-) -> float:
-    """The largest temperature at which soft targets still say what this teacher would predict.
-
-    How much a temperature softens depends on how saturated the teacher is. A student that copied
-    its decision exactly should still score `agreement` times the soft Dice against
-    `sigma(l_t / T)` that it scores at T = 1, for every class that the teacher predicts. A hard
-    teacher allows much; one of moderate logits and a small class little. (One that is flat already
-    is not changed by T and allows all of it: look at `diagnose`, which shows its Dice.)
-
-    Args:
-        teacher: The trained network; it runs in eval mode without gradients, and its modes are
-            restored.
-        batches: An iterable of images, of (image, target) pairs or of mappings with an entry
-            "image", on any device; all of it is read, once. Targets are not.
-        at_most: Largest temperature to return, >= 1; the paper's T = 5.
-        agreement: Share of the soft Dice to be kept, in (0, 1].
-        activation: "softmax" or "sigmoid".
-        inputs: Takes the teacher's view from an image; unless given, the image is that view.
-        names: Entry of a mapping that holds the image, as `{"image": "scan"}`.
-
-    Returns:
-        A temperature from 1 to `at_most`, by linear interpolation between 17 values: the first at
-        which the agreement falls below what is asked. Sums are pooled over all batches.
-
-    Raises:
-        ObjectiveError: If an option has no meaning, there is no batch, the teacher predicts no
-            class at all, or its logits are not finite.
-
-    Example:
-        >>> teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
-        >>> teacher.weight.copy_(torch.tensor([500.0, -500.0]).reshape(2, 1, 1, 1))
-        Parameter containing:
-        ...
-        >>> fit_temperature(teacher, [torch.randn(2, 1, 16, 16)])
-        5.0
-
-    Source:
-        Ours; T = 5 is section 3.2 of Hu et al. 2020, arXiv:2106.09564.
-    """
-    if not (1 <= at_most < math.inf and 0 < agreement <= 1):
-        raise ObjectiveError(
-            f"fit_temperature: `at_most` is {at_most} and `agreement` is {agreement}; expected a "
-            "temperature of at least 1 and a share in (0, 1]."
-        )
-    grid, overlap = _grid(at_most), torch.zeros(())
-    for image in _images(batches, names, inputs):
-        logits = _answer(teacher, image)
-        overlap = overlap + decision_overlap(logits, grid, activation)
-    if not overlap.ndim:
-        raise ObjectiveError("fit_temperature: there is no batch. Pass a loader, or a list.")
-    return _fitted(copy_dice(overlap), grid, agreement)
-
-
-def _grid(at_most: float) -> list[float]:
-    return [at_most ** (step / (_GRID - 1)) for step in range(_GRID)]
-
-
-def _images(
-    batches: Iterable[Any], names: Mapping[str, str] | None, inputs: InputViews | None
-) -> Iterator[Tensor]:
-    for batch in batches:
-        image = step_arguments(batch, names or {})["image"]
-        yield image if inputs is None else inputs.for_teacher(image)
-
-
-@torch.no_grad()
-def _answer(teacher: nn.Module, image: Tensor) -> Tensor:
-    """The teacher's finest logits in eval mode."""
-    modes = {module: module.training for module in teacher.modules()}
-    weight = next(teacher.parameters(), image)
-    try:
-        return find_heads(teacher.eval()(image.to(weight.device)), image.ndim - 2)[0]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _fitted(dice: Tensor, grid: Sequence[float], agreement: float) -> float:
-    """Where the worst class crosses the agreement: `dice` is that of the copy, `(K, C)`."""
-    occurs = ~dice[0].isnan()
-    if not occurs.any():
-        raise ObjectiveError(
-            "The teacher predicts no class on these batches, so that no temperature fits. Pass "
-            "batches with foreground, and logits without NaN."
-        )
-    kept = (dice[:, occurs] / dice[0, occurs]).amin(1).tolist()
-    for index in range(1, len(kept)):
-        if kept[index] < agreement:
-            before = kept[index - 1]
-            share = (before - agreement) / (before - kept[index])
-            return grid[index - 1] + share * (grid[index] - grid[index - 1])
-    return grid[-1]
+_AT_MOST = 5.0
 
 
 @dataclass(frozen=True)
@@ -291,7 +188,7 @@ def diagnose(
     with torch.random.fork_rng(devices=sorted(devices)), closing(copy.deepcopy(kd)) as twin:
         twin.train()
         for batch in islice(batches, limit):
-            measured.add(kd, twin, _arguments(kd, batch, names or {}))
+            measured.add(twin, _arguments(kd, batch, names or {}))
     return measured.diagnosis()
 
 
@@ -299,73 +196,64 @@ class _Measured:
     """What is gathered over batches."""
 
     def __init__(self, kd: "DistillationWrapper") -> None:
-        terms = [term for _, term in kd.objective.named_terms.values()]
-        soft = [term.temperature for term in terms if isinstance(term, SoftTargetDiceBCE)]
+        self.kd = kd
+        self.named = {name: term for name, (_, term) in kd.objective.named_terms.items()}
+        soft = [t.temperature for t in self.named.values() if isinstance(t, SoftTargetDiceBCE)]
         self.temperature = soft[0] if soft else None
-        self.temperatures = [*_grid(5.0), *soft[:1]]
-        self.activation = kd.activation
-        self.batches = 0
         self.terms: dict[str, list[tuple[float, ...]]] = defaultdict(list)
         self.similarity: dict[str, list[float]] = defaultdict(list)
-        self.sums: dict[str, Tensor] = {}
+        self.overlaps: list[Tensor] = []
+        self.scores: dict[str, Tensor | float] = defaultdict(float)
+        self.batches = self.channels = 0
 
-    def add(
-        self, kd: "DistillationWrapper", twin: "DistillationWrapper", given: dict[str, Any]
-    ) -> None:
+    def add(self, twin: "DistillationWrapper", given: dict[str, Any]) -> None:
         with torch.enable_grad(), _recorded(twin.objective.named_terms) as calls:
             out = twin(**given)
         self._add_terms(twin, out, calls)
         with torch.no_grad():
             asked = {name: given[name] for name in ("image", "present") if name in given}
-            self._add_logits("student", kd.predict(**asked), given)
+            self._add_logits("student", self.kd.predict(**asked), given)
             if out.teacher is not None:
                 teacher = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
-                overlap = decision_overlap(teacher, self.temperatures, self.activation)
-                self._sum("overlap", overlap)
                 self._add_logits("teacher", teacher, given)
+                at = [*temperatures(_AT_MOST), self.temperature or 1.0]
+                self.overlaps.append(decision_overlap(teacher, at, self.kd.activation))
             for name, (student, features) in out.taps.items():
                 if student.shape[2:] == features.shape[2:]:
                     self.similarity[name].append(_cka(student, features))
         self.batches += 1
 
-    def _sum(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-
     def _add_terms(
         self, twin: "DistillationWrapper", out: Output, calls: Mapping[str, list[Tensor]]
     ) -> None:
-        parameters = [p for p in twin.student.parameters() if p.requires_grad]
-        found = {
-            name: _pull(out.loss, values, parameters) for name, values in calls.items() if values
-        }
-        terms = {name: term for name, (_, term) in twin.objective.named_terms.items()}
-        supervised = [slope for name, (_, slope) in found.items() if _supervises(terms[name])]
+        weights = [p for p in twin.student.parameters() if p.requires_grad]
+        found = {name: _pull(out.loss, values, weights) for name, values in calls.items() if values}
+        supervised = [slope for name, (_, slope) in found.items() if _supervises(self.named[name])]
+        reference = torch.stack(supervised).sum(0) if supervised else torch.full((), math.nan)
         for name, (weight, slope) in found.items():
-            cosine = _cosine(slope, torch.stack(supervised).sum(0)) if supervised else math.nan
-            row = (float(out.terms[name]), weight, float(slope.norm()), cosine)
-            self.terms[name].append(row)
+            cosine = torch.cosine_similarity(slope, reference, dim=0).item()
+            self.terms[name].append((out.terms[name].item(), weight, slope.norm().item(), cosine))
 
     def _add_logits(self, network: str, logits: Tensor, given: Mapping[str, Any]) -> None:
         self.channels = logits.shape[1]
         compared = _labelled(logits, given)
         if compared is not None:
-            self._sum(network, _dice_sums(*compared, self.activation))
-            self._sum(f"{network} bins", _confidence_bins(*compared, self.activation))
+            self.scores[network] += _score(*compared, self.kd.activation)
 
     def diagnosis(self) -> Diagnosis:
         if not self.batches:
             raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
-        copied = copy_dice(self.sums["overlap"]) if "overlap" in self.sums else None
-        predicts = copied is not None and not copied[0].isnan().all()
+        overlap = torch.stack(self.overlaps).sum(0) if self.overlaps else torch.zeros(3, 2, 1)
+        predicts = bool(overlap[2].any())
         found = Diagnosis(
             terms=self._term_rows(),
-            classes=self._class_rows(copied),
+            classes=self._class_rows(copy_dice(overlap)),
             similarity={name: fmean(values) for name, values in self.similarity.items()},
             temperature=self.temperature,
-            fitted=_fitted(copied[:_GRID], self.temperatures, 0.9) if predicts else None,
+            fitted=fitted(overlap[:, :-1], _AT_MOST, 0.9) if predicts else None,
             batches=self.batches,
         )
-        return replace(found, advice=tuple(_advice(found, self.activation)))
+        return replace(found, advice=tuple(_advice(found, self.kd.activation)))
 
     def _term_rows(self) -> tuple[TermRow, ...]:
         means = {name: map(fmean, zip(*rows, strict=True)) for name, rows in self.terms.items()}
@@ -376,19 +264,16 @@ class _Measured:
             for name, value, weight, norm, cosine in rows
         )
 
-    def _class_rows(self, copied: Tensor | None) -> tuple[ClassRow, ...]:
-        measured = {
-            network: self.sums[network][0] / self.sums[network][1]
-            for network in ("teacher", "student")
-            if network in self.sums
-        }
-        if "teacher bins" in self.sums:
-            voxels, confidence, hits = self.sums["teacher bins"]
-            measured["calibration"] = (confidence - hits).abs().sum(1) / voxels.sum(1)
-        if copied is not None and self.temperature is not None:
+    def _class_rows(self, copied: Tensor) -> tuple[ClassRow, ...]:
+        measured = {}
+        for network, (chosen, confidence, hits, reference) in self.scores.items():
+            measured[network] = 2 * hits.sum(1) / (chosen + reference).sum(1)
+            if network == "teacher":
+                measured["calibration"] = (confidence - hits).abs().sum(1) / chosen.sum(1)
+        if self.overlaps and self.temperature is not None:
             measured["agreement"] = copied[-1] / copied[0]
         return tuple(
-            ClassRow(index, **{name: _known(float(each[index])) for name, each in measured.items()})
+            ClassRow(index, **{name: _known(each[index].item()) for name, each in measured.items()})
             for index in range(self.channels)
         )
 
@@ -447,10 +332,6 @@ def _supervises(term: Term) -> bool:
     return term.needs_target and not term.needs_teacher and not term.taps
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
-
-
 def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
     """Logits of the labelled samples, their reference and where it is known; None without one."""
     target, labelled = given.get("target"), given.get("labelled")
@@ -470,32 +351,27 @@ def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor,
     return logits, reference, reference.any(1, keepdim=True).expand_as(logits)
 
 
-def _decision(logits: Tensor, activation: Activation) -> Tensor:
-    return binarise(logits, "argmax" if activation == "softmax" else "positive").bool()
+def _score(logits: Tensor, reference: Tensor, known: Tensor, activation: Activation) -> Tensor:
+    """By class and confidence: voxels chosen, their confidence and hits, voxels of the reference.
 
-
-def _dice_sums(logits: Tensor, reference: Tensor, known: Tensor, activation: Activation) -> Tensor:
-    """Twice the overlap of decision and reference, and the sum of their sizes: `(2, C)`."""
-    decision = _decision(logits, activation) & known
-    axes = (0, *range(2, logits.ndim))
-    sizes = decision.sum(axes) + (reference & known).sum(axes)
-    return torch.stack([2 * (decision & reference).sum(axes), sizes]).cpu().double()
-
-
-def _confidence_bins(
-    logits: Tensor, reference: Tensor, known: Tensor, activation: Activation
-) -> Tensor:
-    """Voxels, sum of confidences and hits of each class predicted: `(3, C, bins)`."""
+    `(4, C, bins)`, in sums that add up over batches.
+    """
     confidence, classes = probabilities(logits, activation), logits.shape[1]
-    chosen = _decision(logits, activation) & known
+    chosen = binarise(logits, "argmax" if activation == "softmax" else "positive").bool() & known
     channel = torch.arange(classes, device=logits.device).reshape(1, -1, *[1] * (logits.ndim - 2))
     bins = channel * _BINS + (confidence * _BINS).long().clamp(max=_BINS - 1)
-    counted = (torch.ones_like(confidence), confidence, reference.to(confidence))
-    sums = [
-        torch.bincount(bins[chosen], weights=values[chosen].double(), minlength=classes * _BINS)
-        for values in counted
+    one = torch.ones_like(confidence)
+    counted = [
+        (chosen, one),
+        (chosen, confidence),
+        (chosen & reference, one),
+        (reference & known, one),
     ]
-    return torch.stack(sums).reshape(3, classes, _BINS).cpu()
+    sums = [
+        torch.bincount(bins[voxels], weights=values[voxels].double(), minlength=classes * _BINS)
+        for voxels, values in counted
+    ]
+    return torch.stack(sums).reshape(4, classes, _BINS).cpu()
 
 
 def _cka(student: Tensor, teacher: Tensor) -> float:

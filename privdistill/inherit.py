@@ -1,6 +1,6 @@
 """A student that starts from the teacher's weights."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -12,8 +12,6 @@ from privdistill.exceptions import LayerNotFoundError, ModalityError, ShapeMisma
 from privdistill.inputs import InputViews, PrivilegedInput
 from privdistill.taps.names import clean, layers
 from privdistill.text import sizes
-
-Cut = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,9 @@ def inherit(
     """
     views = _views(inputs)
     own, given = _tensors(student), _tensors(teacher)
-    cuts, left = _plan(own, given, views, _misgrouped(student, teacher, views))
-    cuts |= _reordered(teacher, views)
-    share = _share(student, own, cuts)
+    axes, left = _plan(own, given, views, _misgrouped(student, teacher, views))
+    axes |= dict.fromkeys(_reordered(teacher, views), 1)
+    share = _share(student, {own[name] for name in axes})
     if share < minimum:
         raise ShapeMismatchError(
             f"inherit: {share:.0%} of the student's parameters have a partner of the same name and "
@@ -107,23 +105,20 @@ def inherit(
             "what there is."
         )
     with torch.no_grad():
-        for name, cut in cuts.items():
-            own[name].copy_(cut(given[name]))
-    copied = tuple(name for name, cut in cuts.items() if cut is _uncut)
-    changed = tuple(name for name in cuts if name not in copied)
-    return Inheritance(copied, changed, left, _stale(student, changed), share)
+        for name, axis in axes.items():
+            value, tensor = given[name], own[name]
+            channels = torch.tensor(views.channels, device=value.device)
+            tensor.copy_(value if axis is None else value.index_select(axis, channels))
+    cut = tuple(name for name, axis in axes.items() if axis is not None)
+    copied = tuple(name for name in axes if name not in cut)
+    return Inheritance(copied, cut, left, _stale(student, cut), share)
 
 
 class _Views(NamedTuple):
-    """Where the student's channels lie among the teacher's, and how many these are."""
+    """Where the student's channels lie among the teacher's, and how many the teacher has."""
 
     channels: list[int]
     count: int
-
-    def along(self, axis: int) -> Cut:
-        return lambda tensor: tensor.index_select(
-            axis, torch.tensor(self.channels, device=tensor.device)
-        )
 
 
 def _views(inputs: InputViews | None) -> _Views:
@@ -135,91 +130,88 @@ def _views(inputs: InputViews | None) -> _Views:
             f"inherit: the student sees {unseen}, the teacher only {inputs.teacher}, so that no "
             "weights fit the student's first layer. Leave `inputs` out to copy all other layers."
         )
-    order = [(name, i) for name in inputs.teacher for i in range(inputs.channels[name])]
-    chosen = [(name, i) for name in inputs.student for i in range(inputs.channels[name])]
-    return _Views([order.index(channel) for channel in chosen], len(order))
+    teacher, student = (
+        [(name, index) for name in names for index in range(inputs.channels[name])]
+        for names in (inputs.teacher, inputs.student)
+    )
+    return _Views([teacher.index(channel) for channel in student], len(teacher))
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by the names they have in the user's own network."""
-    named = chain(
-        network.named_parameters(remove_duplicate=False),
-        network.named_buffers(remove_duplicate=False),
-    )
-    return {clean(name): tensor for name, tensor in named}
+    parameters = network.named_parameters(remove_duplicate=False)
+    buffers = network.named_buffers(remove_duplicate=False)
+    return {clean(name): tensor for name, tensor in chain(parameters, buffers)}
 
 
 def _plan(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], views: _Views, misgrouped: set[str]
-) -> tuple[dict[str, Cut], dict[str, str]]:
-    """How each of the student's tensors is made of the teacher's, and why others are not."""
-    cuts: dict[str, Cut] = {}
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    views: _Views,
+    misgrouped: Collection[str],
+) -> tuple[dict[str, int | None], dict[str, str]]:
+    """Along which axis each tensor is cut, None for none; and why others are left."""
+    axes: dict[str, int | None] = {}
     left: dict[str, str] = {}
     for name, tensor in own.items():
-        axis = _cut_axis(tensor, given[name], views) if name in given else None
         if name not in given:
             left[name] = "the teacher has none of this name"
-        elif name in misgrouped:
+            continue
+        axis = _cut_axis(tensor, given[name], views)
+        if name in misgrouped:
             left[name] = "its groups read other modalities than the teacher's"
-        elif tensor.shape == given[name].shape:
-            cuts[name] = _uncut
-        elif axis is not None:
-            cuts[name] = views.along(axis)
+        elif axis is not None or tensor.shape == given[name].shape:
+            axes[name] = axis
         else:
             left[name] = f"{sizes(tensor.shape)}, the teacher's {sizes(given[name].shape)}"
-    return cuts, left
-
-
-def _uncut(tensor: Tensor) -> Tensor:
-    return tensor
+    return axes, left
 
 
 def _cut_axis(own: Tensor, given: Tensor, views: _Views) -> int | None:
     """The one axis in which two tensors differ, if it holds the channels of the inputs."""
-    if own.ndim != given.ndim:
+    pairs = list(zip(own.shape, given.shape, strict=False))
+    unequal = [axis for axis, (here, there) in enumerate(pairs) if here != there]
+    if own.ndim != given.ndim or len(unequal) != 1:
         return None
-    pairs = enumerate(zip(own.shape, given.shape, strict=True))
-    unequal = [(axis, *lengths) for axis, lengths in pairs if lengths[0] != lengths[1]]
-    fits = len(unequal) == 1 and unequal[0][1:] == (len(views.channels), views.count)
-    return unequal[0][0] if fits else None
+    return unequal[0] if pairs[unequal[0]] == (len(views.channels), views.count) else None
 
 
-def _misgrouped(student: nn.Module, teacher: nn.Module, views: _Views) -> set[str]:
+def _misgrouped(student: nn.Module, teacher: nn.Module, views: _Views) -> list[str]:
     """Weights of grouped convolutions whose shapes may agree, but not the channels they read."""
-    partners, found = layers(teacher), set()
+    partners, found = layers(teacher), []
     for name, layer in layers(student).items():
-        partner = partners.get(name)
-        groups = [getattr(side, "groups", 1) for side in (layer, partner)]
-        outputs = [getattr(side, "out_channels", 0) for side in (layer, partner)]
+        sides = (layer, partners.get(name))
+        groups, outputs = (
+            [getattr(side, option, 1) for side in sides] for option in ("groups", "out_channels")
+        )
         # One filter per modality: the filters are cut, and each still reads its own.
         depthwise = groups == outputs == [len(views.channels), views.count]
         if groups[0] != groups[1] and not depthwise:
-            found.add(f"{name}.weight")
+            found.append(f"{name}.weight")
     return found
 
 
-def _reordered(teacher: nn.Module, views: _Views) -> dict[str, Cut]:
-    """The first layer's cut where the student sees all modalities, but in another order."""
-    if len(views.channels) != views.count or views.channels == sorted(views.channels):
-        return {}
+def _reordered(teacher: nn.Module, views: _Views) -> list[str]:
+    """The first weight, where the student sees all modalities but in another order."""
+    if len(views.channels) < views.count or views.channels == sorted(views.channels):
+        return []
     readers = [
-        name
+        f"{name}.weight"
         for name, layer in layers(teacher).items()
         if getattr(layer, "in_channels", getattr(layer, "in_features", 0)) == views.count
     ]
-    if len(readers) != 1 or getattr(layers(teacher)[readers[0]], "groups", 1) > 1:
+    if len(readers) != 1 or _tensors(teacher)[readers[0]].shape[1] != views.count:
         raise LayerNotFoundError(
             "inherit: the student sees the teacher's modalities in another order, and shapes do "
             f"not tell which layer reads them: {_few(readers)}. Give the student the order of the "
             "teacher."
         )
-    return {f"{readers[0]}.weight": views.along(1)}
+    return readers
 
 
-def _share(student: nn.Module, own: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> float:
-    found = {own[name] for name in cuts}
-    counts = [(p.numel(), p in found) for p in student.parameters()]
-    return sum(n for n, known in counts if known) / max(sum(n for n, _ in counts), 1)
+def _share(student: nn.Module, found: Collection[Tensor]) -> float:
+    total = sum(p.numel() for p in student.parameters())
+    return sum(p.numel() for p in student.parameters() if p in found) / max(total, 1)
 
 
 def _stale(student: nn.Module, cut: Collection[str]) -> tuple[str, ...]:
