@@ -42,9 +42,9 @@ class TermRow:
         value: Unweighted, mean over batches.
         weight: What its value was multiplied with, schedules and balancing included.
         share: Norm of the gradient of weight x value with respect to the student's parameters,
-            over the sum of all terms' norms.
+            mean over batches, over the sum of all terms' norms.
         cosine: Between this gradient and that of the terms that supervise, which read the target
-            and nothing of the teacher; None without one.
+            and nothing of the teacher; None where there is none, or no labelled sample.
     """
 
     name: str
@@ -200,7 +200,8 @@ class _Measured:
         self.named = {name: term for name, (_, term) in kd.objective.named_terms.items()}
         soft = [t.temperature for t in self.named.values() if isinstance(t, SoftTargetDiceBCE)]
         self.temperature = soft[0] if soft else None
-        self.terms: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+        self.values: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.slopes: dict[str, Tensor | float] = defaultdict(float)
         self.similarity: dict[str, list[float]] = defaultdict(list)
         self.overlaps: list[Tensor] = []
         self.scores: dict[str, Tensor | float] = defaultdict(float)
@@ -208,7 +209,8 @@ class _Measured:
 
     def add(self, twin: "DistillationWrapper", given: dict[str, Any]) -> None:
         with torch.enable_grad(), _recorded(twin.objective.named_terms) as calls:
-            out = twin(**given)
+            # Not its call, which may be compiled: a hook would start another compilation.
+            out = twin.forward(**given)
         self._add_terms(twin, out, calls)
         with torch.no_grad():
             asked = {name: given[name] for name in ("image", "present") if name in given}
@@ -226,13 +228,12 @@ class _Measured:
     def _add_terms(
         self, twin: "DistillationWrapper", out: Output, calls: Mapping[str, list[Tensor]]
     ) -> None:
-        weights = [p for p in twin.student.parameters() if p.requires_grad]
-        found = {name: _pull(out.loss, values, weights) for name, values in calls.items() if values}
-        supervised = [slope for name, (_, slope) in found.items() if _supervises(self.named[name])]
-        reference = torch.stack(supervised).sum(0) if supervised else torch.full((), math.nan)
-        for name, (weight, slope) in found.items():
-            cosine = torch.cosine_similarity(slope, reference, dim=0).item()
-            self.terms[name].append((out.terms[name].item(), weight, slope.norm().item(), cosine))
+        parameters = [p for p in twin.student.parameters() if p.requires_grad]
+        for name, values in calls.items():
+            if values:
+                weight, slope = _pull(out.loss, values, parameters)
+                self.values[name].append((out.terms[name].item(), weight))
+                self.slopes[name] += slope
 
     def _add_logits(self, network: str, logits: Tensor, given: Mapping[str, Any]) -> None:
         self.channels = logits.shape[1]
@@ -256,12 +257,18 @@ class _Measured:
         return replace(found, advice=tuple(_advice(found, self.kd.activation)))
 
     def _term_rows(self) -> tuple[TermRow, ...]:
-        means = {name: map(fmean, zip(*rows, strict=True)) for name, rows in self.terms.items()}
-        rows = [(name, *numbers) for name, numbers in means.items()]
-        total = sum(norm for *_, norm, _ in rows) or 1.0
+        slopes = {name: torch.as_tensor(slope) for name, slope in self.slopes.items()}
+        total = sum(slope.norm().item() for slope in slopes.values()) or 1.0
+        supervised = [slope for name, slope in slopes.items() if _supervises(self.named[name])]
+        reference = torch.stack(supervised).sum(0) if supervised else torch.zeros(1)
         return tuple(
-            TermRow(name, value, weight, norm / total, _known(cosine))
-            for name, value, weight, norm, cosine in rows
+            TermRow(
+                name,
+                *map(fmean, zip(*self.values[name], strict=True)),
+                share=slope.norm().item() / total,
+                cosine=_cosine(slope, reference) if reference.any() else None,
+            )
+            for name, slope in slopes.items()
         )
 
     def _class_rows(self, copied: Tensor) -> tuple[ClassRow, ...]:
@@ -305,7 +312,9 @@ def _recorded(named_terms: Mapping[str, tuple[Any, Term]]) -> Iterator[dict[str,
             return value
         # A term without a gradient still has a weight to be found.
         value = value if value.requires_grad else value.detach().requires_grad_()
-        calls[names[cast("Term", term)]].append(value)
+        seen = calls[names[cast("Term", term)]]
+        # A term under two names is two modules with the same hooks.
+        seen += [] if any(value is known for known in seen) else [value]
         return value
 
     with ExitStack() as stack:
@@ -326,6 +335,10 @@ def _pull(
         for p, slope in zip(parameters, slopes, strict=True)
     ]
     return float(sum(weights)), torch.cat([slope.flatten().float() for slope in flat])
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return torch.cosine_similarity(a, b, dim=0).item()
 
 
 def _supervises(term: Term) -> bool:
@@ -384,8 +397,8 @@ def _cka(student: Tensor, teacher: Tensor) -> float:
 
 def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
     """What the numbers ask for."""
-    for row in found.terms:
-        yield from _advice_on_term(row, alone=len(found.terms) == 1)
+    for term in found.terms if len(found.terms) > 1 else ():
+        yield from _advice_on_term(term)
     for row in found.classes:
         if row.agreement is not None and row.agreement < 0.5:
             yield (
@@ -398,23 +411,24 @@ def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
                 f"Class {row.index}: the teacher's probabilities are {row.calibration:.2f} away "
                 "from how often it is right; soft targets pass that on, binarised ones do not."
             )
-    yield from _advice_on_lead(found, skip=activation == "softmax" and len(found.classes) > 1)
     for tap, similarity in found.similarity.items():
         if similarity > 0.95:
             yield (
                 f"Tap '{tap}': the features of both networks agree already (CKA {similarity:.2f}); "
                 "a term on it has little left to teach."
             )
+    background = activation == "softmax" and len(found.classes) > 1
+    yield _advice_on_lead([row for row in found.classes[background:] if row.lead is not None])
 
 
-def _advice_on_term(row: TermRow, *, alone: bool) -> Iterator[str]:
-    if not alone and row.share > 0.9:
+def _advice_on_term(row: TermRow) -> Iterator[str]:
+    if row.share > 0.9:
         even = row.weight * (1 - row.share) / row.share
         yield (
             f"{row.name} makes {row.share:.1%} of the gradient; a weight of {even:.2g} instead of "
             f"{row.weight:.2g} would make it half."
         )
-    if not alone and 0 < row.share < 0.01:
+    if 0 < row.share < 0.01:
         yield (
             f"{row.name} makes {row.share:.2%} of the gradient: raise its weight of "
             f"{row.weight:.2g}, or leave it out."
@@ -426,39 +440,35 @@ def _advice_on_term(row: TermRow, *, alone: bool) -> Iterator[str]:
         )
 
 
-def _advice_on_lead(found: Diagnosis, *, skip: bool) -> Iterator[str]:
-    """Compare the mean Dice; a background is left out."""
-    rows = [row for row in found.classes[skip:] if row.lead is not None]
+def _advice_on_lead(rows: Sequence[ClassRow]) -> str:
     if not rows:
-        yield (
-            "No labelled sample with logits of a teacher: whether the teacher leads is not known."
-        )
-        return
+        return "No labelled sample with logits of a teacher: whether it leads is not known."
     teacher, lead = (fmean(getattr(row, name) for row in rows) for name in ("teacher", "lead"))
-    if lead < 0.02:
-        yield (
-            f"The teacher's mean Dice is {teacher:.2f}, {lead:+.2f} against the student's: without "
-            "a lead there is nothing to learn. Train it longer, or on more modalities."
-        )
+    said = f"The teacher's mean Dice is {teacher:.2f}, {lead:+.2f} against the student's"
+    if lead > 0.02:
+        return f"{said}: that lead is what there is to learn."
+    return f"{said}: without a lead there is nothing to learn. Train the teacher longer."
 
 
 def _plot(found: Diagnosis) -> Any:
     # Without pyplot, whose state is global; by name, as the library itself needs no matplotlib.
     figure = importlib.import_module("matplotlib.figure").Figure((11, 3.6), layout="constrained")
-    pulls, classes, taps = figure.subplots(1, 3, width_ratios=(5, 5, 2))
-    names = [row.name for row in found.terms]
-    bars = pulls.barh(names, [row.share for row in found.terms], color="tab:blue")
-    labels = ["" if t.cosine is None else f"cos {t.cosine:.2f}" for t in found.terms]
-    pulls.bar_label(bars, labels, padding=3)
-    pulls.set(xlim=(0, 1.2), title="share of the gradient on the student")
+    pulls, classes, taps = figure.subplots(1, 3, width_ratios=(5, 6, 3))
+    bars = pulls.barh([t.name for t in found.terms], [100 * t.share for t in found.terms], 0.6)
+    labels = ["" if t.cosine is None else f"cosine {t.cosine:.2f}" for t in found.terms]
+    pulls.bar_label(bars, labels, padding=4)
+    pulls.set(xlim=(0, 140), xticks=range(0, 101, 25), title="share of the gradient (%)")
     pulls.invert_yaxis()
-    series = ("teacher", "student", "agreement")
-    for offset, name in enumerate(series):
-        heights = [getattr(row, name) or 0.0 for row in found.classes]
-        places = [row.index + 0.27 * (offset - 1) for row in found.classes]
-        classes.bar(places, heights, 0.25, label=name)
-    classes.set(ylim=(0, 1), xlabel="class", title="Dice, and agreement of the soft target")
-    classes.legend()
-    taps.bar(list(found.similarity), list(found.similarity.values()), color="tab:gray")
-    taps.set(ylim=(0, 1), title="CKA of taps")
+    softened = "" if found.temperature is None else f" at T = {found.temperature:g}"
+    legend = {"teacher": "teacher's Dice", "student": "student's Dice"}
+    legend["agreement"] = f"agreement{softened}"
+    for offset, (name, label) in enumerate(legend.items(), start=-1):
+        drawn = [(c.index + 0.27 * offset, getattr(c, name)) for c in found.classes]
+        known = [(place, height) for place, height in drawn if height is not None]
+        classes.bar(*zip(*known, strict=True), 0.25, label=label) if known else None
+    classes.set(ylim=(0, 1), xticks=[c.index for c in found.classes], title="by class")
+    figure.legend(*classes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    taps.barh(list(found.similarity), list(found.similarity.values()), 0.4, color="tab:gray")
+    taps.set(xlim=(0, 1), ylim=(-1, len(found.similarity)), title="CKA of taps")
+    taps.set_visible(bool(found.similarity))
     return figure

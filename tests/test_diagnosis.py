@@ -184,6 +184,22 @@ def test_values_times_weights_make_the_loss_under_schedules_and_balance(build):
     assert sum(row.value * row.weight for row in found.terms) == pytest.approx(loss)
 
 
+def test_a_term_under_two_names_has_two_weights(build):
+    term = HintonKL()
+    found = diagnose(build(objective=2 * term + 3 * term.named("other")), [IMAGE])
+    assert [row.weight for row in found.terms] == pytest.approx([2, 3])
+    assert [row.share for row in found.terms] == pytest.approx([0.4, 0.6])
+
+
+def test_batches_without_a_label_do_not_thin_the_gradient_of_the_others(build):
+    kd = build(objective=HintonKL() + GroundTruth())
+    unlabelled = {"image": IMAGE, "labelled": torch.tensor([False, False])}
+    alone = diagnose(kd, [(IMAGE, LABELS)])
+    mixed = diagnose(kd, [(IMAGE, LABELS), unlabelled])
+    assert mixed.terms[0].cosine == pytest.approx(alone.terms[0].cosine)
+    assert [row.cosine for row in diagnose(kd, [unlabelled]).terms] == [None]
+
+
 def test_without_ground_truth_there_is_no_cosine(build):
     found = diagnose(build(objective=HintonKL() + LatentKL()), [IMAGE])
     assert [row.cosine for row in found.terms] == [None, None]
@@ -297,7 +313,7 @@ def test_numbers_are_plain_and_the_figure_shows_them(build, tmp_path):
     numbers = json.loads(json.dumps(found.to_dict()))
     assert numbers["terms"][0]["name"] == "soft_target_dice_bce"
     figure = found.plot()
-    shares = [bar.get_width() for bar in figure.axes[0].patches]
+    shares = [bar.get_width() / 100 for bar in figure.axes[0].patches]
     assert shares == pytest.approx([row.share for row in found.terms])
     figure.savefig(tmp_path / "diagnosis.png")
 
@@ -337,6 +353,13 @@ def test_it_reads_no_more_batches_than_it_is_told(build):
     assert len(list(batches)) == 4
     with pytest.raises(ObjectiveError, match="no batch"):
         diagnose(build(), [])
+
+
+@pytest.mark.parametrize("how", [torch.compile, lambda kd: kd.compile() or kd])
+def test_a_compiled_wrapper_is_diagnosed_as_the_wrapper_itself(build, how):
+    kd = build()
+    plain = diagnose(kd, [(IMAGE, LABELS)])
+    assert diagnose(how(kd), [(IMAGE, LABELS)]) == plain
 
 
 # --- any wrapper
