@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _BINS = 15
 _AT_MOST = 5.0
 
+_Sums = dict[str, dict[str, Tensor]]  # over batches, by kind and name
+
 
 @dataclass(frozen=True)
 class TermRow:
@@ -102,23 +104,20 @@ class Diagnosis:
     advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        terms = [("term", "value", "weight", "share of gradient", "cosine with reference")]
+        for t in self.terms:
+            numbers = (f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine))
+            terms.append((t.name, *numbers))
         softened = "" if self.temperature is None else f"agreement at T = {self.temperature:g}"
+        classes = [("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)]
+        for c in self.classes:
+            known = (c.teacher, c.student, c.lead, c.calibration, c.agreement)
+            classes.append((str(c.index), *map(_text, known)))  # type: ignore[arg-type]
+        taps = [("tap", "similarity (CKA)")] if self.similarity else []
+        taps += [(name, _text(value)) for name, value in self.similarity.items()]
         lines = [f"diagnosis of {self.batches} batch{'es' * (self.batches != 1)}"]
-        rows = [("term", "value", "weight", "share of gradient", "cosine with reference")]
-        rows += [
-            (t.name, f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine))
-            for t in self.terms
-        ]
-        lines += columns(rows)
-        rows = [("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)]
-        rows += [
-            (str(c.index), *map(_text, (c.teacher, c.student, c.lead, c.calibration, c.agreement)))
-            for c in self.classes
-        ]
-        lines += columns(rows if softened else [row[:-1] for row in rows])
-        rows = [("tap", "similarity (CKA)"), *((n, _text(v)) for n, v in self.similarity.items())]
-        lines += columns(rows) if self.similarity else []
-        lines += [f"  fitted temperature: {self.fitted:.2f}"] if self.fitted is not None else []
+        lines += [*columns(terms), *columns(classes), *columns(taps)]
+        lines += [] if self.fitted is None else [f"  fitted temperature: {self.fitted:.2f}"]
         return "\n".join([*lines, *(f"- {sentence}" for sentence in self.advice)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,110 +182,31 @@ def diagnose(
         over all of the student's parameters.
     """
     kd = cast("DistillationWrapper", uncompiled(kd))
-    measured = _Measured(kd)
+    soft = [t for _, t in kd.objective.named_terms.values() if isinstance(t, SoftTargetDiceBCE)]
+    temperature = soft[0].temperature if soft else None
+    sums: _Sums = defaultdict(dict)
+    count = 0
     devices = {p.device.index for p in kd.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)), closing(copy.deepcopy(kd)) as twin:
         twin.train()
         for batch in islice(batches, limit):
-            measured.add(twin, _arguments(kd, batch, names or {}))
-    return measured.diagnosis()
-
-
-class _Measured:
-    """What is gathered over batches."""
-
-    def __init__(self, kd: "DistillationWrapper") -> None:
-        self.kd = kd
-        self.named = {name: term for name, (_, term) in kd.objective.named_terms.items()}
-        soft = [t.temperature for t in self.named.values() if isinstance(t, SoftTargetDiceBCE)]
-        self.temperature = soft[0] if soft else None
-        self.values: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        self.slopes: dict[str, Tensor | float] = defaultdict(float)
-        self.similarity: dict[str, list[float]] = defaultdict(list)
-        self.overlaps: list[Tensor] = []
-        self.scores: dict[str, Tensor | float] = defaultdict(float)
-        self.batches = self.channels = 0
-
-    def add(self, twin: "DistillationWrapper", given: dict[str, Any]) -> None:
-        with torch.enable_grad(), _recorded(twin.objective.named_terms) as calls:
-            # Not its call, which may be compiled: a hook would start another compilation.
-            out = twin.forward(**given)
-        self._add_terms(twin, out, calls)
-        with torch.no_grad():
-            asked = {name: given[name] for name in ("image", "present") if name in given}
-            self._add_logits("student", self.kd.predict(**asked), given)
-            if out.teacher is not None:
-                teacher = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
-                self._add_logits("teacher", teacher, given)
-                at = [*temperatures(_AT_MOST), self.temperature or 1.0]
-                self.overlaps.append(decision_overlap(teacher, at, self.kd.activation))
-            for name, (student, features) in out.taps.items():
-                if student.shape[2:] == features.shape[2:]:
-                    self.similarity[name].append(_cka(student, features))
-        self.batches += 1
-
-    def _add_terms(
-        self, twin: "DistillationWrapper", out: Output, calls: Mapping[str, list[Tensor]]
-    ) -> None:
-        parameters = [p for p in twin.student.parameters() if p.requires_grad]
-        for name, values in calls.items():
-            if values:
-                weight, slope = _pull(out.loss, values, parameters)
-                self.values[name].append((out.terms[name].item(), weight))
-                self.slopes[name] += slope
-
-    def _add_logits(self, network: str, logits: Tensor, given: Mapping[str, Any]) -> None:
-        self.channels = logits.shape[1]
-        compared = _labelled(logits, given)
-        if compared is not None:
-            self.scores[network] += _score(*compared, self.kd.activation)
-
-    def diagnosis(self) -> Diagnosis:
-        if not self.batches:
-            raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
-        overlap = torch.stack(self.overlaps).sum(0) if self.overlaps else torch.zeros(3, 2, 1)
-        predicts = bool(overlap[2].any())
-        found = Diagnosis(
-            terms=self._term_rows(),
-            classes=self._class_rows(copy_dice(overlap)),
-            similarity={name: fmean(values) for name, values in self.similarity.items()},
-            temperature=self.temperature,
-            fitted=fitted(overlap[:, :-1], _AT_MOST, 0.9) if predicts else None,
-            batches=self.batches,
-        )
-        return replace(found, advice=tuple(_advice(found, self.kd.activation)))
-
-    def _term_rows(self) -> tuple[TermRow, ...]:
-        slopes = {name: torch.as_tensor(slope) for name, slope in self.slopes.items()}
-        total = sum(slope.norm().item() for slope in slopes.values()) or 1.0
-        supervised = [slope for name, slope in slopes.items() if _supervises(self.named[name])]
-        reference = torch.stack(supervised).sum(0) if supervised else torch.zeros(1)
-        return tuple(
-            TermRow(
-                name,
-                *map(fmean, zip(*self.values[name], strict=True)),
-                share=slope.norm().item() / total,
-                cosine=_cosine(slope, reference) if reference.any() else None,
-            )
-            for name, slope in slopes.items()
-        )
-
-    def _class_rows(self, copied: Tensor) -> tuple[ClassRow, ...]:
-        measured = {}
-        for network, (chosen, confidence, hits, reference) in self.scores.items():
-            measured[network] = 2 * hits.sum(1) / (chosen + reference).sum(1)
-            if network == "teacher":
-                measured["calibration"] = (confidence - hits).abs().sum(1) / chosen.sum(1)
-        if self.overlaps and self.temperature is not None:
-            measured["agreement"] = copied[-1] / copied[0]
-        return tuple(
-            ClassRow(index, **{name: _known(each[index].item()) for name, each in measured.items()})
-            for index in range(self.channels)
-        )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+            given = _arguments(kd, batch, names or {})
+            out = _add_terms(sums, twin, given)
+            with torch.no_grad():
+                _add_answers(sums, kd, out, given, temperature or 1.0)
+            count += 1
+    if not count:
+        raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
+    overlap = sums["overlap"].get("teacher", torch.zeros(3, 2, 1))
+    found = Diagnosis(
+        terms=_term_rows(sums, kd.objective.named_terms, count),
+        classes=_class_rows(sums, softened=temperature is not None),
+        similarity={name: value.item() / count for name, value in sums["cka"].items()},
+        temperature=temperature,
+        fitted=fitted(overlap[:, :-1], _AT_MOST, 0.9) if overlap[2].any() else None,
+        batches=count,
+    )
+    return replace(found, advice=tuple(_advice(found, kd.activation)))
 
 
 def _arguments(kd: "DistillationWrapper", batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
@@ -298,51 +218,117 @@ def _arguments(kd: "DistillationWrapper", batch: Any, names: Mapping[str, str]) 
         size = len(image if isinstance(image, Tensor) else next(iter(image.values())))
         given.setdefault("labelled", torch.zeros(size, dtype=torch.bool))
     device = next(kd.student.parameters()).device
-    return tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, given)
+    return {
+        name: tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, each)
+        for name, each in given.items()
+    }
+
+
+def _add(sums: _Sums, kind: str, name: str, value: Tensor) -> None:
+    sums[kind][name] = sums[kind][name] + value if name in sums[kind] else value
+
+
+def _add_terms(sums: _Sums, twin: "DistillationWrapper", given: Mapping[str, Any]) -> Output:
+    """Run a step, and take each term's value, its weight in the loss and its gradient."""
+    with torch.enable_grad(), _recorded(twin.objective.named_terms) as calls:
+        # Not its call, which may be compiled: a hook would start another compilation.
+        out = twin.forward(**given)
+    parameters = [p for p in twin.student.parameters() if p.requires_grad]
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
+    options["materialize_grads"] = True
+    for name, values in calls.items():
+        weights = torch.autograd.grad(out.loss, values, **options)
+        slopes = torch.autograd.grad(values, parameters, weights, **options)
+        _add(sums, "value", name, out.terms[name])
+        _add(sums, "weight", name, torch.stack(weights).sum())
+        _add(sums, "slope", name, torch.cat([slope.flatten().float() for slope in slopes]))
+    return out
 
 
 @contextmanager
 def _recorded(named_terms: Mapping[str, tuple[Any, Term]]) -> Iterator[dict[str, list[Tensor]]]:
     """What each term returns, with its graph; once per head under deep supervision."""
-    names = {term: name for name, (_, term) in reversed(named_terms.items())}
-    calls: dict[str, list[Tensor]] = {name: [] for name in named_terms}
+    names: dict[nn.Module, str] = {}
+    calls: dict[str, list[Tensor]] = defaultdict(list)
 
     def record(term: nn.Module, _: Any, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         # A term without a gradient still has a weight to be found.
         value = value if value.requires_grad else value.detach().requires_grad_()
-        seen = calls[names[cast("Term", term)]]
+        seen = calls[names[term]]
         # A term under two names is two modules with the same hooks.
         seen += [] if any(value is known for known in seen) else [value]
         return value
 
     with ExitStack() as stack:
-        for term in names:
+        for name, (_, term) in named_terms.items():
+            names.setdefault(term, name)
             stack.callback(term.register_forward_hook(record).remove)
         yield calls
 
 
-def _pull(
-    loss: Tensor, values: Sequence[Tensor], parameters: Sequence[Tensor]
-) -> tuple[float, Tensor]:
-    """A term's weight in the loss, and the gradient of the weighted term."""
-    found = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True)
-    weights = [torch.zeros_like(v) if w is None else w for v, w in zip(values, found, strict=True)]
-    slopes = torch.autograd.grad(values, parameters, weights, retain_graph=True, allow_unused=True)
-    flat = [
-        torch.zeros_like(p) if slope is None else slope
-        for p, slope in zip(parameters, slopes, strict=True)
-    ]
-    return float(sum(weights)), torch.cat([slope.flatten().float() for slope in flat])
+def _add_answers(
+    sums: _Sums,
+    kd: "DistillationWrapper",
+    out: Output,
+    given: Mapping[str, Any],
+    temperature: float,
+) -> None:
+    """Compare what both networks answer with the target, and with each other."""
+    asked = {name: given[name] for name in ("image", "present") if name in given}
+    logits = {"student": kd.predict(**asked)}
+    if out.teacher is not None:
+        logits["teacher"] = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
+        at = [*temperatures(_AT_MOST), temperature]
+        _add(sums, "overlap", "teacher", decision_overlap(logits["teacher"], at, kd.activation))
+    for network, answer in logits.items():
+        _add(sums, "channels", network, torch.ones(answer.shape[1]))
+        compared = _labelled(answer, given)
+        if compared is not None:
+            _add(sums, "score", network, _score(*compared, kd.activation))
+    for name, (student, teacher) in out.taps.items():
+        if student.shape[2:] == teacher.shape[2:]:
+            _add(sums, "cka", name, _cka(student, teacher))
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return torch.cosine_similarity(a, b, dim=0).item()
+def _term_rows(
+    sums: _Sums, named_terms: Mapping[str, tuple[Any, Term]], count: int
+) -> tuple[TermRow, ...]:
+    slopes = sums["slope"]
+    total = sum(slope.norm().item() for slope in slopes.values()) or 1.0
+    supervised = [slope for name, slope in slopes.items() if _supervises(named_terms[name][1])]
+    reference = torch.stack(supervised).sum(0) if supervised else torch.zeros(1)
+    return tuple(
+        TermRow(
+            name,
+            value=sums["value"][name].item() / count,
+            weight=sums["weight"][name].item() / count,
+            share=slope.norm().item() / total,
+            cosine=torch.cosine_similarity(slope, reference, 0).item() if reference.any() else None,
+        )
+        for name, slope in slopes.items()
+    )
 
 
 def _supervises(term: Term) -> bool:
     return term.needs_target and not term.needs_teacher and not term.taps
+
+
+def _class_rows(sums: _Sums, *, softened: bool) -> tuple[ClassRow, ...]:
+    measured = {}
+    for network, (chosen, confidence, hits, reference) in sums["score"].items():
+        measured[network] = 2 * hits.sum(1) / (chosen + reference).sum(1)
+        if network == "teacher":
+            measured["calibration"] = (confidence - hits).abs().sum(1) / chosen.sum(1)
+    if softened and sums["overlap"]:
+        copied = copy_dice(sums["overlap"]["teacher"])
+        measured["agreement"] = copied[-1] / copied[0]
+    rows = []
+    for index in range(len(sums["channels"]["student"])):
+        numbers = {name: values[index].item() for name, values in measured.items()}
+        rows.append(ClassRow(index, **{n: v for n, v in numbers.items() if not math.isnan(v)}))
+    return tuple(rows)
 
 
 def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -374,12 +360,8 @@ def _score(logits: Tensor, reference: Tensor, known: Tensor, activation: Activat
     channel = torch.arange(classes, device=logits.device).reshape(1, -1, *[1] * (logits.ndim - 2))
     bins = channel * _BINS + (confidence * _BINS).long().clamp(max=_BINS - 1)
     one = torch.ones_like(confidence)
-    counted = [
-        (chosen, one),
-        (chosen, confidence),
-        (chosen & reference, one),
-        (reference & known, one),
-    ]
+    counted = [(chosen, one), (chosen, confidence)]
+    counted += [(chosen & reference, one), (reference & known, one)]
     sums = [
         torch.bincount(bins[voxels], weights=values[voxels].double(), minlength=classes * _BINS)
         for voxels, values in counted
@@ -387,12 +369,13 @@ def _score(logits: Tensor, reference: Tensor, known: Tensor, activation: Activat
     return torch.stack(sums).reshape(4, classes, _BINS).cpu()
 
 
-def _cka(student: Tensor, teacher: Tensor) -> float:
+def _cka(student: Tensor, teacher: Tensor) -> Tensor:
     """Linear CKA with voxels as examples; 0 for features that are constant."""
     x, y = (side.detach().float().movedim(1, -1).flatten(0, -2) for side in (student, teacher))
     x, y = x - x.mean(0), y - y.mean(0)
     sizes = (x.T @ x).norm() * (y.T @ y).norm()
-    return float((y.T @ x).square().sum() / sizes) if sizes > 0 else 0.0
+    similarity: Tensor = (y.T @ x).square().sum() / sizes
+    return similarity.nan_to_num()
 
 
 def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
@@ -466,7 +449,9 @@ def _plot(found: Diagnosis) -> Any:
         drawn = [(c.index + 0.27 * offset, getattr(c, name)) for c in found.classes]
         known = [(place, height) for place, height in drawn if height is not None]
         classes.bar(*zip(*known, strict=True), 0.25, label=label) if known else None
-    classes.set(ylim=(0, 1), xticks=[c.index for c in found.classes], title="by class")
+    classes.set(
+        ylim=(0, 1), xticks=[c.index for c in found.classes], title="Dice and agreement by class"
+    )
     figure.legend(*classes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     taps.barh(list(found.similarity), list(found.similarity.values()), 0.4, color="tab:gray")
     taps.set(xlim=(0, 1), ylim=(-1, len(found.similarity)), title="CKA of taps")

@@ -118,7 +118,7 @@ class _Views(NamedTuple):
     """Where the student's channels lie among the teacher's, and how many the teacher has."""
 
     channels: list[int]
-    count: int
+    total: int
 
 
 def _views(inputs: InputViews | None) -> _Views:
@@ -173,7 +173,7 @@ def _cut_axis(own: Tensor, given: Tensor, views: _Views) -> int | None:
     unequal = [axis for axis, (here, there) in enumerate(pairs) if here != there]
     if own.ndim != given.ndim or len(unequal) != 1:
         return None
-    return unequal[0] if pairs[unequal[0]] == (len(views.channels), views.count) else None
+    return unequal[0] if pairs[unequal[0]] == (len(views.channels), views.total) else None
 
 
 def _misgrouped(student: nn.Module, teacher: nn.Module, views: _Views) -> list[str]:
@@ -185,7 +185,7 @@ def _misgrouped(student: nn.Module, teacher: nn.Module, views: _Views) -> list[s
             [getattr(side, option, 1) for side in sides] for option in ("groups", "out_channels")
         )
         # One filter per modality: the filters are cut, and each still reads its own.
-        depthwise = groups == outputs == [len(views.channels), views.count]
+        depthwise = groups == outputs == [len(views.channels), views.total]
         if groups[0] != groups[1] and not depthwise:
             found.append(f"{name}.weight")
     return found
@@ -193,14 +193,14 @@ def _misgrouped(student: nn.Module, teacher: nn.Module, views: _Views) -> list[s
 
 def _reordered(teacher: nn.Module, views: _Views) -> list[str]:
     """The first weight, where the student sees all modalities but in another order."""
-    if len(views.channels) < views.count or views.channels == sorted(views.channels):
+    if len(views.channels) < views.total or views.channels == sorted(views.channels):
         return []
     readers = [
         f"{name}.weight"
         for name, layer in layers(teacher).items()
-        if getattr(layer, "in_channels", getattr(layer, "in_features", 0)) == views.count
+        if getattr(layer, "in_channels", getattr(layer, "in_features", 0)) == views.total
     ]
-    if len(readers) != 1 or _tensors(teacher)[readers[0]].shape[1] != views.count:
+    if len(readers) != 1 or _tensors(teacher)[readers[0]].shape[1] != views.total:
         raise LayerNotFoundError(
             "inherit: the student sees the teacher's modalities in another order, and shapes do "
             f"not tell which layer reads them: {_few(readers)}. Give the student the order of the "

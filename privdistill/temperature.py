@@ -103,7 +103,7 @@ def temperatures(at_most: float) -> list[float]:
     Returns:
         Values from 1 on, in equal ratios.
     """
-    return [at_most ** (step / (_VALUES - 1)) for step in range(_VALUES)]
+    return [math.pow(at_most, step / (_VALUES - 1)) for step in range(_VALUES)]
 
 
 def fitted(overlap: Tensor, at_most: float, agreement: float) -> float:
@@ -127,7 +127,7 @@ def fitted(overlap: Tensor, at_most: float, agreement: float) -> float:
             "The teacher predicts no class on these batches, so that no temperature fits. Pass "
             "batches with foreground, and logits without NaN."
         )
-    kept = (dice[:, occurs] / dice[0, occurs]).amin(1).tolist()
+    kept: list[float] = (dice[:, occurs] / dice[0, occurs]).amin(1).tolist()
     points = list(zip(temperatures(at_most), kept, strict=True))
     for (low, before), (high, after) in pairwise(points):
         if after < agreement:
