@@ -277,6 +277,7 @@ def test_equal_networks_have_equal_features():
 # --- what it says
 
 
+@pytest.mark.filterwarnings("ignore:soft_target_dice_bce")  # the term may say so too
 def test_a_temperature_that_loses_a_class_is_named_with_one_that_keeps_it():
     teacher = region(5, 1, gap=7.0).reshape(1, 1, 10, 100)
     found = on_fixed(

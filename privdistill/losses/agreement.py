@@ -86,6 +86,9 @@ def warn_of_softening(
         activation: "softmax" or "sigmoid".
         term: Name of the term, for the message.
     """
+    # Tensors on the meta device have shapes and no values.
+    if teacher.is_meta:
+        return
     kept = target_agreement(teacher, temperature, activation=activation)
     lost = {index: f"{share:.2f}" for index, share in enumerate(kept.tolist()) if share < 0.5}
     if lost:

@@ -74,3 +74,4 @@ def test_a_warning_names_the_classes_and_their_numbers():
 
 def test_no_warning_where_most_is_kept():
     warn(1e3 * torch.randn(1, 2, 50), 5.0, "softmax", term="soft")
+    warn(torch.zeros(1, 2, 50, device="meta"), 5.0, "softmax", term="soft")
