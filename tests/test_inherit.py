@@ -123,7 +123,7 @@ def test_all_modalities_in_another_order_move_the_first_layers_channels():
 
 def test_another_order_is_refused_where_several_layers_could_be_the_first():
     teacher, student = network(4, width=4), network(4, width=4)
-    with pytest.raises(LayerNotFoundError, match="'0.weight', '2.weight'"):
+    with pytest.raises(LayerNotFoundError, match=r"'0\.weight', '2\.weight'"):
         inherit(student, teacher, views(FOUR[::-1]))
 
 
