@@ -155,7 +155,7 @@ def diagnose(
     averages and the random state stay; the teacher's cache is neither read nor filled.
 
     Args:
-        kd: The wrapper, with an untrained student or in the middle of a training.
+        kd: The wrapper itself (of DDP its `.module`), before a training or in the midst of one.
         batches: A loader, or a list, as a training has it: (image, target) pairs, images, or
             mappings with the arguments of a step. Samples without a reference are welcome.
         limit: How many batches to read, >= 1.

@@ -23,6 +23,7 @@ from privdistill import (
     Ramp,
     SoftTargetDiceBCE,
     Tap,
+    TeacherCache,
     diagnose,
     fit_temperature,
     target_agreement,
@@ -348,6 +349,14 @@ def test_nothing_is_changed(build):
     assert kd.steps == 1
 
 
+def test_the_cache_is_neither_read_nor_filled(build):
+    kd = build(cache=TeacherCache())
+    diagnose(kd, [{"image": IMAGE, "target": LABELS, "key": ["a", "b"]}])
+    assert kd.cache.statistics.misses == 0
+    kd(IMAGE, LABELS, key=["a", "b"])
+    assert kd.cache.statistics.hits == 0
+
+
 def test_it_reads_no_more_batches_than_it_is_told(build):
     batches = iter([(IMAGE, LABELS)] * 6)
     assert diagnose(build(), batches, limit=2).batches == 2
@@ -374,6 +383,9 @@ def kinds(tiny_unet):
     yield "features alone", {"objective": LatentKL() + GroundTruth()}, (IMAGE, LABELS)
     yield "no reference at hand", {}, IMAGE
     yield "no sample labelled", {}, {"image": IMAGE, "labelled": torch.zeros(2).bool()}
+    parts = {name: IMAGE[:, [i]] for i, name in enumerate(("flair", "t1", "t1ce", "t2"))}
+    present = torch.tensor([[True, True, True, False]] * 2)
+    yield "by modality", {}, {"image": parts, "target": LABELS, "present": present}
     yield "no teacher", {"teacher": None, "objective": GroundTruth()}, (IMAGE, LABELS)
     volume = {"teacher": tiny_unet(4, axes=3), "student": tiny_unet(1, axes=3)}
     volume["example"] = torch.zeros(1, 4, 8, 8, 8)
@@ -381,7 +393,7 @@ def kinds(tiny_unet):
     yield "volumes", volume, (IMAGE[..., None].expand(2, 4, 8, 8, 8).contiguous(), labels)
 
 
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", range(9))
 def test_it_works_for_every_kind_of_wrapper(build, tiny_unet, index):
     _, options, batch = list(kinds(tiny_unet))[index]
     found = diagnose(build(**options), [batch])
