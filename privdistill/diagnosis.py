@@ -199,8 +199,8 @@ def diagnose(
         raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
     overlap = sums["overlap"].get("teacher", torch.zeros(3, 2, 1))
     found = Diagnosis(
-        terms=_term_rows(sums, kd.objective.named_terms, count),
-        classes=_class_rows(sums, softened=temperature is not None),
+        terms=tuple(_term_rows(sums, kd.objective.named_terms)),
+        classes=tuple(_class_rows(sums, softened=temperature is not None)),
         similarity={name: value.item() / count for name, value in sums["cka"].items()},
         temperature=temperature,
         fitted=fitted(overlap[:, :-1], _AT_MOST, 0.9) if overlap[2].any() else None,
@@ -239,8 +239,9 @@ def _add_terms(sums: _Sums, twin: "DistillationWrapper", given: Mapping[str, Any
     for name, values in calls.items():
         weights = torch.autograd.grad(out.loss, values, **options)
         slopes = torch.autograd.grad(values, parameters, weights, **options)
-        _add(sums, "value", name, out.terms[name])
-        _add(sums, "weight", name, torch.stack(weights).sum())
+        weight = torch.stack(weights).sum()
+        # Not every batch has a target, so that each term counts its own.
+        _add(sums, "term", name, torch.stack([out.terms[name], weight, torch.ones_like(weight)]))
         _add(sums, "slope", name, torch.cat([slope.flatten().float() for slope in slopes]))
     return out
 
@@ -256,9 +257,9 @@ def _recorded(named_terms: Mapping[str, tuple[Any, Term]]) -> Iterator[dict[str,
             return value
         # A term without a gradient still has a weight to be found.
         value = value if value.requires_grad else value.detach().requires_grad_()
-        seen = calls[names[term]]
         # A term under two names is two modules with the same hooks.
-        seen += [] if any(value is known for known in seen) else [value]
+        if not any(value is known for known in calls[names[term]]):
+            calls[names[term]].append(value)
         return value
 
     with ExitStack() as stack:
@@ -292,30 +293,23 @@ def _add_answers(
             _add(sums, "cka", name, _cka(student, teacher))
 
 
-def _term_rows(
-    sums: _Sums, named_terms: Mapping[str, tuple[Any, Term]], count: int
-) -> tuple[TermRow, ...]:
+def _term_rows(sums: _Sums, named_terms: Mapping[str, tuple[Any, Term]]) -> Iterator[TermRow]:
     slopes = sums["slope"]
     total = sum(slope.norm().item() for slope in slopes.values()) or 1.0
     supervised = [slope for name, slope in slopes.items() if _supervises(named_terms[name][1])]
     reference = torch.stack(supervised).sum(0) if supervised else torch.zeros(1)
-    return tuple(
-        TermRow(
-            name,
-            value=sums["value"][name].item() / count,
-            weight=sums["weight"][name].item() / count,
-            share=slope.norm().item() / total,
-            cosine=torch.cosine_similarity(slope, reference, 0).item() if reference.any() else None,
-        )
-        for name, slope in slopes.items()
-    )
+    for name, slope in slopes.items():
+        value, weight, batches = sums["term"][name].tolist()
+        cosine = torch.cosine_similarity(slope, reference, 0).item() if reference.any() else None
+        share = slope.norm().item() / total
+        yield TermRow(name, value / batches, weight / batches, share, cosine)
 
 
 def _supervises(term: Term) -> bool:
     return term.needs_target and not term.needs_teacher and not term.taps
 
 
-def _class_rows(sums: _Sums, *, softened: bool) -> tuple[ClassRow, ...]:
+def _class_rows(sums: _Sums, *, softened: bool) -> Iterator[ClassRow]:
     measured = {}
     for network, (chosen, confidence, hits, reference) in sums["score"].items():
         measured[network] = 2 * hits.sum(1) / (chosen + reference).sum(1)
@@ -324,11 +318,9 @@ def _class_rows(sums: _Sums, *, softened: bool) -> tuple[ClassRow, ...]:
     if softened and sums["overlap"]:
         copied = copy_dice(sums["overlap"]["teacher"])
         measured["agreement"] = copied[-1] / copied[0]
-    rows = []
     for index in range(len(sums["channels"]["student"])):
         numbers = {name: values[index].item() for name, values in measured.items()}
-        rows.append(ClassRow(index, **{n: v for n, v in numbers.items() if not math.isnan(v)}))
-    return tuple(rows)
+        yield ClassRow(index, **{n: v for n, v in numbers.items() if not math.isnan(v)})
 
 
 def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -198,6 +198,7 @@ def test_batches_without_a_label_do_not_thin_the_gradient_of_the_others(build):
     alone = diagnose(kd, [(IMAGE, LABELS)])
     mixed = diagnose(kd, [(IMAGE, LABELS), unlabelled])
     assert mixed.terms[0].cosine == pytest.approx(alone.terms[0].cosine)
+    assert mixed.terms[1].value == pytest.approx(alone.terms[1].value)
     assert [row.cosine for row in diagnose(kd, [unlabelled]).terms] == [None]
 
 
