@@ -4,6 +4,7 @@ Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
 from privdistill.cache import CacheStore, TeacherCache, precompute
+from privdistill.diagnosis import Diagnosis, diagnose
 from privdistill.exceptions import (
     CacheError,
     CacheWarning,
@@ -14,6 +15,7 @@ from privdistill.exceptions import (
     PrivDistillError,
     ShapeMismatchError,
 )
+from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import PrivilegedInput
 from privdistill.layer_table import describe
 from privdistill.leaks import assert_no_leak
@@ -53,9 +55,11 @@ from privdistill.losses import (
     warm_up,
     xie,
 )
+from privdistill.losses.agreement import target_agreement
 from privdistill.sides.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
+from privdistill.temperature import fit_temperature
 from privdistill.wrapper import DistillationWrapper
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "ChannelWise",
     "ContrastiveProjection",
     "Critic",
+    "Diagnosis",
     "DistillationWrapper",
     "Ensemble",
     "FeatureCosine",
@@ -76,6 +81,7 @@ __all__ = [
     "GroundTruth",
     "HintonKL",
     "HolisticAdversarial",
+    "Inheritance",
     "JointTeacher",
     "LatentKL",
     "Layer",
@@ -107,13 +113,17 @@ __all__ = [
     "assert_no_leak",
     "critic_loss",
     "describe",
+    "diagnose",
+    "fit_temperature",
     "generalized",
     "hinton",
+    "inherit",
     "kdnet",
     "pmkl",
     "precompute",
     "protokd",
     "structured",
+    "target_agreement",
     "warm_up",
     "xie",
 ]
