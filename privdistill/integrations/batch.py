@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from privdistill import DistillationWrapper, Output
 from privdistill.exceptions import LifecycleError, ObjectiveError
+from privdistill.step import Output
+from privdistill.wrapper import DistillationWrapper
 
 #: Arguments of a step; those behind the first two are optional in every batch.
 ARGUMENTS = ("image", "target", "present", "labelled", "sample_weights", "teacher_weights", "key")
