@@ -17,6 +17,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 
+from kdnet.training.checkpoint import load_model
 from privdistill import (
     DistillationWrapper,
     GroundTruth,
@@ -26,7 +27,6 @@ from privdistill import (
     TeacherCache,
 )
 from privdistill.cache.teacher_cache import mirror
-from training.checkpoint import load_model
 
 KINDS = {
     "half": {"storage": "half"},

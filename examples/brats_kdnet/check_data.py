@@ -23,11 +23,11 @@ from typing import Any
 
 from rich.console import Console
 
-from data.checks import Problem, check_subjects, problem_table, problems_as_rows
-from data.description import Description, load_description
-from data.layouts import Subject, find_subjects
-from errors import UserError, printable
-from writing import write_text
+from kdnet.data.checks import Problem, check_subjects, problem_table, problems_as_rows
+from kdnet.data.description import Description, load_description
+from kdnet.data.layouts import Subject, find_subjects
+from kdnet.errors import UserError, printable
+from kdnet.writing import write_text
 
 
 def check_data(options: argparse.Namespace, console: Console) -> int:

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from command import exit_status
-from configuration.parsing import parse_for
-from configuration.program import Program
-from crossvalidation.folder import open_plan
-from crossvalidation.plan import CrossvalOptions, Plan
-from crossvalidation.results import collect_lesions, show_results
-from crossvalidation.schedule import command_of, train_units
-from crossvalidation.unit import run_unit
-from crossvalidation.view import View
-from evaluation.lesions import load_panoptica
-from experiments.subjects import read_subjects
-from run_folder import RunFolder
+from kdnet.configuration.parsing import parse_for
+from kdnet.configuration.program import Program
+from kdnet.evaluation.lesions import load_panoptica
+from kdnet.runs.command import exit_status
+from kdnet.runs.folder import open_plan
+from kdnet.runs.plan import CrossvalOptions, Plan
+from kdnet.runs.results import collect_lesions, show_results
+from kdnet.runs.run_folder import RunFolder
+from kdnet.runs.schedule import command_of, train_units
+from kdnet.runs.subjects import read_subjects
+from kdnet.runs.unit import run_unit
+from kdnet.runs.view import View
 
 _DESCRIPTION = """\
 Cross-validate any number of rows (teacher, baseline, KD-Net, comparators) and show the paper's

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError, printable
-from exported import check_format, export
-from training.checkpoint import load_model
+from kdnet.errors import UserError, printable
+from kdnet.exported import check_format, export
+from kdnet.training.checkpoint import load_model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

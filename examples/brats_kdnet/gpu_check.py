@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from training.history import read_history
+from kdnet.training.history import read_history
 
 _TRAIN = Path(__file__).with_name("train.py")
 # Of 24 phantoms in 3 folds, 10 train (and 6 validate): 5 steps of batch 2 in each of 10 epochs.

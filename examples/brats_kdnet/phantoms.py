@@ -21,12 +21,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from data.layouts import PHANTOM_MARKER
-from data.parallel import map_parallel
-from errors import UserError
-from phantom_images import make_phantom
-from reading import UnreadableError, read_json
-from writing import atomic_folder, remove_abandoned, write_text
+from kdnet.data.layouts import PHANTOM_MARKER
+from kdnet.data.parallel import map_parallel
+from kdnet.data.phantom_images import make_phantom
+from kdnet.errors import UserError
+from kdnet.reading import UnreadableError, read_json
+from kdnet.writing import atomic_folder, remove_abandoned, write_text
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
 _VERSION = 1

@@ -16,14 +16,14 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from command import exit_status
-from errors import UserError
-from reports.crossval_folder import MARKER
-from reports.crossval_page import write_crossval_page
-from reports.run_page import write_run_page
-from studies.facts import FACTS
-from studies.page import find_studies, write_study
-from studies.rows import ROWS
+from kdnet.errors import UserError
+from kdnet.results.crossval_folder import MARKER
+from kdnet.results.crossval_page import write_crossval_page
+from kdnet.results.run_page import write_run_page
+from kdnet.runs.command import exit_status
+from kdnet.studies.facts import FACTS
+from kdnet.studies.page import find_studies, write_study
+from kdnet.studies.rows import ROWS
 
 
 def write_reports(folder: Path, trusted: Collection[str] = ()) -> list[Path]:

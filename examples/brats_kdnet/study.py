@@ -13,20 +13,20 @@ from typing import Literal
 
 from rich.console import Console
 
-from command import exit_status
-from configuration.parsing import parse_for
-from configuration.program import Program
 from crossval import show_plan
-from crossvalidation.folder import open_plan
-from crossvalidation.plan import CrossvalOptions, Plan
-from crossvalidation.schedule import command_of, train_units
-from crossvalidation.unit import run_unit
-from errors import UserError
+from kdnet.configuration.parsing import parse_for
+from kdnet.configuration.program import Program
+from kdnet.errors import UserError
+from kdnet.runs.command import exit_status
+from kdnet.runs.folder import open_plan
+from kdnet.runs.plan import CrossvalOptions, Plan
+from kdnet.runs.schedule import command_of, train_units
+from kdnet.runs.unit import run_unit
+from kdnet.studies.collect import check_distinct, collect
+from kdnet.studies.design import Design, read_design
+from kdnet.studies.search import search
+from kdnet.studies.trials import trials_table
 from report import write_reports
-from studies.collect import check_distinct, collect
-from studies.design import Design, read_design
-from studies.search import search
-from studies.trials import trials_table
 
 _DESCRIPTION = """\
 Train a student by several recipes, with several numbers of labelled and unlabelled subjects, folds
@@ -34,11 +34,11 @@ and seeds, and say what each recipe gains over the baseline that learns from the
 
 Examples:
   study.py --study phantoms
-      the study of phantoms: studies/phantoms.yaml
+      the study of phantoms: kdnet/studies/phantoms.yaml
   study.py --study lgg --data-root LGG --jobs 2
       that of patients with lower-grade glioma
   study.py --study mine.yaml --data-root PATIENTS --description patients.yaml
-      your own recipes and counts, in the form of studies/lgg.yaml
+      your own recipes and counts, in the form of kdnet/studies/lgg.yaml
   study.py --study lgg --data-root LGG --show status
       how far every unit is; --show units lists them with their numbers, and --unit NUMBER trains
       one of them, for array jobs
@@ -54,7 +54,7 @@ class StudyOptions:
     """Units of a study.
 
     Args:
-        study: Name of a study in studies/, or YAML file of your own in the same form.
+        study: Name of a study in kdnet/studies/, or YAML file of your own in the same form.
         jobs: Units trained at a time: a number, or "auto": one for each GPU; on a CPU one for
             every processor, up to 4, each with its share of threads.
         unit: Train this unit alone, by its name or number, and stop; for array jobs. Its teacher is

@@ -14,28 +14,28 @@ from dataclasses import replace
 from rich.console import Console
 from torch import nn
 
-from command import exit_status
-from configuration.config import Config
-from configuration.parsing import parse_config
-from data.sampling import samples_per_subject
-from data.splits import Split
-from evaluation.scoring import Score, read_scores, write_scores
-from evaluation.slices import save_slices
-from evaluation.tables import render_tables
-from experiments.experiment import Experiment
-from experiments.networks import describe_network
-from experiments.opening import open_experiment
-from experiments.splits import find_split
-from experiments.subjects import find_description
-from held_out import score_network
-from models.trust import check_trusted
-from recipes.advice import explain, judge
-from recipes.out_of_fold import with_part_teachers
-from recipes.rows import Row
+from kdnet.configuration.config import Config
+from kdnet.configuration.parsing import parse_config
+from kdnet.data.sampling import samples_per_subject
+from kdnet.data.splits import Split
+from kdnet.evaluation.scoring import Score, read_scores, write_scores
+from kdnet.models.trust import check_trusted
+from kdnet.recipes.advice import explain, judge
+from kdnet.recipes.out_of_fold import with_part_teachers
+from kdnet.recipes.rows import Row
+from kdnet.results.slices import save_slices
+from kdnet.results.tables import render_tables
+from kdnet.runs.command import exit_status
+from kdnet.runs.experiment import Experiment
+from kdnet.runs.held_out import score_network
+from kdnet.runs.networks import describe_network
+from kdnet.runs.opening import open_experiment
+from kdnet.runs.splits import find_split
+from kdnet.runs.subjects import find_description
+from kdnet.runs.teaching import check_unseen, rehearse, teach
+from kdnet.training.checkpoint import check_compatible, read_metadata
+from kdnet.training.history import read_history
 from report import write_report
-from teaching import check_unseen, rehearse, teach
-from training.checkpoint import check_compatible, read_metadata
-from training.history import read_history
 
 TEACHER = Row("teacher", role="teacher")
 BASELINE = Row("baseline")
