@@ -47,19 +47,7 @@ CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, out="runs/cross
 
 
 def cross_validate(arguments: Sequence[str], console: Console) -> int:
-    """Train what is missing and show the results.
-
-    Args:
-        arguments: Command line without the program's name.
-        console: Where progress and results are shown.
-
-    Returns:
-        Exit status: 0, or 1 if units failed.
-
-    Raises:
-        UserError: If the configuration or the data cannot be used.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Train what is missing and show the results."""
     config, options = parse_for(CROSSVAL, arguments)
     if options.lesions:
         load_panoptica()
@@ -83,13 +71,7 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
 
 
 def show_plan(plan: Plan, what: str, console: Console) -> None:
-    """List the units, or show how far they are.
-
-    Args:
-        plan: What the cross-validation consists of.
-        what: "units" or "status".
-        console: Where to.
-    """
+    """List the units, or show how far they are."""
     if what == "status":
         console.print(View(plan, plan.units()).table())
         return
@@ -99,14 +81,7 @@ def show_plan(plan: Plan, what: str, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and run.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, 1 if units failed, 2 for input that cannot be used, 128 + signal if stopped.
-    """
+    """Read the command line and run."""
     given = sys.argv[1:] if arguments is None else arguments
     return exit_status(lambda: cross_validate(given, Console(markup=False)))
 

@@ -20,14 +20,7 @@ from kdnet.training.checkpoint import load_model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and export.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, or 2 for input that cannot be used.
-    """
+    """Read the command line and export."""
     options = _parser().parse_args(arguments)
     try:
         check_format(options.out)

@@ -76,7 +76,7 @@ def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
     tmp_path, monkeypatch, capsys, place
 ):
     data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
-    monkeypatch.setattr(f"experiments.{place}", lambda *_, **__: send(signal.SIGTERM))
+    monkeypatch.setattr(f"kdnet.runs.{place}", lambda *_, **__: send(signal.SIGTERM))
     given = ["--data-root", str(data), "--preset", "demo", "--grid", "8,8,8", "--workers", "1"]
     given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3"]
     out = tmp_path / "run"

@@ -66,14 +66,7 @@ class ExhaustedError(UserError):
 
 
 def explain(error: BaseException) -> str | None:
-    """Say what an error means for the run, if the machine is its cause.
-
-    Args:
-        error: Any error.
-
-    Returns:
-        Cause and remedies, then the error's own words; None if it is of another kind.
-    """
+    """Say what an error means for the run, if the machine is its cause."""
     kind = _kind(error)
     if kind is None:
         return None
@@ -103,14 +96,7 @@ def _text(error: BaseException) -> str:
 
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
-    """Raise what the machine causes as an error that says so.
-
-    Args:
-        doing: What ran, for the message.
-
-    Raises:
-        ExhaustedError: In place of an error that `explain` knows.
-    """
+    """Raise what the machine causes as an error that says so."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:

@@ -47,20 +47,7 @@ FORMATS = (".safetensors", ".pt", ".pt2", ".onnx")
 
 
 def export(path: Path, network: nn.Module, metadata: ModelMetadata) -> float | None:
-    """Write a network in the format that the file's ending names.
-
-    Args:
-        path: Ends in one of `FORMATS`.
-        network: On the CPU, in eval mode.
-        metadata: Travel along.
-
-    Returns:
-        For ONNX, the largest difference of its logits from torch's; None for others.
-
-    Raises:
-        UserError: If the ending is unknown, a package is missing, or the network cannot be
-            exported or gives other logits in onnxruntime.
-    """
+    """Write a network in the format that the file's ending names."""
     check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -78,14 +65,7 @@ def export(path: Path, network: nn.Module, metadata: ModelMetadata) -> float | N
 
 
 def check_format(path: Path) -> None:
-    """Refuse an ending that is no format.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: If its ending is not one of `FORMATS`.
-    """
+    """Refuse an ending that is no format."""
     if path.suffix not in FORMATS:
         raise UserError(
             f"{path}: expected a file that ends in {', '.join(FORMATS)}, found "
@@ -96,20 +76,7 @@ def check_format(path: Path) -> None:
 def open_model(
     path: Path, *, trusted: Collection[str] = (), trust_program: bool = False
 ) -> tuple[nn.Module, ModelMetadata]:
-    """Open a model in any of the formats.
-
-    Args:
-        path: What `export` or train.py wrote.
-        trusted: Networks beyond the known ones that the file may have imported.
-        trust_program: Whether a `.pt2` may be opened: torch reads parts of it with pickle, so that
-            a file of somebody else could run any code.
-
-    Returns:
-        A module from images to logits, and the metadata.
-
-    Raises:
-        UserError: If the file cannot be used, a package is missing, or a program is not trusted.
-    """
+    """Open a model in any of the formats."""
     if path.suffix == ".pt2" and not trust_program:
         raise UserError(
             f"{path}: opening a program of torch.export can run code that its author put there. "

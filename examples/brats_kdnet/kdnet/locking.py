@@ -16,14 +16,7 @@ from kdnet.writing import write_text
 
 
 class FolderLock:
-    """Hold the folder of a run; the operating system gives it back when the process dies.
-
-    Args:
-        root: The folder, made if it does not exist.
-
-    Raises:
-        UserError: If another process holds the folder, or it cannot be made.
-    """
+    """Hold the folder of a run; the operating system gives it back when the process dies."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,18 +52,7 @@ class FolderLock:
 
 
 def lock_for_all(root: Path, fabric: Fabric) -> FolderLock | None:
-    """Let the first process hold the folder of a run, and all of them leave if it cannot.
-
-    Args:
-        root: The folder.
-        fabric: Launched.
-
-    Returns:
-        The lock, in the first process alone.
-
-    Raises:
-        UserError: In all processes, if another run holds the folder.
-    """
+    """Let the first process hold the folder of a run, and all of them leave if it cannot."""
     lock, refusal = None, None
     if fabric.is_global_zero:
         try:

@@ -9,17 +9,8 @@ _FORMULAS = ("=", "+", "-", "@")
 def is_name(text: object) -> bool:
     r"""Say whether something may name a file or a folder inside another one.
 
-    Args:
-        text: What a file calls a subject, a row, a modality.
-
-    Returns:
-        Whether it is a text of printable characters that stays where it is put: without slashes of
-        either kind, not empty, of at most 100 bytes, and beginning neither with a dot nor as a
-        formula of a spreadsheet does (=, +, - or @).
-
-    Example:
-        >>> [is_name(text) for text in ("kdnet", "case 1", "../x", "/etc", "a\\nb", "", 3)]
-        [True, True, False, False, False, False, False]
+    >>> [is_name(text) for text in ("kdnet", "case 1", "../x", "/etc", "a\\nb", "", 3)]
+    [True, True, False, False, False, False, False]
     """
     return (
         isinstance(text, str)

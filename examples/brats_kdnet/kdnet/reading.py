@@ -23,42 +23,17 @@ class UnreadableError(Exception):
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: In UTF-8.
-
-    Raises:
-        UnreadableError: If it cannot be read as such.
-    """
+    """Read a JSON file."""
     return _read(path, json.loads)
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file of plain values.
-
-    Args:
-        path: In UTF-8; JSON is a part of YAML.
-
-    Raises:
-        UnreadableError: If it cannot be read as such.
-    """
+    """Read a YAML file of plain values."""
     return _read(path, yaml.safe_load)
 
 
 def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Read a CSV file whose rows are all as long as its header.
-
-    Args:
-        path: In UTF-8.
-        columns: Those that it must have, rows or none.
-
-    Returns:
-        Values by column.
-
-    Raises:
-        UnreadableError: If it cannot be read as such.
-    """
+    """Read a CSV file whose rows are all as long as its header."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)

@@ -27,20 +27,7 @@ class WriteError(UserError):
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Write a file so that it is either complete or not there.
-
-    The folder above its own must exist: a run whose folder is gone must not go on in a new one.
-
-    Args:
-        path: The file to write; its folder is created.
-
-    Yields:
-        A path beside it to write to, with the same ending; it takes the place of `path` if no
-        exception leaves the block.
-
-    Raises:
-        WriteError: If the disk is full, the folder gone or closed.
-    """
+    """Write a file so that it is either complete or not there."""
     partial = _partial(path)
     with _named(path):
         path.parent.mkdir(exist_ok=True)
@@ -55,17 +42,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Write a folder of files so that it is either complete or not there.
-
-    Args:
-        path: The folder, which must not exist; the one above must.
-
-    Yields:
-        A folder beside it to write into.
-
-    Raises:
-        WriteError: If it cannot be written.
-    """
+    """Write a folder of files so that it is either complete or not there."""
     partial = _partial(path)
     with _named(path):
         partial.mkdir()
@@ -81,29 +58,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8.
-
-    Args:
-        path: The file.
-        text: Its content.
-
-    Raises:
-        WriteError: If it cannot be written.
-    """
+    """Write a text file atomically, in UTF-8."""
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, content: Any) -> None:
-    """Write what `torch.load` reads with `weights_only=True`, atomically.
-
-    Args:
-        path: The file.
-        content: Tensors, numbers, strings, and lists and dictionaries of them.
-
-    Raises:
-        WriteError: If it cannot be written.
-    """
+    """Write what `torch.load` reads with `weights_only=True`, atomically."""
     with atomic(path) as partial, partial.open("wb") as stream:
         try:
             torch.save(content, stream)
@@ -119,11 +80,7 @@ def first_line(error: BaseException) -> str:
 
 
 def remove_abandoned(*folders: Path) -> None:
-    """Remove what killed processes left half written, an hour ago or earlier.
-
-    Args:
-        folders: Where to look; those inside them are left alone.
-    """
+    """Remove what killed processes left half written, an hour ago or earlier."""
     for folder in folders:
         for path in folder.glob(".*.partial*"):
             try:
@@ -148,10 +105,7 @@ def _rename_folder(partial: Path, path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk.
-
-    Without this, a power failure can leave a complete name on an empty file.
-    """
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -70,14 +70,7 @@ _DEMANDS: tuple[_Demand, ...] = (
 
 
 def check_config(config: Config) -> None:
-    """Refuse what the types allow and the run does not.
-
-    Args:
-        config: All options.
-
-    Raises:
-        UserError: If any value makes no sense, or two exclude one another; names all that do.
-    """
+    """Refuse what the types allow and the run does not."""
     wrong = [
         *_out_of_range(config),
         *_contradictions(config.data),

@@ -35,23 +35,14 @@ class NetworkConfig:
     trust_backbone: tuple[str, ...] = ()
 
     def vouched(self, *, own: bool) -> frozenset[str]:
-        """Return the networks that the user, not a file, has named.
-
-        Args:
-            own: Whether they are for a file of this run, whose arguments are those given here too;
-                otherwise networks that are known by name are none that need it.
-        """
+        """Return the networks that the user, not a file, has named."""
         arguments = (self.backbone_arguments, self.teacher_backbone_arguments or {})
         parts = [given.get(part) for given in arguments for part in ("segmenter", "generator")]
         named = {str(name) for name in (self.backbone, self.teacher_backbone, *parts) if name}
         return frozenset({*self.trust_backbone, *(name for name in named if own or "." in name)})
 
     def of(self, role: str) -> tuple[str, dict[str, Any]]:
-        """Return backbone and arguments of a role's network.
-
-        Args:
-            role: "teacher", "baseline" or "student".
-        """
+        """Return backbone and arguments of a role's network."""
         if role != "teacher":
             return self.backbone, self.backbone_arguments
         backbone = self.teacher_backbone or self.backbone

@@ -53,33 +53,12 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
-    """Read the configuration: preset, then --config file, then flags; the later ones win.
-
-    Args:
-        arguments: Command line without the program's name; sys.argv if None.
-
-    Returns:
-        The resolved configuration.
-
-    Raises:
-        UserError: If a flag, a key or a value is not known or makes no sense.
-    """
+    """Read the configuration: preset, then --config file, then flags; the later ones win."""
     return parse_for(TRAIN, arguments)[0]
 
 
 def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple[Config, Any]:
-    """Read the configuration and the options of a program's own.
-
-    Args:
-        program: Whose command line it is.
-        arguments: Command line without the program's name; sys.argv if None.
-
-    Returns:
-        The resolved configuration, and an instance of the program's options, or None.
-
-    Raises:
-        UserError: If a flag, a key or a value is not known or makes no sense.
-    """
+    """Read the configuration and the options of a program's own."""
     tokens = _normalised(sys.argv[1:] if arguments is None else arguments)
     preset, recipe = _find_layers(tokens)
     try:
@@ -92,18 +71,7 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
 
 
 def changed(config: Config, options: Mapping[str, Any]) -> Config:
-    """Return a configuration with other values for some options.
-
-    Args:
-        config: The configuration.
-        options: Flat names and plain values, as in a YAML file.
-
-    Returns:
-        The new configuration.
-
-    Raises:
-        UserError: If an option is not known, or its value makes no sense.
-    """
+    """Return a configuration with other values for some options."""
     parser = _build_parser(config.run.preset)
     try:
         other = _compose(parser.parse_object({**config.to_dict(), **options}))

@@ -15,17 +15,7 @@ RECIPE_FILE = _FOLDER / "recipes" / "auto.yaml"
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Return the options of a preset, a recipe or a configuration file.
-
-    Args:
-        path: A YAML file.
-
-    Returns:
-        Flat names and plain values.
-
-    Raises:
-        UserError: If it cannot be read, or holds anything else.
-    """
+    """Return the options of a preset, a recipe or a configuration file."""
     try:
         values = read_yaml(path)
     except UnreadableError as error:
@@ -36,29 +26,14 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def preset_file(preset: str) -> Path:
-    """Return the file of a preset.
-
-    Args:
-        preset: One of PRESETS.
-
-    Raises:
-        UserError: If it is none of them.
-    """
+    """Return the file of a preset."""
     if preset not in PRESETS:
         raise UserError(f"Unknown preset {preset!r}: expected one of {', '.join(PRESETS)}.")
     return _FOLDER / f"{preset}.yaml"
 
 
 def without_foreign(network: NetworkConfig, preset: str) -> NetworkConfig:
-    """Give the arguments of a preset to its own backbone and to no other.
-
-    Args:
-        network: Options that began with those of the preset.
-        preset: One of PRESETS.
-
-    Returns:
-        The options without the arguments that are meant for another backbone.
-    """
+    """Give the arguments of a preset to its own backbone and to no other."""
     values = read_values(preset_file(preset))
     own = values["backbone_arguments"]
     if network.backbone == values["backbone"]:

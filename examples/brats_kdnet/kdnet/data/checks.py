@@ -76,27 +76,7 @@ def check_subjects(
     modalities: Sequence[str] | None = None,
     distinct: bool = True,
 ) -> list[Problem]:
-    """Read every file once and collect whatever is wrong with any of them.
-
-    Found are missing modalities and label maps, several files for one of them, files that cannot
-    be read to their end or promise more than they can hold, volumes that are not 3-D, that are
-    empty or not finite, shapes, affines and orientations that disagree, voxel sizes that cannot
-    be, labels that the description does not name, images whose voxels are those of another image,
-    and names that cannot be shown or are too long for a file. Each worker holds one volume at a
-    time, as it is stored and, where its header scales it, once more in floating point.
-
-    Args:
-        description: What the subjects should look like.
-        subjects: What to check.
-        workers: Subjects checked at a time.
-        progress: Whether to show a progress bar.
-        need_segmentation: Whether a missing label map is a problem.
-        modalities: Which modalities will be used; None: all of the description.
-        distinct: Whether an image that is a copy of another one is a problem.
-
-    Returns:
-        The problems, in the order of the subjects; empty if all is well.
-    """
+    """Read every file once and collect whatever is wrong with any of them."""
     used = tuple(description.modalities if modalities is None else modalities)
     check = functools.partial(
         _check_subject,
@@ -134,10 +114,7 @@ def _turned(
 def _copies(
     subjects: Sequence[Subject], digests: Sequence[dict[str, bytes]]
 ) -> list[list[Problem]]:
-    """Images with the voxels of an earlier one: a patient under two names, or a file misnamed.
-
-    Label maps are not compared, since small or empty ones may well be equal.
-    """
+    """Images with the voxels of an earlier one: a patient under two names, or a file misnamed."""
     first: dict[bytes, tuple[Subject, str]] = {}
     problems: list[list[Problem]] = []
     for subject, own in zip(subjects, digests, strict=True):
@@ -160,14 +137,7 @@ def _copies(
 
 
 def raise_for_problems(problems: Sequence[Problem]) -> None:
-    """Stop if there are problems.
-
-    Args:
-        problems: What `check_subjects` gave.
-
-    Raises:
-        UserError: If there is any: a table with subject, file and reason of every one.
-    """
+    """Stop if there are problems."""
     if not problems:
         return
     subjects = len({problem.subject for problem in problems})
@@ -184,14 +154,7 @@ def raise_for_problems(problems: Sequence[Problem]) -> None:
 
 
 def problem_table(problems: Sequence[Problem]) -> Table:
-    """Lay problems out for a terminal, whatever their names hold.
-
-    Args:
-        problems: What `check_subjects` gave.
-
-    Returns:
-        A table with subject, file and reason of every one.
-    """
+    """Lay problems out for a terminal, whatever their names hold."""
     table = Table("subject", "file", "reason", title_justify="left")
     for row in problems_as_rows(problems):
         # Text is shown as it is; a string would be searched for markup.
@@ -200,14 +163,7 @@ def problem_table(problems: Sequence[Problem]) -> Table:
 
 
 def problems_as_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
-    """Turn problems into plain text for tables and files.
-
-    Args:
-        problems: What `check_subjects` gave.
-
-    Returns:
-        Subject, file (empty where it is missing) and reason, all of printable characters.
-    """
+    """Turn problems into plain text for tables and files."""
     return [
         {
             "subject": printable(problem.subject),
@@ -221,18 +177,7 @@ def problems_as_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
 def keep_usable(
     subjects: Sequence[Subject], problems: Sequence[Problem]
 ) -> tuple[list[Subject], list[str]]:
-    """Leave out the subjects that have problems.
-
-    Args:
-        subjects: All subjects.
-        problems: What `check_subjects` gave for them.
-
-    Returns:
-        The others, and the names of those left out.
-
-    Raises:
-        UserError: If no subject is left, with all problems.
-    """
+    """Leave out the subjects that have problems."""
     broken = dict.fromkeys(problem.subject for problem in problems)
     kept = [subject for subject in subjects if subject.name not in broken]
     if not kept:

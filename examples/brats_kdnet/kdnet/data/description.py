@@ -25,11 +25,6 @@ DATASETS_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
 class Description:
     """A data set, in words that travel inside YAML files and model files.
 
-    Patterns are relative to the root of the data set. `{subject}` stands for the name of the
-    subject, `{grade}` for the name of a stratum (optional; `{grade:HGG,LGG}` admits only these),
-    `*` for anything but a slash, and `|` separates alternatives, of which the first that exists is
-    taken.
-
     Attributes:
         name: Name of the data set, as it appears in reports.
         modalities: Modality name to file pattern, in the order in which channels are stacked.
@@ -79,18 +74,7 @@ class Description:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
-        """Build a description from what `to_dict` gave, or from a user's YAML file.
-
-        Args:
-            values: Keys are the attributes of this class. JSON's string keys of `labels` are
-                read as numbers.
-
-        Returns:
-            The description, checked.
-
-        Raises:
-            UserError: If keys are unknown or missing, or values do not fit; all keys are named.
-        """
+        """Build a description from what `to_dict` gave, or from a user's YAML file."""
         _check_keys(values)
         try:
             return cls(**_converted(values))
@@ -102,17 +86,7 @@ class Description:
 
 
 def load_description(path: Path) -> Description:
-    """Read the description of a data set from YAML.
-
-    Args:
-        path: A YAML file; the bare name of a file in `datasets/`, such as "lgg", works too.
-
-    Returns:
-        The description, checked.
-
-    Raises:
-        UserError: If the file is missing, is not YAML, or lacks or misspells keys.
-    """
+    """Read the description of a data set from YAML."""
     found = _locate(Path(path))
     try:
         values = read_yaml(found)

@@ -10,12 +10,7 @@ States = dict[str, dict[str, list[int]]]
 
 
 def file_states(subjects: Iterable[Subject]) -> States:
-    """Return the present state of the subjects' files.
-
-    Args:
-        subjects: Those whose files are looked at. What is not there or closed has the state
-            [-1, -1]; the checks of the data set report it with all other problems.
-    """
+    """Return the present state of the subjects' files."""
     states: States = {}
     for subject in subjects:
         files = [*subject.images.values(), subject.segmentation]
@@ -31,12 +26,7 @@ def file_states(subjects: Iterable[Subject]) -> States:
 
 
 def changed_files(before: Mapping[str, Any], now: States) -> list[str]:
-    """Return the paths of files that are others than before, or new, or gone.
-
-    Args:
-        before: What `file_states` gave when the run began, as it was read from a file.
-        now: What it gives now; subjects that were not known then are left alone.
-    """
+    """Return the paths of files that are others than before, or new, or gone."""
     found = []
     for subject, files in now.items():
         known = before.get(subject, files)

@@ -50,11 +50,7 @@ _SILENT.disabled = True
 
 
 class HeaderFaultError(Exception):
-    """A file whose header or size says that it holds no volume that can be used.
-
-    Args:
-        reason: What is wrong with it.
-    """
+    """A file whose header or size says that it holds no volume that can be used."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -93,20 +89,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a NIfTI file and compare it with the size of the file.
-
-    Args:
-        path: Any path; pipes and devices are refused, as reading them may never end.
-
-    Returns:
-        The header.
-
-    Raises:
-        HeaderFaultError: If the file is no NIfTI file, or says what cannot be.
-        OSError: If it cannot be opened.
-        EOFError: If a compressed file ends early.
-        zlib.error: If a compressed file is damaged.
-    """
+    """Read the header of a NIfTI file and compare it with the size of the file."""
     size = _size(path)
     with open_stream(path) as stream:
         content = _parse(stream.read(544))
@@ -125,27 +108,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_voxels(path: Path, header: Header, channel: int | None = None) -> NDArray[Any]:
-    """Read one volume, scaled by its header.
-
-    The stream is read to its end, where the checksum of a compressed file stands, but never much
-    further than the header promises. Besides the stored numbers, memory is taken for the scaled
-    ones alone, and not even for them if both take the same room.
-
-    Args:
-        path: The file.
-        header: What `read_header` gave for it.
-        channel: Index along the fourth axis; None for a 3-D file.
-
-    Returns:
-        (X, Y, Z), in the type that the file stores, or floating point where it scales.
-
-    Raises:
-        HeaderFaultError: If the file goes on long after its last voxel.
-        OSError: If it cannot be read, or its checksum is wrong.
-        EOFError: If it ends early.
-        MemoryError: If there is not enough memory for it.
-        zlib.error: If it is damaged.
-    """
+    """Read one volume, scaled by its header."""
     count = header.voxels * header.dtype.itemsize
     stored = np.empty(count, dtype=np.uint8)
     with open_stream(path) as stream:
@@ -160,10 +123,7 @@ def read_voxels(path: Path, header: Header, channel: int | None = None) -> NDArr
 
 
 def _scaled(volume: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
-    """Scale as nibabel does, slice by slice, so that no second copy of a volume is made.
-
-    Numbers that take as much room before as after are written over.
-    """
+    """Scale as nibabel does, slice by slice, so that no second copy of a volume is made."""
     with np.errstate(all="ignore"):
         kind = apply_read_scaling(volume[..., :1], slope, inter).dtype
         same = kind.itemsize == volume.itemsize
@@ -175,17 +135,7 @@ def _scaled(volume: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, unfolded if it is compressed.
-
-    Args:
-        path: Its ending tells how it is compressed, if it is.
-
-    Yields:
-        A binary stream.
-
-    Raises:
-        HeaderFaultError: If ending and content disagree.
-    """
+    """Open a file for reading, unfolded if it is compressed."""
     with path.open("rb") as plain:
         compressed = plain.read(2) == _GZIP
     if path.suffix.lower() != ".gz":
@@ -205,14 +155,7 @@ def open_stream(path: Path) -> Iterator[BinaryIO]:
 
 
 def largest_volume() -> int:
-    """Return how many voxels a volume may have.
-
-    Returns:
-        `LARGEST_VOLUME`, or what the environment variable PRIVDISTILL_LARGEST_VOLUME says.
-
-    Raises:
-        HeaderFaultError: If the variable is no positive number.
-    """
+    """Return how many voxels a volume may have."""
     given = os.environ.get(LIMIT_VARIABLE)
     if given is None:
         return LARGEST_VOLUME

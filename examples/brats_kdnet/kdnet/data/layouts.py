@@ -64,22 +64,7 @@ class Subject:
 def find_subjects(
     root: Path, description: Description | None = None
 ) -> tuple[Description, list[Subject]]:
-    """Find every subject below a folder.
-
-    Links are followed, also out of the folder: many keep their images elsewhere. Nothing is ever
-    written below it, and patterns cannot lead out of it.
-
-    Args:
-        root: The folder that holds the data set.
-        description: What to look for; None tries the layouts of BraTS 2018 to 2023 and of the
-            Medical Segmentation Decathlon, and takes the one that fits most files.
-
-    Returns:
-        The description (marked as phantom where the files are) and the subjects sorted by name.
-
-    Raises:
-        UserError: If the folder does not exist or no layout fits, naming all that were tried.
-    """
+    """Find every subject below a folder."""
     root = Path(root)
     if not root.is_dir():
         there = "a file" if root.exists() else "nothing"
@@ -136,10 +121,7 @@ def _subject(
 
 
 def _matches(root: Path, pattern: str) -> dict[str, _Claims]:
-    """Subject name to the files that fit a pattern, each with the stratum it lies in.
-
-    Of alternatives the first with a file counts; several files for one are rivals.
-    """
+    """Subject name to the files that fit a pattern, each with the stratum it lies in."""
     matches: dict[str, _Claims] = {}
     for alternative in pattern.split("|"):
         earlier = set(matches)
@@ -185,11 +167,7 @@ def _expression_of(token: re.Match[str], seen: set[str]) -> str:
 
 
 def _other_folders(root: Path, description: Description) -> Iterator[tuple[str, str]]:
-    """Names of subject folders with NIfTI files, whether or not their names fit.
-
-    A folder in which no file name fits is a mistake to report, not a subject to forget. Beside each
-    name stands why its folder could not be looked into; empty if it could.
-    """
+    """Names of subject folders with NIfTI files, whether or not their names fit."""
     patterns = (*description.modalities.values(), description.segmentation)
     folders = {p.strip().rpartition("/")[0] for pattern in patterns for p in pattern.split("|")}
     if "{subject}" not in folders:

@@ -37,11 +37,7 @@ T = TypeVar("T")
 
 
 class Batch(TypedDict):
-    """Several samples: image (B, M, *spatial) float32, label (B, 1, *spatial) int64, names, keys.
-
-    Samples at positions of their own in every epoch have no key. Where some have no label, theirs
-    is zero, and `labelled` (B,) says which ones have.
-    """
+    """Samples: image (B, M, *spatial) float32, label (B, 1, *spatial) int64, names, keys."""
 
     image: Tensor
     label: NotRequired[Tensor]
@@ -58,25 +54,7 @@ def prepare(
     *,
     progress: bool = True,
 ) -> PreparedSubjects:
-    """Preprocess every subject once and keep the result on disk.
-
-    A subject is read again if its files (path, size, time of change) or the settings differ. In
-    memory there are never more subjects than workers. Several runs may fill a cache together, also
-    from several machines.
-
-    Args:
-        subjects: What to read.
-        preprocessing: Brings a subject to the training grid.
-        cache_dir: Holds one folder per preprocessing; may be shared by runs.
-        workers: Subjects read at a time.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        A data set of samples that reads from the cache.
-
-    Raises:
-        UserError: If a subject cannot be read, or the cache cannot be written.
-    """
+    """Preprocess every subject once and keep the result on disk."""
     folder = Path(cache_dir) / preprocessing.fingerprint()[:16]
     prepared = PreparedSubjects(list(subjects), preprocessing, folder)
     try:
@@ -93,17 +71,7 @@ def prepare(
 
 
 def cache_key(subject: Subject) -> bytes:
-    """Names the state of a subject's files.
-
-    Args:
-        subject: Its files must exist.
-
-    Returns:
-        The subject's name and a digest of path, channel, size and time of change of its files.
-
-    Raises:
-        UserError: If a file has disappeared.
-    """
+    """Names the state of a subject's files."""
     digest = hashlib.sha256()
     files = {**subject.images, "segmentation": subject.segmentation}
     for role, file in sorted(files.items()):
@@ -119,13 +87,7 @@ def cache_key(subject: Subject) -> bytes:
 
 
 class PreparedSubjects(Dataset[Sample]):
-    """Preprocessed subjects, each in a file of its own.
-
-    Args:
-        data: The subjects.
-        preprocessing: Brings a subject to the training grid.
-        folder: Where the files lie.
-    """
+    """Preprocessed subjects, each in a file of its own."""
 
     def __init__(self, data: list[Subject], preprocessing: Preprocessing, folder: Path) -> None:
         self.data = data
@@ -143,14 +105,7 @@ class PreparedSubjects(Dataset[Sample]):
         return self.folder / f"{cache_key(subject).decode()}.pt"
 
     def fill(self, subject: Subject) -> None:
-        """Write the file of a subject, if there is none that is complete.
-
-        Args:
-            subject: One of these, or another that is read in the same way.
-
-        Raises:
-            UserError: If it cannot be read, or its file not be written.
-        """
+        """Write the file of a subject, if there is none that is complete."""
         file = self.file(subject)
         # A file cut short by a full disk has lost the directory at its end.
         if file.is_file() and zipfile.is_zipfile(file):
@@ -162,18 +117,7 @@ class PreparedSubjects(Dataset[Sample]):
             raise UserError(f"{self.folder}: the cache cannot be written. {error}") from error
 
     def read(self, index: int, *, mapped: bool = False) -> Sample:
-        """Read a subject; one whose file was removed meanwhile is preprocessed again.
-
-        Args:
-            index: Its number.
-            mapped: Whether its tensors stay on the disk until they are looked at.
-
-        Returns:
-            The sample.
-
-        Raises:
-            UserError: If the file is damaged, or holds something else than tensors and numbers.
-        """
+        """Read a subject; one whose file was removed meanwhile is preprocessed again."""
         file = self.file(self.data[index])
         if not file.is_file():
             self.fill(self.data[index])
@@ -190,13 +134,7 @@ class PreparedSubjects(Dataset[Sample]):
 
 
 class MappedSamples(Dataset[Sample]):
-    """Preprocessed subjects of which only what is looked at is read from the disk.
-
-    A volume of 240 x 240 x 155 voxels with four modalities takes 143 MB; a patch of it a part.
-
-    Args:
-        prepared: What `prepare` gave.
-    """
+    """Preprocessed subjects of which only what is looked at is read from the disk."""
 
     def __init__(self, prepared: PreparedSubjects) -> None:
         self.prepared = prepared
@@ -223,32 +161,7 @@ def build_loader(
     replicas: int = 1,
     rank: int = 0,
 ) -> DataLoader[Any]:
-    """Batches whose order and flips depend on the seed and the epoch alone.
-
-    Call `start_epoch(loader, epoch)` before each epoch. A run that is resumed at epoch e then sees
-    what the uninterrupted run would have seen, whatever the number of workers.
-
-    Args:
-        dataset: What `prepare` gave, or patches or slices of it.
-        batch_size: Samples per batch; the last batch of an epoch may be smaller.
-        shuffle: Whether each epoch has its own order.
-        seed: Of order and flips.
-        flips: Whether each axis is flipped with probability one half; keys name the flip, so that
-            they identify the input of a network.
-        workers: Loading processes; 0 loads in the main process.
-        patience: Time after which a loading process that gives nothing is taken to hang, s. The
-            main process cannot watch itself.
-        moves: Whether the data set is addressed by an index and a number, drawn for each sample
-            and epoch, that decides its position; such samples have no key.
-        per_epoch: Samples of a shuffled epoch; 0 takes each sample once.
-        mixed: Whether some samples have no label; batches then say which ones have.
-        replicas: Number of processes that share the data set. Give this loader to Fabric with
-            `use_distributed_sampler=False`.
-        rank: Which of them this is.
-
-    Returns:
-        A loader that yields `Batch`.
-    """
+    """Batches whose order and flips depend on the seed and the epoch alone."""
     sampler = EpochSampler(
         len(dataset),  # type: ignore[arg-type]
         shuffle=shuffle,
@@ -274,19 +187,7 @@ def build_loader(
 
 
 def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
-    """Choose the order and the flips of the coming epoch.
-
-    The name is not `set_epoch`, because Fabric calls that itself with the number of passes since
-    the process began, which is not the epoch after a resume.
-
-    Args:
-        loader: What `build_loader` gave, wrapped by Fabric or not.
-        epoch: Number of the epoch, from 0.
-        done: Batches that an earlier part of the run has taken; they are not read again.
-
-    Raises:
-        TypeError: If the loader has another sampler.
-    """
+    """Choose the order and the flips of the coming epoch."""
     sampler = loader.sampler
     if not isinstance(sampler, EpochSampler):
         raise TypeError(
@@ -298,20 +199,7 @@ def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
 
 
 class EpochSampler(Sampler[tuple[int, ...]]):
-    """Pairs of sample index and flip code, a function of seed and epoch.
-
-    Args:
-        size: Number of samples.
-        shuffle: Whether the order changes with the epoch.
-        seed: Of order and flips.
-        flips: Whether to draw flip codes; otherwise they are all 0.
-        draws: Whether each pair is followed by a random number, 0 to 2^62 - 1.
-        per_epoch: Samples of a shuffled epoch: more than there are come again, each in a new order
-            before any comes a third time; of fewer, every epoch has others. 0 takes each once.
-        replicas: Number of processes. In training all get equally many samples, the first ones
-            being repeated if need be; without shuffling each sample is given out once.
-        rank: Which of them this is.
-    """
+    """Pairs of sample index and flip code, a function of seed and epoch."""
 
     def __init__(
         self,
@@ -368,13 +256,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
 
 
 class FlippedDataset(Dataset[dict[str, Tensor | str]]):
-    """Samples under a flip, addressed by index and flip code.
-
-    Args:
-        samples: Unflipped samples, of three spatial axes or two; of the latter, codes that differ
-            in the third axis alone are the same.
-        mixed: Whether some have no label.
-    """
+    """Samples under a flip, addressed by index and flip code."""
 
     def __init__(self, samples: Dataset[Sample], *, mixed: bool = False) -> None:
         self.samples = samples
@@ -404,15 +286,6 @@ class FlippedDataset(Dataset[dict[str, Tensor | str]]):
 
 
 def flip(volume: Tensor, code: int, axes: int = 3) -> Tensor:
-    """Mirror a volume or a slice; applying the same code twice gives it back.
-
-    Args:
-        volume: (..., X, Y, Z), or (..., X, Y).
-        code: 0 to 7; bit 0 flips X, bit 1 flips Y, bit 2 flips Z.
-        axes: Spatial axes.
-
-    Returns:
-        The same shape.
-    """
+    """Mirror a volume or a slice; applying the same code twice gives it back."""
     mirrored = [axis - axes for axis in range(axes) if code >> axis & 1]
     return volume.flip(mirrored) if mirrored else volume

@@ -23,24 +23,7 @@ def map_parallel(
     title: str,
     progress: bool = True,
 ) -> list[Result]:
-    """Apply a function to every item with threads.
-
-    Threads are enough: reading, decompression and array work leave the interpreter's lock alone.
-    They need no second import of torch, and an error arrives as it was raised.
-
-    Args:
-        function: Called once per item; at most `workers` calls run at a time.
-        items: What to work on.
-        workers: Number of threads, at least one is used.
-        title: Shown beside the progress bar.
-        progress: Whether to show the bar, on standard error.
-
-    Returns:
-        The results in the order of the items. The first error is raised and stops the rest.
-
-    Raises:
-        ExhaustedError: If memory runs out; names the item.
-    """
+    """Apply a function to every item with threads."""
     work = list(items)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         futures = [pool.submit(_named, function, item, title) for item in work]

@@ -23,17 +23,7 @@ TUMOUR_EVERY = 3
 
 
 class FixedPatches(Dataset[Sample]):
-    """The same patches of every subject in every epoch, named `<case>/patch<index>@<where>`.
-
-    Patches 0, 3, 6 and so on lie on tumour. Where a patch lies is a part of its name, so that a
-    teacher cache that runs of other seeds or sizes share holds the one that is meant.
-
-    Args:
-        samples: Preprocessed subjects of any size.
-        patch: Size of a patch, voxels.
-        per_case: Patches of each subject.
-        seed: Of their positions.
-    """
+    """The same patches of every subject in every epoch, named `<case>/patch<index>@<where>`."""
 
     def __init__(self, samples: Dataset[Sample], patch: Size, per_case: int, seed: int) -> None:
         self.samples = samples
@@ -56,12 +46,7 @@ class FixedPatches(Dataset[Sample]):
 
 
 class FreePatches(Dataset[Sample]):
-    """One patch of every subject, at a new position in every epoch.
-
-    Args:
-        samples: Preprocessed subjects of any size.
-        patch: Size of a patch, voxels.
-    """
+    """One patch of every subject, at a new position in every epoch."""
 
     def __init__(self, samples: Dataset[Sample], patch: Size) -> None:
         self.samples = samples
@@ -71,14 +56,7 @@ class FreePatches(Dataset[Sample]):
         return len(self.samples)  # type: ignore[arg-type]
 
     def __getitem__(self, address: tuple[int, int]) -> Sample:
-        """Return a patch.
-
-        Args:
-            address: Index of the subject, and the number that decides where the patch lies.
-
-        Returns:
-            Under the name of its subject.
-        """
+        """Return a patch."""
         index, number = address
         sample = self.samples[index]
         generator = torch.Generator().manual_seed(number)
@@ -90,18 +68,7 @@ class FreePatches(Dataset[Sample]):
 def choose_start(
     sample: Sample, patch: Size, generator: torch.Generator, *, on_tumour: bool
 ) -> list[int]:
-    """Choose where a patch begins.
-
-    Args:
-        sample: A preprocessed subject.
-        patch: Size of the patch, voxels.
-        generator: Decides.
-        on_tumour: Whether its centre is a tumour voxel, where there is tumour; near the border the
-            patch is moved into the volume.
-
-    Returns:
-        Its first voxel along each axis; 0 where the volume is smaller than the patch.
-    """
+    """Choose where a patch begins."""
     last = [max(n - width, 0) for n, width in zip(sample["image"].shape[1:], patch, strict=True)]
     label = sample.get("label")
     centre = tumour_voxel(label, generator) if on_tumour and label is not None else None
@@ -112,17 +79,7 @@ def choose_start(
 
 
 def cut_patch(sample: Sample, name: str, start: Sequence[int], patch: Size) -> Sample:
-    """Cut one patch; zeros, which are background, fill it up where the volume ends.
-
-    Args:
-        sample: A preprocessed subject.
-        name: Of the patch.
-        start: Its first voxel along each axis.
-        patch: Its size, voxels.
-
-    Returns:
-        The patch, image and label of one size.
-    """
+    """Cut one patch; zeros, which are background, fill it up where the volume ends."""
     part = Sample(image=window(sample["image"], start, patch), name=name)
     if "label" in sample:
         part["label"] = window(sample["label"], start, patch)
@@ -130,15 +87,7 @@ def cut_patch(sample: Sample, name: str, start: Sequence[int], patch: Size) -> S
 
 
 def tumour_voxel(label: Tensor, generator: torch.Generator) -> list[int] | None:
-    """Draw a voxel of a class that is drawn first, so that small classes count as much as large.
-
-    Args:
-        label: Class indices, (1, X, Y, Z).
-        generator: Draws both.
-
-    Returns:
-        Its indices; None if there is no tumour.
-    """
+    """Draw a voxel of a class that is drawn first, so that small classes count as much as large."""
     classes = [value for value in label.flatten().bincount().nonzero()[:, 0].tolist() if value]
     if not classes:
         return None
@@ -154,16 +103,7 @@ def draw(count: int, generator: torch.Generator) -> int:
 
 
 def window(volume: Tensor, start: Sequence[int], patch: Size) -> Tensor:
-    """Cut a window out of a volume, and pad it on both sides where the volume ends.
-
-    Args:
-        volume: (C, X, Y, Z).
-        start: First voxel along each axis.
-        patch: Size of the window.
-
-    Returns:
-        (C, *patch), with memory of its own.
-    """
+    """Cut a window out of a volume, and pad it on both sides where the volume ends."""
     inside = tuple(slice(at, at + n) for at, n in zip(start, patch, strict=True))
     part = volume[(slice(None), *inside)]
     missing = [n - found for n, found in zip(patch, part.shape[1:], strict=True)]

@@ -53,16 +53,7 @@ class PhantomImages:
 
 
 def make_phantom(seed: int, index: int, size: int) -> PhantomImages:
-    """Make one subject; the same arguments give the same voxels wherever it is made.
-
-    Args:
-        seed: Of the whole data set.
-        index: Number of the subject, from 0.
-        size: Voxels along each axis.
-
-    Returns:
-        Four modalities and the label map.
-    """
+    """Make one subject; the same arguments give the same voxels wherever it is made."""
     space = _Space(np.random.default_rng([seed, index]), size)
     # One core in ten takes up no contrast agent, as in low-grade glioma.
     enhancing = (index + seed) % 10 != 7
@@ -81,12 +72,7 @@ def make_phantom(seed: int, index: int, size: int) -> PhantomImages:
 
 
 class _Space:
-    """Coordinates of one head and the random numbers that shape it.
-
-    Args:
-        rng: All randomness of the subject.
-        size: Voxels along each axis.
-    """
+    """Coordinates of one head and the random numbers that shape it."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng = rng
@@ -116,10 +102,7 @@ class _Space:
         radii: tuple[float, float, float],
         bend: Field | None = None,
     ) -> Field:
-        """Distance to an ellipsoid, voxels, exact to first order at its surface.
-
-        `bend` moves its parts along X.
-        """
+        """Distance to an ellipsoid, voxels, exact to first order at its surface."""
         x = self.x if bend is None else self.x - bend
         scaled = [(c - m) / r for c, m, r in zip((x, self.y, self.z), centre, radii, strict=True)]
         steep = [s / radius for s, radius in zip(scaled, radii, strict=True)]
@@ -218,10 +201,7 @@ def _round(space: _Space, low: float, high: float) -> tuple[float, float, float]
 
 
 def _mimics(space: _Space, head: Field, core: Field) -> dict[str, Field]:
-    """What T1ce alone cannot tell from an enhancing rim: vessels, blobs, rings without oedema.
-
-    Blobs and rings stay outside the core, where they would be bright spots with a wrong label.
-    """
+    """What T1ce alone cannot tell from an enhancing rim: vessels, blobs, rings without oedema."""
     blobs = [
         space.ellipsoid(_place(space), _round(space, 0.045, 0.085))
         for _ in range(int(space.rng.integers(2, 5)))

@@ -34,10 +34,7 @@ _VERSION = 1
 
 
 class Sample(TypedDict):
-    """One preprocessed subject: image (M, *grid) float32, label (1, *grid) uint8.
-
-    Patches and slices of a subject are samples too; their names begin with that of the subject.
-    """
+    """One preprocessed subject: image (M, *grid) float32, label (1, *grid) uint8."""
 
     image: Tensor
     label: NotRequired[Tensor]
@@ -45,14 +42,7 @@ class Sample(TypedDict):
 
 
 class NativeLabel(NamedTuple):
-    """A label map on its original grid.
-
-    Attributes:
-        classes: Class indices, (X, Y, Z), uint8.
-        affine: Voxel-to-world matrix, (4, 4), mm.
-        header: Header of the label file.
-        spacing: Voxel size from the header, mm; meaningless where the description says "nominal".
-    """
+    """A label map on its original grid."""
 
     classes: NDArray[np.uint8]
     affine: NDArray[np.float64]
@@ -61,12 +51,7 @@ class NativeLabel(NamedTuple):
 
 
 class UnknownLabelError(UserError):
-    """A label map holds values that the description does not name.
-
-    Args:
-        path: The label file.
-        reason: The values found and those expected.
-    """
+    """A label map holds values that the description does not name."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -74,23 +59,7 @@ class UnknownLabelError(UserError):
 
 
 class Preprocessing(Transform):
-    """Reads one subject onto the training grid; deterministic, so that its result can be cached.
-
-    Args:
-        description: Label map and file patterns of the data set.
-        modalities: Which modalities to stack, in this order.
-        crop: Central crop (or zero padding) before resampling, voxels; None: the whole volume.
-        grid: Size after resampling, voxels; None keeps the voxels as they are, so that subjects
-            may differ in size.
-        normalise: Whether z-scores come from the non-zero voxels of the whole volume
-            ("before_crop") or of the crop ("after_crop").
-        resample: Interpolation of the images. For a factor of exactly two both are the mean of
-            eight voxels; for stronger subsampling "area" averages all of them. Labels take the
-            nearest voxel.
-
-    Raises:
-        UserError: If a modality is not in the description or an option is unknown.
-    """
+    """Reads one subject onto the training grid; deterministic, so that its result can be cached."""
 
     def __init__(
         self,
@@ -122,19 +91,7 @@ class Preprocessing(Transform):
         self._resize_label = Resize(grid, mode="nearest-exact") if grid else None
 
     def __call__(self, data: Subject) -> Sample:
-        """Read one subject.
-
-        Args:
-            data: Files of the subject.
-
-        Returns:
-            "image" (M, *grid) float32, "name", and "label" (1, *grid) uint8 class indices unless
-            the subject has no segmentation.
-
-        Raises:
-            UserError: If a modality is missing, a file is unreadable, shapes differ, or a label
-                is unknown.
-        """
+        """Read one subject."""
         channels = [self._read_channel(_image_of(data, name)) for name in self.modalities]
         if len({channel.shape for channel in channels}) > 1:
             shapes = ", ".join(str(tuple(channel.shape[1:])) for channel in channels)
@@ -157,17 +114,7 @@ class Preprocessing(Transform):
     def to_native(
         self, probabilities: Tensor, shape: tuple[int, int, int], *, outside: float = 1.0
     ) -> Tensor:
-        """Bring a prediction back to the original grid: trilinear, then pasted into the volume.
-
-        Args:
-            probabilities: (C, *grid), or as large as the crop.
-            shape: Shape of the original volume.
-            outside: Value of channel 0 outside the crop; all other channels are 0 there. 1 says
-                background for exclusive classes, 0 is meant for overlapping regions.
-
-        Returns:
-            (C, *shape), same type and device.
-        """
+        """Bring a prediction back to the original grid: trilinear, then pasted into the volume."""
         extent = self.crop or shape
         inside = probabilities
         if tuple(probabilities.shape[1:]) != extent:
@@ -182,17 +129,7 @@ class Preprocessing(Transform):
         return native
 
     def native_label(self, subject: Subject) -> NativeLabel:
-        """Read the label map of a subject as it is, in class indices.
-
-        Args:
-            subject: A subject with a segmentation.
-
-        Returns:
-            Class indices on the original grid, with affine, header and voxel size.
-
-        Raises:
-            UserError: If there is no segmentation, it is unreadable, or a label is unknown.
-        """
+        """Read the label map of a subject as it is, in class indices."""
         if subject.segmentation is None:
             raise UserError(f"Subject '{subject.name}': expected a segmentation, found none.")
         _refuse_rivals(subject, "segmentation")
@@ -201,25 +138,11 @@ class Preprocessing(Transform):
         return NativeLabel(classes, geometry.affine, geometry.header, geometry.spacing)
 
     def native_geometry(self, subject: Subject) -> Geometry:
-        """Where the voxels of a subject lie, read from its first modality; needs no labels.
-
-        Args:
-            subject: A subject with the first of the modalities asked for.
-
-        Returns:
-            Shape, affine, header and voxel size of the original image.
-
-        Raises:
-            UserError: If the modality is missing or its header is unreadable.
-        """
+        """Where the voxels of a subject lie, read from its first modality; needs no labels."""
         return read_geometry(_image_of(subject, self.modalities[0]))
 
     def fingerprint(self) -> str:
-        """A name for this preprocessing: any other setting has another one.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """A name for this preprocessing: any other setting has another one."""
         settings = {
             "version": _VERSION,
             "description": self.description.to_dict(),
@@ -249,18 +172,7 @@ class Preprocessing(Transform):
 
 
 def central_window(size: int, crop: int) -> tuple[slice, slice]:
-    """Where a central crop, or a padded one, meets a volume along one axis.
-
-    Both directions use this one rule, which is that of MONAI's `CenterSpatialCrop` and
-    `SpatialPad`; their inverses are off by a voxel for an odd crop of an even size.
-
-    Args:
-        size: Voxels of the volume.
-        crop: Voxels of the crop.
-
-    Returns:
-        The slice of the volume and the slice of the crop that hold the same voxels.
-    """
+    """Where a central crop, or a padded one, meets a volume along one axis."""
     if size >= crop:
         start = size // 2 - crop // 2
         return slice(start, start + crop), slice(0, crop)
@@ -269,18 +181,7 @@ def central_window(size: int, crop: int) -> tuple[slice, slice]:
 
 
 def read_classes(file: ImageFile, description: Description) -> NDArray[np.uint8]:
-    """Read a label map as class indices.
-
-    Args:
-        file: The label map.
-        description: Maps the values in the file to class indices.
-
-    Returns:
-        Class indices, (X, Y, Z).
-
-    Raises:
-        UnknownLabelError: If a value is not in the description's label map.
-    """
+    """Read a label map as class indices."""
     values = read_volume(file)
     classes = np.zeros(values.shape, dtype=np.uint8)
     known = np.zeros(values.shape, dtype=bool)

@@ -18,27 +18,13 @@ _VALIDATION_PATCHES = TUMOUR_EVERY
 
 
 def readable(prepared: Any, data: DataConfig) -> Any:
-    """Return preprocessed subjects so that parts of them are read without the rest.
-
-    Args:
-        prepared: What `prepare` gave.
-        data: Patches, slices, or neither.
-    """
+    """Return preprocessed subjects so that parts of them are read without the rest."""
     whole = data.patch is None and data.slices is None
     return prepared if whole else MappedSamples(prepared)
 
 
 def training_samples(subjects: Dataset[Sample], data: DataConfig, seed: int) -> Dataset[Sample]:
-    """Return the samples that a network is trained on.
-
-    Args:
-        subjects: Preprocessed training subjects.
-        data: Patches, slices, or neither.
-        seed: Of patches at fixed positions.
-
-    Returns:
-        The subjects themselves, or patches or slices of them.
-    """
+    """Return the samples that a network is trained on."""
     if data.patch is not None and data.patches_per_case:
         return FixedPatches(subjects, data.patch, data.patches_per_case, seed)
     if data.patch is not None:
@@ -49,16 +35,7 @@ def training_samples(subjects: Dataset[Sample], data: DataConfig, seed: int) -> 
 
 
 def validation_samples(subjects: Dataset[Sample], data: DataConfig, seed: int) -> Dataset[Sample]:
-    """Return the samples whose loss is followed; the same in every epoch.
-
-    Args:
-        subjects: Preprocessed validation subjects.
-        data: Patches, slices, or neither.
-        seed: Of the positions of patches.
-
-    Returns:
-        The subjects themselves, or some patches or all slices of them.
-    """
+    """Return the samples whose loss is followed; the same in every epoch."""
     if data.patch is not None:
         return FixedPatches(subjects, data.patch, _VALIDATION_PATCHES, seed)
     if data.slices is not None:
@@ -67,12 +44,7 @@ def validation_samples(subjects: Dataset[Sample], data: DataConfig, seed: int) -
 
 
 def samples_per_subject(data: DataConfig, grid: Size | None) -> int:
-    """Return about how many samples an epoch takes from a subject.
-
-    Args:
-        data: Patches, slices, or neither.
-        grid: Of the subjects, voxels.
-    """
+    """Return about how many samples an epoch takes from a subject."""
     if data.slices is not None and grid is not None:
         return grid[AXES[data.slices]]
     return data.patches_per_case or 1
@@ -84,25 +56,12 @@ def moves(data: DataConfig) -> bool:
 
 
 def whole_volumes(subjects: Any, data: DataConfig) -> Any | None:
-    """Return the subjects whose Dice is computed on whole volumes, put together from their parts.
-
-    Args:
-        subjects: Preprocessed validation subjects.
-        data: Patches, slices, or neither.
-
-    Returns:
-        The subjects; None where a sample is a whole subject already.
-    """
+    """Return the subjects whose Dice is of whole volumes, put together from their parts."""
     return None if data.patch is None and data.slices is None else subjects
 
 
 def cache_remark(data: DataConfig, place: str) -> str | None:
-    """Say that the teacher cache, which was asked for, is off; None where that is not so.
-
-    Args:
-        data: Patches may lie elsewhere in every epoch.
-        place: Of the cache: "disk", "memory" or "off".
-    """
+    """Say that the teacher cache, which was asked for, is off; None where that is not so."""
     if not moves(data) or place == "off":
         return None
     return (
@@ -112,12 +71,7 @@ def cache_remark(data: DataConfig, place: str) -> str | None:
 
 
 def plane_remark(data: DataConfig, orientation: str) -> str | None:
-    """Say that slices are not those that their name means; None where they are, or there are none.
-
-    Args:
-        data: May ask for slices.
-        orientation: Axis codes of the first training subject, such as "LPS".
-    """
+    """Say that slices are not those that their name means, if so."""
     if data.slices is None or _cuts_across(data.slices, orientation):
         return None
     return (

@@ -21,45 +21,17 @@ AXES: dict[str, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 def plane_of(size: Sequence[int], plane: Plane) -> tuple[int, ...]:
-    """Return the size of a slice.
-
-    Args:
-        size: Voxels of the volume along its three axes.
-        plane: Which slices.
-
-    Returns:
-        Two sizes.
-
-    Example:
-        >>> plane_of((64, 48, 32), "axial")
-        (64, 48)
-    """
+    """Return the size of a slice."""
     return tuple(n for axis, n in enumerate(size) if axis != AXES[plane])
 
 
 def cut(volume: Tensor, plane: Plane) -> Iterator[Tensor]:
-    """Cut a volume into its slices.
-
-    Args:
-        volume: (..., X, Y, Z).
-        plane: Which slices.
-
-    Returns:
-        Views of two spatial axes, in order.
-    """
+    """Cut a volume into its slices."""
     return iter(volume.unbind(AXES[plane] - 3))
 
 
 def stack(slices: Sequence[Tensor], plane: Plane) -> Tensor:
-    """Put slices together again; the inverse of `cut`.
-
-    Args:
-        slices: Each (..., A, B).
-        plane: Which slices they are.
-
-    Returns:
-        (..., X, Y, Z).
-    """
+    """Put slices together again; the inverse of `cut`."""
     return torch.stack(list(slices), AXES[plane] - 3)
 
 
@@ -77,19 +49,7 @@ class Address:
 
 
 class SliceDataset(Dataset[Sample]):
-    """One sample per slice that holds brain, named `<case>/<plane><index>`.
-
-    All subjects are read once, when it is built.
-
-    Args:
-        samples: Preprocessed subjects of one grid.
-        plane: Which slices.
-        empty_slices: Share of the slices without tumour that is kept, evenly spaced in each
-            subject; 1 keeps all.
-
-    Raises:
-        UserError: If no slice is left.
-    """
+    """One sample per slice that holds brain, named `<case>/<plane><index>`."""
 
     def __init__(
         self, samples: Dataset[Sample], plane: Plane, *, empty_slices: float = 1.0
@@ -126,16 +86,7 @@ class SliceDataset(Dataset[Sample]):
 
 
 def useful_slices(sample: Sample, plane: Plane, empty_slices: float) -> list[int]:
-    """Choose the slices of a subject that are worth training on.
-
-    Args:
-        sample: A preprocessed subject; outside of the brain its image is zero.
-        plane: Which slices.
-        empty_slices: Share of the slices without tumour that is kept.
-
-    Returns:
-        Their indices, in order.
-    """
+    """Choose the slices of a subject that are worth training on."""
     brain = [bool(part.any()) for part in cut(sample["image"], plane)]
     label = sample.get("label")
     tumour = brain if label is None else [bool(part.any()) for part in cut(label, plane)]

@@ -32,11 +32,7 @@ class Split:
     unlabelled: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
-        """Write the names as JSON; the file appears when it is complete.
-
-        Args:
-            path: Where to write.
-        """
+        """Write the names as JSON; the file appears when it is complete."""
         write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Sequence[str]]:
@@ -48,34 +44,12 @@ class Split:
 
     @classmethod
     def read(cls, path: Path) -> Split:
-        """Read a split without comparing it with any subjects.
-
-        Args:
-            path: A JSON file with the lists "train", "validation" and "test".
-
-        Returns:
-            The split.
-
-        Raises:
-            UserError: If the file is not such a split.
-        """
+        """Read a split without comparing it with any subjects."""
         return cls(**_read_parts(path))
 
     @classmethod
     def load(cls, path: Path, subjects: Iterable[Subject]) -> Split:
-        """Read a split and check it against the subjects that were found.
-
-        Args:
-            path: A JSON file with the lists "train", "validation" and "test".
-            subjects: All subjects of the data set.
-
-        Returns:
-            The split.
-
-        Raises:
-            UserError: If the file is not such a split, names unknown subjects, or names a subject
-                twice.
-        """
+        """Read a split and check it against the subjects that were found."""
         split = cls.read(path)
         _check_names(path, split, {subject.name for subject in subjects})
         return split
@@ -84,22 +58,7 @@ class Split:
 def split_subjects(
     subjects: Sequence[Subject], *, folds: int, fold: int, validation_fraction: float, seed: int
 ) -> Split:
-    """Deal subjects into folds, each with its share of every grade.
-
-    Args:
-        subjects: All subjects; their order does not matter.
-        folds: Number of folds, at least 2.
-        fold: Which of them is the test set, from 0.
-        validation_fraction: Share of the remaining subjects set aside for validation, at least one
-            unless the share is 0. The test fold never chooses anything.
-        seed: Of the shuffling; the same for all folds of one cross-validation.
-
-    Returns:
-        The names of each part, sorted.
-
-    Raises:
-        UserError: If the numbers do not fit each other or leave a part empty.
-    """
+    """Deal subjects into folds, each with its share of every grade."""
     _check_numbers(len(subjects), folds, fold, validation_fraction)
     order = _stratified_order(subjects, seed)
     test = order[fold::folds]
@@ -124,24 +83,7 @@ def share_labels(
     unlabelled: int | None,
     leave_out: tuple[int, int] | None = None,
 ) -> Split:
-    """Take the reference from some of the training subjects.
-
-    Which ones depends on the names of the training subjects alone, so that trainings with another
-    seed have the same, and those with fewer labels have some of the same.
-
-    Args:
-        split: Its training subjects are shared out.
-        labelled: How many keep their reference; None: all.
-        unlabelled: How many of the others are still used; None: all.
-        leave_out: Part of the labelled ones that is not used at all, from 0, and how many parts
-            they are dealt into; None: all are used.
-
-    Returns:
-        A split with fewer training subjects and more unlabelled ones.
-
-    Raises:
-        UserError: If there are fewer subjects than asked for.
-    """
+    """Take the reference from some of the training subjects."""
     if labelled is None and unlabelled is None and leave_out is None:
         return split
     order = sorted(split.train)

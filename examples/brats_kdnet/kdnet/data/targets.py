@@ -17,18 +17,7 @@ Activation = Literal["softmax", "sigmoid"]
 
 
 def number_of_outputs(description: Description, activation: Activation | str) -> int:
-    """Channels of a network's logits.
-
-    Args:
-        description: Classes and regions of the data set.
-        activation: "softmax": one channel per class; "sigmoid": one per region.
-
-    Returns:
-        The number of channels.
-
-    Raises:
-        UserError: If the activation is unknown, or overlapping regions cannot be told apart.
-    """
+    """Channels of a network's logits."""
     if _is_softmax(activation):
         return len(description.classes)
     _painting(description)
@@ -36,16 +25,7 @@ def number_of_outputs(description: Description, activation: Activation | str) ->
 
 
 def to_target(label: Tensor, description: Description, activation: Activation | str) -> Tensor:
-    """Turn class indices into what the losses compare with.
-
-    Args:
-        label: Class indices, (B, 1, *spatial), int64.
-        description: Classes and regions of the data set.
-        activation: "softmax": one-hot over classes; "sigmoid": one channel per region.
-
-    Returns:
-        (B, C, *spatial), float32, zeros and ones.
-    """
+    """Turn class indices into what the losses compare with."""
     if _is_softmax(activation):
         one_hot = F.one_hot(label[:, 0].long(), len(description.classes))
         return one_hot.movedim(-1, 1).float()
@@ -56,21 +36,7 @@ def to_target(label: Tensor, description: Description, activation: Activation | 
 def predict_classes(
     logits: Tensor, description: Description, activation: Activation | str
 ) -> Tensor:
-    """Decide the class of every voxel.
-
-    Args:
-        logits: (B, C, *spatial).
-        description: Classes and regions of the data set.
-        activation: "softmax": the largest logit; "sigmoid": regions whose logit is positive are
-            painted over one another from the largest to the smallest, each with the class that
-            no smaller region holds.
-
-    Returns:
-        Class indices, (B, *spatial), int64.
-
-    Raises:
-        UserError: If the activation is unknown, or overlapping regions cannot be told apart.
-    """
+    """Decide the class of every voxel."""
     if _is_softmax(activation):
         return logits.argmax(dim=1)
     classes = torch.zeros_like(logits[:, 0], dtype=torch.int64)
@@ -82,15 +48,7 @@ def predict_classes(
 def to_regions(
     classes: Tensor | NDArray[Any], description: Description
 ) -> dict[str, NDArray[np.bool_]]:
-    """Masks of the regions that are scored.
-
-    Args:
-        classes: Class indices, any shape.
-        description: Regions of the data set.
-
-    Returns:
-        Region name to a mask of the same shape, in the order of the description.
-    """
+    """Masks of the regions that are scored."""
     array = classes.cpu().numpy() if isinstance(classes, Tensor) else classes
     return {name: np.isin(array, indices) for name, indices in description.regions.items()}
 

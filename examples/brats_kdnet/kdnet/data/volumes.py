@@ -22,12 +22,7 @@ _READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
 
 
 class UnreadableVolumeError(UserError):
-    """A file that holds no volume that can be used.
-
-    Args:
-        file: The file.
-        reason: What is wrong with it.
-    """
+    """A file that holds no volume that can be used."""
 
     def __init__(self, file: ImageFile, reason: str) -> None:
         super().__init__(f"{file.path}: {reason}")
@@ -59,18 +54,7 @@ class Geometry:
 
 
 def read_geometry(file: ImageFile) -> Geometry:
-    """Read the header of a volume.
-
-    Args:
-        file: A NIfTI file, 3-D (further axes may have length 1), or 4-D with a channel.
-
-    Returns:
-        Shape, affine, header and voxel size.
-
-    Raises:
-        UnreadableVolumeError: If the file cannot be opened, does not have three axes, promises
-            more voxels than it can hold or than are read, or does not say where they lie.
-    """
+    """Read the header of a volume."""
     header = _open(file)
     return Geometry(
         shape=cast("tuple[int, int, int]", header.shape[:3]),
@@ -81,18 +65,7 @@ def read_geometry(file: ImageFile) -> Geometry:
 
 
 def read_volume(file: ImageFile) -> NDArray[Any]:
-    """Read the voxels of a volume in the type that the file stores, scaled by its header.
-
-    Args:
-        file: A NIfTI file, 3-D (further axes may have length 1), or 4-D with a channel.
-
-    Returns:
-        (X, Y, Z), integers or floating-point numbers.
-
-    Raises:
-        UnreadableVolumeError: If the file is damaged, or holds no plain numbers on three axes, or
-            more of them than fit into memory.
-    """
+    """Read the voxels of a volume in the type that the file stores, scaled by its header."""
     header = _open(file)
     try:
         return read_voxels(file.path, header, file.channel)

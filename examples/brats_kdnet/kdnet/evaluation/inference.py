@@ -29,21 +29,7 @@ def predict_volume(
     patch: Size | None = None,
     slices: Plane | None = None,
 ) -> Tensor:
-    """Predict a volume at once, window by window, or slice by slice.
-
-    Memory is that of one window, or of a few slices, apart from image and logits.
-
-    Args:
-        predict: Images (B, M, *spatial) to logits (B, C, *spatial) on the CPU; moves data to its
-            device itself.
-        image: (1, M, X, Y, Z).
-        patch: Size of the windows, voxels; overlapping windows are weighted by a Gaussian. A volume
-            that is smaller is padded with zeros, which are background.
-        slices: Plane of the slices.
-
-    Returns:
-        Logits, (1, C, X, Y, Z).
-    """
+    """Predict a volume at once, window by window, or slice by slice."""
     if patch is not None:
         return _by_windows(predict, image, patch)
     return predict(image) if slices is None else _by_slices(predict, image, slices)
@@ -52,16 +38,7 @@ def predict_volume(
 def volume_predictor(
     predict: Callable[[Tensor], Tensor], *, patch: Size | None, slices: Plane | None
 ) -> Callable[[Tensor], Tensor]:
-    """Make a function of whole volumes of a function of their parts.
-
-    Args:
-        predict: As for `predict_volume`.
-        patch: Size of the windows, voxels, or None.
-        slices: Plane of the slices, or None.
-
-    Returns:
-        A function from (1, M, X, Y, Z) to logits (1, C, X, Y, Z).
-    """
+    """Make a function of whole volumes of a function of their parts."""
     return lambda image: predict_volume(predict, image, patch=patch, slices=slices)
 
 

@@ -18,15 +18,8 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 def stem_of(path: Path) -> str:
     """File name without `.nii` or `.nii.gz`.
 
-    Args:
-        path: A NIfTI file.
-
-    Returns:
-        The name; unchanged if it carries neither ending.
-
-    Example:
-        >>> stem_of(Path("BraTS2021_00006_t1ce.nii.gz"))
-        'BraTS2021_00006_t1ce'
+    >>> stem_of(Path("BraTS2021_00006_t1ce.nii.gz"))
+    'BraTS2021_00006_t1ce'
     """
     for suffix in NIFTI_SUFFIXES:
         if path.name.endswith(suffix):
@@ -43,18 +36,7 @@ def write_label_map(
     export_labels: Mapping[int, int],
     note: str = "",
 ) -> None:
-    """Write class indices as a NIfTI label map that lies on the original image.
-
-    The file appears under its name only when it is complete.
-
-    Args:
-        path: Where to write, ending in `.nii` or `.nii.gz`.
-        classes: Class indices, (X, Y, Z).
-        affine: Voxel-to-world matrix of the original image, (4, 4), mm.
-        header: Header of the original image; its orientation codes and units are kept.
-        export_labels: Class index to the value written into the file.
-        note: Description kept in the header, ASCII; cut after 79 characters.
-    """
+    """Write class indices as a NIfTI label map that lies on the original image."""
     dtype = np.uint8 if max(export_labels.values()) < 256 else np.int16
     table = np.zeros(max(export_labels) + 1, dtype=dtype)
     for index, value in export_labels.items():

@@ -75,35 +75,11 @@ def score_lesions(
     fold: int = 0,
     seed: int = 0,
 ) -> list[LesionScore]:
-    """Score the lesions of every region of one case.
-
-    Lesions are connected components (voxels that touch at a corner belong together). Predicted and
-    reference lesions are paired one to one so that their Dice together is largest.
-
-    Args:
-        predicted: Class indices, (X, Y, Z).
-        reference: Class indices, the same shape.
-        description: Names the regions and says whether the spacing can be believed.
-        role: Name of the network.
-        case: Name of the subject.
-        spacing: Voxel size, mm; replaced by ones where it is nominal.
-        modalities: What the network saw.
-        fold: Index of the fold.
-        seed: Seed of the training.
-
-    Returns:
-        One score per region, in the order of the description.
-
-    Raises:
-        UserError: If panoptica is not installed.
-        ValueError: If the shapes differ.
-
-    Source:
-        The pairing is that of the BraTS evaluation of 2026 (largest bipartite matching on Dice);
-        what a missed or false lesion costs, and an empty case, is that of 2023. Departures: the
-        penalty is the diagonal (373.13 mm in BraTS) where they print 373 or 374, lesions are not
-        dilated before they are told apart, and small ones are not left out.
-    """
+    """Score the lesions of every region of one case."""
+    # Source: The pairing is that of the BraTS evaluation of 2026 (largest bipartite matching on
+    # Dice); what a missed or false lesion costs, and an empty case, is that of 2023. Departures:
+    # the penalty is the diagonal (373.13 mm in BraTS) where they print 373 or 374, lesions are not
+    # dilated before they are told apart, and small ones are not left out.
     check_shapes(predicted, reference)
     nominal = description.spacing == "nominal"
     steps = (1.0,) * predicted.ndim if nominal else tuple(map(float, spacing))
@@ -144,23 +120,7 @@ def score_folder(
     fold: int = 0,
     seed: int = 0,
 ) -> list[LesionScore]:
-    """Score the lesions of label maps that `evaluate` wrote.
-
-    Args:
-        predictions: Folder with `<case>_seg.nii.gz`.
-        subjects: Held-out subjects with a segmentation.
-        description: Regions and label values.
-        role: Name of the network.
-        modalities: What the network saw.
-        fold: Index of the fold.
-        seed: Seed of the training.
-
-    Returns:
-        One score per subject and region.
-
-    Raises:
-        UserError: If panoptica is not installed, or a file is missing or cannot be read.
-    """
+    """Score the lesions of label maps that `evaluate` wrote."""
     scores: list[LesionScore] = []
     for subject in subjects:
         path = predictions / f"{subject.name}_seg.nii.gz"
@@ -185,12 +145,7 @@ def score_folder(
 
 
 def write_lesions(path: Path, scores: Iterable[LesionScore]) -> None:
-    """Write scores as CSV, one row per role, case and region.
-
-    Args:
-        path: Where to write, such as lesions.csv beside scores.csv.
-        scores: What to write, in this order.
-    """
+    """Write scores as CSV, one row per role, case and region."""
     with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(LesionScore)])
         writer.writeheader()
@@ -247,11 +202,7 @@ def _evaluator() -> Any:
 
 
 def load_panoptica() -> Any:
-    """Import panoptica.
-
-    Raises:
-        UserError: If that is not possible, with what to install.
-    """
+    """Import panoptica."""
     try:
         panoptica = importlib.import_module("panoptica")
     except ImportError as error:

@@ -34,23 +34,7 @@ _MARGIN = 1
 
 
 def dice(prediction: Mask, reference: Mask) -> float:
-    """Overlap of two masks, 2 |A and B| / (|A| + |B|).
-
-    Args:
-        prediction: Boolean mask, any shape.
-        reference: Boolean mask, the same shape.
-
-    Returns:
-        A value between 0 and 1; 1 if both masks are empty, 0 if exactly one is.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-        >>> a, b = np.array([True, True, False]), np.array([True, False, False])
-        >>> round(dice(a, b), 3)
-        0.667
-    """
+    """Overlap of two masks, 2 |A and B| / (|A| + |B|)."""
     check_shapes(prediction, reference)
     total = int(prediction.sum()) + int(reference.sum())
     if total == 0:
@@ -59,84 +43,27 @@ def dice(prediction: Mask, reference: Mask) -> float:
 
 
 def dice_reference_present(prediction: Mask, reference: Mask) -> float:
-    """Dice under the second convention: a case whose reference is empty is left out.
-
-    Args:
-        prediction: Boolean mask, any shape.
-        reference: Boolean mask, the same shape.
-
-    Returns:
-        The Dice, or NaN if the reference is empty, whatever was predicted.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Dice under the second convention: a case whose reference is empty is left out."""
     check_shapes(prediction, reference)
     return dice(prediction, reference) if reference.any() else math.nan
 
 
 def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """Diagonal of a volume, the HD95 of a region that only one of the two masks has.
-
-    Args:
-        shape: Voxels along each axis.
-        spacing: Size of a voxel along each axis, mm (or 1 where the spacing is nominal).
-
-    Returns:
-        The diagonal in the unit of `spacing`.
-
-    Example:
-        >>> round(image_diagonal((240, 240, 155), (1.0, 1.0, 1.0)), 2)
-        373.13
-    """
+    """Diagonal of a volume, the HD95 of a region that only one of the two masks has."""
     return math.hypot(*(n * size for n, size in zip(shape, spacing, strict=True)))
 
 
 def hd95(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> float:
-    """95th-percentile Hausdorff distance between the surfaces of two masks, as MONAI computes it.
-
-    The larger of the two directed 95th percentiles, between the voxels that an erosion removes;
-    programs that pool both directions before taking the percentile give slightly smaller values.
-
-    Args:
-        prediction: Boolean mask, (X, Y, Z).
-        reference: Boolean mask, the same shape.
-        spacing: Size of a voxel along each axis, mm; ones give a distance in voxels.
-
-    Returns:
-        The distance in the unit of `spacing`: 0 if both masks are empty, the diagonal of the
-        image if exactly one is.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """95th-percentile Hausdorff distance between two surfaces, as MONAI computes it."""
     return surface_scores(prediction, reference, spacing)[0]
 
 
 def surface_dice(
     prediction: Mask, reference: Mask, spacing: Sequence[float], tolerance: float = 1.0
 ) -> float:
-    """Normalised surface Dice: the share of both surfaces that lies close to the other one.
-
-    Surfaces are counted in voxels that an erosion removes, as in MONAI's `compute_surface_dice`;
-    programs that weigh surface elements by their area give slightly different values.
-
-    Args:
-        prediction: Boolean mask, (X, Y, Z).
-        reference: Boolean mask, the same shape.
-        spacing: Size of a voxel along each axis, mm.
-        tolerance: Largest distance that counts as close, in the unit of `spacing`.
-
-    Returns:
-        A value between 0 and 1; 1 if both masks are empty, 0 if exactly one is.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Source:
-        Nikolov et al. 2018, arXiv:1809.04430. The tolerance of 1 mm is the larger of the two that
-        the BraTS evaluation of 2024 reports.
-    """
+    """Normalised surface Dice: the share of both surfaces that lies close to the other one."""
+    # Source: Nikolov et al. 2018, arXiv:1809.04430. The tolerance of 1 mm is the larger of the two
+    # that the BraTS evaluation of 2024 reports.
     return surface_scores(prediction, reference, spacing, tolerance)[1]
 
 
@@ -147,21 +74,7 @@ def surface_scores(
     tolerance: float = 1.0,
     diagonal: float | None = None,
 ) -> tuple[float, float]:
-    """Both scores of the surface from one computation of its distances.
-
-    Args:
-        prediction: Boolean mask, (X, Y, Z).
-        reference: Boolean mask, the same shape.
-        spacing: Size of a voxel along each axis, mm; ones give distances in voxels.
-        tolerance: Of the surface Dice, in the unit of `spacing`.
-        diagonal: Of the image that the masks were cut from; that of the masks if None.
-
-    Returns:
-        What `hd95` and `surface_dice` give.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Both scores of the surface from one computation of its distances."""
     check_shapes(prediction, reference)
     present = bool(prediction.any()), bool(reference.any())
     if present == (False, False):
@@ -177,19 +90,7 @@ def surface_scores(
 
 
 def bounding_box(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
-    """The smallest box that holds a mask.
-
-    Args:
-        mask: Boolean mask, any shape.
-        margin: Voxels added on every side, as far as the array goes.
-
-    Returns:
-        One slice per axis; slices of no voxels if the mask is empty.
-
-    Example:
-        >>> bounding_box(np.array([False, True, True, False]))
-        (slice(1, 3, None),)
-    """
+    """The smallest box that holds a mask."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)
@@ -201,15 +102,7 @@ def bounding_box(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
 
 
 def check_shapes(prediction: NDArray[Any], reference: NDArray[Any]) -> None:
-    """Refuse arrays that do not lie on one grid.
-
-    Args:
-        prediction: Any array.
-        reference: Any array.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Refuse arrays that do not lie on one grid."""
     if prediction.shape != reference.shape:
         raise ValueError(
             f"The prediction has shape {prediction.shape} and the reference {reference.shape}; "

@@ -38,15 +38,7 @@ class Rule:
     whole: bool
 
     def words(self, description: Description, smallest_volume: float = SMALLEST_VOLUME) -> str:
-        """The rule as a sentence for a report.
-
-        Args:
-            description: Names the classes.
-            smallest_volume: The limit, mm³.
-
-        Returns:
-            The sentence.
-        """
+        """The rule as a sentence for a report."""
         unit = "voxels" if description.spacing == "nominal" else "mm³"
         limit = f"below {smallest_volume:g} {unit}"
         becomes = description.classes[self.replacement]
@@ -56,19 +48,8 @@ class Rule:
 
 
 def rule_of(description: Description) -> Rule:
-    """Read from a description which rule fits its regions.
-
-    Args:
-        description: Classes and regions.
-
-    Returns:
-        Where regions are nested, the innermost one as a whole (ET in BraTS), which becomes what is
-        left of the next larger region (the necrotic core); otherwise the connected components of
-        all tumour, which become background.
-
-    Source:
-        The rule of BraTS entries since 2018; RFNet and ShaSpec publish results with it.
-    """
+    """Read from a description which rule fits its regions."""
+    # Source: The rule of BraTS entries since 2018; RFNet and ShaSpec publish results with it.
     regions = {name: set(indices) for name, indices in description.regions.items()}
     nested = [
         (len(inner), len(outer), name, outer - inner)
@@ -90,21 +71,7 @@ def remove_small(
     spacing: Sequence[float],
     smallest_volume: float = SMALLEST_VOLUME,
 ) -> NDArray[np.integer]:
-    """Apply the rule of a data set to one label map.
-
-    Args:
-        classes: Class indices, (X, Y, Z); not changed.
-        description: Gives the rule, and says whether the spacing can be believed.
-        spacing: Voxel size, mm.
-        smallest_volume: What is smaller is removed, mm³; voxels where the spacing is nominal. The
-            default is the 500 voxels of 1 mm³ that are usual for BraTS.
-
-    Returns:
-        Class indices of the same shape; the same array if nothing was removed.
-
-    Raises:
-        ValueError: If the limit is negative or not finite.
-    """
+    """Apply the rule of a data set to one label map."""
     if not 0 <= smallest_volume < math.inf:
         raise ValueError(f"The smallest volume must be 0 or more mm³, got {smallest_volume}.")
     voxel = 1.0 if description.spacing == "nominal" else math.prod(map(float, spacing))

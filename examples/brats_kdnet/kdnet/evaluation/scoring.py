@@ -93,27 +93,7 @@ def score_case(
     fold: int = 0,
     seed: int = 0,
 ) -> list[Score]:
-    """Score every region of one case.
-
-    Args:
-        predicted: Class indices, (X, Y, Z).
-        reference: Class indices, the same shape.
-        description: Names the regions and says whether the spacing can be believed.
-        role: Name of the network.
-        case: Name of the subject.
-        space: The grid both arrays live on.
-        spacing: Voxel size on that grid, mm; replaced by ones where it is nominal.
-        postprocessing: Whether `predicted` went through it.
-        modalities: What the network saw.
-        fold: Index of the fold.
-        seed: Seed of the training.
-
-    Returns:
-        One score per region, in the order of the description.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Score every region of one case."""
     check_shapes(predicted, reference)
     nominal = description.spacing == "nominal"
     steps = (1.0,) * predicted.ndim if nominal else tuple(spacing)
@@ -149,16 +129,7 @@ def score_case(
 def grid_spacing(
     preprocessing: Preprocessing, shape: Sequence[int], spacing: Sequence[float]
 ) -> tuple[float, ...]:
-    """Voxel size of the training grid of one case.
-
-    Args:
-        preprocessing: Its crop (the whole volume if None) is resampled to its grid, if it has one.
-        shape: Shape of the original volume.
-        spacing: Voxel size of the original volume, mm.
-
-    Returns:
-        Voxel size along each axis, mm.
-    """
+    """Voxel size of the training grid of one case."""
     extent = preprocessing.crop or tuple(shape)
     sizes = zip(extent, preprocessing.grid or extent, spacing, strict=True)
     return tuple(float(step) * n / cells for n, cells, step in sizes)
@@ -171,20 +142,7 @@ def native_classes(
     description: Description,
     activation: str,
 ) -> NDArray[np.integer]:
-    """Class indices on the original grid from the logits of the training grid.
-
-    Probabilities are resampled, not labels, so that the borders stay smooth.
-
-    Args:
-        logits: Output for one case, (1, C, *grid).
-        shape: Shape of the original volume.
-        preprocessing: What brought the case to the grid.
-        description: Classes and regions.
-        activation: "softmax" (exclusive classes) or "sigmoid" (overlapping regions).
-
-    Returns:
-        Class indices, (X, Y, Z); background outside the crop.
-    """
+    """Class indices on the original grid from the logits of the training grid."""
     softmax = activation == "softmax"
     probabilities = logits.softmax(dim=1) if softmax else logits.sigmoid()
     native = preprocessing.to_native(
@@ -209,30 +167,7 @@ def evaluate(
     prediction_folder: Path | None = None,
     on_case: Callable[[str], None] | None = None,
 ) -> list[Score]:
-    """Predict and score held-out subjects, at the training grid and in native space.
-
-    Args:
-        network_predict: Image (1, M, *grid) to logits (1, C, *grid); moves data to its device.
-        subjects: Held-out subjects with a segmentation.
-        preprocessing: Gives `network_predict` its modalities in their order.
-        description: Classes, regions, label values.
-        activation: "softmax" or "sigmoid".
-        role: Name of the network.
-        fold: Index of the fold, kept with the scores.
-        seed: Seed of the training, kept with the scores.
-        smallest_volume: Score native label maps a second time, after `remove_small` with this
-            limit, mm³; None scores them as they are alone.
-        prediction_folder: Where `<case>_seg.nii.gz` goes, on the original grid with the label
-            values of the release; None writes nothing.
-        on_case: Called with the name of each subject when it is done, for a progress bar.
-
-    Returns:
-        Two scores (grid, native) per subject and region, and a third where `smallest_volume` is
-        given (native, with post-processing).
-
-    Raises:
-        UserError: If the network's output is not finite.
-    """
+    """Predict and score held-out subjects, at the training grid and in native space."""
     scores: list[Score] = []
     for subject in subjects:
         sample = preprocessing(subject)
@@ -280,19 +215,7 @@ def evaluate(
 
 
 def predict_finite(network_predict: Callable[[Tensor], Tensor], image: Tensor, name: str) -> Tensor:
-    """Run a network on one image without gradients and refuse an output that means nothing.
-
-    Args:
-        network_predict: Image (1, M, *grid) to logits (1, C, *grid).
-        image: Preprocessed image, (M, *grid).
-        name: Of the subject or file, for the message.
-
-    Returns:
-        Logits on the CPU, float32, (1, C, *grid).
-
-    Raises:
-        UserError: If a logit is NaN or infinite: an argmax would hide it.
-    """
+    """Run a network on one image without gradients and refuse an output that means nothing."""
     with torch.no_grad():
         logits = network_predict(image[None]).float().cpu()
     if not bool(torch.isfinite(logits).all()):
@@ -304,14 +227,7 @@ def predict_finite(network_predict: Callable[[Tensor], Tensor], image: Tensor, n
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """Write scores as CSV, one row per role, case, region and space.
-
-    NaN becomes an empty field. The file appears only when it is complete.
-
-    Args:
-        path: Where to write.
-        scores: What to write, in this order.
-    """
+    """Write scores as CSV, one row per role, case, region and space."""
     with (
         atomic(path) as incomplete,
         incomplete.open("w", newline="", encoding="utf-8") as stream,
@@ -322,17 +238,7 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Read what `write_scores` wrote.
-
-    Args:
-        path: A CSV file. Columns that an older version did not write get their defaults.
-
-    Returns:
-        The scores, in the order of the file.
-
-    Raises:
-        UserError: If the file is missing, or a column or a value is not what is expected.
-    """
+    """Read what `write_scores` wrote."""
     if not path.is_file():
         raise UserError(f"{path}: expected the scores of a run, found no such file.")
     needed = [field.name for field in fields(Score) if field.default is MISSING]

@@ -49,23 +49,7 @@ _OUT_CHANNELS = ("out_channels", "classes", "n_classes", "num_classes", "out_cha
 def build_network(
     name: str, arguments: Mapping[str, Any], *, in_channels: int, out_channels: int
 ) -> nn.Module:
-    """Build a network by name or by import path.
-
-    Args:
-        name: "kdnet", "no_new_net" (the same class), "multiresunet", "hemis", "uhved",
-            "gated_fusion", "synthesis", "timm_unet" (two-dimensional), or the import path of an
-            `nn.Module` class such as "monai.networks.nets.SegResNet".
-        arguments: Passed on to the class. The number of channels is passed under the name that
-            the class uses, for example in_channels or n_channels.
-        in_channels: Modalities that the network sees.
-        out_channels: Channels of its logits.
-
-    Returns:
-        The network, with random weights.
-
-    Raises:
-        UserError: If there is no such class, or it does not accept the arguments.
-    """
+    """Build a network by name or by import path."""
     backbone = _find_class(name)
     reserved = sorted({*_IN_CHANNELS, *_OUT_CHANNELS} & arguments.keys())
     if reserved:
@@ -88,22 +72,7 @@ def build_network(
 
 
 def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Add `spatial_dims=2` to the arguments of a network that knows it and was not told.
-
-    Args:
-        name: As for `build_network`.
-        arguments: Of its class.
-
-    Returns:
-        Arguments of the network in two dimensions, as far as they can be told.
-
-    Raises:
-        UserError: If there is no such class.
-
-    Example:
-        >>> in_two_dimensions("kdnet", {"channels": [2, 4]})
-        {'channels': [2, 4], 'spatial_dims': 2}
-    """
+    """Add `spatial_dims=2` to the arguments of a network that knows it and was not told."""
     known = "spatial_dims" in _parameter_names(_find_class(name))
     return dict(arguments) | (
         {"spatial_dims": 2} if known and "spatial_dims" not in arguments else {}
@@ -111,18 +80,7 @@ def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def check_axes(name: str, network: nn.Module, axes: int) -> None:
-    """Refuse a network whose convolutions are made for another number of axes.
-
-    A 3-D convolution takes a batch of slices for one volume without batch, and says nothing.
-
-    Args:
-        name: Of its class, for the message.
-        network: The network.
-        axes: Spatial axes of its inputs, 2 or 3.
-
-    Raises:
-        UserError: If all of its convolutions have other axes.
-    """
+    """Refuse a network whose convolutions are made for another number of axes."""
     kinds: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     found = {
         kinds.index(kind) + 1: layer

@@ -13,17 +13,7 @@ LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 class InstanceNorm(nn.Module):
-    """Instance norm with scale and shift that lets maps of a single voxel pass.
-
-    A single voxel has no deviation to divide by: PyTorch's layer refuses it, and the formula would
-    turn it into zero. It is scaled and shifted only.
-
-    Args:
-        channels: Channels of the features.
-
-    Shape:
-        (B, channels, *spatial) to the same.
-    """
+    """Instance norm with scale and shift that lets maps of a single voxel pass."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -43,44 +33,18 @@ class InstanceNorm(nn.Module):
 
 
 def resize_like(features: Tensor, like: Tensor, mode: str) -> Tensor:
-    """Bring features to the resolution of others, so that odd sizes work too.
-
-    Args:
-        features: (B, C, *coarse).
-        like: (B, any, *fine).
-        mode: "nearest", or linear in two or three dimensions.
-
-    Returns:
-        (B, C, *fine).
-    """
+    """Bring features to the resolution of others, so that odd sizes work too."""
     corners = None if mode == "nearest" else False
     return F.interpolate(features, size=like.shape[2:], mode=mode, align_corners=corners)
 
 
 def at_least_float32(features: Tensor) -> Tensor:
-    """Return features in float32, or float64 if they are: for squares and exponentials.
-
-    Args:
-        features: Any shape; perhaps in half precision under autocast.
-
-    Returns:
-        The same values.
-    """
+    """Return features in float32, or float64 if they are: for squares and exponentials."""
     return features if features.dtype == torch.float64 else features.float()
 
 
 def check_widths(owner: str, channels: Sequence[int], spatial_dims: int) -> None:
-    """Refuse widths and dimensions that a network cannot be built with.
-
-    Args:
-        owner: Its class, for the message.
-        channels: Width of each resolution, finest first.
-        spatial_dims: Number of spatial axes.
-
-    Raises:
-        ValueError: If there are fewer than two widths, one is odd or not positive, or the network
-            would be neither two- nor three-dimensional.
-    """
+    """Refuse widths and dimensions that a network cannot be built with."""
     if spatial_dims not in CONVOLUTION:
         raise ValueError(f"{owner}: spatial_dims is 2 or 3, not {spatial_dims}.")
     if len(channels) < 2 or any(width < 2 or width % 2 for width in channels):
@@ -90,17 +54,7 @@ def check_widths(owner: str, channels: Sequence[int], spatial_dims: int) -> None
 
 
 def check_image(owner: str, image: Tensor, modalities: int, levels: int) -> None:
-    """Refuse an image that a network cannot be run on.
-
-    Args:
-        owner: Its class, for the message.
-        image: (B, M, *spatial).
-        modalities: Channels that the network was built for.
-        levels: Number of resolutions, each half of the one before.
-
-    Raises:
-        ValueError: If it has other channels, or an axis vanishes on the way down.
-    """
+    """Refuse an image that a network cannot be run on."""
     factor = 2 ** (levels - 1)
     if image.shape[1] != modalities or min(image.shape[2:]) < factor:
         raise ValueError(

@@ -17,19 +17,7 @@ from privdistill import Objective
 
 
 class ConvolutionUnit(nn.Sequential):
-    """Convolution, dropout, instance norm, leaky ReLU of slope 0.2.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Odd.
-        stride: 1 or 2.
-        dropout: Probability.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to (B, out_channels, *spatial / stride, rounded up).
-    """
+    """Convolution, dropout, instance norm, leaky ReLU of slope 0.2."""
 
     def __init__(
         self,
@@ -51,15 +39,7 @@ class ConvolutionUnit(nn.Sequential):
 
 
 class ContentLevel(nn.Module):
-    """Three convolutions, the last one added to the first.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        stride: 2 to halve the resolution.
-        dropout: Probability behind the second convolution.
-        spatial_dims: 2 or 3.
-    """
+    """Three convolutions, the last one added to the first."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int, dropout: float, spatial_dims: int
@@ -77,13 +57,7 @@ class ContentLevel(nn.Module):
 
 
 class ContentEncoder(nn.Module):
-    """What a modality shows: feature maps of each resolution.
-
-    Args:
-        channels: Width of each resolution, finest first.
-        dropout: Probability in each of them.
-        spatial_dims: 2 or 3.
-    """
+    """What a modality shows: feature maps of each resolution."""
 
     def __init__(self, channels: Sequence[int], dropout: float, spatial_dims: int) -> None:
         super().__init__()
@@ -103,16 +77,7 @@ class ContentEncoder(nn.Module):
 
 
 class AppearanceEncoder(nn.Sequential):
-    """How a modality shows it: a short code without place.
-
-    Args:
-        channels: Width of the first convolution; twice and four times as many follow.
-        code: Length of the code.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, 1, *spatial) to (B, code, 1, ..., 1).
-    """
+    """How a modality shows it: a short code without place."""
 
     def __init__(self, channels: int, code: int, spatial_dims: int) -> None:
         convolution = CONVOLUTION[spatial_dims]
@@ -125,12 +90,7 @@ class AppearanceEncoder(nn.Sequential):
 
 
 class StyleNetwork(nn.Module):
-    """From a code of appearance to the two vectors that modulate features.
-
-    Args:
-        code: Length of the code.
-        channels: Channels that are modulated.
-    """
+    """From a code of appearance to the two vectors that modulate features."""
 
     def __init__(self, code: int, channels: int) -> None:
         super().__init__()
@@ -146,28 +106,14 @@ class StyleNetwork(nn.Module):
 
 
 def modulate(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Give normalised features the scale and shift of a style (adaptive instance norm).
-
-    Args:
-        features: (B, C, *spatial); a single voxel is not normalised.
-        scale: (B, C).
-        shift: (B, C).
-
-    Returns:
-        (B, C, *spatial).
-    """
+    """Give normalised features the scale and shift of a style (adaptive instance norm)."""
     normalised = F.instance_norm(features) if prod(features.shape[2:]) > 1 else features
     shape = (*scale.shape, *[1] * (features.ndim - 2))
     return normalised * scale.reshape(shape) + shift.reshape(shape)
 
 
 class StyledBlock(nn.Module):
-    """Residual block of two convolutions, both modulated by the style.
-
-    Args:
-        channels: Of input and output.
-        spatial_dims: 2 or 3.
-    """
+    """Residual block of two convolutions, both modulated by the style."""
 
     def __init__(self, channels: int, spatial_dims: int) -> None:
         super().__init__()
@@ -182,14 +128,7 @@ class StyledBlock(nn.Module):
 
 
 class Reconstructor(nn.Module):
-    """A modality from the fused content and its own style.
-
-    Args:
-        channels: Width of each resolution, finest first.
-        code: Length of the code of appearance.
-        blocks: Number of styled blocks at the coarsest resolution.
-        spatial_dims: 2 or 3.
-    """
+    """A modality from the fused content and its own style."""
 
     def __init__(self, channels: Sequence[int], code: int, blocks: int, spatial_dims: int) -> None:
         super().__init__()
@@ -207,16 +146,7 @@ class Reconstructor(nn.Module):
     def forward(
         self, contents: Sequence[Tensor], code: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Reconstruct.
-
-        Args:
-            contents: Fused content of each resolution, finest first; the finer ones lend their
-                sizes alone.
-            code: Code of the modality, (B, code, 1, ..., 1).
-
-        Returns:
-            The image (B, 1, *spatial); mean and log-variance of the style, (B, channels) each.
-        """
+        """Reconstruct."""
         style = self.style(code)
         features = contents[-1]
         for block in self.blocks:
@@ -227,13 +157,7 @@ class Reconstructor(nn.Module):
 
 
 class GatedFusion(nn.Module):
-    """Weigh the content of each modality voxel by voxel, and join what is left.
-
-    Args:
-        modalities: Number of modalities, M.
-        channels: Channels of each.
-        spatial_dims: 2 or 3.
-    """
+    """Weigh the content of each modality voxel by voxel, and join what is left."""
 
     def __init__(self, modalities: int, channels: int, spatial_dims: int) -> None:
         super().__init__()
@@ -248,15 +172,7 @@ class GatedFusion(nn.Module):
         )
 
     def forward(self, contents: Tensor, chosen: Tensor) -> Tensor:
-        """Fuse.
-
-        Args:
-            contents: (B, M, C, *spatial).
-            chosen: Which modalities count, boolean (B, M).
-
-        Returns:
-            (B, C, *spatial).
-        """
+        """Fuse."""
         # A choice, not a product: an absent modality has no gradient, whatever its features are.
         kept = torch.where(spread(chosen, contents), contents, 0)
         gates = self.gates(kept.flatten(1, 2))
@@ -264,13 +180,7 @@ class GatedFusion(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """From the fused content of all resolutions to logits.
-
-    Args:
-        channels: Width of each resolution, finest first.
-        out_channels: Channels of the logits.
-        spatial_dims: 2 or 3.
-    """
+    """From the fused content of all resolutions to logits."""
 
     def __init__(self, channels: Sequence[int], out_channels: int, spatial_dims: int) -> None:
         super().__init__()
@@ -294,47 +204,16 @@ class MaskDecoder(nn.Module):
 
 
 class GatedFusionNet(nn.Module):
-    """Feature disentanglement and gated fusion: segments whatever modalities a sample has.
+    """Feature disentanglement and gated fusion: segments whatever modalities a sample has."""
 
-    A modality whose voxels are all zero is absent: it has no influence and gets no gradient. Where
-    all are absent, the content is zero, and the logits are those of no evidence at all.
-
-    In train mode the network draws a subset of the modalities itself, since all of them are
-    reconstructed, and returns a mapping:
-
-    - "out": logits from the content of the subset, (B, out_channels, *spatial);
-    - "reconstruction": every modality, from the content of the subset and its own appearance,
-      (B, in_channels, *spatial);
-    - "style_mean", "style_log_variance": what modulates the reconstruction of each modality,
-      (B, in_channels, channels[-1]);
-    - "present": which modalities there were, boolean (B, in_channels).
-
-    In eval mode it returns logits from all that is there. `bottleneck` gives the fused content of
-    the coarsest resolution.
-
-    Args:
-        in_channels: Modalities that the network may see.
-        out_channels: Classes (softmax) or regions (sigmoid).
-        channels: Width of each resolution, finest first; even.
-        style_channels: Width of the appearance encoders' first convolution.
-        code: Length of the code of appearance.
-        blocks: Styled blocks of each reconstruction.
-        dropout: Probability in the content encoders.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to logits (B, out_channels, *spatial), or the mapping above.
-
-    Raises:
-        ValueError: If an argument or an input is outside what the architecture allows.
-
-    Source:
-        Chen et al. 2019, arXiv:2002.09708; widths, layers and weights as in the authors' published
-        configuration. As there, the two vectors that scale and shift features are read as mean and
-        log-variance of the style. Departures: convolutions pad with zeros and appearance encoders
-        halve with kernel 3 (there: reflected voxels, kernel 4), so that small and odd sizes work;
-        all subsets that are not empty are equally likely.
-    """
+    # Source: Chen et al. 2019, arXiv:2002.09708; widths, layers and weights as in the authors'
+    # published configuration. As there, the two vectors that scale and shift features are read as
+    # mean and log-variance of the style. Departures: convolutions pad with zeros and appearance
+    # encoders halve with kernel 3 (there: reflected voxels, kernel 4), so that small and odd sizes
+    # work; all subsets that are not empty are equally likely.
+    # In train mode the output is a mapping: "out", logits from a subset that the network draws;
+    # "reconstruction" (B, in_channels, *spatial); "style_mean" and "style_log_variance"
+    # (B, in_channels, channels[-1]); "present" (B, in_channels).
 
     def __init__(
         self,
@@ -365,14 +244,7 @@ class GatedFusionNet(nn.Module):
         self.levels = len(channels)
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return logits, or in train mode the mapping.
-
-        Args:
-            image: (B, in_channels, *spatial); absent modalities are zero.
-
-        Returns:
-            Logits (B, out_channels, *spatial), or the mapping.
-        """
+        """Return logits, or in train mode the mapping."""
         check_image("GatedFusionNet", image, len(self.encoders), self.levels)
         present = find_present(image)
         chosen = draw_subset(present) if self.training else present

@@ -20,17 +20,7 @@ from kdnet.models.modalities import find_present, spread
 
 
 class HeteroModalBlock(nn.Sequential):
-    """Twice instance norm, leaky ReLU of slope 0.01 and a convolution of kernel 3.
-
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of the first convolution.
-        out_channels: Channels of the second one.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to (B, out_channels, *spatial).
-    """
+    """Twice instance norm, leaky ReLU of slope 0.01 and a convolution of kernel 3."""
 
     def __init__(
         self, in_channels: int, channels: int, out_channels: int, spatial_dims: int
@@ -46,13 +36,7 @@ class HeteroModalBlock(nn.Sequential):
 
 
 class ModalityEncoder(nn.Module):
-    """The encoder of one modality.
-
-    Args:
-        channels: Width of each resolution, finest first.
-        outputs: Channels that each resolution gives.
-        spatial_dims: 2 or 3.
-    """
+    """The encoder of one modality."""
 
     def __init__(self, channels: Sequence[int], outputs: Sequence[int], spatial_dims: int) -> None:
         super().__init__()
@@ -66,14 +50,7 @@ class ModalityEncoder(nn.Module):
         self.pool = POOLING[spatial_dims](kernel_size=2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Encode one modality.
-
-        Args:
-            image: (B, 1, *spatial).
-
-        Returns:
-            Features of each resolution, finest first.
-        """
+        """Encode one modality."""
         features = self.stem(image)
         encoded: list[Tensor] = []
         for level in self.levels:
@@ -83,14 +60,7 @@ class ModalityEncoder(nn.Module):
 
 
 class HeteroModalDecoder(nn.Module):
-    """From the fused features of all resolutions to an image.
-
-    Args:
-        channels: Width of each resolution, finest first.
-        inputs: Channels of the fused features, finest first.
-        out_channels: Channels of the result.
-        spatial_dims: 2 or 3.
-    """
+    """From the fused features of all resolutions to an image."""
 
     def __init__(
         self,
@@ -109,14 +79,7 @@ class HeteroModalDecoder(nn.Module):
         self.head = CONVOLUTION[spatial_dims](below, out_channels, kernel_size=1)
 
     def forward(self, fused: Sequence[Tensor]) -> Tensor:
-        """Decode.
-
-        Args:
-            fused: Features of each resolution, finest first.
-
-        Returns:
-            (B, out_channels, *spatial).
-        """
+        """Decode."""
         features = fused[-1]
         for level, skip in zip(self.levels, fused[-2::-1], strict=True):
             features = level(torch.cat((resize_like(features, skip, self.mode), skip), dim=1))
@@ -127,16 +90,7 @@ class Moments(nn.Module):
     """Mean and variance over the modalities that are there."""
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
-        """Fuse.
-
-        Args:
-            features: (B, M, C, *spatial).
-            present: Boolean, (B, M).
-
-        Returns:
-            Means, then variances, (B, 2 C, *spatial). The variance of a single modality is zero,
-            and both are where there is none.
-        """
+        """Fuse."""
         features, mask = at_least_float32(features), spread(present, features)
         count = mask.sum(1).clamp(min=1)
         # A choice, not a product: an absent modality has no gradient, whatever its features are.
@@ -146,31 +100,12 @@ class Moments(nn.Module):
 
 
 class HeMIS(nn.Module):
-    """U-HeMIS: segments whatever modalities a sample has.
+    """U-HeMIS: segments whatever modalities a sample has."""
 
-    A modality whose voxels are all zero is absent: it has no influence and gets no gradient. Where
-    all are absent, every fused feature is zero, and the logits are those of no evidence at all.
-    `bottleneck` gives the fused features of the coarsest resolution.
-
-    Args:
-        in_channels: Modalities that the network may see.
-        out_channels: Classes (softmax) or regions (sigmoid).
-        channels: Width of the fused features of each resolution, finest first; even. Encoders give
-            half of it, as mean and variance are joined.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to logits (B, out_channels, *spatial).
-
-    Raises:
-        ValueError: If an argument or an input is outside what the architecture allows.
-
-    Source:
-        Dorent et al. 2019, arXiv:1907.11150, who put HeMIS (Havaei et al. 2016, arXiv:1607.05194)
-        into a U-Net; widths and layers as in their published configuration. The variance is that of
-        the population, as theirs; HeMIS divides by one less. Scale and shift of norms, biases, and
-        the slope of the leaky ReLU are those of the other networks here.
-    """
+    # Source: Dorent et al. 2019, arXiv:1907.11150, who put HeMIS (Havaei et al. 2016,
+    # arXiv:1607.05194) into a U-Net; widths and layers as in their published configuration. The
+    # variance is that of the population, as theirs; HeMIS divides by one less. Scale and shift of
+    # norms, biases, and the slope of the leaky ReLU are those of the other networks here.
 
     def __init__(
         self,
@@ -193,14 +128,7 @@ class HeMIS(nn.Module):
         self.levels = len(channels)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits.
-
-        Args:
-            image: (B, in_channels, *spatial); absent modalities are zero.
-
-        Returns:
-            Logits, (B, out_channels, *spatial).
-        """
+        """Return the logits."""
         check_image("HeMIS", image, len(self.encoders), self.levels)
         present = find_present(image)
         *finer, deepest = encode(self.encoders, image)
@@ -209,14 +137,6 @@ class HeMIS(nn.Module):
 
 
 def encode(encoders: nn.ModuleList, image: Tensor) -> list[Tensor]:
-    """Run each modality through its own encoder.
-
-    Args:
-        encoders: One for each modality, in channel order.
-        image: (B, M, *spatial).
-
-    Returns:
-        Features of each resolution, finest first, (B, M, C, *spatial).
-    """
+    """Run each modality through its own encoder."""
     encoded = [encoder(image[:, i : i + 1]) for i, encoder in enumerate(encoders)]
     return [torch.stack(level, dim=1) for level in zip(*encoded, strict=True)]

@@ -14,16 +14,7 @@ _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 
 
 class ConvolutionBlock(nn.Sequential):
-    """Convolution of kernel 3, instance norm, leaky ReLU of slope 0.01.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to (B, out_channels, *spatial).
-    """
+    """Convolution of kernel 3, instance norm, leaky ReLU of slope 0.01."""
 
     def __init__(self, in_channels: int, out_channels: int, spatial_dims: int) -> None:
         super().__init__()
@@ -34,16 +25,7 @@ class ConvolutionBlock(nn.Sequential):
 
 
 class EncoderLevel(nn.Sequential):
-    """Two convolution blocks at one resolution.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to (B, out_channels, *spatial).
-    """
+    """Two convolution blocks at one resolution."""
 
     def __init__(self, in_channels: int, out_channels: int, spatial_dims: int) -> None:
         super().__init__()
@@ -52,18 +34,7 @@ class EncoderLevel(nn.Sequential):
 
 
 class DecoderLevel(nn.Module):
-    """Halve the channels, upsample, join the skip connection, convolve.
-
-    Args:
-        in_channels: Channels that come from below.
-        out_channels: Channels of the encoder level of the same resolution and of the output.
-        skip: Whether the encoder's features are concatenated.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        features (B, in_channels, *coarse), encoded (B, out_channels, *fine) to
-        (B, out_channels, *fine).
-    """
+    """Halve the channels, upsample, join the skip connection, convolve."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, skip: bool, spatial_dims: int
@@ -90,33 +61,10 @@ class DecoderLevel(nn.Module):
 
 
 class KDNet(nn.Module):
-    """Teacher and student of KD-Net: five resolutions, 14.49 million parameters.
+    """Teacher and student of KD-Net: five resolutions, 14.49 million parameters."""
 
-    `bottleneck` is the last encoder block, after norm and activation and before the channels are
-    halved for the way up: 480 x 4 x 4 x 4 numbers for an input of 64 x 64 x 64.
-
-    Args:
-        in_channels: Modalities that the network sees.
-        out_channels: Classes (softmax) or regions (sigmoid).
-        channels: Width of each resolution, finest first.
-        skip_connections: How many levels, counted from the deepest, pass their features to the
-            decoder; all unless given. The paper compares 4 (all) and 0.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to logits (B, out_channels, *spatial).
-
-    Raises:
-        ValueError: If an argument is outside what the architecture allows.
-
-    Example:
-        >>> sum(weights.numel() for weights in KDNet(1, 4).parameters())
-        14490664
-
-    Source:
-        Hu et al. 2020, arXiv:2106.09564, Fig. 1. Widths, and the convolution that halves the
-        channels before each upsampling, come from its source, No New-Net (Isensee et al. 2018).
-    """
+    # Source: Hu et al. 2020, arXiv:2106.09564, Fig. 1. Widths, and the convolution that halves the
+    # channels before each upsampling, come from its source, No New-Net (Isensee et al. 2018).
 
     def __init__(
         self,
@@ -149,14 +97,7 @@ class KDNet(nn.Module):
         self.head = _CONVOLUTION[spatial_dims](channels[0], out_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits.
-
-        Args:
-            image: (B, in_channels, *spatial).
-
-        Returns:
-            Logits, (B, out_channels, *spatial).
-        """
+        """Return the logits."""
         self._check_size(image)
         encoded: list[Tensor] = []
         features = image

@@ -46,19 +46,7 @@ class _Convolution(nn.Sequential):
 
 
 class MultiResBlock(nn.Module):
-    """Three successive convolutions whose outputs are concatenated, and a shortcut of kernel 1.
-
-    Args:
-        in_channels: Channels of the input.
-        filters: U in the paper; the widths are 0.167, 0.333 and 0.5 of alpha times U, rounded
-            down.
-        alpha: Factor on the number of filters.
-        norm: Normalisation, "instance" or "batch".
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to (B, self.out_channels, *spatial).
-    """
+    """Three successive convolutions whose outputs are concatenated, and a shortcut of kernel 1."""
 
     def __init__(
         self, in_channels: int, filters: int, *, alpha: float, norm: Norm, spatial_dims: int
@@ -96,18 +84,7 @@ class MultiResBlock(nn.Module):
 
 
 class ResPath(nn.Module):
-    """Residual convolutions on a skip connection.
-
-    Args:
-        in_channels: Channels of the encoder's features.
-        out_channels: Channels passed to the decoder.
-        length: Number of residual units: 4 at the finest resolution, 1 at the coarsest.
-        norm: Normalisation, "instance" or "batch".
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to (B, out_channels, *spatial).
-    """
+    """Residual convolutions on a skip connection."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, length: int, norm: Norm, spatial_dims: int
@@ -141,28 +118,10 @@ class ResPath(nn.Module):
 
 
 class MultiResUNet(nn.Module):
-    """U-Net of MultiRes blocks with residual paths as skip connections.
+    """U-Net of MultiRes blocks with residual paths as skip connections."""
 
-    Args:
-        in_channels: Modalities that the network sees.
-        out_channels: Classes (softmax) or regions (sigmoid).
-        filters: U of each resolution, finest first.
-        alpha: Factor on the number of filters of a block.
-        norm: The original uses "batch"; "instance" is the default here because three-dimensional
-            training has one or two subjects in a batch.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to logits (B, out_channels, *spatial); each size is a multiple
-        of 2 ** (len(filters) - 1).
-
-    Raises:
-        ValueError: If an argument or the size of an input is outside what the architecture allows.
-
-    Source:
-        Ibtehaz and Rahman 2020, Neural Networks 121. The output has as many channels as there are
-        classes and no activation, where the original has one sigmoid channel.
-    """
+    # Source: Ibtehaz and Rahman 2020, Neural Networks 121. The output has as many channels as there
+    # are classes and no activation, where the original has one sigmoid channel.
 
     def __init__(
         self,
@@ -202,14 +161,7 @@ class MultiResUNet(nn.Module):
         self.head = _CONVOLUTION[spatial_dims](width, out_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits.
-
-        Args:
-            image: (B, in_channels, *spatial).
-
-        Returns:
-            Logits, (B, out_channels, *spatial).
-        """
+        """Return the logits."""
         self._check_size(image)
         skips: list[Tensor] = []
         features = image

@@ -28,18 +28,7 @@ class _Rows(TorchFunctionMode):
 
 
 def outline(build: Callable[[], nn.Module], *, most: int) -> dict[str, tuple[int, ...]]:
-    """Build a network on PyTorch's meta device, where tensors have shapes and no numbers.
-
-    Args:
-        build: Builds it.
-        most: Parameters after which the building is stopped, as layers take memory, too.
-
-    Returns:
-        Shapes by the names of its state.
-
-    Raises:
-        UserError: If it has more parameters, or one that `build` raises.
-    """
+    """Build a network on PyTorch's meta device, where tensors have shapes and no numbers."""
     count = 0
 
     def stop(*_: Any) -> None:

@@ -12,16 +12,7 @@ from torch import Tensor, nn
 
 
 class UpBlock(nn.Module):
-    """Upsample, join the encoder's features, convolve twice (batch norm, ReLU).
-
-    Args:
-        in_channels: Channels that come from below.
-        skip_channels: Channels of the encoder's features; 0 if there are none at this resolution.
-        out_channels: Channels of the output.
-
-    Shape:
-        features (B, in_channels, h, w), skip (B, skip_channels, H, W) to (B, out_channels, H, W).
-    """
+    """Upsample, join the encoder's features, convolve twice (batch norm, ReLU)."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -42,35 +33,10 @@ class UpBlock(nn.Module):
 
 
 class TimmUNet(nn.Module):
-    """A U-Net for slices: an encoder of timm and a plain decoder.
+    """A U-Net for slices: an encoder of timm and a plain decoder."""
 
-    `bottleneck` passes on the last output of the encoder, so that a tap finds it by this name
-    whatever the encoder calls its layers.
-
-    Args:
-        in_channels: Modalities that the network sees.
-        out_channels: Classes (softmax) or regions (sigmoid).
-        encoder: Name of a model of timm that gives features at several resolutions. Weights are
-            random: pretrained ones would be those of photographs, and would be downloaded.
-        decoder_channels: Width of each step upwards, coarsest first; the last step reaches the
-            input's resolution. As many as the encoder has levels; further ones are not used.
-
-    Shape:
-        (B, in_channels, H, W) to logits (B, out_channels, H, W), for any size.
-
-    Raises:
-        ValueError: If there is no such encoder, it gives no features at several resolutions,
-            decoder_channels are too few, or slices are too small to train on.
-
-    Example:
-        >>> network = TimmUNet(1, 4, encoder="resnet18", decoder_channels=(32, 16, 8, 8, 8))
-        >>> network.eval()(torch.zeros(1, 1, 50, 70)).shape
-        torch.Size([1, 4, 50, 70])
-
-    Source:
-        Ronneberger et al. 2015, arXiv:1505.04597, with padded convolutions, batch norm and
-        bilinear upsampling; widths of the decoder are our choice.
-    """
+    # Source: Ronneberger et al. 2015, arXiv:1505.04597, with padded convolutions, batch norm and
+    # bilinear upsampling; widths of the decoder are our choice.
 
     def __init__(
         self,
@@ -98,14 +64,7 @@ class TimmUNet(nn.Module):
         self.head = nn.Conv2d(decoder_channels[len(widths) - 1], out_channels, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits.
-
-        Args:
-            image: (B, in_channels, H, W).
-
-        Returns:
-            Logits, (B, out_channels, H, W).
-        """
+        """Return the logits."""
         self._check_size(image)
         levels = list(self.encoder(image))
         if str(getattr(self.encoder, "output_fmt", "")) == "NHWC":

@@ -47,18 +47,7 @@ _REACHING = frozenset("/\\:")
 def check_trusted(
     source: str, backbone: str, arguments: Mapping[str, Any], trusted: Collection[str] = ()
 ) -> None:
-    """Refuse a network that its file alone asks for, before anything is imported.
-
-    Args:
-        source: The file, for the message.
-        backbone: Name or import path of the network.
-        arguments: Of its class; those of a synthesis name networks, too.
-        trusted: Import paths and names for which the user, not the file, has vouched.
-
-    Raises:
-        UserError: If the network is neither of this application nor known to be harmless, or its
-            arguments could have it read files or addresses.
-    """
+    """Refuse a network that its file alone asks for, before anything is imported."""
     for name, given in _networks(backbone, arguments):
         if name in trusted:
             continue
@@ -79,12 +68,7 @@ def check_trusted(
 
 
 def is_known(backbone: str, arguments: Mapping[str, Any]) -> bool:
-    """Say whether a network is of this application or known to be harmless, with all its parts.
-
-    Args:
-        backbone: Name or import path of the network.
-        arguments: Of its class.
-    """
+    """Say whether a network is of this application or known to be harmless, with all its parts."""
     return all(name in OWN | HARMLESS for name, _ in _networks(backbone, arguments))
 
 

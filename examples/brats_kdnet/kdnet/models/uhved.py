@@ -18,53 +18,28 @@ _SMALLEST = 1e-7
 
 
 class Gaussian(NamedTuple):
-    """Independent normal distributions of latent numbers.
-
-    Attributes:
-        mean: Any shape.
-        log_variance: The same shape.
-    """
+    """Independent normal distributions of latent numbers."""
 
     mean: Tensor
     log_variance: Tensor
 
 
 class Evidence(NamedTuple):
-    """What each modality says of the latent numbers, ready to be added up.
-
-    Attributes:
-        precision: One over the variance, (B, M, C, *spatial).
-        weighted: Precision times mean, the same shape.
-    """
+    """What each modality says of the latent numbers, ready to be added up."""
 
     precision: Tensor
     weighted: Tensor
 
 
 def read_evidence(features: Tensor) -> Evidence:
-    """Read the features of encoders as means and log-variances.
-
-    Args:
-        features: (B, M, 2 C, *spatial), means first.
-
-    Returns:
-        Precision and weighted mean of each modality, in float32 at least.
-    """
+    """Read the features of encoders as means and log-variances."""
     mean, log_variance = at_least_float32(features).chunk(2, dim=2)
     precision = 1 / (log_variance.clamp(-_LIMIT, _LIMIT).exp() + _SMALLEST)
     return Evidence(precision, precision * mean)
 
 
 def multiply(evidence: Evidence, chosen: Tensor) -> Gaussian:
-    """Multiply the densities of some modalities and of a standard normal prior.
-
-    Args:
-        evidence: Of all modalities.
-        chosen: Which count, boolean (B, M).
-
-    Returns:
-        The normalised product, (B, C, *spatial); the prior itself where none is chosen.
-    """
+    """Multiply the densities of some modalities and of a standard normal prior."""
     mask = spread(chosen, evidence.precision)
     precision = 1 + torch.where(mask, evidence.precision, 0).sum(1)
     weighted = torch.where(mask, evidence.weighted, 0).sum(1)
@@ -72,15 +47,7 @@ def multiply(evidence: Evidence, chosen: Tensor) -> Gaussian:
 
 
 def divergence(first: Gaussian, second: Gaussian) -> Tensor:
-    """Compute KL(first || second), averaged over the latent numbers of a sample.
-
-    Args:
-        first: (B, C, *spatial).
-        second: The same shape.
-
-    Returns:
-        (B,), nats, >= 0.
-    """
+    """Compute KL(first || second), averaged over the latent numbers of a sample."""
     squares = first.log_variance.exp() + (first.mean - second.mean).square()
     ratio = squares * (-second.log_variance).exp()
     logarithms = second.log_variance - first.log_variance
@@ -88,18 +55,7 @@ def divergence(first: Gaussian, second: Gaussian) -> Tensor:
 
 
 def subset_divergence(evidence: Evidence, present: Tensor) -> Tensor:
-    """Compute how far subsets of modalities are from all of them, and from the prior.
-
-    `mean_S KL(q || q_S) + mean_S KL(q_S || N(0, 1))`, the first over the proper subsets of what a
-    sample has, the second over all of its subsets, empty ones left out.
-
-    Args:
-        evidence: Of one resolution.
-        present: Which modalities a sample has, boolean (B, M).
-
-    Returns:
-        (B,), nats; zero for a sample without any modality.
-    """
+    """Compute how far subsets of modalities are from all of them, and from the prior."""
     full = multiply(evidence, present)
     prior = Gaussian(torch.zeros_like(full.mean), torch.zeros_like(full.mean))
     between = from_prior = full.mean.new_zeros(len(present))
@@ -117,26 +73,14 @@ def subset_divergence(evidence: Evidence, present: Tensor) -> Tensor:
 
 
 class Latent(nn.Module):
-    """The fused latent map of one resolution: a random sample, or its mean.
-
-    Args:
-        sample_in_eval: Whether samples are drawn in eval mode too.
-    """
+    """The fused latent map of one resolution: a random sample, or its mean."""
 
     def __init__(self, *, sample_in_eval: bool) -> None:
         super().__init__()
         self.sample_in_eval = sample_in_eval
 
     def forward(self, evidence: Evidence, chosen: Tensor) -> Tensor:
-        """Fuse.
-
-        Args:
-            evidence: Of this resolution.
-            chosen: Which modalities count, boolean (B, M).
-
-        Returns:
-            (B, C, *spatial).
-        """
+        """Fuse."""
         mean, log_variance = multiply(evidence, chosen)
         if not (self.training or self.sample_in_eval):
             return mean
@@ -144,43 +88,14 @@ class Latent(nn.Module):
 
 
 class UHVED(nn.Module):
-    """U-HVED: segments and reconstructs from whatever modalities a sample has.
+    """U-HVED: segments and reconstructs from whatever modalities a sample has."""
 
-    A modality whose voxels are all zero is absent: it has no influence and gets no gradient. Where
-    all are absent, the latent maps are those of the prior.
-
-    In train mode the network draws a subset of the modalities itself, since its divergence needs
-    them all, and returns a mapping:
-
-    - "out": logits from the subset, (B, out_channels, *spatial);
-    - "reconstruction": every modality from the subset, (B, in_channels, *spatial);
-    - "divergence": `subset_divergence` averaged over resolutions, (B,);
-    - "present": which modalities there were, boolean (B, in_channels).
-
-    In eval mode it returns logits from all that is there. `bottleneck` gives the latent map of the
-    coarsest resolution.
-
-    Args:
-        in_channels: Modalities that the network may see.
-        out_channels: Classes (softmax) or regions (sigmoid).
-        channels: Width of each resolution, finest first; even. Half of it are means and half
-            log-variances.
-        sample_in_eval: Segment a random sample in eval mode too, as the published code does. The
-            default takes the mean, so that the same image has the same segmentation.
-        spatial_dims: 2 or 3.
-
-    Shape:
-        (B, in_channels, *spatial) to logits (B, out_channels, *spatial), or the mapping above.
-
-    Raises:
-        ValueError: If an argument or an input is outside what the architecture allows.
-
-    Source:
-        Dorent et al. 2019, arXiv:1907.11150; widths, layers, limits and weights as in their
-        published configuration. Here all subsets that are not empty are equally likely, there the
-        size of the subset is drawn first; here the divergence starts from all modalities present,
-        as in the paper, there from the subset drawn.
-    """
+    # Source: Dorent et al. 2019, arXiv:1907.11150; widths, layers, limits and weights as in their
+    # published configuration. Here all subsets that are not empty are equally likely, there the
+    # size of the subset is drawn first; here the divergence starts from all modalities present, as
+    # in the paper, there from the subset drawn.
+    # In train mode the output is a mapping: "out", logits from a subset that the network draws;
+    # "reconstruction" (B, in_channels, *spatial); "divergence" (B,); "present" (B, in_channels).
 
     def __init__(
         self,
@@ -206,14 +121,7 @@ class UHVED(nn.Module):
         self.levels = len(channels)
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return logits, or in train mode the mapping.
-
-        Args:
-            image: (B, in_channels, *spatial); absent modalities are zero.
-
-        Returns:
-            Logits (B, out_channels, *spatial), or the mapping.
-        """
+        """Return logits, or in train mode the mapping."""
         check_image("UHVED", image, len(self.encoders), self.levels)
         present = find_present(image)
         evidence = [read_evidence(level) for level in encode(self.encoders, image)]

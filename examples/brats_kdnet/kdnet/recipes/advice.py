@@ -13,16 +13,7 @@ LEAD = 0.2
 
 
 def explain(objective: ObjectiveConfig, labelled: int, unlabelled: int) -> str:
-    """Say what `--recipe auto` does and what may be expected of it.
-
-    Args:
-        objective: As it was resolved; options that were given win over those of the recipe.
-        labelled: Training subjects with a reference.
-        unlabelled: Training subjects without one.
-
-    Returns:
-        A few sentences.
-    """
+    """Say what `--recipe auto` does and what may be expected of it."""
     if objective.objective != "kdnet":
         return (
             f"--objective {objective.objective} has terms of its own, for which --recipe auto and "
@@ -42,15 +33,7 @@ def explain(objective: ObjectiveConfig, labelled: int, unlabelled: int) -> str:
 
 
 def judge(teacher: float, baseline: float) -> str:
-    """Say what the lead of the teacher promises.
-
-    Args:
-        teacher: Its Dice on the validation subjects, from 0 to 1.
-        baseline: That of the student's network, taught by the reference alone.
-
-    Returns:
-        A sentence.
-    """
+    """Say what the lead of the teacher promises."""
     lead = teacher - baseline
     shown = f"The teacher leads the baseline by {100 * lead:+.1f} Dice points in validation"
     if lead < LEAD:

@@ -20,14 +20,7 @@ from privdistill import (
 
 
 def supervised(setting: Setting) -> Lesson:
-    """Learn from the reference segmentation alone, like the paper's teacher and its baseline.
-
-    Args:
-        setting: Its teacher, if any, is not used.
-
-    Returns:
-        The lesson.
-    """
+    """Learn from the reference segmentation alone, like the paper's teacher and its baseline."""
     return Lesson(
         teacher=None,
         network=setting.network,
@@ -37,14 +30,7 @@ def supervised(setting: Setting) -> Lesson:
 
 
 def distilled(setting: Setting) -> Lesson:
-    """Learn from the frozen teacher's predictions and bottleneck too, like the paper's student.
-
-    Args:
-        setting: With a trained teacher.
-
-    Returns:
-        The lesson.
-    """
+    """Learn from the frozen teacher's predictions and bottleneck too, like the paper's student."""
     objective = student_objective(setting.options)
     return Lesson(
         teacher=setting.together,
@@ -56,26 +42,12 @@ def distilled(setting: Setting) -> Lesson:
 
 
 def views(setting: Setting) -> PrivilegedInput:
-    """Give the network its modalities, and the teacher its own.
-
-    Args:
-        setting: Names them.
-
-    Returns:
-        The two views of a subject's image.
-    """
+    """Give the network its modalities, and the teacher its own."""
     return PrivilegedInput(setting.modalities, student=setting.view, teacher=setting.teacher_view)
 
 
 def ground_truth(options: ObjectiveConfig) -> Term:
-    """Equation (4): Dice and cross-entropy against the reference.
-
-    Args:
-        options: What the paper leaves open about Dice and cross-entropy.
-
-    Returns:
-        L_GT.
-    """
+    """Equation (4): Dice and cross-entropy against the reference."""
     return GroundTruth(
         include_background=options.include_background,
         squared_denominator=options.squared_denominator,
@@ -85,14 +57,7 @@ def ground_truth(options: ObjectiveConfig) -> Term:
 
 
 def student_objective(options: ObjectiveConfig) -> Objective:
-    """Equation (5): lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
-
-    Args:
-        options: lambda, T, alpha, and what the paper leaves open.
-
-    Returns:
-        The objective; a term of weight zero is left out, and with it its cost.
-    """
+    """Equation (5): lambda L_KD + (1 - lambda) L_GT + alpha L_KL."""
     soft_targets = SoftTargetDiceBCE(
         temperature=options.temperature,
         binarisation=None if options.binarisation == "auto" else options.binarisation,
@@ -130,12 +95,8 @@ def student_objective(options: ObjectiveConfig) -> Objective:
 def tap_name(layer: str) -> str:
     """Return the name of the tap at a layer: a plain word, which the layer's often is not.
 
-    Args:
-        layer: As the network calls it.
-
-    Example:
-        >>> tap_name("bottleneck"), tap_name("encoder.2")
-        ('bottleneck', 'layer_encoder_2')
+    >>> tap_name("bottleneck"), tap_name("encoder.2")
+    ('bottleneck', 'layer_encoder_2')
     """
     return layer if layer.isidentifier() else "layer_" + re.sub(r"\W", "_", layer)
 
@@ -146,17 +107,7 @@ def bottleneck(
     objective: Term | Objective,
     teacher: nn.Module | None = None,
 ) -> dict[str, Tap]:
-    """Name the bottleneck layers where the configuration or the networks do.
-
-    Args:
-        options: May name a layer of either network.
-        network: May have a layer called "bottleneck".
-        objective: May not need one.
-        teacher: Likewise; a network like the student's unless given.
-
-    Returns:
-        The tap; empty if the library shall locate both layers, or no term reads it.
-    """
+    """Name the bottleneck layers where the configuration or the networks do."""
     if not objective.taps:
         return {}
     if options.latent_layers is not None:

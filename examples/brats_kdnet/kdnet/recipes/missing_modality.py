@@ -17,26 +17,10 @@ class HasExtraTerms(Protocol):
 
 
 def missing_modality(setting: Setting) -> Lesson:
-    """Learn from the reference with a random subset of the modalities in every step.
-
-    All subsets that are not empty are equally likely. A network with `extra_terms()`, such as
-    U-HVED, draws them itself, as these terms read all modalities; from every other one, such as
-    HeMIS, the wrapper hides what was not drawn.
-
-    Args:
-        setting: Its teacher, if any, is not used; its view holds two modalities or more.
-
-    Returns:
-        The lesson.
-
-    Raises:
-        UserError: If the network sees a single modality, of which there is one subset.
-
-    Source:
-        HeMIS: Havaei et al. 2016, arXiv:1607.05194; U-HVED: Dorent et al. 2019, arXiv:1907.11150;
-        gated fusion: Chen et al. 2019, arXiv:2002.09708. The segmentation loss is the one that all
-        rows share, in place of their own.
-    """
+    """Learn from the reference with a random subset of the modalities in every step."""
+    # Source: HeMIS: Havaei et al. 2016, arXiv:1607.05194; U-HVED: Dorent et al. 2019,
+    # arXiv:1907.11150; gated fusion: Chen et al. 2019, arXiv:2002.09708. The segmentation loss is
+    # the one that all rows share, in place of their own.
     if len(setting.view) < 2:
         raise UserError(
             f"The recipe missing_modality trains for every subset of what a network sees, and this "

@@ -27,17 +27,7 @@ from privdistill import (
 
 
 def taught_by_objective(setting: Setting) -> Lesson:
-    """Learn from the frozen teacher through the objective that the options name.
-
-    Args:
-        setting: With a trained teacher; `options.objective` is "kdnet" for the paper's own.
-
-    Returns:
-        The lesson.
-
-    Raises:
-        UserError: If there is no such objective, or a layer that it reads cannot be told.
-    """
+    """Learn from the frozen teacher through the objective that the options name."""
     options = setting.options
     objective = objective_of(options.objective, options, classes=_classes(setting))
     if len(setting.teachers) > 1 and objective.taps:
@@ -56,21 +46,7 @@ def taught_by_objective(setting: Setting) -> Lesson:
 
 
 def objective_of(name: str, options: ObjectiveConfig, *, classes: int = 4) -> Objective:
-    """Return an objective with the constants of the library's preset of that name.
-
-    Args:
-        name: "kdnet", "hinton", "generalized", "xie", "structured", "pmkl" or "protokd".
-        options: What the paper leaves open about Dice and cross-entropy holds for these too; for
-            "kdnet" also its weights.
-        classes: Channels of the logits; "protokd" divides by them.
-
-    Returns:
-        The objective. It reads the taps "bottleneck" ("kdnet", "structured"), "decoder" ("pmkl",
-        "protokd"), or none.
-
-    Raises:
-        UserError: If there is no such objective.
-    """
+    """Return an objective with the constants of the library's preset of that name."""
     match name:
         case "kdnet":
             return student_objective(options)
@@ -114,18 +90,7 @@ def _adjusted(term: Term, options: ObjectiveConfig) -> Term:
 
 
 def taps_of(objective: Objective, setting: Setting) -> dict[str, Tap]:
-    """Name the layers that an objective reads, in both networks.
-
-    Args:
-        objective: Reads "bottleneck", "decoder", or nothing.
-        setting: Both networks.
-
-    Returns:
-        Taps by name; the library locates a bottleneck that is not named.
-
-    Raises:
-        UserError: If the last decoder features of a network cannot be told.
-    """
+    """Name the layers that an objective reads, in both networks."""
     taps = bottleneck(setting.options, setting.network, objective, setting.teacher)
     if "decoder" not in objective.taps:
         return taps
@@ -135,18 +100,7 @@ def taps_of(objective: Objective, setting: Setting) -> dict[str, Tap]:
 
 
 def head_of(network: nn.Module) -> tuple[str, nn.Module]:
-    """Find the layer that makes logits of the last decoder features.
-
-    Args:
-        network: Has a layer called "head", or ends with a convolution of kernel 1.
-
-    Returns:
-        Its dotted name, and the layer. Its input are the last decoder features: those of layer
-        "last" in KD-Net's network.
-
-    Raises:
-        UserError: If it has neither.
-    """
+    """Find the layer that makes logits of the last decoder features."""
     plain = getattr(network, "_orig_mod", network)
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     convolutions = {name: part for name, part in plain.named_modules() if isinstance(part, kinds)}

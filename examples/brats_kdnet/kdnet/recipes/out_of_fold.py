@@ -16,18 +16,7 @@ from kdnet.recipes.rows import Row
 
 
 def with_part_teachers(rows: Sequence[Row], config: Config) -> tuple[Row, ...]:
-    """Give several teachers to the rows whose options ask for them.
-
-    Args:
-        rows: Teachers before their students.
-        config: What the rows share.
-
-    Returns:
-        The rows, and before each such student the teachers that are trained without one part.
-
-    Raises:
-        UserError: If an option of a row makes no sense.
-    """
+    """Give several teachers to the rows whose options ask for them."""
     by_name = {row.name: row for row in rows}
     found: dict[str, Row] = {}
     for row in rows:
@@ -42,12 +31,7 @@ def with_part_teachers(rows: Sequence[Row], config: Config) -> tuple[Row, ...]:
 
 
 def part_teachers(teacher: Row, parts: int) -> list[Row]:
-    """Return a teacher's row once for each part of the labelled subjects that it does without.
-
-    Args:
-        teacher: Trained on all of them.
-        parts: How many parts.
-    """
+    """Return a teacher's row once for each part of the labelled subjects that it does without."""
     return [
         replace(
             teacher,

@@ -11,18 +11,7 @@ from kdnet.recipes.synthesis import synthesise_then_segment
 
 
 def lesson_of(row: Row, setting: Setting) -> Lesson:
-    """Follow the recipe of a row.
-
-    Args:
-        row: Names the recipe.
-        setting: Its networks, modalities and options.
-
-    Returns:
-        What a `DistillationWrapper` needs.
-
-    Raises:
-        UserError: If the recipe and the networks do not fit.
-    """
+    """Follow the recipe of a row."""
     match row.recipe:
         case "supervised":
             return supervised(setting)

@@ -76,18 +76,7 @@ class Row:
         return () if self.teacher is None else (self.teacher, *self.more_teachers)
 
     def configure(self, config: Config) -> Config:
-        """Return the configuration that this row is trained with.
-
-        Args:
-            config: Of the run.
-
-        Returns:
-            The same with the options of the row. Arguments of the backbone are added to those of
-            the run; another backbone gets its own alone.
-
-        Raises:
-            UserError: If an option has a value that makes no sense.
-        """
+        """Return the configuration that this row is trained with."""
         chosen, (shared, own) = dict(self.options), config.network.of(self.role)
         arguments = chosen.get("backbone_arguments", {})
         if config.run.preset in _SMALL_PRESETS:
@@ -107,18 +96,7 @@ class Row:
 
 
 def read_rows(path: Path | None = None) -> tuple[dict[str, Row], dict[str, list[str]]]:
-    """Read the built-in rows and groups, and those of a file.
-
-    Args:
-        path: A YAML file with `rows` and `groups`, like rows.yaml beside this module; its entries
-            win over the built-in ones of the same name.
-
-    Returns:
-        Rows by name, and names of rows by group.
-
-    Raises:
-        UserError: If a file cannot be read, or an entry makes no sense.
-    """
+    """Read the built-in rows and groups, and those of a file."""
     rows: dict[str, Row] = {}
     groups: dict[str, list[str]] = {}
     for file in [_BUILT_IN, path] if path else [_BUILT_IN]:
@@ -131,19 +109,7 @@ def read_rows(path: Path | None = None) -> tuple[dict[str, Row], dict[str, list[
 def select_rows(
     wanted: Sequence[str], rows: Mapping[str, Row], groups: Mapping[str, Sequence[str]]
 ) -> list[Row]:
-    """Choose rows by their names or those of groups, teachers first.
-
-    Args:
-        wanted: Names of rows and groups.
-        rows: All rows.
-        groups: All groups.
-
-    Returns:
-        The rows and the teachers that they need, each once, every teacher before its students.
-
-    Raises:
-        UserError: If there is no such row or group, or teachers teach each other in a circle.
-    """
+    """Choose rows by their names or those of groups, teachers first."""
     names = [name for item in wanted for name in groups.get(item, [item])]
     ordered: dict[str, Row] = {}
     for name in names:
@@ -175,19 +141,7 @@ def _lineage(
 
 
 def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
-    """Repeat every row of the student for each single modality.
-
-    Args:
-        rows: Rows, teachers first.
-        modalities: What the student sees, one after the other.
-
-    Returns:
-        Rows of the teacher's role as they are, comparators for any subset among them, then the
-        others for each modality, named `baseline-flair`.
-
-    Raises:
-        UserError: If a name would be too long for a folder.
-    """
+    """Repeat every row of the student for each single modality."""
     shared = [row for row in rows if row.role == "teacher"]
     repeated = [row for row in rows if row.role != "teacher"]
     own = {row.name for row in repeated}

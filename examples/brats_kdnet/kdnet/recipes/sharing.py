@@ -10,27 +10,11 @@ from kdnet.recipes.lesson import Lesson, Setting
 
 
 def share_deepest_layers(setting: Setting) -> Lesson:
-    """Give the student the teacher's deepest layers, fixed, and distil as usual.
-
-    The layers are those whose output is the latent representation: the layer that
-    `bottleneck_layer` names, or the one called "bottleneck". The student takes their weights and
-    does not train them. Statistics of a batch norm are the student's own, as its features are.
-
-    Args:
-        setting: With a trained teacher. The network is changed.
-
-    Returns:
-        The lesson of `distilled` with that network.
-
-    Raises:
-        UserError: If there is no teacher, no such layer, or it has other weights in the teacher.
-
-    Source:
-        Hu et al. 2020, arXiv:2106.09564, section 3.3, "Observations": weights shared between
-        teacher and student in the deepest layers; the result was almost that of KD-Net, slightly
-        worse. Which layers, whether they went on learning, and with which loss, is not said; fixed
-        layers of the trained teacher and the whole objective are ours.
-    """
+    """Give the student the teacher's deepest layers, fixed, and distil as usual."""
+    # Source: Hu et al. 2020, arXiv:2106.09564, section 3.3, "Observations": weights shared between
+    # teacher and student in the deepest layers; the result was almost that of KD-Net, slightly
+    # worse. Which layers, whether they went on learning, and with which loss, is not said; fixed
+    # layers of the trained teacher and the whole objective are ours.
     if setting.teacher is None:
         raise UserError("The recipe shared needs a teacher: name one in the row, teacher: teacher.")
     name = deepest_layer(setting.options, setting.network)
@@ -50,18 +34,7 @@ def share_deepest_layers(setting: Setting) -> Lesson:
 
 
 def deepest_layer(options: ObjectiveConfig, network: nn.Module) -> str:
-    """Name the layer whose output is the latent representation.
-
-    Args:
-        options: May name it.
-        network: May have one called "bottleneck".
-
-    Returns:
-        Its dotted name.
-
-    Raises:
-        UserError: If neither does.
-    """
+    """Name the layer whose output is the latent representation."""
     if options.bottleneck_layer != "auto":
         return options.bottleneck_layer
     plain = getattr(network, "_orig_mod", network)

@@ -24,26 +24,10 @@ class PrivilegedImage(nn.Module):
 
 
 def synthesise_then_segment(setting: Setting) -> Lesson:
-    """Learn to make the privileged modality from the view, and to segment with what was made.
-
-    The generator learns from the real modality alone, by the mean absolute difference, and the
-    segmenter from the reference alone. No gradient passes from one to the other, so that the weight
-    of either term, 1, is only the size of that network's gradients, which Adam divides out.
-
-    Args:
-        setting: Its network is a `SynthesisNetwork`; its teacher, if any, is not used.
-
-    Returns:
-        The lesson.
-
-    Raises:
-        UserError: If the network synthesises nothing, or another number of modalities than are
-            privileged.
-
-    Source:
-        Hu et al. 2020, arXiv:2106.09564, section 3.3, "Observations". Both networks are trained
-        together here, where the paper synthesises first: the segmenter sees the generator improve.
-    """
+    """Learn to make the privileged modality from the view, and to segment with what was made."""
+    # Source: Hu et al. 2020, arXiv:2106.09564, section 3.3, "Observations". Both networks are
+    # trained together here, where the paper synthesises first: the segmenter sees the generator
+    # improve.
     privileged = privileged_modalities(setting.view, setting.teacher_view)
     made = _synthesised(setting.network)
     if made != len(privileged):
@@ -64,21 +48,10 @@ def synthesise_then_segment(setting: Setting) -> Lesson:
 def privileged_modalities(view: tuple[str, ...], teacher_view: tuple[str, ...]) -> tuple[str, ...]:
     """Say what is synthesised: FLAIR, as the paper tried, or else all that the teacher sees more.
 
-    Args:
-        view: What the network sees.
-        teacher_view: What teachers see.
-
-    Returns:
-        Names of modalities.
-
-    Raises:
-        UserError: If teachers see no more than the network.
-
-    Example:
-        >>> privileged_modalities(("t1ce",), ("flair", "t1", "t1ce"))
-        ('flair',)
-        >>> privileged_modalities(("ct",), ("ct", "pet", "mr"))
-        ('pet', 'mr')
+    >>> privileged_modalities(("t1ce",), ("flair", "t1", "t1ce"))
+    ('flair',)
+    >>> privileged_modalities(("ct",), ("ct", "pet", "mr"))
+    ('pet', 'mr')
     """
     more = tuple(name for name in teacher_view if name not in view)
     if not more:

@@ -15,23 +15,10 @@ Distance = Literal["squared", "absolute"]
 
 
 class Reconstruction(Term):
-    """Distance between the modalities and what the network reconstructs of them; zero in eval mode.
+    """Distance between the modalities and their reconstructions; zero in eval mode."""
 
-    Reads "reconstruction", (B, M, *spatial), and "present", boolean (B, M).
-
-    Args:
-        distance: "squared", the mean squared difference, or "absolute", the mean absolute one.
-
-    Shape:
-        Output: scalar, >= 0, the mean over voxels and the modalities that are present.
-
-    Raises:
-        ObjectiveError: If there is no such distance, or nothing to compare with.
-
-    Source:
-        "squared": Dorent et al. 2019, arXiv:1907.11150; "absolute": Chen et al. 2019,
-        arXiv:2002.09708. Both with weight 0.1.
-    """
+    # Source: "squared": Dorent et al. 2019, arXiv:1907.11150; "absolute": Chen et al. 2019,
+    # arXiv:2002.09708. Both with weight 0.1.
 
     per_head = False
 
@@ -60,16 +47,9 @@ class Reconstruction(Term):
 
 
 class SubsetDivergence(Term):
-    """How much subsets know less than all modalities, and more than a prior; zero in eval mode.
+    """How much subsets know less than all modalities, and more than a prior; zero in eval mode."""
 
-    Reads "divergence", (B,), nats.
-
-    Shape:
-        Output: scalar, nats, >= 0.
-
-    Source:
-        Dorent et al. 2019, arXiv:1907.11150, with weight 0.1; see `kdnet.models.uhved`.
-    """
+    # Source: Dorent et al. 2019, arXiv:1907.11150, with weight 0.1; see `kdnet.models.uhved`.
 
     per_head = False
 
@@ -82,17 +62,9 @@ class SubsetDivergence(Term):
 
 
 class StyleDivergence(Term):
-    """Divergence of the modalities' styles from a standard normal one; zero in eval mode.
+    """Divergence of the modalities' styles from a standard normal one; zero in eval mode."""
 
-    `sum_j (m_j^2 + exp(v_j) - 1 - v_j) / 2`, averaged over the modalities that are present. Reads
-    "style_mean" m and "style_log_variance" v, (B, M, S), and "present", boolean (B, M).
-
-    Shape:
-        Output: scalar, nats, >= 0.
-
-    Source:
-        Chen et al. 2019, arXiv:2002.09708, with weight 0.1.
-    """
+    # Source: Chen et al. 2019, arXiv:2002.09708, with weight 0.1.
 
     per_head = False
 
@@ -108,17 +80,9 @@ class StyleDivergence(Term):
 
 
 class SynthesisL1(Term):
-    """Mean absolute difference between synthesised and real modalities.
+    """Mean absolute difference between synthesised and real modalities."""
 
-    Args:
-        tap: Name of the tap that holds both.
-
-    Shape:
-        Tap (B, C, *spatial). Output: scalar, >= 0.
-
-    Source:
-        The usual loss of image synthesis; Hu et al. 2020, arXiv:2106.09564, name none.
-    """
+    # Source: The usual loss of image synthesis; Hu et al. 2020, arXiv:2106.09564, name none.
 
     per_head = False
 
@@ -134,21 +98,9 @@ class SynthesisL1(Term):
 
 
 class ContrastWithinBatch(Term):
-    """PMKL's contrast between the subjects of a batch; zero for the lone one of a last batch.
+    """PMKL's contrast between the subjects of a batch; zero for the lone one of a last batch."""
 
-    Args:
-        tap: Name of the tap on the last decoder features.
-
-    Shape:
-        Output: scalar, >= 0.
-
-    Raises:
-        ObjectiveError: If the first batch of the training holds a single subject: there would be
-            no contrast at all.
-
-    Source:
-        `privdistill.ContrastiveProjection`, which refuses every batch of one.
-    """
+    # Source: `privdistill.ContrastiveProjection`, which refuses every batch of one.
 
     per_head = False
     equal_channels = False
@@ -173,19 +125,7 @@ class ContrastWithinBatch(Term):
 
 
 def returned(term: Term, step: Step, *names: str) -> list[Tensor]:
-    """Return what a network gave beside its logits in train mode.
-
-    Args:
-        term: Which term asks, for the message.
-        step: The step.
-        names: Keys of the network's output.
-
-    Returns:
-        The tensors, in the order of their names.
-
-    Raises:
-        ObjectiveError: If the network does not return them.
-    """
+    """Return what a network gave beside its logits in train mode."""
     output = step.student_output
     found = list(output) if isinstance(output, Mapping) else [type(output).__name__]
     missing = [name for name in names if name not in found]

@@ -71,14 +71,7 @@ class Pairs:
 def history_charts(
     histories: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> dict[str, list[Curve]]:
-    """Group the columns of the histories into charts.
-
-    Args:
-        histories: Role to the rows of its history.csv.
-
-    Returns:
-        Title to curves: the loss, the validation Dice, every term, the learning rate.
-    """
+    """Group the columns of the histories into charts."""
     charts: dict[str, list[Curve]] = {}
     for role, rows in histories.items():
         for column in rows[0] if rows else ():
@@ -93,16 +86,7 @@ def history_charts(
 
 
 def pairs_of(scores: Sequence[Score], *, student: str, baseline: str) -> list[Pairs]:
-    """Pair the native Dice of two networks, case by case, without post-processing.
-
-    Args:
-        scores: Of any number of networks.
-        student: Name of the network of interest.
-        baseline: Name of the network it is compared with.
-
-    Returns:
-        One per region in which both were scored on the same cases.
-    """
+    """Pair the native Dice of two networks, case by case, without post-processing."""
     values: dict[tuple[str, str, str], list[float]] = {}
     for score in scores:
         if score.space == "native" and score.postprocessing == "off":
@@ -122,15 +106,7 @@ def pairs_of(scores: Sequence[Score], *, student: str, baseline: str) -> list[Pa
 
 
 def draw_chart(title: str, curves: Sequence[Curve]) -> str:
-    """Draw learning curves as SVG markup for the page.
-
-    Args:
-        title: Drawn above it, and read out by screen readers.
-        curves: Against the epoch, from 1.
-
-    Returns:
-        An `<svg>` element without fixed colours, fonts or size.
-    """
+    """Draw learning curves as SVG markup for the page."""
 
     def draw(axes: Any) -> None:
         for curve in curves:
@@ -149,14 +125,7 @@ def draw_chart(title: str, curves: Sequence[Curve]) -> str:
 
 
 def draw_pairs(pairs: Pairs) -> str:
-    """Draw one line per case from one network's Dice to the other's.
-
-    Args:
-        pairs: At least one.
-
-    Returns:
-        An `<svg>` element; gains and losses differ in colour and in dashes, the mean is thick.
-    """
+    """Draw one line per case from one network's Dice to the other's."""
     count = len(pairs.values)
     better, worse = (sum(sign * gain > 0 for gain in pairs.gains) for sign in (1, -1))
     label = f"{pairs.region}: Dice per case, {pairs.names[0]} to {pairs.names[1]}; "
@@ -184,14 +153,7 @@ def draw_pairs(pairs: Pairs) -> str:
 
 
 def draw_gains(pairs: Pairs) -> str:
-    """Draw the gain of every case, sorted.
-
-    Args:
-        pairs: At least one.
-
-    Returns:
-        An `<svg>` element: one bar per case, the mean as a dashed line.
-    """
+    """Draw the gain of every case, sorted."""
     ordered = sorted(pairs.gains, reverse=True)
     mean = statistics.fmean(ordered)
     text = format_number(mean, signed=True)

@@ -21,16 +21,7 @@ _SPACES: tuple[Space, ...] = ("grid", "native")
 
 
 def paper_tables(scores: Sequence[Score], protocol: str) -> list[list[TextTable]]:
-    """Tables 1 and 2 of the paper, as far as they have any number of ours.
-
-    Args:
-        scores: Of any rows, folds and seeds.
-        protocol: How they were measured, in words.
-
-    Returns:
-        Those at the training grid, then those in native space; none for data sets of other
-        regions.
-    """
+    """Tables 1 and 2 of the paper, as far as they have any number of ours."""
     if not {score.region for score in scores} & set(REGIONS):
         return []
     tables = [_tables_in(space, scores, protocol) for space in _SPACES]
@@ -48,28 +39,12 @@ def _tables_in(space: Space, scores: Sequence[Score], protocol: str) -> list[Tex
 
 
 def other_tables(scores: Sequence[Score], seen: Sequence[str]) -> list[TextTable]:
-    """What others published for a student that sees T1ce alone.
-
-    Args:
-        scores: For the names of the regions.
-        seen: Modalities of the student.
-
-    Returns:
-        One table, or none if the student sees something else.
-    """
+    """What others published for a student that sees T1ce alone."""
     fits = {score.region for score in scores} >= set(REGIONS) and tuple(seen) == ("t1ce",)
     return [published_table()] if fits else []
 
 
 def subset_tables(scores: Sequence[Score], modalities: Sequence[str]) -> list[TextTable]:
-    """Networks that accept any subset of the modalities.
-
-    Args:
-        scores: Of such networks; may be empty.
-        modalities: Of the data set.
-
-    Returns:
-        In native space and at the training grid, as far as there are scores.
-    """
+    """Networks that accept any subset of the modalities."""
     spaces = [space for space in reversed(_SPACES) if any(s.space == space for s in scores)]
     return [subset_table(scores, modalities=modalities, space=space).text() for space in spaces]

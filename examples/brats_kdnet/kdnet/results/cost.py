@@ -45,21 +45,7 @@ class Cost:
 def cost(
     row: str, network: nn.Module, shape: Sequence[int], history: Path, training_cases: int
 ) -> Cost:
-    """Measure one network and read what its training took.
-
-    Args:
-        row: Name of the row.
-        network: Trained or not.
-        shape: Of its input, one case, (1, M, *grid).
-        history: Its history.csv; it may be missing.
-        training_cases: Cases of one epoch.
-
-    Returns:
-        The costs.
-
-    Raises:
-        ValueError: If there are no training cases.
-    """
+    """Measure one network and read what its training took."""
     if training_cases < 1:
         raise ValueError(
             f"The cost of '{row}' needs 1 training case or more, got {training_cases}."
@@ -77,30 +63,12 @@ def cost(
 
 
 def parameters(network: nn.Module) -> int:
-    """Count the trainable numbers of a network.
-
-    Args:
-        network: Any.
-
-    Returns:
-        Their number; shared ones count once.
-    """
+    """Count the trainable numbers of a network."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def flops(network: nn.Module, shape: Sequence[int]) -> int:
-    """Count the floating-point operations of one forward pass, as PyTorch's counter does.
-
-    Convolutions and matrix products alone are counted; a multiplication and an addition are two.
-    Normalisations, activations and interpolations are left out.
-
-    Args:
-        network: Stays as it is, on its device, in its mode.
-        shape: Of the input, (1, M, *grid).
-
-    Returns:
-        The operations.
-    """
+    """Count the floating-point operations of one forward pass, as PyTorch's counter does."""
     shadow = copy.deepcopy(network).eval()
     try:
         # Shapes alone decide, so that a volume of any size costs neither time nor memory.
@@ -117,20 +85,7 @@ def _counted(network: nn.Module, image: torch.Tensor) -> int:
 
 
 def scoring_seconds(summary: Path, networks: int, cases: int) -> float:
-    """Seconds per case and network of a run's evaluation: reading, prediction and scores.
-
-    Args:
-        summary: summary.json of the run.
-        networks: Networks that it scored.
-        cases: Held-out cases of each.
-
-    Returns:
-        The seconds; NaN if the run has not come that far.
-
-    Raises:
-        UserError: If the file cannot be read.
-        ValueError: If there is no network or no case.
-    """
+    """Seconds per case and network of a run's evaluation: reading, prediction and scores."""
     if networks < 1 or cases < 1:
         raise ValueError(f"Expected 1 or more of each, got {networks} networks, {cases} cases.")
     if not summary.is_file():
@@ -143,14 +98,7 @@ def scoring_seconds(summary: Path, networks: int, cases: int) -> float:
 
 
 def cost_table(costs: Sequence[Cost]) -> TextTable:
-    """The costs as a table.
-
-    Args:
-        costs: Of any rows.
-
-    Returns:
-        One line per row.
-    """
+    """The costs as a table."""
     return TextTable(
         title="Cost",
         columns=[

@@ -13,15 +13,7 @@ from kdnet.training.checkpoint import load_model
 
 
 def costs(folder: CrossvalFolder) -> TextTable:
-    """Parameters, operations and seconds of every row, on the first fold that trained it.
-
-    Args:
-        folder: Knows rows and run folders.
-
-    Returns:
-        One line per row that is trained; seconds are those of the machine that trained it, with
-        whatever else ran on it.
-    """
+    """Parameters, operations and seconds of every row, on the first fold that trained it."""
     found: list[Cost] = []
     unread: list[str] = []
     for row in folder.rows:

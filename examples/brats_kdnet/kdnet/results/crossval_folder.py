@@ -90,15 +90,7 @@ class CrossvalFolder:
         return self.baseline_of(self.student)
 
     def baseline_of(self, row: str) -> str:
-        """Find what a row is compared with: a baseline of the same kind.
-
-        Args:
-            row: Name of a network, such as kdnet_0skips or kdnet-flair.
-
-        Returns:
-            The baseline whose ending the row has, such as baseline_0skips or baseline-flair; empty
-            if it was not run, as another kind of network says nothing of a gain.
-        """
+        """Find what a row is compared with: a baseline of the same kind."""
         kind = next((kind for kind in self._kinds if row.endswith(kind)), "")
         baseline = _BASELINE + kind
         return baseline if baseline in self.rows else ""
@@ -135,18 +127,7 @@ class CrossvalFolder:
         return read_scores(path) if path.is_file() else []
 
     def cut_slices(self, scores: Sequence[Score]) -> str:
-        """Cut the slices of the shown cases, unless that is done and no score is newer.
-
-        Args:
-            scores: Decide which cases are shown.
-
-        Returns:
-            What is to be said about them: why there are none, or that not all cases could be
-            chosen; empty otherwise.
-
-        Raises:
-            UserError: If an image or a label map cannot be read.
-        """
+        """Cut the slices of the shown cases, unless that is done and no score is newer."""
         predictions, root = self._predictions(), self._images()
         if self.slices.is_file() and self.slices.stat().st_mtime >= self._scores.stat().st_mtime:
             return _coverage(scores, predictions)

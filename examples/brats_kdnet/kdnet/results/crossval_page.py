@@ -22,18 +22,7 @@ _IN_STRIP = 3
 
 
 def write_crossval_page(root: Path, trusted: Collection[str] = ()) -> Path:
-    """Write report.html into the folder of a cross-validation.
-
-    Args:
-        root: A folder that crossval.py filled.
-        trusted: Networks that may be imported to say what they cost.
-
-    Returns:
-        The file written.
-
-    Raises:
-        UserError: If nothing is scored yet, or a file in it is damaged.
-    """
+    """Write report.html into the folder of a cross-validation."""
     folder = CrossvalFolder(root, frozenset(trusted))
     return write_page(root / "report.html", "crossval.html.j2", _content(folder))
 

@@ -69,15 +69,7 @@ class Chapter:
 
 
 def chapters(scores: Sequence[Score], label: Label) -> list[Chapter]:
-    """All results of all networks.
-
-    Args:
-        scores: Any number of networks, folds and seeds.
-        label: Name of a network to what tables call it.
-
-    Returns:
-        Native space first, without post-processing before with it; only what was scored.
-    """
+    """All results of all networks."""
     found = {(score.space, score.postprocessing) for score in scores}
     spaces: tuple[Space, ...] = ("native", "grid")
     treatments: tuple[Postprocessing, ...] = ("off", "on")
@@ -93,18 +85,7 @@ def chapters(scores: Sequence[Score], label: Label) -> list[Chapter]:
 def gain_grid(
     gains: Sequence[Gain], metric: Metric, title: str, label: Label, space: Space = "native"
 ) -> Grid:
-    """Gains of every network over the one it is compared with.
-
-    Args:
-        gains: Of any number of networks.
-        metric: Which score.
-        title: Its heading.
-        label: Name of a network to what tables call it.
-        space: "native" or "grid".
-
-    Returns:
-        One row per network, one column per region.
-    """
+    """Gains of every network over the one it is compared with."""
     chosen = [gain for gain in gains if (gain.metric, gain.space) == (metric, space)]
     regions = list(dict.fromkeys(gain.region for gain in chosen))
     places = {(gain.role, gain.region): gain for gain in chosen}

@@ -18,16 +18,7 @@ _TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
 
 def write_page(target: Path, template: str, content: dict[str, Any]) -> Path:
-    """Fill a template and write it as one file that needs nothing else.
-
-    Args:
-        target: The file.
-        template: Name of a file in `templates/`.
-        content: What the template prints.
-
-    Returns:
-        The file written.
-    """
+    """Fill a template and write it as one file that needs nothing else."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -48,17 +39,7 @@ def write_page(target: Path, template: str, content: dict[str, Any]) -> Path:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a JSON or YAML file with keys and values.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content; empty if there is no such file, because the run has not come that far.
-
-    Raises:
-        UserError: If it is something else.
-    """
+    """Read a JSON or YAML file with keys and values."""
     if not path.is_file():
         return {}
     try:
@@ -71,29 +52,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def left_out(folder: Path) -> list[dict[str, str]]:
-    """Read which subjects a run did without, because their files were not sound.
-
-    Args:
-        folder: Of a run or of a cross-validation.
-
-    Returns:
-        Subject, file and reason of every problem; empty if nobody was left out.
-    """
+    """Read which subjects a run did without, because their files were not sound."""
     problems = read_mapping(folder / "skipped.json").get("problems")
     rows = [row for row in problems if isinstance(row, dict)] if isinstance(problems, list) else []
     return [{key: str(row.get(key, "")) for key in ("subject", "file", "reason")} for row in rows]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Bring nested mappings to one level.
-
-    Args:
-        values: Mappings inside mappings.
-        prefix: Written before every key.
-
-    Returns:
-        "outer: inner" to the value.
-    """
+    """Bring nested mappings to one level."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -104,14 +70,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """Say how long something took.
-
-    Args:
-        seconds: Not negative.
-
-    Returns:
-        Hours and minutes, minutes and seconds, or seconds.
-    """
+    """Say how long something took."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -211,24 +211,8 @@ def table_one(
     space: Space = "native",
     postprocessing: Postprocessing = "off",
 ) -> PaperTable:
-    """Table 1 of the paper: comparison with the teacher and with methods for missing modalities.
-
-    Args:
-        scores: Of any rows, folds and seeds; each row with one subset of modalities.
-        protocol: How they were measured: data set, phantom or not, cases, grid, epochs, folds,
-            seeds.
-        space: Where they were measured. The paper's own were apparently measured at the grid.
-        postprocessing: Which label maps.
-
-    Returns:
-        The table; rows without scores are marked as not run.
-
-    Raises:
-        UserError: If a row has scores for several subsets of modalities.
-
-    Source:
-        Hu, Maillard et al. 2020, arXiv:2106.09564, Table 1.
-    """
+    """Table 1 of the paper: comparison with the teacher and with methods for missing modalities."""
+    # Source: Hu, Maillard et al. 2020, arXiv:2106.09564, Table 1.
     where = _where(space, postprocessing)
     rows = _paper_rows(TABLE_ONE, TABLE_ONE_ROWS, scores, space, postprocessing)
     return PaperTable(f"{TABLE_ONE}, comparison, {where}", rows, protocol)
@@ -241,23 +225,8 @@ def table_two(
     space: Space = "native",
     postprocessing: Postprocessing = "off",
 ) -> PaperTable:
-    """Table 2 of the paper: each term of the objective, with four skip connections and with none.
-
-    Args:
-        scores: Of any rows, folds and seeds.
-        protocol: How they were measured, as for `table_one`.
-        space: Where they were measured.
-        postprocessing: Which label maps.
-
-    Returns:
-        The table; rows without scores are marked as not run.
-
-    Raises:
-        UserError: If a row has scores for several subsets of modalities.
-
-    Source:
-        Hu, Maillard et al. 2020, arXiv:2106.09564, Table 2.
-    """
+    """Table 2 of the paper: each term of the objective, with four skip connections and none."""
+    # Source: Hu, Maillard et al. 2020, arXiv:2106.09564, Table 2.
     where = _where(space, postprocessing)
     rows = _paper_rows(TABLE_TWO, TABLE_TWO_ROWS, scores, space, postprocessing)
     return PaperTable(f"{TABLE_TWO}, ablation, {where}", rows, protocol)
@@ -273,24 +242,7 @@ def paired_table(
     postprocessing: Postprocessing = "off",
     seed: int = 0,
 ) -> PairedTable:
-    """Compare every network with one of them, case by case.
-
-    Args:
-        scores: Of any rows, folds and seeds; each row with one subset of modalities.
-        against: The network that all are compared with.
-        roles: Networks to compare, in this order; all that were scored if None. Those without
-            skip connections are best compared among themselves.
-        space: Where the scores were measured.
-        metric: Which score.
-        postprocessing: Which label maps.
-        seed: Of the bootstrap.
-
-    Returns:
-        Gains per network and region, Holm-corrected over the regions of each network.
-
-    Raises:
-        UserError: If `against` has no scores, or a network is scored twice on a case.
-    """
+    """Compare every network with one of them, case by case."""
     chosen = [
         score for score in scores if (score.space, score.postprocessing) == (space, postprocessing)
     ]
@@ -317,20 +269,7 @@ def subset_table(
     space: Space = "native",
     postprocessing: Postprocessing = "off",
 ) -> SubsetTable:
-    """Mean Dice for every subset of the modalities; fifteen subsets of four.
-
-    Args:
-        scores: Their column `modalities` says what each network saw.
-        modalities: Of the data set.
-        space: Where the scores were measured.
-        postprocessing: Which label maps.
-
-    Returns:
-        A row per subset, also for those that no network was scored with.
-
-    Raises:
-        UserError: If a network saw something that is not in `modalities`.
-    """
+    """Mean Dice for every subset of the modalities; fifteen subsets of four."""
     rows = [row for row in summarise(scores, postprocessing=postprocessing) if row.space == space]
     known = set(modalities)
     strange = sorted({row.modalities for row in rows if not _seen(row) or _seen(row) - known})
@@ -350,14 +289,7 @@ def subset_table(
 
 
 def published_table(table: str = T1CE_ONLY) -> TextTable:
-    """What others published, with their protocols.
-
-    Args:
-        table: A table of `kdnet.results.published`.
-
-    Returns:
-        One line per method.
-    """
+    """What others published, with their protocols."""
     protocols = _Numbered([])
     return TextTable(
         title=f"{table}, published numbers",

@@ -36,18 +36,7 @@ class Strip:
 def pictures(
     path: Path, seen: Sequence[str], rows: Sequence[str], *, in_strip: int = 3
 ) -> dict[str, Any]:
-    """The part of a page about single cases.
-
-    Args:
-        path: What `save_slices` wrote; there may be no such file.
-        seen: Modalities of the student.
-        rows: Names of the networks, in the order in which they are shown.
-        in_strip: How many of them the strip has room for; the viewer shows all.
-
-    Returns:
-        "legend" (class name and colour), "strips", "viewer" (its cases, JSON-safe), and
-        "left_out" (names of the cases that had no room in the viewer).
-    """
+    """The part of a page about single cases."""
     classes, cases = load_slices(path)
     shown, left_out = viewer_cases(cases, rows)
     return {
@@ -61,16 +50,7 @@ def pictures(
 def viewer_cases(
     cases: Sequence[ShownCase], rows: Sequence[str], budget: int = VIEWER_BUDGET
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """What the viewer's script reads.
-
-    Args:
-        cases: Cases of the strip; those without a stack are passed over.
-        rows: Names of the networks, in the order in which they are shown.
-        budget: Characters that the images may take in the page.
-
-    Returns:
-        The cases as far as the budget goes, and the names of those that were too large.
-    """
+    """What the viewer's script reads."""
     shown, left_out = [], []
     for case in cases:
         if case.stack is None:
@@ -101,16 +81,7 @@ def viewer_cases(
 
 
 def gain_charts(scores: Sequence[Score], *, student: str, baseline: str) -> dict[str, list[Markup]]:
-    """Charts of what each case gains.
-
-    Args:
-        scores: Of any number of networks.
-        student: Name of the network of interest.
-        baseline: Name of the network it is compared with.
-
-    Returns:
-        "pairs" (a line per case) and "gains" (a bar per case), one SVG per region each.
-    """
+    """Charts of what each case gains."""
     paired = pairs_of(scores, student=student, baseline=baseline)
     return {
         "pairs": [Markup(draw_pairs(region)) for region in paired],  # noqa: S704

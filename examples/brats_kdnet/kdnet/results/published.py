@@ -77,27 +77,12 @@ class PublishedRow:
 
 
 def published(table: str) -> list[PublishedRow]:
-    """The published rows of one table.
-
-    Args:
-        table: `TABLE_ONE`, `TABLE_TWO` or `T1CE_ONLY`.
-
-    Returns:
-        Rows in the order in which they are shown; none for an unknown table.
-    """
+    """The published rows of one table."""
     return [row for row in PUBLISHED if row.table == table]
 
 
 def published_row(table: str, name: str) -> PublishedRow | None:
-    """The published numbers of one row.
-
-    Args:
-        table: As for `published`.
-        name: Name of the row.
-
-    Returns:
-        The row, or None if nothing was published.
-    """
+    """The published numbers of one row."""
     return next((row for row in published(table) if row.row == name), None)
 
 

@@ -87,15 +87,7 @@ def _the(name: str) -> str:
 
 
 def verdict(gain: Gain) -> str:
-    """Say what an interval allows to say, and no more.
-
-    Args:
-        gain: Difference of two networks.
-
-    Returns:
-        "better" or "worse" if the interval leaves out zero and the corrected test agrees,
-        otherwise "open". For HD95 less is better.
-    """
+    """Say what an interval allows to say, and no more."""
     # Few cases make the bootstrap interval too narrow, so it does not decide alone.
     if not gain.p_holm < _LEVEL:
         return "open"
@@ -108,15 +100,7 @@ def verdict(gain: Gain) -> str:
 
 
 def headline(differences: Sequence[Gain], label: Callable[[str], str] = _the) -> list[str]:
-    """The outcome in sentences, one per region, from the Dice in native space.
-
-    Args:
-        differences: All gains of one network over another.
-        label: Name of a network to what sentences call it.
-
-    Returns:
-        Sentences without adjectives of praise.
-    """
+    """The outcome in sentences, one per region, from the Dice in native space."""
     return [
         _sentence(gain, label)
         for gain in differences
@@ -125,15 +109,7 @@ def headline(differences: Sequence[Gain], label: Callable[[str], str] = _the) ->
 
 
 def space_tables(scores: Sequence[Score], differences: Sequence[Gain]) -> list[SpaceTable]:
-    """The results of a run, one table per space.
-
-    Args:
-        scores: Of all networks.
-        differences: Gains of the student over the baseline.
-
-    Returns:
-        Native space first: it is what a user of the label maps gets.
-    """
+    """The results of a run, one table per space."""
     rows = summarise(scores)
     spaces = [space for space in ("native", "grid") if any(row.space == space for row in rows)]
     tables = []
@@ -149,40 +125,18 @@ def space_tables(scores: Sequence[Score], differences: Sequence[Gain]) -> list[S
 
 
 def measured(rows: Sequence[Summary]) -> list[Metric]:
-    """Which metrics any case has; surface Dice is not given where the spacing is nominal.
-
-    Args:
-        rows: Of any networks.
-
-    Returns:
-        Metrics in the order in which they are shown.
-    """
+    """Which metrics any case has; surface Dice is not given where the spacing is nominal."""
     return [metric for metric in METRICS if any(getattr(row, metric).n for row in rows)]
 
 
 def metric_title(metric: Metric, rows: Sequence[Summary]) -> str:
-    """Name of a metric, with its unit.
-
-    Args:
-        metric: Which one.
-        rows: At least one, for the unit.
-
-    Returns:
-        Title of a block or table.
-    """
+    """Name of a metric, with its unit."""
     unit = f" [{rows[0].hd95_unit}]" if metric == "hd95" else ""
     return METRIC_NAMES[metric] + unit
 
 
 def case_table(scores: Sequence[Score]) -> dict[str, Any]:
-    """The native Dice of every case.
-
-    Args:
-        scores: Of all networks.
-
-    Returns:
-        "columns", pairs of region and network, and "rows", pairs of case and printed numbers.
-    """
+    """The native Dice of every case."""
     native = [
         score for score in scores if score.space == "native" and score.postprocessing == "off"
     ]
@@ -198,29 +152,14 @@ def case_table(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def interval_of(gain: Gain, digits: int = 3) -> str:
-    """The interval of a gain, as it is printed.
-
-    Args:
-        gain: With an interval.
-        digits: After the decimal point.
-
-    Returns:
-        Level and both ends.
-    """
+    """The interval of a gain, as it is printed."""
     lower = format_number(gain.interval.lower, digits, signed=True)
     upper = format_number(gain.interval.upper, digits, signed=True)
     return f"{gain.interval.level:.0%} interval {lower} to {upper}"
 
 
 def relation(p_value: float) -> str:
-    """A p value after the letter p.
-
-    Args:
-        p_value: Between 0 and 1.
-
-    Returns:
-        "= 0.012" or "< 0.001".
-    """
+    """A p value after the letter p."""
     text = format_p(p_value)
     return text if text.startswith("<") else f"= {text}"
 
@@ -266,14 +205,7 @@ def _row(region: str, moments: dict[str, Moments], gain: Gain | None, digits: in
 
 
 def empties(rows: Sequence[Summary]) -> list[tuple[str, str, dict[str, str]]]:
-    """How often a region is empty, and what the networks make of it.
-
-    Args:
-        rows: Of one space.
-
-    Returns:
-        Region, "k of n" cases without it in the reference, and the network's mistakes in words.
-    """
+    """How often a region is empty, and what the networks make of it."""
     lines = []
     for region in dict.fromkeys(row.region for row in rows):
         chosen = [row for row in rows if row.region == region]

@@ -28,18 +28,7 @@ def results_table(
     postprocessing: Postprocessing = "off",
     labels: Mapping[str, str] | None = None,
 ) -> TextTable:
-    """Mean, spread and intervals of every network and region.
-
-    Args:
-        scores: Of any rows, folds and seeds.
-        space: Where they were measured.
-        postprocessing: Which label maps.
-        labels: How the table calls a row; its name where that is missing.
-
-    Returns:
-        One line per network and region, as fractions, not per cent; no lines if there are no
-        scores.
-    """
+    """Mean, spread and intervals of every network and region."""
     rows = [row for row in summarise(scores, postprocessing=postprocessing) if row.space == space]
     order = list(dict.fromkeys(score.role for score in scores))
     rows = sorted(rows, key=lambda row: order.index(row.role))

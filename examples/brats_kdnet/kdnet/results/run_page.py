@@ -22,17 +22,7 @@ _SHOWN = ("baseline", "student", "teacher")
 
 
 def write_run_page(folder: Path) -> Path:
-    """Write report.html into a run folder.
-
-    Args:
-        folder: A folder that train.py filled.
-
-    Returns:
-        The file written.
-
-    Raises:
-        UserError: If the run has no scores yet, or a file in it is damaged.
-    """
+    """Write report.html into a run folder."""
     run = RunFolder(folder)
     return write_page(run.root / "report.html", "run.html.j2", _content(run))
 
@@ -79,14 +69,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
 
 
 def crop_in_words(model: ModelMetadata | None) -> str:
-    """Say how the training grid comes about.
-
-    Args:
-        model: Any network of the run; None if there is none.
-
-    Returns:
-        Half a sentence.
-    """
+    """Say how the training grid comes about."""
     if model is None:
         return "a part that is not known: there is no model file"
     resampled = f" resampled to {' x '.join(map(str, model.grid))} voxels" if model.grid else ""

@@ -61,25 +61,8 @@ def bootstrap_interval(
     resamples: int = 10_000,
     unit: str = "paired case",
 ) -> Interval:
-    """Percentile bootstrap interval of a mean over cases, resampling cases.
-
-    Args:
-        values: One per case: a score, or the paired difference of two. NaN where it is missing.
-        seed: Seed of the resampling, so that a report can be made again.
-        level: Nominal coverage, between 0 and 1.
-        resamples: Number of bootstrap samples.
-        unit: What a value stands for, in the singular; named in the reason.
-
-    Returns:
-        The interval, or NaN ends and the reason if fewer than six values are left: the percentile
-        interval of so few cases is much narrower than its nominal coverage.
-
-    Raises:
-        ValueError: If `level` is not between 0 and 1.
-
-    Source:
-        Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
-    """
+    """Percentile bootstrap interval of a mean over cases, resampling cases."""
+    # Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     if not 0 < level < 1:
         raise ValueError(f"The coverage must lie between 0 and 1, got {level}.")
     kept = _without_nan(values)
@@ -92,17 +75,7 @@ def bootstrap_interval(
 
 
 def paired_wilcoxon(differences: Sequence[float]) -> PairedTest:
-    """Two-sided Wilcoxon signed-rank test on paired differences.
-
-    Zero differences are dropped before ranking (Wilcoxon's own rule). The p value is exact for up
-    to 50 pairs (13 if some differences are tied) and a normal approximation beyond.
-
-    Args:
-        differences: One paired difference per case; NaN where one of the two values is missing.
-
-    Returns:
-        The p value, or NaN and the reason: too few pairs, or too few that differ.
-    """
+    """Two-sided Wilcoxon signed-rank test on paired differences."""
     values = _without_nan(differences)
     nonzero = values[values != 0]
     reason = _why_no_test(values.size, nonzero.size)
@@ -113,18 +86,7 @@ def paired_wilcoxon(differences: Sequence[float]) -> PairedTest:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction for several tests of one family.
-
-    Args:
-        p_values: Uncorrected p values; NaN where no test was carried out.
-
-    Returns:
-        Corrected values in the same order, at most 1; NaN stays NaN and is not counted.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
+    """Holm's step-down correction for several tests of one family."""
     tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
     corrected = [math.nan] * len(p_values)
     largest = 0.0

@@ -78,18 +78,7 @@ class ShownCase:
 def choose_cases(
     scores: Sequence[Score], *, student: str = "student", baseline: str = "baseline"
 ) -> dict[str, str]:
-    """Choose cases by a rule, so that nobody can pick the prettiest.
-
-    Args:
-        scores: Of all networks.
-        student: Name of the network of interest.
-        baseline: Name of the network it is compared with.
-
-    Returns:
-        Case name to the reason: the largest loss, the median and the largest gain of the student
-        over the baseline in native Dice, averaged over regions (and seeds). Without both
-        networks, the worst, median and best case of the network there is.
-    """
+    """Choose cases by a rule, so that nobody can pick the prettiest."""
     native = [
         score for score in scores if score.space == "native" and score.postprocessing == "off"
     ]
@@ -115,23 +104,7 @@ def save_slices(
     baseline: str = "baseline",
     modality: str | None = None,
 ) -> None:
-    """Cut the slices of the chosen cases and keep them as one compressed file.
-
-    Args:
-        path: Where to write, ending in `.npz`.
-        subjects: Held-out subjects by name.
-        description: Label map and modalities.
-        predictions: Folder with one folder of label maps per network; in a cross-validation, such
-            a folder for every case.
-        scores: Decide which cases are shown.
-        rows: Names of the networks, in the order in which they are shown.
-        student: Name of the network of interest.
-        baseline: Name of the network it is compared with.
-        modality: Shown by the viewer; None takes the first that the case has.
-
-    Raises:
-        UserError: If a file cannot be read.
-    """
+    """Cut the slices of the chosen cases and keep them as one compressed file."""
     arrays: dict[str, NDArray[Any]] = {}
     cases: list[dict[str, Any]] = []
     for name, why in choose_cases(scores, student=student, baseline=baseline).items():
@@ -147,14 +120,7 @@ def save_slices(
 
 
 def load_slices(path: Path) -> tuple[tuple[str, ...], list[ShownCase]]:
-    """Read what `save_slices` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Class names in index order, and the cases; both empty if there is no file.
-    """
+    """Read what `save_slices` wrote."""
     if not path.is_file():
         return (), []
     try:

@@ -34,9 +34,6 @@ POSTPROCESSING_NAMES = {"off": "no post-processing", "on": "small regions remove
 class Moments:
     """One metric of one network over cases; NaN where there are too few of them.
 
-    A case that several networks of one row predicted, one per seed or fold, enters once, with the
-    mean of its values.
-
     Attributes:
         n: Cases that entered.
         mean: Mean over cases; NaN without cases.
@@ -134,20 +131,7 @@ class Gain:
 def summarise(
     scores: Sequence[Score], *, postprocessing: Postprocessing = "off", seed: int = 0
 ) -> list[Summary]:
-    """Statistics over cases, folds and seeds for every network, region and space.
-
-    Args:
-        scores: Scores of any number of networks, folds and seeds.
-        postprocessing: Which label maps; the others are left out.
-        seed: Of the bootstrap.
-
-    Returns:
-        Rows ordered by space, region and role as they first appear in `scores`. A network that was
-        scored with several subsets of its modalities has a row for each.
-
-    Raises:
-        UserError: If the same network is scored twice on a case.
-    """
+    """Statistics over cases, folds and seeds for every network, region and space."""
     groups: dict[tuple[Space, str, str, str], list[Score]] = {}
     for score in scores:
         if score.postprocessing == postprocessing:
@@ -167,24 +151,7 @@ def gains(
     seed: int = 0,
     postprocessing: Postprocessing = "off",
 ) -> list[Gain]:
-    """Paired differences between two networks, per metric, space and region.
-
-    Scores are paired by fold, seed and case. The differences of a case are averaged over its seeds
-    before cases are resampled and tested: two trainings make no second patient.
-
-    Args:
-        scores: Scores that hold both networks on the same cases.
-        role: The network of interest.
-        against: The network it is compared with.
-        seed: Of the bootstrap.
-        postprocessing: Which label maps; the others are left out.
-
-    Returns:
-        One gain per metric, space and region; empty if one of the networks has no scores.
-
-    Raises:
-        UserError: If one of the networks is scored twice on a case, or both on other references.
-    """
+    """Paired differences between two networks, per metric, space and region."""
     chosen = [score for score in scores if score.postprocessing == postprocessing]
     ours = _placed(score for score in chosen if score.role == role)
     theirs = _placed(score for score in chosen if score.role == against)
@@ -235,18 +202,7 @@ def _gain(pairs: Sequence[tuple[Score, Score]], against: str, metric: Metric, se
 
 
 def per_case(values: Iterable[tuple[str, float]]) -> list[float]:
-    """Average what was measured several times on the same case.
-
-    Args:
-        values: Case and value; NaN is left out.
-
-    Returns:
-        One number per case that has any, in the order in which the cases appear.
-
-    Example:
-        >>> per_case([("a", 1.0), ("b", 4.0), ("a", 3.0)])
-        [2.0, 4.0]
-    """
+    """Average what was measured several times on the same case."""
     cases: dict[str, list[float]] = {}
     for case, value in values:
         if not math.isnan(value):
@@ -324,17 +280,8 @@ def _corrected(family: Sequence[Gain]) -> list[Gain]:
 def format_number(value: float, digits: int = 3, *, signed: bool = False) -> str:
     """A number for a table; a dash for NaN.
 
-    Args:
-        value: Any number.
-        digits: After the decimal point.
-        signed: Whether to write a plus.
-
-    Returns:
-        Text with a true minus sign.
-
-    Example:
-        >>> format_number(0.12345), format_number(float("nan"))
-        ('0.123', '–')
+    >>> format_number(0.12345), format_number(float("nan"))
+    ('0.123', '–')
     """
     if math.isnan(value):
         return "\N{EN DASH}"
@@ -345,30 +292,14 @@ def format_number(value: float, digits: int = 3, *, signed: bool = False) -> str
 
 
 def format_p(value: float) -> str:
-    """A p value for a table.
-
-    Args:
-        value: Between 0 and 1, or NaN.
-
-    Returns:
-        Three digits, "< 0.001" below, a dash for NaN.
-    """
+    """A p value for a table."""
     return "< 0.001" if value < 0.001 else format_number(value)
 
 
 def render_tables(
     scores: Sequence[Score], *, phantom: bool, title: str = "Held-out cases"
 ) -> Group:
-    """The results as rich tables for the terminal, one per space and post-processing.
-
-    Args:
-        scores: Scores of all networks.
-        phantom: Whether the subjects are synthetic; the titles then say so.
-        title: What the cases are.
-
-    Returns:
-        A renderable for `rich.console.Console.print`.
-    """
+    """The results as rich tables for the terminal, one per space and post-processing."""
     label = f"{title} (phantom)" if phantom else title
     parts: list[Table | Text] = []
     treatments = list(dict.fromkeys(score.postprocessing for score in scores))

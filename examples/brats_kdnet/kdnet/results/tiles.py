@@ -72,16 +72,7 @@ class Sheets:
 
 
 def tiles(case: ShownCase, seen: Sequence[str], rows: Sequence[str]) -> list[Tile]:
-    """The strip of one case: what the student sees, the reference, and the predictions.
-
-    Args:
-        case: Slices.
-        seen: Modalities of the student; the first is drawn under the labels.
-        rows: Names of the networks that are shown, in this order.
-
-    Returns:
-        The tiles in the order in which they are shown.
-    """
+    """The strip of one case: what the student sees, the reference, and the predictions."""
     under = next((name for name in seen if name in case.images), next(iter(case.images)))
     shown = [name for name in case.images if name in seen] or [under]
     pictures = [
@@ -96,15 +87,7 @@ def tiles(case: ShownCase, seen: Sequence[str], rows: Sequence[str]) -> list[Til
 
 
 def other_tiles(case: ShownCase, seen: Sequence[str]) -> list[Tile]:
-    """The modalities of one case that the strip leaves out.
-
-    Args:
-        case: Slices.
-        seen: Modalities of the student.
-
-    Returns:
-        One tile per modality.
-    """
+    """The modalities of one case that the strip leaves out."""
     strip = {tile.title for tile in tiles(case, seen, ())}
     return [
         _tile(name, "", grey, case.aspect)
@@ -114,15 +97,7 @@ def other_tiles(case: ShownCase, seen: Sequence[str]) -> list[Tile]:
 
 
 def sheets(stack: Stack, aspect: float) -> Sheets:
-    """Lay the slices of a stack out on sheets.
-
-    Args:
-        stack: Slices and label maps.
-        aspect: Height of a pixel divided by its width.
-
-    Returns:
-        One grey sheet, and one of colours per label map.
-    """
+    """Lay the slices of a stack out on sheets."""
     count, height, width = stack.image.shape
     columns = math.ceil(math.sqrt(count))
     return Sheets(
@@ -141,14 +116,7 @@ def sheets(stack: Stack, aspect: float) -> Sheets:
 
 
 def label_colour(index: int) -> str:
-    """Colour of a class.
-
-    Args:
-        index: Class index, from 1.
-
-    Returns:
-        A hexadecimal colour.
-    """
+    """Colour of a class."""
     return LABEL_COLOURS[(index - 1) % len(LABEL_COLOURS)]
 
 

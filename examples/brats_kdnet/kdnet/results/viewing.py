@@ -20,11 +20,7 @@ Window = tuple[slice, slice]
 
 
 class Turn:
-    """Turns volumes so that their axes run left, back, up.
-
-    Args:
-        affine: Voxel-to-world matrix, (4, 4).
-    """
+    """Turns volumes so that their axes run left, back, up."""
 
     def __init__(self, affine: NDArray[np.float64]) -> None:
         start = orientations.io_orientation(affine)
@@ -45,14 +41,7 @@ class Turn:
 
 
 def to_grey(volume: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale a volume to grey values, black to white.
-
-    Args:
-        volume: Any numbers; zero is outside the head.
-
-    Returns:
-        The same shape; the 1st and 99.5th percentile of the non-zero voxels become 0 and 255.
-    """
+    """Scale a volume to grey values, black to white."""
     volume = volume.astype(np.float32)
     inside = volume[volume != 0]
     if inside.size == 0:
@@ -64,16 +53,7 @@ def to_grey(volume: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def fullest_slice(labels: Sequence[NDArray[np.uint8]], depth: int) -> int:
-    """Find the axial slice with most tumour.
-
-    Args:
-        labels: Class indices, (X, Y, Z) each; the reference first.
-        depth: Number of slices.
-
-    Returns:
-        Index of the slice with most labelled voxels in the first label map that has any; the
-        middle if none has.
-    """
+    """Find the axial slice with most tumour."""
     for volume in labels:
         if volume.any():
             return int((volume > 0).sum(axis=(0, 1)).argmax())
@@ -81,14 +61,7 @@ def fullest_slice(labels: Sequence[NDArray[np.uint8]], depth: int) -> int:
 
 
 def head_window(volumes: Sequence[NDArray[np.uint8]]) -> Window:
-    """Find what there is to see in a stack of slices.
-
-    Args:
-        volumes: Grey values, (X, Y, slices) each.
-
-    Returns:
-        Rows (along Y) and columns (along X) that hold anything in any of them, with a margin.
-    """
+    """Find what there is to see in a stack of slices."""
     filled = np.any([volume.any(axis=2).T for volume in volumes], axis=0)
     if not filled.any():
         return slice(None), slice(None)
@@ -100,16 +73,7 @@ def head_window(volumes: Sequence[NDArray[np.uint8]]) -> Window:
 
 
 def shown_slices(labels: Sequence[NDArray[np.uint8]], depth: int, limit: int) -> list[int]:
-    """Choose the slices of a viewer: those with tumour, a margin, and no more than fit.
-
-    Args:
-        labels: Class indices, (X, Y, Z) each.
-        depth: Number of slices.
-        limit: How many slices there may be, at least two.
-
-    Returns:
-        Indices from below, evenly spaced, the slice with most tumour among them.
-    """
+    """Choose the slices of a viewer: those with tumour, a margin, and no more than fit."""
     filled = np.zeros(depth, dtype=bool)
     for volume in labels:
         filled |= volume.any(axis=(0, 1))

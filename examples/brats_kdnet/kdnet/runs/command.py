@@ -13,15 +13,7 @@ _LINES = "\n"
 
 
 def exit_status(action: Callable[[], int | None]) -> int:
-    """Carry out a command.
-
-    Args:
-        action: What it does; returns its exit status, or nothing for 0.
-
-    Returns:
-        Its exit status; 2 for input that cannot be used and for a machine that cannot go on (no
-        memory, no disk, a loading process lost), 128 + signal if it was stopped.
-    """
+    """Carry out a command."""
     try:
         with stoppable(), explained("The run"):
             leave_with_parent()

@@ -16,18 +16,7 @@ from kdnet.training.sharding import shard
 
 
 def launch(config: Config, precision: str) -> Fabric:
-    """Start Fabric, and its processes if there are several.
-
-    Args:
-        config: Accelerator, devices, nodes, strategy, threads.
-        precision: Resolved.
-
-    Returns:
-        Fabric, launched.
-
-    Raises:
-        UserError: If there is no such accelerator or strategy.
-    """
+    """Start Fabric, and its processes if there are several."""
     training = config.training
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

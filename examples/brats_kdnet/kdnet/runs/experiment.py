@@ -91,11 +91,7 @@ class Experiment:
                 self.lock.release()
 
     def write_summary(self) -> dict[str, Any]:
-        """Write time per phase and peak memory to summary.json.
-
-        Returns:
-            What was written.
-        """
+        """Write time per phase and peak memory to summary.json."""
         seconds = {name: round(value, 2) for name, value in self.watch.seconds.items()}
         summary = {
             "seconds": seconds,
@@ -135,10 +131,7 @@ class Experiment:
         )
 
     def build_network(self, role: str, name: str = "") -> torch.nn.Module:
-        """Build the untrained network of a role.
-
-        Baseline and student begin with the same weights, whatever was trained before.
-        """
+        """Build the untrained network of a role."""
         self.fabric.seed_everything(self.config.training.seed, verbose=False)
         metadata = self.metadata(role, name)
         layout = torch_format(self.performance.memory_format, len(metadata.input_size))
@@ -165,15 +158,7 @@ class Experiment:
     def loader(
         self, part: Literal["train", "validation"], *, unlabelled: bool = False
     ) -> Any | None:
-        """Return batches of a part of the training folds.
-
-        Args:
-            part: Which.
-            unlabelled: Whether those without a reference are among them.
-
-        Returns:
-            A loader, or None if there are no such subjects.
-        """
+        """Return batches of a part of the training folds."""
         data, training = self.config.data, self.config.training
         on_cpu = self.fabric.device.type == "cpu"
         mixed = unlabelled and bool(self.split.unlabelled)
@@ -198,15 +183,7 @@ class Experiment:
         )
 
     def of_row(self, row: Row, console: Console) -> Self:
-        """Return the experiment as a row sees it, which may do without a part of the subjects.
-
-        Args:
-            row: Whose options count.
-            console: Where progress is shown.
-
-        Raises:
-            UserError: If an option of the row makes no sense.
-        """
+        """Return the experiment as a row sees it, which may do without a part of the subjects."""
         if "leave_out" not in row.options:
             return self
         config = row.configure(self.config)

@@ -51,24 +51,7 @@ def open_plan(
     rows: tuple[Row, ...] | None = None,
     own_seeds: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Plan:
-    """Resolve a cross-validation, and begin its folder or check that it goes on unchanged.
-
-    Nothing is written before rows, networks and configuration are known to be usable; all files
-    of all subjects are checked before anything is trained.
-
-    Args:
-        config: What the rows share.
-        options: Rows, folds, seeds.
-        console: Where progress is shown.
-        rows: Rows instead of those that the options name, teachers first.
-        own_seeds: Seeds of rows that have others than the options say.
-
-    Returns:
-        The plan; its units can be trained by any number of processes.
-
-    Raises:
-        UserError: If anything cannot be used, or the folder holds another cross-validation.
-    """
+    """Resolve a cross-validation, and begin its folder or check that it goes on unchanged."""
     root = config.run.out or Path("runs/crossval")
     # Each row says how it is taught.
     taught = replace(config.objective, recipe="options")
@@ -99,15 +82,7 @@ def open_plan(
 
 @contextmanager
 def waiting_for(path: Path, reason: str, console: Console) -> Iterator[None]:
-    """Hold a lock, and say so if another process has it.
-
-    The lock is given back by the operating system when its process dies, however it dies.
-
-    Args:
-        path: The lock's file.
-        reason: What the other process does.
-        console: Where it is said.
-    """
+    """Hold a lock, and say so if another process has it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -123,17 +98,7 @@ def waiting_for(path: Path, reason: str, console: Console) -> Iterator[None]:
 def rehearse_rows(
     config: Config, rows: Sequence[Row], console: Console, *, known: Container[str] = ()
 ) -> None:
-    """Put the networks of every row together once, before anything is written or trained.
-
-    Args:
-        config: What the rows share.
-        rows: With the teachers they need.
-        console: Where each one is announced, as large networks take seconds.
-        known: Names of rows that an earlier start has tried.
-
-    Raises:
-        UserError: If a row's network or recipe does not fit.
-    """
+    """Put the networks of every row together once, before anything is written or trained."""
     by_name = {row.name: row for row in rows}
     for row in (row for row in rows if row.name not in known):
         console.print(f"Trying {row.name}", highlight=False)
@@ -363,11 +328,7 @@ def _definitions(root: Path, rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def read_summary(root: Path) -> dict[str, Any]:
-    """Return crossval.json of a folder; empty if there is none.
-
-    Args:
-        root: Folder of a cross-validation.
-    """
+    """Return crossval.json of a folder; empty if there is none."""
     path = root / "crossval.json"
     content = read_json(path) if path.is_file() else {}
     # They become folders below this one.
@@ -378,14 +339,7 @@ def read_summary(root: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the files that describe a cross-validation.
-
-    Args:
-        path: A JSON file with keys and values.
-
-    Raises:
-        UserError: If it is damaged.
-    """
+    """Read one of the files that describe a cross-validation."""
     try:
         content = parsed_json(path)
     except UnreadableError as error:

@@ -39,21 +39,7 @@ def deal(
     validation_fraction: float,
     seed: int,
 ) -> list[Fold]:
-    """Deal the subjects into folds, once or several times.
-
-    Args:
-        subjects: All subjects.
-        folds: Folds of each repeat.
-        repeats: How often the subjects are dealt anew.
-        validation_fraction: Share of the training folds that selects.
-        seed: Of the first dealing; the next one uses seed + 1, and so on.
-
-    Returns:
-        folds x repeats splits, each stratified by grade.
-
-    Raises:
-        UserError: If there are too few subjects.
-    """
+    """Deal the subjects into folds, once or several times."""
     return [
         Fold(
             number=repeat * folds + fold,
@@ -72,32 +58,13 @@ def deal(
 
 
 def save_folds(path: Path, folds: Iterable[Fold]) -> None:
-    """Write case lists as JSON, in the form that `load_folds` reads.
-
-    Args:
-        path: Where to write.
-        folds: All of them.
-    """
+    """Write case lists as JSON, in the form that `load_folds` reads."""
     lists = [{"repeat": fold.repeat, **fold.split.to_dict()} for fold in folds]
     write_text(path, json.dumps({"folds": lists}, indent=2) + "\n")
 
 
 def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = True) -> list[Fold]:
-    """Read case lists and check them against each other and the data set.
-
-    Args:
-        path: A JSON file: {"folds": [{"train": [...], "validation": [...], "test": [...]}, ...]},
-            each with an optional number "repeat" for repeated cross-validations.
-        subjects: All subjects of the data set.
-        validation: Whether folds need validation subjects.
-
-    Returns:
-        The folds, in the order of the file.
-
-    Raises:
-        UserError: With all problems at once: a list that is missing or empty, a subject that is
-            absent from the data set or named twice in a fold, folds whose test sets overlap.
-    """
+    """Read case lists and check them against each other and the data set."""
     lists = _read(path)
     folds = [
         Fold(

@@ -19,17 +19,7 @@ from kdnet.training.progress import counting
 def score_network(
     experiment: Experiment, name: str, *, smallest_volume: float | None = None
 ) -> list[Score]:
-    """Score one network on the held-out subjects, with all that it was trained to see.
-
-    Args:
-        experiment: Held-out subjects and trained networks.
-        name: Which network.
-        smallest_volume: Score native label maps a second time, without what
-            `kdnet.evaluation.postprocessing` finds too small, mm³.
-
-    Returns:
-        Its scores, at the training grid and in native space.
-    """
+    """Score one network on the held-out subjects, with all that it was trained to see."""
     seen = read_metadata(experiment.run.model(name)).modalities
     return _score(experiment, name, seen, smallest_volume, keep=True)
 
@@ -41,22 +31,7 @@ def score_with(
     *,
     smallest_volume: float | None = None,
 ) -> list[Score]:
-    """Score a network that takes any subset of its modalities with one of them.
-
-    Label maps are kept of what the student sees alone, as they have one place for all subsets.
-
-    Args:
-        experiment: Held-out subjects and trained networks.
-        name: Which network.
-        seen: The modalities it is given; the others are all zero.
-        smallest_volume: As for `score_network`.
-
-    Returns:
-        Its scores, at the training grid and in native space.
-
-    Raises:
-        UserError: If it was not trained to see one of them.
-    """
+    """Score a network that takes any subset of its modalities with one of them."""
     modalities = read_metadata(experiment.run.model(name)).modalities
     unknown = [modality for modality in seen if modality not in modalities]
     if unknown:
@@ -69,15 +44,7 @@ def score_with(
 
 
 def score_subsets(experiment: Experiment, name: str) -> list[Score]:
-    """Score a network that takes any subset of its modalities with each of them.
-
-    Args:
-        experiment: Held-out subjects and trained networks.
-        name: Which network.
-
-    Returns:
-        Its scores for all subsets that are not empty, the smallest first: 15 for four modalities.
-    """
+    """Score a network that takes any subset of its modalities with each of them."""
     modalities = read_metadata(experiment.run.model(name)).modalities
     return [
         score
@@ -125,16 +92,7 @@ def _score(
 def hiding(
     predict: Callable[[Tensor], Tensor], modalities: Sequence[str], seen: Sequence[str]
 ) -> Callable[[Tensor], Tensor]:
-    """Set the modalities that are not seen to zero before a network gets them.
-
-    Args:
-        predict: A function of an image (1, M, *grid).
-        modalities: Its M channels.
-        seen: Those that are kept.
-
-    Returns:
-        A function of the same form; `predict` itself if all are seen.
-    """
+    """Set the modalities that are not seen to zero before a network gets them."""
     kept = torch.tensor([modality in seen for modality in modalities])
     if bool(kept.all()):
         return predict
@@ -147,15 +105,7 @@ def hiding(
 
 
 def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Wrap a trained network so that it maps images to logits on the CPU.
-
-    Args:
-        network: Trained.
-        device: Where it runs, in float32, as predict.py does.
-
-    Returns:
-        A function from (B, M, *spatial) to logits (B, C, *spatial).
-    """
+    """Wrap a trained network so that it maps images to logits on the CPU."""
     kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
 
     @torch.inference_mode()

@@ -10,20 +10,7 @@ _LARGEST_ON_CPU = 4
 
 
 def number_of_jobs(wanted: int | str, accelerator: str) -> int:
-    """Say how many units to train at a time.
-
-    Two processes of one thread make better use of two processors than one of two threads.
-
-    Args:
-        wanted: A number, or "auto".
-        accelerator: As in the configuration.
-
-    Returns:
-        One for each GPU; on a CPU one for each processor, up to four.
-
-    Raises:
-        UserError: If the number is not positive.
-    """
+    """Say how many units to train at a time."""
     if isinstance(wanted, int):
         if wanted < 1:
             raise UserError(f"--jobs is {wanted}; expected 1 or more, or auto.")

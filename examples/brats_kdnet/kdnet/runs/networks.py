@@ -14,17 +14,7 @@ from kdnet.training.checkpoint import ModelMetadata
 def describe_network(
     role: str, config: Config, description: Description, name: str = ""
 ) -> ModelMetadata:
-    """Describe the network of a role.
-
-    Args:
-        role: "teacher", "baseline" or "student"; decides what it sees.
-        config: Backbone, activation, preprocessing.
-        description: The data set.
-        name: What its model file calls it; the role if empty.
-
-    Returns:
-        What its model file will say.
-    """
+    """Describe the network of a role."""
     data, network = config.data, config.network
     view = view_of(role, data, description)
     backbone, arguments = network.of(role)
@@ -59,17 +49,7 @@ def _synthesised(view: tuple[str, ...], teacher_view: tuple[str, ...]) -> dict[s
 
 
 def build(metadata: ModelMetadata) -> torch.nn.Module:
-    """Build the untrained network that metadata describe.
-
-    Args:
-        metadata: Backbone, its arguments and channels.
-
-    Returns:
-        The network.
-
-    Raises:
-        UserError: If it cannot be built, or not for inputs of so many axes.
-    """
+    """Build the untrained network that metadata describe."""
     network = build_network(
         metadata.backbone,
         metadata.backbone_arguments,

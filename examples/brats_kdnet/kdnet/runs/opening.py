@@ -29,20 +29,7 @@ from kdnet.writing import remove_abandoned
 
 
 def open_experiment(config: Config, console: Console) -> Experiment:
-    """Find, check and prepare the subjects, and choose device and settings.
-
-    Nothing is written before the configuration and the subjects' layout are known to be usable.
-
-    Args:
-        config: The resolved configuration.
-        console: Where progress is shown.
-
-    Returns:
-        All that the trainings share.
-
-    Raises:
-        UserError: If the configuration, the folder or any subject cannot be used.
-    """
+    """Find, check and prepare the subjects, and choose device and settings."""
     run = RunFolder(out_folder(config))
     run.holds(config)
     if config.training.threads:
@@ -151,15 +138,7 @@ def announce(
     *,
     held: bool,
 ) -> None:
-    """Say what will be done.
-
-    Args:
-        console: Where to.
-        description: The data set.
-        split: The subjects.
-        performance: How steps are taken.
-        held: Whether an earlier run goes on.
-    """
+    """Say what will be done."""
     phantom = " (phantom subjects, not patients)" if description.phantom else ""
     console.print(
         f"{description.name}{phantom}: {len(split.train)} training, "

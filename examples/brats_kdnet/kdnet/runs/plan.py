@@ -134,10 +134,7 @@ class Plan:
         return self.own_seeds.get(row, self.own_seeds.get(whole, self.seeds))
 
     def teachers_of(self, unit: Unit) -> list[Unit]:
-        """Return the units whose networks a unit imitates, on the same fold.
-
-        They have the same seed, or their first one where they are not trained with that.
-        """
+        """Return the units whose networks a unit imitates, on the same fold."""
         found = []
         for name in unit.row.teachers:
             seeds = self.seeds_of(name)
@@ -146,14 +143,7 @@ class Plan:
         return found
 
     def find(self, wanted: str | int) -> Unit:
-        """Return a unit by its name or number.
-
-        Args:
-            wanted: Such as "fold0-seed0/kdnet", or 4.
-
-        Raises:
-            UserError: If there is none.
-        """
+        """Return a unit by its name or number."""
         units = self.units()
         by_name = {unit.name: unit for unit in units}
         numbered = {str(number): unit for number, unit in enumerate(units)}

@@ -23,18 +23,7 @@ def prepare_parts(
     split: Split,
     console: Console,
 ) -> dict[str, Any]:
-    """Preprocess the subjects that train or validate into the cache.
-
-    Args:
-        config: Preprocessing and cache folder.
-        description: The data set.
-        subjects: All subjects.
-        split: Which of them are in which part.
-        console: Where progress is shown.
-
-    Returns:
-        Data sets under "train", "validation" and "unlabelled".
-    """
+    """Preprocess the subjects that train or validate into the cache."""
     data = config.data
     preprocessing = replace(
         describe_network("teacher", config, description), modalities=stacked(data, description)

@@ -25,15 +25,7 @@ from kdnet.writing import write_text
 
 
 def collect(plan: Plan) -> list[Score]:
-    """Put the scores of all finished units, of this and earlier starts, into one file.
-
-    Args:
-        plan: Knows the folder.
-
-    Returns:
-        The scores, with fold and seed, in the order of rows; those of all modality subsets, where
-        there are any, are written beside them.
-    """
+    """Put the scores of all finished units, of this and earlier starts, into one file."""
     runs = finished(plan)
     scores = [score for run in runs for score in complete_scores(run)]
     subsets = [score for run in runs if run.subsets.is_file() for score in read_scores(run.subsets)]
@@ -44,17 +36,7 @@ def collect(plan: Plan) -> list[Score]:
 
 
 def complete_scores(run: RunFolder) -> list[Score]:
-    """Read the scores of a unit.
-
-    Args:
-        run: Folder of the unit.
-
-    Returns:
-        Scores of all subjects that its fold held out.
-
-    Raises:
-        UserError: If the file is damaged or lacks one of them.
-    """
+    """Read the scores of a unit."""
     scores = read_scores(run.part_scores)
     missing = sorted({*Split.read(run.cases).test} - {score.case for score in scores})
     if missing:
@@ -67,19 +49,7 @@ def complete_scores(run: RunFolder) -> list[Score]:
 
 
 def collect_lesions(plan: Plan, subjects: Sequence[Subject], description: Description) -> Path:
-    """Score the single lesions of all label maps that were kept.
-
-    Args:
-        plan: Knows the folder.
-        subjects: All subjects of the data set.
-        description: The data set.
-
-    Returns:
-        The file written, lesions.csv.
-
-    Raises:
-        UserError: If no label maps were kept, or panoptica is not installed.
-    """
+    """Score the single lesions of all label maps that were kept."""
     files = {subject.name: subject for subject in subjects}
     lesions: list[LesionScore] = []
     for run in finished(plan):
@@ -99,11 +69,7 @@ def collect_lesions(plan: Plan, subjects: Sequence[Subject], description: Descri
 
 
 def finished(plan: Plan) -> list[RunFolder]:
-    """Return the folders of all units that are done, whichever start trained them.
-
-    Args:
-        plan: Knows the folder.
-    """
+    """Return the folders of all units that are done, whichever start trained them."""
     summary = read_summary(plan.root)
     runs = [
         RunFolder(plan.root / f"fold{fold.number}-seed{seed}", part=row)
@@ -115,12 +81,7 @@ def finished(plan: Plan) -> list[RunFolder]:
 
 
 def show_results(plan: Plan, console: Console) -> None:
-    """Collect the scores, show the main tables, and write all of them and the report.
-
-    Args:
-        plan: Knows the folder.
-        console: Where to.
-    """
+    """Collect the scores, show the main tables, and write all of them and the report."""
     scores = collect(plan)
     if not scores:
         console.print("No unit is done, so there are no results yet.", highlight=False)
@@ -143,15 +104,7 @@ def show_results(plan: Plan, console: Console) -> None:
 
 
 def gain_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[TextTable]:
-    """Every row against the baseline of its kind, in native Dice.
-
-    Args:
-        folder: Knows which baseline that is.
-        scores: Of all rows.
-
-    Yields:
-        One table per baseline.
-    """
+    """Every row against the baseline of its kind, in native Dice."""
     scored = list(dict.fromkeys(score.role for score in scores))
     kinds: dict[str, list[str]] = {}
     for row in scored:
@@ -163,15 +116,7 @@ def gain_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[Tex
 
 
 def further_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[TextTable]:
-    """All results in both spaces, subsets of modalities, and costs.
-
-    Args:
-        folder: Knows labels and subsets.
-        scores: Of all rows.
-
-    Yields:
-        Tables that have lines.
-    """
+    """All results in both spaces, subsets of modalities, and costs."""
     labels = {row: folder.label(row) for row in folder.rows}
     yield from other_tables(scores, folder.seen)
     yield results_table(scores, space="native", labels=labels)

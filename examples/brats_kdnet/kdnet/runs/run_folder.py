@@ -123,17 +123,7 @@ class RunFolder:
         return self.root / "predictions" / role
 
     def holds(self, config: Config) -> bool:
-        """Say whether this folder holds the run already, without touching it.
-
-        Args:
-            config: The resolved configuration.
-
-        Returns:
-            True if the run was begun here; False if the folder is new or empty.
-
-        Raises:
-            UserError: If the folder holds another run, or something else.
-        """
+        """Say whether this folder holds the run already, without touching it."""
         if self.config.is_file():
             self._check_same(config)
             return True
@@ -146,14 +136,7 @@ class RunFolder:
         return False
 
     def begin(self, config: Config) -> None:
-        """Create the folder with its configuration.
-
-        Args:
-            config: The resolved configuration.
-
-        Raises:
-            UserError: If the folder cannot be written.
-        """
+        """Create the folder with its configuration."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             write_text(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
@@ -186,62 +169,30 @@ class RunFolder:
         return resolved
 
     def write_environment(self, *, seed: int, resolved: dict[str, Any]) -> None:
-        """Record what the run is made with.
-
-        Args:
-            seed: The seed of the run.
-            resolved: Choices made by trial, which a continuation must keep.
-        """
+        """Record what the run is made with."""
         content = environment() | {"seed": seed, "resolved": resolved}
         write_text(self.environment, json.dumps(content, indent=2) + "\n")
 
     def write_description(self, description: Description) -> None:
-        """Record the data set as it is described when the run begins.
-
-        Args:
-            description: The data set.
-        """
+        """Record the data set as it is described when the run begins."""
         write_text(self.root / "description.json", json.dumps(description.to_dict(), indent=2))
 
     def has_description(self, description: Description) -> bool:
-        """Say whether the run began with a data set of this description.
-
-        Args:
-            description: The data set as it is now.
-
-        Returns:
-            Whether nothing in it has changed.
-        """
+        """Say whether the run began with a data set of this description."""
         now = json.loads(json.dumps(description.to_dict()))
         return bool(_read(self.root / "description.json") == now)
 
     def write_skipped(self, names: Sequence[str], problems: Sequence[Mapping[str, str]]) -> None:
-        """Record the subjects that the run does without.
-
-        Args:
-            names: Their names, as they are.
-            problems: What is wrong with them, for people to read.
-        """
+        """Record the subjects that the run does without."""
         content = {"subjects": list(names), "problems": list(problems)}
         write_text(self.skipped, json.dumps(content, indent=2) + "\n")
 
     def write_files(self, states: States) -> None:
-        """Record the files that the run begins with.
-
-        Args:
-            states: Size and time of change of each.
-        """
+        """Record the files that the run begins with."""
         write_text(self.files, json.dumps(states, indent=1) + "\n")
 
     def check_files(self, states: States) -> None:
-        """Refuse to go on with other files than the run began with.
-
-        Args:
-            states: As they are now.
-
-        Raises:
-            UserError: If any has changed. Folders from before files were recorded have none.
-        """
+        """Refuse to go on with other files than the run began with."""
         changed = changed_files(_read(self.files), states) if self.files.is_file() else []
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -254,11 +205,7 @@ class RunFolder:
             )
 
     def read_skipped(self) -> tuple[str, ...] | None:
-        """Return the names of the subjects that the run does without; None if it has not begun.
-
-        Raises:
-            UserError: If the file is damaged.
-        """
+        """Return the names of the subjects that the run does without; None if it has not begun."""
         if not self.skipped.is_file():
             return None
         try:
@@ -267,11 +214,7 @@ class RunFolder:
             raise UserError(f"{self.skipped} is damaged and cannot be read: {error}.") from error
 
     def read_summary(self) -> dict[str, Any]:
-        """Return the summary of an earlier part of this run; empty if there is none.
-
-        Raises:
-            UserError: If it is damaged, or holds something else than times and counts.
-        """
+        """Return the summary of an earlier part of this run; empty if there is none."""
         content = _read(self.summary) if self.summary.is_file() else {}
         for name in ("seconds", "peak_mib", "teacher_cache"):
             values = content.get(name, {})
@@ -285,11 +228,7 @@ class RunFolder:
         return content
 
     def write_summary(self, content: dict[str, Any]) -> None:
-        """Write the summary.
-
-        Args:
-            content: JSON-safe values.
-        """
+        """Write the summary."""
         write_text(self.summary, json.dumps(content, indent=2) + "\n")
 
 

@@ -35,22 +35,7 @@ def train_units(
     command: Sequence[str],
     console: Console,
 ) -> dict[str, str]:
-    """Train every unit that is not done, in this process or in several.
-
-    Args:
-        plan: Knows what is done.
-        units: Teachers before their students.
-        jobs: How many at a time, as in `number_of_jobs`.
-        command: Starts this program with its options, for the processes of units.
-        console: Where progress is shown.
-
-    Returns:
-        The units that failed, with the reason.
-
-    Raises:
-        UserError: If the number of jobs is not positive.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Train every unit that is not done, in this process or in several."""
     number = number_of_jobs(jobs, plan.config.training.accelerator)
     missing = [unit for unit in units if not plan.is_done(unit)]
     done, together = len(units) - len(missing), min(number, len(missing))
@@ -62,19 +47,7 @@ def train_units(
 
 
 def run_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, str]:
-    """Train units one after the other, the progress of each training shown.
-
-    Args:
-        plan: Knows what is done.
-        units: Teachers before their students.
-        console: Where progress is shown.
-
-    Returns:
-        The units that failed, with the reason; those that build on one of them are left out.
-
-    Raises:
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Train units one after the other, the progress of each training shown."""
     failed: dict[str, str] = {}
     view = View(plan, units)
     for number, unit in enumerate(units):
@@ -125,17 +98,7 @@ class Pool:
     _leaving: bool = False
 
     def run(self, console: Console) -> dict[str, str]:
-        """Train all units, show how far they are, and wait for the last one.
-
-        Args:
-            console: Where progress is shown.
-
-        Returns:
-            The units that failed, with the reason.
-
-        Raises:
-            TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C; all processes have left then.
-        """
+        """Train all units, show how far they are, and wait for the last one."""
         with View(self.plan, self.units).live(console, self.jobs) as view, self._stopping():
             while True:
                 self._collect()
@@ -251,10 +214,5 @@ def _last_words(log: Path, status: int) -> str:
 
 
 def command_of(program: Path, arguments: Sequence[str]) -> list[str]:
-    """Return the command that starts this program again.
-
-    Args:
-        program: Its file.
-        arguments: Its options.
-    """
+    """Return the command that starts this program again."""
     return [sys.executable, str(program), *arguments]

@@ -30,24 +30,7 @@ def usable(
     subjects: list[Subject],
     console: Console,
 ) -> tuple[list[Subject], list[Problem]]:
-    """Leave out the subjects whose files are not sound, if that is asked for.
-
-    A run that goes on leaves out those that it began without, whatever has become of their files,
-    so that its folds stay what they were.
-
-    Args:
-        config: Says whether it is asked for.
-        run: Knows who was left out when it began.
-        description: The data set.
-        subjects: All subjects.
-        console: Where those who are left out are listed.
-
-    Returns:
-        The subjects to use, and why the others are not among them; empty if the run goes on.
-
-    Raises:
-        UserError: If no subject is left.
-    """
+    """Leave out the subjects whose files are not sound, if that is asked for."""
     if not config.data.skip_invalid:
         return subjects, []
     before = run.read_skipped()
@@ -69,13 +52,7 @@ def usable(
 
 
 def record_skipped(config: Config, run: RunFolder, problems: Sequence[Problem]) -> None:
-    """Note whom a run does without, as soon as its folder is there.
-
-    Args:
-        config: Says whether anybody may be left out.
-        run: Its folder.
-        problems: Why; an earlier note stays.
-    """
+    """Note whom a run does without, as soon as its folder is there."""
     if config.data.skip_invalid and run.read_skipped() is None:
         names = dict.fromkeys(problem.subject for problem in problems)
         run.write_skipped(list(names), problems_as_rows(problems))
@@ -88,18 +65,7 @@ def check(
     split: Split,
     console: Console,
 ) -> None:
-    """Read every file of the subjects that are used and report all problems together.
-
-    Args:
-        data: Names the modalities.
-        description: The data set.
-        subjects: All subjects.
-        split: Those that are used.
-        console: Where progress is shown.
-
-    Raises:
-        UserError: If there is any problem.
-    """
+    """Read every file of the subjects that are used and report all problems together."""
     labelled = {*split.train, *split.validation, *split.test}
     problems = [
         problem
@@ -117,19 +83,7 @@ def check(
 
 
 def check_unchanged(run: RunFolder, description: Description, split: Split) -> None:
-    """Refuse to go on with other subjects or labels than the run began with.
-
-    A network that is finished has seen the subjects of the old split; scored on those of a new one,
-    it might be tested on what it was trained on.
-
-    Args:
-        run: Holds what the run began with.
-        description: The data set as it is now.
-        split: The split as it would be now.
-
-    Raises:
-        UserError: If either differs.
-    """
+    """Refuse to go on with other subjects or labels than the run began with."""
     before = Split.read(run.cases)
     for part in ("train", "validation", "test", "unlabelled"):
         changed = set(getattr(before, part)) ^ set(getattr(split, part))

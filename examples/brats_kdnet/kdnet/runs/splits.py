@@ -15,18 +15,7 @@ from phantoms import phantom_names
 
 
 def split_of(config: Config, subjects: list[Subject]) -> Split:
-    """Return the split of a file, or the fold that the configuration names.
-
-    Args:
-        config: Names either.
-        subjects: All subjects.
-
-    Returns:
-        Names of training, validation and test subjects.
-
-    Raises:
-        UserError: If a part would be empty, or the file does not fit.
-    """
+    """Return the split of a file, or the fold that the configuration names."""
     data = config.data
     if data.split_file is not None:
         split = Split.load(data.split_file, subjects)
@@ -44,17 +33,7 @@ def split_of(config: Config, subjects: list[Subject]) -> Split:
 
 
 def find_split(config: Config) -> Split:
-    """Say which subjects will train, validate and test, without reading or writing any image.
-
-    Args:
-        config: Names the data set and the fold.
-
-    Returns:
-        The split.
-
-    Raises:
-        UserError: If nothing is found, or the split does not fit.
-    """
+    """Say which subjects will train, validate and test, without reading or writing any image."""
     data = config.data
     if data.data_root is None:
         # Phantoms may not be there yet; they have no grade.
@@ -66,15 +45,7 @@ def find_split(config: Config) -> Split:
 
 
 def shared_out(data: DataConfig, split: Split) -> Split:
-    """Return the split in which as many subjects have a reference as the configuration says.
-
-    Args:
-        data: Numbers of subjects.
-        split: In which all have one.
-
-    Raises:
-        UserError: If there are too few.
-    """
+    """Return the split in which as many subjects have a reference as the configuration says."""
     return share_labels(
         split, labelled=data.labelled, unlabelled=data.unlabelled, leave_out=data.leave_out
     )
@@ -83,20 +54,7 @@ def shared_out(data: DataConfig, split: Split) -> Split:
 def without_references(
     data: DataConfig, description: Description, subjects: Sequence[Subject], split: Split
 ) -> tuple[list[Subject], Split]:
-    """Take the reference from the subjects that shall have none, and add the further ones.
-
-    Args:
-        data: How many keep it, and the folder of the further ones.
-        description: The data set, whose form the further ones have.
-        subjects: All subjects.
-        split: Of them.
-
-    Returns:
-        The subjects, label maps of unlabelled ones left out, and the split with unlabelled ones.
-
-    Raises:
-        UserError: If there are too few, or a further one has the name of a subject.
-    """
+    """Take the reference from the subjects that shall have none, and add the further ones."""
     split = shared_out(data, split)
     more: list[Subject] = []
     if data.unlabelled_root is not None:

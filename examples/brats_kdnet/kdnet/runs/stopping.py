@@ -17,14 +17,7 @@ _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal asked the command to stop where no training could keep its step.
-
-    As with Ctrl-C nothing but the end of the command catches it; what is half written is removed
-    on the way.
-
-    Args:
-        number: The signal.
-    """
+    """A signal asked the command to stop where no training could keep its step."""
 
     def __init__(self, number: int) -> None:
         super().__init__(
@@ -36,11 +29,7 @@ class StoppedError(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turn SIGTERM and SIGUSR1 into `StoppedError` within the block.
-
-    Trainings and pools of units put handlers of their own in place, and these back afterwards.
-    After the first signal further ones change nothing, so that what is being removed is removed.
-    """
+    """Turn SIGTERM and SIGUSR1 into `StoppedError` within the block."""
     if threading.current_thread() is not threading.main_thread():
         # Python lets no other thread set handlers.
         yield
@@ -70,11 +59,7 @@ def _stopper() -> Callable[[int, FrameType | None], None]:
 
 
 def leave_with_parent() -> None:
-    """Ask for SIGTERM when the pool that started this process dies, however it dies.
-
-    Only where the pool asked for it, as a command in the background may outlive its shell. Linux
-    alone has such a signal; elsewhere a unit goes on to its end.
-    """
+    """Ask for SIGTERM when the pool that started this process dies, however it dies."""
     parent = os.environ.pop(PARENT, "")
     if not parent or sys.platform != "linux":
         return

@@ -23,17 +23,7 @@ def own_description(data: DataConfig) -> Description | None:
 
 
 def find_description(config: Config) -> Description:
-    """Describe the data set without reading or writing any image.
-
-    Args:
-        config: Names it.
-
-    Returns:
-        The description.
-
-    Raises:
-        UserError: If there is no data set, or it lacks the modalities that the networks see.
-    """
+    """Describe the data set without reading or writing any image."""
     data = config.data
     if data.data_root is None:
         description = load_description(Path("phantom"))
@@ -47,19 +37,7 @@ def find_description(config: Config) -> Description:
 def read_subjects(
     config: Config, run: RunFolder, console: Console
 ) -> tuple[Description, list[Subject]]:
-    """Find the subjects, or generate phantoms.
-
-    Args:
-        config: Where they are; phantoms are generated if it names no folder.
-        run: Begun before phantoms are written into it.
-        console: Where progress is shown.
-
-    Returns:
-        The data set and its subjects, sorted by name.
-
-    Raises:
-        UserError: If nothing is found.
-    """
+    """Find the subjects, or generate phantoms."""
     data = config.data
     if data.data_root is None:
         if not run.config.is_file():

@@ -36,21 +36,7 @@ from kdnet.training.task import Task
 
 
 def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
-    """Train the network of a row, or read it if that is done.
-
-    Args:
-        experiment: Subjects, settings, run folder.
-        row: Which network, and how.
-        teachers: Trained networks that are frozen and imitated; of several, each subject is taught
-            by those that were not trained on it.
-
-    Returns:
-        The network with the selected weights.
-
-    Raises:
-        UserError: If a given teacher does not fit or the training diverges.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Train the network of a row, or read it if that is done."""
     run = experiment.run
     if is_finished(run.role(row.name)):
         experiment.console.print(
@@ -76,17 +62,7 @@ def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
 
 
 def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
-    """Train the network of a lesson.
-
-    Args:
-        experiment: Subjects, settings, run folder.
-        row: Names the network's files.
-        lesson: Networks and objective.
-
-    Raises:
-        UserError: If the training diverges.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Train the network of a lesson."""
     config, run = experiment.config, experiment.run
     place = cache_place(config.training.teacher_cache, experiment.fabric.device.type)
     remark = cache_remark(config.data, place)
@@ -125,18 +101,7 @@ def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
 
 
 def describe_row(experiment: Experiment, row: Row) -> ModelMetadata:
-    """Describe the network of a row as its model file will.
-
-    Args:
-        experiment: Holds the model file of the row's teacher, if it has one.
-        row: Which network.
-
-    Returns:
-        Its description. What its teacher has seen counts as seen, as it reaches the network too.
-
-    Raises:
-        UserError: If the file of the teacher cannot be read.
-    """
+    """Describe the network of a row as its model file will."""
     metadata = replace(
         experiment.metadata(row.role, row.name), any_subset=row.recipe == "missing_modality"
     )
@@ -148,31 +113,13 @@ def describe_row(experiment: Experiment, row: Row) -> ModelMetadata:
 
 
 def seen_by_teachers(experiment: Experiment, row: Row) -> list[tuple[str, ...]]:
-    """Return the subjects that each teacher of a row has seen.
-
-    Args:
-        experiment: Knows the teachers' model files.
-        row: Which network.
-
-    Raises:
-        UserError: If a file cannot be read.
-    """
+    """Return the subjects that each teacher of a row has seen."""
     files = experiment.teacher_files or [experiment.run.model(name) for name in row.teachers]
     return [read_metadata(path).seen_cases for path in files]
 
 
 def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
-    """Put the networks of a row together once, before anything is read, written or trained.
-
-    Args:
-        config: The resolved configuration of the row.
-        row: Which network, and how.
-        teacher: Describes the network of its teacher; None without one.
-
-    Raises:
-        UserError: If there is no such network, or the recipe does not fit it.
-        PrivDistillError: If the network cannot run on the grid, or has no bottleneck to be found.
-    """
+    """Put the networks of a row together once, before anything is read, written or trained."""
     description = find_description(config)
     metadata = describe_network(row.role, config, description, row.name)
     setting = Setting(
@@ -196,21 +143,7 @@ def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
 
 
 def cache_place(wanted: str, device: str) -> str:
-    """Choose where the teacher's outputs are kept, if that was left open.
-
-    Args:
-        wanted: As in the configuration.
-        device: "cuda", "mps" or "cpu".
-
-    Returns:
-        "disk", "memory" or "off". On an H100 a step whose teacher is read from a cache took 0.91 to
-        1.01 times as long as one whose teacher runs, and one that keeps it on disk 1.5 to 1.8 times
-        (benchmarks/gpu.py); on a CPU the cache saves a quarter of a step.
-
-    Example:
-        >>> cache_place("auto", "cuda"), cache_place("auto", "cpu"), cache_place("disk", "cuda")
-        ('off', 'disk', 'disk')
-    """
+    """Choose where the teacher's outputs are kept, if that was left open."""
     if wanted != "auto":
         return wanted
     return "off" if device == "cuda" else "disk"
@@ -219,17 +152,7 @@ def cache_place(wanted: str, device: str) -> str:
 def teacher_cache(
     config: Config, teacher: nn.Module | Ensemble | None, place: str
 ) -> TeacherCache | None:
-    """Open the place where the teacher's outputs are kept.
-
-    Args:
-        config: Storage and limit.
-        teacher: None in the trainings that have no teacher.
-        place: From `cache_place`.
-
-    Returns:
-        The cache, or None if the teacher is to run in every step: also one without weights, which
-        costs nothing, or of samples that do not come back.
-    """
+    """Open the place where the teacher's outputs are kept."""
     training = config.training
     networks = teacher.networks if isinstance(teacher, Ensemble) else [teacher]
     if (
@@ -253,19 +176,7 @@ def compiled(network: nn.Module) -> nn.Module:
 def load_trained(
     experiment: Experiment, path: Path, trusted: Collection[str] | None = None
 ) -> nn.Module:
-    """Read a network that an earlier part of the run has trained.
-
-    Args:
-        experiment: Its held-out subjects must be new to the network.
-        path: The model file.
-        trusted: Networks that may be imported for it; those of the experiment if None.
-
-    Returns:
-        The network.
-
-    Raises:
-        UserError: If it has seen a held-out subject.
-    """
+    """Read a network that an earlier part of the run has trained."""
     vouched = _vouched(experiment, own=True) if trusted is None else trusted
     network, metadata = load_model(path, trusted=vouched)
     check_unseen(path, metadata, experiment.split)
@@ -277,18 +188,7 @@ def _vouched(experiment: Experiment, *, own: bool) -> Collection[str]:
 
 
 def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
-    """Take a trained teacher from a file into the run folder.
-
-    Args:
-        experiment: What the teacher must fit.
-        path: Its model file.
-
-    Returns:
-        The teacher.
-
-    Raises:
-        UserError: If it does not fit the run.
-    """
+    """Take a trained teacher from a file into the run folder."""
     network, metadata = load_model(path, trusted=_vouched(experiment, own=False))
     check_compatible(path, metadata, experiment.metadata("teacher", "teacher"))
     check_unseen(path, metadata, experiment.split)
@@ -304,16 +204,7 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
 
 
 def check_unseen(path: Path, metadata: ModelMetadata, split: Split) -> None:
-    """Refuse a network that has seen what it, or its student, will be tested on.
-
-    Args:
-        path: The model file, for the message.
-        metadata: Knows what the network has seen.
-        split: Knows the held-out subjects.
-
-    Raises:
-        UserError: If both share a subject.
-    """
+    """Refuse a network that has seen what it, or its student, will be tested on."""
     known = sorted({*metadata.seen_cases} & {*split.unlabelled})
     if known and metadata.role == "teacher":
         raise UserError(

@@ -27,14 +27,7 @@ from kdnet.training.performance import (
 
 
 def refuse_wrong_gradients(config: Config) -> None:
-    """Refuse a precision whose gradients would be wrong, before anything is started or written.
-
-    Args:
-        config: Device, precision, network and data set.
-
-    Raises:
-        UserError: If bf16 is asked for where its gradients would be wrong.
-    """
+    """Refuse a precision whose gradients would be wrong, before anything is started or written."""
     training, description = config.training, find_description(config)
     for role in ("teacher", "student"):
         metadata = describe_network(role, config, description)
@@ -49,18 +42,7 @@ def refuse_wrong_gradients(config: Config) -> None:
 def settle(
     config: Config, description: Description, split: Split, *, fabric: Fabric, console: Console
 ) -> Performance:
-    """Choose how steps are taken, unless an earlier part of the run has; record it in the run.
-
-    Args:
-        config: Settings.
-        description: Gives the size of the input.
-        split: Gives the length of the training.
-        fabric: Tells the device; the first process chooses for all.
-        console: Where the trial is shown.
-
-    Returns:
-        The choice.
-    """
+    """Choose how steps are taken, unless an earlier part of the run has; record it in the run."""
     run = RunFolder(out_folder(config))
     resolved = run.resolved()
     if not resolved and fabric.is_global_zero:
@@ -81,17 +63,7 @@ def settle(
 def try_out(
     config: Config, metadata: ModelMetadata, device: str, steps: int
 ) -> tuple[Performance, dict[str, float]]:
-    """Compare ways to take a step of a network.
-
-    Args:
-        config: What is left open.
-        metadata: The network.
-        device: Where it runs.
-        steps: Steps of an epoch.
-
-    Returns:
-        The choice, and the seconds of all that were measured.
-    """
+    """Compare ways to take a step of a network."""
     training, network = config.training, build(metadata)
     shape = (training.batch_size, metadata.in_channels, *metadata.input_size)
     options = candidates(training, device, network, shape)

@@ -26,17 +26,7 @@ from kdnet.training.performance import Performance, Stopwatch, device_type, perf
 
 
 def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
-    """Train and score a unit, after its teacher; do nothing if that is done.
-
-    Args:
-        plan: Knows the teacher.
-        unit: What to train.
-        console: Where progress is shown.
-
-    Raises:
-        UserError: If the training diverges or a file is damaged.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Train and score a unit, after its teacher; do nothing if that is done."""
     if plan.is_done(unit):
         return
     teachers = plan.teachers_of(unit)
@@ -63,13 +53,7 @@ def _train_and_score(plan: Plan, unit: Unit, teachers: list[Unit], console: Cons
 
 
 def score(experiment: Experiment, row: Row, *, subsets: bool) -> None:
-    """Score the network of a row on the held-out subjects and keep the scores.
-
-    Args:
-        experiment: Held-out subjects and trained networks.
-        row: One that takes any subset of its modalities is scored with what the student sees.
-        subsets: Whether such a network is scored with all subsets, too.
-    """
+    """Score the network of a row on the held-out subjects and keep the scores."""
     run = experiment.run
     flexible = row.recipe == "missing_modality"
     if flexible and subsets:
@@ -86,19 +70,7 @@ def score(experiment: Experiment, row: Row, *, subsets: bool) -> None:
 
 
 def open_unit(plan: Plan, unit: Unit, console: Console) -> Experiment:
-    """Open the experiment of a unit in the folder that the plan has prepared.
-
-    Args:
-        plan: What the units share.
-        unit: Which one.
-        console: Where progress is shown.
-
-    Returns:
-        Subjects, settings and device for this row.
-
-    Raises:
-        UserError: If the data set has changed.
-    """
+    """Open the experiment of a unit in the folder that the plan has prepared."""
     config = unit.row.configure(plan.configure(unit))
     run = plan.folder(unit)
     if config.training.threads:
@@ -130,17 +102,7 @@ def open_unit(plan: Plan, unit: Unit, console: Console) -> Experiment:
 
 
 def settled(plan: Plan, unit: Unit, config: Config, console: Console) -> Performance:
-    """Return how the plan takes steps, in 32-true where bf16 would be wrong for this network.
-
-    Args:
-        plan: Has chosen for all rows.
-        unit: Its network.
-        config: With the options of its row.
-        console: Where an exception is announced.
-
-    Returns:
-        The choice.
-    """
+    """Return how the plan takes steps, in 32-true where bf16 would be wrong for this network."""
     shared = RunFolder(plan.root)
     choice = performance_of(shared.resolved(), shared.environment)
     if choice.precision != "bf16-mixed" or device_type(config.training.accelerator) != "cpu":

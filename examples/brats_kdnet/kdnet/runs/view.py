@@ -19,12 +19,7 @@ _LINE_SECONDS = 30.0
 
 
 class View:
-    """A table of rows and folds: waiting, epochs done, or the Dice reached.
-
-    Args:
-        plan: What is trained.
-        units: Those that are shown.
-    """
+    """A table of rows and folds: waiting, epochs done, or the Dice reached."""
 
     def __init__(self, plan: Plan, units: Sequence[Unit]) -> None:
         self.plan = plan
@@ -38,12 +33,7 @@ class View:
 
     @contextmanager
     def live(self, console: Console, jobs: int) -> Iterator["View"]:
-        """Show the table while the block runs; lines where the output is no terminal.
-
-        Args:
-            console: Where.
-            jobs: Units trained at a time, for the time left.
-        """
+        """Show the table while the block runs; lines where the output is no terminal."""
         self._console, self._jobs = console, jobs
         if not console.is_terminal:
             yield self
@@ -52,12 +42,7 @@ class View:
             yield self
 
     def update(self, *, running: AbstractSet[str], failed: Mapping[str, str]) -> None:
-        """Show the present state.
-
-        Args:
-            running: Names of the units that a process trains.
-            failed: Names of those that failed, with the reason.
-        """
+        """Show the present state."""
         if self._live is not None:
             self._live.update(self.table(running, failed), refresh=True)
             return
@@ -82,12 +67,7 @@ class View:
     def table(
         self, running: AbstractSet[str] = frozenset(), failed: Mapping[str, str] | None = None
     ) -> Table:
-        """Return the table.
-
-        Args:
-            running: Names of the units that a process trains.
-            failed: Names of those that failed.
-        """
+        """Return the table."""
         done = sum(map(self.plan.is_done, self.units))
         title = f"{done} of {len(self.units)} units done{self.seconds_left(self._jobs)}"
         table = Table(title=title, title_justify="left")
@@ -113,14 +93,7 @@ class View:
         return self.state(unit) + " *" * (unit.name in running)
 
     def state(self, unit: Unit) -> str:
-        """Say how far a unit is.
-
-        Args:
-            unit: Which one.
-
-        Returns:
-            Its mean Dice if it is done, else its finished epochs, or a dot.
-        """
+        """Say how far a unit is."""
         run = self.plan.folder(unit)
         if self.plan.is_done(unit):
             return f"Dice {self._mean_dice(unit):.3f}"
@@ -143,11 +116,7 @@ class View:
         return self._dice[unit.name]
 
     def seconds_left(self, jobs: int) -> str:
-        """Estimate the time left from the units that are done; empty before the first one.
-
-        Args:
-            jobs: Units trained at a time.
-        """
+        """Estimate the time left from the units that are done; empty before the first one."""
         spent = [
             self.plan.folder(unit).read_summary().get("total_seconds", 0.0)
             for unit in self.units

@@ -18,16 +18,7 @@ def stacked(data: DataConfig, description: Description) -> tuple[str, ...]:
 
 
 def check_view(role: str, data: DataConfig, description: Description) -> None:
-    """Make sure that a network's modalities exist.
-
-    Args:
-        role: Whose.
-        data: Names them.
-        description: Knows them.
-
-    Raises:
-        UserError: If the data set has no such modality.
-    """
+    """Make sure that a network's modalities exist."""
     unknown = [
         name for name in view_of(role, data, description) if name not in description.modalities
     ]

@@ -35,11 +35,7 @@ class Analysis:
         return self.pairing.facts
 
     def name(self, network: Network) -> str:
-        """How tables call the kind of a network.
-
-        Args:
-            network: Of this study.
-        """
+        """How tables call the kind of a network."""
         return self.facts.label(network.kind)
 
     @property
@@ -50,20 +46,7 @@ class Analysis:
 
 
 def analyse(study: Study, space: str, seed: int = 0, resamples: int = RESAMPLES) -> Analysis:
-    """Work out Dice, gains and leads.
-
-    Args:
-        study: Rows in any order.
-        space: "native" or "grid".
-        seed: Of the bootstrap.
-        resamples: Number of bootstrap samples.
-
-    Returns:
-        The numbers; the same for the same rows.
-
-    Raises:
-        UserError: If two references or two teachers cannot be told apart.
-    """
+    """Work out Dice, gains and leads."""
     pairing = Pairing(study, space, seed, resamples)
     gains = pairing.compare()
     leads = [lead_and_gain(pairing, comparison) for comparison in gains]

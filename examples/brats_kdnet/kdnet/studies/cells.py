@@ -33,14 +33,7 @@ class Cells:
 
     @classmethod
     def of(cls, found: Mapping[tuple[str, Unit], float]) -> Cells:
-        """Arrange values.
-
-        Args:
-            found: Case and unit to value, in any order; NaN are left out.
-
-        Returns:
-            The cells.
-        """
+        """Arrange values."""
         kept = {place: value for place, value in found.items() if not math.isnan(value)}
         cases = sorted({case for case, _ in kept})
         units = sorted({unit for _, unit in kept})
@@ -104,14 +97,7 @@ class Draws:
     units: Array
 
     def means(self, values: Array) -> Array:
-        """Mean over the drawn cases of their means over the drawn units.
-
-        Args:
-            values: Shape (cases, units), NaN where there is none.
-
-        Returns:
-            Shape (samples,); NaN for a sample that drew no value.
-        """
+        """Mean over the drawn cases of their means over the drawn units."""
         present = ~np.isnan(values)
         counts = self.units @ present.T.astype(np.float64)
         totals = self.units @ np.nan_to_num(values).T
@@ -122,15 +108,7 @@ class Draws:
         return _quotient(drawn, weight, weight > 0)
 
     def slopes(self, x: Array, y: Array) -> Array:
-        """Least-squares slope of y on x, every case with weight one, spread over its units.
-
-        Args:
-            x: Shape (cases, units).
-            y: Shape (cases, units), NaN where x is.
-
-        Returns:
-            Shape (samples,); NaN where x does not vary.
-        """
+        """Least-squares slope of y on x, every case with weight one, spread over its units."""
         x_mean, y_mean, product, square = map(self.means, (x, y, x * y, x * x))
         variance = square - x_mean**2
         covariance = product - x_mean * y_mean
@@ -141,44 +119,17 @@ class Draws:
 def mean_interval(
     cells: Cells, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """Percentile bootstrap interval of a mean over cases and seeds.
-
-    Each sample draws the cases with replacement and, in every fold, that fold's seeds with
-    replacement. A seed that is drawn is drawn for all cases of its fold, as they were predicted by
-    one network; seeds drawn for each case apart would treat the luck of a training as if it
-    averaged out over cases. Folds are not drawn: what another teacher or another choice of training
-    subjects would change is not in the interval. With one seed it holds the cases alone. With few
-    seeds, their part is somewhat too narrow, by (S - 1) / S in variance for S seeds.
-
-    Args:
-        cells: Gains, or Dice of one network.
-        seed: Of the resampling.
-        level: Nominal coverage, between 0 and 1.
-        resamples: Number of bootstrap samples.
-
-    Returns:
-        The interval, or NaN ends and the reason below six cases.
-
-    Source:
-        Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; two crossed
-        factors are drawn apart from each other as in Owen 2007, The pigeonhole bootstrap, Annals
-        of Applied Statistics 1(2).
-    """
+    """Percentile bootstrap interval of a mean over cases and seeds."""
+    # Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; two crossed
+    # factors are drawn apart from each other as in Owen 2007, The pigeonhole bootstrap, Annals of
+    # Applied Statistics 1(2).
     reason = _too_few(cells)
     means = draw(cells, seed, resamples).means(cells.values) if reason is None else np.empty(0)
     return _percentiles(means, level, len(cells.cases), reason)
 
 
 def slope(x: Cells, y: Cells) -> float:
-    """Least-squares slope of y on x.
-
-    Args:
-        x: Of the same cases and units as `y`.
-        y: The values that are explained.
-
-    Returns:
-        The slope; NaN where x does not vary.
-    """
+    """Least-squares slope of y on x."""
     once = Draws(np.ones((1, len(y.cases))), np.ones((1, len(y.units))))
     return float(once.slopes(x.values, y.values)[0]) if y.cases else math.nan
 
@@ -186,18 +137,7 @@ def slope(x: Cells, y: Cells) -> float:
 def slope_interval(
     x: Cells, y: Cells, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """Percentile bootstrap interval of the slope of y on x, drawn like that of a mean.
-
-    Args:
-        x: Of the same cases and units as `y`.
-        y: The values that are explained.
-        seed: Of the resampling.
-        level: Nominal coverage, between 0 and 1.
-        resamples: Number of bootstrap samples.
-
-    Returns:
-        The interval, or NaN ends and the reason: below six cases, or x does not vary.
-    """
+    """Percentile bootstrap interval of the slope of y on x, drawn like that of a mean."""
     reason = _too_few(y)
     if reason is None and math.isnan(slope(x, y)):
         reason = "all values of x are equal"
@@ -207,16 +147,7 @@ def slope_interval(
 
 
 def draw(cells: Cells, seed: int, resamples: int) -> Draws:
-    """Draw cases, and the seeds of every fold.
-
-    Args:
-        cells: At least one case.
-        seed: Of the resampling; the same cells get the same draws.
-        resamples: Number of bootstrap samples.
-
-    Returns:
-        The draws.
-    """
+    """Draw cases, and the seeds of every fold."""
     return _drawn(len(cells.cases), tuple(fold for fold, _ in cells.units), seed, resamples)
 
 

@@ -20,19 +20,7 @@ from kdnet.training.history import read_history
 
 
 def collect(plan: Plan, design: Design, commands: Sequence[str]) -> Path:
-    """Write rows.csv and study.json of all finished units.
-
-    Args:
-        plan: Knows the units and their folders.
-        design: Names study and recipes.
-        commands: That filled the folder; kept for the page.
-
-    Returns:
-        The file of rows.
-
-    Raises:
-        UserError: If the scores of a unit are damaged or incomplete.
-    """
+    """Write rows.csv and study.json of all finished units."""
     kinds = design.kinds()
     rows = [
         row
@@ -48,20 +36,7 @@ def collect(plan: Plan, design: Design, commands: Sequence[str]) -> Path:
 
 
 def rows_of(plan: Plan, unit: Unit, *, study: str, kind: str) -> list[StudyRow]:
-    """Return what one unit reached in every held-out case.
-
-    Args:
-        plan: Knows its folder.
-        unit: Finished.
-        study: Name of the study.
-        kind: Recipe of its row.
-
-    Returns:
-        One row per case, region and space, without post-processing.
-
-    Raises:
-        UserError: If its scores are damaged or incomplete.
-    """
+    """Return what one unit reached in every held-out case."""
     run, split = plan.folder(unit), taught_by(plan, unit)
     taught = kind not in {TEACHER, BASELINE}
     seen = {*read_metadata(run.model(unit.row.name)).seen_cases}
@@ -88,15 +63,7 @@ def rows_of(plan: Plan, unit: Unit, *, study: str, kind: str) -> list[StudyRow]:
 
 
 def check_distinct(plan: Plan, design: Design) -> None:
-    """Refuse numbers that mean the same before anything is trained.
-
-    Args:
-        plan: Knows the folds.
-        design: Knows the recipes of rows.
-
-    Raises:
-        UserError: If two rows of a recipe would have the same subjects.
-    """
+    """Refuse numbers that mean the same before anything is trained."""
     kinds, found = design.kinds(), dict[tuple[str, int, int, int], str]()
     for unit in plan.units():
         if unit.row.name not in kinds:
@@ -119,13 +86,7 @@ def taught_by(plan: Plan, unit: Unit) -> Split:
 
 
 def facts_of(plan: Plan, design: Design, commands: Sequence[str]) -> Facts:
-    """Return what the study is about.
-
-    Args:
-        plan: Its folder says how units were trained.
-        design: Names and labels.
-        commands: That filled the folder.
-    """
+    """Return what the study is about."""
     summary = read_summary(plan.root)
     labels = {TEACHER: "teacher", BASELINE: "baseline"}
     labels |= {name: recipe.label for name, recipe in design.recipes.items()}

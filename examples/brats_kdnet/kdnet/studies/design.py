@@ -125,11 +125,7 @@ class Design:
         ]
 
     def rows(self) -> tuple[tuple[Row, ...], dict[str, tuple[int, ...]]]:
-        """Return the rows to train, teachers first, and the seeds of each.
-
-        A student of n labelled subjects has the teacher that was trained on the same n, with the
-        student's seed if that teacher was trained with it, otherwise with its first one.
-        """
+        """Return the rows to train, teachers first, and the seeds of each."""
         seeds: dict[str, tuple[int, ...]] = {}
         first: dict[str, tuple[int, ...]] = {}
         rows: dict[str, Row] = {}
@@ -177,12 +173,7 @@ class Design:
 
 
 def plain_row(recipe: str, labelled: Count) -> Row:
-    """Return the row of a teacher or baseline.
-
-    Args:
-        recipe: "teacher" or "baseline".
-        labelled: Training subjects with a reference, or "all".
-    """
+    """Return the row of a teacher or baseline."""
     return Row(
         name=row_name(recipe, labelled, "all"),
         role="teacher" if recipe == TEACHER else "student",
@@ -193,16 +184,7 @@ def plain_row(recipe: str, labelled: Count) -> Row:
 
 
 def row_name(recipe: str, labelled: Count, unlabelled: Count) -> str:
-    """Return the name of a row, which is that of its folder.
-
-    Args:
-        recipe: How it is taught.
-        labelled: Training subjects with a reference, or "all".
-        unlabelled: Training subjects without one, or "all" that are left.
-
-    Returns:
-        Such as "20-labelled-chosen", or "20-labelled-18-unlabelled-chosen".
-    """
+    """Return the name of a row, which is that of its folder."""
     others = "" if unlabelled == "all" else f"-{unlabelled}-unlabelled"
     return f"{labelled}-labelled{others}_{recipe}"
 
@@ -213,17 +195,7 @@ def yaml_text(value: Any) -> str:
 
 
 def read_design(wanted: str) -> Design:
-    """Read the file of a study.
-
-    Args:
-        wanted: Name of a study beside this module, such as "lgg", or the path of a YAML file.
-
-    Returns:
-        The study.
-
-    Raises:
-        UserError: If there is no such file, or it makes no sense.
-    """
+    """Read the file of a study."""
     path = _FOLDER / f"{wanted}.yaml" if _NAME.fullmatch(wanted) else Path(wanted)
     try:
         content = read_yaml(path)

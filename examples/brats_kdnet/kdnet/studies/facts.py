@@ -41,65 +41,33 @@ class Facts:
     commands: Sequence[str] = field(default_factory=list)
 
     def label(self, kind: str) -> str:
-        """How tables call a kind.
-
-        Args:
-            kind: Such as gt_kl.
-        """
+        """How tables call a kind."""
         return self.labels.get(kind) or kind
 
     def is_chosen(self, row: str, kind: str) -> bool:
-        """Say whether a row is the chosen recipe of its setting.
-
-        Args:
-            row: Full name, such as 20-of-56_chosen.
-            kind: Its kind.
-        """
+        """Say whether a row is the chosen recipe of its setting."""
         if isinstance(self.chosen, str):
             return kind == self.chosen
         return kind == self.chosen.get(row.removesuffix(f"_{kind}"))
 
     def is_student(self, kind: str) -> bool:
-        """Say whether a kind is compared: neither the reference nor a teacher.
-
-        Args:
-            kind: Such as gt_kl.
-        """
+        """Say whether a kind is compared: neither the reference nor a teacher."""
         return kind not in {self.reference, TEACHER}
 
     def rank(self, kind: str) -> tuple[int, int, str]:
-        """Sort kinds: the reference, the students as in `labels`, teachers.
-
-        Args:
-            kind: Such as gt_kl.
-        """
+        """Sort kinds: the reference, the students as in `labels`, teachers."""
         group = {self.reference: 0, TEACHER: 2}.get(kind, 1)
         order = list(self.labels)
         return group, order.index(kind) if kind in order else len(order), kind
 
 
 def write_facts(path: Path, facts: Facts) -> None:
-    """Write study.json.
-
-    Args:
-        path: The file.
-        facts: Its content.
-    """
+    """Write study.json."""
     write_text(path, json.dumps(asdict(facts), indent=2) + "\n")
 
 
 def read_facts(path: Path) -> Facts:
-    """Read study.json.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        UserError: If the file is missing, lacks a key, or a value is of another kind.
-    """
+    """Read study.json."""
     if not path.is_file():
         raise UserError(f"{path}: expected what the rows beside it are about, found no such file.")
     content = read_mapping(path)
@@ -117,11 +85,7 @@ def read_facts(path: Path) -> Facts:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names with commas between them, for messages.
-
-    Args:
-        names: Any number.
-    """
+    """Names with commas between them, for messages."""
     return ", ".join(names)
 
 

@@ -66,29 +66,13 @@ class Missing:
 
 
 def draw_all(analysis: Analysis) -> list[Picture | Missing]:
-    """Draw all figures of a study.
-
-    Args:
-        analysis: Of one space.
-
-    Returns:
-        The headline; Dice of all networks; gain against labelled subjects, unlabelled share and
-        the teacher's lead.
-    """
+    """Draw all figures of a study."""
     draws = (headline, all_dice, gain_by_labelled, gain_by_unlabelled, gain_by_lead)
     return [draw(analysis) for draw in draws]
 
 
 def save(picture: Picture, folder: Path) -> list[Path]:
-    """Write a figure as PNG and SVG; the same figure gives the same bytes.
-
-    Args:
-        picture: What to write.
-        folder: Where to.
-
-    Returns:
-        Both files.
-    """
+    """Write a figure as PNG and SVG; the same figure gives the same bytes."""
     paths = []
     for ending, metadata in (
         ("png", {"Software": None}),
@@ -107,11 +91,7 @@ def save(picture: Picture, folder: Path) -> list[Path]:
 
 
 def headline(analysis: Analysis) -> Picture | Missing:
-    """Dice of reference, chosen recipe and teacher with fewest and with most labels.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Dice of reference, chosen recipe and teacher with fewest and with most labels."""
     networks = _ends(analysis)
     if not networks:
         return Missing("headline", "no row of the chosen recipe is stored.")
@@ -121,20 +101,12 @@ def headline(analysis: Analysis) -> Picture | Missing:
 
 
 def all_dice(analysis: Analysis) -> Picture | Missing:
-    """Dice of all networks.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Dice of all networks."""
     return _dots(analysis, "dice", f"{_title(analysis)}: Dice of all networks", analysis.dice)
 
 
 def gain_by_labelled(analysis: Analysis) -> Picture | Missing:
-    """Gain against labelled subjects, a line per kind.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Gain against labelled subjects, a line per kind."""
     name = "gain-by-labelled"
     if not analysis.gains:
         return Missing(name, f"no student has pairs with the {analysis.facts.reference}.")
@@ -153,11 +125,7 @@ def gain_by_labelled(analysis: Analysis) -> Picture | Missing:
 
 
 def gain_by_unlabelled(analysis: Analysis) -> Picture | Missing:
-    """Gain against the share of training subjects without a reference.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Gain against the share of training subjects without a reference."""
     name = "gain-by-unlabelled"
     if not any(one.network.subjects[1] for one in analysis.gains):
         return Missing(name, "no student with pairs had unlabelled subjects.")
@@ -175,11 +143,7 @@ def gain_by_unlabelled(analysis: Analysis) -> Picture | Missing:
 
 
 def gain_by_lead(analysis: Analysis) -> Picture | Missing:
-    """Gain of each case against the teacher's lead there.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Gain of each case against the teacher's lead there."""
     name = "gain-by-lead"
     if not analysis.shown:
         return Missing(name, "no student has both a teacher and pairs with the reference.")

@@ -160,11 +160,7 @@ class Pairing:
         return [network for network in self.networks if self.facts.is_student(network.kind)]
 
     def is_chosen(self, network: Network) -> bool:
-        """Say whether a network is the chosen recipe of its setting.
-
-        Args:
-            network: Of this study.
-        """
+        """Say whether a network is the chosen recipe of its setting."""
         return self.facts.is_chosen(network.row, network.kind)
 
     def dice(self) -> list[NetworkDice]:
@@ -179,18 +175,7 @@ class Pairing:
         return result
 
     def compare(self, labels: Labels = "same") -> list[Comparison]:
-        """Compare every student with the reference of the same fold, seed, case and region.
-
-        Args:
-            labels: "same": the reference that was trained on as many labelled subjects; "most": the
-                one that was trained on most, for the students that had fewer.
-
-        Returns:
-            One per student and region that have pairs, Holm-corrected over all of them.
-
-        Raises:
-            UserError: If there are two references of one number of labelled subjects.
-        """
+        """Compare every student with the reference of the same fold, seed, case and region."""
         found = []
         for network in self.students:
             for region in self.regions:
@@ -202,11 +187,7 @@ class Pairing:
         return [replace(one, corrected=p) for one, p in zip(found, corrected, strict=True)]
 
     def missing(self) -> list[str]:
-        """Name what has no partner, a unit in a sentence each; NaN too.
-
-        Seeds and folds that a student was not trained with are no missing pairs: its units pair
-        with the reference's of the same seed and fold alone.
-        """
+        """Name what has no partner, a unit in a sentence each; NaN too."""
         sentences: list[str] = []
         for network in self.students:
             units = sorted(unit for row, unit in self._units if row == network.row)
@@ -215,19 +196,7 @@ class Pairing:
         return sentences
 
     def lead(self, comparison: Comparison, *, other_seeds: bool = False) -> Found:
-        """The teacher's lead in the cells of a comparison: its Dice minus the reference's.
-
-        Teacher and reference have the same labelled subjects and fold as the student; both are
-        averaged over their seeds.
-
-        Args:
-            comparison: Of `compare()`.
-            other_seeds: Leave the reference of the cell's own seed out, so that lead and gain
-                share no training; cells of a single seed have no such lead.
-
-        Returns:
-            Case and unit to lead, where there is a teacher.
-        """
+        """The teacher's lead in the cells of a comparison: its Dice minus the reference's."""
         found: Found = {}
         for case, unit in comparison.cells.found():
             labelled = self._units[comparison.network.row, unit].labelled
@@ -340,11 +309,7 @@ class Pairing:
 
 
 def spaces(study: Study) -> list[str]:
-    """Return the spaces in which Dice were measured, native first.
-
-    Args:
-        study: Any.
-    """
+    """Return the spaces in which Dice were measured, native first."""
     found = {row.space for row in study.rows}
     return [space for space in SPACES if space in found]
 

@@ -66,15 +66,7 @@ class LeadAndGain:
 
 
 def lead_and_gain(pairing: Pairing, comparison: Comparison) -> LeadAndGain:
-    """Put the teacher's lead beside the gain.
-
-    Args:
-        pairing: Knows teachers and references.
-        comparison: One of its comparisons.
-
-    Returns:
-        Both, the slopes, and the gain per quarter of the lead.
-    """
+    """Put the teacher's lead beside the gain."""
     lead, gain = _both(pairing, comparison, other_seeds=False)
     return LeadAndGain(
         comparison=comparison,

@@ -55,17 +55,7 @@ class Line:
 
 
 def by_labelled(comparisons: Sequence[Comparison]) -> list[Line]:
-    """Arrange gains against labelled subjects.
-
-    Of one kind there are up to two lines: without unlabelled subjects, and with so many that all
-    points have the largest number of subjects in all. A fully labelled point ends both.
-
-    Args:
-        comparisons: Of one region.
-
-    Returns:
-        Lines, by kind as they come.
-    """
+    """Arrange gains against labelled subjects."""
     lines: list[Line] = []
     for kind in dict.fromkeys(one.network.kind for one in comparisons):
         own = [one for one in comparisons if one.network.kind == kind]
@@ -81,14 +71,7 @@ def by_labelled(comparisons: Sequence[Comparison]) -> list[Line]:
 
 
 def by_unlabelled(comparisons: Sequence[Comparison]) -> list[Line]:
-    """Arrange gains against the share of training subjects that are unlabelled.
-
-    Args:
-        comparisons: Of one region.
-
-    Returns:
-        A line per kind and number of labelled subjects, where some are unlabelled.
-    """
+    """Arrange gains against the share of training subjects that are unlabelled."""
     lines: list[Line] = []
     groups = dict.fromkeys((one.network.kind, one.network.labelled) for one in comparisons)
     for kind, labelled in groups:

@@ -19,34 +19,12 @@ from kdnet.writing import write_text
 
 
 def find_studies(folder: Path) -> list[Path]:
-    """Find the folders of studies.
-
-    Args:
-        folder: Searched with all folders below it.
-
-    Returns:
-        Those that hold rows.csv and study.json, sorted.
-    """
+    """Find the folders of studies."""
     return sorted(path.parent for path in folder.rglob(FACTS) if (path.parent / ROWS).is_file())
 
 
 def write_study(folder: Path, out: Path | None = None, resamples: int = RESAMPLES) -> Path:
-    """Write tables.md and the figures of a study, from its stored rows alone.
-
-    Numbers in native space come first and are those of the figures; those at the training grid
-    follow, then the trials of searches. The same rows give the same files.
-
-    Args:
-        folder: Holds rows.csv and study.json, and a folder for each search.
-        out: Where to write; the folder itself if None.
-        resamples: Number of bootstrap samples.
-
-    Returns:
-        tables.md.
-
-    Raises:
-        UserError: If the rows cannot be used, or nothing can be written.
-    """
+    """Write tables.md and the figures of a study, from its stored rows alone."""
     study = read_study(folder)
     target = folder if out is None else out
     analyses = [analyse(study, space, resamples=resamples) for space in spaces(study)]
@@ -63,11 +41,7 @@ def write_study(folder: Path, out: Path | None = None, resamples: int = RESAMPLE
 
 
 def outcomes(analysis: Analysis) -> list[str]:
-    """Say what the chosen recipe gained, in a sentence for each setting and region.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Say what the chosen recipe gained, in a sentence for each setting and region."""
     reference = analysis.facts.label(analysis.facts.reference)
     sentences = []
     for compared, over in (

@@ -22,9 +22,6 @@ SPACES = ("native", "grid")
 class StudyRow:
     """Dice of one network on one held-out case.
 
-    A row of the study is a network and how it is trained; a unit is one row on one fold with one
-    seed.
-
     Attributes:
         study: Name of the study.
         row: Full name of the row, such as 20-of-56_chosen.
@@ -81,12 +78,7 @@ class Study:
 
 
 def write_rows(path: Path, rows: Iterable[StudyRow]) -> None:
-    """Write rows.csv, sorted, so that the order in which units end does not show.
-
-    Args:
-        path: The file.
-        rows: Of one study.
-    """
+    """Write rows.csv, sorted, so that the order in which units end does not show."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -97,18 +89,7 @@ def write_rows(path: Path, rows: Iterable[StudyRow]) -> None:
 
 
 def read_rows(path: Path) -> list[StudyRow]:
-    """Read what `write_rows` wrote, in any order of rows.
-
-    Args:
-        path: A CSV file.
-
-    Returns:
-        The rows, sorted.
-
-    Raises:
-        UserError: If the file is missing or empty, a column or a value is not what is expected, a
-            place comes twice, or rows of one unit contradict each other.
-    """
+    """Read what `write_rows` wrote, in any order of rows."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
@@ -129,17 +110,7 @@ def read_rows(path: Path) -> list[StudyRow]:
 
 
 def read_study(folder: Path) -> Study:
-    """Read a study's folder.
-
-    Args:
-        folder: Holds rows.csv and study.json.
-
-    Returns:
-        The study.
-
-    Raises:
-        UserError: If a file cannot be used, or rows are of another study.
-    """
+    """Read a study's folder."""
     facts, rows = read_facts(folder / FACTS), read_rows(folder / ROWS)
     names = sorted({row.study for row in rows} - {facts.name})
     if names:

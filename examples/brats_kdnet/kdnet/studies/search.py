@@ -36,22 +36,7 @@ _INNER_FOLDS = 4
 
 
 def search(design: Design, wanted: str, config: Config, *, trials: int, console: Console) -> Tried:
-    """Try options until so many trials have been made, those of earlier starts counted.
-
-    Args:
-        design: Knows the search.
-        wanted: Name of the search.
-        config: Of the study.
-        trials: How many in all.
-        console: Where progress is shown.
-
-    Returns:
-        The search with all its trials.
-
-    Raises:
-        UserError: If there is no such search, or something cannot be used.
-        TrainingStoppedError: After a signal; trials that are finished are kept.
-    """
+    """Try options until so many trials have been made, those of earlier starts counted."""
     space = find_search(design, wanted)
     root = search_folder(RunFolder(config.run.out or Path("runs/study")).root, wanted)
     config = replace(config, run=replace(config.run, out=root / "units"))
@@ -88,15 +73,7 @@ def search(design: Design, wanted: str, config: Config, *, trials: int, console:
 
 
 def check_unchanged_search(path: Path, space: Search) -> None:
-    """Refuse to go on with other values than a search began with.
-
-    Args:
-        path: Holds what it began with; written if there is none.
-        space: As it is now.
-
-    Raises:
-        UserError: If it has changed.
-    """
+    """Refuse to go on with other values than a search began with."""
     now = json.dumps(asdict(space), indent=2) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") != now:
         raise UserError(
@@ -107,15 +84,7 @@ def check_unchanged_search(path: Path, space: Search) -> None:
 
 
 def ask_new(memory: optuna.Study, space: Search) -> optuna.Trial:
-    """Ask for a choice that has not been tried.
-
-    Args:
-        memory: Knows those that have; at least one has not.
-        space: All choices.
-
-    Returns:
-        The trial, with its options.
-    """
+    """Ask for a choice that has not been tried."""
     tried = [trial.params for trial in finished(memory)]
     while True:
         trial = memory.ask()
@@ -133,15 +102,7 @@ def ask_new(memory: optuna.Study, space: Search) -> optuna.Trial:
 
 
 def find_search(design: Design, wanted: str) -> Search:
-    """Return a search by its name.
-
-    Args:
-        design: Knows all.
-        wanted: Its name.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """Return a search by its name."""
     if wanted not in design.searches:
         known = ", ".join(design.searches) or "none"
         raise UserError(f"--search {wanted}: the study has no such search; there are: {known}.")
@@ -149,19 +110,7 @@ def find_search(design: Design, wanted: str) -> Search:
 
 
 def inner_folds(config: Config, space: Search, console: Console) -> list[Fold]:
-    """Split the training subjects of the search's folds once more.
-
-    Args:
-        config: Deals the folds of the study.
-        space: Says which of them are searched on.
-        console: Where progress is shown.
-
-    Returns:
-        Folds that share no subject with the test subjects of their outer fold.
-
-    Raises:
-        UserError: If there are too few subjects.
-    """
+    """Split the training subjects of the search's folds once more."""
     beyond = [fold for fold in space.folds if fold >= config.data.folds]
     if beyond:
         raise UserError(
@@ -192,18 +141,7 @@ def inner_folds(config: Config, space: Search, console: Console) -> list[Fold]:
 def try_options(
     config: Config, space: Search, number: int, options: Mapping[str, Any], console: Console
 ) -> tuple[float, float]:
-    """Train one choice of options and its baseline, and compare them.
-
-    Args:
-        config: Of the search's folder.
-        space: Numbers of labelled subjects, seeds.
-        number: Of the trial.
-        options: Of the recipe.
-        console: Where progress is shown.
-
-    Returns:
-        Mean Dice, and mean gain over the baseline.
-    """
+    """Train one choice of options and its baseline, and compare them."""
     teacher, baseline = (plain_row(name, space.labelled) for name in (TEACHER, BASELINE))
     row = replace(
         plain_row(TEACHER, space.labelled),
@@ -230,12 +168,7 @@ def try_options(
 
 
 def dice_of(plan: Plan, row: Row) -> dict[tuple[str, str, int, int], float]:
-    """Return the Dice of a row at the training grid, by case, region, fold and seed.
-
-    Args:
-        plan: Its units are finished.
-        row: Which.
-    """
+    """Return the Dice of a row at the training grid, by case, region, fold and seed."""
     units: list[Unit] = [unit for unit in plan.units() if unit.row.name == row.name]
     return {
         (score.case, score.region, unit.fold.number, unit.seed): score.dice

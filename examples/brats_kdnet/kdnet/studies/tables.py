@@ -19,25 +19,13 @@ _DRAWN = "95 % intervals: bootstrap over cases and, in every fold, over seeds."
 
 
 def all_tables(analysis: Analysis) -> list[TextTable]:
-    """Make all tables of one space.
-
-    Args:
-        analysis: Of one space.
-
-    Returns:
-        Those that have lines: Dice, gains, gains over most labels, gains per fold and seed, slopes,
-        gains per quarter of the teacher's lead.
-    """
+    """Make all tables of one space."""
     makers = (dice_table, gain_table, most_table, unit_table, slope_table, quartile_table)
     return [table for table in (make(analysis) for make in makers) if table.rows]
 
 
 def dice_table(analysis: Analysis) -> TextTable:
-    """Dice of every network and region.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Dice of every network and region."""
     note = (
         "± is the sd over cases; a case counts once, with the mean over its seeds; folds and seeds "
         f"are pooled. {_DRAWN} Steps: optimizer steps, mean over units."
@@ -55,33 +43,21 @@ def dice_table(analysis: Analysis) -> TextTable:
 
 
 def gain_table(analysis: Analysis) -> TextTable:
-    """Gain of every student over the reference with as many labels.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Gain of every student over the reference with as many labels."""
     reference = analysis.facts.label(analysis.facts.reference)
     title = f"Gain in Dice over the {reference} with as many labels, {_where(analysis)}"
     return _gains(analysis, title, analysis.gains)
 
 
 def most_table(analysis: Analysis) -> TextTable:
-    """Gain of the students with fewer labels over the reference with most.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Gain of the students with fewer labels over the reference with most."""
     reference = analysis.facts.label(analysis.facts.reference)
     title = f"Gain in Dice over the {reference} with most labels, {_where(analysis)}"
     return _gains(analysis, title, analysis.over_most)
 
 
 def unit_table(analysis: Analysis) -> TextTable:
-    """Gain of every fold and seed, beside the teacher's lead.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Gain of every fold and seed, beside the teacher's lead."""
     seeds = sorted({seed for one in analysis.gains for seed in one.cells.seeds})
     leads = {id(one.comparison): one.lead for one in analysis.leads}
     rows = [
@@ -104,11 +80,7 @@ def unit_table(analysis: Analysis) -> TextTable:
 
 
 def slope_table(analysis: Analysis) -> TextTable:
-    """Rise of the gain with the teacher's lead.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Rise of the gain with the teacher's lead."""
     reference = analysis.facts.label(analysis.facts.reference)
     note = (
         f"Slope: gain per unit of the teacher's lead, over cases. From both the {reference} is "
@@ -130,11 +102,7 @@ def slope_table(analysis: Analysis) -> TextTable:
 
 
 def quartile_table(analysis: Analysis) -> TextTable:
-    """Gain per quarter of the cases, by the teacher's lead.
-
-    Args:
-        analysis: Of one space.
-    """
+    """Gain per quarter of the cases, by the teacher's lead."""
     rows = [line for one in analysis.leads for line in _quartile_lines(analysis, one)]
     quartiles = [quartile for one in analysis.leads for quartile in one.quartiles]
     return TextTable(
@@ -150,15 +118,7 @@ def quartile_table(analysis: Analysis) -> TextTable:
 
 
 def format_gain(cells: Cells, interval: Interval) -> str:
-    """A mean gain with its interval, as sentences and tables show it.
-
-    Args:
-        cells: Gains.
-        interval: Of their mean.
-
-    Returns:
-        Such as "+0.178 (+0.090 to +0.266)".
-    """
+    """A mean gain with its interval, as sentences and tables show it."""
     return f"{format_number(cells.mean, signed=True)} ({_ends(interval, signed=True)})"
 
 

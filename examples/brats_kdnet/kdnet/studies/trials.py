@@ -53,12 +53,7 @@ def search_folder(root: Path, name: str) -> Path:
 
 
 def write_trials(folder: Path, trials: Iterable[Trial]) -> None:
-    """Write what all trials reached, the best first.
-
-    Args:
-        folder: Of the search.
-        trials: All.
-    """
+    """Write what all trials reached, the best first."""
     content = [vars(trial) for trial in best_first(trials)]
     write_text(folder / TRIALS, json.dumps(content, indent=2) + "\n")
 
@@ -69,14 +64,7 @@ def best_first(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def read_search(folder: Path) -> Tried:
-    """Read a search and its trials.
-
-    Args:
-        folder: Of the search.
-
-    Raises:
-        UserError: If a file is damaged.
-    """
+    """Read a search and its trials."""
     try:
         settings = read_json(folder / SEARCH)
         trials = [Trial(**trial) for trial in read_json(folder / TRIALS)]
@@ -92,24 +80,13 @@ def read_search(folder: Path) -> Tried:
 
 
 def read_searches(root: Path) -> list[Tried]:
-    """Read the searches that are stored in the folder of a study.
-
-    Args:
-        root: Of the study; searches that have no finished trial are left out.
-
-    Raises:
-        UserError: If a file is damaged.
-    """
+    """Read the searches that are stored in the folder of a study."""
     files = sorted(root.glob(f"{_PREFIX}*/{TRIALS}"))
     return [read_search(path.parent) for path in files]
 
 
 def trials_table(tried: Tried) -> TextTable:
-    """Show what all trials of a search reached, the best first.
-
-    Args:
-        tried: The search.
-    """
+    """Show what all trials of a search reached, the best first."""
     settings = tried.settings
     shared = said(settings.get("options", {}))
     seeds = ", ".join(map(str, settings.get("seeds", ())))

@@ -128,19 +128,7 @@ class ModelMetadata:
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str]) -> "ModelMetadata":
-        """Read what `to_strings` gave.
-
-        Args:
-            strings: The metadata of a safetensors file.
-
-        Returns:
-            The metadata.
-
-        Raises:
-            KeyError: If an entry is missing.
-            ValueError: If an entry is not JSON, or cannot be used.
-            HeaderFaultError: If the environment has no number for the largest volume.
-        """
+        """Read what `to_strings` gave."""
         # Files from before there were patches, slices and subsets have none of them.
         written = {"patch": "null", "slices": "null", "any_subset": "false"} | dict(strings)
         values = {item.name: json.loads(written[item.name]) for item in fields(cls)}
@@ -196,25 +184,13 @@ def _is_large(size: Sequence[int] | None) -> bool:
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
-    """Write weights and metadata as one safetensors file, atomically.
-
-    Args:
-        path: The file; the folders above it are made.
-        network: Its weights may lie on any device, in any memory format.
-        metadata: What load_model and predict.py need.
-    """
+    """Write weights and metadata as one safetensors file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, network.state_dict(), metadata)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: ModelMetadata) -> None:
-    """Write the weights of a network that need not be at hand, as `save_model` does.
-
-    Args:
-        path: The file.
-        weights: The network's state; no part of it spread over processes.
-        metadata: What load_model and predict.py need.
-    """
+    """Write the weights of a network that need not be at hand, as `save_model` does."""
     # Clones, because safetensors refuses weights that share memory.
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -231,34 +207,13 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: ModelMetad
 
 
 def read_metadata(path: Path) -> ModelMetadata:
-    """Read the metadata of a model file alone.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its metadata.
-
-    Raises:
-        UserError: If the file is missing, damaged, or not written by this application.
-    """
+    """Read the metadata of a model file alone."""
     strings, _ = _read(path, weights=False)
     return parse_metadata(path, strings)
 
 
 def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
-    """Read metadata that came with a model.
-
-    Args:
-        path: Where they came from, for messages.
-        strings: What `ModelMetadata.to_strings` gave; safetensors adds digests.
-
-    Returns:
-        The metadata.
-
-    Raises:
-        UserError: If they are of another format, damaged, or contradict each other.
-    """
+    """Read metadata that came with a model."""
     if strings.get("format") != FORMAT:
         found = f"format {strings['format']!r}" if "format" in strings else "no format"
         raise UserError(
@@ -283,24 +238,7 @@ def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
 
 
 def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module, ModelMetadata]:
-    """Rebuild a network from its file.
-
-    A file of somebody else gets networks of this application and some of MONAI, and no other code
-    is imported. They are built after the shapes of their weights were compared with the file, so
-    that they take no more memory than the file.
-
-    Args:
-        path: A file written by `save_model`.
-        trusted: Further networks that may be imported, as `kdnet.models.trust` says.
-
-    Returns:
-        The network on the CPU, in eval mode, and its metadata.
-
-    Raises:
-        UserError: If the file is missing, damaged, not written by this application, holds the
-            weights of another network than it says, or asks for a network that is not trusted.
-            Digests of all tensors are compared.
-    """
+    """Rebuild a network from its file."""
     strings, weights = _read(path, weights=True)
     metadata = parse_metadata(path, strings)
     network = _network(path, metadata, weights, trusted)
@@ -320,20 +258,7 @@ def network_of(
     *,
     trusted: Collection[str] = (),
 ) -> nn.Module:
-    """Rebuild a network from its metadata and weights, with the care of `load_model`.
-
-    Args:
-        path: Where both came from, for messages.
-        metadata: Say how it is built.
-        weights: Its state.
-        trusted: Further networks that may be imported, as `kdnet.models.trust` says.
-
-    Returns:
-        The network on the CPU, in eval mode.
-
-    Raises:
-        UserError: If the weights are those of another network, or it is not trusted.
-    """
+    """Rebuild a network from its metadata and weights, with the care of `load_model`."""
     return _filled(path, _network(path, metadata, weights, trusted), metadata, weights)
 
 
@@ -365,16 +290,7 @@ def _filled(
 
 
 def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) -> None:
-    """Refuse a trained network that does not fit the run it is given to.
-
-    Args:
-        path: Where it came from, for the message.
-        found: Its metadata.
-        expected: What the run would have trained.
-
-    Raises:
-        UserError: If inputs, outputs, classes or grid differ; both networks are described.
-    """
+    """Refuse a trained network that does not fit the run it is given to."""
     keys = (
         *("modalities", "out_channels", "activation", "crop", "grid", "normalise", "resample"),
         *("slices", "phantom"),
@@ -393,39 +309,19 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
 
 
 def file_digest(path: Path) -> str:
-    """Return SHA-256 of a file, for a state that vouches for it.
-
-    Args:
-        path: The file.
-    """
+    """Return SHA-256 of a file, for a state that vouches for it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a training, atomically, with a digest of each of its entries.
-
-    Args:
-        path: The file.
-        state: Tensors, numbers, strings, and lists and dictionaries of them.
-    """
+    """Write the state of a training, atomically, with a digest of each of its entries."""
     content = {name: value for name, value in state.items() if name != _DIGEST}
     write_tensors(path, content | {_DIGEST: digests(content)})
 
 
 def load_state(path: Path, say: Callable[[str], None] | None = None) -> dict[str, Any] | None:
-    """Read what `save_state` wrote.
-
-    Args:
-        path: The file.
-        say: Told of a file in which damage cannot be seen.
-
-    Returns:
-        The state on the CPU, None if there is no file.
-
-    Raises:
-        UserError: If the file is damaged, or not the state of a training.
-    """
+    """Read what `save_state` wrote."""
     if not path.is_file():
         return None
     try:

@@ -105,11 +105,7 @@ class RandomState:
 
     @classmethod
     def now(cls, device: torch.device) -> "RandomState":
-        """Return the present state.
-
-        Args:
-            device: Of the process.
-        """
+        """Return the present state."""
         cuda = device.type == "cuda"
         gpu = torch.cuda.get_rng_state(device) if cuda else torch.zeros(0, dtype=torch.uint8)
         return cls(torch.get_rng_state(), gpu)
@@ -123,16 +119,7 @@ class RandomState:
 
 
 class Checkpoint:
-    """Files of a training after each epoch, and after an interruption in the middle of one.
-
-    Args:
-        fabric: Launched; the first process writes.
-        kd: The wrapper.
-        optimizer: Its state is kept.
-        scheduler: Its state is kept.
-        task: Files, selection, metadata.
-        steps: Steps of an epoch.
-    """
+    """Files of a training after each epoch, and after an interruption in the middle of one."""
 
     def __init__(
         self,
@@ -152,11 +139,7 @@ class Checkpoint:
         self.steps = steps
 
     def resume(self) -> Position:
-        """Put everything back to where the training was interrupted, or to its last epoch's end.
-
-        Raises:
-            UserError: If a file is damaged.
-        """
+        """Put everything back to where the training was interrupted, or to its last epoch's end."""
         state = load_state(self.task.state_file, self.fabric.print)
         epoch = 0 if state is None else state["epoch"]
         paused = self._paused(epoch)
@@ -170,12 +153,7 @@ class Checkpoint:
         return Position(epoch=epoch, step=state["step"], best=state["best"])
 
     def save(self, position: Position, validation_loss: float) -> None:
-        """Write last weights, selected weights, and then the state that vouches for both.
-
-        Args:
-            position: At the end of an epoch; its best value is brought up to date.
-            validation_loss: Of this epoch.
-        """
+        """Write last weights, selected weights, and then the state that vouches for both."""
         task = self.task
         better = validation_loss < position.best
         position.best = min(position.best, validation_loss)
@@ -195,14 +173,7 @@ class Checkpoint:
         task.pause_file.unlink(missing_ok=True)
 
     def pause(self, position: Position, random: RandomState) -> None:
-        """Keep the middle of an epoch, beside the state of the last finished one.
-
-        All processes must call this.
-
-        Args:
-            position: Inside an epoch.
-            random: Random numbers with which the next step begins.
-        """
+        """Keep the middle of an epoch, beside the state of the last finished one."""
         means = position.means
         packed = self._gathered(means.packed(self.fabric.device))
         state = self._everything(position, random) | {

@@ -11,50 +11,25 @@ from torch import Tensor
 
 
 def digest(value: Any) -> str:
-    """Return SHA-256 over the numbers, texts and tensors of a state.
-
-    Args:
-        value: A tensor on any device, None, numbers, strings, and lists, tuples and mappings of
-            them. A list and a tuple of the same entries are told apart, the order of a mapping
-            counts.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Return SHA-256 over the numbers, texts and tensors of a state."""
     total = hashlib.sha256()
     _add(total, value)
     return total.hexdigest()
 
 
 def digests(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of every entry, so that a damaged one can be named.
-
-    Args:
-        values: Weights or parts of a state by name.
-    """
+    """Return the digest of every entry, so that a damaged one can be named."""
     return {name: digest(value) for name, value in values.items()}
 
 
 def damaged(values: Mapping[str, Any], expected: Mapping[str, str]) -> list[str]:
-    """Return the names of entries that are not what they were, or are not there.
-
-    Args:
-        values: As they are now.
-        expected: What `digests` gave.
-    """
+    """Return the names of entries that are not what they were, or are not there."""
     found = digests(values)
     return [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a file of tensors that unfolds to more than its own size, before it is read.
-
-    Args:
-        path: What `torch.save` wrote, which compresses nothing; anything else is let pass.
-
-    Raises:
-        ValueError: If a part of it is compressed, or its parts lie over each other.
-    """
+    """Refuse a file of tensors that unfolds to more than its own size, before it is read."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -66,14 +41,7 @@ def check_archive(path: Path) -> None:
 
 
 def check_tensors(value: Any) -> None:
-    """Refuse tensors of more numbers than are stored for them, before any is copied.
-
-    Args:
-        value: What `digest` takes.
-
-    Raises:
-        ValueError: If there is one.
-    """
+    """Refuse tensors of more numbers than are stored for them, before any is copied."""
     if isinstance(value, Tensor):
         if value.nbytes > value.untyped_storage().nbytes():
             raise ValueError(f"a tensor of shape {tuple(value.shape)} repeats its numbers")

@@ -27,11 +27,7 @@ class Reading(Protocol):
 
 
 class Here:
-    """Numbers of a device whose values can be read at once.
-
-    Args:
-        values: (n,).
-    """
+    """Numbers of a device whose values can be read at once."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -42,11 +38,7 @@ class Here:
 
 
 class FromGPU:
-    """Numbers that a GPU copies to the CPU when it comes to them; nobody waits before `read`.
-
-    Args:
-        values: (n,), on the GPU.
-    """
+    """Numbers that a GPU copies to the CPU when it comes to them; nobody waits before `read`."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -80,20 +72,7 @@ class Seen:
 
 
 class Guard:
-    """Looks at image, loss and gradient of every step.
-
-    On a CPU a step is looked at before the optimizer takes it. On a GPU that would make it wait for
-    the CPU and back in every step, so that its numbers are read before the optimizer takes the next
-    one, when they have arrived long since. The optimizer has then used a gradient that is not
-    finite, but only in memory: `settle` is called before anything is written, and the training ends
-    with the state of its last checkpoint.
-
-    Args:
-        fabric: Knows the device and whether losses are scaled.
-        kd: Runs single samples again, and knows parameters and modalities.
-        send: Starts to bring numbers to the CPU; by default as the device needs it.
-        late: Whether numbers are read one step later; by default on a GPU.
-    """
+    """Looks at image, loss and gradient of every step."""
 
     def __init__(
         self,
@@ -113,15 +92,7 @@ class Guard:
         self._waiting: tuple[Seen, Reading] | None = None
 
     def look_at_image(self, batch: Batch, where: str) -> None:
-        """Look at the images before the network does, whose running statistics they would spoil.
-
-        Args:
-            batch: On the device. On a GPU `look` does this.
-            where: Role, epoch and step.
-
-        Raises:
-            NonFiniteError: If a voxel is not finite.
-        """
+        """Look at the images before the network does, whose running statistics they would spoil."""
         if self.late or bool(torch.isfinite(batch["image"]).all()):
             return
         raise NonFiniteError(
@@ -130,17 +101,7 @@ class Guard:
         )
 
     def look(self, seen: Seen) -> float | None:
-        """Look at a step that the optimizer has not taken yet, or at the one before it.
-
-        Args:
-            seen: The step.
-
-        Returns:
-            The loss of the step that was looked at; None if there was none before.
-
-        Raises:
-            NonFiniteError: If its image, loss or gradient is not finite.
-        """
+        """Look at a step that the optimizer has not taken yet, or at the one before it."""
         finite = torch.isfinite(seen.batch["image"]).all()
         norm = torch.zeros_like(seen.out.loss) if seen.norm is None else seen.norm
         values = (seen.out.loss.detach().float(), norm.detach().float(), finite.float())
@@ -152,14 +113,7 @@ class Guard:
         return loss
 
     def settle(self) -> float | None:
-        """Look at the step that is still waiting; to be called before anything is kept of it.
-
-        Returns:
-            Its loss; None if none is waiting.
-
-        Raises:
-            NonFiniteError: If its image, loss or gradient is not finite.
-        """
+        """Look at the step that is still waiting; to be called before anything is kept of it."""
         if self._waiting is None:
             return None
         (seen, sent), self._waiting = self._waiting, None

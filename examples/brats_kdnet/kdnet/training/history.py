@@ -15,13 +15,7 @@ _WHOLE_NUMBERS = ("epoch", "step")
 
 
 class History:
-    """Rows of finished epochs; adding one rewrites the file, so that it is never half a row.
-
-    Args:
-        path: history.csv of the network.
-        scalars: Folder of its TensorBoard events.
-        epoch: Last finished epoch; later rows of an interrupted training are dropped.
-    """
+    """Rows of finished epochs; adding one rewrites the file, so that it is never half a row."""
 
     def __init__(self, path: Path, scalars: Path, *, epoch: int) -> None:
         self.path = path
@@ -49,11 +43,7 @@ class History:
                 raise _unwritten(self.scalars, failure) from failure
 
     def add(self, row: dict[str, float]) -> None:
-        """Append an epoch.
-
-        Args:
-            row: Values by column; the columns are those of the first row.
-        """
+        """Append an epoch."""
         self.rows.append(row)
         with (
             atomic(self.path) as partial,
@@ -86,17 +76,7 @@ def _unwritten(scalars: Path, error: OSError) -> WriteError:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Read history.csv.
-
-    Args:
-        path: The file.
-
-    Returns:
-        One dictionary per epoch; empty if there is no file.
-
-    Raises:
-        UserError: If it is damaged.
-    """
+    """Read history.csv."""
     if not path.is_file():
         return []
     try:

@@ -14,12 +14,7 @@ _KEYS = 3  # Ctrl-C as often as this leaves at once
 
 
 class TrainingStoppedError(Exception):
-    """The training was asked to stop; its checkpoints are complete.
-
-    Args:
-        number: The signal that asked for it.
-        message: What was kept and how to go on.
-    """
+    """The training was asked to stop; its checkpoints are complete."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -27,12 +22,7 @@ class TrainingStoppedError(Exception):
 
 
 class Interruption:
-    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request that is honoured after the current step.
-
-    Launchers pass on what the terminal has sent already, and users are impatient: a second signal
-    changes nothing, so that what is being kept is kept. The third Ctrl-C acts as it would without
-    this class.
-    """
+    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request that is honoured after the current step."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -55,13 +45,7 @@ class Interruption:
         self._restore()
 
     def agreed(self, fabric: Fabric) -> int | None:
-        """Return the signal that any process has received; all must ask, and get one answer.
-
-        A process that left alone would let the others wait for its gradients for ever.
-
-        Args:
-            fabric: Launched.
-        """
+        """Return the signal that any process has received; all must ask, and get one answer."""
         if fabric.world_size == 1:
             return self.received
         mine = torch.tensor(self.received or 0, device=fabric.device)

@@ -87,14 +87,7 @@ class Company:
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether a network's training has come to its end.
-
-    Args:
-        folder: Folder of its files.
-
-    Raises:
-        UserError: If its state is damaged, or its weights are not those that it was finished with.
-    """
+    """Say whether a network's training has come to its end."""
     state = load_state(folder / "state.pt")
     if state is None or not state["finished"]:
         return False
@@ -114,20 +107,7 @@ def is_finished(folder: Path) -> bool:
 def fit(
     fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
 ) -> None:
-    """Train the student of a wrapper, from the start or from where it was interrupted.
-
-    Args:
-        fabric: Launched.
-        kd: Student, teacher if any, and objective. The memory format is the caller's.
-        train: Shuffled batches, from `build_loader`.
-        validation: Batches in fixed order; None if there are no validation subjects.
-        task: Settings and files.
-
-    Raises:
-        NonFiniteError: If a loss or gradient is not finite.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-        UserError: If the last checkpoint is damaged.
-    """
+    """Train the student of a wrapper, from the start or from where it was interrupted."""
     training = set_up(fabric, kd, train, validation, task)
     checkpoint = Checkpoint(
         fabric, kd, training.optimizer, training.scheduler, task, steps=training.steps
@@ -147,18 +127,7 @@ def fit(
 def set_up(
     fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
 ) -> Training:
-    """Build optimizer and schedule, and let Fabric place everything.
-
-    Args:
-        fabric: Launched.
-        kd: The wrapper.
-        train: Shuffled batches.
-        validation: Batches in fixed order; None if there are no validation subjects.
-        task: Settings.
-
-    Returns:
-        A training at its beginning.
-    """
+    """Build optimizer and schedule, and let Fabric place everything."""
     settings = task.settings
     model = fabric.setup_module(kd)
     # Only now: a sharded network has other parameters.
@@ -174,18 +143,7 @@ def set_up(
 
 
 def train_epoch(training: Training, position: Position, company: Company, started: float) -> None:
-    """Take the steps of an epoch that are still to be taken.
-
-    Args:
-        training: The network.
-        position: Says how many have been taken; brought up to date.
-        company: Progress and interruption.
-        started: When the epoch began, on the clock of `time.perf_counter`, s.
-
-    Raises:
-        NonFiniteError: If a loss or gradient is not finite.
-        TrainingStoppedError: After a signal to any process.
-    """
+    """Take the steps of an epoch that are still to be taken."""
     start_epoch(training.train, position.epoch, done=position.batch)
     training.model.train()
     for batch in training.train:
@@ -205,20 +163,7 @@ def train_epoch(training: Training, position: Position, company: Company, starte
 def take_step(
     training: Training, batch: Batch, position: Position, guard: Guard
 ) -> tuple[Output, float | None]:
-    """Change the weights by one batch.
-
-    Args:
-        training: The network.
-        batch: From `build_loader`, on the device.
-        position: Where the training is, for the message.
-        guard: Looks at its numbers.
-
-    Returns:
-        What the wrapper returned; and the loss, on a GPU that of the step before.
-
-    Raises:
-        NonFiniteError: If an image, the loss or a gradient is not finite.
-    """
+    """Change the weights by one batch."""
     fabric, task = training.fabric, training.task
     where = f"{task.role}, epoch {position.epoch + 1}, step {position.step + 1}"
     guard.look_at_image(batch, where)
@@ -247,20 +192,7 @@ def take_step(
 def close_epoch(
     training: Training, position: Position, company: Company, started: float
 ) -> dict[str, float]:
-    """Validate after the last step of an epoch, and add its row to the history.
-
-    Args:
-        training: The network.
-        position: At the end of the epoch's steps; moved to the beginning of the next epoch.
-        company: History, progress and interruption.
-        started: When the epoch began, s.
-
-    Returns:
-        The row.
-
-    Raises:
-        TrainingStoppedError: After a signal, between two batches of the validation.
-    """
+    """Validate after the last step of an epoch, and add its row to the history."""
     fabric, task = training.fabric, training.task
     # Loaders draw random numbers when they begin.
     random = RandomState.now(fabric.device)
@@ -294,16 +226,7 @@ def _go_on() -> None:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, settings: TrainingConfig, *, steps: int
 ) -> LRScheduler:
-    """Build the learning-rate schedule.
-
-    Args:
-        optimizer: Its learning rate is driven.
-        settings: Names the schedule.
-        steps: Steps of an epoch.
-
-    Returns:
-        The scheduler; "onecycle" steps after every batch, "plateau" after every epoch.
-    """
+    """Build the learning-rate schedule."""
     if settings.schedule == "onecycle":
         total = settings.epochs * steps
         return OneCycleLR(optimizer, max_lr=settings.learning_rate, total_steps=total)
@@ -320,15 +243,7 @@ def build_scheduler(
 
 
 def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
-    """Bring a batch into the form that the wrapper takes.
-
-    Args:
-        batch: From `build_loader`, on the device.
-        task: Description, activation and memory format.
-
-    Returns:
-        Image (B, M, *spatial) and target (B, C, *spatial).
-    """
+    """Bring a batch into the form that the wrapper takes."""
     image = batch["image"]
     image = image.to(memory_format=torch_format(task.memory_format, image.ndim - 2))
     metadata = task.metadata
@@ -336,14 +251,7 @@ def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
 
 
 def add_terms(means: Means, kd: DistillationWrapper, out: Output, labelled: Tensor | None) -> None:
-    """Add loss and terms of a step to their means.
-
-    Args:
-        means: Of the epoch.
-        kd: Knows which terms read the reference; their means are over the samples that have one.
-        out: What the step gave.
-        labelled: Which samples have a reference, (B,); None where all have.
-    """
+    """Add loss and terms of a step to their means."""
     count = len(first_head(out.student))
     means.add({"loss": out.loss}, count)
     for name, value in out.terms.items():
@@ -359,17 +267,7 @@ def first_head(logits: Tensor | Sequence[Tensor]) -> Tensor:
 def stop_if_asked(
     training: Training, position: Position, company: Company, random: RandomState | None = None
 ) -> None:
-    """Keep everything and leave the training after a signal to this or any other process.
-
-    Args:
-        training: The network.
-        position: Where it is.
-        company: Has seen the signal, or not; keeps what the training goes on with.
-        random: Random numbers with which it goes on; those of now if None.
-
-    Raises:
-        TrainingStoppedError: If there was a signal.
-    """
+    """Keep everything and leave the training after a signal to this or any other process."""
     received = company.interruption.agreed(training.fabric)
     if received is None:
         return
@@ -395,20 +293,7 @@ def validate(
     task: Task,
     between: Callable[[], None],
 ) -> dict[str, float]:
-    """Compute loss and Dice on the validation subjects.
-
-    Args:
-        fabric: Sums over processes.
-        kd: The wrapper itself: processes may have different numbers of subjects here, which DDP's
-            own forward would not survive; sharded weights are gathered for the whole of it.
-        loader: Batches in fixed order.
-        task: Says which loss counts.
-        between: Called before every batch and whole subject; may raise.
-
-    Returns:
-        validation_loss, every term, and validation_dice: the mean over regions and subjects, at
-        the grid; of whole volumes where samples are parts of them.
-    """
+    """Compute loss and Dice on the validation subjects."""
     kd.eval()
     with gathered(kd):
         row = validate_batches(fabric, kd, loader, task, between)
@@ -424,18 +309,7 @@ def validate_batches(
     task: Task,
     between: Callable[[], None],
 ) -> dict[str, float]:
-    """Compute loss and terms on batches, and Dice where they are whole subjects.
-
-    Args:
-        fabric: Sums over processes.
-        kd: The wrapper, in eval mode.
-        loader: Batches in fixed order.
-        task: Says which loss counts.
-        between: Called before every batch.
-
-    Returns:
-        validation_loss, every term, and validation_dice unless subjects are seen in parts.
-    """
+    """Compute loss and terms on batches, and Dice where they are whole subjects."""
     zero = torch.zeros((), dtype=torch.float64, device=fabric.device)
     # Named beforehand: a process whose share is empty must add up the same columns.
     names = ("loss", *(("dice",) if task.volumes is None else ()), *kd.objective.named_terms)
@@ -461,18 +335,7 @@ def validate_volumes(
     task: Task,
     between: Callable[[], None],
 ) -> dict[str, float]:
-    """Compute Dice of whole validation subjects, predicted window by window or slice by slice.
-
-    Args:
-        fabric: Shares the subjects among the processes.
-        kd: The wrapper.
-        volumes: Preprocessed subjects; they need not have one size.
-        task: Says what the network sees of a subject.
-        between: Called before every subject.
-
-    Returns:
-        validation_dice: the mean over regions and subjects.
-    """
+    """Compute Dice of whole validation subjects, predicted window by window or slice by slice."""
 
     def predict(part: Tensor) -> Tensor:
         layout = torch_format(task.memory_format, part.ndim - 2)
@@ -493,16 +356,7 @@ def validate_volumes(
 
 
 def mean_dice(logits: Tensor, label: Tensor, metadata: ModelMetadata) -> Tensor:
-    """Compute Dice of the predicted regions, averaged over regions and subjects.
-
-    Args:
-        logits: (B, C, *grid).
-        label: Class indices, (B, 1, *grid).
-        metadata: Regions and activation.
-
-    Returns:
-        A scalar; a region that both lack counts as 1.
-    """
+    """Compute Dice of the predicted regions, averaged over regions and subjects."""
     description: Description = metadata.description
     classes = predict_classes(logits, description, metadata.activation)[:, None]
     predicted = to_target(classes, description, "sigmoid").flatten(2)
@@ -516,16 +370,7 @@ def mean_dice(logits: Tensor, label: Tensor, metadata: ModelMetadata) -> Tensor:
 def accompanied(
     training: Training, checkpoint: Checkpoint, position: Position
 ) -> Iterator[Company]:
-    """Open what accompanies a training; processes other than the first write and show nothing.
-
-    Args:
-        training: Files, console and process.
-        checkpoint: Keeps what the training goes on with.
-        position: Where the training begins.
-
-    Yields:
-        History, progress, interruption, checkpoint and guard.
-    """
+    """Open what accompanies a training; processes other than the first write and show nothing."""
     task, epoch = training.task, position.epoch
     first = training.fabric.is_global_zero
     console = task.console if first else Console(quiet=True)

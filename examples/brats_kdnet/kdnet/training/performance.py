@@ -52,15 +52,7 @@ class Performance:
 
 
 def performance_of(resolved: Mapping[str, Any], path: Path) -> Performance:
-    """Return the choice with which a run began.
-
-    Args:
-        resolved: What its folder says.
-        path: The file that says it, for the message.
-
-    Raises:
-        UserError: If the file does not say how steps are taken.
-    """
+    """Return the choice with which a run began."""
     allowed = {
         "precision": ("32-true", "bf16-mixed", "16-mixed"),
         "memory_format": ("contiguous", "channels_last"),
@@ -82,17 +74,7 @@ Measure = Callable[[Performance], float]
 
 
 def check_precision(precision: str, device: str, network: nn.Module, shape: Sequence[int]) -> None:
-    """Refuse bf16 where its gradients would be wrong.
-
-    Args:
-        precision: What was asked for.
-        device: "cuda", "mps" or "cpu".
-        network: One of the networks to be trained.
-        shape: Shape of its input, (1, C, X, Y, Z).
-
-    Raises:
-        UserError: If it was asked for, and a layer's gradient would be wrong.
-    """
+    """Refuse bf16 where its gradients would be wrong."""
     if device != "cpu" or precision != "bf16-mixed":
         return
     if layers := unsafe_in_bf16(network, shape):
@@ -106,22 +88,7 @@ def check_precision(precision: str, device: str, network: nn.Module, shape: Sequ
 def candidates(
     settings: TrainingConfig, device: str, network: nn.Module, shape: Sequence[int]
 ) -> list[Performance]:
-    """List what a trial compares without torch.compile, the plainest first.
-
-    Args:
-        settings: A precision or memory format that it names is the only one.
-        device: "cuda", "mps" or "cpu".
-        network: Keeps a CPU from bf16 where its gradients would be wrong.
-        shape: Shape of its input, (B, C, X, Y, Z).
-
-    Returns:
-        One or more ways to take a step; one alone if `performance` is "plain".
-
-    Example:
-        >>> settings = TrainingConfig(performance="plain", memory_format="channels_last")
-        >>> [str(way) for way in candidates(settings, "cpu", nn.Identity(), (1, 1, 4, 4, 4))]
-        ['32-true, channels_last']
-    """
+    """List what a trial compares without torch.compile, the plainest first."""
     precisions, formats = ["32-true"], ["contiguous"]
     if settings.performance == "auto":
         precisions += _half_precisions(device, network, shape)
@@ -148,18 +115,7 @@ def _half_precisions(device: str, network: nn.Module, shape: Sequence[int]) -> l
 
 
 def may_compile(settings: TrainingConfig, device: str) -> bool:
-    """Say whether a trial of torch.compile can pay.
-
-    Never on a CPU: compiling the demo's network took 45 to 77 s and its step then 0.94 to 1.22
-    times as long as without (PyTorch 2.14.1, g++, one core). `--compile true` compiles anywhere.
-
-    Args:
-        settings: Whether it is left to the trial.
-        device: "cuda", "mps" or "cpu".
-
-    Returns:
-        True on a GPU with Triton and a C++ compiler, unless the settings decide.
-    """
+    """Say whether a trial of torch.compile can pay."""
     left_open = settings.performance == "auto" and settings.compile == "auto"
     left_open &= settings.strategy != "fsdp"
     compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
@@ -175,21 +131,7 @@ def choose(
     compilable: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Performance, dict[str, float]]:
-    """Choose the fastest way to take a step by trying them on the network at hand.
-
-    Nothing else tells: bf16 is ten times slower on processors that emulate it, and channels last
-    wins for few channels and loses by far for many.
-
-    Args:
-        options: What is compared; the first one is kept unless another is clearly faster.
-        measure: Takes one step.
-        steps: Steps of the training, which a compilation must pay for.
-        compilable: Whether to try torch.compile on the fastest one, if the run is long.
-        clock: Seconds.
-
-    Returns:
-        The choice, and the seconds of all; none if there was nothing to compare.
-    """
+    """Choose the fastest way to take a step by trying them on the network at hand."""
     plain = options[0]
     seconds: dict[Performance, float] = {}
     if len(options) > 1 or compilable:
@@ -233,17 +175,7 @@ def _trial(
 
 @contextmanager
 def steps_of(network: nn.Module, shape: Sequence[int], device: str) -> Iterator[Measure]:
-    """Take steps of a network, for `choose`.
-
-    Args:
-        network: Its gradients and, on a CPU, its format change.
-        shape: Shape of a training batch, (B, C, X, Y, Z).
-        device: Where it runs.
-
-    Yields:
-        A function that takes one step and returns its seconds. Random numbers go on afterwards as
-        if there had been none.
-    """
+    """Take steps of a network, for `choose`."""
     network = network.to(device).train()
     compiled = functools.cache(lambda: cast("nn.Module", torch.compile(network)))
 
@@ -260,11 +192,7 @@ def steps_of(network: nn.Module, shape: Sequence[int], device: str) -> Iterator[
 
 
 def device_type(accelerator: str) -> str:
-    """Return "cuda", "mps" or "cpu" for the accelerator that Fabric would take.
-
-    Args:
-        accelerator: auto, cpu, gpu, cuda or mps.
-    """
+    """Return "cuda", "mps" or "cpu" for the accelerator that Fabric would take."""
     if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
         return "cuda"
     if accelerator in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
@@ -273,18 +201,7 @@ def device_type(accelerator: str) -> str:
 
 
 def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
-    """Find the 3-D convolutions whose bf16 weight gradient is wrong on a CPU.
-
-    For a volume of depth 2 the kernel of oneDNN (seen with PyTorch 2.14.1) reads memory that was
-    never written: the gradient is noise, or not a number. Depths 1, 3 and above are right.
-
-    Args:
-        network: Runs once, in eval mode; it is left as it was.
-        shape: Shape of its input.
-
-    Returns:
-        Names of the layers.
-    """
+    """Find the 3-D convolutions whose bf16 weight gradient is wrong on a CPU."""
     names: list[str] = []
 
     def look(name: str) -> Any:
@@ -312,12 +229,7 @@ def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
 
 
 def torch_format(name: str, axes: int = 3) -> torch.memory_format:
-    """Return PyTorch's memory format for images (B, C, *spatial).
-
-    Args:
-        name: "channels_last" or "contiguous".
-        axes: Spatial axes, 2 or 3.
-    """
+    """Return PyTorch's memory format for images (B, C, *spatial)."""
     if name != "channels_last":
         return torch.contiguous_format
     return torch.channels_last if axes == 2 else torch.channels_last_3d
@@ -338,18 +250,7 @@ def _timed_step(network: nn.Module, image: torch.Tensor, precision: str) -> floa
 
 
 class Stopwatch:
-    """Wall-clock time per phase.
-
-    Args:
-        seconds: What earlier parts of the same run took, by phase.
-
-    Example:
-        >>> watch = Stopwatch({"teacher": 2.0})
-        >>> with watch.phase("teacher"):
-        ...     pass
-        >>> round(watch.seconds["teacher"])
-        2
-    """
+    """Wall-clock time per phase."""
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = dict(seconds or {})

@@ -13,15 +13,7 @@ _LINE_SECONDS = 10.0
 
 
 class TrainingProgress:
-    """Show epoch, loss and time left.
-
-    Args:
-        console: Where to show it.
-        title: Name of the network.
-        epochs: Epochs in all.
-        steps: Steps of an epoch.
-        done: Epochs that an earlier part of the run has finished.
-    """
+    """Show epoch, loss and time left."""
 
     def __init__(self, console: Console, title: str, *, epochs: int, steps: int, done: int) -> None:
         self.console = console
@@ -55,23 +47,14 @@ class TrainingProgress:
         self._bar.stop()
 
     def step(self, loss: float | None) -> None:
-        """Note that a step is done.
-
-        Args:
-            loss: The latest that is known; None if none is.
-        """
+        """Note that a step is done."""
         if loss is None:
             self._bar.advance(self._task, self._share)
         else:
             self._bar.update(self._task, advance=self._share, loss=f"{loss:.3f}")
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Note that an epoch is done.
-
-        Args:
-            epoch: Its number, from 1.
-            row: Its row of the history.
-        """
+        """Note that an epoch is done."""
         self._bar.update(self._task, completed=epoch, loss=f"{row['train_loss']:.3f}")
         now = time.monotonic()
         if self.console.is_terminal or (
@@ -95,16 +78,7 @@ class TrainingProgress:
 
 @contextmanager
 def counting(console: Console, title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show how many cases are done; quiet where the output is no terminal.
-
-    Args:
-        console: Where to show it.
-        title: What is being done.
-        total: Number of cases.
-
-    Yields:
-        A function to call with the name of each case that is done.
-    """
+    """Show how many cases are done; quiet where the output is no terminal."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

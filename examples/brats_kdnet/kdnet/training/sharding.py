@@ -17,20 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Leave each process its part of the weights; for Fabric's `ModelParallelStrategy`.
-
-    The wrapper is one unit, whatever the network calls its layers: its weights are whole from the
-    forward to the end of the backward pass. Between steps a process holds its share of weights,
-    gradients and both moments of Adam, 16 bytes per weight otherwise. A frozen teacher is no part
-    of the wrapper's modules and stays whole.
-
-    Args:
-        model: The wrapper, with the same weights in all processes or not: the first one's count.
-        mesh: Names the kind of device.
-
-    Returns:
-        The model itself.
-    """
+    """Leave each process its part of the weights; for Fabric's `ModelParallelStrategy`."""
     with torch.no_grad():
         for tensor in chain(model.parameters(), model.buffers()):
             distributed.broadcast(tensor.data, 0)
@@ -42,16 +29,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Keep the weights whole in the block, so that processes may run forward at their own pace.
-
-    Buffers become those of the first process, as in DDP.
-
-    Args:
-        model: The wrapper; nothing happens if it is not sharded.
-
-    Yields:
-        Nothing.
-    """
+    """Keep the weights whole in the block, so that processes may run forward at their own pace."""
     if not isinstance(model, FSDPModule):
         yield
         return
@@ -65,14 +43,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def whole(value: Any) -> Any:
-    """Gather the tensors of a state; all processes must ask.
-
-    Args:
-        value: A tensor, or numbers, strings and tensors in lists and mappings.
-
-    Returns:
-        The same; what was spread over processes is whole and on the CPU.
-    """
+    """Gather the tensors of a state; all processes must ask."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
     if isinstance(value, dict):
@@ -84,24 +55,14 @@ def whole(value: Any) -> Any:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give each process its part of whole weights.
-
-    Args:
-        model: The wrapper, sharded or not.
-        weights: Its state, as `whole` gave it.
-    """
+    """Give each process its part of whole weights."""
     there, parts = model.state_dict(), copy.copy(weights)
     parts.update({name: _like(value, there.get(name)) for name, value in weights.items()})
     model.load_state_dict(parts)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Give each process its part of an optimizer's state.
-
-    Args:
-        optimizer: Of sharded weights or others.
-        state: As `whole` gave it.
-    """
+    """Give each process its part of an optimizer's state."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments = {
         index: {name: _like(value, weights[index]) for name, value in values.items()}

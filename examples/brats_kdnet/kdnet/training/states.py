@@ -8,12 +8,7 @@ from torch import Tensor
 
 
 def misfits(state: Mapping[Any, Any]) -> list[str]:
-    """Return the names of what a state lacks, or has in another form.
-
-    Args:
-        state: What was read from a file; states from before there were descriptions of networks or
-            digests of files have none.
-    """
+    """Return the names of what a state lacks, or has in another form."""
     needed = ["epoch", "finished"]
     if state.get("finished") is not True:
         needed += ["step", "best", "weights", "optimizer", "scheduler", "precision", "random"]

@@ -40,15 +40,7 @@ class Task:
     seen_by_teachers: tuple[frozenset[str], ...] = ()
 
     def teacher_weights(self, names: Sequence[str]) -> Tensor | None:
-        """Say which teachers teach which samples: those that were not trained on them.
-
-        Args:
-            names: Of the samples; those of patches and slices begin with that of the subject.
-
-        Returns:
-            1 or 0, (B, teachers); all 1 for a sample that all were trained on; None if there are
-            not several teachers.
-        """
+        """Say which teachers teach which samples: those that were not trained on them."""
         if len(self.seen_by_teachers) < 2:
             return None
         cases = [name.partition("/")[0] for name in names]
