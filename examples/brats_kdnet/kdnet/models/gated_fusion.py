@@ -212,8 +212,8 @@ class GatedFusionNet(nn.Module):
     # encoders halve with kernel 3 (there: reflected voxels, kernel 4), so that small and odd sizes
     # work; all subsets that are not empty are equally likely.
     # In train mode the output is a mapping: "out", logits from a subset that the network draws;
-    # "reconstruction" (B, in_channels, *spatial); "style_mean" and "style_log_variance"
-    # (B, in_channels, channels[-1]); "present" (B, in_channels).
+    # the "reconstruction" (B, in_channels, *spatial); its "style_mean" and "style_log_variance",
+    # both (B, in_channels, channels[-1]); what is "present" (B, in_channels).
 
     def __init__(
         self,
