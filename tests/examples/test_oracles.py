@@ -142,7 +142,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def close(stored):
-    """Compares numbers; another processor's rounding grows in training, an edit's effect more so."""
+    """Compares numbers; rounding of another processor grows in training, an edit does more."""
     tolerance = 1e-5 if arithmetic() == stored["arithmetic"]["conv3d"] else 0.1
 
     def differences(found, expected):
