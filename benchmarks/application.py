@@ -20,14 +20,14 @@ from contest import Report, silent
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 
 import predict
-from configuration.config import Config
-from configuration.parsing import parse_config
-from data.description import load_description
-from experiments.networks import build, describe_network
-from experiments.opening import open_experiment
-from teaching import teach
+from kdnet.configuration.config import Config
+from kdnet.configuration.parsing import parse_config
+from kdnet.data.description import load_description
+from kdnet.runs.networks import build, describe_network
+from kdnet.runs.opening import open_experiment
+from kdnet.runs.teaching import teach
+from kdnet.training.checkpoint import save_model
 from train import STUDENT
-from training.checkpoint import save_model
 
 QUIET = Console(quiet=True)
 NATIVE = (240, 240, 155)

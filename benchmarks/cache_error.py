@@ -17,6 +17,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 
+from kdnet.training.checkpoint import load_model
 from privdistill import (
     DistillationWrapper,
     GroundTruth,
@@ -25,7 +26,6 @@ from privdistill import (
     SoftTargetDiceBCE,
     TeacherCache,
 )
-from training.checkpoint import load_model
 
 
 def subjects(run: Path) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -27,20 +27,20 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "brats_kdnet"))
 
 import train as application  # noqa: E402
-from configuration.config import Config  # noqa: E402
-from configuration.parsing import parse_config  # noqa: E402
-from data.checks import check_subjects  # noqa: E402
-from data.layouts import Subject, find_subjects  # noqa: E402
-from data.loading import build_loader, prepare, start_epoch  # noqa: E402
-from data.targets import to_target  # noqa: E402
-from evaluation.scoring import evaluate  # noqa: E402
-from experiments.networks import build, describe_network  # noqa: E402
-from experiments.subjects import find_description  # noqa: E402
-from experiments.trial import try_out  # noqa: E402
-from experiments.views import stacked  # noqa: E402
+from kdnet.configuration.config import Config  # noqa: E402
+from kdnet.configuration.parsing import parse_config  # noqa: E402
+from kdnet.data.checks import check_subjects  # noqa: E402
+from kdnet.data.layouts import Subject, find_subjects  # noqa: E402
+from kdnet.data.loading import build_loader, prepare, start_epoch  # noqa: E402
+from kdnet.data.targets import to_target  # noqa: E402
+from kdnet.evaluation.scoring import evaluate  # noqa: E402
+from kdnet.runs.networks import build, describe_network  # noqa: E402
+from kdnet.runs.subjects import find_description  # noqa: E402
+from kdnet.runs.trial import try_out  # noqa: E402
+from kdnet.runs.views import stacked  # noqa: E402
+from kdnet.training.performance import Performance, peak_memory, torch_format  # noqa: E402
 from phantoms import generate_phantoms  # noqa: E402
 from privdistill import DistillationWrapper, PrivilegedInput  # noqa: E402
-from training.performance import Performance, peak_memory, torch_format  # noqa: E402
 
 Step = Callable[[dict[str, Any]], None]
 

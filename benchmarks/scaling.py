@@ -25,7 +25,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "brats_kdnet"))
 
-from models import KDNet  # noqa: E402
+from kdnet.models import KDNet  # noqa: E402
 from privdistill import (  # noqa: E402
     DistillationWrapper,
     GroundTruth,

@@ -5,14 +5,14 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from safetensors.torch import load_file
 
-from configuration.training import TrainingConfig
-from data.description import load_description
-from data.loading import build_loader
-from models import build_network
+from kdnet.configuration.training import TrainingConfig
+from kdnet.data.description import load_description
+from kdnet.data.loading import build_loader
+from kdnet.models import build_network
+from kdnet.training.checkpoint import ModelMetadata
+from kdnet.training.loop import fit
+from kdnet.training.task import Task
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
-from training.checkpoint import ModelMetadata
-from training.loop import fit
-from training.task import Task
 
 DESCRIPTION = load_description("brats2021")
 GRID = (4, 4, 4)

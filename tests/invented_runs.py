@@ -8,13 +8,13 @@ import nibabel as nib
 import numpy as np
 import yaml
 
-from data.layouts import find_subjects
-from evaluation.scoring import Score, write_scores
-from evaluation.slices import save_slices
-from models import build_network
-from studies.facts import Facts, write_facts
-from studies.rows import StudyRow, write_rows
-from training.checkpoint import ModelMetadata, save_model
+from kdnet.data.layouts import find_subjects
+from kdnet.evaluation.scoring import Score, write_scores
+from kdnet.models import build_network
+from kdnet.results.slices import save_slices
+from kdnet.studies.facts import Facts, write_facts
+from kdnet.studies.rows import StudyRow, write_rows
+from kdnet.training.checkpoint import ModelMetadata, save_model
 
 REGIONS = ("ET", "TC", "WT")
 ROLES = ("teacher", "baseline", "student")

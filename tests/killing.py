@@ -20,9 +20,9 @@ import nibabel
 import numpy as np
 import torch
 
+import kdnet.training.checkpoint
+import kdnet.training.loop
 import train
-import training.checkpoint
-import training.loop
 
 #: Calls that come to their half: the file is begun, and then the process dies.
 HALVES = ("torch.save", "save_file", "write_text", "writerows", "savez_compressed", "nib.save")
@@ -93,7 +93,9 @@ class Moments:
 def arm(moments):
     """Put the moments in place, in a process that is made for it."""
     torch.save = moments.half("torch.save", torch.save, 1)
-    training.checkpoint.save_file = moments.half("save_file", training.checkpoint.save_file, 1)
+    kdnet.training.checkpoint.save_file = moments.half(
+        "save_file", kdnet.training.checkpoint.save_file, 1
+    )
     Path.write_text = moments.half("write_text", Path.write_text, 0)
     np.savez_compressed = moments.half("savez_compressed", np.savez_compressed, 0)
     nibabel.save = moments.half("nib.save", nibabel.save, 1)
@@ -110,7 +112,7 @@ def arm(moments):
     os.fsync = moments.around("fsync", os.fsync)
     Path.replace = moments.around("replace", Path.replace)
     Path.rename = moments.around("rename", Path.rename)
-    training.loop.take_step = moments.around("take_step", training.loop.take_step)
+    kdnet.training.loop.take_step = moments.around("take_step", kdnet.training.loop.take_step)
 
 
 def start(arguments, log, *, at=None, wanted="", after=None):

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from models import KDNet, MultiResUNet
+from kdnet.models import KDNet, MultiResUNet
 
 # What these packages deprecate while they are imported is not ours to mend.
 with warnings.catch_warnings():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from configuration.parsing import parse_config, parse_for
 from crossval import CROSSVAL
+from kdnet.configuration.parsing import parse_config, parse_for
 from study import STUDY
 
 ROOT = Path(__file__).parents[1]

@@ -23,26 +23,15 @@ from typing import Any
 
 from rich.console import Console
 
-from data.checks import Problem, check_subjects, problem_table, problems_as_rows
-from data.description import Description, load_description
-from data.layouts import Subject, find_subjects
-from errors import UserError, printable
-from writing import write_text
+from kdnet.data.checks import Problem, check_subjects, problem_table, problems_as_rows
+from kdnet.data.description import Description, load_description
+from kdnet.data.layouts import Subject, find_subjects
+from kdnet.errors import UserError, printable
+from kdnet.writing import write_text
 
 
 def check_data(options: argparse.Namespace, console: Console) -> int:
-    """Check a data set and say what was found.
-
-    Args:
-        options: The command line.
-        console: Where the table goes.
-
-    Returns:
-        Exit status: 0 without problems, 1 with some.
-
-    Raises:
-        UserError: If no data set is found, or a modality is unknown.
-    """
+    """Check a data set and say what was found."""
     described = None if options.description is None else load_description(options.description)
     description, subjects = find_subjects(options.data_root, described)
     problems = check_subjects(
@@ -68,16 +57,7 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
 def summarise(
     description: Description, subjects: Sequence[Subject], problems: Sequence[Problem]
 ) -> dict[str, Any]:
-    """Count subjects.
-
-    Args:
-        description: The data set.
-        subjects: All that were found.
-        problems: What is wrong with them.
-
-    Returns:
-        Name of the data set and numbers of subjects, usable ones, ones with problems, and problems.
-    """
+    """Count subjects."""
     broken = len({problem.subject for problem in problems})
     return {
         "dataset": description.name,
@@ -89,14 +69,7 @@ def summarise(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and check.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, 1 if there are problems, 2 if nothing could be checked.
-    """
+    """Read the command line and check."""
     options = _parser().parse_args(arguments)
     # What goes to a pipe is not the table's to spoil.
     piped = "-" in {str(options.json), str(options.csv)}

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from command import exit_status
-from configuration.parsing import parse_for
-from configuration.program import Program
-from crossvalidation.folder import open_plan
-from crossvalidation.plan import CrossvalOptions, Plan
-from crossvalidation.results import collect_lesions, show_results
-from crossvalidation.schedule import command_of, train_units
-from crossvalidation.unit import run_unit
-from crossvalidation.view import View
-from evaluation.lesions import load_panoptica
-from experiments.subjects import read_subjects
-from run_folder import RunFolder
+from kdnet.configuration.parsing import parse_for
+from kdnet.configuration.program import Program
+from kdnet.evaluation.lesions import load_panoptica
+from kdnet.runs.command import exit_status
+from kdnet.runs.folder import open_plan
+from kdnet.runs.plan import CrossvalOptions, Plan
+from kdnet.runs.results import collect_lesions, show_results
+from kdnet.runs.run_folder import RunFolder
+from kdnet.runs.schedule import command_of, train_units
+from kdnet.runs.subjects import read_subjects
+from kdnet.runs.unit import run_unit
+from kdnet.runs.view import View
 
 _DESCRIPTION = """\
 Cross-validate any number of rows (teacher, baseline, KD-Net, comparators) and show the paper's
@@ -47,19 +47,7 @@ CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, out="runs/cross
 
 
 def cross_validate(arguments: Sequence[str], console: Console) -> int:
-    """Train what is missing and show the results.
-
-    Args:
-        arguments: Command line without the program's name.
-        console: Where progress and results are shown.
-
-    Returns:
-        Exit status: 0, or 1 if units failed.
-
-    Raises:
-        UserError: If the configuration or the data cannot be used.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Train what is missing and show the results."""
     config, options = parse_for(CROSSVAL, arguments)
     if options.lesions:
         load_panoptica()
@@ -83,13 +71,7 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
 
 
 def show_plan(plan: Plan, what: str, console: Console) -> None:
-    """List the units, or show how far they are.
-
-    Args:
-        plan: What the cross-validation consists of.
-        what: "units" or "status".
-        console: Where to.
-    """
+    """List the units, or show how far they are."""
     if what == "status":
         console.print(View(plan, plan.units()).table())
         return
@@ -99,14 +81,7 @@ def show_plan(plan: Plan, what: str, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and run.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, 1 if units failed, 2 for input that cannot be used, 128 + signal if stopped.
-    """
+    """Read the command line and run."""
     given = sys.argv[1:] if arguments is None else arguments
     return exit_status(lambda: cross_validate(given, Console(markup=False)))
 

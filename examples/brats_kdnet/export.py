@@ -14,20 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError, printable
-from exported import check_format, export
-from training.checkpoint import load_model
+from kdnet.errors import UserError, printable
+from kdnet.exported import check_format, export
+from kdnet.training.checkpoint import load_model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and export.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, or 2 for input that cannot be used.
-    """
+    """Read the command line and export."""
     options = _parser().parse_args(arguments)
     try:
         check_format(options.out)

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from training.history import read_history
+from kdnet.training.history import read_history
 
 _TRAIN = Path(__file__).with_name("train.py")
 # Of 24 phantoms in 3 folds, 10 train (and 6 validate): 5 steps of batch 2 in each of 10 epochs.
@@ -31,16 +31,7 @@ _ARGUMENTS = (
 
 
 def train(out: Path, cache: Path, *flags: str) -> subprocess.Popen[bytes]:
-    """Start a training.
-
-    Args:
-        out: Its run folder.
-        cache: Holds phantoms and preprocessed subjects for all trainings.
-        *flags: Further options.
-
-    Returns:
-        The process.
-    """
+    """Start a training."""
     command = [
         sys.executable,
         str(_TRAIN),
@@ -54,30 +45,14 @@ def train(out: Path, cache: Path, *flags: str) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes], expected: int = 0) -> None:
-    """Wait for a training.
-
-    Args:
-        process: Started by `train`.
-        expected: Its exit status if all is well.
-
-    Raises:
-        SystemExit: If it ends otherwise.
-    """
+    """Wait for a training."""
     status = process.wait()
     if status != expected:
         raise SystemExit(f"GPU check failed: train.py ended with status {status}, not {expected}.")
 
 
 def measure(out: Path, console: Console) -> None:
-    """Print step time and peak memory of a finished training.
-
-    Args:
-        out: Its run folder.
-        console: Where to.
-
-    Raises:
-        SystemExit: If it did not take 50 steps.
-    """
+    """Print step time and peak memory of a finished training."""
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     resolved = json.loads((out / "environment.json").read_text(encoding="utf-8"))["resolved"]
     for role in ("teacher", "baseline", "student"):
@@ -93,12 +68,7 @@ def measure(out: Path, console: Console) -> None:
 
 
 def kill_and_resume(out: Path, cache: Path) -> None:
-    """Stop a training with SIGTERM in the middle, and let it go on.
-
-    Args:
-        out: A new run folder.
-        cache: As for `train`.
-    """
+    """Stop a training with SIGTERM in the middle, and let it go on."""
     process = train(out, cache)
     while process.poll() is None and not (out / "teacher" / "state.pt").is_file():
         time.sleep(0.05)
@@ -114,11 +84,7 @@ def largest_difference(first: Path, second: Path) -> float:
 
 
 def main() -> int:
-    """Run the check.
-
-    Returns:
-        Exit status: 0 if all is well or there is no GPU.
-    """
+    """Run the check."""
     console = Console(highlight=False, soft_wrap=True)
     if not torch.cuda.is_available():
         console.print("GPU check skipped: PyTorch finds no CUDA device on this machine.")

@@ -21,12 +21,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from data.layouts import PHANTOM_MARKER
-from data.parallel import map_parallel
-from errors import UserError
-from phantom_images import make_phantom
-from reading import UnreadableError, read_json
-from writing import atomic_folder, remove_abandoned, write_text
+from kdnet.data.layouts import PHANTOM_MARKER
+from kdnet.data.parallel import map_parallel
+from kdnet.data.phantom_images import make_phantom
+from kdnet.errors import UserError
+from kdnet.reading import UnreadableError, read_json
+from kdnet.writing import atomic_folder, remove_abandoned, write_text
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
 _VERSION = 1
@@ -43,22 +43,7 @@ def generate_phantoms(
     progress: bool = True,
     workers: int | None = None,
 ) -> Path:
-    """Write synthetic subjects, or the part of them that is not there yet.
-
-    Args:
-        root: Folder to fill, `root/Phantom_0001/Phantom_0001_t1ce.nii.gz` and so on.
-        subjects: How many subjects the folder shall hold.
-        seed: Of everything random. Subject n is the same in a folder of any size.
-        size: Voxels along each axis, 1 mm each; at least 16.
-        progress: Whether to show a progress bar.
-        workers: Subjects made at a time; None: one per core. The images do not depend on it.
-
-    Returns:
-        `root`.
-
-    Raises:
-        UserError: If the folder holds something else, phantoms of other settings, or more of them.
-    """
+    """Write synthetic subjects, or the part of them that is not there yet."""
     if subjects < 1 or size < _SMALLEST:
         raise UserError(
             f"phantoms: expected at least 1 subject of at least {_SMALLEST} voxels along each "
@@ -88,14 +73,7 @@ def generate_phantoms(
 
 
 def phantom_names(subjects: int) -> list[str]:
-    """Name phantoms before there are any.
-
-    Args:
-        subjects: How many.
-
-    Returns:
-        Their names in order; subject n has the same in a folder of any size.
-    """
+    """Name phantoms before there are any."""
     return [f"Phantom_{number:04d}" for number in range(1, subjects + 1)]
 
 
@@ -147,14 +125,7 @@ def _write(path: Path, volume: NDArray[Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write phantoms from the command line.
-
-    Args:
-        arguments: Words after the program's name; None takes those of the process.
-
-    Returns:
-        Exit status: 0, or 2 if the input cannot be used.
-    """
+    """Write phantoms from the command line."""
     parser = argparse.ArgumentParser(description="Write synthetic subjects in the BraTS layout.")
     parser.add_argument("--out", type=Path, required=True, help="folder to fill")
     parser.add_argument("--subjects", type=int, default=40, help="how many (default 40)")

@@ -30,34 +30,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from command import exit_status
-from data.checks import Problem, check_subjects, raise_for_problems
-from data.description import DATASETS_FOLDER, Description, load_description
-from data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
-from data.volumes import read_geometry
-from errors import UserError
-from evaluation.inference import volume_predictor
-from evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
-from evaluation.scoring import native_classes, predict_finite
-from exported import open_model
+from kdnet.data.checks import Problem, check_subjects, raise_for_problems
+from kdnet.data.description import DATASETS_FOLDER, Description, load_description
+from kdnet.data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
+from kdnet.data.volumes import read_geometry
+from kdnet.errors import UserError
+from kdnet.evaluation.inference import volume_predictor
+from kdnet.evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
+from kdnet.evaluation.scoring import native_classes, predict_finite
+from kdnet.exported import open_model
+from kdnet.runs.command import exit_status
+from kdnet.training.checkpoint import ModelMetadata
 from privdistill import DistillationWrapper, GroundTruth
-from training.checkpoint import ModelMetadata
 
 
 def find_inputs(inputs: Sequence[str], metadata: ModelMetadata) -> list[Subject]:
-    """Find what is to be segmented.
-
-    Args:
-        inputs: Paths of files or folders, or `modality=path` for the modalities of one subject.
-        metadata: Which modalities the network sees, and how its training data were laid out. One
-            for any subset is content with a single one.
-
-    Returns:
-        Subjects without segmentation; their modalities may still be incomplete.
-
-    Raises:
-        UserError: If a path does not exist, nothing is found, or a file's modality is not clear.
-    """
+    """Find what is to be segmented."""
     named = [_split_name(text, metadata.description) for text in inputs]
     if any(modality is not None for modality, _ in named):
         return [_one_subject(named, metadata)]
@@ -68,18 +56,7 @@ def find_inputs(inputs: Sequence[str], metadata: ModelMetadata) -> list[Subject]
 
 
 def output_names(subjects: Sequence[Subject], metadata: ModelMetadata) -> list[str]:
-    """File names of the label maps.
-
-    Args:
-        subjects: With any of the network's modalities.
-        metadata: Names them.
-
-    Returns:
-        `<stem>_seg.nii.gz` for every subject, in order; the stem is that of its first modality.
-
-    Raises:
-        UserError: If two inputs would be written to the same name.
-    """
+    """File names of the label maps."""
     names = [f"{stem_of(_first(subject, metadata).path)}_seg.nii.gz" for subject in subjects]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -101,24 +78,7 @@ def predict(
     trusted: Collection[str] = (),
     trust_program: bool = False,
 ) -> list[Path]:
-    """Segment every input; nothing is written unless all of them can be used.
-
-    Args:
-        model: A model.safetensors that train.py wrote, or what export.py made of it.
-        inputs: See `find_inputs`.
-        out: Folder for the label maps.
-        device: As torch names it, or "auto".
-        console: Shows progress.
-        modalities: Those that are read, for a network that takes any subset; empty: all of its own.
-        trusted: Networks beyond the known ones that the model file may have imported.
-        trust_program: Whether a .pt2 may be opened, which could run any code.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: If the model or an input cannot be used.
-    """
+    """Segment every input; nothing is written unless all of them can be used."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: expected a folder, found the file {out}.")
     network, metadata = open_model(model, trusted=trusted, trust_program=trust_program)
@@ -222,14 +182,7 @@ def _check_orientation(subjects: Sequence[Subject], metadata: ModelMetadata) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and segment.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, or 2 for input that cannot be used and where memory is not enough.
-    """
+    """Read the command line and segment."""
     options = _parser().parse_args(arguments)
     # Names of files are shown as they are, brackets and all.
     return exit_status(lambda: _predict(options, Console(markup=False)))

@@ -16,29 +16,18 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from command import exit_status
-from errors import UserError
-from reports.crossval_folder import MARKER
-from reports.crossval_page import write_crossval_page
-from reports.run_page import write_run_page
-from studies.facts import FACTS
-from studies.page import find_studies, write_study
-from studies.rows import ROWS
+from kdnet.errors import UserError
+from kdnet.results.crossval_folder import MARKER
+from kdnet.results.crossval_page import write_crossval_page
+from kdnet.results.run_page import write_run_page
+from kdnet.runs.command import exit_status
+from kdnet.studies.facts import FACTS
+from kdnet.studies.page import find_studies, write_study
+from kdnet.studies.rows import ROWS
 
 
 def write_reports(folder: Path, trusted: Collection[str] = ()) -> list[Path]:
-    """Write the report of a folder, or of every study at and below it.
-
-    Args:
-        folder: Of a run, a cross-validation, a study, or with studies below it.
-        trusted: Networks that the folder's model files may have imported.
-
-    Returns:
-        The pages written.
-
-    Raises:
-        UserError: If there is nothing to report, or what is stored cannot be used.
-    """
+    """Write the report of a folder, or of every study at and below it."""
     # The folder of a study is that of a cross-validation too, whose scores lie in its units.
     if (folder / ROWS).is_file():
         return [write_study(folder)]
@@ -51,18 +40,7 @@ def write_reports(folder: Path, trusted: Collection[str] = ()) -> list[Path]:
 
 
 def write_report(folder: Path, trusted: Collection[str] = ()) -> Path:
-    """Write report.html into the folder of a run or of a cross-validation.
-
-    Args:
-        folder: A folder that train.py or crossval.py filled.
-        trusted: Networks beyond the known ones that may be imported to say what they cost.
-
-    Returns:
-        The file written.
-
-    Raises:
-        UserError: If the folder is neither, or has no scores yet.
-    """
+    """Write report.html into the folder of a run or of a cross-validation."""
     if (folder / MARKER).is_file():
         return write_crossval_page(folder, trusted)
     if (folder / "config.yaml").is_file():
@@ -75,14 +53,7 @@ def write_report(folder: Path, trusted: Collection[str] = ()) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and write the reports.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, 2 for a folder that cannot be used, 128 + signal if stopped.
-    """
+    """Read the command line and write the reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "folder", type=Path, help="folder of a run, of a cross-validation or of studies"

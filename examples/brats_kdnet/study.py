@@ -13,20 +13,20 @@ from typing import Literal
 
 from rich.console import Console
 
-from command import exit_status
-from configuration.parsing import parse_for
-from configuration.program import Program
 from crossval import show_plan
-from crossvalidation.folder import open_plan
-from crossvalidation.plan import CrossvalOptions, Plan
-from crossvalidation.schedule import command_of, train_units
-from crossvalidation.unit import run_unit
-from errors import UserError
+from kdnet.configuration.parsing import parse_for
+from kdnet.configuration.program import Program
+from kdnet.errors import UserError
+from kdnet.runs.command import exit_status
+from kdnet.runs.folder import open_plan
+from kdnet.runs.plan import CrossvalOptions, Plan
+from kdnet.runs.schedule import command_of, train_units
+from kdnet.runs.unit import run_unit
+from kdnet.studies.collect import check_distinct, collect
+from kdnet.studies.design import Design, read_design
+from kdnet.studies.search import search
+from kdnet.studies.trials import trials_table
 from report import write_reports
-from studies.collect import check_distinct, collect
-from studies.design import Design, read_design
-from studies.search import search
-from studies.trials import trials_table
 
 _DESCRIPTION = """\
 Train a student by several recipes, with several numbers of labelled and unlabelled subjects, folds
@@ -34,11 +34,11 @@ and seeds, and say what each recipe gains over the baseline that learns from the
 
 Examples:
   study.py --study phantoms
-      the study of phantoms: studies/phantoms.yaml
+      the study of phantoms: kdnet/studies/phantoms.yaml
   study.py --study lgg --data-root LGG --jobs 2
       that of patients with lower-grade glioma
   study.py --study mine.yaml --data-root PATIENTS --description patients.yaml
-      your own recipes and counts, in the form of studies/lgg.yaml
+      your own recipes and counts, in the form of kdnet/studies/lgg.yaml
   study.py --study lgg --data-root LGG --show status
       how far every unit is; --show units lists them with their numbers, and --unit NUMBER trains
       one of them, for array jobs
@@ -54,7 +54,7 @@ class StudyOptions:
     """Units of a study.
 
     Args:
-        study: Name of a study in studies/, or YAML file of your own in the same form.
+        study: Name of a study in kdnet/studies/, or YAML file of your own in the same form.
         jobs: Units trained at a time: a number, or "auto": one for each GPU; on a CPU one for
             every processor, up to 4, each with its share of threads.
         unit: Train this unit alone, by its name or number, and stop; for array jobs. Its teacher is
@@ -85,19 +85,7 @@ STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
 
 
 def study(arguments: Sequence[str], console: Console) -> int:
-    """Train what is missing, store the rows, and make tables and figures.
-
-    Args:
-        arguments: Command line without the program's name.
-        console: Where progress and results are shown.
-
-    Returns:
-        Exit status: 0, or 1 if units failed.
-
-    Raises:
-        UserError: If the study, the configuration or the data cannot be used.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Train what is missing, store the rows, and make tables and figures."""
     design = read_design(named_study(arguments))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)
@@ -134,14 +122,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
 
 
 def refuse_together(options: StudyOptions) -> None:
-    """Refuse what chooses units beside a search, which has its own.
-
-    Args:
-        options: Of the command line.
-
-    Raises:
-        UserError: If both are there.
-    """
+    """Refuse what chooses units beside a search, which has its own."""
     others = [name for name in ("unit", "only", "show") if getattr(options, name) is not None]
     if options.search is not None and others:
         raise UserError(
@@ -151,17 +132,7 @@ def refuse_together(options: StudyOptions) -> None:
 
 
 def named_study(arguments: Sequence[str]) -> str:
-    """Find the study on the command line before anything else, as it sets the defaults.
-
-    Args:
-        arguments: Command line without the program's name.
-
-    Returns:
-        Its name or file.
-
-    Raises:
-        UserError: If --study comes without a name.
-    """
+    """Find the study on the command line before anything else, as it sets the defaults."""
     found = StudyOptions.study
     for position, word in enumerate(arguments):
         if word.startswith("--study="):
@@ -176,20 +147,7 @@ def named_study(arguments: Sequence[str]) -> str:
 def train(
     plan: Plan, options: StudyOptions, arguments: Sequence[str], console: Console
 ) -> dict[str, str]:
-    """Train every wanted unit that is not done, after its teacher.
-
-    Args:
-        plan: Knows which.
-        options: Which, and how many at a time.
-        arguments: Command line, for the processes of units.
-        console: Where progress is shown.
-
-    Returns:
-        The units that failed, with the reason.
-
-    Raises:
-        UserError: If no unit has such a name.
-    """
+    """Train every wanted unit that is not done, after its teacher."""
     wanted = {unit.name for unit in plan.units() if (options.only or "") in unit.name}
     if not wanted:
         raise UserError(f"--only {options.only}: no unit has such a name; --show units lists them.")
@@ -205,14 +163,7 @@ def train(
 
 
 def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console) -> None:
-    """Store the rows of all finished units, and make tables and figures of them.
-
-    Args:
-        plan: Knows the units.
-        design: Names study and recipes.
-        arguments: Command line; kept beside the rows.
-        console: Where the files are named.
-    """
+    """Store the rows of all finished units, and make tables and figures of them."""
     path = collect(plan, design, [published(arguments)])
     for written in (path, *write_reports(plan.root, plan.trusted)):
         console.print(f"Written: {written}", highlight=False, soft_wrap=True)
@@ -223,16 +174,8 @@ def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console)
 def published(arguments: Sequence[str]) -> str:
     """Return the command that trains all units, as it may be shown to others.
 
-    Args:
-        arguments: Of any start: what chooses units and folders is left out, and a data set's path
-            is cut to its last folder.
-
-    Returns:
-        One line.
-
-    Example:
-        >>> published(["--study", "lgg", "--data-root=/home/me/LGG", "--only", "fold0"])
-        'python examples/brats_kdnet/study.py --study lgg --data-root LGG'
+    >>> published(["--study", "lgg", "--data-root=/home/me/LGG", "--only", "fold0"])
+    'python examples/brats_kdnet/study.py --study lgg --data-root LGG'
     """
     kept: list[str] = []
     words = [part for word in arguments for part in _apart(word)]
@@ -252,14 +195,7 @@ def _apart(word: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and run.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, 1 if units failed, 2 for input that cannot be used, 128 + signal if stopped.
-    """
+    """Read the command line and run."""
     given = sys.argv[1:] if arguments is None else arguments
     return exit_status(lambda: study(given, Console(markup=False)))
 

@@ -14,28 +14,28 @@ from dataclasses import replace
 from rich.console import Console
 from torch import nn
 
-from command import exit_status
-from configuration.config import Config
-from configuration.parsing import parse_config
-from data.sampling import samples_per_subject
-from data.splits import Split
-from evaluation.scoring import Score, read_scores, write_scores
-from evaluation.slices import save_slices
-from evaluation.tables import render_tables
-from experiments.experiment import Experiment
-from experiments.networks import describe_network
-from experiments.opening import open_experiment
-from experiments.splits import find_split
-from experiments.subjects import find_description
-from held_out import score_network
-from models.trust import check_trusted
-from recipes.advice import explain, judge
-from recipes.out_of_fold import with_part_teachers
-from recipes.rows import Row
+from kdnet.configuration.config import Config
+from kdnet.configuration.parsing import parse_config
+from kdnet.data.sampling import samples_per_subject
+from kdnet.data.splits import Split
+from kdnet.evaluation.scoring import Score, read_scores, write_scores
+from kdnet.models.trust import check_trusted
+from kdnet.recipes.advice import explain, judge
+from kdnet.recipes.out_of_fold import with_part_teachers
+from kdnet.recipes.rows import Row
+from kdnet.results.slices import save_slices
+from kdnet.results.tables import render_tables
+from kdnet.runs.command import exit_status
+from kdnet.runs.experiment import Experiment
+from kdnet.runs.held_out import score_network
+from kdnet.runs.networks import describe_network
+from kdnet.runs.opening import open_experiment
+from kdnet.runs.splits import find_split
+from kdnet.runs.subjects import find_description
+from kdnet.runs.teaching import check_unseen, rehearse, teach
+from kdnet.training.checkpoint import check_compatible, read_metadata
+from kdnet.training.history import read_history
 from report import write_report
-from teaching import check_unseen, rehearse, teach
-from training.checkpoint import check_compatible, read_metadata
-from training.history import read_history
 
 TEACHER = Row("teacher", role="teacher")
 BASELINE = Row("baseline")
@@ -43,16 +43,7 @@ STUDENT = Row("student", recipe="distilled", teacher="teacher")
 
 
 def distil(config: Config, console: Console) -> None:
-    """Carry out the experiment of the paper on one fold.
-
-    Args:
-        config: The resolved configuration.
-        console: Where progress and results are shown.
-
-    Raises:
-        UserError: If the configuration or the data cannot be used.
-        TrainingStoppedError: After SIGTERM, SIGUSR1 or Ctrl-C.
-    """
+    """Carry out the experiment of the paper on one fold."""
     config = with_equal_steps(config, find_split(config))
     rows = with_part_teachers((TEACHER, BASELINE, STUDENT), config)
     check_parts(rows, config)
@@ -78,15 +69,7 @@ def distil(config: Config, console: Console) -> None:
 
 
 def with_equal_steps(config: Config, split: Split) -> Config:
-    """Make all trainings as long as that of the student, which alone sees unlabelled subjects.
-
-    Args:
-        config: The resolved configuration; a length of epochs that it gives is kept.
-        split: Knows the unlabelled subjects.
-
-    Returns:
-        The configuration.
-    """
+    """Make all trainings as long as that of the student, which alone sees unlabelled subjects."""
     if not split.unlabelled or config.training.samples_per_epoch:
         return config
     grid = describe_network("student", config, find_description(config)).grid
@@ -95,32 +78,14 @@ def with_equal_steps(config: Config, split: Split) -> Config:
 
 
 def check_parts(rows: Sequence[Row], config: Config) -> None:
-    """Refuse more parts than there are labelled subjects before anything is trained.
-
-    Args:
-        rows: Some do without a part of the subjects.
-        config: The resolved configuration.
-
-    Raises:
-        UserError: If a part would leave nothing, or leave nothing out.
-    """
+    """Refuse more parts than there are labelled subjects before anything is trained."""
     for row in rows:
         if "leave_out" in row.options:
             find_split(row.configure(config))
 
 
 def rehearse_all(config: Config, student: Row) -> None:
-    """Put teacher and student together once, before anything is read, written or trained.
-
-    Args:
-        config: The resolved configuration.
-        student: Its row.
-
-    Raises:
-        UserError: If there is no such network, or a given teacher does not fit the run or has seen
-            what it tests.
-        PrivDistillError: If the network cannot run on the grid, or has no bottleneck to be found.
-    """
+    """Put teacher and student together once, before anything is read, written or trained."""
     teacher = describe_network("teacher", config, find_description(config))
     if config.network.teacher_model is not None:
         path = config.network.teacher_model
@@ -136,14 +101,7 @@ def rehearse_all(config: Config, student: Row) -> None:
 
 
 def score(experiment: Experiment) -> list[Score]:
-    """Score the three networks on the held-out subjects, or read their scores if that is done.
-
-    Args:
-        experiment: Held-out subjects and trained networks.
-
-    Returns:
-        Scores at the training grid and in native space.
-    """
+    """Score the three networks on the held-out subjects, or read their scores if that is done."""
     run = experiment.run
     if run.scores.is_file():
         return read_scores(run.scores)
@@ -165,11 +123,7 @@ def score(experiment: Experiment) -> list[Score]:
 
 
 def show_lead(experiment: Experiment) -> None:
-    """Say what the teacher's lead in validation promises; nothing where nothing was validated.
-
-    Args:
-        experiment: Teacher and baseline are trained.
-    """
+    """Say what the teacher's lead in validation promises; nothing where nothing was validated."""
     histories = [
         read_history(experiment.run.role(row.name) / "history.csv") for row in (TEACHER, BASELINE)
     ]
@@ -183,12 +137,7 @@ def show_lead(experiment: Experiment) -> None:
 
 
 def show(experiment: Experiment, scores: Sequence[Score]) -> None:
-    """Print the table, write the report, and say what the run took.
-
-    Args:
-        experiment: All three networks are trained and scored.
-        scores: Their scores.
-    """
+    """Print the table, write the report, and say what the run took."""
     console = experiment.console
     console.print(render_tables(scores, phantom=experiment.description.phantom))
     experiment.write_summary()
@@ -209,15 +158,7 @@ def show(experiment: Experiment, scores: Sequence[Score]) -> None:
 
 
 def render_cache(counts: dict[str, int], processes: int) -> str:
-    """Say how often the teacher ran and how often it was not asked.
-
-    Args:
-        counts: Hits, misses, entries not stored and bytes.
-        processes: Number of processes, of which the first counts.
-
-    Returns:
-        One line.
-    """
+    """Say how often the teacher ran and how often it was not asked."""
     asked = counts["hits"] + counts["misses"]
     return (
         f"Teacher cache: {counts['hits']} of {asked} samples served, the teacher ran for "
@@ -228,14 +169,7 @@ def render_cache(counts: dict[str, int], processes: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and run.
-
-    Args:
-        arguments: Without the program's name; sys.argv if None.
-
-    Returns:
-        Exit status: 0, 2 for input that cannot be used, 128 + signal if stopped.
-    """
+    """Read the command line and run."""
     # Names of cases and folders are shown as they are, brackets and all.
     return exit_status(lambda: distil(parse_config(arguments), Console(markup=False)))
 

@@ -11,12 +11,12 @@ import torch
 import page
 import run
 from application import plain_objective
-from configuration.objective import ObjectiveConfig
 from contest import Interval
 from draw import draw
 from figures import FIGURES, Row
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.recipes.distillation import student_objective
 from privdistill import Step, TapPair
-from recipes.distillation import student_objective
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "performance" / "index.md"

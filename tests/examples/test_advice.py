@@ -7,12 +7,12 @@ from statistics import mean
 import pytest
 import yaml
 
-from configuration.parsing import parse_config
-from configuration.presets import RECIPE_FILE
-from recipes.advice import FEWEST, LEAD, STUDIED, explain, judge
-from studies.design import read_design
-from studies.page import find_studies
-from studies.rows import read_study
+from kdnet.configuration.parsing import parse_config
+from kdnet.configuration.presets import RECIPE_FILE
+from kdnet.recipes.advice import FEWEST, LEAD, STUDIED, explain, judge
+from kdnet.studies.design import read_design
+from kdnet.studies.page import find_studies
+from kdnet.studies.rows import read_study
 
 CPU = ["--data-root", "x", "--preset", "cpu"]
 
@@ -64,8 +64,8 @@ def test_the_recipe_can_be_refused():
 
 
 def test_rows_of_a_cross_validation_say_what_they_are():
-    from configuration.parsing import parse_for
     from crossval import CROSSVAL
+    from kdnet.configuration.parsing import parse_for
 
     assert parse_for(CROSSVAL, CPU)[0].objective.imitation == 0.75
 

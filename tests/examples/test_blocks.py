@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.blocks import InstanceNorm, check_image, check_widths, resize_like
+from kdnet.models.blocks import InstanceNorm, check_image, check_widths, resize_like
 
 
 @pytest.mark.parametrize("axes", [2, 3])

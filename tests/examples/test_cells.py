@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.significance import bootstrap_interval
-from studies.cells import Cells, Draws, mean_interval, slope, slope_interval
+from kdnet.results.significance import bootstrap_interval
+from kdnet.studies.cells import Cells, Draws, mean_interval, slope, slope_interval
 
 NAN = math.nan
 

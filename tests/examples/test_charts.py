@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.charts import (
+from invented_runs import invented_scores
+from kdnet.results.charts import (
     Curve,
     Pairs,
     draw_chart,
@@ -14,7 +15,6 @@ from evaluation.charts import (
     history_charts,
     pairs_of,
 )
-from invented_runs import invented_scores
 from page_links import read_links
 
 

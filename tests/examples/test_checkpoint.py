@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.description import load_description
-from errors import UserError
-from models import build_network
-from training.checkpoint import (
+from kdnet.data.description import load_description
+from kdnet.errors import UserError
+from kdnet.models import build_network
+from kdnet.training.checkpoint import (
     ModelMetadata,
     check_compatible,
     load_model,

@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data.checks import Problem, check_subjects, raise_for_problems
-from data.layouts import find_subjects
-from errors import UserError
+from kdnet.data.checks import Problem, check_subjects, raise_for_problems
+from kdnet.data.layouts import find_subjects
+from kdnet.errors import UserError
 
 
 def problems_in(root: Path, **settings) -> list[Problem]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from invented_runs import invented_scores
-from reports.comparison import other_tables, paper_tables, subset_tables
+from kdnet.results.comparison import other_tables, paper_tables, subset_tables
 
 
 def titles(tables):

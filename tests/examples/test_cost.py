@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from errors import UserError
-from evaluation.cost import cost, cost_table, flops, parameters, scoring_seconds
-from models import build_network
+from kdnet.errors import UserError
+from kdnet.models import build_network
+from kdnet.results.cost import cost, cost_table, flops, parameters, scoring_seconds
 
 CONVOLUTION = nn.Conv3d(2, 8, 3, padding=1)
 SHAPE = (1, 2, 4, 6, 8)

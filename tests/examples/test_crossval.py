@@ -16,16 +16,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import crossval
-from configuration.parsing import parse_for
-from crossvalidation.folder import open_plan
-from crossvalidation.jobs import number_of_jobs
-from crossvalidation.plan import Plan
-from crossvalidation.schedule import run_here
-from crossvalidation.view import View
-from errors import UserError
-from evaluation.scoring import read_scores
+from kdnet.configuration.parsing import parse_for
+from kdnet.errors import UserError
+from kdnet.evaluation.scoring import read_scores
+from kdnet.runs.folder import open_plan
+from kdnet.runs.jobs import number_of_jobs
+from kdnet.runs.plan import Plan
+from kdnet.runs.schedule import run_here
+from kdnet.runs.view import View
+from kdnet.training.checkpoint import read_metadata
 from phantoms import generate_phantoms
-from training.checkpoint import read_metadata
 
 QUIET = Console(quiet=True)
 SMALL = [
@@ -130,23 +130,21 @@ def test_lesions_of_all_label_maps_are_written(finished, arguments, monkeypatch)
         return []
 
     monkeypatch.setattr("crossval.load_panoptica", lambda: None)
-    monkeypatch.setattr("crossvalidation.results.score_folder", score)
+    monkeypatch.setattr("kdnet.runs.results.score_folder", score)
     assert crossval.main([*arguments, "--lesions", "true", "--out", str(finished)]) == 0
     assert sorted(seen) == [(r, 3, f) for r in ("baseline", "kdnet", "teacher") for f in (0, 1)]
     assert (finished / "lesions.csv").is_file()
 
 
 def test_a_second_start_trains_nothing_again(finished, arguments, capsys, monkeypatch):
-    monkeypatch.setattr("crossvalidation.schedule.run_unit", None)
+    monkeypatch.setattr("kdnet.runs.schedule.run_unit", None)
     assert crossval.main([*arguments, "--out", str(finished)]) == 0
     assert "6 units, 6 done" in capsys.readouterr().out
 
 
 def test_a_row_that_is_added_is_all_that_is_trained(copy, arguments, monkeypatch):
     trained = []
-    monkeypatch.setattr(
-        "crossvalidation.schedule.run_unit", lambda _, u, __: trained.append(u.name)
-    )
+    monkeypatch.setattr("kdnet.runs.schedule.run_unit", lambda _, u, __: trained.append(u.name))
     assert crossval.main([*arguments, "--rows", "gt_kl,baseline", "--out", str(copy)]) == 0
     assert trained == ["fold0-seed0/gt_kl", "fold1-seed0/gt_kl"]
     # The rows of the first start stay in the results.
@@ -305,7 +303,7 @@ def test_a_failed_unit_stops_its_students_alone(copy, arguments, monkeypatch):
         done.append(unit.name)
 
     done: list[str] = []
-    monkeypatch.setattr("crossvalidation.schedule.run_unit", fail)
+    monkeypatch.setattr("kdnet.runs.schedule.run_unit", fail)
     failed = run_here(plan, plan.units(), QUIET)
     assert failed == {
         "fold0-seed0/teacher": "its loss is not finite",

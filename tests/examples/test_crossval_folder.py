@@ -7,10 +7,10 @@ import shutil
 import pytest
 import yaml
 
-from data.description import load_description
-from evaluation.slices import load_slices
 from invented_runs import write_crossval
-from reports.crossval_folder import CrossvalFolder
+from kdnet.data.description import load_description
+from kdnet.results.crossval_folder import CrossvalFolder
+from kdnet.results.slices import load_slices
 
 
 def folder_of(tmp_path, *rows):

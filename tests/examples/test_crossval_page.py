@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from data.description import load_description
-from errors import UserError
-from evaluation.scoring import read_scores, write_scores
 from invented_runs import invented_scores, write_crossval
+from kdnet.data.description import load_description
+from kdnet.errors import UserError
+from kdnet.evaluation.scoring import read_scores, write_scores
 from page_links import read_links
 from report import write_report
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.checks import check_subjects
-from data.description import load_description
-from data.layouts import find_subjects
-from data.loading import build_loader, prepare
-from data.preprocessing import Preprocessing
-from data.targets import predict_classes, to_regions, to_target
+from kdnet.data.checks import check_subjects
+from kdnet.data.description import load_description
+from kdnet.data.layouts import find_subjects
+from kdnet.data.loading import build_loader, prepare
+from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.targets import predict_classes, to_regions, to_target
 
 
 def test_twelve_brats_subjects_are_found_and_are_sound(real_data):

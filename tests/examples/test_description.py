@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.description import DATASETS_FOLDER, Description, load_description
-from errors import UserError
+from kdnet.data.description import DATASETS_FOLDER, Description, load_description
+from kdnet.errors import UserError
 
 BUILT_IN = sorted(path.stem for path in DATASETS_FOLDER.glob("*.yaml"))
 

@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from errors import UserError
-from studies.design import Block, Design, Recipe, read_design, row_name
+from kdnet.errors import UserError
+from kdnet.studies.design import Block, Design, Recipe, read_design, row_name
 
 SOFT = {"soft": Recipe("soft targets", {"imitation": 0.9})}
 

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from training.digests import damaged, digest, digests
+from kdnet.training.digests import damaged, digest, digests
 
 
 def test_a_digest_is_that_of_the_bytes():

@@ -17,19 +17,19 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from configuration.config import Config
-from configuration.objective import ObjectiveConfig
-from configuration.training import TrainingConfig
-from data.description import load_description
-from data.loading import build_loader
-from experiments.devices import launch
+from kdnet.configuration.config import Config
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.configuration.training import TrainingConfig
+from kdnet.data.description import load_description
+from kdnet.data.loading import build_loader
+from kdnet.recipes import distillation
+from kdnet.runs.devices import launch
+from kdnet.training.checkpoint import ModelMetadata
+from kdnet.training.history import read_history
+from kdnet.training.interruption import TrainingStoppedError
+from kdnet.training.loop import fit
+from kdnet.training.task import Task
 from privdistill import DistillationWrapper, PrivilegedInput
-from recipes import distillation
-from training.checkpoint import ModelMetadata
-from training.history import read_history
-from training.interruption import TrainingStoppedError
-from training.loop import fit
-from training.task import Task
 
 pytestmark = pytest.mark.slow
 DESCRIPTION = load_description(Path("brats2021"))

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-import exported
 import predict
-from data.description import load_description
-from errors import UserError
 from export import main
-from exported import TOLERANCE, export, open_model
-from models import build_network
-from phantom_images import make_phantom
-from training.checkpoint import ModelMetadata, save_model
+from kdnet import exported
+from kdnet.data.description import load_description
+from kdnet.data.phantom_images import make_phantom
+from kdnet.errors import UserError
+from kdnet.exported import TOLERANCE, export, open_model
+from kdnet.models import build_network
+from kdnet.training.checkpoint import ModelMetadata, save_model
 
 NETWORK = {"channels": [4, 8], "skip_connections": 1}
 ENDINGS = [".safetensors", ".pt", ".pt2", ".onnx"]

@@ -7,11 +7,11 @@ import pytest
 
 import crossval
 import train
-from data.files import changed_files, file_states
-from data.layouts import ImageFile, Subject
-from errors import UserError
+from kdnet.data.files import changed_files, file_states
+from kdnet.data.layouts import ImageFile, Subject
+from kdnet.errors import UserError
+from kdnet.runs.run_folder import RunFolder
 from phantoms import generate_phantoms
-from run_folder import RunFolder
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_looked_at_is_left_to_the_checks_and_named_later(r
 
 @pytest.mark.parametrize(
     ("program", "last"),
-    [(train, "experiments.opening.settle"), (crossval, "crossvalidation.folder._complete")],
+    [(train, "kdnet.runs.opening.settle"), (crossval, "kdnet.runs.folder._complete")],
 )
 def test_what_goes_on_is_refused_where_a_file_has_changed(
     tmp_path, monkeypatch, capsys, program, last

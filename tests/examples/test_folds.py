@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from crossvalidation.folds import Fold, deal, load_folds, save_folds
-from data.layouts import Subject
-from data.splits import Split
-from errors import UserError
+from kdnet.data.layouts import Subject
+from kdnet.data.splits import Split
+from kdnet.errors import UserError
+from kdnet.runs.folds import Fold, deal, load_folds, save_folds
 
 SUBJECTS = [Subject(f"case{i}", images={}, segmentation=None) for i in range(9)]
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from errors import UserError
 from invented_runs import invented_facts, invented_study
-from studies.gains import Pairing, spaces
-from studies.rows import Study, StudyRow
+from kdnet.errors import UserError
+from kdnet.studies.gains import Pairing, spaces
+from kdnet.studies.rows import Study, StudyRow
 
 NAN = math.nan
 

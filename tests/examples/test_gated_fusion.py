@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from models import GatedFusionNet
-from models.gated_fusion import GatedFusion, modulate
+from kdnet.models import GatedFusionNet
+from kdnet.models.gated_fusion import GatedFusion, modulate
 
 
 def small(**options):

@@ -3,9 +3,9 @@
 import math
 from dataclasses import replace
 
-from evaluation.tables import gains
 from invented_runs import invented_scores
-from reports.grids import chapters, gain_grid
+from kdnet.results.grids import chapters, gain_grid
+from kdnet.results.tables import gains
 
 
 def scores_over_folds():

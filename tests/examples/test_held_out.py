@@ -8,14 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from configuration.parsing import parse_config
-from errors import UserError
-from experiments.experiment import Experiment
-from experiments.networks import build
-from experiments.opening import open_experiment
-from held_out import score_network, score_subsets, score_with
+from kdnet.configuration.parsing import parse_config
+from kdnet.errors import UserError
+from kdnet.runs.experiment import Experiment
+from kdnet.runs.held_out import score_network, score_subsets, score_with
+from kdnet.runs.networks import build
+from kdnet.runs.opening import open_experiment
+from kdnet.training.checkpoint import save_model
 from phantoms import generate_phantoms
-from training.checkpoint import save_model
 
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from models import HeMIS, KDNet
-from models.hemis import Moments
+from kdnet.models import HeMIS, KDNet
+from kdnet.models.hemis import Moments
 from privdistill import DistillationWrapper, GroundTruth, LatentKL, Tap
 
 

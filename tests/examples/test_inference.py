@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.description import load_description
-from data.layouts import find_subjects
-from data.preprocessing import Preprocessing
-from evaluation.inference import predict_volume, volume_predictor
-from evaluation.scoring import evaluate
+from kdnet.data.description import load_description
+from kdnet.data.layouts import find_subjects
+from kdnet.data.preprocessing import Preprocessing
+from kdnet.evaluation.inference import predict_volume, volume_predictor
+from kdnet.evaluation.scoring import evaluate
 
 PATCH = (4, 4, 4)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.description import load_description
-from data.layouts import ImageFile, find_subjects
-from errors import UserError
+from kdnet.data.description import load_description
+from kdnet.data.layouts import ImageFile, find_subjects
+from kdnet.errors import UserError
 
 
 def touch(root: Path, *names: str) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from invented_runs import invented_facts, invented_study
-from studies.gains import Pairing
-from studies.lead import lead_and_gain
-from studies.rows import Study
+from kdnet.studies.gains import Pairing
+from kdnet.studies.lead import lead_and_gain
+from kdnet.studies.rows import Study
 
 
 def of_share(share, *, cases=24, noise=0.0, seeds=(0, 1), keep=lambda row: True):

@@ -5,10 +5,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data.description import load_description
-from data.layouts import ImageFile, Subject
-from errors import UserError
-from evaluation.lesions import score_folder, score_lesions, write_lesions
+from kdnet.data.description import load_description
+from kdnet.data.layouts import ImageFile, Subject
+from kdnet.errors import UserError
+from kdnet.evaluation.lesions import score_folder, score_lesions, write_lesions
 
 BRATS = load_description("brats2021")
 LGG = load_description("lgg")

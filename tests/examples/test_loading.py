@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-import data.loading
-from data.description import load_description
-from data.layouts import find_subjects
-from data.loading import (
+import kdnet.data.loading
+from kdnet.data.description import load_description
+from kdnet.data.layouts import find_subjects
+from kdnet.data.loading import (
     EpochSampler,
     MappedSamples,
     build_loader,
@@ -22,8 +22,8 @@ from data.loading import (
     prepare,
     start_epoch,
 )
-from data.preprocessing import Preprocessing
-from errors import UserError
+from kdnet.data.preprocessing import Preprocessing
+from kdnet.errors import UserError
 from phantoms import generate_phantoms
 
 
@@ -216,10 +216,10 @@ _PEAK_OF_A_RUN = """
 import resource, sys
 from pathlib import Path
 import torch
-import data.loading
-from data.layouts import find_subjects
-from data.loading import build_loader, prepare
-from data.preprocessing import Preprocessing
+import kdnet.data.loading
+from kdnet.data.layouts import find_subjects
+from kdnet.data.loading import build_loader, prepare
+from kdnet.data.preprocessing import Preprocessing
 
 torch.set_num_threads(1)
 root, cache, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -237,7 +237,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_subjects(tmp_path):
     root = generate_phantoms(tmp_path / "p", subjects=40, seed=0, progress=False)
-    application = Path(data.loading.__file__).parents[1]
+    application = Path(kdnet.data.loading.__file__).parents[2]
 
     def peak(count):
         arguments = [sys.executable, "-c", _PEAK_OF_A_RUN, root, tmp_path / str(count), str(count)]

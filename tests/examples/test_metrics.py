@@ -8,7 +8,7 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.surface_dice import compute_surface_dice
 from scipy import ndimage
 
-from evaluation.metrics import (
+from kdnet.evaluation.metrics import (
     bounding_box,
     dice,
     dice_reference_present,

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from configuration.objective import ObjectiveConfig
-from errors import UserError
-from models import UHVED, GatedFusionNet, HeMIS
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.errors import UserError
+from kdnet.models import UHVED, GatedFusionNet, HeMIS
+from kdnet.recipes.lesson import Setting
+from kdnet.recipes.missing_modality import missing_modality
 from privdistill import DistillationWrapper
-from recipes.lesson import Setting
-from recipes.missing_modality import missing_modality
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 

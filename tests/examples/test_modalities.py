@@ -1,6 +1,6 @@
 import torch
 
-from models.modalities import draw_subset, every_subset, find_present
+from kdnet.models.modalities import draw_subset, every_subset, find_present
 
 
 def test_a_modality_of_zeros_is_absent():

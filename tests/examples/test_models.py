@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from data.description import load_description
-from errors import UserError
-from models import KDNet, MultiResUNet, build_network, check_axes, in_two_dimensions
-from training.checkpoint import ModelMetadata, load_model, save_model
+from kdnet.data.description import load_description
+from kdnet.errors import UserError
+from kdnet.models import KDNet, MultiResUNet, build_network, check_axes, in_two_dimensions
+from kdnet.training.checkpoint import ModelMetadata, load_model, save_model
 
 
 def parameters(network: nn.Module) -> int:

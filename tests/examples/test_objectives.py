@@ -1,12 +1,12 @@
 import pytest
 from torch import nn
 
-from configuration.objective import ObjectiveConfig
-from errors import UserError
-from models import HeMIS, KDNet, MultiResUNet, build_network
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.errors import UserError
+from kdnet.models import HeMIS, KDNet, MultiResUNet, build_network
+from kdnet.recipes.lesson import Setting
+from kdnet.recipes.objectives import head_of, objective_of, taps_of, taught_by_objective
 from privdistill import GroundTruth
-from recipes.lesson import Setting
-from recipes.objectives import head_of, objective_of, taps_of, taught_by_objective
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 NAMES = ("kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd")

@@ -1,10 +1,10 @@
 import pytest
 
-from configuration.config import Config
-from configuration.objective import ObjectiveConfig
-from errors import UserError
-from recipes.out_of_fold import part_teachers, with_part_teachers
-from recipes.rows import Row
+from kdnet.configuration.config import Config
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.errors import UserError
+from kdnet.recipes.out_of_fold import part_teachers, with_part_teachers
+from kdnet.recipes.rows import Row
 
 TEACHER = Row("teacher", role="teacher", label="teacher")
 BASELINE = Row("baseline")

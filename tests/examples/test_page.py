@@ -2,8 +2,8 @@
 
 import pytest
 
-from errors import UserError
-from reports.page import duration, flat, read_mapping
+from kdnet.errors import UserError
+from kdnet.results.page import duration, flat, read_mapping
 
 
 @pytest.mark.parametrize(

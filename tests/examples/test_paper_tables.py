@@ -3,8 +3,9 @@ import math
 import pytest
 from rich.console import Console
 
-from errors import UserError
-from evaluation.paper_tables import (
+from kdnet.errors import UserError
+from kdnet.evaluation.scoring import Score
+from kdnet.results.paper_tables import (
     TABLE_TWO_ROWS,
     paired_table,
     published_table,
@@ -12,8 +13,7 @@ from evaluation.paper_tables import (
     table_one,
     table_two,
 )
-from evaluation.published import TABLE_TWO, published
-from evaluation.scoring import Score
+from kdnet.results.published import TABLE_TWO, published
 
 PROTOCOL = "phantoms, 12 cases, grid 16, 2 epochs, 2 folds, seed 0"
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configuration.config import Config
-from configuration.parsing import parse_config
-from configuration.presets import PRESETS
-from errors import UserError
+from kdnet.configuration.config import Config
+from kdnet.configuration.parsing import parse_config
+from kdnet.configuration.presets import PRESETS
+from kdnet.errors import UserError
 
 
 def test_without_arguments_the_demo_runs_on_phantoms():

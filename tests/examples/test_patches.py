@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from data.loading import build_loader, start_epoch
-from data.patches import FixedPatches, FreePatches, choose_start, tumour_voxel, window
+from kdnet.data.loading import build_loader, start_epoch
+from kdnet.data.patches import FixedPatches, FreePatches, choose_start, tumour_voxel, window
 
 PATCH = (4, 6, 5)
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from configuration.config import Config
-from configuration.training import TrainingConfig
-from errors import UserError
-from experiments.devices import launch
-from models import KDNet
-from training.performance import (
+from kdnet.configuration.config import Config
+from kdnet.configuration.training import TrainingConfig
+from kdnet.errors import UserError
+from kdnet.models import KDNet
+from kdnet.runs.devices import launch
+from kdnet.training.performance import (
     Performance,
     Stopwatch,
     candidates,

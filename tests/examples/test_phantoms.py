@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import phantoms
-from data.checks import check_subjects
-from data.layouts import find_subjects
-from errors import UserError
-from phantom_images import ENHANCING, MODALITIES, NECROSIS, OEDEMA, make_phantom
+from kdnet.data.checks import check_subjects
+from kdnet.data.layouts import find_subjects
+from kdnet.data.phantom_images import ENHANCING, MODALITIES, NECROSIS, OEDEMA, make_phantom
+from kdnet.errors import UserError
 from phantoms import generate_phantoms
 
 SIZE = 32

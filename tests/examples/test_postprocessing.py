@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.description import load_description
-from evaluation.postprocessing import remove_small, rule_of
+from kdnet.data.description import load_description
+from kdnet.evaluation.postprocessing import remove_small, rule_of
 
 BRATS = load_description("brats2021")
 LGG = load_description("lgg")

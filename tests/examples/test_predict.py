@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.description import load_description
-from data.layouts import ImageFile, Subject
-from errors import UserError
-from evaluation.scoring import native_classes
-from models import build_network
+from kdnet.data.description import load_description
+from kdnet.data.layouts import ImageFile, Subject
+from kdnet.errors import UserError
+from kdnet.evaluation.scoring import native_classes
+from kdnet.models import build_network
+from kdnet.training.checkpoint import ModelMetadata, load_model, save_model
 from predict import find_inputs, main
-from training.checkpoint import ModelMetadata, load_model, save_model
 
 GRID = (16, 16, 16)
 SHAPE = (20, 18, 15)

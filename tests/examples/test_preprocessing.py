@@ -8,10 +8,10 @@ import pytest
 import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
 
-from data.description import load_description
-from data.layouts import ImageFile, Subject, find_subjects
-from data.preprocessing import Preprocessing, central_window
-from errors import UserError
+from kdnet.data.description import load_description
+from kdnet.data.layouts import ImageFile, Subject, find_subjects
+from kdnet.data.preprocessing import Preprocessing, central_window
+from kdnet.errors import UserError
 
 BRATS = replace(load_description(Path("brats2021")), crop=(8, 8, 8), grid=(4, 4, 4))
 

@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.published import (
+from kdnet.results.published import (
     PROTOCOLS,
     PUBLISHED,
     T1CE_ONLY,

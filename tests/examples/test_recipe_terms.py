@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from privdistill import ObjectiveError, Step, TapPair
-from recipes.terms import (
+from kdnet.recipes.terms import (
     ContrastWithinBatch,
     Reconstruction,
     StyleDivergence,
     SubsetDivergence,
     SynthesisL1,
 )
+from privdistill import ObjectiveError, Step, TapPair
 
 LOGITS = torch.zeros(1, 2, 2)
 AUXILIARY = [Reconstruction(), SubsetDivergence(), StyleDivergence()]

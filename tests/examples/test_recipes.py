@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from configuration.objective import ObjectiveConfig
-from models import build_network
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.models import build_network
+from kdnet.recipes.lesson import Setting
+from kdnet.recipes.missing_modality import missing_modality
+from kdnet.recipes.objectives import taught_by_objective
+from kdnet.recipes.sharing import share_deepest_layers
+from kdnet.recipes.synthesis import synthesise_then_segment
 from privdistill import DistillationWrapper
-from recipes.lesson import Setting
-from recipes.missing_modality import missing_modality
-from recipes.objectives import taught_by_objective
-from recipes.sharing import share_deepest_layers
-from recipes.synthesis import synthesise_then_segment
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 KDNET = {"channels": [4, 8]}

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from data.description import load_description
-from errors import UserError
 from invented_runs import write_run
+from kdnet.data.description import load_description
+from kdnet.errors import UserError
 from page_links import read_links
 from report import main, write_report
 

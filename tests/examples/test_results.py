@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.tables import gains
 from invented_runs import invented_scores
-from reports.results import headline, verdict
+from kdnet.results.results import headline, verdict
+from kdnet.results.tables import gains
 
 
 def gain_of(metric, lower, upper, p_holm=0.01):

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.results_table import results_table
-from evaluation.scoring import Score
+from kdnet.evaluation.scoring import Score
+from kdnet.results.results_table import results_table
 
 SCORE = Score(
     role="kdnet",

@@ -1,9 +1,9 @@
 import pytest
 
-from configuration.config import Config
-from configuration.parsing import parse_config
-from errors import UserError
-from recipes.rows import Row, read_rows, select_rows, sweep
+from kdnet.configuration.config import Config
+from kdnet.configuration.parsing import parse_config
+from kdnet.errors import UserError
+from kdnet.recipes.rows import Row, read_rows, select_rows, sweep
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-import run_folder
-from configuration.parsing import parse_config
-from errors import UserError
-from run_folder import RunFolder
+from kdnet.configuration.parsing import parse_config
+from kdnet.errors import UserError
+from kdnet.runs import run_folder
+from kdnet.runs.run_folder import RunFolder
 
 
 def test_the_same_configuration_continues_a_run(tmp_path):

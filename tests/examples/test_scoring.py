@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.description import load_description
-from data.layouts import find_subjects
-from data.preprocessing import Preprocessing
-from errors import UserError
-from evaluation.scoring import (
+from kdnet.data.description import load_description
+from kdnet.data.layouts import find_subjects
+from kdnet.data.preprocessing import Preprocessing
+from kdnet.errors import UserError
+from kdnet.evaluation.scoring import (
     Score,
     evaluate,
     grid_spacing,

@@ -8,7 +8,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from training.sharding import gathered, load_optimizer, load_weights, shard, whole
+from kdnet.training.sharding import gathered, load_optimizer, load_weights, shard, whole
 
 IMAGE = torch.arange(6.0).reshape(2, 3)
 

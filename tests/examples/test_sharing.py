@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from configuration.objective import ObjectiveConfig
-from errors import UserError
-from models import HeMIS, KDNet, MultiResUNet
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.errors import UserError
+from kdnet.models import HeMIS, KDNet, MultiResUNet
+from kdnet.recipes.lesson import Setting
+from kdnet.recipes.sharing import deepest_layer, share_deepest_layers
 from privdistill import DistillationWrapper
-from recipes.lesson import Setting
-from recipes.sharing import deepest_layer, share_deepest_layers
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 WIDTHS = (4, 8)

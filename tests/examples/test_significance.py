@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.significance import bootstrap_interval, holm, paired_wilcoxon
+from kdnet.results.significance import bootstrap_interval, holm, paired_wilcoxon
 
 NAN = math.nan
 

@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data.description import load_description
-from data.layouts import find_subjects
-from evaluation.slices import STACK_LIMIT, choose_cases, load_slices, save_slices
 from invented_runs import ROLES, invented_scores, write_data, write_predictions
+from kdnet.data.description import load_description
+from kdnet.data.layouts import find_subjects
+from kdnet.results.slices import STACK_LIMIT, choose_cases, load_slices, save_slices
 
 
 def test_shown_cases_are_the_extremes_and_the_median():

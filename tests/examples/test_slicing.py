@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from data.loading import build_loader
-from data.slicing import SliceDataset, cut, plane_of, stack, useful_slices
-from errors import UserError
+from kdnet.data.loading import build_loader
+from kdnet.data.slicing import SliceDataset, cut, plane_of, stack, useful_slices
+from kdnet.errors import UserError
 
 PLANES = {"sagittal": (3, 4), "coronal": (2, 4), "axial": (2, 3)}
 

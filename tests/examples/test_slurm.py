@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import train
-from configuration.parsing import parse_config, parse_for
 from crossval import CROSSVAL
+from kdnet.configuration.parsing import parse_config, parse_for
 
 FOLDER = Path(train.__file__).parent / "slurm"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

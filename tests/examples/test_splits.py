@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from data.layouts import Subject
-from data.splits import Split, share_labels, split_subjects
-from errors import UserError
+from kdnet.data.layouts import Subject
+from kdnet.data.splits import Split, share_labels, split_subjects
+from kdnet.errors import UserError
 
 
 def subjects(count: int, high: int = 0) -> list[Subject]:

@@ -8,12 +8,12 @@ import torch
 import yaml
 
 import study
-from errors import UserError
+from kdnet.errors import UserError
+from kdnet.studies.design import Search
+from kdnet.studies.rows import read_rows
+from kdnet.studies.search import check_unchanged_search
+from kdnet.training.checkpoint import read_metadata
 from phantoms import generate_phantoms
-from studies.design import Search
-from studies.rows import read_rows
-from studies.search import check_unchanged_search
-from training.checkpoint import read_metadata
 
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
@@ -121,7 +121,7 @@ def test_a_second_start_trains_nothing_and_writes_the_same_rows(
     finished, arguments, monkeypatch, capsys
 ):
     before = (finished / "rows.csv").read_bytes()
-    monkeypatch.setattr("crossvalidation.unit.teach", None)
+    monkeypatch.setattr("kdnet.runs.unit.teach", None)
     assert study.main([*arguments, "--out", str(finished)]) == 0
     assert (finished / "rows.csv").read_bytes() == before
     assert "Figures beside them, as .png and .svg: dice, gain-by" in capsys.readouterr().out

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from errors import UserError
 from invented_runs import invented_facts
-from studies.facts import read_facts, write_facts
+from kdnet.errors import UserError
+from kdnet.studies.facts import read_facts, write_facts
 
 
 def written(path, **changes):

@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 
 from invented_runs import invented_facts, invented_study
+from kdnet.studies.analysis import analyse
+from kdnet.studies.figures import Missing, draw_all, gain_by_lead, headline, save
+from kdnet.studies.rows import Study
 from page_links import read_links
-from studies.analysis import analyse
-from studies.figures import Missing, draw_all, gain_by_lead, headline, save
-from studies.rows import Study
 
 NAMES = ["headline", "dice", "gain-by-labelled", "gain-by-unlabelled", "gain-by-lead"]
 

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from invented_runs import invented_facts, invented_study
-from studies.gains import Pairing
-from studies.lines import by_labelled, by_unlabelled
-from studies.rows import Study
+from kdnet.studies.gains import Pairing
+from kdnet.studies.lines import by_labelled, by_unlabelled
+from kdnet.studies.rows import Study
 
 
 def compared(*studies):

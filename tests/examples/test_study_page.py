@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from errors import UserError
 from invented_runs import invented_study, write_invented_study
+from kdnet.errors import UserError
+from kdnet.studies.page import find_studies, write_study
+from kdnet.studies.trials import Trial, search_folder, write_trials
 from report import main, write_reports
-from studies.page import find_studies, write_study
-from studies.trials import Trial, search_folder, write_trials
 
 FIGURES = ("headline", "dice", "gain-by-labelled", "gain-by-unlabelled", "gain-by-lead")
 
@@ -83,7 +83,7 @@ def test_missing_pairs_and_figures_are_named_and_old_figures_go(page, tmp_path):
 
 
 def test_command_writes_every_study_below_a_folder(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("studies.page.draw_all", lambda analysis: [])
+    monkeypatch.setattr("kdnet.studies.page.draw_all", lambda analysis: [])
     rows = invented_study(labelled=(8,), cases=6, seeds=(0,))
     for name in ("b", "a/deep"):
         write_invented_study(tmp_path / name, rows)
@@ -98,7 +98,7 @@ def test_command_writes_every_study_below_a_folder(tmp_path, capsys, monkeypatch
 
 
 def test_study_that_is_a_cross_validation_too_is_reported_as_a_study(tmp_path, monkeypatch):
-    monkeypatch.setattr("studies.page.draw_all", lambda analysis: [])
+    monkeypatch.setattr("kdnet.studies.page.draw_all", lambda analysis: [])
     write_invented_study(tmp_path, invented_study(labelled=(8,), cases=6, seeds=(0,)))
     for name in ("crossval.json", "config.yaml"):
         (tmp_path / name).write_text("{}")

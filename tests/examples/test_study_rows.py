@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from errors import UserError
 from invented_runs import invented_study, write_invented_study
-from studies.rows import COLUMNS, StudyRow, read_rows, read_study, write_rows
+from kdnet.errors import UserError
+from kdnet.studies.rows import COLUMNS, StudyRow, read_rows, read_study, write_rows
 
 ROW = StudyRow("s", "20-of-56_kd", "kd", 20, 36, 1, 2, "Case_3", "WT", "native", 0.25, 400)
 

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from invented_runs import invented_facts, invented_study
-from studies.analysis import analyse
-from studies.rows import Study
-from studies.tables import all_tables, gain_table, unit_table
+from kdnet.studies.analysis import analyse
+from kdnet.studies.rows import Study
+from kdnet.studies.tables import all_tables, gain_table, unit_table
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from configuration.objective import ObjectiveConfig
-from errors import UserError
-from models import KDNet
-from models.synthesis import SynthesisNetwork
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.errors import UserError
+from kdnet.models import KDNet
+from kdnet.models.synthesis import SynthesisNetwork
+from kdnet.recipes.lesson import Setting
+from kdnet.recipes.synthesis import privileged_modalities, synthesise_then_segment
 from privdistill import DistillationWrapper
-from recipes.lesson import Setting
-from recipes.synthesis import privileged_modalities, synthesise_then_segment
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from errors import UserError
-from models import MultiResUNet, build_network
-from models.synthesis import SynthesisNetwork
+from kdnet.errors import UserError
+from kdnet.models import MultiResUNet, build_network
+from kdnet.models.synthesis import SynthesisNetwork
 
 SMALL = {"channels": [4, 8]}
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from errors import UserError
-from evaluation.scoring import Score
-from evaluation.tables import format_number, format_p, gains, render_tables, summarise
+from kdnet.errors import UserError
+from kdnet.evaluation.scoring import Score
+from kdnet.results.tables import format_number, format_p, gains, render_tables, summarise
 
 
 def score(role, case, region="ET", *, dice, reference=10, predicted=10, space="native", hd95=1.0):

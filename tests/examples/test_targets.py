@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.description import Description, load_description
-from data.targets import number_of_outputs, predict_classes, to_regions, to_target
-from errors import UserError
+from kdnet.data.description import Description, load_description
+from kdnet.data.targets import number_of_outputs, predict_classes, to_regions, to_target
+from kdnet.errors import UserError
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from configuration.parsing import parse_config
-from data.splits import Split
-from errors import UserError
-from experiments.experiment import Experiment
-from experiments.networks import build
-from experiments.opening import open_experiment
+from kdnet.configuration.parsing import parse_config
+from kdnet.data.splits import Split
+from kdnet.errors import UserError
+from kdnet.recipes.rows import Row
+from kdnet.runs.experiment import Experiment
+from kdnet.runs.networks import build
+from kdnet.runs.opening import open_experiment
+from kdnet.runs.teaching import cache_place, check_unseen, describe_row
+from kdnet.training.checkpoint import save_model
 from phantoms import generate_phantoms
-from recipes.rows import Row
-from teaching import cache_place, check_unseen, describe_row
-from training.checkpoint import save_model
 
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.slices import ShownCase, Stack
-from evaluation.tiles import LABEL_COLOURS, label_colour, other_tiles, sheets, tiles
+from kdnet.results.slices import ShownCase, Stack
+from kdnet.results.tiles import LABEL_COLOURS, label_colour, other_tiles, sheets, tiles
 
 
 def picture(source):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import TimmUNet, build_network
+from kdnet.models import TimmUNet, build_network
 
 NARROW = (16, 8, 8, 4, 4)
 

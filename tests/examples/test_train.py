@@ -15,20 +15,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
-from configuration.objective import ObjectiveConfig
-from configuration.parsing import parse_config
-from evaluation.scoring import read_scores
-from experiments.networks import describe_network
-from experiments.opening import open_experiment
-from experiments.subjects import find_description
-from experiments.trial import show_trial, try_out
-from models import KDNet
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.configuration.parsing import parse_config
+from kdnet.evaluation.scoring import read_scores
+from kdnet.models import KDNet
+from kdnet.recipes import distillation
+from kdnet.runs.networks import describe_network
+from kdnet.runs.opening import open_experiment
+from kdnet.runs.run_folder import ROLES, RunFolder
+from kdnet.runs.subjects import find_description
+from kdnet.runs.trial import show_trial, try_out
+from kdnet.training.checkpoint import load_model, read_metadata, save_model
+from kdnet.training.history import read_history
+from kdnet.training.performance import Performance
 from phantoms import generate_phantoms
-from recipes import distillation
-from run_folder import ROLES, RunFolder
-from training.checkpoint import load_model, read_metadata, save_model
-from training.history import read_history
-from training.performance import Performance
 
 SCRIPT = Path(train.__file__)
 NAMES = [f"Phantom_{number:04d}" for number in range(1, 7)]
@@ -140,7 +140,7 @@ def test_a_finished_run_is_not_trained_again(run, arguments, capsys):
 def test_a_continued_run_keeps_the_choices_of_its_beginning(run, arguments, tmp_path, monkeypatch):
     choice = Performance("32-true", "channels_last")
     monkeypatch.setattr(
-        "experiments.trial.try_out", lambda *_: (choice, {"32-true, contiguous": 2.0})
+        "kdnet.runs.trial.try_out", lambda *_: (choice, {"32-true, contiguous": 2.0})
     )
     open_run = ["--out", str(tmp_path / "run"), "--memory_format", "auto"]
     config = parse_config([*arguments, *open_run, "--cache_dir", str(run.root / "cache")])
@@ -148,7 +148,7 @@ def test_a_continued_run_keeps_the_choices_of_its_beginning(run, arguments, tmp_
     resolved = RunFolder(tmp_path / "run").resolved()
     assert resolved["memory_format"] == "channels_last"
     assert resolved["trial_seconds"] == {"32-true, contiguous": 2.0}
-    monkeypatch.setattr("experiments.trial.try_out", None)
+    monkeypatch.setattr("kdnet.runs.trial.try_out", None)
     again = open_experiment(config, Console(quiet=True))
     assert again.performance == choice
     assert again.build_network("student").head.weight.is_contiguous(

@@ -16,31 +16,31 @@ from safetensors.torch import load_file
 
 import predict
 import train
-from configuration.data import DataConfig
-from configuration.objective import ObjectiveConfig
-from configuration.parsing import parse_config
-from configuration.training import TrainingConfig
-from data.description import load_description
-from data.loading import build_loader
-from data.patches import FixedPatches, FreePatches
-from data.sampling import cache_remark, plane_remark, samples_per_subject
-from errors import UserError
-from evaluation.inference import predict_volume
-from evaluation.scoring import read_scores
-from experiments.networks import build, describe_network
-from experiments.subjects import find_description
-from models import KDNet, build_network
+from kdnet.configuration.data import DataConfig
+from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.configuration.parsing import parse_config
+from kdnet.configuration.training import TrainingConfig
+from kdnet.data.description import load_description
+from kdnet.data.loading import build_loader
+from kdnet.data.patches import FixedPatches, FreePatches
+from kdnet.data.sampling import cache_remark, plane_remark, samples_per_subject
+from kdnet.errors import UserError
+from kdnet.evaluation.inference import predict_volume
+from kdnet.evaluation.scoring import read_scores
+from kdnet.models import KDNet, build_network
+from kdnet.recipes.distillation import bottleneck, student_objective
+from kdnet.recipes.rows import Row
+from kdnet.results.run_page import crop_in_words
+from kdnet.runs.networks import build, describe_network
+from kdnet.runs.run_folder import RunFolder
+from kdnet.runs.subjects import find_description
+from kdnet.runs.teaching import rehearse
+from kdnet.training.checkpoint import ModelMetadata, read_metadata, save_model
+from kdnet.training.history import read_history
+from kdnet.training.interruption import TrainingStoppedError
+from kdnet.training.loop import fit, mean_dice
+from kdnet.training.task import Task
 from privdistill import DistillationWrapper, GroundTruth, PrivDistillError, PrivilegedInput
-from recipes.distillation import bottleneck, student_objective
-from recipes.rows import Row
-from reports.run_page import crop_in_words
-from run_folder import RunFolder
-from teaching import rehearse
-from training.checkpoint import ModelMetadata, read_metadata, save_model
-from training.history import read_history
-from training.interruption import TrainingStoppedError
-from training.loop import fit, mean_dice
-from training.task import Task
 
 SIZES = (12, 20, 14, 18, 16, 15)
 SMALL = [

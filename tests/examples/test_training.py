@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, ReduceLROnPlateau
 
-from configuration.training import TrainingConfig
-from data.description import load_description
-from data.loading import build_loader
-from errors import UserError
+from kdnet.configuration.training import TrainingConfig
+from kdnet.data.description import load_description
+from kdnet.data.loading import build_loader
+from kdnet.errors import UserError
+from kdnet.training.checkpoint import ModelMetadata, load_state, read_metadata
+from kdnet.training.finite import NonFiniteError
+from kdnet.training.history import History, read_history
+from kdnet.training.interruption import Interruption, TrainingStoppedError
+from kdnet.training.loop import build_scheduler, fit, is_finished, mean_dice
+from kdnet.training.task import Task
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
-from training.checkpoint import ModelMetadata, load_state, read_metadata
-from training.finite import NonFiniteError
-from training.history import History, read_history
-from training.interruption import Interruption, TrainingStoppedError
-from training.loop import build_scheduler, fit, is_finished, mean_dice
-from training.task import Task
 
 DESCRIPTION = load_description("brats2021")
 GRID = (4, 4, 4)
@@ -242,7 +242,7 @@ def test_a_signal_during_the_very_last_batch_is_not_lost(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGUSR1)
         return mean_dice(*arguments)
 
-    monkeypatch.setattr("training.loop.mean_dice", dice)
+    monkeypatch.setattr("kdnet.training.loop.mean_dice", dice)
     work = task(tmp_path)
     with pytest.raises(TrainingStoppedError, match=r"Stopped in epoch 4 .* 4 of 4 epochs are kept"):
         train(work)
@@ -278,7 +278,7 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, monkeypa
     def scripted(*_):
         return {"validation_loss": next(losses), "validation_dice": 0.0}
 
-    monkeypatch.setattr("training.loop.validate", scripted)
+    monkeypatch.setattr("kdnet.training.loop.validate", scripted)
     train(work := task(tmp_path, selection="best"))
     assert read_metadata(work.model_file).epoch == 2
     assert read_metadata(work.folder / "last.safetensors").epoch == 4

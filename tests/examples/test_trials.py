@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from errors import UserError
-from studies.trials import Trial, read_searches, search_folder, trials_table, write_trials
+from kdnet.errors import UserError
+from kdnet.studies.trials import Trial, read_searches, search_folder, trials_table, write_trials
 
 SETTINGS = {"labelled": 15, "seeds": [0, 1], "folds": [0], "options": {"latent_weight": 0.0}}
 TRIALS = [

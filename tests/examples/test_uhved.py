@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from models import UHVED
-from models.uhved import Gaussian, divergence, multiply, read_evidence, subset_divergence
+from kdnet.models import UHVED
+from kdnet.models.uhved import Gaussian, divergence, multiply, read_evidence, subset_divergence
 
 
 def small(**options):

@@ -8,12 +8,12 @@ import subprocess
 
 import pytest
 
-from data.description import load_description
-from evaluation.slices import load_slices
 from invented_runs import write_crossval, write_run
+from kdnet.data.description import load_description
+from kdnet.results.pictures import viewer_cases
+from kdnet.results.slices import load_slices
 from page_links import read_links
 from report import write_report
-from reports.pictures import viewer_cases
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.viewing import Turn, fullest_slice, head_window, shown_slices, to_grey
+from kdnet.results.viewing import Turn, fullest_slice, head_window, shown_slices, to_grey
 
 
 def labelled(*slices, depth=20):

@@ -4,8 +4,15 @@ import os
 import pytest
 import torch
 
-import writing
-from writing import WriteError, atomic, atomic_folder, remove_abandoned, write_tensors, write_text
+from kdnet import writing
+from kdnet.writing import (
+    WriteError,
+    atomic,
+    atomic_folder,
+    remove_abandoned,
+    write_tensors,
+    write_text,
+)
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path):

@@ -28,9 +28,10 @@ from scipy.stats import linregress, t
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "brats_kdnet"), str(ROOT / "tests")]
 
-from configuration.training import TrainingConfig
-from data.loading import build_loader
 from faults.tiny import GRID, MODALITIES, Network, Samples, task
+from kdnet.configuration.training import TrainingConfig
+from kdnet.data.loading import build_loader
+from kdnet.training.loop import fit
 from privdistill import (
     DistillationWrapper,
     FeatureL2,
@@ -40,7 +41,6 @@ from privdistill import (
     Tap,
     TeacherCache,
 )
-from training.loop import fit
 
 STEPS_PER_EPOCH = 20
 BATCH = 2

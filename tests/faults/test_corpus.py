@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data.checks import check_subjects
-from data.description import load_description
-from data.layouts import find_subjects
 from faults.corpus import FAULTS, NAMES, SOUND, SOUND_NAMES, image, write_corpus, write_subject
+from kdnet.data.checks import check_subjects
+from kdnet.data.description import load_description
+from kdnet.data.layouts import find_subjects
 
 
 def problems_of(root):

@@ -9,19 +9,19 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from crossvalidation.folder import read_json as read_crossval_json
-from crossvalidation.folds import load_folds
-from data.description import load_description
-from data.splits import Split
-from errors import UserError
-from evaluation.scoring import read_scores
-from evaluation.slices import load_slices
 from invented_runs import write_run
-from reading import UnreadableError, read_json, read_rows, read_yaml
+from kdnet.data.description import load_description
+from kdnet.data.splits import Split
+from kdnet.errors import UserError
+from kdnet.evaluation.scoring import read_scores
+from kdnet.reading import UnreadableError, read_json, read_rows, read_yaml
+from kdnet.results.slices import load_slices
+from kdnet.runs.folder import read_json as read_crossval_json
+from kdnet.runs.folds import load_folds
+from kdnet.runs.run_folder import RunFolder
+from kdnet.training.history import read_history
+from kdnet.training.performance import performance_of
 from report import write_reports
-from run_folder import RunFolder
-from training.history import read_history
-from training.performance import performance_of
 
 DEEP = b"[" * 100_000
 DEEP_KEYS = b'{"a":' * 20_000

@@ -6,10 +6,10 @@ import signal
 import pytest
 import torch
 
-from errors import UserError
 from faulty_training import case, train
-from training.checkpoint import load_state, save_state
-from training.interruption import TrainingStoppedError
+from kdnet.errors import UserError
+from kdnet.training.checkpoint import load_state, save_state
+from kdnet.training.interruption import TrainingStoppedError
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from data.description import load_description
-from evaluation.scoring import read_scores, write_scores
 from invented_runs import write_crossval, write_run
+from kdnet.data.description import load_description
+from kdnet.evaluation.scoring import read_scores, write_scores
 from page_links import read_links
 from report import write_report
 

@@ -15,18 +15,18 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
-import exhaustion
-from command import exit_status
-from configuration.data import DataConfig
-from configuration.training import TrainingConfig
-from crossvalidation import schedule
-from crossvalidation.plan import CrossvalOptions
-from data.loading import build_loader
-from data.parallel import map_parallel
-from exhaustion import ExhaustedError, explain, explained
 from faults.tiny import Network, Samples, task, wrapper
-from training import loop
-from training.checkpoint import load_state
+from kdnet import exhaustion
+from kdnet.configuration.data import DataConfig
+from kdnet.configuration.training import TrainingConfig
+from kdnet.data.loading import build_loader
+from kdnet.data.parallel import map_parallel
+from kdnet.exhaustion import ExhaustedError, explain, explained
+from kdnet.runs import schedule
+from kdnet.runs.command import exit_status
+from kdnet.runs.plan import CrossvalOptions
+from kdnet.training import loop
+from kdnet.training.checkpoint import load_state
 
 
 class FailingSamples(Samples):

@@ -6,12 +6,12 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
-from data.loading import build_loader
 from faults.tiny import GRID, Network, Samples, task, wrapper
+from kdnet.data.loading import build_loader
+from kdnet.training import loop
+from kdnet.training.checkpoint import load_state
+from kdnet.training.finite import Guard, Here, NonFiniteError, Seen
 from privdistill import Output
-from training import loop
-from training.checkpoint import load_state
-from training.finite import Guard, Here, NonFiniteError, Seen
 
 NAN, INFINITY = float("nan"), float("inf")
 

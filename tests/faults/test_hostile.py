@@ -7,14 +7,14 @@ import zipfile
 import pytest
 import torch
 
-from data.layouts import find_subjects
-from data.loading import MappedSamples, prepare
-from data.preprocessing import Preprocessing
-from errors import UserError
 from faulty_training import case, train
+from kdnet.data.layouts import find_subjects
+from kdnet.data.loading import MappedSamples, prepare
+from kdnet.data.preprocessing import Preprocessing
+from kdnet.errors import UserError
+from kdnet.training.checkpoint import load_model, load_state
 from phantoms import generate_phantoms
 from privdistill import CacheWarning, TeacherCache
-from training.checkpoint import load_model, load_state
 
 
 class Trap:

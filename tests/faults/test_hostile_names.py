@@ -12,19 +12,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from crossvalidation.folder import read_summary
-from crossvalidation.folds import load_folds
-from data.checks import check_subjects
-from data.description import Description, load_description
-from data.layouts import Subject, find_subjects
-from data.loading import cache_key
-from data.splits import Split
-from errors import UserError, printable
-from evaluation.text_table import TextTable
 from faults.corpus import write_subject
-from names import is_name
-from recipes.rows import Row, _row, sweep
-from reports.crossval_folder import CrossvalFolder
+from kdnet.data.checks import check_subjects
+from kdnet.data.description import Description, load_description
+from kdnet.data.layouts import Subject, find_subjects
+from kdnet.data.loading import cache_key
+from kdnet.data.splits import Split
+from kdnet.errors import UserError, printable
+from kdnet.names import is_name
+from kdnet.recipes.rows import Row, _row, sweep
+from kdnet.results.crossval_folder import CrossvalFolder
+from kdnet.results.text_table import TextTable
+from kdnet.runs.folder import read_summary
+from kdnet.runs.folds import load_folds
 
 BRATS = load_description("brats2021")
 PARTS = (

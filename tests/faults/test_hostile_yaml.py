@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 import train
-from configuration.parsing import changed, parse_config
-from data.description import load_description
-from errors import UserError
-from recipes.rows import read_rows
-from reports.page import read_mapping
-from run_folder import RunFolder
+from kdnet.configuration.parsing import changed, parse_config
+from kdnet.data.description import load_description
+from kdnet.errors import UserError
+from kdnet.recipes.rows import read_rows
+from kdnet.results.page import read_mapping
+from kdnet.runs.run_folder import RunFolder
 
 APPLICATION = Path(train.__file__).parent
 SOURCES = [
@@ -66,7 +66,7 @@ def test_what_is_imported_by_a_name_that_is_no_constant_is_a_network():
         if "import_module(" in call and not re.search(r"import_module\('[a-z_.]+'\)", call)
     }
     # The first for files of others behind models.trust, the second with names that it spells out.
-    assert {*imports} == {Path("models/__init__.py"), Path("exported.py")}
+    assert {*imports} == {Path("kdnet/models/__init__.py"), Path("kdnet/exported.py")}
 
 
 @pytest.mark.parametrize("tag", TAGS)

@@ -13,9 +13,9 @@ import torch
 from killing import is_wanted, start
 from safetensors.torch import load_file
 
-from run_folder import ROLES, RunFolder
-from training.checkpoint import read_metadata
-from training.history import read_history
+from kdnet.runs.run_folder import ROLES, RunFolder
+from kdnet.training.checkpoint import read_metadata
+from kdnet.training.history import read_history
 
 KILLS = 20
 SEED = 8

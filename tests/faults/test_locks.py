@@ -9,14 +9,14 @@ import pytest
 from filelock import FileLock
 
 import train
-from errors import UserError
-from locking import FolderLock, lock_for_all
+from kdnet.errors import UserError
+from kdnet.locking import FolderLock, lock_for_all
 from phantoms import generate_phantoms
 
 HOLD = """
 import sys
 from pathlib import Path
-from locking import FolderLock
+from kdnet.locking import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.checks import check_subjects
-from data.description import load_description
-from data.headers import LARGEST_VOLUME, read_header, read_voxels
-from data.layouts import ImageFile, Subject
-from data.volumes import UnreadableVolumeError, read_geometry, read_volume
+from kdnet.data.checks import check_subjects
+from kdnet.data.description import load_description
+from kdnet.data.headers import LARGEST_VOLUME, read_header, read_voxels
+from kdnet.data.layouts import ImageFile, Subject
+from kdnet.data.volumes import UnreadableVolumeError, read_geometry, read_volume
 
 #: The files here are below 10 kB, and so deflate could make 10 MB of them at most.
 BOUND = 32 * 2**20

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from faulty_training import case, equal, train, weights
-from training.checkpoint import load_state
-from training.history import read_history
-from training.interruption import TrainingStoppedError
+from kdnet.training.checkpoint import load_state
+from kdnet.training.history import read_history
+from kdnet.training.interruption import TrainingStoppedError
 
 
 def send(*numbers):

@@ -8,14 +8,14 @@ from rich.console import Console
 
 import crossval
 import train
-from configuration.parsing import parse_config
-from data.splits import Split
-from errors import UserError
-from experiments.soundness import usable
-from experiments.splits import split_of
-from experiments.subjects import read_subjects
 from faults.corpus import FAULTS, image, label_map, write_subject
-from run_folder import RunFolder
+from kdnet.configuration.parsing import parse_config
+from kdnet.data.splits import Split
+from kdnet.errors import UserError
+from kdnet.runs.run_folder import RunFolder
+from kdnet.runs.soundness import usable
+from kdnet.runs.splits import split_of
+from kdnet.runs.subjects import read_subjects
 
 BROKEN = ("truncated", "label_seven", "all_nan")
 SMALL = [

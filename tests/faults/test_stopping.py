@@ -11,14 +11,14 @@ import pytest
 
 import report
 import train
-from command import exit_status
-from crossvalidation.schedule import Pool
-from errors import UserError
+from kdnet.errors import UserError
+from kdnet.runs.command import exit_status
+from kdnet.runs.schedule import Pool
+from kdnet.runs.stopping import PARENT, StoppedError, leave_with_parent, stoppable
+from kdnet.training.checkpoint import load_state
+from kdnet.training.history import read_history
+from kdnet.training.interruption import Interruption, TrainingStoppedError
 from phantoms import generate_phantoms
-from stopping import PARENT, StoppedError, leave_with_parent, stoppable
-from training.checkpoint import load_state
-from training.history import read_history
-from training.interruption import Interruption, TrainingStoppedError
 
 APPLICATION = Path(train.__file__).parent
 
@@ -76,7 +76,7 @@ def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
     tmp_path, monkeypatch, capsys, place
 ):
     data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
-    monkeypatch.setattr(f"experiments.{place}", lambda *_, **__: send(signal.SIGTERM))
+    monkeypatch.setattr(f"kdnet.runs.{place}", lambda *_, **__: send(signal.SIGTERM))
     given = ["--data-root", str(data), "--preset", "demo", "--grid", "8,8,8", "--workers", "1"]
     given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3"]
     out = tmp_path / "run"
@@ -95,7 +95,7 @@ def test_a_report_is_stopped_like_the_others(tmp_path, monkeypatch, capsys):
 CHILD = """
 import sys, time
 from pathlib import Path
-from stopping import StoppedError, leave_with_parent, stoppable
+from kdnet.runs.stopping import StoppedError, leave_with_parent, stoppable
 try:
     with stoppable():
         leave_with_parent()
@@ -106,7 +106,7 @@ except StoppedError as stop:
 """
 POOL = """
 import os, subprocess, sys, time
-from stopping import PARENT
+from kdnet.runs.stopping import PARENT
 environment = os.environ | ({PARENT: str(os.getpid())} if sys.argv[3] == "pool" else {})
 subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=environment,
                  start_new_session=True)
@@ -160,7 +160,7 @@ def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monk
             send(signal.SIGTERM)  # nor does a second one keep the pool from waiting
             self.ended += ("waited for",)
 
-    monkeypatch.setattr("crossvalidation.schedule.subprocess.Popen", Process)
+    monkeypatch.setattr("kdnet.runs.schedule.subprocess.Popen", Process)
     pool = Pool(Plan(), [], 1, [])
     with pytest.raises(TrainingStoppedError) as stop, pool._stopping():
         pool._start(Unit())

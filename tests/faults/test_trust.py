@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 
 import predict
 import train
-from configuration.network import NetworkConfig
-from data.description import load_description
-from errors import UserError
-from models import build_network, trust
-from models.outline import outline
-from models.trust import HARMLESS, OWN, check_trusted
-from reports.costs import costs
-from reports.crossval_folder import CrossvalFolder
-from training.checkpoint import ModelMetadata, load_model, read_metadata, save_weights
+from kdnet.configuration.network import NetworkConfig
+from kdnet.data.description import load_description
+from kdnet.errors import UserError
+from kdnet.models import build_network, trust
+from kdnet.models.outline import outline
+from kdnet.models.trust import HARMLESS, OWN, check_trusted
+from kdnet.results.costs import costs
+from kdnet.results.crossval_folder import CrossvalFolder
+from kdnet.training.checkpoint import ModelMetadata, load_model, read_metadata, save_weights
 
 CANARY = """
 import pathlib
@@ -160,7 +160,7 @@ def test_every_network_that_is_called_harmless_exists():
     import monai.networks.nets
 
     assert all(hasattr(monai.networks.nets, name.rpartition(".")[2]) for name in HARMLESS)
-    assert {*OWN} == {*sys.modules["models"]._BUILT_IN}
+    assert {*OWN} == {*sys.modules["kdnet.models"]._BUILT_IN}
     assert trust.__doc__
 
 

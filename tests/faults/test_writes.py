@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-import writing
-from evaluation.label_maps import write_label_map
-from evaluation.scoring import write_scores
 from faulty_training import case, equal, network, train, weights
+from kdnet import writing
+from kdnet.evaluation.label_maps import write_label_map
+from kdnet.evaluation.scoring import write_scores
+from kdnet.training.checkpoint import load_state, read_metadata, save_model, save_state
+from kdnet.training.history import History, read_history
+from kdnet.writing import WriteError, write_text
 from privdistill import CacheWarning, PrivilegedInput, TeacherCache
-from training.checkpoint import load_state, read_metadata, save_model, save_state
-from training.history import History, read_history
-from writing import WriteError, write_text
 
-APPLICATION = Path(writing.__file__).parent
+APPLICATION = Path(writing.__file__).parents[1]
 LIBRARY = Path(sys.modules[PrivilegedInput.__module__].__file__).parent
 ALWAYS = {
     *("save_file", "savez", "savez_compressed", "savefig", "to_filename", "tofile"),
@@ -124,7 +124,7 @@ WRITES = {
 
 
 def scores():
-    from evaluation.scoring import Score
+    from kdnet.evaluation.scoring import Score
 
     fields = {"role": "student", "case": "c", "region": "WT", "space": "grid"}
     defaults = dict.fromkeys(Score.__dataclass_fields__, 0.0)

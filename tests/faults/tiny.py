@@ -4,11 +4,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from configuration.training import TrainingConfig
-from data.description import load_description
+from kdnet.configuration.training import TrainingConfig
+from kdnet.data.description import load_description
+from kdnet.training.checkpoint import ModelMetadata
+from kdnet.training.task import Task
 from privdistill import DistillationWrapper, GroundTruth, HintonKL, PrivilegedInput
-from training.checkpoint import ModelMetadata
-from training.task import Task
 
 DESCRIPTION = load_description("brats2021")
 MODALITIES = tuple(DESCRIPTION.modalities)

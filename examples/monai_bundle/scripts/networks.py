@@ -1,6 +1,6 @@
 """KD-Net for the configurations."""
 
 import scripts  # noqa: F401  # makes the application's modules known
-from models.kdnet import KDNet
+from kdnet.models.kdnet import KDNet
 
 __all__ = ["KDNet"]

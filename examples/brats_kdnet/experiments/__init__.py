@@ -1,1 +1,0 @@
-"""What all trainings of one fold share: subjects, split, networks, device, settings."""

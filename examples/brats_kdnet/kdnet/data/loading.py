@@ -1,0 +1,291 @@
+"""Subjects preprocessed once into a cache on disk, and batches in a reproducible order."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import pickle
+import random
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kdnet.data.layouts import Subject
+from kdnet.data.parallel import map_parallel
+from kdnet.data.preprocessing import Preprocessing, Sample
+from kdnet.errors import UserError
+from kdnet.training.digests import check_archive, check_tensors
+from kdnet.writing import WriteError, first_line, remove_abandoned, write_tensors
+
+#: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
+FLIP_CODES = 8
+#: Numbers from which the position of a patch is drawn lie below it.
+_DRAWS = 2**62
+#: Seconds; a batch of whole volumes from a slow network drive takes a minute.
+PATIENCE = 600.0
+#: What a file that was cut short, overwritten or written by somebody else can raise.
+_DAMAGE = (
+    *(OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError),
+    zipfile.BadZipFile,
+)
+T = TypeVar("T")
+
+
+class Batch(TypedDict):
+    """Samples: image (B, M, *spatial) float32, label (B, 1, *spatial) int64, names, keys."""
+
+    image: Tensor
+    label: NotRequired[Tensor]
+    labelled: NotRequired[Tensor]
+    name: list[str]
+    key: NotRequired[list[str]]
+
+
+def prepare(
+    subjects: Sequence[Subject],
+    preprocessing: Preprocessing,
+    cache_dir: Path,
+    workers: int,
+    *,
+    progress: bool = True,
+) -> PreparedSubjects:
+    """Preprocess every subject once and keep the result on disk."""
+    folder = Path(cache_dir) / preprocessing.fingerprint()[:16]
+    prepared = PreparedSubjects(list(subjects), preprocessing, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: the cache cannot be written ({error}).") from error
+    remove_abandoned(folder)
+    # In an order of its own, so that runs that share an empty cache share the work.
+    order = random.SystemRandom().sample(subjects, len(subjects))
+    map_parallel(
+        prepared.fill, order, workers=workers, title="Preparing subjects", progress=progress
+    )
+    return prepared
+
+
+def cache_key(subject: Subject) -> bytes:
+    """Names the state of a subject's files."""
+    digest = hashlib.sha256()
+    files = {**subject.images, "segmentation": subject.segmentation}
+    for role, file in sorted(files.items()):
+        if file is not None:
+            try:
+                status = file.path.stat()
+            except OSError as error:
+                raise UserError(f"{file.path}: cannot be read ({error}).") from error
+            path = file.path.resolve()
+            state = (role, str(path), file.channel, status.st_size, status.st_mtime_ns)
+            digest.update(repr(state).encode())
+    return f"{subject.name}-{digest.hexdigest()[:24]}".encode()
+
+
+class PreparedSubjects(Dataset[Sample]):
+    """Preprocessed subjects, each in a file of its own."""
+
+    def __init__(self, data: list[Subject], preprocessing: Preprocessing, folder: Path) -> None:
+        self.data = data
+        self.preprocessing = preprocessing
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
+    def file(self, subject: Subject) -> Path:
+        """Return where a subject lies in its present state."""
+        return self.folder / f"{cache_key(subject).decode()}.pt"
+
+    def fill(self, subject: Subject) -> None:
+        """Write the file of a subject, if there is none that is complete."""
+        file = self.file(subject)
+        # A file cut short by a full disk has lost the directory at its end.
+        if file.is_file() and zipfile.is_zipfile(file):
+            return
+        sample = self.preprocessing(subject)
+        try:
+            write_tensors(file, sample)
+        except WriteError as error:
+            raise UserError(f"{self.folder}: the cache cannot be written. {error}") from error
+
+    def read(self, index: int, *, mapped: bool = False) -> Sample:
+        """Read a subject; one whose file was removed meanwhile is preprocessed again."""
+        file = self.file(self.data[index])
+        if not file.is_file():
+            self.fill(self.data[index])
+        try:
+            check_archive(file)
+            sample = torch.load(file, mmap=mapped, weights_only=True)
+            check_tensors(sample)
+            return cast("Sample", sample)
+        except _DAMAGE as error:
+            raise UserError(
+                f"{file} is damaged ({first_line(error)}). Remove it; the subject is then "
+                "preprocessed again."
+            ) from error
+
+
+class MappedSamples(Dataset[Sample]):
+    """Preprocessed subjects of which only what is looked at is read from the disk."""
+
+    def __init__(self, prepared: PreparedSubjects) -> None:
+        self.prepared = prepared
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.prepared.read(index, mapped=True)
+
+
+def build_loader(
+    dataset: Dataset[Sample],
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int,
+    flips: bool,
+    workers: int,
+    patience: float = PATIENCE,
+    moves: bool = False,
+    per_epoch: int = 0,
+    mixed: bool = False,
+    replicas: int = 1,
+    rank: int = 0,
+) -> DataLoader[Any]:
+    """Batches whose order and flips depend on the seed and the epoch alone."""
+    sampler = EpochSampler(
+        len(dataset),  # type: ignore[arg-type]
+        shuffle=shuffle,
+        seed=seed,
+        flips=flips,
+        draws=moves,
+        per_epoch=per_epoch,
+        replicas=replicas,
+        rank=rank,
+    )
+    return DataLoader(
+        FlippedDataset(dataset, mixed=mixed),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        timeout=patience if workers else 0,
+        # Workers that persist draw from the run's random numbers once in each start, which would
+        # make a run that goes on another one.
+        generator=torch.Generator().manual_seed(seed) if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
+    """Choose the order and the flips of the coming epoch."""
+    sampler = loader.sampler
+    if not isinstance(sampler, EpochSampler):
+        raise TypeError(
+            f"expected a loader from build_loader, found the sampler {type(sampler).__name__}; "
+            "Fabric must not replace it (use_distributed_sampler=False)"
+        )
+    sampler.epoch = epoch
+    sampler.done = done * cast("int", loader.batch_size)
+
+
+class EpochSampler(Sampler[tuple[int, ...]]):
+    """Pairs of sample index and flip code, a function of seed and epoch."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        flips: bool,
+        draws: bool = False,
+        per_epoch: int = 0,
+        replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.size = size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.flips = flips
+        self.draws = draws
+        self.count = per_epoch if shuffle and per_epoch and size else size
+        self.replicas = replicas
+        self.rank = rank
+        self.epoch = 0
+        self.done = 0
+
+    def __len__(self) -> int:
+        return len(self._mine(list(range(self.count))))
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        generator = torch.Generator()
+        text = f"{self.seed}:{self.epoch}".encode()
+        generator.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
+        places: list[tuple[int, int, int]] = []
+        while len(places) < self.count:
+            places += self._pass(generator)
+        for index, code, draw in self._mine(places[: self.count])[self.done :]:
+            yield (index, code, draw) if self.draws else (index, code)
+
+    def _pass(self, generator: torch.Generator) -> list[tuple[int, int, int]]:
+        """Each sample once, with a flip code and a number."""
+        order = torch.randperm(self.size, generator=generator)
+        # Drawn even where they are not used, so that switching one on leaves the other alone.
+        codes = torch.randint(FLIP_CODES, (self.size,), generator=generator)
+        draws = torch.randint(_DRAWS, (self.size,), generator=generator)
+        return [
+            (index, int(codes[index]) if self.flips else 0, int(draws[index]))
+            for index in (order.tolist() if self.shuffle else range(self.size))
+        ]
+
+    def _mine(self, places: list[T]) -> list[T]:
+        missing = -len(places) % self.replicas if self.shuffle else 0
+        # More than once where processes outnumber samples: none may be left without a step.
+        repeated = itertools.islice(itertools.cycle(places), len(places) + missing)
+        return list(repeated)[self.rank :: self.replicas]
+
+
+class FlippedDataset(Dataset[dict[str, Tensor | str]]):
+    """Samples under a flip, addressed by index and flip code."""
+
+    def __init__(self, samples: Dataset[Sample], *, mixed: bool = False) -> None:
+        self.samples = samples
+        self.mixed = mixed
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, address: tuple[int, ...]) -> dict[str, Tensor | str]:
+        index, code, *draw = address
+        # Samples that move are addressed by what decides their position as well.
+        sample: Sample = self.samples[(index, *draw) if draw else index]
+        axes = sample["image"].ndim - 1
+        code %= 2**axes
+        flipped: dict[str, Tensor | str] = {
+            "image": flip(sample["image"], code, axes),
+            "name": sample["name"],
+        }
+        if not draw:
+            flipped["key"] = f"{sample['name']}/flip{code}"
+        if "label" in sample:
+            flipped["label"] = flip(sample["label"], code, axes).long()
+        if self.mixed:
+            flipped["labelled"] = torch.tensor("label" in sample)
+            flipped.setdefault("label", torch.zeros_like(sample["image"][:1], dtype=torch.long))
+        return flipped
+
+
+def flip(volume: Tensor, code: int, axes: int = 3) -> Tensor:
+    """Mirror a volume or a slice; applying the same code twice gives it back."""
+    mirrored = [axis - axes for axis in range(axes) if code >> axis & 1]
+    return volume.flip(mirrored) if mirrored else volume

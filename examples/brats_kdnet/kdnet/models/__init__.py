@@ -1,0 +1,137 @@
+"""The networks of the application, and any other by its import path."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from kdnet.errors import UserError
+from kdnet.models.gated_fusion import GatedFusionNet
+from kdnet.models.hemis import HeMIS
+from kdnet.models.kdnet import KDNet
+from kdnet.models.multiresunet import MultiResUNet
+from kdnet.models.timm_unet import TimmUNet
+from kdnet.models.uhved import UHVED
+
+__all__ = [
+    "UHVED",
+    "GatedFusionNet",
+    "HeMIS",
+    "KDNet",
+    "MultiResUNet",
+    "TimmUNet",
+    "build_network",
+    "check_axes",
+    "in_two_dimensions",
+]
+
+# KD-Net's network is No New-Net's: widths, two convolutions with instance norm and leaky ReLU of
+# slope 0.01 at each resolution, trilinear upsampling, halved channels before it (Isensee et al.
+# 2018). What differs is how they are trained: No New-Net on regions, which is --activation sigmoid.
+_BUILT_IN: dict[str, type[nn.Module] | str] = {
+    "kdnet": KDNet,
+    "multiresunet": MultiResUNet,
+    "no_new_net": KDNet,
+    "hemis": HeMIS,
+    "uhved": UHVED,
+    "gated_fusion": GatedFusionNet,
+    # By its path, since it is built of the networks here.
+    "synthesis": "kdnet.models.synthesis.SynthesisNetwork",
+    "timm_unet": TimmUNet,
+}
+
+_IN_CHANNELS = ("in_channels", "n_channels", "input_channels", "in_chans", "num_channels")
+_OUT_CHANNELS = ("out_channels", "classes", "n_classes", "num_classes", "out_chans")
+
+
+def build_network(
+    name: str, arguments: Mapping[str, Any], *, in_channels: int, out_channels: int
+) -> nn.Module:
+    """Build a network by name or by import path."""
+    backbone = _find_class(name)
+    reserved = sorted({*_IN_CHANNELS, *_OUT_CHANNELS} & arguments.keys())
+    if reserved:
+        raise UserError(
+            f"--backbone_arguments: {', '.join(reserved)} follow from the modalities and classes "
+            "of the data set; leave them out."
+        )
+    keywords = _parameter_names(backbone)
+    channels = {
+        _channel_keyword(name, keywords, _IN_CHANNELS): in_channels,
+        _channel_keyword(name, keywords, _OUT_CHANNELS): out_channels,
+    }
+    try:
+        return backbone(**channels, **arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
+        raise UserError(
+            f"Network {name!r} cannot be built with {channels | dict(arguments)}: {error}\n"
+            f"Its arguments are: {', '.join(keywords)}. Set them with --backbone_arguments."
+        ) from error
+
+
+def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Add `spatial_dims=2` to the arguments of a network that knows it and was not told."""
+    known = "spatial_dims" in _parameter_names(_find_class(name))
+    return dict(arguments) | (
+        {"spatial_dims": 2} if known and "spatial_dims" not in arguments else {}
+    )
+
+
+def check_axes(name: str, network: nn.Module, axes: int) -> None:
+    """Refuse a network whose convolutions are made for another number of axes."""
+    kinds: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found = {
+        kinds.index(kind) + 1: layer
+        for layer, module in network.named_modules()
+        for kind in kinds
+        if isinstance(module, kind)
+    }
+    if not found or axes in found:
+        return
+    other, layer = next(iter(found.items()))
+    advice = (
+        "Leave --slices out, or take a two-dimensional network: kdnet, multiresunet, timm_unet, or "
+        "one whose class takes --backbone_arguments '{\"spatial_dims\": 2}'."
+        if axes == 2
+        else "Give --slices axial, which shows it slices, or take a three-dimensional network."
+    )
+    raise UserError(
+        f"Network {name!r} has {other}-D convolutions, such as {layer}, and would see {axes}-D "
+        f"images. {advice}"
+    )
+
+
+def _find_class(name: str) -> type[nn.Module]:
+    known = _BUILT_IN.get(name, name)
+    if not isinstance(known, str):
+        return known
+    module_name, _, class_name = known.rpartition(".")
+    if not module_name:
+        raise UserError(
+            f"Unknown network {name!r}: expected one of {', '.join(_BUILT_IN)}, or the import "
+            f"path of a class, such as monai.networks.nets.SegResNet."
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"Network {name!r} cannot be imported: {error}.") from error
+    # Model files carry this name: only network classes, so that a file can call nothing else.
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise UserError(f"Network {name!r} is not a subclass of torch.nn.Module.")
+    return found
+
+
+def _parameter_names(backbone: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(backbone.__init__).parameters if name != "self")
+
+
+def _channel_keyword(name: str, keywords: tuple[str, ...], candidates: tuple[str, ...]) -> str:
+    for candidate in candidates:
+        if candidate in keywords:
+            return candidate
+    raise UserError(
+        f"Network {name!r} has no argument for its channels: expected one of "
+        f"{', '.join(candidates)}; it takes {', '.join(keywords) or 'none'}."
+    )

@@ -1,0 +1,64 @@
+"""Layers that the networks for any subset of modalities share."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
+
+
+class InstanceNorm(nn.Module):
+    """Instance norm with scale and shift that lets maps of a single voxel pass."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the normalised features."""
+        if prod(features.shape[2:]) > 1:
+            return F.instance_norm(features, weight=self.weight, bias=self.bias)
+        shape = (1, -1, *[1] * (features.ndim - 2))
+        return features * self.weight.view(shape) + self.bias.view(shape)
+
+    def extra_repr(self) -> str:
+        """Say how many channels there are."""
+        return str(len(self.weight))
+
+
+def resize_like(features: Tensor, like: Tensor, mode: str) -> Tensor:
+    """Bring features to the resolution of others, so that odd sizes work too."""
+    corners = None if mode == "nearest" else False
+    return F.interpolate(features, size=like.shape[2:], mode=mode, align_corners=corners)
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """Return features in float32, or float64 if they are: for squares and exponentials."""
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def check_widths(owner: str, channels: Sequence[int], spatial_dims: int) -> None:
+    """Refuse widths and dimensions that a network cannot be built with."""
+    if spatial_dims not in CONVOLUTION:
+        raise ValueError(f"{owner}: spatial_dims is 2 or 3, not {spatial_dims}.")
+    if len(channels) < 2 or any(width < 2 or width % 2 for width in channels):
+        raise ValueError(
+            f"{owner}: channels needs two even widths or more, finest first, not {tuple(channels)}."
+        )
+
+
+def check_image(owner: str, image: Tensor, modalities: int, levels: int) -> None:
+    """Refuse an image that a network cannot be run on."""
+    factor = 2 ** (levels - 1)
+    if image.shape[1] != modalities or min(image.shape[2:]) < factor:
+        raise ValueError(
+            f"{owner}: an input of {tuple(image.shape)} does not fit; expected (B, {modalities}, "
+            f"*spatial) with {factor} voxels or more along each axis. Use a larger grid, or fewer "
+            "channels=."
+        )

@@ -1,0 +1,142 @@
+"""U-HeMIS: one encoder for each modality, fused by mean and variance."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from kdnet.models.blocks import (
+    CONVOLUTION,
+    LINEAR,
+    POOLING,
+    InstanceNorm,
+    at_least_float32,
+    check_image,
+    check_widths,
+    resize_like,
+)
+from kdnet.models.modalities import find_present, spread
+
+
+class HeteroModalBlock(nn.Sequential):
+    """Twice instance norm, leaky ReLU of slope 0.01 and a convolution of kernel 3."""
+
+    def __init__(
+        self, in_channels: int, channels: int, out_channels: int, spatial_dims: int
+    ) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((in_channels, channels), (channels, out_channels)):
+            layers += [
+                InstanceNorm(inputs),
+                nn.LeakyReLU(0.01),
+                CONVOLUTION[spatial_dims](inputs, outputs, kernel_size=3, padding=1),
+            ]
+        super().__init__(*layers)
+
+
+class ModalityEncoder(nn.Module):
+    """The encoder of one modality."""
+
+    def __init__(self, channels: Sequence[int], outputs: Sequence[int], spatial_dims: int) -> None:
+        super().__init__()
+        first = CONVOLUTION[spatial_dims](1, channels[0], kernel_size=1)
+        self.stem = nn.Sequential(first, nn.LeakyReLU(0.01))
+        inputs = (channels[0], *outputs)
+        self.levels = nn.ModuleList(
+            HeteroModalBlock(before, width, after, spatial_dims)
+            for before, width, after in zip(inputs, channels, outputs, strict=False)
+        )
+        self.pool = POOLING[spatial_dims](kernel_size=2)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Encode one modality."""
+        features = self.stem(image)
+        encoded: list[Tensor] = []
+        for level in self.levels:
+            features = level(self.pool(features) if encoded else features)
+            encoded.append(features)
+        return encoded
+
+
+class HeteroModalDecoder(nn.Module):
+    """From the fused features of all resolutions to an image."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        inputs: Sequence[int],
+        out_channels: int,
+        spatial_dims: int,
+    ) -> None:
+        super().__init__()
+        self.mode = LINEAR[spatial_dims]
+        self.levels = nn.ModuleList()
+        below = inputs[-1]
+        for width, skip in zip(channels[-2::-1], inputs[-2::-1], strict=True):
+            self.levels.append(HeteroModalBlock(below + skip, width, width // 2, spatial_dims))
+            below = width // 2
+        self.head = CONVOLUTION[spatial_dims](below, out_channels, kernel_size=1)
+
+    def forward(self, fused: Sequence[Tensor]) -> Tensor:
+        """Decode."""
+        features = fused[-1]
+        for level, skip in zip(self.levels, fused[-2::-1], strict=True):
+            features = level(torch.cat((resize_like(features, skip, self.mode), skip), dim=1))
+        return cast("Tensor", self.head(features))
+
+
+class Moments(nn.Module):
+    """Mean and variance over the modalities that are there."""
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """Fuse."""
+        features, mask = at_least_float32(features), spread(present, features)
+        count = mask.sum(1).clamp(min=1)
+        # A choice, not a product: an absent modality has no gradient, whatever its features are.
+        mean = torch.where(mask, features, 0).sum(1) / count
+        deviations = torch.where(mask, features - mean[:, None], 0)
+        return torch.cat((mean, deviations.square().sum(1) / count), dim=1)
+
+
+class HeMIS(nn.Module):
+    """U-HeMIS: segments whatever modalities a sample has."""
+
+    # Source: Dorent et al. 2019, arXiv:1907.11150, who put HeMIS (Havaei et al. 2016,
+    # arXiv:1607.05194) into a U-Net; widths and layers as in their published configuration. The
+    # variance is that of the population, as theirs; HeMIS divides by one less. Scale and shift of
+    # norms, biases, and the slope of the leaky ReLU are those of the other networks here.
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (8, 16, 32, 64),
+        *,
+        spatial_dims: int = 3,
+    ) -> None:
+        super().__init__()
+        check_widths("HeMIS", channels, spatial_dims)
+        halves = [width // 2 for width in channels]
+        self.encoders = nn.ModuleList(
+            ModalityEncoder(channels, halves, spatial_dims) for _ in range(in_channels)
+        )
+        self.fuse = Moments()
+        # A layer of its own, so that the fused bottleneck can be tapped.
+        self.bottleneck = Moments()
+        self.decoder = HeteroModalDecoder(channels, channels, out_channels, spatial_dims)
+        self.levels = len(channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits."""
+        check_image("HeMIS", image, len(self.encoders), self.levels)
+        present = find_present(image)
+        *finer, deepest = encode(self.encoders, image)
+        fused = [self.fuse(features, present) for features in finer]
+        return cast("Tensor", self.decoder([*fused, self.bottleneck(deepest, present)]))
+
+
+def encode(encoders: nn.ModuleList, image: Tensor) -> list[Tensor]:
+    """Run each modality through its own encoder."""
+    encoded = [encoder(image[:, i : i + 1]) for i, encoder in enumerate(encoders)]
+    return [torch.stack(level, dim=1) for level in zip(*encoded, strict=True)]

@@ -1,0 +1,69 @@
+"""Synthesise what the student lacks, then segment: the paper's first negative result."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdnet.models import build_network, in_two_dimensions
+
+
+class SynthesisNetwork(nn.Module):
+    """Make the privileged modalities from the view, and segment view and synthesis together."""
+
+    # Source: Hu et al. 2020, arXiv:2106.09564, section 3.3, "Observations": FLAIR, for instance, is
+    # synthesised from T1ce and segmented together with it; the result was worse than the baseline.
+    # The paper names neither networks nor losses; these are ours.
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        synthesised: int = 1,
+        segmenter: str = "kdnet",
+        segmenter_arguments: Mapping[str, Any] | None = None,
+        generator: str | None = None,
+        generator_arguments: Mapping[str, Any] | None = None,
+        spatial_dims: int = 3,
+    ) -> None:
+        super().__init__()
+        if synthesised < 1:
+            raise ValueError(f"SynthesisNetwork: synthesised is 1 or more, not {synthesised}.")
+        inherited = segmenter_arguments if generator is None else None
+        self.synthesised = synthesised
+        self.generator = _build(
+            generator or segmenter,
+            inherited if generator_arguments is None else generator_arguments,
+            in_channels=in_channels,
+            out_channels=synthesised,
+            spatial_dims=spatial_dims,
+        )
+        self.segmenter = _build(
+            segmenter,
+            segmenter_arguments,
+            in_channels=in_channels + synthesised,
+            out_channels=out_channels,
+            spatial_dims=spatial_dims,
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits."""
+        synthesis = self.generator(image).detach()
+        return cast("Tensor", self.segmenter(torch.cat((image, synthesis), dim=1)))
+
+
+def _build(
+    name: str,
+    arguments: Mapping[str, Any] | None,
+    *,
+    in_channels: int,
+    out_channels: int,
+    spatial_dims: int,
+) -> nn.Module:
+    """Build one of the two networks for the number of axes."""
+    given = arguments or {}
+    if spatial_dims == 2:
+        given = in_two_dimensions(name, given)
+    return build_network(name, given, in_channels=in_channels, out_channels=out_channels)

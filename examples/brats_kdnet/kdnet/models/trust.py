@@ -1,0 +1,95 @@
+"""Which networks a file of somebody else may ask for.
+
+A model file names the class of its network and the arguments it is built with. Importing a module
+runs it, and some arguments have networks fetch files, so a file decides neither on its own.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from kdnet.errors import UserError
+
+#: Networks of this application, by the names that `build_network` knows.
+OWN = frozenset(
+    {
+        "kdnet",
+        "multiresunet",
+        "no_new_net",
+        "hemis",
+        "uhved",
+        "gated_fusion",
+        "synthesis",
+        "timm_unet",
+    }
+)
+#: Classes of MONAI that only build layers from numbers and words; importing them runs MONAI alone.
+HARMLESS = frozenset(
+    f"monai.networks.nets.{name}"
+    for name in (
+        "AttentionUnet",
+        "BasicUNet",
+        "BasicUNetPlusPlus",
+        "DynUNet",
+        "SegResNet",
+        "SegResNetDS",
+        "SwinUNETR",
+        "UNet",
+        "UNETR",
+        "VNet",
+    )
+)
+_SYNTHESES = ("synthesis", "kdnet.models.synthesis.SynthesisNetwork")
+_PARTS = ("segmenter", "generator")
+#: Paths, addresses and the names of hubs hold one of them.
+_REACHING = frozenset("/\\:")
+
+
+def check_trusted(
+    source: str, backbone: str, arguments: Mapping[str, Any], trusted: Collection[str] = ()
+) -> None:
+    """Refuse a network that its file alone asks for, before anything is imported."""
+    for name, given in _networks(backbone, arguments):
+        if name in trusted:
+            continue
+        if name not in OWN | HARMLESS:
+            raise UserError(
+                f"{source} asks for the network {name!r}, which is neither of this application "
+                "nor known to be harmless: building it imports and runs code that the author of "
+                "the file has chosen. Nothing was imported. If you know that class and trust it, "
+                f"say so with --trust_backbone {name}."
+            )
+        reaching = [text for text in _texts(given) if {*text} & _REACHING]
+        if reaching:
+            raise UserError(
+                f"{source} builds its network {name!r} with {reaching[0]!r}, which may be a path, "
+                "an address or a model of a hub. Nothing was built. If you trust it, say so with "
+                f"--trust_backbone {name}."
+            )
+
+
+def is_known(backbone: str, arguments: Mapping[str, Any]) -> bool:
+    """Say whether a network is of this application or known to be harmless, with all its parts."""
+    return all(name in OWN | HARMLESS for name, _ in _networks(backbone, arguments))
+
+
+def _networks(backbone: Any, arguments: Any) -> Iterator[tuple[str, Any]]:
+    """A network, and those that it is made of, each with its arguments."""
+    yield str(backbone), arguments
+    if backbone in _SYNTHESES and isinstance(arguments, Mapping):
+        for part in _PARTS:
+            if arguments.get(part) is not None:
+                yield from _networks(arguments[part], arguments.get(f"{part}_arguments") or {})
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            # Networks inside a network are looked at by themselves.
+            if key not in _PARTS:
+                yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
