@@ -58,6 +58,8 @@ from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
 from privdistill.wrapper import DistillationWrapper
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AttentionTransfer",
     "CacheError",

@@ -92,6 +92,9 @@ class PrivilegedInput:
             raise ModalityError(f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}.")
         self.dropout = dropout
         self.fill = fill
+        # What every step asks for.
+        self._all, self._own = self._count(self.modalities), self._count(self.student)
+        self._spans = {names: self._span(names) for names in (self.student, self.teacher)}
 
     def for_teacher(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the teacher's modalities of a full input.
@@ -108,7 +111,8 @@ class PrivilegedInput:
             ModalityError: If a modality is missing, the channel count is another, or `present` has
                 another form.
         """
-        return self._fill(self._view(image, self.teacher), self.teacher, present)
+        view = self._view(image, self.teacher)
+        return view if present is None else self._fill(view, self.teacher, present)
 
     def for_student(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities of a full input, or of one that holds nothing else.
@@ -127,11 +131,10 @@ class PrivilegedInput:
             ModalityError: If a modality is missing, the channel count is neither, or `present` has
                 another form.
         """
-        own = self._count(self.student)
-        alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == own
-        full = not alone or own == self._count(self.modalities)
+        alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == self._own
+        full = not alone or self._own == self._all
         view = self._view(image, self.student) if full else _as_tensor(image)
-        return self._fill(view, self.student, present)
+        return view if present is None else self._fill(view, self.student, present)
 
     def for_training(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities with some of them hidden at random.
@@ -164,9 +167,7 @@ class PrivilegedInput:
         kept = free & (torch.rand(every.shape, device=view.device) >= self.dropout)
         return (order == first) | (kept & (order > first))
 
-    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor | None) -> Tensor:
-        if present is None:
-            return view
+    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor) -> Tensor:
         wanted = (view.shape[0], len(self.modalities))
         if tuple(present.shape) != wanted or present.dtype != torch.bool:
             raise ModalityError(
@@ -187,23 +188,29 @@ class PrivilegedInput:
     def _count(self, names: tuple[str, ...]) -> int:
         return sum(map(self.channels.__getitem__, names))
 
+    def _span(self, names: tuple[str, ...]) -> tuple[int, int] | None:
+        """First channel and number of channels, where modalities lie side by side."""
+        first = self.modalities.index(names[0])
+        if names != self.modalities[first : first + len(names)]:
+            return None
+        return self._count(self.modalities[:first]), self._count(names)
+
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
             return self._stack(image, names)
-        image, count = _as_tensor(image), self._count(self.modalities)
-        if image.ndim < 3 or image.shape[1] != count:
+        image = image if type(image) is Tensor else _as_tensor(image)
+        if image.ndim < 3 or image.shape[1] != self._all:
             raise ModalityError(
-                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {count}, "
+                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {self._all}, "
                 f"*spatial) for the channels of `modalities`, {self.channels}. Pass the names in "
                 "the order in which the reader stacks them."
             )
         if names == self.modalities:
             return image
-        first = self.modalities.index(names[0])
-        if names == self.modalities[first : first + len(names)]:
-            begin = self._count(self.modalities[:first])
+        span = self._spans[names]
+        if span is not None:
             # A copy, since the other network must not see what this one does to its input.
-            return image.narrow(1, begin, self._count(names)).clone()
+            return image.narrow(1, *span).clone()
         groups = torch.split(image, list(self.channels.values()), dim=1)
         parts = dict(zip(self.channels, groups, strict=True))
         return torch.cat([parts[name] for name in names], dim=1)

@@ -83,6 +83,24 @@ class Output(NamedTuple):
     teacher: Tensor | list[Tensor] | None
     taps: dict[str, TapPair]
 
+    def scalars(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the loss and every term, unweighted, for any logger.
+
+        Args:
+            prefix: Before each name, such as "train/".
+
+        Returns:
+            Scalars without graph; first the loss.
+
+        Example:
+            >>> import torch
+            >>> one = torch.ones(())
+            >>> Output(one, {"latent_kl": 2 * one}, one, None, {}).scalars("train/")
+            {'train/loss': tensor(1.), 'train/latent_kl': tensor(2.)}
+        """
+        values = {"loss": self.loss.detach(), **self.terms}
+        return {prefix + name: value for name, value in values.items()}
+
 
 def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> list[Tensor]:
     """Find the logits in what a network returned: one tensor, or several under deep supervision.

@@ -229,15 +229,20 @@ class DistillationWrapper(nn.Module):
         self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
         found = [member.try_out(views["teacher"]) for member in self._teacher.members]
         features = {tap: value for one in found for tap, value in one.features.items()}
-        taught = Answer([one.heads for one in found if one.heads], features)
-        _check_heads(own.heads[0], [heads[0] for heads in taught.heads])
+        taught = [one.heads for one in found if one.heads]
+        _check_heads(own.heads[0], [heads[0] for heads in taught])
         self._pairing.fit(own.features, features)
         with torch.no_grad(), trial.restored(self.adapters):
             pairs = self._pairing(own.features, features)
         # Branches that exist only in training are what a term may want to build upon.
-        answer = Answer([own.heads[:1]], own.features, training.output)
-        common = {"image": own.image, "taps": pairs, "index": self.steps.clone()}
-        (step,) = _steps(answer, taught, self._shares, self.activation, common)
+        common = {
+            "image": own.image,
+            "taps": pairs,
+            "activation": self.activation,
+            "index": self.steps.clone(),
+            "student_output": training.output,
+        }
+        (step,) = steps_by_head(common, own.heads[:1], taught, self._shares)
         self.objective.build(step)
 
     @property
@@ -352,15 +357,18 @@ class DistillationWrapper(nn.Module):
             "target": target,
             "labelled": labelled,
             "sample_weights": sample_weights,
+            "activation": self.activation,
+            "student_output": answer.output,
             "index": self.steps.clone(),
             "advance": advance,
             "validate": checks,
         }
-        steps = _steps(answer, taught, shares, self.activation, common)
-        heads: list[tuple[float, Step]] = []
-        if len(steps) > 1:
-            heads = list(zip(head_weights(self.head_weights, len(steps)), steps, strict=True))
-        loss, terms = self.objective(steps[0], heads)
+        steps = steps_by_head(common, answer.heads[0], taught.heads, shares)
+        if len(steps) == 1:
+            loss, terms = self.objective(steps[0])
+            out = Output(loss, terms, steps[0].student, steps[0].teacher, pairs)
+        else:
+            out = _of_heads(self.objective, head_weights(self.head_weights, len(steps)), steps)
         if training:
             # Written only where it changes, as the compiler would make a new graph.
             if self._unchecked and _checked(self.objective, target, labelled):
@@ -369,7 +377,7 @@ class DistillationWrapper(nn.Module):
                 self.steps.add_(1)
             if advance and self._decay is not None:
                 self._behind = True
-        return _output(loss, terms, steps)
+        return out
 
     def teacher_outputs(
         self, image: Image, *, key: Sequence[str] | None = None, present: Tensor | None = None
@@ -533,8 +541,9 @@ def _view(
     view = inputs.for_student if kind == "student" else inputs.for_teacher
     if training and named:
         view = inputs.for_training
-    # Views of the user's own need not know of masks.
-    return plain(view(image) if present is None else view(image, present))
+    # Views of the user's own need know neither of masks nor of tensors with metadata.
+    found: Tensor = view(image) if present is None else view(image, present)
+    return found if named else plain(found)
 
 
 def _asked(inputs: Any, teachers: Sequence[Side], objective: Objective, select: Any) -> str:
@@ -545,19 +554,6 @@ def _asked(inputs: Any, teachers: Sequence[Side], objective: Objective, select: 
     chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
     names = [written(function) for function in chosen]
     return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
-
-
-def _steps(
-    answer: Answer,
-    taught: Answer,
-    shares: Sequence[float | Tensor],
-    activation: Activation,
-    common: dict[str, Any],
-) -> list[Step]:
-    """One step for each head of the student."""
-    weighed = list(zip(taught.heads, shares, strict=True)) if taught.heads else []
-    common |= {"activation": activation, "student_output": answer.output}
-    return steps_by_head(common, answer.heads[0], weighed, activation)
 
 
 def _by_channel(objective: Objective, tap: str) -> bool:
@@ -573,12 +569,12 @@ def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
     return [*kd.adapters.items(), *terms, *teachers]
 
 
-def _output(loss: Tensor, terms: dict[str, Tensor], steps: Sequence[Step]) -> Output:
-    first, *others = steps
-    if not others:
-        return Output(loss, terms, first.student, first.teacher, first.taps)
+def _of_heads(objective: Objective, weights: Sequence[float], steps: Sequence[Step]) -> Output:
+    """What a step under deep supervision returns."""
+    loss, terms = objective(steps[0], list(zip(weights, steps, strict=True)))
     teachers = [step.teacher for step in steps if step.teacher is not None]
-    return Output(loss, terms, [step.student for step in steps], teachers or None, first.taps)
+    students = [step.student for step in steps]
+    return Output(loss, terms, students, teachers or None, steps[0].taps)
 
 
 def _checked_inputs(inputs: InputViews | None, teacher: Teacher | None) -> InputViews:

@@ -177,9 +177,7 @@ def test_token_positions_are_kept(tapped):
 
 def test_features_that_are_no_map_are_refused(tapped):
     flat = Layer("bottleneck", select=lambda value: value.flatten(1))
-    with pytest.raises(
-        ShapeMismatchError, match=r"gives \(\d, 128\) for an image"
-    ):
+    with pytest.raises(ShapeMismatchError, match=r"gives \(\d, 128\) for an image"):
         tapped("bottleneck", flat)
 
 

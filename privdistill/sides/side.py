@@ -114,12 +114,20 @@ class Side:
         self.check(view)
         output = None
         with self.recorder.recording(leave_early=leave_early) as features:
-            output = self.run(self.own(view))
+            output = self.run(view.clone() if self.recorder.edits_input else view)
         self.recorder.check(features)
-        self.recorder.check_intact(features)
+        for tap in self.recorder.corrupted(features):
+            raise LifecycleError(
+                f"Tap '{tap}': a layer behind '{self.places[tap].layer}' of the {self.role} "
+                "changed its output in place, which the dry run did not show. Pass an example of "
+                "the training size to the wrapper, or set inplace=False there."
+            )
         for tap in self._to_lay_out:
             features[tap] = self._as_map(tap, features[tap], view)
-        heads = [self.select(output, view.ndim - 2)] if self.reads_logits else []
+        heads = []
+        if self.reads_logits:
+            alone = not self._chosen and isinstance(output, Tensor) and output.ndim == view.ndim
+            heads.append([output] if alone else self.select(output, view.ndim - 2))
         return Answer(heads, features, output)
 
     def own(self, view: Tensor) -> Tensor:
