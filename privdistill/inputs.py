@@ -1,7 +1,7 @@
 """Which modalities each network sees."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -239,6 +239,60 @@ class PrivilegedInput:
         )
         hidden = f", each hidden with probability {self.dropout}" if self.dropout else ""
         return f"teacher {teacher} | student {student}{hidden}"
+
+
+def as_views(inputs: InputViews | None) -> InputViews:
+    """Return how an input is divided among the networks.
+
+    Args:
+        inputs: What the user passed, or None for the whole input for both.
+
+    Returns:
+        An object with `for_teacher` and `for_student`.
+
+    Raises:
+        ModalityError: If it lacks these methods.
+    """
+    if inputs is None:
+        return SameInput()
+    if not (hasattr(inputs, "for_teacher") and hasattr(inputs, "for_student")):
+        raise ModalityError(
+            f"`inputs` is {inputs!r}; expected PrivilegedInput(modalities=..., student=...) or an "
+            "object with the methods for_teacher(image) and for_student(image)."
+        )
+    return inputs
+
+
+def view_of(
+    inputs: Any, kind: str, image: Image, present: Tensor | None = None, *, training: bool = False
+) -> Tensor:
+    """Return what one network is given.
+
+    Args:
+        inputs: How the input is divided.
+        kind: "student" or "teacher".
+        image: The full input.
+        present: Which of the modalities each sample has.
+        training: Whether some modalities are to be hidden from the student.
+
+    Returns:
+        `(B, C, *spatial)`.
+
+    Raises:
+        ModalityError: If modalities are absent of which the views know nothing.
+    """
+    named = isinstance(inputs, PrivilegedInput)
+    if present is not None and not named:
+        raise ModalityError(
+            "`present` says which modalities each sample has, but the wrapper knows none. Pass "
+            "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
+        )
+    view = inputs.for_student if kind == "student" else inputs.for_teacher
+    if training and named:
+        view = inputs.for_training
+    # Views of the user's own need know neither of masks nor of tensors with metadata.
+    found: Tensor = view(image) if present is None else view(image, present)
+    return found if named else plain(found)
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -12,21 +12,28 @@ from torch import Tensor, nn
 
 from privdistill import parallel
 from privdistill.cache import TeacherCache
-from privdistill.cache.fingerprint import written
-from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
-from privdistill.inputs import Image, InputViews, PrivilegedInput, SameInput, plain
+from privdistill.exceptions import LifecycleError, ObjectiveError
+from privdistill.inputs import Image, InputViews, as_views, plain, view_of
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.functional import Activation
 from privdistill.losses.options import check, one_of
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
-from privdistill.sides.heads import check_head_weights, head_weights, steps_by_head
-from privdistill.sides.side import Answer, CachedSide, Side, TeacherSide
+from privdistill.sides.heads import check_head_weights, check_heads, head_weights, steps_by_head
+from privdistill.sides.side import (
+    Answer,
+    CachedSide,
+    Side,
+    TeacherSide,
+    asked_of,
+    check_cache,
+)
 from privdistill.sides.teachers import (
     Ensemble,
     JointTeacher,
     MovingAverage,
     Teacher,
+    check_declared,
     check_networks,
     follow,
     networks_of,
@@ -130,13 +137,12 @@ class DistillationWrapper(nn.Module):
         self.objective = copy.deepcopy(as_objective(objective))
         self.activation: Activation = activation
         self.validate = validate
-        self.inputs = _checked_inputs(inputs, teacher)
+        self.inputs = as_views(inputs)
         self.head_weights = head_weights
         networks = networks_of(teacher, student)
-        self.cache = _checked_cache(cache, teacher, networks)
+        self.cache = check_cache(cache, teacher, networks)
         check_networks(student, networks)
-        if not networks:
-            _check_needs_no_teacher(self.objective)
+        check_declared(teacher, self.inputs, self.objective)
         table = expand(taps, networks, student)
         self.taps = tap_table(table, self.objective.taps, len(networks))
         self.student = student
@@ -176,7 +182,7 @@ class DistillationWrapper(nn.Module):
         """Attach hooks to all networks, freeze the teachers, and try everything out."""
         kinds = ["student", *["teacher"] * len(networks)]
         views = (
-            {} if example is None else {kind: _view(self.inputs, kind, example) for kind in kinds}
+            {} if example is None else {kind: view_of(self.inputs, kind, example) for kind in kinds}
         )
         for index, network in enumerate([self.student, *networks]):
             kind, role = kinds[index], ["student", *roles_of(networks)][index]
@@ -215,7 +221,7 @@ class DistillationWrapper(nn.Module):
         """Make two sides of all networks."""
         self._student = self._sides[0]
         self._teacher = TeacherSide(self._sides[1:])
-        asked = _asked(self.inputs, self._sides[1:], self.objective, self._select)
+        asked = asked_of(self.inputs, self._sides[1:], self.objective, self._select)
         self._cached = self.cache and CachedSide(self._teacher, self.cache, asked)
         self._leave = weakref.finalize(self, _give_back, self._sides)
 
@@ -230,7 +236,7 @@ class DistillationWrapper(nn.Module):
         found = [member.try_out(views["teacher"]) for member in self._teacher.members]
         features = {tap: value for one in found for tap, value in one.features.items()}
         taught = [one.heads for one in found if one.heads]
-        _check_heads(own.heads[0], [heads[0] for heads in taught])
+        check_heads(own.heads[0], [heads[0] for heads in taught])
         self._pairing.fit(own.features, features)
         with torch.no_grad(), trial.restored(self.adapters):
             pairs = self._pairing(own.features, features)
@@ -342,7 +348,7 @@ class DistillationWrapper(nn.Module):
         else:
             target = plain(target)
         # Taken before the teacher runs, which might edit its input in place.
-        view = _view(self.inputs, "student", image, present, training=self.training)
+        view = view_of(self.inputs, "student", image, present, training=self.training)
         taught = self.teacher_outputs(image, key=key, present=present)
         answer = self._student(view)
         if training:
@@ -403,7 +409,7 @@ class DistillationWrapper(nn.Module):
             )
         if not (self._teacher.members and (self.objective.needs_teacher_logits or self.taps)):
             return Answer([], {})
-        view = _view(self.inputs, "teacher", image, present)
+        view = view_of(self.inputs, "teacher", image, present)
         if self._cached is None or key is None:
             return self._teacher(view)
         return self._cached(view, key)
@@ -428,7 +434,7 @@ class DistillationWrapper(nn.Module):
                 weights are not gathered now.
         """
         parallel.check_gathered(self)
-        view = _view(self.inputs, "student", image, present)
+        view = view_of(self.inputs, "student", image, present)
         self._student.check(view)
         with trial.modes_kept(self.student):
             self.student.eval()
@@ -529,33 +535,6 @@ def _give_back(sides: Sequence[Side]) -> None:
         side.release()
 
 
-def _view(
-    inputs: Any, kind: str, image: Image, present: Tensor | None = None, *, training: bool = False
-) -> Tensor:
-    named = isinstance(inputs, PrivilegedInput)
-    if present is not None and not named:
-        raise ModalityError(
-            "`present` says which modalities each sample has, but the wrapper knows none. Pass "
-            "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
-        )
-    view = inputs.for_student if kind == "student" else inputs.for_teacher
-    if training and named:
-        view = inputs.for_training
-    # Views of the user's own need know neither of masks nor of tensors with metadata.
-    found: Tensor = view(image) if present is None else view(image, present)
-    return found if named else plain(found)
-
-
-def _asked(inputs: Any, teachers: Sequence[Side], objective: Objective, select: Any) -> str:
-    """What else than its weights decides what a teacher's outputs are."""
-    seen = inputs.teacher if isinstance(inputs, PrivilegedInput) else type(inputs).__qualname__
-    places = [(side.role, tap, str(p)) for side in teachers for tap, p in side.places.items()]
-    own = select.args if select else ()
-    chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
-    names = [written(function) for function in chosen]
-    return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
-
-
 def _by_channel(objective: Objective, tap: str) -> bool:
     """Whether any term that reads a tap compares its features channel by channel."""
     pairs = objective.named_terms.values()
@@ -575,67 +554,6 @@ def _of_heads(objective: Objective, weights: Sequence[float], steps: Sequence[St
     teachers = [step.teacher for step in steps if step.teacher is not None]
     students = [step.student for step in steps]
     return Output(loss, terms, students, teachers or None, steps[0].taps)
-
-
-def _checked_inputs(inputs: InputViews | None, teacher: Teacher | None) -> InputViews:
-    if inputs is None:
-        return SameInput()
-    if not (hasattr(inputs, "for_teacher") and hasattr(inputs, "for_student")):
-        raise ModalityError(
-            f"`inputs` is {inputs!r}; expected PrivilegedInput(modalities=..., student=...) or an "
-            "object with the methods for_teacher(image) and for_student(image)."
-        )
-    named = isinstance(inputs, PrivilegedInput)
-    if isinstance(teacher, MovingAverage) and named and inputs.teacher != inputs.student:
-        raise ModalityError(
-            f"A MovingAverage of the student sees what the student sees, but the views differ: "
-            f"{inputs}. Pass teacher={inputs.student} to PrivilegedInput, or a trained teacher."
-        )
-    return inputs
-
-
-def _checked_cache(
-    cache: TeacherCache | None, teacher: Teacher | None, networks: Sequence[nn.Module]
-) -> TeacherCache | None:
-    """Refuse to keep the outputs of a teacher that changes in every step."""
-    if cache is not None and not isinstance(cache, TeacherCache):
-        raise LifecycleError(
-            f"`cache` is {cache!r}; expected a TeacherCache, such as TeacherCache('runs/teacher')."
-        )
-    if cache is not None and isinstance(teacher, MovingAverage | JointTeacher):
-        raise LifecycleError(
-            f"A {type(teacher).__name__} changes in every step, so its outputs cannot be kept. "
-            "Leave `cache` out, or pass a frozen teacher."
-        )
-    if cache is not None and any(parallel.any_sharded(network.modules()) for network in networks):
-        raise LifecycleError(
-            "The teacher is sharded by FSDP: where one process finds a sample and another does "
-            "not, both would wait for each other for ever. Leave `cache` out, or pass the teacher "
-            "unsharded; with a cache it hardly runs."
-        )
-    return cache
-
-
-def _check_needs_no_teacher(objective: Objective) -> None:
-    terms = objective.named_terms.items()
-    needy = [n for n, (weight, t) in terms if weight.factor and (t.needs_teacher or t.taps)]
-    if needy:
-        raise ObjectiveError(
-            f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "
-            "trained teacher, or an objective of GroundTruth() alone."
-        )
-
-
-def _check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
-    """Compare the shapes of all networks' logits for the example."""
-    for teacher in teachers:
-        if student.shape != teacher.shape:
-            raise ShapeMismatchError(
-                f"The objective compares logits, but for the example the student gives "
-                f"{tuple(student.shape)} and the teacher {tuple(teacher.shape)}. Both must predict "
-                "the same classes at the same resolution; pass `select_logits=` if another output "
-                "is the one to compare."
-            )
 
 
 def _check_unlabelled(objective: Objective, labelled: Tensor | None, *, checks: bool) -> None:

@@ -62,6 +62,26 @@ def check_head_weights(given: Sequence[float] | None, count: int) -> None:
     head_weights(given, count)
 
 
+def check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
+    """Compare the shapes of all networks' logits for the example.
+
+    Args:
+        student: Logits of the student, `(B, C, *spatial)`; of several heads the finest.
+        teachers: Those of each teacher.
+
+    Raises:
+        ShapeMismatchError: If they differ.
+    """
+    for teacher in teachers:
+        if student.shape != teacher.shape:
+            raise ShapeMismatchError(
+                f"The objective compares logits, but for the example the student gives "
+                f"{tuple(student.shape)} and the teacher {tuple(teacher.shape)}. Both must predict "
+                "the same classes at the same resolution; pass `select_logits=` if another output "
+                "is the one to compare."
+            )
+
+
 def steps_by_head(
     common: Mapping[str, Any],
     heads: Sequence[Tensor],
