@@ -221,8 +221,10 @@ class DistillationWrapper(nn.Module):
         """Make two sides of all networks."""
         self._student = self._sides[0]
         self._teacher = TeacherSide(self._sides[1:])
-        asked = asked_of(self.inputs, self._sides[1:], self.objective, self._select)
-        self._cached = self.cache and CachedSide(self._teacher, self.cache, asked)
+        self._cached = None
+        if self.cache is not None:
+            asked = asked_of(self.inputs, self._sides[1:], self.objective, self._select)
+            self._cached = CachedSide(self._teacher, self.cache, asked)
         self._leave = weakref.finalize(self, _give_back, self._sides)
 
     def _try_out(self, views: Mapping[str, Tensor]) -> None:
@@ -273,7 +275,7 @@ class DistillationWrapper(nn.Module):
             # Before FSDP gathers any weights, as it forgets what is written to gathered ones.
             if parallel.sharded(self):
                 parallel.reshard(self)
-            follow(self._modules["teacher"], self.student, self._decay, self.steps)
+            follow(self.get_submodule("teacher"), self.student, self._decay, self.steps)
             self._behind = False
         output: Output = super().__call__(*args, **kwargs)
         return output
@@ -354,7 +356,7 @@ class DistillationWrapper(nn.Module):
         if training:
             self._student.check_gradients(answer.features)
         pairs = self._pairing(answer.features, taught.features)
-        shares = self._shares
+        shares: Sequence[float | Tensor] = self._shares
         if teacher_weights is not None:
             shares = teacher_shares(teacher_weights, len(shares), view, check=checks)
         common = {
@@ -484,7 +486,7 @@ class DistillationWrapper(nn.Module):
         """
         super().train(mode)
         if self._decay is not None:
-            self._modules["teacher"].eval()
+            self.get_submodule("teacher").eval()
         return self
 
     def __getstate__(self) -> dict[str, Any]:

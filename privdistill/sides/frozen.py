@@ -50,7 +50,7 @@ class Resting:
         self.parts = list(network.modules())
         set_mode(network, training=False)
         for parameter in network.parameters():
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
 
     def __call__(self, image: Tensor) -> Any:
         """Run the network, and say where it is if its input is elsewhere."""

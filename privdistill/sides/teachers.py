@@ -202,8 +202,8 @@ def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objec
         ModalityError: If an average of the student is to see other modalities than the student.
         ObjectiveError: If a teacher is read and there is none.
     """
-    named = isinstance(inputs, PrivilegedInput)
-    if isinstance(teacher, MovingAverage) and named and inputs.teacher != inputs.student:
+    average = isinstance(teacher, MovingAverage)
+    if average and isinstance(inputs, PrivilegedInput) and inputs.teacher != inputs.student:
         raise ModalityError(
             f"A MovingAverage of the student sees what the student sees, but the views differ: "
             f"{inputs}. Pass teacher={inputs.student} to PrivilegedInput, or a trained teacher."

@@ -17,10 +17,8 @@ class _LastTapReached(BaseException):
     """Leaves a forward pass; no `Exception`, which a network might catch for reasons of its own."""
 
 
-# What stays of a hook in a copy or a file of the network: a function of the standard library that
-# does nothing, so that the file loads without this package.
+# Tells what stays of a hook in a copy or a file of its network.
 _MARK = "a tap of privdistill"
-_DEAD = nullcontext(_MARK).__exit__
 
 
 class _Hook:
@@ -31,7 +29,8 @@ class _Hook:
         self.tap = tap
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _DEAD.__reduce__()
+        # A function of the standard library that does nothing: the file loads without this package.
+        return getattr, (nullcontext(_MARK), "__exit__")
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if self.recorder.armed:
