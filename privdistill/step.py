@@ -59,7 +59,7 @@ class Step:
     sample_weights: Tensor | None = None
     image: Tensor | None = None
     taps: dict[str, TapPair] = field(default_factory=dict)
-    activation: str = "softmax"
+    activation: Activation = "softmax"
     index: Tensor | int = 0
     validate: bool = True
     student_output: Any = None

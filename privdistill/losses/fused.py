@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from privdistill.losses.functional import Activation, Binarisation, binarise, finite
+from privdistill.losses.functional import INFINITE, Activation, Binarisation, binarise
 
 _Recipe = tuple[Activation, bool, float | None, Binarisation]
 _Place = tuple[slice, slice, slice]
@@ -164,10 +164,10 @@ class _Block(NamedTuple):
 def _block(maps: _Maps, recipe: _Recipe, place: _Place) -> _Block:
     activation, squared, temperature, rule = recipe
     dtype = torch.float64 if maps.logits.dtype == torch.float64 else torch.float32
-    logits = finite(_rows(maps.logits, place, dtype))
+    logits = _rows(maps.logits, place, dtype)
     source = target = _rows(maps.source, place, dtype)
     if temperature is not None:
-        tempered = finite(source) / temperature
+        tempered = source / temperature
         target = tempered.softmax(1) if activation == "softmax" else tempered.sigmoid()
     binary = target
     if rule != "soft":
@@ -178,7 +178,7 @@ def _block(maps: _Maps, recipe: _Recipe, place: _Place) -> _Block:
 
 
 def _rows(values: Tensor, place: _Place, dtype: torch.dtype) -> Tensor:
-    values = values[place].to(dtype)
+    values = torch.nan_to_num(values[place].to(dtype), **INFINITE)
     # Rows of channels_last tensors are strewn over memory, and arithmetic on them is slow.
     return values if values.stride(2) == 1 else values.contiguous()
 
@@ -245,7 +245,12 @@ class _Softmax(NamedTuple):
 
 
 def _softmax(logits: Tensor) -> _Softmax:
-    highest, second = _two_highest(logits)
+    # The two highest of the channels, equal where several are highest.
+    highest, other, *more = logits.chunk(logits.shape[1], dim=1)
+    highest, second = torch.maximum(highest, other), torch.minimum(highest, other)
+    for row in more:
+        second = torch.maximum(second, torch.minimum(highest, row))
+        highest = torch.maximum(highest, row)
     above = logits - second
     # Arithmetic with zeros and ones, as masks and choices take several times as long.
     won = above.clamp_min(0).sign_()
@@ -258,16 +263,6 @@ def _softmax(logits: Tensor) -> _Softmax:
     low = relative * (ratio / total)
     p = torch.addcmul(low, won, 1 / total)
     return _Softmax(p, low, won, relative, others, highest, gap, total)
-
-
-def _two_highest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The two highest of the channels, equal where several are highest."""
-    highest, other, *more = logits.chunk(logits.shape[1], dim=1)
-    highest, second = torch.maximum(highest, other), torch.minimum(highest, other)
-    for row in more:
-        second = torch.maximum(second, torch.minimum(highest, row))
-        highest = torch.maximum(highest, row)
-    return highest, second
 
 
 def _softmax_costs(logits: Tensor, binary: Tensor) -> tuple[Tensor, Tensor]:

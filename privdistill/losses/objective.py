@@ -113,8 +113,11 @@ class Term(nn.Module, ABC):
 
     def _options(self) -> dict[str, Any]:
         """The options of the term's function, by name, where the term is a data class."""
-        declared = getattr(self, "__dataclass_fields__", {})
-        return {name: getattr(self, name) for name in declared if name not in _OF_THE_TERM}
+        options = {}
+        for name in getattr(self, "__dataclass_fields__", ()):
+            if name not in _OF_THE_TERM:
+                options[name] = getattr(self, name)
+        return options
 
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults, as they would be typed."""

@@ -23,7 +23,7 @@ from privdistill.losses.functional import (
 )
 from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option
 from privdistill.losses.targets import enlarged, read_target, reference
-from privdistill.losses.term import FeatureTerm, ResponseTerm, resolve
+from privdistill.losses.term import FeatureTerm, ResponseTerm
 from privdistill.step import Step
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -223,7 +223,7 @@ class PrototypeSimilarity(FeatureTerm):
         step = enlarged(step) if self.resize else step
         channels, mask, weights = reference(
             logits=step.student,
-            activation=resolve(None, step),
+            activation=step.activation,
             owner=self.name,
             ignore_index=self.ignore_index,
             **read_target(step),

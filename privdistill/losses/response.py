@@ -22,7 +22,7 @@ from privdistill.losses.fused import Comparison
 from privdistill.losses.options import POSITIVE, RESIZE, one_of, option
 from privdistill.losses.supervised import as_numbers, dice_bce
 from privdistill.losses.targets import enlarged, read_target, reference
-from privdistill.losses.term import ResponseTerm, resolve
+from privdistill.losses.term import ResponseTerm
 from privdistill.step import Step
 
 
@@ -129,7 +129,7 @@ class SoftTargetDiceBCE(ResponseTerm):
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits, which stay in half precision till needed."""
-        activation = resolve(self.activation, step)
+        activation = self.activation or step.activation
         mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
         teacher = self.teacher_logits(step, activation)
         return self.compare(step.student, teacher, activation, tempered_logits=mixed)
@@ -502,7 +502,7 @@ class ReliableSoftTargetCE(ResponseTerm):
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits and the target."""
         step = enlarged(step) if self.resize else step
-        activation = resolve(self.activation, step)
+        activation = self.activation or step.activation
         mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
         own = self._options() | {"activation": activation, "tempered_logits": mixed}
         teacher = self.teacher_logits(step, activation)

@@ -63,7 +63,10 @@ def reference(
         raise ObjectiveError(
             f"{owner}: the step has no target. Call the wrapper as kd(image, target)."
         )
-    mask, fits = None, target.shape == logits.shape or _is_label_map(target, logits)
+    mask = weights = None
+    hides = ignore_index is not None or labelled is not None
+    # What has a wrong shape is refused below.
+    fits = hides and (target.shape == logits.shape or _is_label_map(target, logits))
     if ignore_index is not None and fits:
         if validate and ignore_index in (0, 1) and target.shape == logits.shape:
             raise ObjectiveError(
@@ -77,7 +80,6 @@ def reference(
         target = _hide(target, ignored, logits, activation)
         ignored = ignored.reshape(len(ignored), -1, *logits.shape[2:])
         mask = (~ignored).to(torch.float32)
-    weights = None
     if labelled is not None or sample_weights is not None:
         weights = weights_of_samples(labelled, sample_weights, logits, owner, validate=validate)
     if mask is not None:

@@ -17,19 +17,6 @@ from privdistill.losses.options import ACTIVATION, check_options, option
 from privdistill.step import Step
 
 
-def resolve(own: Activation | None, step: Step) -> Activation:
-    """Return a term's own activation, or the wrapper's.
-
-    Args:
-        own: The term's option.
-        step: The step, which carries the wrapper's.
-
-    Returns:
-        "softmax" or "sigmoid".
-    """
-    return own or ("sigmoid" if step.activation == "sigmoid" else "softmax")
-
-
 @dataclass(eq=False, repr=False)
 class FeatureTerm(Term):
     """A term that compares the features of a tap: a subclass writes `compare`.
@@ -191,7 +178,7 @@ class ResponseTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits."""
-        activation = resolve(self.activation, step)
+        activation = self.activation or step.activation
         teacher = self.teacher_logits(step, activation, self.mixing_temperature)
         student, teacher = logit_pair(step.student, teacher, activation, self.name)
         return self.compare(at_least_float32(student), at_least_float32(teacher), activation)
