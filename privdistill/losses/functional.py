@@ -20,9 +20,8 @@ Normalisation = Literal["softmax", "softmax_channel", "softmax_spatial", "l1"]
 Reduction = Literal["sum", "mean"]
 Binarisation = Literal["argmax", "positive", "soft"]
 
-_LARGEST = torch.finfo(torch.float16).max
 #: What an infinite logit counts as: a probability of exactly 0 or 1, whose logarithm is a number.
-INFINITE = {"nan": math.nan, "posinf": _LARGEST, "neginf": -_LARGEST}
+LARGEST = torch.finfo(torch.float16).max
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -55,7 +54,7 @@ def finite(logits: Tensor) -> Tensor:
         tensor([ 5.0000e-01, -6.5504e+04])
     """
     logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    return torch.nan_to_num(logits, **INFINITE)
+    return torch.nan_to_num(logits, nan=math.nan, posinf=LARGEST, neginf=-LARGEST)
 
 
 def probabilities(logits: Tensor, activation: Activation, *, temperature: float = 1.0) -> Tensor:

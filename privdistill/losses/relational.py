@@ -21,7 +21,7 @@ from privdistill.losses.functional import (
     resize,
     unit,
 )
-from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option
+from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option, options_of
 from privdistill.losses.targets import enlarged, read_target, reference
 from privdistill.losses.term import FeatureTerm, ResponseTerm
 from privdistill.step import Step
@@ -121,7 +121,7 @@ class PairwiseSimilarity(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return pairwise_similarity(student, teacher, **self._options())
+        return pairwise_similarity(student, teacher, **options_of(self))
 
 
 def prototype_similarity(
@@ -319,7 +319,7 @@ class LocalConsistency(ResponseTerm):
 
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the loss of these logits."""
-        return local_consistency(student, teacher, activation=activation, **self._options())
+        return local_consistency(student, teacher, activation=activation, **options_of(self))
 
 
 def centered_kernel_alignment(
@@ -412,4 +412,4 @@ class CenteredKernelAlignment(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return centered_kernel_alignment(student, teacher, **self._options())
+        return centered_kernel_alignment(student, teacher, **options_of(self))

@@ -19,6 +19,7 @@ from privdistill.losses.options import (
     check_options,
     one_of,
     option,
+    options_of,
 )
 from privdistill.losses.targets import (
     enlarged,
@@ -282,12 +283,12 @@ class GroundTruth(Term):
             return self._by_criterion(self.loss, step)
         logits = step.student if self.of == "student" else self._of_teacher(step)
         activation = self.activation or step.activation
-        return ground_truth(logits, activation=activation, **read_target(step), **self._options())
+        return ground_truth(logits, activation=activation, **read_target(step), **options_of(self))
 
     def _by_criterion(self, criterion: Criterion, step: Step) -> Tensor:
         """The criterion of the labelled samples; with weights their weighted mean."""
         if step.labelled is not None:
-            step = labelled_only(step, self.name)
+            step = labelled_only(step, step.labelled, self.name)
         logits = step.student if self.of == "student" else self._of_teacher(step)
         logits, target = at_least_float32(logits), step.target
         if target is None:
@@ -303,8 +304,8 @@ class GroundTruth(Term):
                 return logits.sum()
             if weights is None:
                 return criterion(logits, target)
-            pairs = zip(logits.split(1), target.split(1), strict=True)
-            values = torch.stack([criterion(one, reference) for one, reference in pairs])
+            rows = [slice(index, index + 1) for index in range(len(logits))]
+            values = torch.stack([criterion(logits[row], target[row]) for row in rows])
         weights = weights.to(values.dtype)
         return (weights * values).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
 

@@ -133,11 +133,12 @@ def enlarged(step: Step) -> Step:
     )
 
 
-def labelled_only(step: Step, owner: str) -> Step:
+def labelled_only(step: Step, labelled: Tensor, owner: str) -> Step:
     """Reduce a step to the samples that have a reference, for whoever knows of no others.
 
     Args:
-        step: The step, with `labelled`.
+        step: The step.
+        labelled: Which samples have a reference, boolean `(B,)`.
         owner: Name of the term, for messages.
 
     Returns:
@@ -148,18 +149,18 @@ def labelled_only(step: Step, owner: str) -> Step:
         ObjectiveError: If the mask is not boolean, or a weight is negative or not finite.
 
     Example:
-        >>> step = Step(torch.zeros(3, 2, 4), labelled=torch.tensor([True, False, True]))
-        >>> labelled_only(step, "t").student.shape
+        >>> step = Step(torch.zeros(3, 2, 4))
+        >>> labelled_only(step, torch.tensor([True, False, True]), "t").student.shape
         torch.Size([2, 2, 4])
     """
-    weights_of_samples(step.labelled, step.sample_weights, step.student, owner, validate=False)
+    weights_of_samples(labelled, step.sample_weights, step.student, owner, validate=False)
     own: dict[str, Any] = {
         f.name: _rows(getattr(step, f.name), step.labelled) for f in fields(step)
     }
     return Step(**own)
 
 
-def _rows(value: Any, chosen: Any) -> Any:
+def _rows(value: Any, chosen: Tensor) -> Any:
     """Samples of whatever is made of tensors with the batch first."""
     if isinstance(value, Tensor):
         batched = value.ndim > 0 and len(value) == len(chosen)

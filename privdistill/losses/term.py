@@ -1,6 +1,7 @@
 """What terms share that compare features, and what terms share that compare logits."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class FeatureTerm(Term):
     """
 
     per_head = False
-    _shown = ("tap",)
+    _shown: ClassVar[tuple[str, ...]] = ("tap",)
 
     tap: str = "bottleneck"
 
