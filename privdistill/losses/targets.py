@@ -154,10 +154,8 @@ def labelled_only(step: Step, labelled: Tensor, owner: str) -> Step:
         torch.Size([2, 2, 4])
     """
     weights_of_samples(labelled, step.sample_weights, step.student, owner, validate=False)
-    own: dict[str, Any] = {
-        f.name: _rows(getattr(step, f.name), step.labelled) for f in fields(step)
-    }
-    return Step(**own)
+    names = [field.name for field in fields(step)]
+    return Step(**{name: _rows(getattr(step, name), labelled) for name in names})
 
 
 def _rows(value: Any, chosen: Tensor) -> Any:
