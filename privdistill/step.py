@@ -58,7 +58,7 @@ class Step:
     sample_weights: Tensor | None = None
     image: Tensor | None = None
     taps: dict[str, TapPair] = field(default_factory=dict)
-    activation: str = "softmax"
+    activation: Activation = "softmax"
     index: Tensor | int = 0
     advance: bool = True
     validate: bool = True
