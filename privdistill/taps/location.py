@@ -175,7 +175,7 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         base, stride = grid, 1.0
         if parents:
             # What stood longest has the least rounding in its stride.
-            same = [parent for parent in parents if grid and parent.base == grid]
+            same = [parent for parent in parents if grid and parent.grid == grid]
             before = min(same or parents[:1], key=lambda parent: parent.number)
             base = grid or before.base
             stride = before.stride * _zoom(operator, args, before.base, base)
