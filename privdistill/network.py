@@ -50,7 +50,6 @@ class Network:
             self.check(view)
         #: Finds the logits in what the network returns.
         self.select: dry_run.Select = select or find_heads
-        self._chosen = select is not None
         places, self.notes = dry_run.find_places(model, layers, view, role, self.select)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.recorder = Recorder(model, places, role=role)
@@ -95,8 +94,9 @@ class Network:
         """
         trial = dry_run.run(model, view, self.recorder, None, training=training)
         axes = view.ndim - 2
-        if heads and not self._chosen and undecided(trial.output, axes):
-            self.select = dry_run.settle(model, view, self.role, training=training, asked=asked)
+        if heads and self.select is find_heads and undecided(trial.output, axes):
+            learns = self.side == "student"
+            self.select = dry_run.settle(model, view, self.role, training=learns, asked=asked)
         found = self.select(trial.output, axes) if heads else []
         features = self._maps(trial.features, view, read)
         self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}

@@ -29,7 +29,7 @@ from privdistill.step import (
     head_weights,
     steps_by_head,
 )
-from privdistill.taps.pairing import build_adapter, check_equal, short
+from privdistill.taps.pairing import build_adapter, check_equal, resample, short
 from privdistill.taps.tap import Tap, as_layer, brief
 from privdistill.teachers import (
     Holder,
@@ -221,10 +221,10 @@ class DistillationWrapper(nn.Module):
     def _try_out(self, views: Mapping[str, Tensor]) -> None:
         """Run all networks once; build adapters and what terms need, and compare shapes."""
         read, student = self.objective.taps, self._student
-        # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
         asked = len(self.head_weights or ()) > 1
-        training = student.try_out(self.student, views["student"], read, training=True, asked=asked)
         mine = student.try_out(self.student, views["student"], read, asked=asked)
+        # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
+        training = student.try_out(self.student, views["student"], read, training=True, asked=asked)
         check_head_weights(self.head_weights, len(training.heads))
         self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
         wanted = self.objective.needs_teacher_logits
@@ -570,6 +570,8 @@ class DistillationWrapper(nn.Module):
             adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
             if adapter is not None:
                 features = adapter(features)
+            if tap in self.objective.taps and self.taps[tap].adapter == "auto":
+                features = resample(features, wanted.shape[2:])
             if tap in self.objective.taps and features.shape != wanted.shape:
                 equal = self._equal_channels(tap)
                 check_equal(tap, features.shape, wanted.shape, adapter, channels=equal)
@@ -695,7 +697,7 @@ class DistillationWrapper(nn.Module):
             lines.append(f"  deep supervision, weight of each head: {listed}")
         rows = [("tap", "network", "layer", "shape", "adapter")] if self.taps else []
         for tap in self.taps:
-            adapter = short(self.adapters[tap]) if tap in self.adapters else "none"
+            adapter = self._adapter_text(tap)
             student, *teachers = [n.cells(tap) for n in self._networks if tap in n.recorder.places]
             rows.append((tap, *student, adapter))
             rows += [("", *teacher, "") for teacher in teachers]
@@ -705,6 +707,16 @@ class DistillationWrapper(nn.Module):
             for tap, note in network.notes.items()
         ]
         return "\n".join([*lines, *columns(rows), *notes, *self._on_teachers()])
+
+    def _adapter_text(self, tap: str) -> str:
+        """The adapter of a tap, and whether it resamples."""
+        adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
+        if tap not in self.objective.taps or self.taps[tap].adapter != "auto":
+            return short(adapter)
+        student, teacher = (
+            n.shapes.get(tap, ()) for n in self._networks if tap in n.recorder.places
+        )
+        return short(adapter, student, teacher)
 
     def _on_teachers(self) -> list[str]:
         """How often and how far the teachers run."""

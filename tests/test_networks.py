@@ -18,6 +18,7 @@ from privdistill import (
     SoftTargetDiceBCE,
     Tap,
 )
+from privdistill.taps.pairing import short
 
 PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 WRITING = bool(os.environ.get("PRIVDISTILL_WRITE_PAGES"))
@@ -150,14 +151,12 @@ def test_one_family_teaches_another(teacher, student):
     kd = wrap(BY_NAME[teacher], BY_NAME[student])
     before, after = losses_around_a_step(kd, size)
     assert after < before
-    adapter = f"`{short_name(kd)}`"
-    check_row("pairs", (teacher, student, shape(kd, "teacher"), shape(kd, "student"), adapter))
+    check_row("pairs", (teacher, student, shape(kd, "teacher"), shape(kd, "student"), adapter(kd)))
 
 
-def short_name(kd):
-    from privdistill.taps.pairing import short
-
-    return short(kd.adapters["bottleneck"]) if "bottleneck" in kd.adapters else "none"
+def adapter(kd):
+    shapes = [network.shapes["bottleneck"] for network in kd._networks]
+    return short(dict(kd.adapters.items()).get("bottleneck"), *shapes)
 
 
 def test_the_page_has_a_row_for_each_network_and_no_other():
