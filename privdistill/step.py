@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class Step:
     sample_weights: Tensor | None = None
     image: Tensor | None = None
     taps: dict[str, TapPair] = field(default_factory=dict)
-    activation: Activation = "softmax"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
     index: Tensor | int = 0
     advance: bool = True
     validate: bool = True

@@ -41,7 +41,7 @@ from privdistill.sides.teachers import (
     teacher_shares,
 )
 from privdistill.step import Output, Step, chosen_heads
-from privdistill.taps.pairing import Pairing, short
+from privdistill.taps.pairing import Pairing
 from privdistill.taps.tap import Tap, TapPairs, as_layer, brief, expand, tap_table
 from privdistill.text import columns, sizes
 
@@ -230,9 +230,9 @@ class DistillationWrapper(nn.Module):
     def _try_out(self, views: Mapping[str, Tensor]) -> None:
         """Run all networks once; build adapters and what terms need, and compare shapes."""
         asked = len(self.head_weights or ()) > 1
+        own = self._student.try_out(views["student"], asked=asked)
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
         training = self._student.try_out(views["student"], training=True, asked=asked)
-        own = self._student.try_out(views["student"], asked=asked)
         check_head_weights(self.head_weights, len(training.heads))
         self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
         found = [member.try_out(views["teacher"]) for member in self._teacher.members]
@@ -518,8 +518,9 @@ class DistillationWrapper(nn.Module):
             lines.append(f"  deep supervision, weight of each head: {listed}")
         rows = [("tap", "network", "layer", "shape", "adapter")] if self.taps else []
         for tap in self.taps:
-            adapter = short(self.adapters[tap]) if tap in self.adapters else "none"
-            student, *teachers = [side.cells(tap) for side in self._sides if tap in side.places]
+            tapped = [side for side in self._sides if tap in side.places]
+            adapter = self._pairing.describe(tap, *(side.shapes.get(tap, ()) for side in tapped))
+            student, *teachers = [side.cells(tap) for side in tapped]
             rows.append((tap, *student, adapter))
             rows += [("", *teacher, "") for teacher in teachers]
         notes = [

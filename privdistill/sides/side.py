@@ -199,12 +199,12 @@ class Side:
         for tap in self._to_lay_out:
             features[tap] = self._as_map(tap, features[tap], view)
         self._to_lay_out = [t for t in self._to_lay_out if features[t] is not found.features[t]]
-        self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
+        if not training:
+            self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
         axes = view.ndim - 2
-        if self.reads_logits and not self._chosen and undecided(found.output, axes):
-            self.select = trial.settle(
-                self.network, view, self.role, training=training, asked=asked
-            )
+        if self.reads_logits and self.select is find_heads and undecided(found.output, axes):
+            learns = self.role == "student"
+            self.select = trial.settle(self.network, view, self.role, training=learns, asked=asked)
         heads = self.select(found.output, axes) if self.reads_logits else []
         if heads and not training:
             trial.check_heads(self.network, heads, self.select, view, self.role)
