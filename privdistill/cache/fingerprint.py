@@ -103,7 +103,7 @@ def _add(total: Any, value: object) -> None:
         total.update(f"{value.dtype} {tuple(value.shape)}".encode())
         value = _numbers(value)
     if isinstance(value, torch.ScriptObject):
-        value = value.__getstate__()  # type: ignore[no-untyped-call]
+        value = value.__getstate__()
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, Tensor):
@@ -111,12 +111,12 @@ def _add(total: Any, value: object) -> None:
         # The tensor's memory, without numpy.
         total.update((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr()))
     elif isinstance(value, list | tuple):
-        for part in (len(value), *value):
+        for part in (f"{len(value)} parts", *value):
             _add(total, part)
     else:
         # Neither an address nor the order of a set is the same in another process.
         value = sorted(map(repr, value)) if isinstance(value, AbstractSet) else value
-        total.update(_ADDRESS.sub("", repr(value)).encode())
+        total.update(f"{_ADDRESS.sub('', repr(value))}\n".encode())
 
 
 def _numbers(tensor: Tensor) -> Tensor | dict[str, Any]:

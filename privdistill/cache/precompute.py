@@ -1,8 +1,6 @@
 """Fill a cache before training."""
 
-import sys
-import time
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,11 +24,7 @@ class HasTeacher(Protocol):
 
 @torch.no_grad()
 def precompute(
-    kd: HasTeacher,
-    batches: Iterable[tuple[Image, Sequence[str]]],
-    *,
-    flips: bool = False,
-    progress: bool = True,
+    kd: HasTeacher, batches: Iterable[tuple[Image, Sequence[str]]], *, flips: bool = False
 ) -> Statistics:
     """Run the teacher of a wrapper on every sample, so that training finds all of it cached.
 
@@ -40,10 +34,9 @@ def precompute(
 
     Args:
         kd: A wrapper with a cache.
-        batches: Pairs of a full input and one key per sample.
+        batches: Pairs of a full input and one key per sample; `tqdm(batches)` shows how far it is.
         flips: Whether each batch is run under every combination of axis flips, eight in 3-D; keys
             then end in "/flip0" to "/flip7", bit i for spatial axis i.
-        progress: Whether to show on standard error how far it is.
 
     Returns:
         Hits, misses and bytes of the cache.
@@ -58,30 +51,24 @@ def precompute(
         ...     nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=SoftTargetDiceBCE(),
         ...     cache=TeacherCache())
         >>> batches = [(torch.rand(2, 1, 4, 4), ["case1", "case2"])]
-        >>> precompute(kd, batches, flips=True, progress=False).stored
+        >>> precompute(kd, batches, flips=True).stored
         8
     """
     if kd.cache is None:
         raise CacheError(
-            "precompute: the wrapper has no cache. Build it with cache=TeacherCache(folder)."
+            "precompute: the wrapper has no cache; build it with cache=TeacherCache()."
         )
-    total = f" of {len(batches)}" if isinstance(batches, Sized) else ""
-    started = time.monotonic()
-    for done, (image, keys) in enumerate(batches, start=1):
+    for image, keys in batches:
         check_keys(keys, len(_first(image)))
         for flipped, names in _flipped(image, keys) if flips else [(image, keys)]:
             kd.teacher_outputs(flipped, key=names)
-        if progress:
-            seconds = time.monotonic() - started
-            sys.stderr.write(f"\rteacher outputs: {done}{total} batches, {seconds:.0f} s")
-    sys.stderr.write("\n" * progress)
     return kd.cache.statistics
 
 
 def _flipped(image: Image, keys: Sequence[str]) -> Iterable[tuple[Image, list[str]]]:
-    axes = _first(image).ndim - 2
-    for code in range(2**axes):
-        over = [2 + axis for axis in range(axes) if code >> axis & 1]
+    axes = range(2, _first(image).ndim)
+    for code in range(2 ** len(axes)):
+        over = [axis for axis in axes if code >> (axis - 2) & 1]
         if isinstance(image, Tensor):
             flipped: Image = image.flip(over)
         else:

@@ -159,7 +159,8 @@ class DiskStore:
             _write(self.folder / teacher / f"{name}{_SUFFIX}", entry)
         # A full disk is a RuntimeError of torch's writer.
         except (OSError, RuntimeError) as error:
-            _warn(f"{self.folder} takes no entries ({getattr(error, 'strerror', None) or error})")
+            reason = getattr(error, "strerror", None) or error
+            _warn(f"entries cannot be written to {self.folder} ({reason})")
             return False
         self._held += size
         return True
@@ -221,18 +222,16 @@ def _read(path: Path) -> Entry | None:
         whole = all(t.nbytes <= t.untyped_storage().nbytes() for t in entry.values())
         if whole and hashed(entry) == content["hash"]:
             return entry
-        _remove(path, "its numbers have changed")
+        reason = "its numbers have changed"
     except FileNotFoundError:
         return None
     except OSError as error:
         # Too many open files, a lost server: no fault of the file.
         _warn(f"{path} cannot be read ({error})")
+        return None
     except _DAMAGE as error:
-        _remove(path, str(error).partition("\n")[0])
-    return None
-
-
-def _remove(path: Path, reason: str) -> None:
+        reason = str(error).partition("\n")[0]
     _warn(f"{path} is damaged ({reason}) and is removed")
     with suppress(OSError):
         path.unlink()
+    return None

@@ -20,7 +20,6 @@ _TOLERANCE = 1e-4  # share of the norm by which digests may differ through round
 _AGREEMENT = 0.02  # share of the largest output by which a teacher may differ from itself
 _EVERY = 500  # served batches between two comparisons with the teacher itself
 _INPUT = "input"  # the name in an entry of the digest of what the teacher saw
-_FORMAT = "3"
 
 
 @dataclass
@@ -103,10 +102,6 @@ class TeacherCache:
     def __post_init__(self) -> None:
         if self.storage not in ("full", "half"):
             raise CacheError(f"TeacherCache: `storage` is {self.storage!r}; give 'full' or 'half'.")
-        if self.max_bytes is not None and not self.max_bytes > 0:
-            raise CacheError(
-                f"TeacherCache: `max_bytes` is {self.max_bytes!r}; give a size above 0."
-            )
         if self.store is not None and (self.folder, self.max_bytes) != (None, None):
             raise CacheError("TeacherCache: a `store` has its own `folder` and `max_bytes`.")
         self._store: CacheStore = MemoryStore(self.max_bytes)
@@ -141,9 +136,9 @@ class TeacherCache:
             CacheError: If there is not one key per sample, or a key comes back with another input.
         """
         check_keys(keys, len(view))
-        teacher = hashed([teacher, self.version, self.storage, _FORMAT])
+        teacher = hashed([teacher, self.version, self.storage])
         names = [_name(key, view) for key in keys]
-        digests = digest(view).split(1)
+        digests = list(digest(view)[:, None])
         entries = [self._store.get(teacher, name) for name in names]
         found = [entry for entry in entries if entry is not None]
         for key, entry, own in zip(keys, entries, digests, strict=True):
@@ -161,17 +156,15 @@ class TeacherCache:
         outputs = run()
         for index, entry in enumerate(entries):
             if entry is None:
-                sample = {
-                    name: self._kept(value[index : index + 1]) for name, value in outputs.items()
-                }
+                sample = {name: self._kept(value, index) for name, value in outputs.items()}
                 put = self._store.put(teacher, names[index], {_INPUT: digests[index]} | sample)
                 self._statistics.stored += put
                 self._statistics.skipped += not put
         return outputs
 
-    def _kept(self, value: Tensor) -> Tensor:
+    def _kept(self, value: Tensor, index: int) -> Tensor:
         # A copy: a slice would keep the whole batch, and the user may change its numbers.
-        value = value.detach().to("cpu", copy=True)
+        value = value[index : index + 1].detach().to("cpu", copy=True)
         wide = value.dtype in (torch.float32, torch.float64)
         return value.clamp(-65504, 65504).half() if wide and self.storage == "half" else value
 
@@ -199,12 +192,9 @@ def check_keys(keys: Sequence[str], batch: int) -> None:
     Raises:
         CacheError: If there is not one text per sample.
     """
-    listed = [] if isinstance(keys, str) or not isinstance(keys, Iterable) else list(keys)
-    if (
-        not listed
-        or len(listed) != batch
-        or not all(isinstance(key, str) and key for key in listed)
-    ):
+    listed = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else []
+    texts = [key for key in listed if isinstance(key, str) and key]
+    if not texts or (len(texts), len(listed)) != (batch, batch):
         raise CacheError(
             f"TeacherCache: `key` is {keys!r} for a batch of {batch}; pass one text per sample "
             "that names it and its augmentation, e.g. ['case12/flip5', 'case40/flip0']."
@@ -231,13 +221,12 @@ def _check_input(key: str, kept: Tensor, own: Tensor) -> None:
 def _check_agreement(served: Outputs, now: Outputs) -> None:
     for name, value in now.items():
         kept = served.get(name, torch.zeros(()))
-        if kept.shape == value.shape:
-            # Logits may be infinite, and are then no distance apart.
-            apart = (kept.float() - value.float()).masked_fill(kept == value, 0.0).abs().max()
-            if apart <= _AGREEMENT * value.float().nan_to_num(0.0, 0.0, 0.0).abs().max() + 1e-8:
-                continue
-        raise CacheError(
-            f"TeacherCache: the teacher's {name} is no longer what was kept of it, though its "
-            "weights and classes are the same. Pass another `version` if its code or an option "
-            "has changed; train without a cache if it depends on the batch or on chance."
-        )
+        # Logits may be infinite, and are then no distance apart.
+        limit = _AGREEMENT * float(value.float().nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-8
+        alike = kept.shape == value.shape
+        if not (alike and torch.allclose(kept.float(), value.float(), rtol=0.0, atol=limit)):
+            raise CacheError(
+                f"TeacherCache: the teacher's {name} is no longer what was kept of it, though its "
+                "weights and classes are the same. Pass another `version` if its code or an option "
+                "has changed; train without a cache if it depends on the batch or on chance."
+            )

@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torch.testing._internal.two_tensor import TwoTensor
 
-from privdistill.cache.fingerprint import Fingerprint, digest
+from privdistill.cache.fingerprint import Fingerprint, digest, hashed
 
 
 def network(seed=0):
@@ -209,6 +209,12 @@ def test_weights_that_are_elsewhere_count_by_their_shapes():
 def distance(one, other):
     """How far two digests are apart, as a share of the image's norm."""
     return ((one - other).abs().max() / one[0, 0]).item()
+
+
+def test_numbers_side_by_side_are_told_apart():
+    assert hashed([1, 23]) != hashed([12, 3])
+    assert hashed(["a", "b"]) != hashed(["ab", ""])
+    assert hashed([[1], 2]) != hashed([1, [2]])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 9), (2, 3, 9, 7), (2, 3, 9, 7, 5), (1, 1, 200, 2, 2)])

@@ -21,7 +21,7 @@ def wrapper(cache):
 
 def test_training_finds_all_of_it():
     kd = wrapper(TeacherCache())
-    assert precompute(kd, BATCHES, progress=False).stored == 4
+    assert precompute(kd, BATCHES).stored == 4
     for image, keys in BATCHES:
         kd(image, key=keys)
     assert kd.cache.statistics.hits == 4
@@ -29,7 +29,7 @@ def test_training_finds_all_of_it():
 
 def test_every_flip_has_its_own_entry():
     kd = wrapper(TeacherCache())
-    precompute(kd, BATCHES, flips=True, progress=False)
+    precompute(kd, BATCHES, flips=True)
     image, keys = BATCHES[0]
     expected = kd.teacher(image.flip(2, 4))
     out = kd(image.flip(2, 4), key=[f"{key}/flip5" for key in keys])
@@ -41,15 +41,8 @@ def test_every_flip_has_its_own_entry():
 def test_a_second_call_finds_everything():
     kd = wrapper(TeacherCache())
     for _ in range(2):
-        precompute(kd, BATCHES, progress=False)
+        precompute(kd, BATCHES)
     assert (kd.cache.statistics.hits, kd.cache.statistics.misses) == (4, 4)
-
-
-def test_progress_is_shown_on_standard_error(capsys):
-    precompute(wrapper(TeacherCache()), BATCHES)
-    assert "2 of 2" in capsys.readouterr().err
-    precompute(wrapper(TeacherCache()), iter(BATCHES))
-    assert "2 batches" in capsys.readouterr().err
 
 
 def test_a_mapping_by_modality_is_flipped_as_a_whole():
@@ -61,7 +54,7 @@ def test_a_mapping_by_modality_is_flipped_as_a_whole():
         cache=TeacherCache(),
     )
     image = {name: torch.rand(1, 1, 4, 4) for name in ("t1", "t2")}
-    assert precompute(kd, [(image, ["a"])], flips=True, progress=False).stored == 4
+    assert precompute(kd, [(image, ["a"])], flips=True).stored == 4
     kd({name: part.flip(3) for name, part in image.items()}, key=["a/flip2"])
     assert kd.cache.statistics.hits == 1
 

@@ -205,7 +205,6 @@ def test_a_printed_cache_shows_its_options(tmp_path):
         ({"storage": "4bit"}, "4bit"),
         ({"store": DiskStore, "folder": "f"}, "`folder`"),
         ({"store": DiskStore, "max_bytes": 1}, "`max_bytes`"),
-        ({"max_bytes": 0}, "`max_bytes`"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options, name):

@@ -134,7 +134,7 @@ def main_memory_of_numpy():
     [
         (gpu_is_full, ("The GPU's memory", "--batch_size", "--patch", "79.10 GiB")),
         (gpu_is_full_elsewhere, ("The GPU's memory", "nvidia-smi")),
-        (main_memory_of_torch, ("Main memory", "--workers", "--teacher_cache_storage 8bit")),
+        (main_memory_of_torch, ("Main memory", "--workers", "--teacher_cache_storage half")),
         (main_memory_of_numpy, ("Main memory", "Unable to allocate")),
     ],
 )
