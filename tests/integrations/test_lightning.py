@@ -382,19 +382,6 @@ def test_a_test_and_several_loaders_of_validation(build, tmp_path):
     assert not trained.kd.student.encoder.training
 
 
-def test_a_teacher_that_learns_goes_back_to_train_mode_after_a_test(build, tiny_unet, tmp_path):
-    trained = module(build(teacher=JointTeacher(tiny_unet(4))))
-    trainer(tmp_path, 1).test(trained, loader(), verbose=False)
-    assert trained.kd.teacher.training
-
-
-@pytest.mark.parametrize("run", ["fit", "validate", "test"])
-def test_a_reference_that_is_not_found_is_refused(build, tmp_path, run):
-    unnamed = DistillationModule(build(), adam)
-    with pytest.raises(ObjectiveError, match=r"target"):
-        getattr(trainer(tmp_path, 1), run)(unnamed, loader())
-
-
 def test_a_batch_may_say_that_it_has_no_reference(build, tmp_path):
     unnamed = DistillationModule(build(), adam)
     fit = trainer(tmp_path, 1)
