@@ -109,6 +109,15 @@ def test_every_term_is_logged(build, tmp_path):
     assert {f"train/{name}_epoch" for name in names} <= set(fit.callback_metrics)
 
 
+def test_the_last_batch_weighs_as_many_samples_as_it_has(build, tmp_path):
+    kd, losses = build(), []
+    kd.register_forward_hook(lambda _, args, out: losses.append(out.loss.item()))
+    fit = trainer(tmp_path, 1)
+    fit.validate(module(kd), DataLoader(Samples(), batch_size=4), verbose=False)
+    expected = (4 * losses[0] + 2 * losses[1]) / 6
+    assert fit.callback_metrics["val/loss"].item() == pytest.approx(expected)
+
+
 def accuracy(logits, target):
     return (logits.argmax(1) == target).float().mean()
 
