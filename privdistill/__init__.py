@@ -62,6 +62,8 @@ from privdistill.taps import Layer, Tap
 from privdistill.temperature import fit_temperature
 from privdistill.wrapper import DistillationWrapper
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AttentionTransfer",
     "CacheError",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class Step:
     sample_weights: Tensor | None = None
     image: Tensor | None = None
     taps: dict[str, TapPair] = field(default_factory=dict)
-    activation: str = "softmax"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
     index: Tensor | int = 0
     advance: bool = True
     validate: bool = True
@@ -82,6 +82,24 @@ class Output(NamedTuple):
     student: Tensor | list[Tensor]
     teacher: Tensor | list[Tensor] | None
     taps: dict[str, TapPair]
+
+    def scalars(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the loss and every term, unweighted, for any logger.
+
+        Args:
+            prefix: Before each name, such as "train/".
+
+        Returns:
+            Scalars without graph; first the loss.
+
+        Example:
+            >>> import torch
+            >>> one = torch.ones(())
+            >>> Output(one, {"latent_kl": 2 * one}, one, None, {}).scalars("train/")
+            {'train/loss': tensor(1.), 'train/latent_kl': tensor(2.)}
+        """
+        values = {"loss": self.loss.detach(), **self.terms}
+        return {prefix + name: value for name, value in values.items()}
 
 
 def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> list[Tensor]:

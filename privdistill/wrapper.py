@@ -12,21 +12,28 @@ from torch import Tensor, nn
 
 from privdistill import parallel
 from privdistill.cache import TeacherCache
-from privdistill.cache.fingerprint import written
-from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
-from privdistill.inputs import Image, InputViews, PrivilegedInput, SameInput, plain
+from privdistill.exceptions import LifecycleError, ObjectiveError
+from privdistill.inputs import Image, InputViews, as_views, plain, view_of
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.functional import Activation
 from privdistill.losses.options import check, one_of
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
-from privdistill.sides.heads import check_head_weights, head_weights, steps_by_head
-from privdistill.sides.side import Answer, CachedSide, Side, TeacherSide
+from privdistill.sides.heads import check_head_weights, check_heads, head_weights, steps_by_head
+from privdistill.sides.side import (
+    Answer,
+    CachedSide,
+    Side,
+    TeacherSide,
+    asked_of,
+    check_cache,
+)
 from privdistill.sides.teachers import (
     Ensemble,
     JointTeacher,
     MovingAverage,
     Teacher,
+    check_declared,
     check_networks,
     follow,
     networks_of,
@@ -34,7 +41,7 @@ from privdistill.sides.teachers import (
     teacher_shares,
 )
 from privdistill.step import Output, Step, chosen_heads
-from privdistill.taps.pairing import Pairing, short
+from privdistill.taps.pairing import Pairing
 from privdistill.taps.tap import Tap, TapPairs, as_layer, brief, expand, tap_table
 from privdistill.text import columns, sizes
 
@@ -130,13 +137,12 @@ class DistillationWrapper(nn.Module):
         self.objective = copy.deepcopy(as_objective(objective))
         self.activation: Activation = activation
         self.validate = validate
-        self.inputs = _checked_inputs(inputs, teacher)
+        self.inputs = as_views(inputs)
         self.head_weights = head_weights
         networks = networks_of(teacher, student)
-        self.cache = _checked_cache(cache, teacher, networks)
+        self.cache = check_cache(cache, teacher, networks)
         check_networks(student, networks)
-        if not networks:
-            _check_needs_no_teacher(self.objective)
+        check_declared(teacher, self.inputs, self.objective)
         table = expand(taps, networks, student)
         self.taps = tap_table(table, self.objective.taps, len(networks))
         self.student = student
@@ -176,7 +182,7 @@ class DistillationWrapper(nn.Module):
         """Attach hooks to all networks, freeze the teachers, and try everything out."""
         kinds = ["student", *["teacher"] * len(networks)]
         views = (
-            {} if example is None else {kind: _view(self.inputs, kind, example) for kind in kinds}
+            {} if example is None else {kind: view_of(self.inputs, kind, example) for kind in kinds}
         )
         for index, network in enumerate([self.student, *networks]):
             kind, role = kinds[index], ["student", *roles_of(networks)][index]
@@ -215,29 +221,36 @@ class DistillationWrapper(nn.Module):
         """Make two sides of all networks."""
         self._student = self._sides[0]
         self._teacher = TeacherSide(self._sides[1:])
-        asked = _asked(self.inputs, self._sides[1:], self.objective, self._select)
-        self._cached = self.cache and CachedSide(self._teacher, self.cache, asked)
+        self._cached = None
+        if self.cache is not None:
+            asked = asked_of(self.inputs, self._sides[1:], self.objective, self._select)
+            self._cached = CachedSide(self._teacher, self.cache, asked)
         self._leave = weakref.finalize(self, _give_back, self._sides)
 
     def _try_out(self, views: Mapping[str, Tensor]) -> None:
         """Run all networks once; build adapters and what terms need, and compare shapes."""
         asked = len(self.head_weights or ()) > 1
+        own = self._student.try_out(views["student"], asked=asked)
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
         training = self._student.try_out(views["student"], training=True, asked=asked)
-        own = self._student.try_out(views["student"], asked=asked)
         check_head_weights(self.head_weights, len(training.heads))
         self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
         found = [member.try_out(views["teacher"]) for member in self._teacher.members]
         features = {tap: value for one in found for tap, value in one.features.items()}
-        taught = Answer([one.heads for one in found if one.heads], features)
-        _check_heads(own.heads[0], [heads[0] for heads in taught.heads])
+        taught = [one.heads for one in found if one.heads]
+        check_heads(own.heads[0], [heads[0] for heads in taught])
         self._pairing.fit(own.features, features)
         with torch.no_grad(), trial.restored(self.adapters):
             pairs = self._pairing(own.features, features)
         # Branches that exist only in training are what a term may want to build upon.
-        answer = Answer([own.heads[:1]], own.features, training.output)
-        common = {"image": own.image, "taps": pairs, "index": self.steps.clone()}
-        (step,) = _steps(answer, taught, self._shares, self.activation, common)
+        common = {
+            "image": own.image,
+            "taps": pairs,
+            "activation": self.activation,
+            "index": self.steps.clone(),
+            "student_output": training.output,
+        }
+        (step,) = steps_by_head(common, own.heads[:1], taught, self._shares)
         self.objective.build(step)
 
     @property
@@ -262,7 +275,7 @@ class DistillationWrapper(nn.Module):
             # Before FSDP gathers any weights, as it forgets what is written to gathered ones.
             if parallel.sharded(self):
                 parallel.reshard(self)
-            follow(self._modules["teacher"], self.student, self._decay, self.steps)
+            follow(self.get_submodule("teacher"), self.student, self._decay, self.steps)
             self._behind = False
         output: Output = super().__call__(*args, **kwargs)
         return output
@@ -337,13 +350,13 @@ class DistillationWrapper(nn.Module):
         else:
             target = plain(target)
         # Taken before the teacher runs, which might edit its input in place.
-        view = _view(self.inputs, "student", image, present, training=self.training)
+        view = view_of(self.inputs, "student", image, present, training=self.training)
         taught = self.teacher_outputs(image, key=key, present=present)
         answer = self._student(view)
         if training:
             self._student.check_gradients(answer.features)
         pairs = self._pairing(answer.features, taught.features)
-        shares = self._shares
+        shares: Sequence[float | Tensor] = self._shares
         if teacher_weights is not None:
             shares = teacher_shares(teacher_weights, len(shares), view, check=checks)
         common = {
@@ -352,15 +365,18 @@ class DistillationWrapper(nn.Module):
             "target": target,
             "labelled": labelled,
             "sample_weights": sample_weights,
+            "activation": self.activation,
+            "student_output": answer.output,
             "index": self.steps.clone(),
             "advance": advance,
             "validate": checks,
         }
-        steps = _steps(answer, taught, shares, self.activation, common)
-        heads: list[tuple[float, Step]] = []
-        if len(steps) > 1:
-            heads = list(zip(head_weights(self.head_weights, len(steps)), steps, strict=True))
-        loss, terms = self.objective(steps[0], heads)
+        steps = steps_by_head(common, answer.heads[0], taught.heads, shares)
+        if len(steps) == 1:
+            loss, terms = self.objective(steps[0])
+            out = Output(loss, terms, steps[0].student, steps[0].teacher, pairs)
+        else:
+            out = _of_heads(self.objective, head_weights(self.head_weights, len(steps)), steps)
         if training:
             # Written only where it changes, as the compiler would make a new graph.
             if self._unchecked and _checked(self.objective, target, labelled):
@@ -369,7 +385,7 @@ class DistillationWrapper(nn.Module):
                 self.steps.add_(1)
             if advance and self._decay is not None:
                 self._behind = True
-        return _output(loss, terms, steps)
+        return out
 
     def teacher_outputs(
         self, image: Image, *, key: Sequence[str] | None = None, present: Tensor | None = None
@@ -395,7 +411,7 @@ class DistillationWrapper(nn.Module):
             )
         if not (self._teacher.members and (self.objective.needs_teacher_logits or self.taps)):
             return Answer([], {})
-        view = _view(self.inputs, "teacher", image, present)
+        view = view_of(self.inputs, "teacher", image, present)
         if self._cached is None or key is None:
             return self._teacher(view)
         return self._cached(view, key)
@@ -420,7 +436,7 @@ class DistillationWrapper(nn.Module):
                 weights are not gathered now.
         """
         parallel.check_gathered(self)
-        view = _view(self.inputs, "student", image, present)
+        view = view_of(self.inputs, "student", image, present)
         self._student.check(view)
         with trial.modes_kept(self.student):
             self.student.eval()
@@ -470,7 +486,7 @@ class DistillationWrapper(nn.Module):
         """
         super().train(mode)
         if self._decay is not None:
-            self._modules["teacher"].eval()
+            self.get_submodule("teacher").eval()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -502,8 +518,9 @@ class DistillationWrapper(nn.Module):
             lines.append(f"  deep supervision, weight of each head: {listed}")
         rows = [("tap", "network", "layer", "shape", "adapter")] if self.taps else []
         for tap in self.taps:
-            adapter = short(self.adapters[tap]) if tap in self.adapters else "none"
-            student, *teachers = [side.cells(tap) for side in self._sides if tap in side.places]
+            tapped = [side for side in self._sides if tap in side.places]
+            adapter = self._pairing.describe(tap, *(side.shapes.get(tap, ()) for side in tapped))
+            student, *teachers = [side.cells(tap) for side in tapped]
             rows.append((tap, *student, adapter))
             rows += [("", *teacher, "") for teacher in teachers]
         notes = [
@@ -521,45 +538,6 @@ def _give_back(sides: Sequence[Side]) -> None:
         side.release()
 
 
-def _view(
-    inputs: Any, kind: str, image: Image, present: Tensor | None = None, *, training: bool = False
-) -> Tensor:
-    named = isinstance(inputs, PrivilegedInput)
-    if present is not None and not named:
-        raise ModalityError(
-            "`present` says which modalities each sample has, but the wrapper knows none. Pass "
-            "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
-        )
-    view = inputs.for_student if kind == "student" else inputs.for_teacher
-    if training and named:
-        view = inputs.for_training
-    # Views of the user's own need not know of masks.
-    return plain(view(image) if present is None else view(image, present))
-
-
-def _asked(inputs: Any, teachers: Sequence[Side], objective: Objective, select: Any) -> str:
-    """What else than its weights decides what a teacher's outputs are."""
-    seen = inputs.teacher if isinstance(inputs, PrivilegedInput) else type(inputs).__qualname__
-    places = [(side.role, tap, str(p)) for side in teachers for tap, p in side.places.items()]
-    own = select.args if select else ()
-    chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
-    names = [written(function) for function in chosen]
-    return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
-
-
-def _steps(
-    answer: Answer,
-    taught: Answer,
-    shares: Sequence[float | Tensor],
-    activation: Activation,
-    common: dict[str, Any],
-) -> list[Step]:
-    """One step for each head of the student."""
-    weighed = list(zip(taught.heads, shares, strict=True)) if taught.heads else []
-    common |= {"activation": activation, "student_output": answer.output}
-    return steps_by_head(common, answer.heads[0], weighed, activation)
-
-
 def _by_channel(objective: Objective, tap: str) -> bool:
     """Whether any term that reads a tap compares its features channel by channel."""
     pairs = objective.named_terms.values()
@@ -573,73 +551,12 @@ def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
     return [*kd.adapters.items(), *terms, *teachers]
 
 
-def _output(loss: Tensor, terms: dict[str, Tensor], steps: Sequence[Step]) -> Output:
-    first, *others = steps
-    if not others:
-        return Output(loss, terms, first.student, first.teacher, first.taps)
+def _of_heads(objective: Objective, weights: Sequence[float], steps: Sequence[Step]) -> Output:
+    """What a step under deep supervision returns."""
+    loss, terms = objective(steps[0], list(zip(weights, steps, strict=True)))
     teachers = [step.teacher for step in steps if step.teacher is not None]
-    return Output(loss, terms, [step.student for step in steps], teachers or None, first.taps)
-
-
-def _checked_inputs(inputs: InputViews | None, teacher: Teacher | None) -> InputViews:
-    if inputs is None:
-        return SameInput()
-    if not (hasattr(inputs, "for_teacher") and hasattr(inputs, "for_student")):
-        raise ModalityError(
-            f"`inputs` is {inputs!r}; expected PrivilegedInput(modalities=..., student=...) or an "
-            "object with the methods for_teacher(image) and for_student(image)."
-        )
-    named = isinstance(inputs, PrivilegedInput)
-    if isinstance(teacher, MovingAverage) and named and inputs.teacher != inputs.student:
-        raise ModalityError(
-            f"A MovingAverage of the student sees what the student sees, but the views differ: "
-            f"{inputs}. Pass teacher={inputs.student} to PrivilegedInput, or a trained teacher."
-        )
-    return inputs
-
-
-def _checked_cache(
-    cache: TeacherCache | None, teacher: Teacher | None, networks: Sequence[nn.Module]
-) -> TeacherCache | None:
-    """Refuse to keep the outputs of a teacher that changes in every step."""
-    if cache is not None and not isinstance(cache, TeacherCache):
-        raise LifecycleError(
-            f"`cache` is {cache!r}; expected a TeacherCache, such as TeacherCache('runs/teacher')."
-        )
-    if cache is not None and isinstance(teacher, MovingAverage | JointTeacher):
-        raise LifecycleError(
-            f"A {type(teacher).__name__} changes in every step, so its outputs cannot be kept. "
-            "Leave `cache` out, or pass a frozen teacher."
-        )
-    if cache is not None and any(parallel.any_sharded(network.modules()) for network in networks):
-        raise LifecycleError(
-            "The teacher is sharded by FSDP: where one process finds a sample and another does "
-            "not, both would wait for each other for ever. Leave `cache` out, or pass the teacher "
-            "unsharded; with a cache it hardly runs."
-        )
-    return cache
-
-
-def _check_needs_no_teacher(objective: Objective) -> None:
-    terms = objective.named_terms.items()
-    needy = [n for n, (weight, t) in terms if weight.factor and (t.needs_teacher or t.taps)]
-    if needy:
-        raise ObjectiveError(
-            f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "
-            "trained teacher, or an objective of GroundTruth() alone."
-        )
-
-
-def _check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
-    """Compare the shapes of all networks' logits for the example."""
-    for teacher in teachers:
-        if student.shape != teacher.shape:
-            raise ShapeMismatchError(
-                f"The objective compares logits, but for the example the student gives "
-                f"{tuple(student.shape)} and the teacher {tuple(teacher.shape)}. Both must predict "
-                "the same classes at the same resolution; pass `select_logits=` if another output "
-                "is the one to compare."
-            )
+    students = [step.student for step in steps]
+    return Output(loss, terms, students, teachers or None, steps[0].taps)
 
 
 def _check_unlabelled(objective: Objective, labelled: Tensor | None, *, checks: bool) -> None:

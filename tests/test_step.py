@@ -112,8 +112,9 @@ FINE, COARSE = torch.randn(1, 2, 8), torch.randn(1, 2, 4)
 
 
 def teachers(heads, *taught):
-    shared = [(own, 1 / len(taught)) for own in taught]
-    return [step.teacher for step in steps_by_head({}, heads, shared, "softmax")]
+    shares = [1 / len(taught) for _ in taught]
+    steps = steps_by_head({"activation": "softmax"}, heads, taught, shares)
+    return [step.teacher for step in steps]
 
 
 def test_a_teacher_of_one_head_is_resampled_to_coarse_ones():

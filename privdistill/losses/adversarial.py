@@ -18,7 +18,7 @@ from privdistill.losses.functional import (
     resize,
 )
 from privdistill.losses.options import POSITIVE, check, one_of
-from privdistill.losses.term import ResponseTerm, resolve
+from privdistill.losses.term import ResponseTerm
 from privdistill.step import Output, Step
 
 _WIDTHS = (32, 64, 128)
@@ -114,7 +114,7 @@ def critic_loss(
         critic: The critic, which you train. Nothing else does, so that in several processes its
             gradients are yours to average before its optimizer steps.
         out: What the step returned; of several heads the finest count.
-        image: The student's view, as the term's critic sees it, such as
+        image: The student's view `(B, channels, *spatial)`, as the term's critic sees it, such as
             `kd.inputs.for_student(image)`; None if it does not see it.
         activation: The wrapper's, or the term's own.
         gradient_penalty: Weight of the penalty, > 0.
@@ -258,7 +258,7 @@ class HolisticAdversarial(ResponseTerm):
                 "conditional=False."
             )
         image = step.image if self.conditional else None
-        activation = resolve(self.activation, step)
+        activation = self.activation or step.activation
         return holistic_adversarial(step.student, self.critic, image, activation=activation)
 
 

@@ -14,7 +14,7 @@ from privdistill.losses.functional import (
     standardised,
     unit,
 )
-from privdistill.losses.options import POSITIVE, Rule, is_number, one_of, option
+from privdistill.losses.options import POSITIVE, Rule, is_number, one_of, option, options_of
 from privdistill.losses.term import FeatureTerm
 from privdistill.step import Step
 
@@ -123,7 +123,7 @@ class LatentKL(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return latent_kl(student, teacher, **self._options())
+        return latent_kl(student, teacher, **options_of(self))
 
 
 def refuse_one_number(term: FeatureTerm, normalised: Tensor, features: Tensor) -> None:
@@ -195,7 +195,7 @@ class FeatureL2(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return feature_l2(student, teacher, **self._options())
+        return feature_l2(student, teacher, **options_of(self))
 
 
 def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class AttentionTransfer(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return attention_transfer(student, teacher, **self._options())
+        return attention_transfer(student, teacher, **options_of(self))
 
 
 def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -362,7 +362,7 @@ class ChannelWise(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return channel_wise(student, teacher, **self._options())
+        return channel_wise(student, teacher, **options_of(self))
 
 
 def gram(student: Tensor, teacher: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ Normalisation = Literal["softmax", "softmax_channel", "softmax_spatial", "l1"]
 Reduction = Literal["sum", "mean"]
 Binarisation = Literal["argmax", "positive", "soft"]
 
-# What an infinite logit counts as: a probability of exactly 0 or 1, whose logarithm is a number.
-_LARGEST = torch.finfo(torch.float16).max
+#: What an infinite logit counts as: a probability of exactly 0 or 1, whose logarithm is a number.
+LARGEST = torch.finfo(torch.float16).max
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -54,7 +54,28 @@ def finite(logits: Tensor) -> Tensor:
         tensor([ 5.0000e-01, -6.5504e+04])
     """
     logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    return torch.nan_to_num(logits, nan=math.nan, posinf=_LARGEST, neginf=-_LARGEST)
+    if known_finite(logits):
+        return logits
+    return torch.nan_to_num(logits, nan=math.nan, posinf=LARGEST, neginf=-LARGEST)
+
+
+def known_finite(*several: Tensor) -> bool:
+    """Say whether logits are finite, where a look at them is cheap.
+
+    Args:
+        several: Any tensors.
+
+    Returns:
+        False also where it cannot be told: a GPU would have to wait, a compiler has no values.
+    """
+    for logits in several:
+        if logits.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        # One reading costs less than a copy and its gradient. Half precision would overflow.
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        if not logits.detach().sum(dtype=dtype).isfinite():
+            return False
+    return True
 
 
 def probabilities(logits: Tensor, activation: Activation, *, temperature: float = 1.0) -> Tensor:
@@ -166,10 +187,19 @@ def binarise(logits: Tensor, rule: Literal["argmax", "positive"]) -> Tensor:
         >>> binarise(torch.tensor([[[1.0], [3.0]]]), "argmax").flatten()
         tensor([0., 1.])
     """
-    if rule == "positive":
-        return (logits > 0).float()
-    # By rows, as an argmax is slow; among equals the first wins.
-    logits = finite(logits.detach())
+    return (logits > 0).float() if rule == "positive" else largest(finite(logits.detach()))
+
+
+def largest(logits: Tensor) -> Tensor:
+    """The one-hot argmax over channels, of finite logits without a graph.
+
+    Args:
+        logits: `(B, C, *spatial)` in float32 or float64.
+
+    Returns:
+        Zeros and ones of the same shape; among equals the first wins.
+    """
+    # By rows, as an argmax is slow.
     hard = (logits - logits.amax(1, keepdim=True)).sign_().add_(1)
     left = torch.ones_like(hard[:, :1])
     for row in hard.chunk(hard.shape[1], dim=1):

@@ -1,5 +1,6 @@
 """Sums behind Dice and cross-entropy, in one pass over the logits that keeps no map."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -9,9 +10,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from privdistill.losses.functional import Activation, Binarisation, binarise, finite
+from privdistill.losses.functional import (
+    LARGEST,
+    Activation,
+    Binarisation,
+    known_finite,
+    largest,
+)
 
-_Recipe = tuple[Activation, bool, float | None, Binarisation]
+_Recipe = tuple[Activation, bool, float | None, Binarisation, bool]
 _Place = tuple[slice, slice, slice]
 _Slope = Callable[[Tensor], Tensor]
 
@@ -86,7 +93,8 @@ def dice_bce_sums(
         apart = values is not None and not torch.compiler.is_compiling() and values.is_inference()
         plain = values.clone() if values is not None and apart else values
         flat.append(None if plain is None else plain.detach().flatten(2))
-    recipe = (activation, squared, comparison.temperature, comparison.binarisation)
+    clean = known_finite(logits, comparison.source)
+    recipe = (activation, squared, comparison.temperature, comparison.binarisation, clean)
     sums: Tensor = _DiceBCESums.apply(recipe, logits.flatten(2), *flat)
     return Sums(*sums.unbind())
 
@@ -162,23 +170,26 @@ class _Block(NamedTuple):
 
 
 def _block(maps: _Maps, recipe: _Recipe, place: _Place) -> _Block:
-    activation, squared, temperature, rule = recipe
+    activation, squared, temperature, rule, clean = recipe
     dtype = torch.float64 if maps.logits.dtype == torch.float64 else torch.float32
-    logits = finite(_rows(maps.logits, place, dtype))
-    source = target = _rows(maps.source, place, dtype)
+    logits = _rows(maps.logits, place, dtype, clean)
+    source = target = _rows(maps.source, place, dtype, clean)
     if temperature is not None:
-        tempered = finite(source) / temperature
+        tempered = source / temperature
         target = tempered.softmax(1) if activation == "softmax" else tempered.sigmoid()
     binary = target
     if rule != "soft":
         other = maps.binary_source
-        binary = binarise(source if other is None else _rows(other, place, dtype), rule).to(dtype)
-    mask = None if maps.mask is None else _rows(maps.mask, place, dtype)
+        hard = source if other is None else _rows(other, place, dtype, clean)
+        binary = largest(hard) if rule == "argmax" else (hard > 0).to(dtype)
+    mask = None if maps.mask is None else _rows(maps.mask, place, dtype, True)
     return _Block(logits, target, binary, mask, activation, squared)
 
 
-def _rows(values: Tensor, place: _Place, dtype: torch.dtype) -> Tensor:
+def _rows(values: Tensor, place: _Place, dtype: torch.dtype, clean: bool) -> Tensor:
     values = values[place].to(dtype)
+    if not clean:
+        values = torch.nan_to_num(values, nan=math.nan, posinf=LARGEST, neginf=-LARGEST)
     # Rows of channels_last tensors are strewn over memory, and arithmetic on them is slow.
     return values if values.stride(2) == 1 else values.contiguous()
 
@@ -245,7 +256,12 @@ class _Softmax(NamedTuple):
 
 
 def _softmax(logits: Tensor) -> _Softmax:
-    highest, second = _two_highest(logits)
+    # The two highest of the channels, equal where several are highest.
+    highest, other, *more = logits.chunk(logits.shape[1], dim=1)
+    highest, second = torch.maximum(highest, other), torch.minimum(highest, other)
+    for row in more:
+        second = torch.maximum(second, torch.minimum(highest, row))
+        highest = torch.maximum(highest, row)
     above = logits - second
     # Arithmetic with zeros and ones, as masks and choices take several times as long.
     won = above.clamp_min(0).sign_()
@@ -258,16 +274,6 @@ def _softmax(logits: Tensor) -> _Softmax:
     low = relative * (ratio / total)
     p = torch.addcmul(low, won, 1 / total)
     return _Softmax(p, low, won, relative, others, highest, gap, total)
-
-
-def _two_highest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The two highest of the channels, equal where several are highest."""
-    highest, other, *more = logits.chunk(logits.shape[1], dim=1)
-    highest, second = torch.maximum(highest, other), torch.minimum(highest, other)
-    for row in more:
-        second = torch.maximum(second, torch.minimum(highest, row))
-        highest = torch.maximum(highest, row)
-    return highest, second
 
 
 def _softmax_costs(logits: Tensor, binary: Tensor) -> tuple[Tensor, Tensor]:

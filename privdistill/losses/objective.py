@@ -18,8 +18,6 @@ from privdistill.losses.schedules import Schedule, Weight
 from privdistill.losses.targets import labelled_only
 from privdistill.step import Step
 
-# Options that say what is compared; all others are those of the function that compares it.
-_OF_THE_TERM = frozenset({"tap", "activation", "of", "criterion", "resize"})
 _PLAIN = (int, float, str, tuple, list, type(None))
 
 
@@ -110,11 +108,6 @@ class Term(nn.Module, ABC):
     def __radd__(self, other: Any) -> "Objective":
         # sum() begins with 0.
         return 1.0 * self if other == 0 else as_objective(other) + self
-
-    def _options(self) -> dict[str, Any]:
-        """The options of the term's function, by name, where the term is a data class."""
-        declared = getattr(self, "__dataclass_fields__", {})
-        return {name: getattr(self, name) for name in declared if name not in _OF_THE_TERM}
 
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults, as they would be typed."""
@@ -245,7 +238,9 @@ class Objective(nn.Module):
             if missing or not weight.factor:
                 continue
             if heads and term.per_head:
-                value = sum(share * _scalar(term, _at(head, step, term)) for share, head in heads)
+                value = 0.0 * index
+                for share, head in heads:
+                    value = value + share * _scalar(term, _at(head, step, term))
             else:
                 value = _scalar(term, step)
             values[name] = value.detach()
@@ -260,7 +255,7 @@ class Objective(nn.Module):
         size, now = magnitudes[position], value.detach().abs()
         if self.training and torch.is_grad_enabled():
             # A micro-batch counts only where no step was taken before.
-            decay: Any = self.decay if advance else 1.0
+            decay = (self.decay or 0.0) if advance else 1.0
             # A term that is zero in a step, for instance without labels, says nothing of its size.
             mean = torch.where(size > 0, decay * size + (1 - decay) * now, now)
             size.copy_(torch.where((now > 0) & now.isfinite(), mean, size))
@@ -340,13 +335,13 @@ def _scalar(term: Term, step: Step) -> Tensor:
         raise ObjectiveError(
             f"{term.name}: the step has no target. Call the wrapper as kd(image, target)."
         )
-    if step.labelled is not None and not term.masks_unlabelled:
-        if not term.needs_target:
-            step = replace(step, target=None)
-        elif not step.labelled.any():
+    labelled = None if term.masks_unlabelled else step.labelled
+    if labelled is not None and not term.needs_target:
+        step = replace(step, target=None)
+    elif labelled is not None:
+        if not labelled.any():
             return _nothing(term, step)
-        else:
-            step = labelled_only(step, term.name)
+        step = labelled_only(step, labelled, term.name)
     try:
         value = term(step)
     except (AttributeError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from privdistill.exceptions import ObjectiveError
 
 T = TypeVar("T")
+_OF_THE_TERM = frozenset({"tap", "activation", "of", "resize"})
 
 
 class Rule(NamedTuple):
@@ -85,6 +86,22 @@ def option(default: T, rule: Rule) -> T:
         The field.
     """
     return field(default=default, metadata={"rule": rule})
+
+
+def options_of(term: Any) -> dict[str, Any]:
+    """Return the options that a term's function takes.
+
+    Args:
+        term: An instance of a data class.
+
+    Returns:
+        Values by name, without those that say what is compared.
+    """
+    options = {}
+    for declared in fields(term):
+        if declared.name not in _OF_THE_TERM:
+            options[declared.name] = getattr(term, declared.name)
+    return options
 
 
 def check_options(term: Any) -> None:

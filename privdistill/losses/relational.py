@@ -21,9 +21,9 @@ from privdistill.losses.functional import (
     resize,
     unit,
 )
-from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option
+from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option, options_of
 from privdistill.losses.targets import enlarged, read_target, reference
-from privdistill.losses.term import FeatureTerm, ResponseTerm, resolve
+from privdistill.losses.term import FeatureTerm, ResponseTerm
 from privdistill.step import Step
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -121,7 +121,7 @@ class PairwiseSimilarity(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return pairwise_similarity(student, teacher, **self._options())
+        return pairwise_similarity(student, teacher, **options_of(self))
 
 
 def prototype_similarity(
@@ -223,7 +223,7 @@ class PrototypeSimilarity(FeatureTerm):
         step = enlarged(step) if self.resize else step
         channels, mask, weights = reference(
             logits=step.student,
-            activation=resolve(None, step),
+            activation=step.activation,
             owner=self.name,
             ignore_index=self.ignore_index,
             **read_target(step),
@@ -319,7 +319,7 @@ class LocalConsistency(ResponseTerm):
 
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the loss of these logits."""
-        return local_consistency(student, teacher, activation=activation, **self._options())
+        return local_consistency(student, teacher, activation=activation, **options_of(self))
 
 
 def centered_kernel_alignment(
@@ -412,4 +412,4 @@ class CenteredKernelAlignment(FeatureTerm):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
-        return centered_kernel_alignment(student, teacher, **self._options())
+        return centered_kernel_alignment(student, teacher, **options_of(self))

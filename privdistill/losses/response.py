@@ -19,10 +19,10 @@ from privdistill.losses.functional import (
     standardised,
 )
 from privdistill.losses.fused import Comparison
-from privdistill.losses.options import POSITIVE, RESIZE, one_of, option
+from privdistill.losses.options import POSITIVE, RESIZE, one_of, option, options_of
 from privdistill.losses.supervised import as_numbers, dice_bce
 from privdistill.losses.targets import enlarged, read_target, reference
-from privdistill.losses.term import ResponseTerm, resolve
+from privdistill.losses.term import ResponseTerm
 from privdistill.step import Step
 
 
@@ -129,7 +129,7 @@ class SoftTargetDiceBCE(ResponseTerm):
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits, which stay in half precision till needed."""
-        activation = resolve(self.activation, step)
+        activation = self.activation or step.activation
         mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
         teacher = self.teacher_logits(step, activation)
         return self.compare(step.student, teacher, activation, tempered_logits=mixed)
@@ -143,7 +143,7 @@ class SoftTargetDiceBCE(ResponseTerm):
         tempered_logits: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss of these logits."""
-        own = self._options() | {"activation": activation, "tempered_logits": tempered_logits}
+        own = options_of(self) | {"activation": activation, "tempered_logits": tempered_logits}
         return soft_target_dice_bce(student, teacher, **own)
 
 
@@ -256,7 +256,7 @@ class HintonKL(ResponseTerm):
 
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the loss of these logits."""
-        return hinton_kl(student, teacher, activation=activation, **self._options())
+        return hinton_kl(student, teacher, activation=activation, **options_of(self))
 
 
 def logit_mse(
@@ -322,7 +322,7 @@ class LogitMSE(ResponseTerm):
 
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the loss of these logits."""
-        return logit_mse(student, teacher, activation=activation, **self._options())
+        return logit_mse(student, teacher, activation=activation, **options_of(self))
 
 
 def probability_mse(
@@ -502,8 +502,8 @@ class ReliableSoftTargetCE(ResponseTerm):
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits and the target."""
         step = enlarged(step) if self.resize else step
-        activation = resolve(self.activation, step)
+        activation = self.activation or step.activation
         mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
-        own = self._options() | {"activation": activation, "tempered_logits": mixed}
+        own = options_of(self) | {"activation": activation, "tempered_logits": mixed}
         teacher = self.teacher_logits(step, activation)
         return reliable_soft_target_ce(step.student, teacher, **read_target(step), **own)

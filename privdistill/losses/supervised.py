@@ -19,6 +19,7 @@ from privdistill.losses.options import (
     check_options,
     one_of,
     option,
+    options_of,
 )
 from privdistill.losses.targets import (
     enlarged,
@@ -27,7 +28,6 @@ from privdistill.losses.targets import (
     reference,
     weights_of_samples,
 )
-from privdistill.losses.term import resolve
 from privdistill.step import Step
 
 #: Any supervised loss: logits and target to a scalar.
@@ -92,11 +92,13 @@ def dice_bce(
         seen = mask.flatten(2) if mask.shape[1] == 1 else mask[:, first:].flatten(2)
         cost = (1 - dice) + bce / seen.sum(2).clamp(min=1)
         known = seen.amax(2).to(cost.dtype)
-    shares = _shares(class_weights, known, cost)
-    if known is not None:
+    if class_weights is None and known is None:
+        costs = cost.mean(1)
+    else:
+        shares = _shares(class_weights, known, cost)
         counts = (shares.sum(1) > 0).to(cost.dtype)
         weights = counts if weights is None else counts * weights
-    costs = (cost * shares).sum(1)
+        costs = (cost * shares).sum(1)
     if weights is None:
         return costs.mean()
     total = weights.sum()
@@ -104,12 +106,8 @@ def dice_bce(
     return (weights * costs).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def _shares(
-    class_weights: Sequence[float] | None, known: Tensor | None, cost: Tensor
-) -> Tensor | float:
+def _shares(class_weights: Sequence[float] | None, known: Tensor | None, cost: Tensor) -> Tensor:
     """Share of each channel in a sample's mean; zero for all where nothing is known of any."""
-    if class_weights is None and known is None:
-        return torch.full_like(cost[:1], 1 / cost.shape[1])
     if class_weights is not None and len(class_weights) != cost.shape[1]:
         raise ShapeMismatchError(
             f"`class_weights` has {len(class_weights)} numbers, and {cost.shape[1]} channels "
@@ -283,14 +281,16 @@ class GroundTruth(Term):
         step = enlarged(step) if self.resize else step
         if self.loss is not None:
             return self._by_criterion(self.loss, step)
-        own = self._options() | {"activation": resolve(self.activation, step)}
-        return ground_truth(self._logits(step), **read_target(step), **own)
+        logits = step.student if self.of == "student" else self._of_teacher(step)
+        activation = self.activation or step.activation
+        return ground_truth(logits, activation=activation, **read_target(step), **options_of(self))
 
     def _by_criterion(self, criterion: Criterion, step: Step) -> Tensor:
         """The criterion of the labelled samples; with weights their weighted mean."""
         if step.labelled is not None:
-            step = labelled_only(step, self.name)
-        logits, target = at_least_float32(self._logits(step)), step.target
+            step = labelled_only(step, step.labelled, self.name)
+        logits = step.student if self.of == "student" else self._of_teacher(step)
+        logits, target = at_least_float32(logits), step.target
         if target is None:
             raise ObjectiveError(
                 f"{self.name}: the step has no target. Call the wrapper as kd(image, target)."
@@ -304,14 +304,12 @@ class GroundTruth(Term):
                 return logits.sum()
             if weights is None:
                 return criterion(logits, target)
-            pairs = zip(logits.split(1), target.split(1), strict=True)
-            values = torch.stack([criterion(one, reference) for one, reference in pairs])
+            rows = [slice(index, index + 1) for index in range(len(logits))]
+            values = torch.stack([criterion(logits[row], target[row]) for row in rows])
         weights = weights.to(values.dtype)
         return (weights * values).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
 
-    def _logits(self, step: Step) -> Tensor:
-        if self.of == "student":
-            return step.student
+    def _of_teacher(self, step: Step) -> Tensor:
         if step.teacher is None or not (step.teacher.requires_grad or not torch.is_grad_enabled()):
             raise ObjectiveError(
                 f"{self.name}: of='teacher' supervises a teacher that learns, and this one is "

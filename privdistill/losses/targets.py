@@ -63,7 +63,10 @@ def reference(
         raise ObjectiveError(
             f"{owner}: the step has no target. Call the wrapper as kd(image, target)."
         )
-    mask, fits = None, target.shape == logits.shape or _is_label_map(target, logits)
+    mask = weights = None
+    hides = ignore_index is not None or labelled is not None
+    # What has a wrong shape is refused below.
+    fits = hides and (target.shape == logits.shape or _is_label_map(target, logits))
     if ignore_index is not None and fits:
         if validate and ignore_index in (0, 1) and target.shape == logits.shape:
             raise ObjectiveError(
@@ -77,7 +80,6 @@ def reference(
         target = _hide(target, ignored, logits, activation)
         ignored = ignored.reshape(len(ignored), -1, *logits.shape[2:])
         mask = (~ignored).to(torch.float32)
-    weights = None
     if labelled is not None or sample_weights is not None:
         weights = weights_of_samples(labelled, sample_weights, logits, owner, validate=validate)
     if mask is not None:
@@ -131,11 +133,12 @@ def enlarged(step: Step) -> Step:
     )
 
 
-def labelled_only(step: Step, owner: str) -> Step:
+def labelled_only(step: Step, labelled: Tensor, owner: str) -> Step:
     """Reduce a step to the samples that have a reference, for whoever knows of no others.
 
     Args:
-        step: The step, with `labelled`.
+        step: The step.
+        labelled: Which samples have a reference, boolean `(B,)`.
         owner: Name of the term, for messages.
 
     Returns:
@@ -146,18 +149,16 @@ def labelled_only(step: Step, owner: str) -> Step:
         ObjectiveError: If the mask is not boolean, or a weight is negative or not finite.
 
     Example:
-        >>> step = Step(torch.zeros(3, 2, 4), labelled=torch.tensor([True, False, True]))
-        >>> labelled_only(step, "t").student.shape
+        >>> step = Step(torch.zeros(3, 2, 4))
+        >>> labelled_only(step, torch.tensor([True, False, True]), "t").student.shape
         torch.Size([2, 2, 4])
     """
-    weights_of_samples(step.labelled, step.sample_weights, step.student, owner, validate=False)
-    own: dict[str, Any] = {
-        f.name: _rows(getattr(step, f.name), step.labelled) for f in fields(step)
-    }
-    return Step(**own)
+    weights_of_samples(labelled, step.sample_weights, step.student, owner, validate=False)
+    names = [field.name for field in fields(step)]
+    return Step(**{name: _rows(getattr(step, name), labelled) for name in names})
 
 
-def _rows(value: Any, chosen: Any) -> Any:
+def _rows(value: Any, chosen: Tensor) -> Any:
     """Samples of whatever is made of tensors with the batch first."""
     if isinstance(value, Tensor):
         batched = value.ndim > 0 and len(value) == len(chosen)

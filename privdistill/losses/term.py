@@ -1,6 +1,7 @@
 """What terms share that compare features, and what terms share that compare logits."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,19 +16,6 @@ from privdistill.losses.functional import (
 from privdistill.losses.objective import Term
 from privdistill.losses.options import ACTIVATION, check_options, option
 from privdistill.step import Step
-
-
-def resolve(own: Activation | None, step: Step) -> Activation:
-    """Return a term's own activation, or the wrapper's.
-
-    Args:
-        own: The term's option.
-        step: The step, which carries the wrapper's.
-
-    Returns:
-        "softmax" or "sigmoid".
-    """
-    return own or ("sigmoid" if step.activation == "sigmoid" else "softmax")
 
 
 @dataclass(eq=False, repr=False)
@@ -57,7 +45,7 @@ class FeatureTerm(Term):
     """
 
     per_head = False
-    _shown = ("tap",)
+    _shown: ClassVar[tuple[str, ...]] = ("tap",)
 
     tap: str = "bottleneck"
 
@@ -191,7 +179,7 @@ class ResponseTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits."""
-        activation = resolve(self.activation, step)
+        activation = self.activation or step.activation
         teacher = self.teacher_logits(step, activation, self.mixing_temperature)
         student, teacher = logit_pair(step.student, teacher, activation, self.name)
         return self.compare(at_least_float32(student), at_least_float32(teacher), activation)

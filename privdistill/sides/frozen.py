@@ -50,16 +50,26 @@ class Resting:
         self.parts = list(network.modules())
         set_mode(network, training=False)
         for parameter in network.parameters():
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
 
     def __call__(self, image: Tensor) -> Any:
-        """Run the network."""
+        """Run the network, and say where it is if its input is elsewhere."""
         for part in self.parts:
             if part.training:
                 set_mode(self.network, training=False)
                 break
-        with torch.no_grad():
-            return self.network(image)
+        try:
+            with torch.no_grad():
+                return self.network(image)
+        except RuntimeError as error:
+            devices = {p.device for p in self.network.parameters()}
+            if len(devices) != 1 or image.device in devices:
+                raise
+            raise LifecycleError(
+                f"The teacher is on {devices.pop()}, its view of the input on {image.device}. "
+                "Move the input there; a copied wrapper shares the teacher and never moves it, so "
+                "move the original, or build a second wrapper with a teacher of its own."
+            ) from error
 
 
 class Frozen(Resting):
@@ -85,20 +95,6 @@ class Frozen(Resting):
         super().__init__(network)
         self.moves = moves
         self.holding = True
-
-    def __call__(self, image: Tensor) -> Any:
-        """Run the network, and say where it is if its input is elsewhere."""
-        try:
-            return super().__call__(image)
-        except RuntimeError as error:
-            devices = {p.device for p in self.network.parameters()}
-            if len(devices) != 1 or image.device in devices:
-                raise
-            raise LifecycleError(
-                f"The teacher is on {devices.pop()}, its view of the input on {image.device}. "
-                "Move the input there; a copied wrapper shares the teacher and never moves it, so "
-                "move the original, or build a second wrapper with a teacher of its own."
-            ) from error
 
     def apply(self, function: Callable[[Tensor], Tensor], *, recurse: bool) -> None:
         """Apply what `nn.Module.to()` and its kin apply to every tensor, while it is held."""

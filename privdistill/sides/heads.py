@@ -62,47 +62,73 @@ def check_head_weights(given: Sequence[float] | None, count: int) -> None:
     head_weights(given, count)
 
 
+def check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
+    """Compare the shapes of all networks' logits for the example.
+
+    Args:
+        student: Logits of the student, `(B, C, *spatial)`; of several heads the finest.
+        teachers: Those of each teacher.
+
+    Raises:
+        ShapeMismatchError: If they differ.
+    """
+    for teacher in teachers:
+        if student.shape != teacher.shape:
+            raise ShapeMismatchError(
+                f"The objective compares logits, but for the example the student gives "
+                f"{tuple(student.shape)} and the teacher {tuple(teacher.shape)}. Both must predict "
+                "the same classes at the same resolution; pass `select_logits=` if another output "
+                "is the one to compare."
+            )
+
+
 def steps_by_head(
     common: Mapping[str, Any],
     heads: Sequence[Tensor],
-    taught: Sequence[tuple[Sequence[Tensor], float | Tensor]],
-    activation: Activation,
+    taught: Sequence[Sequence[Tensor]],
+    shares: Sequence[float | Tensor],
 ) -> list[Step]:
     """Return a step for each head, with the teachers' logits at its resolution.
 
     Args:
-        common: Fields that the steps have in common.
+        common: Fields that the steps have in common; their activation says how logits of several
+            teachers are averaged.
         heads: The student's logits, finest first, `(B, C, *spatial)`.
-        taught: Each teacher's heads, and its share of the mean.
-        activation: How logits of several teachers are averaged.
+        taught: Each teacher's heads.
+        shares: Share of each teacher in the mean.
 
     Returns:
         Steps in the order of the heads.
     """
-    return [
-        Step(student=head, **common, **_teaching(head, head is heads[0], taught, activation))
-        for head in heads
-    ]
+    steps = []
+    for head in heads:
+        main = head is heads[0]
+        teaching = _teaching(head, taught, shares, common["activation"], main=main)
+        steps.append(Step(student=head, **common, **teaching))
+    return steps
 
 
 def _teaching(
     head: Tensor,
-    main: bool,
-    taught: Sequence[tuple[Sequence[Tensor], float | Tensor]],
+    taught: Sequence[Sequence[Tensor]],
+    shares: Sequence[float | Tensor],
     activation: Activation,
+    *,
+    main: bool,
 ) -> dict[str, Any]:
     if not taught:
         return {}
-    members = tuple((_at_resolution(own, head, main), share) for own, share in taught)
     # A single teacher's logits stay what it gave, bit by bit.
-    if len(members) == 1:
-        return {"teacher": members[0][0]}
+    if len(taught) == 1:
+        return {"teacher": _at_resolution(taught[0], head, main)}
+    own = [_at_resolution(heads, head, main) for heads in taught]
+    members = tuple(zip(own, shares, strict=True))
     return {"teacher": mix_logits(members, activation), "members": members}
 
 
 def _at_resolution(heads: Sequence[Tensor], like: Tensor, main: bool) -> Tensor:
-    fitting = [head for head in heads if head.shape[2:] == like.shape[2:]]
-    if fitting or main:
-        # The main head is never met half-way: networks of other resolutions are a mistake.
-        return (fitting or heads)[0]
-    return resize(heads[0], like.shape[2:])
+    for head in heads:
+        if head.shape[2:] == like.shape[2:]:
+            return head
+    # The main head is never met half-way: networks of other resolutions are a mistake.
+    return heads[0] if main else resize(heads[0], like.shape[2:])

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from privdistill import parallel
 from privdistill.cache import TeacherCache
-from privdistill.cache.fingerprint import Fingerprint
+from privdistill.cache.fingerprint import Fingerprint, written
 from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
+from privdistill.inputs import PrivilegedInput
+from privdistill.losses import Objective
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
+from privdistill.sides.teachers import JointTeacher, MovingAverage
 from privdistill.step import find_heads, undecided
 from privdistill.taps.layout import as_map
 from privdistill.taps.location import Select
@@ -114,12 +117,20 @@ class Side:
         self.check(view)
         output = None
         with self.recorder.recording(leave_early=leave_early) as features:
-            output = self.run(self.own(view))
+            output = self.run(view.clone() if self.recorder.edits_input else view)
         self.recorder.check(features)
-        self.recorder.check_intact(features)
+        for tap in self.recorder.corrupted(features):
+            raise LifecycleError(
+                f"Tap '{tap}': a layer behind '{self.places[tap].layer}' of the {self.role} "
+                "changed its output in place, which the dry run did not show. Pass an example of "
+                "the training size to the wrapper, or set inplace=False there."
+            )
         for tap in self._to_lay_out:
             features[tap] = self._as_map(tap, features[tap], view)
-        heads = [self.select(output, view.ndim - 2)] if self.reads_logits else []
+        heads = []
+        if self.reads_logits:
+            alone = not self._chosen and isinstance(output, Tensor) and output.ndim == view.ndim
+            heads.append([output] if alone else self.select(output, view.ndim - 2))
         return Answer(heads, features, output)
 
     def own(self, view: Tensor) -> Tensor:
@@ -188,12 +199,12 @@ class Side:
         for tap in self._to_lay_out:
             features[tap] = self._as_map(tap, features[tap], view)
         self._to_lay_out = [t for t in self._to_lay_out if features[t] is not found.features[t]]
-        self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
+        if not training:
+            self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
         axes = view.ndim - 2
-        if self.reads_logits and not self._chosen and undecided(found.output, axes):
-            self.select = trial.settle(
-                self.network, view, self.role, training=training, asked=asked
-            )
+        if self.reads_logits and self.select is find_heads and undecided(found.output, axes):
+            learns = self.role == "student"
+            self.select = trial.settle(self.network, view, self.role, training=learns, asked=asked)
         heads = self.select(found.output, axes) if self.reads_logits else []
         if heads and not training:
             trial.check_heads(self.network, heads, self.select, view, self.role)
@@ -358,6 +369,60 @@ class CachedSide:
             self._fingerprint = Fingerprint([member.network for member in self._side.members])
         teacher = self._fingerprint.current(self._asked)
         return _parted(self._cache.fetch(teacher, key, view, lambda: _named(self._side(view))))
+
+
+def asked_of(inputs: Any, teachers: Sequence[Side], objective: Objective, select: Any) -> str:
+    """Return what else than its weights decides what a teacher's outputs are.
+
+    Args:
+        inputs: How the input is divided.
+        teachers: Its networks.
+        objective: Says what is read of them.
+        select: The user's own function that finds logits, bound, or None.
+
+    Returns:
+        The same text in every process.
+    """
+    seen = inputs.teacher if isinstance(inputs, PrivilegedInput) else type(inputs).__qualname__
+    places = [(side.role, tap, str(p)) for side in teachers for tap, p in side.places.items()]
+    own = select.args if select else ()
+    chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
+    names = [written(function) for function in chosen]
+    return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
+
+
+def check_cache(
+    cache: TeacherCache | None, teacher: object, networks: Sequence[nn.Module]
+) -> TeacherCache | None:
+    """Refuse to keep the outputs of a teacher that changes in every step.
+
+    Args:
+        cache: What the user passed.
+        teacher: What the user declared.
+        networks: What it consists of.
+
+    Returns:
+        The cache.
+
+    Raises:
+        LifecycleError: If it is no cache, the teacher changes, or FSDP has sharded it.
+    """
+    if cache is not None and not isinstance(cache, TeacherCache):
+        raise LifecycleError(
+            f"`cache` is {cache!r}; expected a TeacherCache, such as TeacherCache('runs/teacher')."
+        )
+    if cache is not None and isinstance(teacher, MovingAverage | JointTeacher):
+        raise LifecycleError(
+            f"A {type(teacher).__name__} changes in every step, so its outputs cannot be kept. "
+            "Leave `cache` out, or pass a frozen teacher."
+        )
+    if cache is not None and any(parallel.any_sharded(network.modules()) for network in networks):
+        raise LifecycleError(
+            "The teacher is sharded by FSDP: where one process finds a sample and another does "
+            "not, both would wait for each other for ever. Leave `cache` out, or pass the teacher "
+            "unsharded; with a cache it hardly runs."
+        )
+    return cache
 
 
 def _named(answer: Answer) -> dict[str, Tensor]:

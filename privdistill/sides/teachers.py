@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from privdistill import parallel
-from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
+from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
+from privdistill.inputs import InputViews, PrivilegedInput
+from privdistill.losses import Objective
 from privdistill.losses.options import is_number
 from privdistill.taps.names import uncompiled
 
@@ -185,6 +187,33 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
             f"Teacher and student share parameters or layers ({', '.join(both)}), which cannot be "
             "frozen in eval mode and be trained at once. Give each network its own; "
             "copy.deepcopy(network) makes a second one."
+        )
+
+
+def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objective) -> None:
+    """Refuse a teacher that cannot teach what it is to teach.
+
+    Args:
+        teacher: What the user declared.
+        inputs: How the input is divided.
+        objective: Says what is read of a teacher.
+
+    Raises:
+        ModalityError: If an average of the student is to see other modalities than the student.
+        ObjectiveError: If a teacher is read and there is none.
+    """
+    average = isinstance(teacher, MovingAverage)
+    if average and isinstance(inputs, PrivilegedInput) and inputs.teacher != inputs.student:
+        raise ModalityError(
+            f"A MovingAverage of the student sees what the student sees, but the views differ: "
+            f"{inputs}. Pass teacher={inputs.student} to PrivilegedInput, or a trained teacher."
+        )
+    terms = objective.named_terms.items()
+    needy = [n for n, (weight, t) in terms if weight.factor and (t.needs_teacher or t.taps)]
+    if teacher is None and needy:
+        raise ObjectiveError(
+            f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "
+            "trained teacher, or an objective of GroundTruth() alone."
         )
 
 

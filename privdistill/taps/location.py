@@ -175,7 +175,7 @@ class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         base, stride = grid, 1.0
         if parents:
             # What stood longest has the least rounding in its stride.
-            same = [parent for parent in parents if grid and parent.base == grid]
+            same = [parent for parent in parents if grid and parent.grid == grid]
             before = min(same or parents[:1], key=lambda parent: parent.number)
             base = grid or before.base
             stride = before.stride * _zoom(operator, args, before.base, base)
@@ -404,7 +404,7 @@ def _encoder(maps: _Outputs, body: _Outputs, reached: _Nodes, role: str) -> tupl
         ends = all(_inside(item.name, {first}) for item in up)
         _check_encoder(before, own, rises, ends, role)
         module, level = first, deeper
-    risen = {_child(i.name, module) for i in up if _inside(i.name, {module})} - {first}
+    risen = {_child(i.name, module) for i in up if _inside(i.name, {module})} - {first, module}
     kept = [item for item in level if _child(item.name, module) not in risen]
     kept += _exchanging(level, risen, finer, up)
     for drop in (_laterals(kept, reached), _context(reached)):
@@ -465,20 +465,32 @@ def _laterals(kept: _Outputs, reached: _Nodes) -> _Nodes:
             children.setdefault(parent, []).append(node)
 
     def lateral(node: _Node) -> bool:
-        if node.window != 1:
-            return False
         resampled = _ancestors([node], lambda n: [c for c in children.get(n, ()) if _resamples(c)])
-        joins = {c for n in resampled if n.stride < node.stride for c in children.get(n, ())}
-        others = {
-            other
-            for join in joins
-            if join.operator.startswith(("add", "cat"))
-            for other in _ancestors(join.parents, lambda n: n.parents if _resamples(n) else ())
-        }
-        return any(n.window == 1 and _finer(n, node.stride) for n in others)
+        wide = [n for n in resampled if n.operator.startswith(_UPSAMPLING)]
+        for join in {child for n in wide for child in children.get(n, ())}:
+            # Only what is added up has to be projected to one width; skips are joined as they are.
+            project = {"add": _projected, "cat": _made}.get(join.operator.rstrip("_"))
+            if project is None or project(node).window != 1:
+                continue
+            others = _ancestors(join.parents, lambda n: n.parents if _resamples(n) else ())
+            if any(project(n).window == 1 and _finer(n, node.stride) for n in others):
+                return True
+        return False
 
-    found = {item.node for item in kept if lateral(item.node)}
+    laterals = [item.node for item in kept if lateral(item.node)]
+    found = {n for node in laterals for n in (node, _projected(node))}
     return found | _behind(found, reached)
+
+
+def _made(node: _Node) -> _Node:
+    return node
+
+
+def _projected(node: _Node) -> _Node:
+    """The learned layer before norms and activations."""
+    while not node.window and len(node.parents) == 1:
+        (node,) = node.parents
+    return node
 
 
 def _resamples(node: _Node) -> bool:

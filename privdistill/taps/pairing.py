@@ -15,52 +15,20 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LINEAR = ("linear", "bilinear", "trilinear")
 
 
-class Resample(nn.Module):
-    """Resample a feature map by a fixed factor per axis, with linear interpolation.
-
-    The factor rather than the size is kept, so that patches of another size than the dry run's
-    still fit.
-
-    Args:
-        factors: Teacher size over student size for each spatial axis.
-
-    Shape:
-        `(B, C, *spatial)` to `(B, C, *(factor * size))`.
-
-    Example:
-        >>> import torch
-        >>> Resample((2.0, 2.0))(torch.zeros(1, 3, 4, 4)).shape
-        torch.Size([1, 3, 8, 8])
-    """
-
-    def __init__(self, factors: Sequence[float]) -> None:
-        super().__init__()
-        self.factors = tuple(factors)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Resample `(B, C, *spatial)`."""
-        size = [
-            max(1, round(factor * length))
-            for factor, length in zip(self.factors, features.shape[2:], strict=True)
-        ]
-        return F.interpolate(features, size=size, mode=_LINEAR[len(size) - 1], align_corners=False)
-
-    def extra_repr(self) -> str:
-        """Show the factors in `print`."""
-        return f"factors={self.factors}"
-
-
 def build_adapter(tap: str, student: Shape, teacher: Shape, *, channels: bool = True) -> nn.Module:
-    """Return the smallest module that turns the student's shape into the teacher's.
+    """Return the smallest module that gives student features the teacher's channels.
+
+    Sizes need no module: `resample` brings each step's features to the size that the teacher has
+    in that step, whatever it was in the dry run.
 
     Args:
         tap: Name of the tap, for the message.
         student: Shape of the student's features, `(B, C, *spatial)`.
         teacher: Shape of the teacher's features.
-        channels: Whether the channel counts must become equal too.
+        channels: Whether the channel counts must become equal.
 
     Returns:
-        `nn.Identity`, a 1x1 convolution, `Resample`, or convolution and `Resample` in turn.
+        `nn.Identity` or a 1x1 convolution.
 
     Raises:
         ShapeMismatchError: If the features have another number of axes.
@@ -76,15 +44,30 @@ def build_adapter(tap: str, student: Shape, teacher: Shape, *, channels: bool = 
             "adapter can be built for (B, C, *spatial) features of one, two or three equal "
             "spatial axes. Choose other layers, or pass a module as Tap(adapter=...)."
         )
-    steps: list[nn.Module] = []
     if channels and student[1] != teacher[1]:
-        steps.append(_CONVOLUTIONS[axes - 1](student[1], teacher[1], kernel_size=1))
-    if tuple(student[2:]) != tuple(teacher[2:]):
-        factors = [t / s for s, t in zip(student[2:], teacher[2:], strict=True)]
-        steps.append(Resample(factors))
-    if not steps:
-        return nn.Identity()
-    return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
+        return _CONVOLUTIONS[axes - 1](student[1], teacher[1], kernel_size=1)
+    return nn.Identity()
+
+
+def resample(features: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample a feature map linearly.
+
+    Args:
+        features: `(B, C, *spatial)` with one, two or three spatial axes.
+        size: Spatial size wanted.
+
+    Returns:
+        `(B, C, *size)`; the features themselves where they have that size.
+
+    Example:
+        >>> import torch
+        >>> resample(torch.zeros(1, 3, 4, 4), (5, 8)).shape
+        torch.Size([1, 3, 5, 8])
+    """
+    if tuple(features.shape[2:]) == tuple(size):
+        return features
+    mode = _LINEAR[len(size) - 1]
+    return F.interpolate(features, size=tuple(size), mode=mode, align_corners=False)
 
 
 def check_equal(
@@ -106,8 +89,8 @@ def check_equal(
     if not different:
         return
     try:
-        added = short(build_adapter(tap, student, teacher, channels=channels))
-        remedy = f", which adds {added} to the student"
+        added = build_adapter(tap, student, teacher, channels=channels)
+        remedy = f", which gives the student {short(added, student, teacher)}"
     except ShapeMismatchError:
         remedy = ""
     raise ShapeMismatchError(
@@ -127,24 +110,25 @@ def _difference(student: Shape, teacher: Shape, channels: bool) -> str:
     return " and ".join(parts)
 
 
-def short(adapter: nn.Module) -> str:
-    """Describe an adapter as the code that makes it.
+def short(adapter: nn.Module | None, student: Shape = (), teacher: Shape = ()) -> str:
+    """Describe an adapter as the code that makes it, and whether features are resampled.
 
     Args:
-        adapter: Any module.
+        adapter: Any module, or None.
+        student: Shape of the student's features.
+        teacher: Shape of the teacher's features, behind an adapter built for them.
 
     Returns:
-        For instance "nn.Conv3d(256, 320, kernel_size=1)".
+        For instance "nn.Conv3d(256, 320, kernel_size=1), resampled".
     """
-    if isinstance(adapter, nn.Sequential):
-        return " and ".join(short(step) for step in adapter)
-    if isinstance(adapter, Resample):
-        return f"Resample({adapter.factors})"
+    parts = [] if adapter is None or isinstance(adapter, nn.Identity) else [type(adapter).__name__]
     if isinstance(adapter, _CONVOLUTIONS):
         size = adapter.kernel_size[0]
-        name = type(adapter).__name__
-        return f"nn.{name}({adapter.in_channels}, {adapter.out_channels}, kernel_size={size})"
-    return type(adapter).__name__
+        channels = f"{adapter.in_channels}, {adapter.out_channels}"
+        parts = [f"nn.{type(adapter).__name__}({channels}, kernel_size={size})"]
+    if tuple(student[2:]) != tuple(teacher[2:]):
+        parts.append("resampled")
+    return ", ".join(parts) or "none"
 
 
 class Pairing:
@@ -213,9 +197,19 @@ class Pairing:
             adapter = self._adapters[tap] if tap in self._adapters else None  # noqa: SIM401
             if adapter is not None:
                 features = adapter(features)
+            auto = tap in self._channels and self._taps[tap].adapter == "auto"
+            if auto and features.shape[2:] != wanted.shape[2:]:
+                features = resample(features, wanted.shape[2:])
             if tap in self._channels and features.shape != wanted.shape:
                 channels = self._channels[tap]
                 check_equal(tap, features.shape, wanted.shape, adapter, channels=channels)
             # A teacher that learns does so from terms that ask for it, never from a distance.
             pairs[tap] = TapPair(features, wanted.detach())
         return pairs
+
+    def describe(self, tap: str, student: Shape, teacher: Shape) -> str:
+        """Describe the adapter of a tap, and whether features of these shapes are resampled."""
+        adapter = self._adapters[tap] if tap in self._adapters else None  # noqa: SIM401
+        if tap not in self._channels or self._taps[tap].adapter != "auto":
+            return short(adapter)
+        return short(adapter, student, teacher)

@@ -243,6 +243,7 @@ def test_a_step_moves_the_student_and_never_the_teacher(teach):
     assert any(not torch.equal(before[0][name], after[0][name]) for name in after[0])
     assert all(torch.equal(before[1][name], after[1][name]) for name in after[1])
     assert not student.kd.teacher.training
+    assert isinstance(student.kd.teacher(batch(student)["data"]), torch.Tensor)  # one head
     assert student.network.encoder.stages[0][0].convs[0].conv.in_channels == 1
 
 
@@ -321,6 +322,22 @@ def test_where_the_reference_is_ignored_the_teacher_teaches(teach):
     result = student.train_step(given)
     assert result["soft_target_dice_bce"] > 0
     assert np.isfinite(result["loss"])
+
+
+def test_images_are_augmented_whole(monkeypatch):
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
+    given, usual = [], nnUNetTrainer.get_training_transforms
+
+    def see(*arguments, **more):
+        given.append(more["use_mask_for_norm"])
+        return usual(*arguments, **more)
+
+    monkeypatch.setattr(nnUNetTrainer, "get_training_transforms", staticmethod(see))
+    student = trainer()
+    student.initialize()
+    images = next(student.get_dataloaders()[0])["data"]
+    assert given == [[True, False, True]]
+    assert images.shape[1] == 3
 
 
 def test_validation_steps_see_the_students_channels(teach):

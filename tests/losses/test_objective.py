@@ -1,7 +1,21 @@
+import copy
+import sys
+
 import pytest
 import torch
 
-from privdistill import GroundTruth, LatentKL, Objective, ObjectiveError, SoftTargetDiceBCE, Term
+from privdistill import (
+    ContrastiveProjection,
+    GroundTruth,
+    LatentKL,
+    Objective,
+    ObjectiveError,
+    Ramp,
+    SoftTargetDiceBCE,
+    Term,
+    VariationalInformation,
+    kdnet,
+)
 from privdistill.losses import as_objective
 from privdistill.step import Step, TapPair
 
@@ -179,3 +193,106 @@ def test_one_infinite_value_leaves_the_balance_as_it_was():
 def test_a_term_is_no_weight():
     with pytest.raises(ObjectiveError, match="finite number or a function of the step"):
         GroundTruth() * LatentKL()
+
+
+def test_a_copy_keeps_what_its_terms_share_and_shares_nothing_with_the_original():
+    term = VariationalInformation()
+    objective = (term + 2 * term.named("again")).balanced()
+    step = two_terms()
+    objective.build(step)
+    objective(step)
+    twin = copy.deepcopy(objective)
+    one, other = twin.terms
+    assert one.likelihood is other.likelihood
+    assert twin.named_terms["again"][1] is other
+    assert twin(step)[0] == objective(step)[0]
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in objective.parameters()}
+    twin.magnitudes.zero_()
+    assert objective.magnitudes.all()
+
+
+def test_a_copy_made_before_networks_are_built_shares_them_among_its_own_names():
+    term = VariationalInformation()
+    twin = copy.deepcopy(term + term.named("again"))
+    twin.build(two_terms())
+    assert twin.terms[0].likelihood is twin.terms[1].likelihood
+    assert term.likelihood is None
+
+
+def test_terms_that_weigh_nothing_are_not_computed_and_need_nothing():
+    class Broken(Constant):
+        taps, needs_teacher, needs_target = ("deep",), True, True
+
+        def build(self, step):
+            raise AssertionError
+
+        forward = build
+
+    objective = 0 * (Broken(1.0) + Broken(2.0)) + Constant(3.0)
+    objective.build(STEP)
+    total, terms = objective(STEP)
+    assert total.item() == 3
+    assert list(terms) == ["constant"]
+
+
+def test_a_schedule_that_is_zero_now_is_computed():
+    _, terms = (Ramp(0, 1, steps=10) * Constant(3.0))(STEP)
+    assert terms["constant"] == 3
+
+
+def test_an_objective_in_which_nothing_weighs_anything_is_zero_with_a_graph():
+    student = torch.full((1, 2, 4), float("inf"), requires_grad=True)
+    total, terms = (0 * GroundTruth())(Step(student))
+    total.backward()
+    assert (total.item(), terms) == (0, {})
+    assert not student.grad.any()
+
+
+def test_a_balance_that_comes_from_meta_has_seen_no_term_yet():
+    objective = (GroundTruth() + LatentKL()).balanced()
+    step = two_terms(target=torch.tensor([[0, 1]]))
+    objective(step)
+    objective.to("meta").to_empty(device="cpu")
+    assert torch.equal(objective.magnitudes, torch.zeros(2))
+    assert objective(step)[0].item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "normalisation"),
+    [
+        ((2, 1, 1), "softmax"),
+        ((2, 1, 1, 1), "l1"),
+        ((2, 1, 4), "softmax_channel"),
+        ((2, 4, 1), "softmax_spatial"),
+    ],
+)
+def test_a_single_number_is_not_normalised(shape, normalisation):
+    z = torch.randn(shape)
+    term = LatentKL(normalisation=normalisation)
+    with pytest.raises(ObjectiveError, match=r"\(2, .*always zero"):
+        term.build(Step(z, taps={"bottleneck": TapPair(z, z)}))
+
+
+def test_a_step_of_the_paper_s_objective_takes_few_calls():
+    calls = []
+
+    def count(frame, event, _argument):
+        if event == "call" and "privdistill" in frame.f_globals.get("__name__", ""):
+            calls.append(frame.f_code.co_name)
+
+    student, teacher = torch.randn(2, 1, 3, 8, 8)
+    features = TapPair(*torch.randn(2, 1, 4, 2, 2))
+    target = torch.randint(0, 3, (1, 8, 8))
+    step = Step(student, teacher, target=target, taps={"bottleneck": features}, validate=False)
+    objective = kdnet()
+    objective(step)
+    sys.setprofile(count)
+    objective(step)
+    sys.setprofile(None)
+    assert len(calls) <= 55, calls
+
+
+def test_options_of_terms_with_networks_are_shown():
+    assert repr(ContrastiveProjection(margin=2.0)) == (
+        "ContrastiveProjection(tap='bottleneck', margin=2.0)"
+    )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from privdistill import ShapeMismatchError
-from privdistill.taps.pairing import Resample, build_adapter, check_equal, short
+from privdistill.taps.pairing import build_adapter, check_equal, resample, short
 
 
 def test_equal_shapes_need_nothing():
@@ -21,11 +21,13 @@ def test_equal_shapes_need_nothing():
 )
 def test_any_pair_of_maps_is_brought_to_the_teachers_shape(axes, student, teacher, size, other):
     mine, theirs = (2, student, *[size] * axes), (2, teacher, *[other] * axes)
-    assert build_adapter("t", mine, theirs)(torch.zeros(mine)).shape == theirs
+    adapted = build_adapter("t", mine, theirs)(torch.zeros(mine))
+    assert resample(adapted, theirs[2:]).shape == theirs
 
 
-def test_resampling_keeps_the_factor_for_other_patch_sizes():
-    assert Resample((2.0, 0.5))(torch.zeros(1, 1, 3, 8)).shape == (1, 1, 6, 4)
+def test_features_of_the_right_size_are_not_touched():
+    features = torch.zeros(1, 1, 3, 8)
+    assert resample(features, (3, 8)) is features
 
 
 def test_tokens_cannot_be_adapted_yet():
@@ -55,16 +57,16 @@ def test_mismatch_says_what_differs(student, words):
 
 
 def test_adapters_are_described_as_code():
-    both = build_adapter("t", (1, 2, 4), (1, 3, 8))
-    assert short(both) == "nn.Conv1d(2, 3, kernel_size=1) and Resample((2.0,))"
+    shapes = (1, 2, 4), (1, 3, 8)
+    both = build_adapter("t", *shapes)
+    assert short(both, *shapes) == "nn.Conv1d(2, 3, kernel_size=1), resampled"
     assert short(nn.ReLU()) == "ReLU"
+    assert short(None) == "none"
 
 
-def test_only_space_is_resampled_where_channels_may_differ():
-    adapter = build_adapter("t", (1, 2, 4), (1, 3, 8), channels=False)
-    assert isinstance(adapter, Resample)
-    assert isinstance(build_adapter("t", (1, 2, 4), (1, 3, 4), channels=False), nn.Identity)
-    check_equal("t", (1, 2, 8), (1, 3, 8), adapter, channels=False)
+def test_channels_may_differ_where_nothing_compares_them():
+    assert isinstance(build_adapter("t", (1, 2, 4), (1, 3, 8), channels=False), nn.Identity)
+    check_equal("t", (1, 2, 8), (1, 3, 8), None, channels=False)
     for other in [(2, 3, 8), (1, 3, 4), (1, 3, 8, 8)]:
         with pytest.raises(ShapeMismatchError, match="differ"):
-            check_equal("t", (1, 2, 8), other, adapter, channels=False)
+            check_equal("t", (1, 2, 8), other, None, channels=False)

@@ -43,7 +43,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         teacher_folder: Model folder of the teacher; `PRIVDISTILL_TEACHER`.
         imitation: Share of the teacher, lambda in [0, 1]; `PRIVDISTILL_IMITATION`, 0.5 otherwise.
         taps: Layer pairs for terms on features, as in `DistillationWrapper`.
-        trusted: Packages whose classes the teacher's plans may name, as nnU-Net calls them.
+        trusted: Packages, with a dot, whose classes the teacher's plans may name.
         inputs: Which channels each network sees.
         kd: The wrapper, once initialized; None at imitation 0.
 
