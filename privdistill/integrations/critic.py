@@ -36,8 +36,8 @@ def refuse_critic(kd: DistillationWrapper, asks: str) -> None:
     """
     check_wrapper(kd, asks)
     terms = [term for _, term in kd.objective.named_terms.values()]
-    if any(hasattr(term, "critic_loss") for term in terms):
+    if any(hasattr(term, "critic") for term in terms):
         raise LifecycleError(
             f"{asks}: a term has a critic, which needs a second optimizer. Leave it out, or write "
-            "a plain loop with kd.critic_parameters() and kd.critic_loss()."
+            "a plain loop with an optimizer of the critic's and critic_loss()."
         )
