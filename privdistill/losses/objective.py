@@ -363,8 +363,11 @@ def _scalar(term: Term, step: Step) -> Tensor:
 
 def _nothing(term: Term, step: Step) -> Tensor:
     """Zero, as the empty sum of all that the term would have read: none of it loses its graph."""
-    read = [step.student, *(step.taps[tap].student for tap in term.taps), *term.parameters()]
-    return torch.stack([values.flatten()[:0].sum() for values in read]).sum()
+    zero = torch.zeros((), device=step.student.device)
+    taps = [step.taps[tap].student for tap in term.taps if tap in step.taps]
+    for values in (step.student, *taps, *term.parameters()):
+        zero = zero + values.flatten()[:0].sum()
+    return zero
 
 
 def _undeclared(term: Term, step: Step, error: Exception) -> list[str]:

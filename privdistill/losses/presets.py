@@ -52,8 +52,8 @@ LatentKL(tap='bottleneck')
     """
     check("kdnet", SHARE, imitation=imitation)
     check("kdnet", NOT_NEGATIVE, latent_weight=latent_weight)
-    taught = imitation * SoftTargetDiceBCE(temperature=temperature)
-    return taught + (1 - imitation) * GroundTruth() + latent_weight * LatentKL(tap)
+    imitated = imitation * SoftTargetDiceBCE(temperature=temperature)
+    return imitated + (1 - imitation) * GroundTruth() + latent_weight * LatentKL(tap)
 
 
 def hinton(*, imitation: float = 0.5, temperature: float = 4.0) -> Objective:
@@ -171,8 +171,8 @@ def pmkl(*, reliable: float = 0.5, contrastive: float = 0.5, tap: str = "decoder
         by class: `GroundTruth(class_weights=...)`.
     """
     check("pmkl", NOT_NEGATIVE, reliable=reliable, contrastive=contrastive)
-    taught = reliable * ReliableSoftTargetCE(temperature=10.0)
-    return GroundTruth() + taught + contrastive * ContrastiveProjection(tap)
+    soft = reliable * ReliableSoftTargetCE(temperature=10.0)
+    return GroundTruth() + soft + contrastive * ContrastiveProjection(tap)
 
 
 def protokd(

@@ -98,6 +98,15 @@ def test_without_any_labelled_sample_it_costs_nothing_and_keeps_the_graph(kind):
     assert not slope.any()
 
 
+def test_what_has_weights_of_its_own_keeps_their_graph_without_any_label():
+    given = step(labelled=torch.zeros(3, dtype=torch.bool))
+    term = Supervised()
+    term.scale = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    loss, _ = (1.0 * term)(Step(**vars(given) | {"student": given.student.half()}))
+    loss.backward()
+    assert not term.scale.grad.any()
+
+
 def test_a_term_that_declares_no_target_gets_none_where_some_have_none():
     class Secret(Term):
         def forward(self, step):
