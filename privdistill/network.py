@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from privdistill import dry_run
 from privdistill.checks import check_view, feature_map, sharded
-from privdistill.step import find_heads, undecided
+from privdistill.step import Select, find_heads, undecided
 from privdistill.taps.names import uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
@@ -42,14 +42,14 @@ class Network:
         view: Tensor | None,
         role: str = "student",
         *,
-        select: dry_run.Select | None,
+        select: Select | None,
     ) -> None:
         self.role = role
         self.example = None if view is None else tuple(view.shape)
         if view is not None:
             self.check(view)
         #: Finds the logits in what the network returns.
-        self.select: dry_run.Select = select or find_heads
+        self.select: Select = select or find_heads
         places, self.notes = dry_run.find_places(model, layers, view, role, self.select)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.recorder = Recorder(model, places, role=role)
@@ -178,7 +178,7 @@ class TeacherNetwork(Network):
         view: Tensor | None,
         index: int,
         *,
-        select: dry_run.Select | None,
+        select: Select | None,
     ) -> None:
         role = f"teacher {index + 1}" if index else "teacher"
         super().__init__(model, layers, view, role, select=select)

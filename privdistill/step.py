@@ -12,6 +12,9 @@ from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import Activation, mix_logits, resize
 from privdistill.losses.schedules import is_number
 
+# Finds the logits in what a network returned, given the number of spatial axes.
+Select = Callable[[Any, int], list[Tensor]]
+
 
 class TapPair(NamedTuple):
     """The activations captured under one tap name.
