@@ -10,6 +10,9 @@ from torch import Tensor
 
 from privdistill.exceptions import ShapeMismatchError
 
+# Finds the logits in what a network returned, given the number of spatial axes.
+Select = Callable[[Any, int], list[Tensor]]
+
 
 class TapPair(NamedTuple):
     """The activations captured under one tap name.

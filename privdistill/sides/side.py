@@ -16,9 +16,8 @@ from privdistill.losses import Objective
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
 from privdistill.sides.teachers import JointTeacher, MovingAverage
-from privdistill.step import find_heads, undecided
+from privdistill.step import Select, find_heads, undecided
 from privdistill.taps.layout import as_map
-from privdistill.taps.location import Select
 from privdistill.taps.names import is_compiled, uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
 from privdistill.probabilities import check_logits
-from privdistill.step import find_heads
-from privdistill.taps.location import Location, Select, locate_bottleneck, settle_heads
+from privdistill.step import Select, find_heads
+from privdistill.taps.heads import settle_heads
+from privdistill.taps.location import Location, locate_bottleneck
 from privdistill.taps.names import find_layer, is_program, uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
