@@ -85,7 +85,7 @@ def test_an_objective_that_reads_a_target_needs_one_in_every_loop(build):
     assert torch.isfinite(build(objective=LatentKL())(IMAGE).loss)
 
 
-def test_a_later_batch_marked_labelled_without_a_target_is_refused_too(build):
+def test_promise_18_a_later_mask_without_a_target_is_refused_too(build):
     kd, none = build(), torch.zeros(2, dtype=torch.bool)
     kd(IMAGE, LABELS)
     kd(IMAGE, labelled=none)

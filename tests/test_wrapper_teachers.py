@@ -211,7 +211,9 @@ def test_decays_outside_the_unit_interval_are_refused(decay):
 
 
 @pytest.mark.parametrize("kind", ["average", "joint"])
-def test_the_state_of_a_teacher_that_changes_is_in_the_checkpoint(build, tiny_unet, kind):
+def test_promise_15_the_state_of_a_teacher_that_changes_is_in_the_checkpoint(
+    build, tiny_unet, kind
+):
     def make():
         if kind == "average":
             return build(teacher=MovingAverage(), student=tiny_unet(1), inputs=SAME)
@@ -269,7 +271,7 @@ def test_mutual_training_is_a_term_with_the_roles_exchanged(build, networks):
     assert not any(p.grad is not None and p.grad.any() for p in kd.student.parameters())
 
 
-def test_a_joint_teacher_is_among_the_parameters(build, networks):
+def test_promise_15_a_joint_teacher_is_among_the_parameters(build, networks):
     kd = build(teacher=JointTeacher(networks[0]), objective=JOINT)
     optimizer = torch.optim.Adam(kd.parameters(), lr=1e-2)
     first = kd(IMAGE, LABELS)
