@@ -3,8 +3,10 @@
 Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
+import importlib
+import typing
+
 from privdistill.cache import CacheStore, TeacherCache, precompute
-from privdistill.diagnosis import Diagnosis, diagnose
 from privdistill.exceptions import (
     CacheError,
     CacheWarning,
@@ -17,8 +19,6 @@ from privdistill.exceptions import (
 )
 from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import PrivilegedInput
-from privdistill.layer_table import describe
-from privdistill.leaks import assert_no_leak
 from privdistill.losses import (
     AttentionTransfer,
     CenteredKernelAlignment,
@@ -55,12 +55,17 @@ from privdistill.losses import (
     warm_up,
     xie,
 )
-from privdistill.losses.agreement import target_agreement
 from privdistill.sides.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
-from privdistill.temperature import fit_temperature
 from privdistill.wrapper import DistillationWrapper
+
+if typing.TYPE_CHECKING:
+    from privdistill.diagnosis import Diagnosis, diagnose
+    from privdistill.layer_table import describe
+    from privdistill.leaks import assert_no_leak
+    from privdistill.losses.agreement import target_agreement
+    from privdistill.temperature import fit_temperature
 
 __version__ = "0.1.0"
 
@@ -129,3 +134,19 @@ __all__ = [
     "warm_up",
     "xie",
 ]
+
+# What looks at networks before a training is imported when it is asked for: a fifth of the time.
+_LATER = {
+    "Diagnosis": "diagnosis",
+    "assert_no_leak": "leaks",
+    "describe": "layer_table",
+    "diagnose": "diagnosis",
+    "fit_temperature": "temperature",
+    "target_agreement": "losses.agreement",
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'privdistill' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"privdistill.{_LATER[name]}"), name)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -418,7 +417,9 @@ def _advice_on_term(row: TermRow) -> Iterator[str]:
 def _advice_on_lead(rows: Sequence[ClassRow]) -> str:
     if not rows:
         return "No labelled sample with logits of a teacher: whether it leads is not known."
-    teacher, lead = (fmean(getattr(row, name) for row in rows) for name in ("teacher", "lead"))
+    teacher, lead = (
+        sum(getattr(row, name) for row in rows) / len(rows) for name in ("teacher", "lead")
+    )
     said = f"The teacher's mean Dice is {teacher:.2f}, {lead:+.2f} against the student's"
     if lead > 0.02:
         return f"{said}: that lead is what there is to learn."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from privdistill import parallel
 from privdistill.cache import TeacherCache
 from privdistill.exceptions import LifecycleError, ObjectiveError
+from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import Image, InputViews, as_views, plain, view_of
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.functional import Activation
@@ -35,6 +36,7 @@ from privdistill.sides.teachers import (
     Teacher,
     check_declared,
     check_networks,
+    check_start,
     follow,
     networks_of,
     roles_of,
@@ -79,10 +81,13 @@ class DistillationWrapper(nn.Module):
             to one; by default each weighs half of the one before it. Each head is compared with
             the teacher at its own resolution, and with the target at the target's.
         cache: Keeps what a frozen teacher returns for the samples that steps name by `key=`.
+        start: "teacher" lets the student start from the weights of the teacher, the first of
+            several, as `inherit` does; `kd.inherited` says what it took.
 
     Raises:
         LayerNotFoundError: If a tap's layer does not exist or no bottleneck can be told.
-        ShapeMismatchError: If features or logits of the two networks do not fit.
+        ShapeMismatchError: If features or logits of the two networks do not fit, or the student is
+            to start from a teacher of another architecture.
         ModalityError: If the example does not carry the modalities named.
         ObjectiveError: If the objective or an option has no meaning.
         LifecycleError: If a network is wrapped in DataParallel, is given twice, or a tap does
@@ -129,6 +134,7 @@ class DistillationWrapper(nn.Module):
         select_logits: Callable[[Any], Tensor | Sequence[Tensor]] | None = None,
         head_weights: Sequence[float] | None = None,
         cache: TeacherCache | None = None,
+        start: Literal["scratch", "teacher"] = "scratch",
     ) -> None:
         super().__init__()
         check("DistillationWrapper", one_of("softmax", "sigmoid"), activation=activation)
@@ -143,6 +149,7 @@ class DistillationWrapper(nn.Module):
         self.cache = check_cache(cache, teacher, networks)
         check_networks(student, networks)
         check_declared(teacher, self.inputs, self.objective)
+        check_start(start, teacher)
         table = expand(taps, networks, student)
         self.taps = tap_table(table, self.objective.taps, len(networks))
         self.student = student
@@ -171,9 +178,14 @@ class DistillationWrapper(nn.Module):
         self._sides: list[Side] = []
         read = {tap: _by_channel(self.objective, tap) for tap in self.objective.taps}
         self._pairing = Pairing(self.taps, self.adapters, read)
+        #: What the student took from the teacher's weights, if it starts from them.
+        self.inherited: Inheritance | None = None
         # A build that fails half-way must leave no hook and no frozen teacher behind.
         try:
             self._attach(networks, example)
+            if start == "teacher":
+                # Last, as it is the one thing that closing could not take back.
+                self.inherited = inherit(student, networks[0], self.inputs)
         except BaseException:
             self.close()
             raise
@@ -302,7 +314,9 @@ class DistillationWrapper(nn.Module):
                 are filled as `PrivilegedInput(fill=...)` says. All of them unless given.
             labelled: Which samples have a reference, boolean `(B,)`; what `target` holds for the
                 others is not read. All of them unless given. Where none has one, `target` may be
-                left out: the terms that read it are then, too, and the others teach.
+                left out: the terms that read it are then, too, and the others teach. Whether that
+                is so is looked up in steps that check values, and always where the mask is on the
+                CPU, unless `validate` is "never".
             sample_weights: Weight of each sample in terms that read the target, `(B,)`, >= 0.
             teacher_weights: With several teachers, the weight of each one for each sample,
                 `(B, teachers)`, >= 0, scaled to sum to one; those of the `Ensemble` unless given.
@@ -346,7 +360,8 @@ class DistillationWrapper(nn.Module):
         training = self.training and torch.is_grad_enabled()
         checks = self.validate == "always" or self._unchecked
         if target is None:
-            _check_unlabelled(self.objective, labelled, checks=checks)
+            free = self.validate != "never" and labelled is not None and labelled.is_cpu
+            _check_unlabelled(self.objective, labelled, checks=checks or free)
         else:
             target = plain(target)
         # Taken before the teacher runs, which might edit its input in place.
@@ -511,6 +526,8 @@ class DistillationWrapper(nn.Module):
         lines += [f"  activation: {self.activation}", f"  objective: {self.objective}"]
         compiled = self._compiled_call_impl is not None
         lines += [f"  {side.role}: {side.describe(compiled=compiled)}" for side in self._sides]
+        if self.inherited is not None:
+            lines.append(f"  start: {str(self.inherited).splitlines()[0]}")
         if len(self._head_sizes) > 1:
             weights = head_weights(self.head_weights, len(self._head_sizes))
             heads = zip(weights, self._head_sizes, strict=True)
@@ -566,7 +583,8 @@ def _check_unlabelled(objective: Objective, labelled: Tensor | None, *, checks: 
     if labelled is None or (checks and bool(labelled.any())):
         raise ObjectiveError(
             f"A term of the objective, {objective}, reads the target, and there is none. Pass it, "
-            "or say that no sample has one: labelled=torch.zeros(len(image), dtype=torch.bool)."
+            "or say that no sample has one: labelled=torch.zeros(len(image), dtype=torch.bool). In "
+            "Lightning or MONAI say where it lies in a batch: names={'target': entry}."
         )
 
 

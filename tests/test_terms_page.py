@@ -47,7 +47,7 @@ def options(term):
     parameters = inspect.signature(type(term)).parameters.values()
     named = [p for p in parameters if p.name != "tap"]
     return ", ".join(
-        f"`{p}`" if p.default is p.empty else f"`{p.name}={p.default!r}`" for p in named
+        f"`{p.name}`" if p.default is p.empty else f"`{p.name}={p.default!r}`" for p in named
     )
 
 

@@ -483,7 +483,7 @@ def test_unknown_words_are_refused(build, option):
         build(**{option: "sometimes"})
 
 
-def test_values_are_checked_in_the_first_step_only_by_default(build):
+def test_promise_18_values_are_checked_in_the_first_training_step(build):
     wrong = LABELS + 5
     with pytest.raises(ObjectiveError, match="Map the labels to class indices first"):
         build()(IMAGE, wrong)
@@ -763,7 +763,7 @@ def test_modality_dropout_acts_in_training_alone(build, tiny_unet):
     assert len({kd(IMAGE, LABELS).loss.item() for _ in range(8)}) == 1
 
 
-def test_a_network_that_edits_its_input_spoils_it_for_nobody(build, tiny_unet):
+def test_promise_5_a_network_that_edits_its_input_spoils_it_for_nobody(build, tiny_unet):
     class Editing(tiny_unet):
         def forward(self, x):
             return super().forward(x.relu_())

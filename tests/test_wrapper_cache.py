@@ -358,7 +358,7 @@ def test_a_change_that_no_weight_shows_is_found_and_has_a_version(change, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("compiled", [torch.compile, lambda net: net.compile() or net])
-def test_a_compiled_teacher_finds_what_the_eager_one_left(compiled, tmp_path):
+def test_promise_9_a_compiled_teacher_finds_what_the_eager_one_left(compiled, tmp_path):
     image = torch.rand(2, 1, 4, 4)
     expected = wrap(normed(), TeacherCache(tmp_path))(image, key=["a", "b"]).teacher
     kd = wrap(compiled(normed()), TeacherCache(tmp_path))

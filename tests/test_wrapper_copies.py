@@ -104,7 +104,7 @@ def test_promise_14_a_network_saved_in_mid_training_loads_without_privdistill(
     assert "torch.Size([1, 3, 8, 8])" in result.stdout, result.stderr
 
 
-def test_a_teacher_is_never_registered_beside_the_one_that_teaches(kd, tiny_unet):
+def test_promise_3_another_teacher_is_refused_and_nothing_is_registered(kd, tiny_unet):
     keys, parameters = set(kd.state_dict()), list(kd.parameters())
     with pytest.raises(LifecycleError, match="fixed when the wrapper is built"):
         kd.teacher = tiny_unet(4)

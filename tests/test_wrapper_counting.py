@@ -83,3 +83,12 @@ def test_an_objective_that_reads_a_target_needs_one_in_every_loop(build):
             kd(IMAGE, labelled=torch.tensor([True, False]))
         assert torch.isfinite(kd(IMAGE, labelled=torch.zeros(2, dtype=torch.bool)).loss)
     assert torch.isfinite(build(objective=LatentKL())(IMAGE).loss)
+
+
+def test_promise_18_a_later_mask_without_a_target_is_refused_too(build):
+    kd, none = build(), torch.zeros(2, dtype=torch.bool)
+    kd(IMAGE, LABELS)
+    kd(IMAGE, labelled=none)
+    with pytest.raises(ObjectiveError, match=r"names=\{'target': entry\}"):
+        kd(IMAGE, labelled=~none)
+    assert torch.isfinite(build(validate="never")(IMAGE, labelled=~none).loss)

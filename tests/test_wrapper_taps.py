@@ -177,7 +177,7 @@ class Halving(nn.Module):
 
 
 @pytest.mark.parametrize("size", [8, 10, 13])
-def test_features_are_resampled_to_the_size_that_the_teacher_has_in_the_step(build, size):
+def test_promise_8_features_are_resampled_to_the_teachers_size_in_the_step(build, size):
     """In the example of 8 x 8 both have 2 x 2."""
     kd = build(teacher=Halving(4, 0), student=Halving(1, 1))
     out = kd(torch.randn(2, 4, size, size), torch.randint(0, 3, (2, size, size)))

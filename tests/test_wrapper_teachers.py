@@ -211,7 +211,9 @@ def test_decays_outside_the_unit_interval_are_refused(decay):
 
 
 @pytest.mark.parametrize("kind", ["average", "joint"])
-def test_the_state_of_a_teacher_that_changes_is_in_the_checkpoint(build, tiny_unet, kind):
+def test_promise_15_the_state_of_a_teacher_that_changes_is_in_the_checkpoint(
+    build, tiny_unet, kind
+):
     def make():
         if kind == "average":
             return build(teacher=MovingAverage(), student=tiny_unet(1), inputs=SAME)
@@ -269,7 +271,7 @@ def test_mutual_training_is_a_term_with_the_roles_exchanged(build, networks):
     assert not any(p.grad is not None and p.grad.any() for p in kd.student.parameters())
 
 
-def test_a_joint_teacher_is_among_the_parameters(build, networks):
+def test_promise_15_a_joint_teacher_is_among_the_parameters(build, networks):
     kd = build(teacher=JointTeacher(networks[0]), objective=JOINT)
     optimizer = torch.optim.Adam(kd.parameters(), lr=1e-2)
     first = kd(IMAGE, LABELS)
@@ -342,3 +344,33 @@ def test_an_average_in_half_precision_is_refused(build):
     kd = build(teacher=MovingAverage(), inputs=SAME).bfloat16()
     with pytest.raises(LifecycleError, match="stops moving"):
         kd(IMAGE.bfloat16(), LABELS)
+
+
+def test_a_student_starts_from_the_weights_of_its_teacher(build, networks):
+    teacher, student = networks
+    kd = build(start="teacher")
+    assert torch.equal(student.encoder[0].weight, teacher.encoder[0].weight[:, 2:3])
+    assert torch.equal(student.bottleneck[0].weight, teacher.bottleneck[0].weight)
+    assert kd.inherited.share == 1
+    assert "start: 100.0% of the student's parameters" in repr(kd)
+    assert build(teacher=networks[0], student=type(student)(1)).inherited is None
+
+
+@pytest.mark.parametrize("declare", [lambda net: [net, copy.deepcopy(net)], JointTeacher])
+def test_it_starts_from_the_first_of_several_and_from_one_that_learns(build, networks, declare):
+    teacher, student = networks
+    build(teacher=declare(teacher), start="teacher")
+    assert torch.equal(student.head.weight, teacher.head.weight)
+
+
+def test_a_start_that_nobody_can_give_is_refused_and_leaves_the_student(build, tiny_unet):
+    with pytest.raises(ObjectiveError, match="teacher=None"):
+        build(teacher=None, objective=GroundTruth(), start="teacher")
+    with pytest.raises(ObjectiveError, match="MovingAverage"):
+        build(teacher=MovingAverage(), inputs=SAME, start="teacher")
+    with pytest.raises(ObjectiveError, match="`start` must be"):
+        build(start="random")
+    other = tiny_unet(4, width=8)
+    with pytest.raises(ShapeMismatchError, match="nothing was written"):
+        build(teacher=other, start="teacher")
+    assert other.training

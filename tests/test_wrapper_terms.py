@@ -86,7 +86,7 @@ def test_promise_16_wrappers_of_one_objective_balance_apart(build, tiny_unet):
     assert not other.objective.magnitudes.any()
 
 
-def test_a_step_without_a_target_does_not_use_up_the_check_of_targets(build):
+def test_promise_18_a_step_without_a_target_does_not_use_up_the_check(build):
     kd = build()
     kd(IMAGE, labelled=torch.zeros(2, dtype=torch.bool))
     kd(IMAGE, LABELS, labelled=torch.zeros(2, dtype=torch.bool))

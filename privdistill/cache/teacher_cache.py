@@ -73,8 +73,8 @@ class TeacherCache:
             entries of other teachers are removed, the oldest teacher's first; those of a teacher
             that was used or wrote within six hours stay, as another run may use them. Then nothing
             new is stored: a sample comes back once an epoch, so that the entry that was not used
-            for longest, which caches usually remove, is the one that is needed next. A folder
-            without a limit keeps the entries of the eight teachers that were used last.
+            for longest, which caches usually remove, is the one that is needed next. With or
+            without a limit, entries of other teachers go from a folder after two weeks.
 
     Raises:
         CacheError: If the folder cannot be made, or an option has no meaning.

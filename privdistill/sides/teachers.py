@@ -15,7 +15,7 @@ from privdistill import parallel
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import InputViews, PrivilegedInput
 from privdistill.losses import Objective
-from privdistill.losses.options import is_number
+from privdistill.losses.options import check, is_number, one_of
 from privdistill.taps.names import uncompiled
 
 
@@ -214,6 +214,26 @@ def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objec
         raise ObjectiveError(
             f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "
             "trained teacher, or an objective of GroundTruth() alone."
+        )
+
+
+def check_start(start: str, teacher: Teacher | None) -> None:
+    """Refuse a student that is to start from weights that nobody has.
+
+    Args:
+        start: Where the student starts, "scratch" or "teacher".
+        teacher: What the user declared.
+
+    Raises:
+        ObjectiveError: If the word is another one, there is no teacher, or it is made from the
+            student.
+    """
+    check("DistillationWrapper", one_of("scratch", "teacher"), start=start)
+    if start == "teacher" and (teacher is None or isinstance(teacher, MovingAverage)):
+        raise ObjectiveError(
+            f"DistillationWrapper: start='teacher', but teacher={teacher}, which has no weights of "
+            "its own to start from. Pass a trained network as teacher, or leave `start` out; "
+            "inherit(student, network, inputs) takes the weights of any other network."
         )
 
 
