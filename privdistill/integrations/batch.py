@@ -39,11 +39,6 @@ def finest(out: Output) -> Tensor:
     return out.student[0] if isinstance(out.student, list) else out.student
 
 
-def values(out: Output) -> dict[str, Tensor]:
-    """Return the loss, detached, and every term, unweighted, by name."""
-    return {"loss": out.loss.detach(), **out.terms}
-
-
 def check_names(names: Mapping[str, str] | None) -> dict[str, str]:
     """Return a copy of the entries that arguments have in a batch; refuse what no step takes."""
     own = dict(names or {})

@@ -109,7 +109,7 @@ class DistillationModule(LightningModule):
         window = (batch_index + 1) % self.trainer.accumulate_grad_batches == 0
         given = batches.step_arguments(batch, self.names)
         out = self.kd(**given, advance=window or self.trainer.is_last_batch)
-        self._log("train", batches.values(out), len(batches.finest(out)), on_step=True)
+        self._log("train", out.scalars(), len(batches.finest(out)), on_step=True)
         return out.loss
 
     def validation_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
@@ -130,7 +130,7 @@ class DistillationModule(LightningModule):
         given = batches.step_arguments(batch, self.names)
         self.output = self.kd(**given)
         logits = batches.finest(self.output)
-        self._log(stage, batches.values(self.output), len(logits))
+        self._log(stage, self.output.scalars(), len(logits))
         target = given.get("target")
         if target is not None:
             labelled = torch.as_tensor(given.get("labelled", [True] * len(target))).bool()

@@ -173,7 +173,7 @@ class _Steps:
         if not isinstance(out, Output):
             return  # the student ran alone
         state.output[CommonKeys.PRED] = logits = batches.finest(out)
-        state.terms = batches.values(out)
+        state.terms = out.scalars()
         for name, value in state.terms.items():
             pair = torch.stack([value, torch.ones_like(value)]).float() * len(logits)
             self.sums[name] = self.sums.get(name, 0) + pair

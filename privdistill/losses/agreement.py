@@ -77,7 +77,7 @@ def copy_dice(overlap: Tensor) -> Tensor:
 
 def warn_of_softening(
     teacher: Tensor, temperature: float, activation: Activation, *, term: str
-) -> None:
+) -> bool:
     """Warn where a softened target keeps less than half of the teacher's decision.
 
     Args:
@@ -85,17 +85,20 @@ def warn_of_softening(
         temperature: T, dimensionless, > 0.
         activation: "softmax" or "sigmoid".
         term: Name of the term, for the message.
+
+    Returns:
+        Whether it warned.
     """
     # Tensors on the meta device have shapes and no values.
     if teacher.is_meta:
-        return
-    kept = target_agreement(teacher, temperature, activation=activation)
-    lost = {index: f"{share:.2f}" for index, share in enumerate(kept.tolist()) if share < 0.5}
+        return False
+    kept = target_agreement(teacher, temperature, activation=activation).tolist()
+    lost = [f"{share:.2f} of class {index}" for index, share in enumerate(kept) if share < 0.5]
     if lost:
-        shares = ", ".join(f"{share} of class {index}" for index, share in lost.items())
         warnings.warn(
             f"{term}: at temperature {temperature:g} a perfect copy of this teacher would score, "
-            f"of its soft Dice at temperature 1, only {shares}. Pass "
+            f"of its soft Dice at temperature 1, only {', '.join(lost)}. Pass "
             "temperature=fit_temperature(teacher, batches).",
             stacklevel=2,
         )
+    return bool(lost)

@@ -33,8 +33,9 @@ class Term(nn.Module, ABC):
         needs_teacher: Whether it reads the teacher's logits.
         needs_target: Whether it reads the target. Of a batch in which some samples have none, it
             then sees those that have one, as if there were no others.
-        masks_unlabelled: Whether it leaves samples without a reference out by itself, as the
-            library's own terms do; it then sees the whole batch, and `Step.labelled`.
+        masks_unlabelled: Whether its own `forward` leaves samples without a reference out, as those
+            of the library do; it then sees the whole batch, and `Step.labelled`. A subclass that
+            writes another `forward` says so anew.
         per_head: Whether it is computed for each head under deep supervision; terms that read
             nothing but taps, or `step.student_output`, need it once.
         equal_channels: Whether the features it compares need the same number of channels.
@@ -55,6 +56,12 @@ class Term(nn.Module, ABC):
     equal_channels: ClassVar[bool] = True
     # Options that `extra_repr` shows also where they are the default.
     _shown: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Whoever writes a `forward` answers for what it reads; only what says so masks by itself.
+        if "forward" in vars(cls) and "masks_unlabelled" not in vars(cls):
+            cls.masks_unlabelled = False
 
     def __init__(self) -> None:
         super().__init__()

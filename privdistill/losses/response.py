@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError
+from privdistill.losses.agreement import warn_of_softening
 from privdistill.losses.functional import (
     Activation,
     Binarisation,
@@ -126,12 +127,15 @@ class SoftTargetDiceBCE(ResponseTerm):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.class_weights = as_numbers("SoftTargetDiceBCE", self.class_weights)
+        self._warned = False
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits, which stay in half precision till needed."""
         activation = self.activation or step.activation
         mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
         teacher = self.teacher_logits(step, activation)
+        if step.validate and not self._warned and not torch.compiler.is_compiling():
+            self._warned = warn_of_softening(teacher, self.temperature, activation, term=self.name)
         return self.compare(step.student, teacher, activation, tempered_logits=mixed)
 
     def compare(
