@@ -5,8 +5,7 @@ import torch
 from paths import IMAGE, LABELS
 from terms import KINDS, make
 
-from privdistill import ObjectiveError, Tap, losses
-from privdistill.losses import GroundTruth, LatentKL, Term
+from privdistill import GroundTruth, LatentKL, ObjectiveError, Tap, Term, losses
 
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 TAPS = {name: Tap("bottleneck", "bottleneck") for name in ("bottleneck", "decoder")}

@@ -1,11 +1,12 @@
 """Losses on the features of a tap, sample by sample."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import (
     Normalisation,
     Reduction,
@@ -16,7 +17,6 @@ from privdistill.losses.functional import (
 )
 from privdistill.losses.options import POSITIVE, Rule, is_number, one_of, option, options_of
 from privdistill.losses.term import FeatureTerm
-from privdistill.step import Step
 
 # Below one the slope at an activation of zero is infinite.
 _POWER = Rule(lambda value: is_number(value) and 1 <= value < float("inf"), "at least 1")
@@ -115,34 +115,14 @@ class LatentKL(FeatureTerm):
     temperature: float = option(1.0, POSITIVE)
     reduction: Reduction = option("sum", one_of("sum", "mean"))
 
-    def build(self, step: Step) -> None:
-        """Refuse features of which one number is normalised: it is one, whatever it was."""
-        student, _ = self.features(step)
-        of = {"softmax_channel": student[0, :, 0], "softmax_spatial": student[0, 0]}
-        refuse_one_number(self, of.get(self.normalisation, student[0]), student)
+    def _normalised(self, shape: Sequence[int]) -> int:
+        channels, *space = shape
+        of = {"softmax_channel": channels, "softmax_spatial": prod(space)}
+        return of.get(self.normalisation, prod(shape))
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
         return latent_kl(student, teacher, **options_of(self))
-
-
-def refuse_one_number(term: FeatureTerm, normalised: Tensor, features: Tensor) -> None:
-    """Refuse a term that would be zero for any features.
-
-    Args:
-        term: The term.
-        normalised: What it scales to a sum or a length of one.
-        features: The example's.
-
-    Raises:
-        ObjectiveError: If that is a single number.
-    """
-    if normalised.numel() < 2:
-        raise ObjectiveError(
-            f"{term!r}: features {tuple(features.shape)} leave one number to normalise, which is 1 "
-            "whatever it was, so that the term is always zero. Tap a layer of more voxels or "
-            "channels, or pass a larger example."
-        )
 
 
 def feature_l2(student: Tensor, teacher: Tensor, *, normalise: bool = False) -> Tensor:
@@ -296,10 +276,8 @@ class AttentionTransfer(FeatureTerm):
 
     power: float = option(2.0, _POWER)
 
-    def build(self, step: Step) -> None:
-        """Refuse a tap of one voxel."""
-        student, _ = self.features(step)
-        refuse_one_number(self, student[0, 0], student)
+    def _normalised(self, shape: Sequence[int]) -> int:
+        return prod(shape[1:])
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
@@ -355,10 +333,8 @@ class ChannelWise(FeatureTerm):
 
     temperature: float = option(4.0, POSITIVE)
 
-    def build(self, step: Step) -> None:
-        """Refuse a tap of one voxel."""
-        student, _ = self.features(step)
-        refuse_one_number(self, student[0, 0], student)
+    def _normalised(self, shape: Sequence[int]) -> int:
+        return prod(shape[1:])
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""

@@ -85,6 +85,7 @@ class VariationalInformation(FeatureTerm):
                 f"{self.initial_variance} and {self.min_variance}."
             )
         self.likelihood: _Gaussian | None
+        # Registered, so that a twin under another name sees what `build` makes.
         self.register_module("likelihood", None)
 
     def build(self, step: Step) -> None:
@@ -199,14 +200,14 @@ class ContrastiveProjection(FeatureTerm):
         super().__post_init__()
         self.student_head: nn.Module | None
         self.teacher_head: nn.Module | None
-        self.register_module("student_head", None)
-        self.register_module("teacher_head", None)
+        for name in ("student_head", "teacher_head"):
+            self.register_module(name, None)
 
     def build(self, step: Step) -> None:
         """Make both heads from the tap's shapes, unless they are there."""
         student, teacher = self.features(step)
-        heads = [head for head in (self.student_head, self.teacher_head) if head is not None]
-        if heads:
+        if self.student_head is not None and self.teacher_head is not None:
+            heads = (self.student_head, self.teacher_head)
             built = [next(head.parameters()).shape[1] for head in heads]
             _check_fit(self, built, (student.shape[1], teacher.shape[1]))
             return

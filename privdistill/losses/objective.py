@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import resize
 from privdistill.losses.schedules import Schedule, Weight
-from privdistill.losses.targets import labelled_only
+from privdistill.losses.targets import labelled_only, no_target
 from privdistill.step import Step
 
 _PLAIN = (int, float, str, tuple, list, type(None))
@@ -339,9 +339,7 @@ def _at(head: Step, step: Step, term: Term) -> Step:
 
 def _scalar(term: Term, step: Step) -> Tensor:
     if step.target is None and term.needs_target:
-        raise ObjectiveError(
-            f"{term.name}: the step has no target. Call the wrapper as kd(image, target)."
-        )
+        raise no_target(term.name)
     labelled = None if term.masks_unlabelled else step.labelled
     if labelled is not None and not term.needs_target:
         step = replace(step, target=None)

@@ -1,5 +1,6 @@
 """Losses on relations: between positions, to class prototypes, to neighbours, between examples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import ceil, prod
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.losses.features import refuse_one_number
 from privdistill.losses.functional import (
     Activation,
     Reduction,
@@ -113,11 +113,8 @@ class PairwiseSimilarity(FeatureTerm):
     scale: float = option(0.5, _SCALE)
     max_positions: int = option(4096, WHOLE)
 
-    def build(self, step: Step) -> None:
-        """Refuse a tap of which one position is left."""
-        student, _ = self.features(step)
-        left = prod(ceil(length / _window(self.scale)) for length in student.shape[2:])
-        refuse_one_number(self, student[0, 0].flatten()[:left], student)
+    def _normalised(self, shape: Sequence[int]) -> int:
+        return prod(ceil(length / _window(self.scale)) for length in shape[1:])
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
@@ -221,12 +218,9 @@ class PrototypeSimilarity(FeatureTerm):
         """Compute the term from the tap's features and the target."""
         student, teacher = self.features(step)
         step = enlarged(step) if self.resize else step
+        about = {"owner": self.name, "ignore_index": self.ignore_index} | read_target(step)
         channels, mask, weights = reference(
-            logits=step.student,
-            activation=step.activation,
-            owner=self.name,
-            ignore_index=self.ignore_index,
-            **read_target(step),
+            logits=step.student, activation=step.activation, **about
         )
         return prototype_similarity(student, teacher, channels, mask=mask, sample_weights=weights)
 

@@ -136,19 +136,8 @@ class SoftTargetDiceBCE(ResponseTerm):
         teacher = self.teacher_logits(step, activation)
         if step.validate and not self._warned and not torch.compiler.is_compiling():
             self._warned = warn_of_softening(teacher, self.temperature, activation, term=self.name)
-        return self.compare(step.student, teacher, activation, tempered_logits=mixed)
-
-    def compare(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        activation: Activation,
-        *,
-        tempered_logits: Tensor | None = None,
-    ) -> Tensor:
-        """Compute the loss of these logits."""
-        own = options_of(self) | {"activation": activation, "tempered_logits": tempered_logits}
-        return soft_target_dice_bce(student, teacher, **own)
+        own = options_of(self) | {"activation": activation, "tempered_logits": mixed}
+        return soft_target_dice_bce(step.student, teacher, **own)
 
 
 def hinton_kl(
@@ -434,15 +423,9 @@ def reliable_soft_target_ce(
     owner = "reliable_soft_target_ce"
     student, teacher = logit_pair(student_logits, teacher_logits, activation, owner)
     student, teacher = finite(student), finite(teacher)
+    known = (ignore_index, labelled, sample_weights)
     channels, mask, counts = reference(
-        target,
-        student,
-        activation,
-        owner=owner,
-        ignore_index=ignore_index,
-        labelled=labelled,
-        sample_weights=sample_weights,
-        validate=validate,
+        target, student, activation, owner, *known, validate=validate
     )
     # Several teachers answer at T; whether they are right is asked of them untempered.
     mixed = teacher if tempered_logits is None else tempered_logits

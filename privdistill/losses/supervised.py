@@ -14,8 +14,10 @@ from privdistill.losses.fused import Comparison, dice_bce_sums
 from privdistill.losses.objective import Term
 from privdistill.losses.options import (
     ACTIVATION,
+    CLASS_WEIGHTS,
     POSITIVE,
     RESIZE,
+    check,
     check_options,
     one_of,
     option,
@@ -24,6 +26,7 @@ from privdistill.losses.options import (
 from privdistill.losses.targets import (
     enlarged,
     labelled_only,
+    no_target,
     read_target,
     reference,
     weights_of_samples,
@@ -121,31 +124,11 @@ def _shares(class_weights: Sequence[float] | None, known: Tensor | None, cost: T
 
 
 def as_numbers(owner: str, weights: Sequence[float] | None) -> tuple[float, ...] | None:
-    """Return class weights as plain numbers, which can be shown and compared.
-
-    Args:
-        owner: Name of the term, for the message.
-        weights: A list, an array or a tensor.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        ObjectiveError: If they have no meaning as weights.
-    """
+    """Return class weights, a list, an array or a tensor, as numbers that can be shown."""
     if weights is None:
         return None
-    try:
-        numbers = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError) as error:
-        raise ObjectiveError(
-            f"{owner}: `class_weights` is {weights!r}; expected one number per class."
-        ) from error
-    if not (all(0 <= number < float("inf") for number in numbers) and any(numbers)):
-        raise ObjectiveError(
-            f"{owner}: `class_weights` is {list(numbers)}; weights must be finite, not negative "
-            "and not all zero."
-        )
+    numbers = tuple(map(float, weights))
+    check(owner, CLASS_WEIGHTS, class_weights=numbers)
     return numbers
 
 
@@ -191,15 +174,9 @@ def ground_truth(
     Source:
         Hu et al. 2020, arXiv:2106.09564, eq. (4), averaged over the batch where the paper sums.
     """
+    owner = "ground_truth"
     channels, mask, weights = reference(
-        target,
-        logits,
-        activation,
-        owner="ground_truth",
-        ignore_index=ignore_index,
-        labelled=labelled,
-        sample_weights=sample_weights,
-        validate=validate,
+        target, logits, activation, owner, ignore_index, labelled, sample_weights, validate=validate
     )
     comparison = Comparison(channels, mask=mask)
     return dice_bce(logits, comparison, activation, sample_weights=weights, **options)
@@ -292,9 +269,7 @@ class GroundTruth(Term):
         logits = step.student if self.of == "student" else self._of_teacher(step)
         logits, target = at_least_float32(logits), step.target
         if target is None:
-            raise ObjectiveError(
-                f"{self.name}: the step has no target. Call the wrapper as kd(image, target)."
-            )
+            raise no_target(self.name)
         weights = weights_of_samples(
             None, step.sample_weights, logits, self.name, validate=step.validate
         )

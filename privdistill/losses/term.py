@@ -1,5 +1,6 @@
 """What terms share that compare features, and what terms share that compare logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,6 +93,20 @@ class FeatureTerm(Term):
         where = f"{self.name}: tap '{self.tap}'"
         return feature_pair(student, teacher, where, equal_channels=self.equal_channels)
 
+    def build(self, step: Step) -> None:
+        """Refuse features of which one number is normalised: it is 1, and the term always 0."""
+        shape = step.taps[self.tap].student.shape if self.tap in step.taps else ()
+        if shape and self._normalised(shape[1:]) < 2:
+            raise ObjectiveError(
+                f"{self!r}: features {tuple(shape)} leave one number to normalise, which is 1 "
+                "whatever it was, so that the term is always zero. Tap a layer of more voxels or "
+                "channels, or pass a larger example."
+            )
+
+    def _normalised(self, shape: Sequence[int]) -> int:  # noqa: ARG002
+        """How many numbers of `(C, *spatial)` are scaled together to a sum or a length of one."""
+        return 2
+
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features."""
         return self.compare(*self.features(step))
@@ -134,12 +149,7 @@ class ResponseTerm(Term):
         super().__init__()
         check_options(self)
 
-    def compare(
-        self,
-        student: Tensor,  # noqa: ARG002
-        teacher: Tensor,  # noqa: ARG002
-        activation: Activation,  # noqa: ARG002
-    ) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:  # noqa: ARG002
         """Compute the unweighted term.
 
         Args:

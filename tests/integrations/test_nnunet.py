@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from privdistill import (
+    GroundTruth,
     LatentKL,
     LifecycleError,
     ModalityError,
@@ -23,7 +24,6 @@ from privdistill import (
     SoftTargetDiceBCE,
     Tap,
 )
-from privdistill.losses import GroundTruth
 
 pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
 

@@ -2,14 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from privdistill import LayerNotFoundError, ObjectiveError, ShapeMismatchError, Step, TapPair
-from privdistill.losses import (
+from privdistill import (
     AttentionTransfer,
     ChannelWise,
     ContrastiveProjection,
     FeatureCosine,
     FeatureL2,
     Gram,
+    LayerNotFoundError,
+    ObjectiveError,
+    ShapeMismatchError,
+    Step,
+    TapPair,
     VariationalInformation,
 )
 

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from privdistill import LayerNotFoundError, ObjectiveError, ShapeMismatchError, TapPair
-from privdistill.losses import (
+from privdistill import (
     CenteredKernelAlignment,
+    LayerNotFoundError,
     LocalConsistency,
+    ObjectiveError,
     PairwiseSimilarity,
     PrototypeSimilarity,
+    ShapeMismatchError,
+    TapPair,
 )
 from privdistill.step import Step
 

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from privdistill import ObjectiveError, ShapeMismatchError, Step
-from privdistill.losses import HintonKL, LogitMSE, ProbabilityMSE, ReliableSoftTargetCE
+from privdistill import (
+    HintonKL,
+    LogitMSE,
+    ObjectiveError,
+    ProbabilityMSE,
+    ReliableSoftTargetCE,
+    ShapeMismatchError,
+    Step,
+)
 
 SHAPES = [(2, 3, 5), (2, 3, 4, 5), (2, 3, 3, 4, 2)]
 TERMS = [
