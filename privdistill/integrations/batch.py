@@ -25,6 +25,7 @@ def unwrapped(network: Any) -> DistillationWrapper:
     """Return the wrapper that DistributedDataParallel or torch.compile holds; refuse all else."""
     inner = network
     while not isinstance(inner, DistillationWrapper):
+        # Compiled modules and parallel ones may be nested either way round.
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if inner is None:
             raise LifecycleError(

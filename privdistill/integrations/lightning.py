@@ -122,6 +122,7 @@ class DistillationModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
         """Return the student's logits for the image of a batch."""
+        # A batch to predict need not hold a target.
         names = {name: self.names[name] for name in self.names if name in {"image", "present"}}
         given = batches.step_arguments(batch, names)
         return self.kd.predict(given["image"], present=given.get("present"))
@@ -133,6 +134,7 @@ class DistillationModule(LightningModule):
         self._log(stage, self.output.scalars(), len(logits))
         target = given.get("target")
         if target is not None:
+            # Unlabelled samples have a target that means nothing.
             labelled = torch.as_tensor(given.get("labelled", [True] * len(target))).bool()
             self._measure(stage, logits[labelled], target[labelled])
         return self.output.loss

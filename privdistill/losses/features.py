@@ -7,14 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from privdistill.losses.functional import (
-    Normalisation,
-    Reduction,
-    feature_pair,
-    full_precision,
-    standardised,
-    unit,
-)
+from privdistill.losses import functional as ops
+from privdistill.losses.functional import Normalisation, Reduction
 from privdistill.losses.options import POSITIVE, Rule, is_number, one_of, option, options_of
 from privdistill.losses.term import FeatureTerm
 
@@ -61,7 +55,7 @@ def latent_kl(
         Hu et al. 2020, arXiv:2106.09564, eq. (3); the normalisation is not given there. The sum
         over j is the paper's, the mean over the batch replaces its sum over samples.
     """
-    student, teacher = feature_pair(student, teacher, "latent_kl")
+    student, teacher = ops.feature_pair(student, teacher, "latent_kl")
     log_p = _log_distribution(student, normalisation, temperature)
     log_q = _log_distribution(teacher, normalisation, temperature)
     q = log_q.exp()
@@ -117,6 +111,7 @@ class LatentKL(FeatureTerm):
 
     def _normalised(self, shape: Sequence[int]) -> int:
         channels, *space = shape
+        # One distribution per voxel, per channel, or per sample.
         of = {"softmax_channel": channels, "softmax_spatial": prod(space)}
         return of.get(self.normalisation, prod(shape))
 
@@ -151,10 +146,10 @@ def feature_l2(student: Tensor, teacher: Tensor, *, normalise: bool = False) -> 
         regressor is the tap's adapter. Normalised: Cao et al. 2022 (PKD), arXiv:2207.02039, who
         take mean and variance over the batch too and halve; that form could not be checked.
     """
-    student, teacher = feature_pair(student, teacher, "feature_l2")
+    student, teacher = ops.feature_pair(student, teacher, "feature_l2")
     if normalise:
         space = tuple(range(2, student.ndim))
-        student, teacher = standardised(student, space), standardised(teacher, space)
+        student, teacher = ops.standardised(student, space), ops.standardised(teacher, space)
     return (student - teacher).square().mean()
 
 
@@ -201,8 +196,8 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     Source:
         The usual cosine distance, averaged over voxels.
     """
-    student, teacher = feature_pair(student, teacher, "feature_cosine")
-    return (unit(student, 1) - unit(teacher, 1)).square().sum(1).mean() / 2
+    student, teacher = ops.feature_pair(student, teacher, "feature_cosine")
+    return (ops.unit(student, 1) - ops.unit(teacher, 1)).square().sum(1).mean() / 2
 
 
 class FeatureCosine(FeatureTerm):
@@ -246,7 +241,9 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) 
         not squared; squared, it is smooth where the maps agree. A mean over voxels instead would
         shrink with the patch.
     """
-    student, teacher = feature_pair(student, teacher, "attention_transfer", equal_channels=False)
+    student, teacher = ops.feature_pair(
+        student, teacher, "attention_transfer", equal_channels=False
+    )
     return (_attention(student, power) - _attention(teacher, power)).square().sum(1).mean()
 
 
@@ -254,7 +251,7 @@ def _attention(features: Tensor, power: float) -> Tensor:
     features = features.flatten(2)
     # The unit map does not depend on the scale, so that a high power need not overflow.
     largest = features.detach().abs().amax((1, 2), keepdim=True).clamp_min(1e-12)
-    return unit((features / largest).abs().pow(power).sum(1), 1)
+    return ops.unit((features / largest).abs().pow(power).sum(1), 1)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -311,6 +308,7 @@ def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) 
     divergence = latent_kl(
         student, teacher, normalisation="softmax_spatial", temperature=temperature
     )
+    # As in Hinton's: slopes of tempered features shrink with T^2.
     return temperature**2 * divergence
 
 
@@ -368,13 +366,14 @@ def gram(student: Tensor, teacher: Tensor) -> Tensor:
         by C and S once more and mixes the samples of a batch, so that its weight (1e-4) belongs
         to other values.
     """
-    student, teacher = feature_pair(student, teacher, "gram")
+    student, teacher = ops.feature_pair(student, teacher, "gram")
+    # The mean over the C x C entries, over four: the 4 C^2 of the formula.
     return (_correlations(student) - _correlations(teacher)).square().mean() / 4
 
 
 def _correlations(features: Tensor) -> Tensor:
     flat = features.flatten(2)
-    with full_precision(flat):
+    with ops.full_precision(flat):
         return flat @ flat.mT / flat.shape[2]
 
 

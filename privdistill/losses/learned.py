@@ -165,6 +165,7 @@ def contrastive_projection(student: Tensor, teacher: Tensor, *, margin: float = 
     squared = (unit(student, 1)[:, None] - unit(teacher, 1)).square().sum(2)
     # The slope of a root is infinite at zero.
     negative = (margin - squared.clamp_min(1e-12).sqrt()).relu().square()
+    # The other samples of the batch are the negatives.
     same = torch.eye(batch, dtype=torch.bool, device=squared.device)
     return torch.where(same, squared, negative).mean()
 
@@ -245,6 +246,7 @@ def _run(term: FeatureTerm, network: nn.Module | None, values: Tensor) -> Any:
             f"{term.name}: its networks are made from the shapes of a dry run, and there was none. "
             "Pass example=torch.zeros(1, C, *spatial) to the wrapper."
         )
+    # Cast here, so that gradients reach the weights in their own precision.
     weights = {name: weight.to(values.dtype) for name, weight in network.named_parameters()}
     with full_precision(values):
         return functional_call(network, weights, (values,))

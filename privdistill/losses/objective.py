@@ -18,6 +18,7 @@ from privdistill.losses.schedules import Schedule, Weight
 from privdistill.losses.targets import labelled_only, no_target
 from privdistill.step import Step
 
+# What `extra_repr` shows; networks and tensors cannot be typed.
 _PLAIN = (int, float, str, tuple, list, type(None))
 
 
@@ -308,17 +309,7 @@ class Objective(nn.Module):
 
 
 def as_objective(objective: Any) -> Objective:
-    """Return a lone term as an objective of weight 1.
-
-    Args:
-        objective: A term or an objective.
-
-    Returns:
-        An objective.
-
-    Raises:
-        ObjectiveError: If it is neither.
-    """
+    """Return an objective as it is, and a lone term as one of weight 1."""
     if isinstance(objective, Term):
         return 1.0 * objective
     if isinstance(objective, Objective):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from privdistill.exceptions import ObjectiveError
 
 T = TypeVar("T")
+# Say where a term finds its tensors; its function is given the tensors.
 _OF_THE_TERM = frozenset({"tap", "activation", "of", "resize"})
 
 
@@ -20,6 +21,7 @@ class Rule(NamedTuple):
 
 def is_number(value: Any) -> bool:
     """Say whether a value is a real number, numpy's included."""
+    # A tensor of one number is none: reading it would make a GPU wait.
     return isinstance(value, Real)
 
 

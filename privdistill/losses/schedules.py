@@ -119,6 +119,7 @@ class Weight:
     def times(self, factor: "float | Schedule | Weight") -> "Weight":
         """Return the product with a number, a weight or a schedule, which is tried at step 0."""
         if isinstance(factor, Weight):
+            # The number first, as the product of two finite ones may overflow.
             product = self.times(factor.factor)
             return Weight(product.factor, self.schedules + factor.schedules)
         number: Any = factor

@@ -109,6 +109,7 @@ def enlarged(step: Step) -> Step:
 
 def labelled_only(step: Step, labelled: Tensor, owner: str) -> Step:
     """Reduce a step to the samples that have a reference, for whoever knows of no others."""
+    # Refuses other shapes; the values are for whoever reads them to check.
     weights_of_samples(labelled, step.sample_weights, step.student, owner, validate=False)
     names = [field.name for field in fields(step)]
     return Step(**{name: _rows(getattr(step, name), labelled) for name in names})
@@ -117,12 +118,14 @@ def labelled_only(step: Step, labelled: Tensor, owner: str) -> Step:
 def _rows(value: Any, chosen: Tensor) -> Any:
     """Samples of whatever is made of tensors with the batch first."""
     if isinstance(value, Tensor):
+        # Scalars, such as the step's index, belong to no sample.
         batched = value.ndim > 0 and len(value) == len(chosen)
         return value[chosen.to(value.device)] if batched else value
     if isinstance(value, Mapping):
         return {key: _rows(entry, chosen) for key, entry in value.items()}
     if isinstance(value, tuple | list):
         parts = [_rows(entry, chosen) for entry in value]
+        # A named tuple takes its fields one by one.
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
 

@@ -7,13 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from privdistill.exceptions import LayerNotFoundError, ObjectiveError
-from privdistill.losses.functional import (
-    Activation,
-    at_least_float32,
-    feature_pair,
-    logit_pair,
-    mix_logits,
-)
+from privdistill.losses import functional as ops
+from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Term
 from privdistill.losses.options import ACTIVATION, check_options, option
 from privdistill.step import Step
@@ -91,7 +86,7 @@ class FeatureTerm(Term):
             )
         student, teacher = step.taps[self.tap]
         where = f"{self.name}: tap '{self.tap}'"
-        return feature_pair(student, teacher, where, equal_channels=self.equal_channels)
+        return ops.feature_pair(student, teacher, where, equal_channels=self.equal_channels)
 
     def build(self, step: Step) -> None:
         """Refuse features of which one number is normalised: it is 1, and the term always 0."""
@@ -183,16 +178,19 @@ class ResponseTerm(Term):
         """
         if step.teacher is None:
             raise ObjectiveError(f"{self.name}: the step has no teacher logits.")
+        # Logits do not average: the mean is one of probabilities, at T.
         if step.members:
-            return mix_logits(step.members, activation, temperature=temperature).detach()
+            return ops.mix_logits(step.members, activation, temperature=temperature).detach()
         return step.teacher.detach()
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits."""
         activation = self.activation or step.activation
         teacher = self.teacher_logits(step, activation, self.mixing_temperature)
-        student, teacher = logit_pair(step.student, teacher, activation, self.name)
-        return self.compare(at_least_float32(student), at_least_float32(teacher), activation)
+        student, teacher = ops.logit_pair(step.student, teacher, activation, self.name)
+        return self.compare(
+            ops.at_least_float32(student), ops.at_least_float32(teacher), activation
+        )
 
 
 def _without_comparison(term: Term, arguments: str) -> ObjectiveError:
