@@ -19,42 +19,34 @@ from privdistill.exceptions import (
 )
 from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import PrivilegedInput
-from privdistill.losses import (
+from privdistill.losses.adversarial import Critic, HolisticAdversarial, critic_loss
+from privdistill.losses.features import (
     AttentionTransfer,
-    CenteredKernelAlignment,
     ChannelWise,
-    ContrastiveProjection,
-    Critic,
     FeatureCosine,
     FeatureL2,
-    FeatureTerm,
     Gram,
-    GroundTruth,
-    HintonKL,
-    HolisticAdversarial,
     LatentKL,
-    LocalConsistency,
-    LogitMSE,
-    Objective,
-    PairwiseSimilarity,
-    ProbabilityMSE,
-    PrototypeSimilarity,
-    Ramp,
-    ReliableSoftTargetCE,
-    ResponseTerm,
-    SoftTargetDiceBCE,
-    Term,
-    VariationalInformation,
-    critic_loss,
-    generalized,
-    hinton,
-    kdnet,
-    pmkl,
-    protokd,
-    structured,
-    warm_up,
-    xie,
 )
+from privdistill.losses.learned import ContrastiveProjection, VariationalInformation
+from privdistill.losses.objective import Objective, Term
+from privdistill.losses.presets import generalized, hinton, kdnet, pmkl, protokd, structured, xie
+from privdistill.losses.relational import (
+    CenteredKernelAlignment,
+    LocalConsistency,
+    PairwiseSimilarity,
+    PrototypeSimilarity,
+)
+from privdistill.losses.response import (
+    HintonKL,
+    LogitMSE,
+    ProbabilityMSE,
+    ReliableSoftTargetCE,
+    SoftTargetDiceBCE,
+)
+from privdistill.losses.schedules import Ramp, warm_up
+from privdistill.losses.supervised import GroundTruth
+from privdistill.losses.term import FeatureTerm, ResponseTerm
 from privdistill.sides.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap

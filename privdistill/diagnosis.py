@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_map
 
 from privdistill.exceptions import ObjectiveError
 from privdistill.integrations.batch import step_arguments
-from privdistill.losses import SoftTargetDiceBCE, Term
 from privdistill.losses.agreement import copy_dice, decision_overlap
 from privdistill.losses.functional import Activation, binarise, probabilities, resize
+from privdistill.losses.objective import Term
+from privdistill.losses.response import SoftTargetDiceBCE
 from privdistill.step import Output
 from privdistill.taps.names import uncompiled
 from privdistill.temperature import fitted, temperatures

@@ -15,8 +15,8 @@ from privdistill.cache import TeacherCache
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import Image, InputViews, as_views, plain, view_of
-from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.functional import Activation
+from privdistill.losses.objective import Objective, Term, as_objective
 from privdistill.losses.options import check, one_of
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting

@@ -5,10 +5,10 @@ import inspect
 import torch
 from torch import nn
 
-from privdistill import losses
-from privdistill.losses import FeatureTerm, ResponseTerm, Term
+import privdistill
+from privdistill import FeatureTerm, HolisticAdversarial, ResponseTerm, Term
 
-KINDS = [getattr(losses, name) for name in losses.__all__]
+KINDS = [getattr(privdistill, name) for name in privdistill.__all__]
 KINDS = [kind for kind in KINDS if inspect.isclass(kind) and issubclass(kind, Term)]
 KINDS = [kind for kind in KINDS if kind not in (Term, FeatureTerm, ResponseTerm)]
 
@@ -26,5 +26,5 @@ class MeanCritic(nn.Module):
 
 def make(kind, **options):
     """A term with the options given, and with a critic where it needs one."""
-    critic = {"critic": MeanCritic()} if kind is losses.HolisticAdversarial else {}
+    critic = {"critic": MeanCritic()} if kind is HolisticAdversarial else {}
     return kind(**critic | options)

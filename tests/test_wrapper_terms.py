@@ -5,8 +5,8 @@ import torch
 from paths import IMAGE, LABELS
 from terms import KINDS, make
 
-from privdistill import ObjectiveError, Tap, losses
-from privdistill.losses import GroundTruth, LatentKL, Term
+import privdistill
+from privdistill import GroundTruth, LatentKL, ObjectiveError, Tap, Term
 
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 TAPS = {name: Tap("bottleneck", "bottleneck") for name in ("bottleneck", "decoder")}
@@ -71,7 +71,7 @@ def test_a_term_runs_on_the_meta_device(build, kind):
 
 @pytest.mark.parametrize("kind", ["ContrastiveProjection", "VariationalInformation"])
 def test_promise_16_wrappers_of_one_objective_have_networks_of_their_own(build, tiny_unet, kind):
-    objective = 1.0 * getattr(losses, kind)()
+    objective = 1.0 * getattr(privdistill, kind)()
     one, other = (build(objective=objective, student=tiny_unet(1)) for _ in range(2))
     assert not list(objective.parameters())
     assert not {*one.objective.parameters()} & {*other.objective.parameters()}

@@ -25,6 +25,7 @@ def unwrapped(network: Any) -> DistillationWrapper:
     """Return the wrapper that DistributedDataParallel or torch.compile holds; refuse all else."""
     inner = network
     while not isinstance(inner, DistillationWrapper):
+        # Compiled modules and parallel ones may be nested either way round.
         inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if inner is None:
             raise LifecycleError(
@@ -37,11 +38,6 @@ def unwrapped(network: Any) -> DistillationWrapper:
 def finest(out: Output) -> Tensor:
     """Return the student's logits, of several heads the finest."""
     return out.student[0] if isinstance(out.student, list) else out.student
-
-
-def values(out: Output) -> dict[str, Tensor]:
-    """Return the loss, detached, and every term, unweighted, by name."""
-    return {"loss": out.loss.detach(), **out.terms}
 
 
 def check_names(names: Mapping[str, str] | None) -> dict[str, str]:

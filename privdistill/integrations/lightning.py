@@ -109,7 +109,7 @@ class DistillationModule(LightningModule):
         window = (batch_index + 1) % self.trainer.accumulate_grad_batches == 0
         given = batches.step_arguments(batch, self.names)
         out = self.kd(**given, advance=window or self.trainer.is_last_batch)
-        self._log("train", batches.values(out), len(batches.finest(out)), on_step=True)
+        self._log("train", out.scalars(), len(batches.finest(out)), on_step=True)
         return out.loss
 
     def validation_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
@@ -122,6 +122,7 @@ class DistillationModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
         """Return the student's logits for the image of a batch."""
+        # A batch to predict need not hold a target.
         names = {name: self.names[name] for name in self.names if name in {"image", "present"}}
         given = batches.step_arguments(batch, names)
         return self.kd.predict(given["image"], present=given.get("present"))
@@ -130,9 +131,10 @@ class DistillationModule(LightningModule):
         given = batches.step_arguments(batch, self.names)
         self.output = self.kd(**given)
         logits = batches.finest(self.output)
-        self._log(stage, batches.values(self.output), len(logits))
+        self._log(stage, self.output.scalars(), len(logits))
         target = given.get("target")
         if target is not None:
+            # Unlabelled samples have a target that means nothing.
             labelled = torch.as_tensor(given.get("labelled", [True] * len(target))).bool()
             self._measure(stage, logits[labelled], target[labelled])
         return self.output.loss

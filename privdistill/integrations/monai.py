@@ -122,6 +122,7 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         **options: Any,
     ) -> None:
         steps = _Steps(network, names, "val_", IterationEvents.FORWARD_COMPLETED)
+        # An inferer calls a function of windows, which has no step.
         windows: Any = partial(_student_alone, inferer) if inferer else None
         super().__init__(
             *(torch.device(device), val_data_loader, network),
@@ -173,7 +174,7 @@ class _Steps:
         if not isinstance(out, Output):
             return  # the student ran alone
         state.output[CommonKeys.PRED] = logits = batches.finest(out)
-        state.terms = batches.values(out)
+        state.terms = out.scalars()
         for name, value in state.terms.items():
             pair = torch.stack([value, torch.ones_like(value)]).float() * len(logits)
             self.sums[name] = self.sums.get(name, 0) + pair

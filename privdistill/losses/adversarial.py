@@ -9,14 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.losses.functional import (
-    Activation,
-    at_least_float32,
-    check_logits,
-    full_precision,
-    probabilities,
-    resize,
-)
+from privdistill.losses import functional as ops
+from privdistill.losses.functional import Activation
 from privdistill.losses.options import POSITIVE, check, one_of
 from privdistill.losses.term import ResponseTerm
 from privdistill.step import Output, Step
@@ -90,9 +84,9 @@ def holistic_adversarial(
     Source:
         Liu et al. 2019, arXiv:1903.04197, the holistic term.
     """
-    check_logits(student_logits, activation, "holistic_adversarial")
+    ops.check_logits(student_logits, activation, "holistic_adversarial")
     joint = _seen(student_logits, image, activation)
-    with full_precision(joint):
+    with ops.full_precision(joint):
         return -_scores(critic, joint, learning=False).mean()
 
 
@@ -154,9 +148,10 @@ def critic_loss(
     student, teacher = (
         logits[0] if isinstance(logits, list) else logits for logits in (out.student, out.teacher)
     )
+    # Cut off here: the critic's step must not train the student.
     fake = _seen(student.detach(), image, activation)
     real = _seen(teacher.detach(), image, activation).to(fake.dtype)
-    with full_precision(fake):
+    with ops.full_precision(fake):
         distance = _scores(critic, fake).mean() - _scores(critic, real).mean()
         slopes = _slopes(critic, fake, real, student.shape[1])
     if metric == "rms":
@@ -165,10 +160,11 @@ def critic_loss(
 
 
 def _seen(logits: Tensor, image: Tensor | None, activation: Activation) -> Tensor:
-    p = probabilities(logits, activation)
+    p = ops.probabilities(logits, activation)
     if image is None:
         return p
-    view = resize(at_least_float32(image.detach()), p.shape[2:])
+    # Detached: nothing upstream of the input learns from the critic.
+    view = ops.resize(ops.at_least_float32(image.detach()), p.shape[2:])
     return torch.cat((p, view.to(p.dtype)), dim=1)
 
 
@@ -242,6 +238,7 @@ class HolisticAdversarial(ResponseTerm):
                 f"HolisticAdversarial: `critic` is {critic!r}; expected a network of yours, such "
                 "as Critic(classes + image channels, axes=3)."
             )
+        # Not a submodule, or it would train, move and be saved with the wrapper.
         self._lent = _Lent(critic)
         self.conditional = conditional
 

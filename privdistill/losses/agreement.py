@@ -41,61 +41,42 @@ def target_agreement(
 def decision_overlap(
     teacher: Tensor, temperatures: Sequence[float], activation: Activation
 ) -> Tensor:
-    """What the decision and its softened targets share, in sums that add up over batches.
-
-    Args:
-        teacher: Logits, `(B, C, *spatial)`.
-        temperatures: K of them.
-        activation: "softmax" or "sigmoid".
-
-    Returns:
-        Shared mass, mass of the targets, mass of the decision: `(3, K, C)` on the CPU.
-    """
+    """Sums, `(3, K, C)`, of what the decision and its targets at K temperatures share."""
+    # Shared mass, the targets' mass, the decision's mass: sums, so that batches add up.
     logits = teacher.detach()
     decision = binarise(logits, "argmax" if activation == "softmax" else "positive")
+    # Pooled over samples, as no class need occur in each of them.
     axes = (0, *range(2, logits.ndim))
     size = decision.sum(axes)
     sums = []
     for temperature in temperatures:
         soft = probabilities(logits, activation, temperature=temperature)
         sums.append(torch.stack([(soft * decision).sum(axes), soft.sum(axes), size]))
+    # On the CPU, as some accelerators have no float64.
     return torch.stack(sums, dim=1).cpu().double()
 
 
 def copy_dice(overlap: Tensor) -> Tensor:
-    """Soft Dice of a copy of the decision against each softened target.
-
-    Args:
-        overlap: Sums of `decision_overlap`, `(3, K, C)`.
-
-    Returns:
-        `(K, C)`; NaN where the decision is empty.
-    """
+    """Soft Dice of a copy of the decision against each target, `(K, C)`; NaN where it is empty."""
     shared, target, decision = overlap
     return torch.where(decision > 0, 2 * shared / (target + decision), torch.nan)
 
 
 def warn_of_softening(
     teacher: Tensor, temperature: float, activation: Activation, *, term: str
-) -> None:
-    """Warn where a softened target keeps less than half of the teacher's decision.
-
-    Args:
-        teacher: Logits, `(B, C, *spatial)`.
-        temperature: T, dimensionless, > 0.
-        activation: "softmax" or "sigmoid".
-        term: Name of the term, for the message.
-    """
+) -> bool:
+    """Warn, and say so, where a softened target keeps less than half of the decision."""
     # Tensors on the meta device have shapes and no values.
     if teacher.is_meta:
-        return
-    kept = target_agreement(teacher, temperature, activation=activation)
-    lost = {index: f"{share:.2f}" for index, share in enumerate(kept.tolist()) if share < 0.5}
+        return False
+    kept = target_agreement(teacher, temperature, activation=activation).tolist()
+    # NaN, of a class that is never predicted, is not below anything.
+    lost = [f"{share:.2f} of class {index}" for index, share in enumerate(kept) if share < 0.5]
     if lost:
-        shares = ", ".join(f"{share} of class {index}" for index, share in lost.items())
         warnings.warn(
             f"{term}: at temperature {temperature:g} a perfect copy of this teacher would score, "
-            f"of its soft Dice at temperature 1, only {shares}. Pass "
+            f"of its soft Dice at temperature 1, only {', '.join(lost)}. Pass "
             "temperature=fit_temperature(teacher, batches).",
             stacklevel=2,
         )
+    return bool(lost)

@@ -1,22 +1,16 @@
 """Losses on the features of a tap, sample by sample."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-from privdistill.exceptions import ObjectiveError
-from privdistill.losses.functional import (
-    Normalisation,
-    Reduction,
-    feature_pair,
-    full_precision,
-    standardised,
-    unit,
-)
+from privdistill.losses import functional as ops
+from privdistill.losses.functional import Normalisation, Reduction
 from privdistill.losses.options import POSITIVE, Rule, is_number, one_of, option, options_of
 from privdistill.losses.term import FeatureTerm
-from privdistill.step import Step
 
 # Below one the slope at an activation of zero is infinite.
 _POWER = Rule(lambda value: is_number(value) and 1 <= value < float("inf"), "at least 1")
@@ -61,7 +55,7 @@ def latent_kl(
         Hu et al. 2020, arXiv:2106.09564, eq. (3); the normalisation is not given there. The sum
         over j is the paper's, the mean over the batch replaces its sum over samples.
     """
-    student, teacher = feature_pair(student, teacher, "latent_kl")
+    student, teacher = ops.feature_pair(student, teacher, "latent_kl")
     log_p = _log_distribution(student, normalisation, temperature)
     log_q = _log_distribution(teacher, normalisation, temperature)
     q = log_q.exp()
@@ -115,34 +109,15 @@ class LatentKL(FeatureTerm):
     temperature: float = option(1.0, POSITIVE)
     reduction: Reduction = option("sum", one_of("sum", "mean"))
 
-    def build(self, step: Step) -> None:
-        """Refuse features of which one number is normalised: it is one, whatever it was."""
-        student, _ = self.features(step)
-        of = {"softmax_channel": student[0, :, 0], "softmax_spatial": student[0, 0]}
-        refuse_one_number(self, of.get(self.normalisation, student[0]), student)
+    def _normalised(self, shape: Sequence[int]) -> int:
+        channels, *space = shape
+        # One distribution per voxel, per channel, or per sample.
+        of = {"softmax_channel": channels, "softmax_spatial": prod(space)}
+        return of.get(self.normalisation, prod(shape))
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
         return latent_kl(student, teacher, **options_of(self))
-
-
-def refuse_one_number(term: FeatureTerm, normalised: Tensor, features: Tensor) -> None:
-    """Refuse a term that would be zero for any features.
-
-    Args:
-        term: The term.
-        normalised: What it scales to a sum or a length of one.
-        features: The example's.
-
-    Raises:
-        ObjectiveError: If that is a single number.
-    """
-    if normalised.numel() < 2:
-        raise ObjectiveError(
-            f"{term!r}: features {tuple(features.shape)} leave one number to normalise, which is 1 "
-            "whatever it was, so that the term is always zero. Tap a layer of more voxels or "
-            "channels, or pass a larger example."
-        )
 
 
 def feature_l2(student: Tensor, teacher: Tensor, *, normalise: bool = False) -> Tensor:
@@ -171,10 +146,10 @@ def feature_l2(student: Tensor, teacher: Tensor, *, normalise: bool = False) -> 
         regressor is the tap's adapter. Normalised: Cao et al. 2022 (PKD), arXiv:2207.02039, who
         take mean and variance over the batch too and halve; that form could not be checked.
     """
-    student, teacher = feature_pair(student, teacher, "feature_l2")
+    student, teacher = ops.feature_pair(student, teacher, "feature_l2")
     if normalise:
         space = tuple(range(2, student.ndim))
-        student, teacher = standardised(student, space), standardised(teacher, space)
+        student, teacher = ops.standardised(student, space), ops.standardised(teacher, space)
     return (student - teacher).square().mean()
 
 
@@ -221,8 +196,8 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     Source:
         The usual cosine distance, averaged over voxels.
     """
-    student, teacher = feature_pair(student, teacher, "feature_cosine")
-    return (unit(student, 1) - unit(teacher, 1)).square().sum(1).mean() / 2
+    student, teacher = ops.feature_pair(student, teacher, "feature_cosine")
+    return (ops.unit(student, 1) - ops.unit(teacher, 1)).square().sum(1).mean() / 2
 
 
 class FeatureCosine(FeatureTerm):
@@ -266,7 +241,9 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) 
         not squared; squared, it is smooth where the maps agree. A mean over voxels instead would
         shrink with the patch.
     """
-    student, teacher = feature_pair(student, teacher, "attention_transfer", equal_channels=False)
+    student, teacher = ops.feature_pair(
+        student, teacher, "attention_transfer", equal_channels=False
+    )
     return (_attention(student, power) - _attention(teacher, power)).square().sum(1).mean()
 
 
@@ -274,7 +251,7 @@ def _attention(features: Tensor, power: float) -> Tensor:
     features = features.flatten(2)
     # The unit map does not depend on the scale, so that a high power need not overflow.
     largest = features.detach().abs().amax((1, 2), keepdim=True).clamp_min(1e-12)
-    return unit((features / largest).abs().pow(power).sum(1), 1)
+    return ops.unit((features / largest).abs().pow(power).sum(1), 1)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -296,10 +273,8 @@ class AttentionTransfer(FeatureTerm):
 
     power: float = option(2.0, _POWER)
 
-    def build(self, step: Step) -> None:
-        """Refuse a tap of one voxel."""
-        student, _ = self.features(step)
-        refuse_one_number(self, student[0, 0], student)
+    def _normalised(self, shape: Sequence[int]) -> int:
+        return prod(shape[1:])
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
@@ -333,6 +308,7 @@ def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) 
     divergence = latent_kl(
         student, teacher, normalisation="softmax_spatial", temperature=temperature
     )
+    # As in Hinton's: slopes of tempered features shrink with T^2.
     return temperature**2 * divergence
 
 
@@ -355,10 +331,8 @@ class ChannelWise(FeatureTerm):
 
     temperature: float = option(4.0, POSITIVE)
 
-    def build(self, step: Step) -> None:
-        """Refuse a tap of one voxel."""
-        student, _ = self.features(step)
-        refuse_one_number(self, student[0, 0], student)
+    def _normalised(self, shape: Sequence[int]) -> int:
+        return prod(shape[1:])
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
@@ -392,13 +366,14 @@ def gram(student: Tensor, teacher: Tensor) -> Tensor:
         by C and S once more and mixes the samples of a batch, so that its weight (1e-4) belongs
         to other values.
     """
-    student, teacher = feature_pair(student, teacher, "gram")
+    student, teacher = ops.feature_pair(student, teacher, "gram")
+    # The mean over the C x C entries, over four: the 4 C^2 of the formula.
     return (_correlations(student) - _correlations(teacher)).square().mean() / 4
 
 
 def _correlations(features: Tensor) -> Tensor:
     flat = features.flatten(2)
-    with full_precision(flat):
+    with ops.full_precision(flat):
         return flat @ flat.mT / flat.shape[2]
 
 

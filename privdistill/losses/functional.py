@@ -26,33 +26,14 @@ _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Return half-precision and integer tensors as float32, others unchanged.
-
-    Args:
-        values: Any tensor.
-
-    Returns:
-        A tensor in float32 or float64.
-    """
+    """Return half-precision and integer tensors as float32, others unchanged."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Return logits in float32 at least, infinite ones as float16's largest numbers.
-
-    A class that is ruled out (-inf) then costs nothing where a probability of zero must, as
-    `0 log 0 = 0`, and a logit that overflowed in float16 counts as the last number it could hold.
-
-    Args:
-        logits: Any tensor.
-
-    Returns:
-        A tensor in float32 or float64. NaN stays NaN.
-
-    Example:
-        >>> finite(torch.tensor([0.5, -math.inf]))
-        tensor([ 5.0000e-01, -6.5504e+04])
-    """
+    """Return logits in float32 at least, infinite ones as float16's largest numbers; NaN stays."""
+    # A class that is ruled out (-inf) then costs nothing where a probability of zero must, as
+    # 0 log 0 = 0; a logit that overflowed in float16 is the last number it could hold.
     logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     if known_finite(logits):
         return logits
@@ -60,14 +41,8 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def known_finite(*several: Tensor) -> bool:
-    """Say whether logits are finite, where a look at them is cheap.
-
-    Args:
-        several: Any tensors.
-
-    Returns:
-        False also where it cannot be told: a GPU would have to wait, a compiler has no values.
-    """
+    """Say whether logits are finite; False also where a look at them is not cheap."""
+    # A GPU would have to wait, and a compiler has no values.
     for logits in several:
         if logits.device.type != "cpu" or torch.compiler.is_compiling():
             return False
@@ -126,6 +101,7 @@ def mix_logits(
     Source:
         Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
+    # In log space: shares of 1e-30 and probabilities of 1e-30 both count.
     tempered = [finite(logits) / temperature for logits, _ in members]
     shares = [_log(weight, logits.ndim) for logits, weight in members]
 
@@ -135,6 +111,7 @@ def mix_logits(
 
     if activation == "softmax":
         return temperature * mean([logits.log_softmax(1) for logits in tempered])
+    # The logit of the mean, from the logarithms of both of its sides.
     positive = mean([F.logsigmoid(logits) for logits in tempered])
     negative = mean([F.logsigmoid(-logits) for logits in tempered])
     return temperature * (positive - negative)
@@ -191,14 +168,7 @@ def binarise(logits: Tensor, rule: Literal["argmax", "positive"]) -> Tensor:
 
 
 def largest(logits: Tensor) -> Tensor:
-    """The one-hot argmax over channels, of finite logits without a graph.
-
-    Args:
-        logits: `(B, C, *spatial)` in float32 or float64.
-
-    Returns:
-        Zeros and ones of the same shape; among equals the first wins.
-    """
+    """The one-hot argmax over channels, of finite logits without a graph; ties go to the first."""
     # By rows, as an argmax is slow.
     hard = (logits - logits.amax(1, keepdim=True)).sign_().add_(1)
     left = torch.ones_like(hard[:, :1])
@@ -208,74 +178,26 @@ def largest(logits: Tensor) -> Tensor:
 
 
 def standardised(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
-    """Values less their mean, over their standard deviation: `(v - m) / sqrt(var + 1e-5)`.
-
-    Args:
-        values: In float32 or float64.
-        axes: Axes of the mean and of the (population) variance.
-
-    Returns:
-        Same shape; a constant gives zeros.
-
-    Example:
-        >>> standardised(torch.tensor([[0.0, 2.0, 4.0]]), 1)
-        tensor([[-1.2247,  0.0000,  1.2247]])
-    """
+    """Values less their mean, over their standard deviation: `(v - m) / sqrt(var + 1e-5)`."""
     centred = values - values.mean(axes, keepdim=True)
     return centred * (centred.square().mean(axes, keepdim=True) + 1e-5).rsqrt()
 
 
 def unit(values: Tensor, axes: int | tuple[int, ...], floor: Tensor | float = 1e-12) -> Tensor:
-    """Vectors over their L2 norm.
-
-    Args:
-        values: In float32 or float64.
-        axes: Axes of the vectors.
-        floor: Squared length up to which a vector counts as zero.
-
-    Returns:
-        Same shape; zero, without a gradient, where a vector is too short to have a direction.
-
-    Example:
-        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), 1)
-        tensor([[0.6000, 0.8000], [0.0000, 0.0000]])
-    """
+    """Vectors along `axes` over their L2 norm; zero up to a squared length of `floor`."""
     energy = values.square().sum(axes, keepdim=True)
     # A slope of 1e6 at dead features would drown that of all others.
     return values * ((energy > floor) * energy.clamp_min(floor).rsqrt())
 
 
 def full_precision(values: Tensor) -> torch.autocast:
-    """A context in which matrix products and convolutions keep their inputs' precision.
-
-    Args:
-        values: A tensor on the device in question.
-
-    Returns:
-        A context manager that switches autocast off.
-
-    Example:
-        >>> x = torch.ones(2, 2)
-        >>> with torch.autocast("cpu"), full_precision(x):
-        ...     (x @ x).dtype
-        torch.float32
-    """
+    """A context in which products and convolutions keep their inputs' precision."""
     # There is no autocast for the meta device, and nothing to switch off.
     return torch.autocast("cpu" if values.is_meta else values.device.type, enabled=False)
 
 
 def check_logits(logits: Tensor, activation: Activation, owner: str) -> None:
-    """Refuse logits that are no map, and a softmax over one channel, which is 1 everywhere.
-
-    Args:
-        logits: `(B, C, *spatial)`.
-        activation: "softmax" or "sigmoid".
-        owner: Name of the term or function, for the message.
-
-    Raises:
-        ObjectiveError: If the activation is neither, or there is one channel under softmax.
-        ShapeMismatchError: If they are no map, or an empty one.
-    """
+    """Refuse logits that are no map, and a softmax over one channel, which is 1 everywhere."""
     if logits.ndim < 3 or 0 in logits.shape:
         raise ShapeMismatchError(
             f"{owner}: the logits are {tuple(logits.shape)}; expected (B, C, *spatial) with at "
@@ -295,21 +217,7 @@ def check_logits(logits: Tensor, activation: Activation, owner: str) -> None:
 def logit_pair(
     student: Tensor, teacher: Tensor, activation: Activation, owner: str
 ) -> tuple[Tensor, Tensor]:
-    """Check logits that are to be compared, and cut the teacher's off their graph.
-
-    Args:
-        student: `(B, C, *spatial)`.
-        teacher: Same shape.
-        activation: "softmax" or "sigmoid".
-        owner: Name of the term or function, for the message.
-
-    Returns:
-        Both.
-
-    Raises:
-        ObjectiveError: If the activation does not fit.
-        ShapeMismatchError: If they are no maps, or differ in shape.
-    """
+    """Check logits that are to be compared, and cut the teacher's off their graph."""
     if student.shape != teacher.shape:
         raise ShapeMismatchError(
             f"{owner}: the student's logits are {tuple(student.shape)}, the teacher's "
@@ -323,20 +231,7 @@ def logit_pair(
 def feature_pair(
     student: Tensor, teacher: Tensor, owner: str, *, equal_channels: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Check features that are to be compared; in float32 at least, the teacher's without graph.
-
-    Args:
-        student: `(B, C, *spatial)`.
-        teacher: Same shape, perhaps but for C.
-        owner: Name of the term or function, and of its tap, for the message.
-        equal_channels: Whether C must be equal.
-
-    Returns:
-        Both, in the student's precision.
-
-    Raises:
-        ShapeMismatchError: If they are no maps, or empty, or their shapes do not fit.
-    """
+    """Check features that are to be compared; in float32 at least, the teacher's without graph."""
     shape, other = student.shape, teacher.shape
     if student.ndim < 3 or 0 in shape:
         raise ShapeMismatchError(

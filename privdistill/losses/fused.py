@@ -1,7 +1,7 @@
 """Sums behind Dice and cross-entropy, in one pass over the logits that keeps no map."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from privdistill.losses.functional import (
-    LARGEST,
-    Activation,
-    Binarisation,
-    known_finite,
-    largest,
-)
+from privdistill.losses import functional as ops
+from privdistill.losses.functional import Activation, Binarisation
 
 _Recipe = tuple[Activation, bool, float | None, Binarisation, bool]
 _Place = tuple[slice, slice, slice]
@@ -87,25 +82,17 @@ def dice_bce_sums(
     Source:
         Hu et al. 2020, arXiv:2106.09564, eqs. (2) and (4), which apply BCE to softmax outputs.
     """
-    flat: list[Tensor | None] = []
+    flat = []
     for values in (comparison.source, comparison.binary_source, comparison.mask):
+        plain = None if values is None else values.detach().flatten(2)
         # No graph may keep what was made under inference_mode; the compiler makes no such tensors.
-        apart = values is not None and not torch.compiler.is_compiling() and values.is_inference()
-        plain = values.clone() if values is not None and apart else values
-        flat.append(None if plain is None else plain.detach().flatten(2))
-    clean = known_finite(logits, comparison.source)
+        if plain is not None and not torch.compiler.is_compiling() and plain.is_inference():
+            plain = plain.clone()
+        flat.append(plain)
+    clean = ops.known_finite(logits, comparison.source)
     recipe = (activation, squared, comparison.temperature, comparison.binarisation, clean)
     sums: Tensor = _DiceBCESums.apply(recipe, logits.flatten(2), *flat)
     return Sums(*sums.unbind())
-
-
-class _Maps(NamedTuple):
-    """Whole maps, each `(B, C, voxels)`."""
-
-    logits: Tensor
-    source: Tensor
-    binary_source: Tensor | None
-    mask: Tensor | None
 
 
 class _DiceBCESums(torch.autograd.Function):
@@ -117,13 +104,14 @@ class _DiceBCESums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, recipe: _Recipe, *tensors: Any) -> Tensor:
+        # Inputs alone, which others keep anyway; blocks are made anew.
         ctx.save_for_backward(*tensors)
         ctx.recipe = recipe
-        maps, samples = _Maps(*tensors), []
-        for places in _blocks(maps.logits):
+        samples = []
+        for places in _blocks(tensors[0]):
             sums = []
             for place in places:
-                sums.append(_sums(_block(maps, recipe, place)))  # noqa: PERF401
+                sums.append(_sums(_block(tensors, recipe, place)))  # noqa: PERF401
             # Sums of sums, as one long one would lose digits.
             samples.append(torch.stack(sums).sum(0) if len(sums) > 1 else sums[0])
         return torch.cat(samples, dim=1)
@@ -131,11 +119,12 @@ class _DiceBCESums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-        maps = _Maps(*ctx.saved_tensors)
-        gradient = torch.empty_like(maps.logits)
-        for place in chain.from_iterable(_blocks(maps.logits)):
+        maps = ctx.saved_tensors
+        gradient = torch.empty_like(maps[0])
+        for place in chain.from_iterable(_blocks(maps[0])):
             block = _block(maps, ctx.recipe, place)
             gradient[place] = _gradient(block, slopes[:, place[0], :, None])
+        # Targets and masks are constants.
         return None, gradient, None, None, None
 
 
@@ -169,27 +158,29 @@ class _Block(NamedTuple):
     squared: bool
 
 
-def _block(maps: _Maps, recipe: _Recipe, place: _Place) -> _Block:
+def _block(maps: Sequence[Any], recipe: _Recipe, place: _Place) -> _Block:
+    """Cut a block out of the whole maps, and make its targets."""
+    whole, targets, binary_source, mask = maps
     activation, squared, temperature, rule, clean = recipe
-    dtype = torch.float64 if maps.logits.dtype == torch.float64 else torch.float32
-    logits = _rows(maps.logits, place, dtype, clean)
-    source = target = _rows(maps.source, place, dtype, clean)
+    dtype = torch.float64 if whole.dtype == torch.float64 else torch.float32
+    logits = _rows(whole, place, dtype, clean)
+    source = target = _rows(targets, place, dtype, clean)
     if temperature is not None:
         tempered = source / temperature
         target = tempered.softmax(1) if activation == "softmax" else tempered.sigmoid()
+    # Dice's own target, unless a hard one is asked for.
     binary = target
     if rule != "soft":
-        other = maps.binary_source
-        hard = source if other is None else _rows(other, place, dtype, clean)
-        binary = largest(hard) if rule == "argmax" else (hard > 0).to(dtype)
-    mask = None if maps.mask is None else _rows(maps.mask, place, dtype, True)
+        hard = source if binary_source is None else _rows(binary_source, place, dtype, clean)
+        binary = ops.largest(hard) if rule == "argmax" else (hard > 0).to(dtype)
+    mask = None if mask is None else _rows(mask, place, dtype, True)
     return _Block(logits, target, binary, mask, activation, squared)
 
 
 def _rows(values: Tensor, place: _Place, dtype: torch.dtype, clean: bool) -> Tensor:
     values = values[place].to(dtype)
     if not clean:
-        values = torch.nan_to_num(values, nan=math.nan, posinf=LARGEST, neginf=-LARGEST)
+        values = torch.nan_to_num(values, nan=math.nan, posinf=ops.LARGEST, neginf=-ops.LARGEST)
     # Rows of channels_last tensors are strewn over memory, and arithmetic on them is slow.
     return values if values.stride(2) == 1 else values.contiguous()
 

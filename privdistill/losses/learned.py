@@ -85,6 +85,7 @@ class VariationalInformation(FeatureTerm):
                 f"{self.initial_variance} and {self.min_variance}."
             )
         self.likelihood: _Gaussian | None
+        # Registered, so that a twin under another name sees what `build` makes.
         self.register_module("likelihood", None)
 
     def build(self, step: Step) -> None:
@@ -164,6 +165,7 @@ def contrastive_projection(student: Tensor, teacher: Tensor, *, margin: float = 
     squared = (unit(student, 1)[:, None] - unit(teacher, 1)).square().sum(2)
     # The slope of a root is infinite at zero.
     negative = (margin - squared.clamp_min(1e-12).sqrt()).relu().square()
+    # The other samples of the batch are the negatives.
     same = torch.eye(batch, dtype=torch.bool, device=squared.device)
     return torch.where(same, squared, negative).mean()
 
@@ -199,14 +201,14 @@ class ContrastiveProjection(FeatureTerm):
         super().__post_init__()
         self.student_head: nn.Module | None
         self.teacher_head: nn.Module | None
-        self.register_module("student_head", None)
-        self.register_module("teacher_head", None)
+        for name in ("student_head", "teacher_head"):
+            self.register_module(name, None)
 
     def build(self, step: Step) -> None:
         """Make both heads from the tap's shapes, unless they are there."""
         student, teacher = self.features(step)
-        heads = [head for head in (self.student_head, self.teacher_head) if head is not None]
-        if heads:
+        if self.student_head is not None and self.teacher_head is not None:
+            heads = (self.student_head, self.teacher_head)
             built = [next(head.parameters()).shape[1] for head in heads]
             _check_fit(self, built, (student.shape[1], teacher.shape[1]))
             return
@@ -244,6 +246,7 @@ def _run(term: FeatureTerm, network: nn.Module | None, values: Tensor) -> Any:
             f"{term.name}: its networks are made from the shapes of a dry run, and there was none. "
             "Pass example=torch.zeros(1, C, *spatial) to the wrapper."
         )
+    # Cast here, so that gradients reach the weights in their own precision.
     weights = {name: weight.to(values.dtype) for name, weight in network.named_parameters()}
     with full_precision(values):
         return functional_call(network, weights, (values,))

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import resize
 from privdistill.losses.schedules import Schedule, Weight
-from privdistill.losses.targets import labelled_only
+from privdistill.losses.targets import labelled_only, no_target
 from privdistill.step import Step
 
+# What `extra_repr` shows; networks and tensors cannot be typed.
 _PLAIN = (int, float, str, tuple, list, type(None))
 
 
@@ -33,8 +34,9 @@ class Term(nn.Module, ABC):
         needs_teacher: Whether it reads the teacher's logits.
         needs_target: Whether it reads the target. Of a batch in which some samples have none, it
             then sees those that have one, as if there were no others.
-        masks_unlabelled: Whether it leaves samples without a reference out by itself, as the
-            library's own terms do; it then sees the whole batch, and `Step.labelled`.
+        masks_unlabelled: Whether its own `forward` leaves samples without a reference out, as those
+            of the library do; it then sees the whole batch, and `Step.labelled`. A subclass that
+            writes another `forward` says so anew.
         per_head: Whether it is computed for each head under deep supervision; terms that read
             nothing but taps, or `step.student_output`, need it once.
         equal_channels: Whether the features it compares need the same number of channels.
@@ -55,6 +57,12 @@ class Term(nn.Module, ABC):
     equal_channels: ClassVar[bool] = True
     # Options that `extra_repr` shows also where they are the default.
     _shown: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Whoever writes a `forward` answers for what it reads; only what says so masks by itself.
+        if "forward" in vars(cls) and "masks_unlabelled" not in vars(cls):
+            cls.masks_unlabelled = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,17 +309,7 @@ class Objective(nn.Module):
 
 
 def as_objective(objective: Any) -> Objective:
-    """Return a lone term as an objective of weight 1.
-
-    Args:
-        objective: A term or an objective.
-
-    Returns:
-        An objective.
-
-    Raises:
-        ObjectiveError: If it is neither.
-    """
+    """Return an objective as it is, and a lone term as one of weight 1."""
     if isinstance(objective, Term):
         return 1.0 * objective
     if isinstance(objective, Objective):
@@ -332,9 +330,7 @@ def _at(head: Step, step: Step, term: Term) -> Step:
 
 def _scalar(term: Term, step: Step) -> Tensor:
     if step.target is None and term.needs_target:
-        raise ObjectiveError(
-            f"{term.name}: the step has no target. Call the wrapper as kd(image, target)."
-        )
+        raise no_target(term.name)
     labelled = None if term.masks_unlabelled else step.labelled
     if labelled is not None and not term.needs_target:
         step = replace(step, target=None)

@@ -205,6 +205,7 @@ def protokd(
     """
     check("protokd", POSITIVE, classes=classes)
     check("protokd", NOT_NEGATIVE, softened=softened, prototypes=prototypes)
+    # The published divergence is a mean over classes, ours a sum.
     soft = HintonKL(temperature=10.0, scale_by_t2=False)
     return GroundTruth() + softened / classes * soft + prototypes * PrototypeSimilarity(tap)
 

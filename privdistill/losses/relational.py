@@ -1,5 +1,6 @@
 """Losses on relations: between positions, to class prototypes, to neighbours, between examples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import ceil, prod
@@ -10,17 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.losses.features import refuse_one_number
-from privdistill.losses.functional import (
-    Activation,
-    Reduction,
-    feature_pair,
-    full_precision,
-    logit_pair,
-    probabilities,
-    resize,
-    unit,
-)
+from privdistill.losses import functional as ops
+from privdistill.losses.functional import Activation, Reduction
 from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option, options_of
 from privdistill.losses.targets import enlarged, read_target, reference
 from privdistill.losses.term import FeatureTerm, ResponseTerm
@@ -66,10 +58,12 @@ def pairwise_similarity(
         the share of an axis that one pooling window spans, which leaves two positions per axis
         (here: scale = 2 / length), and no gradient passes through the norm; here it does.
     """
-    student, teacher = feature_pair(student, teacher, "pairwise_similarity", equal_channels=False)
+    student, teacher = ops.feature_pair(
+        student, teacher, "pairwise_similarity", equal_channels=False
+    )
     of_student, of_teacher = _directions(student, scale), _directions(teacher, scale)
     rows, columns = _drawn(of_student, max_positions), _drawn(of_student, max_positions)
-    with full_precision(student):
+    with ops.full_precision(student):
         similar = of_student[..., rows].mT @ of_student[..., columns]
         return (similar - of_teacher[..., rows].mT @ of_teacher[..., columns]).square().mean()
 
@@ -81,7 +75,7 @@ def _window(scale: float) -> int:
 
 def _directions(values: Tensor, scale: float) -> Tensor:
     pooled: Tensor = _MAX_POOL[values.ndim - 2](values, _window(scale), ceil_mode=True)
-    return unit(pooled.flatten(2), 1)
+    return ops.unit(pooled.flatten(2), 1)
 
 
 def _drawn(directions: Tensor, most: int) -> Tensor | slice:
@@ -113,11 +107,8 @@ class PairwiseSimilarity(FeatureTerm):
     scale: float = option(0.5, _SCALE)
     max_positions: int = option(4096, WHOLE)
 
-    def build(self, step: Step) -> None:
-        """Refuse a tap of which one position is left."""
-        student, _ = self.features(step)
-        left = prod(ceil(length / _window(self.scale)) for length in student.shape[2:])
-        refuse_one_number(self, student[0, 0].flatten()[:left], student)
+    def _normalised(self, shape: Sequence[int]) -> int:
+        return prod(ceil(length / _window(self.scale)) for length in shape[1:])
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
@@ -162,14 +153,17 @@ def prototype_similarity(
         ProtoKD, Wang et al. 2023, arXiv:2303.09830, the authors' code: prototypes per sample, all
         classes with the background. There the features have the target's grid.
     """
-    student, teacher = feature_pair(student, teacher, "prototype_similarity", equal_channels=False)
+    student, teacher = ops.feature_pair(
+        student, teacher, "prototype_similarity", equal_channels=False
+    )
     known = student.new_ones(len(student)) if sample_weights is None else sample_weights
     weights = known.to(student.dtype)
     mask = target.new_ones((1,) * target.ndim) if mask is None else mask
+    # A voxel of the features counts by the share of it that the mask keeps.
     share, seen = _on_grid(target * mask, student), _on_grid(mask, student)
     total = share.sum(2, keepdim=True)
     share = share / torch.where(total > 0, total, 1)
-    with full_precision(student):
+    with ops.full_precision(student):
         difference = _prototype_maps(student, share) - _prototype_maps(teacher, share)
     # Samples without weight may hold anything, so they need not have the class.
     counts = weights > 0
@@ -181,13 +175,13 @@ def prototype_similarity(
 
 
 def _on_grid(channels: Tensor, features: Tensor) -> Tensor:
-    return resize(channels, features.shape[2:]).flatten(2).to(features.dtype)
+    return ops.resize(channels, features.shape[2:]).flatten(2).to(features.dtype)
 
 
 def _prototype_maps(values: Tensor, share: Tensor) -> Tensor:
     """Cosines `(B, classes, N)` to each class's mean, for weights of that shape that sum to one."""
     values = values.flatten(2)
-    return unit(share @ values.mT, 2) @ unit(values, 1)
+    return ops.unit(share @ values.mT, 2) @ ops.unit(values, 1)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -221,12 +215,9 @@ class PrototypeSimilarity(FeatureTerm):
         """Compute the term from the tap's features and the target."""
         student, teacher = self.features(step)
         step = enlarged(step) if self.resize else step
+        about = {"owner": self.name, "ignore_index": self.ignore_index} | read_target(step)
         channels, mask, weights = reference(
-            logits=step.student,
-            activation=step.activation,
-            owner=self.name,
-            ignore_index=self.ignore_index,
-            **read_target(step),
+            logits=step.student, activation=step.activation, **about
         )
         return prototype_similarity(student, teacher, channels, mask=mask, sample_weights=weights)
 
@@ -268,9 +259,11 @@ def local_consistency(
         checked. It is taken to be the sum over the 8 neighbours in 2-D. The mean is ours: it does
         not change with the number of axes, nor with the patch size through its border.
     """
-    student, teacher = logit_pair(student_logits, teacher_logits, activation, "local_consistency")
-    of_teacher, neighbours = _local_changes(probabilities(teacher, activation))
-    of_student, _ = _local_changes(probabilities(student, activation))
+    student, teacher = ops.logit_pair(
+        student_logits, teacher_logits, activation, "local_consistency"
+    )
+    of_teacher, neighbours = _local_changes(ops.probabilities(teacher, activation))
+    of_student, _ = _local_changes(ops.probabilities(student, activation))
     difference = of_student - of_teacher
     if reduction == "mean":
         difference = difference / neighbours.clamp_min(1)
@@ -356,7 +349,8 @@ def centered_kernel_alignment(
         examples are ours.
     """
     owner = "centered_kernel_alignment"
-    student, teacher = feature_pair(student, teacher, owner, equal_channels=False)
+    student, teacher = ops.feature_pair(student, teacher, owner, equal_channels=False)
+    # One group of examples per sample, or one group in all.
     x, y = (
         values.flatten(2).mT if over == "voxels" else values.flatten(1).unsqueeze(0)
         for values in (student, teacher)
@@ -366,7 +360,7 @@ def centered_kernel_alignment(
             f"{owner}: an alignment needs two examples or more, and with over={over!r} features "
             f"{tuple(student.shape)} hold {x.shape[1]}. Pass a larger batch, or the other `over`."
         )
-    with full_precision(x):
+    with ops.full_precision(x):
         return 1 - _alignment(x, y).mean()
 
 
@@ -388,7 +382,7 @@ def _centred(x: Tensor) -> Tensor:
     """Examples around their mean, scaled to a Frobenius norm of one."""
     # What rounding leaves of constant features is no variation.
     floor = _SHORT * x.detach().square().sum((1, 2), keepdim=True) + _SHORT**2
-    return unit(x - x.mean(1, keepdim=True), (1, 2), floor)
+    return ops.unit(x - x.mean(1, keepdim=True), (1, 2), floor)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

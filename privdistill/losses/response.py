@@ -9,15 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.losses.functional import (
-    Activation,
-    Binarisation,
-    Reduction,
-    finite,
-    logit_pair,
-    probabilities,
-    standardised,
-)
+from privdistill.losses import functional as ops
+from privdistill.losses.agreement import warn_of_softening
+from privdistill.losses.functional import Activation, Binarisation, Reduction
 from privdistill.losses.fused import Comparison
 from privdistill.losses.options import POSITIVE, RESIZE, one_of, option, options_of
 from privdistill.losses.supervised import as_numbers, dice_bce
@@ -74,13 +68,15 @@ def soft_target_dice_bce(
         Hu et al. 2020, arXiv:2106.09564, eqs. (1) and (2), averaged over the batch where the paper
         sums; T = 5 is its section 3.2.
     """
-    student, teacher = logit_pair(
+    student, teacher = ops.logit_pair(
         student_logits, teacher_logits, activation, "soft_target_dice_bce"
     )
+    # Neither depends on a temperature, unlike a threshold on softened probabilities.
     rule = binarisation or ("argmax" if activation == "softmax" else "positive")
+    # Of several teachers the decision is that of the mean at T = 1, the soft target of that at T.
     source, binary = (teacher, None) if tempered_logits is None else (tempered_logits, teacher)
     if student_temperature != 1:
-        student = finite(student) / student_temperature
+        student = ops.finite(student) / student_temperature
     loss = dice_bce(student, Comparison(source, temperature, rule, binary), activation, **options)
     return temperature**2 * loss if scale_by_t2 else loss
 
@@ -126,25 +122,18 @@ class SoftTargetDiceBCE(ResponseTerm):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.class_weights = as_numbers("SoftTargetDiceBCE", self.class_weights)
+        self._warned = False
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits, which stay in half precision till needed."""
         activation = self.activation or step.activation
         mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
         teacher = self.teacher_logits(step, activation)
-        return self.compare(step.student, teacher, activation, tempered_logits=mixed)
-
-    def compare(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        activation: Activation,
-        *,
-        tempered_logits: Tensor | None = None,
-    ) -> Tensor:
-        """Compute the loss of these logits."""
-        own = options_of(self) | {"activation": activation, "tempered_logits": tempered_logits}
-        return soft_target_dice_bce(student, teacher, **own)
+        # Only where values are checked anyway, for which a GPU has to wait.
+        if step.validate and not self._warned and not torch.compiler.is_compiling():
+            self._warned = warn_of_softening(teacher, self.temperature, activation, term=self.name)
+        own = options_of(self) | {"activation": activation, "tempered_logits": mixed}
+        return soft_target_dice_bce(step.student, teacher, **own)
 
 
 def hinton_kl(
@@ -193,8 +182,8 @@ def hinton_kl(
         code divides by the sample standard deviation, this by the population's, with 1e-5 added to
         the variance.
     """
-    student, teacher = logit_pair(student_logits, teacher_logits, activation, "hinton_kl")
-    student, teacher = finite(student), finite(teacher)
+    student, teacher = ops.logit_pair(student_logits, teacher_logits, activation, "hinton_kl")
+    student, teacher = ops.finite(student), ops.finite(teacher)
     if standardise:
         if student.shape[1] < 3:
             raise ObjectiveError(
@@ -202,8 +191,9 @@ def hinton_kl(
                 f"{student.shape[1]} here at most a sign would be left, which has no gradient. "
                 "Pass standardise=False."
             )
-        student, teacher = standardised(student, 1), standardised(teacher, 1)
+        student, teacher = ops.standardised(student, 1), ops.standardised(teacher, 1)
     divergence = _divergence(student / temperature, teacher / temperature, activation)
+    # A sum over voxels and a mean over the batch; slopes shrink with T^2, which the factor undoes.
     voxels = divergence[0].numel() if reduction == "sum" else 1
     return divergence.mean() * (voxels * temperature ** (2 * scale_by_t2))
 
@@ -252,6 +242,7 @@ class HintonKL(ResponseTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Standardised logits are averaged as the teachers would vote, and tempered after that.
         self.mixing_temperature = 1.0 if self.standardise else self.temperature
 
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
@@ -291,8 +282,8 @@ def logit_mse(
     Source:
         Ba and Caruana 2014, arXiv:1312.6184, who sum over outputs and halve; here the mean.
     """
-    student, teacher = logit_pair(student_logits, teacher_logits, activation, "logit_mse")
-    difference = finite(student) - finite(teacher)
+    student, teacher = ops.logit_pair(student_logits, teacher_logits, activation, "logit_mse")
+    difference = ops.finite(student) - ops.finite(teacher)
     if centre:
         if activation == "sigmoid":
             raise ObjectiveError(
@@ -352,8 +343,8 @@ def probability_mse(
         Xie et al. 2018, arXiv:1810.08476, "zero-order knowledge"; the exact form could not be
         checked.
     """
-    student, teacher = logit_pair(student_logits, teacher_logits, activation, "probability_mse")
-    difference = probabilities(student, activation) - probabilities(teacher, activation)
+    student, teacher = ops.logit_pair(student_logits, teacher_logits, activation, "probability_mse")
+    difference = ops.probabilities(student, activation) - ops.probabilities(teacher, activation)
     return difference.square().sum(1).mean()
 
 
@@ -428,21 +419,15 @@ def reliable_soft_target_ce(
         works in log space; the form for the sigmoid is this library's.
     """
     owner = "reliable_soft_target_ce"
-    student, teacher = logit_pair(student_logits, teacher_logits, activation, owner)
-    student, teacher = finite(student), finite(teacher)
+    student, teacher = ops.logit_pair(student_logits, teacher_logits, activation, owner)
+    student, teacher = ops.finite(student), ops.finite(teacher)
+    known = (ignore_index, labelled, sample_weights)
     channels, mask, counts = reference(
-        target,
-        student,
-        activation,
-        owner=owner,
-        ignore_index=ignore_index,
-        labelled=labelled,
-        sample_weights=sample_weights,
-        validate=validate,
+        target, student, activation, owner, *known, validate=validate
     )
     # Several teachers answer at T; whether they are right is asked of them untempered.
     mixed = teacher if tempered_logits is None else tempered_logits
-    soft = probabilities(mixed, activation, temperature=temperature)
+    soft = ops.probabilities(mixed, activation, temperature=temperature)
     weight = _reliability(student.detach(), teacher, channels.to(student.dtype), activation)
     if mask is not None:
         # Under softmax both are of the voxel, under sigmoid of each channel.
@@ -464,6 +449,7 @@ def _cross_entropy(logits: Tensor, target: Tensor, activation: Activation) -> Te
 def _reliability(
     student: Tensor, teacher: Tensor, target: Tensor, activation: Activation
 ) -> Tensor:
+    # How much better the teacher knows, where its answer is the reference's.
     lead = _cross_entropy(student, target, activation) - _cross_entropy(teacher, target, activation)
     if activation == "softmax":
         right = teacher.argmax(1) == target.argmax(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.losses.options import is_number
+from privdistill.losses.options import Rule, check, is_number, one_of
 
 #: Maps the number of training steps taken, a scalar tensor, to the factor of a term's weight.
 Schedule = Callable[[Tensor], Tensor | float]
@@ -16,7 +16,10 @@ Schedule = Callable[[Tensor], Tensor | float]
 _MOST = torch.finfo(torch.float64).max
 #: Half of float32's, so that the way from one end of a ramp to the other has a length.
 _LARGEST = torch.finfo(torch.float32).max / 2
-_CURVES = ("linear", "cosine", "exponential")
+_LENGTH = Rule(lambda v: is_number(v) and 1 <= v < _LARGEST, "at least 1, in training steps")
+_COUNT = Rule(lambda v: is_number(v) and 0 <= v < _LARGEST, ">= 0, in training steps")
+_NUMBER = Rule(lambda v: is_number(v) and abs(v) <= _LARGEST, "a finite number of float32")
+_CURVE = one_of("linear", "cosine", "exponential")
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,10 @@ class Ramp:
     curve: Literal["linear", "cosine", "exponential"] = "linear"
 
     def __post_init__(self) -> None:
-        counts = (self.steps, self.begin)
-        if not all(map(is_number, counts)) or not (1 <= self.steps < _LARGEST > self.begin >= 0):
-            raise ObjectiveError(
-                f"Ramp: `steps` is {self.steps!r} and `begin` is {self.begin!r}; `steps` must be "
-                "at least 1 and `begin` must not be negative, both counted in training steps."
-            )
-        if self.curve not in _CURVES:
-            raise ObjectiveError(f"Ramp: `curve` must be one of {_CURVES}; got {self.curve!r}.")
-        if not all(is_number(v) and abs(v) <= _LARGEST for v in (self.start, self.end)):
-            raise ObjectiveError(
-                f"Ramp: `start` is {self.start!r} and `end` is {self.end!r}; they must be finite "
-                "numbers that float32 can hold."
-            )
+        check("Ramp", _LENGTH, steps=self.steps)
+        check("Ramp", _COUNT, begin=self.begin)
+        check("Ramp", _NUMBER, start=self.start, end=self.end)
+        check("Ramp", _CURVE, curve=self.curve)
 
     def __call__(self, index: Tensor) -> Tensor:
         """Return the weight at a step.
@@ -110,44 +104,22 @@ def warm_up(steps: int) -> Ramp:
 
 @dataclass(frozen=True)
 class Weight:
-    """What a term is multiplied with: a number, and schedules.
-
-    Args:
-        factor: A finite number.
-        schedules: Functions of the step.
-    """
+    """What a term is multiplied with: a finite number, and functions of the step."""
 
     factor: float
     schedules: tuple[Schedule, ...] = ()
 
     def at(self, index: Tensor) -> Tensor | float:
-        """Return the weight at a step.
-
-        Args:
-            index: Number of training steps taken, a scalar.
-
-        Returns:
-            A number or a scalar tensor.
-        """
+        """Return the weight at a step, a number or a scalar tensor."""
         value: Tensor | float = self.factor
         for schedule in self.schedules:
             value = value * schedule(index)
         return value
 
     def times(self, factor: "float | Schedule | Weight") -> "Weight":
-        """Return the product with a number, a schedule or another weight.
-
-        Args:
-            factor: What to multiply with.
-
-        Returns:
-            A weight.
-
-        Raises:
-            ObjectiveError: If it is neither a finite number nor a function of the step, which is
-                tried at step 0.
-        """
+        """Return the product with a number, a weight or a schedule, which is tried at step 0."""
         if isinstance(factor, Weight):
+            # The number first, as the product of two finite ones may overflow.
             product = self.times(factor.factor)
             return Weight(product.factor, self.schedules + factor.schedules)
         number: Any = factor

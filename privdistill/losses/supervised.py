@@ -9,24 +9,20 @@ import torch
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
+from privdistill.losses import targets
 from privdistill.losses.functional import Activation, at_least_float32, full_precision
 from privdistill.losses.fused import Comparison, dice_bce_sums
 from privdistill.losses.objective import Term
 from privdistill.losses.options import (
     ACTIVATION,
+    CLASS_WEIGHTS,
     POSITIVE,
     RESIZE,
+    check,
     check_options,
     one_of,
     option,
     options_of,
-)
-from privdistill.losses.targets import (
-    enlarged,
-    labelled_only,
-    read_target,
-    reference,
-    weights_of_samples,
 )
 from privdistill.step import Step
 
@@ -74,6 +70,7 @@ def dice_bce(
     Source:
         Hu et al. 2020, arXiv:2106.09564, eqs. (2) and (4).
     """
+    # Regions have no background channel.
     first = 0 if include_background or activation == "sigmoid" else 1
     sums = dice_bce_sums(logits, comparison, activation, squared=squared_denominator)
     overlap, size, bce = (values[:, first:] for values in sums) if first else sums
@@ -121,31 +118,11 @@ def _shares(class_weights: Sequence[float] | None, known: Tensor | None, cost: T
 
 
 def as_numbers(owner: str, weights: Sequence[float] | None) -> tuple[float, ...] | None:
-    """Return class weights as plain numbers, which can be shown and compared.
-
-    Args:
-        owner: Name of the term, for the message.
-        weights: A list, an array or a tensor.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        ObjectiveError: If they have no meaning as weights.
-    """
+    """Return class weights, a list, an array or a tensor, as numbers that can be shown."""
     if weights is None:
         return None
-    try:
-        numbers = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError) as error:
-        raise ObjectiveError(
-            f"{owner}: `class_weights` is {weights!r}; expected one number per class."
-        ) from error
-    if not (all(0 <= number < float("inf") for number in numbers) and any(numbers)):
-        raise ObjectiveError(
-            f"{owner}: `class_weights` is {list(numbers)}; weights must be finite, not negative "
-            "and not all zero."
-        )
+    numbers = tuple(map(float, weights))
+    check(owner, CLASS_WEIGHTS, class_weights=numbers)
     return numbers
 
 
@@ -191,15 +168,9 @@ def ground_truth(
     Source:
         Hu et al. 2020, arXiv:2106.09564, eq. (4), averaged over the batch where the paper sums.
     """
-    channels, mask, weights = reference(
-        target,
-        logits,
-        activation,
-        owner="ground_truth",
-        ignore_index=ignore_index,
-        labelled=labelled,
-        sample_weights=sample_weights,
-        validate=validate,
+    owner = "ground_truth"
+    channels, mask, weights = targets.reference(
+        target, logits, activation, owner, ignore_index, labelled, sample_weights, validate=validate
     )
     comparison = Comparison(channels, mask=mask)
     return dice_bce(logits, comparison, activation, sample_weights=weights, **options)
@@ -242,6 +213,7 @@ class GroundTruth(Term):
     needs_target = True
     masks_unlabelled = True
 
+    # No field: a module is registered once `nn.Module` is initialised.
     criterion: InitVar[Criterion | None] = field(default=None, kw_only=False)
     of: Literal["student", "teacher"] = option("student", one_of("student", "teacher"))
     activation: Activation | None = option(None, ACTIVATION)
@@ -268,6 +240,7 @@ class GroundTruth(Term):
                 f"GroundTruth: `criterion` is {criterion!r}; expected a loss that is called with "
                 "logits and target, such as torch.nn.CrossEntropyLoss()."
             )
+        # Whatever differs from a term made of these two alone was given.
         usual = GroundTruth(of=self.of, resize=self.resize)
         given = [name for name in vars(usual) if vars(self).get(name) != vars(usual)[name]]
         if given:
@@ -278,24 +251,24 @@ class GroundTruth(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from one network's logits and the target."""
-        step = enlarged(step) if self.resize else step
+        step = targets.enlarged(step) if self.resize else step
         if self.loss is not None:
             return self._by_criterion(self.loss, step)
         logits = step.student if self.of == "student" else self._of_teacher(step)
         activation = self.activation or step.activation
-        return ground_truth(logits, activation=activation, **read_target(step), **options_of(self))
+        return ground_truth(
+            logits, activation=activation, **targets.read_target(step), **options_of(self)
+        )
 
     def _by_criterion(self, criterion: Criterion, step: Step) -> Tensor:
         """The criterion of the labelled samples; with weights their weighted mean."""
         if step.labelled is not None:
-            step = labelled_only(step, step.labelled, self.name)
+            step = targets.labelled_only(step, step.labelled, self.name)
         logits = step.student if self.of == "student" else self._of_teacher(step)
         logits, target = at_least_float32(logits), step.target
         if target is None:
-            raise ObjectiveError(
-                f"{self.name}: the step has no target. Call the wrapper as kd(image, target)."
-            )
-        weights = weights_of_samples(
+            raise targets.no_target(self.name)
+        weights = targets.weights_of_samples(
             None, step.sample_weights, logits, self.name, validate=step.validate
         )
         with full_precision(logits):
@@ -304,12 +277,14 @@ class GroundTruth(Term):
                 return logits.sum()
             if weights is None:
                 return criterion(logits, target)
+            # A criterion gives one number a call: to be weighted, each sample needs its own.
             rows = [slice(index, index + 1) for index in range(len(logits))]
             values = torch.stack([criterion(logits[row], target[row]) for row in rows])
         weights = weights.to(values.dtype)
         return (weights * values).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
 
     def _of_teacher(self, step: Step) -> Tensor:
+        # Without gradients, as in validation, a frozen teacher looks like any other.
         if step.teacher is None or not (step.teacher.requires_grad or not torch.is_grad_enabled()):
             raise ObjectiveError(
                 f"{self.name}: of='teacher' supervises a teacher that learns, and this one is "

@@ -1,18 +1,14 @@
 """What terms share that compare features, and what terms share that compare logits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from privdistill.exceptions import LayerNotFoundError, ObjectiveError
-from privdistill.losses.functional import (
-    Activation,
-    at_least_float32,
-    feature_pair,
-    logit_pair,
-    mix_logits,
-)
+from privdistill.losses import functional as ops
+from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Term
 from privdistill.losses.options import ACTIVATION, check_options, option
 from privdistill.step import Step
@@ -90,7 +86,21 @@ class FeatureTerm(Term):
             )
         student, teacher = step.taps[self.tap]
         where = f"{self.name}: tap '{self.tap}'"
-        return feature_pair(student, teacher, where, equal_channels=self.equal_channels)
+        return ops.feature_pair(student, teacher, where, equal_channels=self.equal_channels)
+
+    def build(self, step: Step) -> None:
+        """Refuse features of which one number is normalised: it is 1, and the term always 0."""
+        shape = step.taps[self.tap].student.shape if self.tap in step.taps else ()
+        if shape and self._normalised(shape[1:]) < 2:
+            raise ObjectiveError(
+                f"{self!r}: features {tuple(shape)} leave one number to normalise, which is 1 "
+                "whatever it was, so that the term is always zero. Tap a layer of more voxels or "
+                "channels, or pass a larger example."
+            )
+
+    def _normalised(self, shape: Sequence[int]) -> int:  # noqa: ARG002
+        """How many numbers of `(C, *spatial)` are scaled together to a sum or a length of one."""
+        return 2
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from the tap's features."""
@@ -134,12 +144,7 @@ class ResponseTerm(Term):
         super().__init__()
         check_options(self)
 
-    def compare(
-        self,
-        student: Tensor,  # noqa: ARG002
-        teacher: Tensor,  # noqa: ARG002
-        activation: Activation,  # noqa: ARG002
-    ) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:  # noqa: ARG002
         """Compute the unweighted term.
 
         Args:
@@ -173,16 +178,19 @@ class ResponseTerm(Term):
         """
         if step.teacher is None:
             raise ObjectiveError(f"{self.name}: the step has no teacher logits.")
+        # Logits do not average: the mean is one of probabilities, at T.
         if step.members:
-            return mix_logits(step.members, activation, temperature=temperature).detach()
+            return ops.mix_logits(step.members, activation, temperature=temperature).detach()
         return step.teacher.detach()
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits."""
         activation = self.activation or step.activation
         teacher = self.teacher_logits(step, activation, self.mixing_temperature)
-        student, teacher = logit_pair(step.student, teacher, activation, self.name)
-        return self.compare(at_least_float32(student), at_least_float32(teacher), activation)
+        student, teacher = ops.logit_pair(step.student, teacher, activation, self.name)
+        return self.compare(
+            ops.at_least_float32(student), ops.at_least_float32(teacher), activation
+        )
 
 
 def _without_comparison(term: Term, arguments: str) -> ObjectiveError:

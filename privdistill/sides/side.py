@@ -12,7 +12,7 @@ from privdistill.cache import TeacherCache
 from privdistill.cache.fingerprint import Fingerprint, written
 from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import PrivilegedInput
-from privdistill.losses import Objective
+from privdistill.losses.objective import Objective
 from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
 from privdistill.sides.teachers import JointTeacher, MovingAverage

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from privdistill import parallel
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import InputViews, PrivilegedInput
-from privdistill.losses import Objective
+from privdistill.losses.objective import Objective
 from privdistill.losses.options import check, is_number, one_of
 from privdistill.taps.names import uncompiled
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from privdistill import (
+    GroundTruth,
     LatentKL,
     LifecycleError,
     ModalityError,
@@ -23,7 +24,6 @@ from privdistill import (
     SoftTargetDiceBCE,
     Tap,
 )
-from privdistill.losses import GroundTruth
 
 pytest.importorskip("nnunetv2", reason="the extra nnunet is not installed")
 
@@ -651,7 +651,7 @@ def test_channels_are_given_by_number_where_names_repeat():
 @pytest.mark.parametrize("share", ["1.5", "much", "nan"])
 def test_a_share_that_is_none_is_refused(monkeypatch, share):
     monkeypatch.setenv("PRIVDISTILL_IMITATION", share)
-    with pytest.raises(ObjectiveError, match=r"expected the teacher's share in \[0, 1\]"):
+    with pytest.raises(ObjectiveError, match="PRIVDISTILL_IMITATION.*" + share):
         trainer()
 
 

@@ -1,12 +1,14 @@
 """How much of the teacher's decision a softened target keeps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privdistill import SoftTargetDiceBCE, Step
 from privdistill.losses.agreement import copy_dice, decision_overlap, target_agreement
 from privdistill.losses.agreement import warn_of_softening as warn
 
@@ -75,3 +77,29 @@ def test_a_warning_names_the_classes_and_their_numbers():
 def test_no_warning_where_most_is_kept():
     warn(1e3 * torch.randn(1, 2, 50), 5.0, "softmax", term="soft")
     warn(torch.zeros(1, 2, 50, device="meta"), 5.0, "softmax", term="soft")
+
+
+def confident():
+    """Logits of a teacher that T = 5 would drown: a small region, and a gap of 4 around it."""
+    logits = torch.full((1, 2, 1000), -4.0)
+    logits[:, :, :5] = 4.0
+    return Step(torch.zeros(1, 2, 1000), logits, activation="sigmoid")
+
+
+def test_a_term_warns_once_of_a_teacher_that_it_softens_too_much():
+    term, given = SoftTargetDiceBCE(), confident()
+    with pytest.warns(UserWarning, match="fit_temperature"):
+        term(given)
+    term(given)
+
+
+@pytest.mark.parametrize("teacher", ["untrained", "sharp", "unchecked", "meta"])
+def test_no_term_warns_without_a_reason(teacher):
+    given = confident()
+    other = {
+        "untrained": {"teacher": 0.1 * torch.randn(1, 2, 1000)},
+        "sharp": {"teacher": 10 * given.teacher},
+        "unchecked": {"validate": False},
+        "meta": {"student": given.student.to("meta"), "teacher": given.teacher.to("meta")},
+    }
+    SoftTargetDiceBCE()(replace(given, **other[teacher]))

@@ -37,13 +37,6 @@ def test_of_equal_logits_the_first_is_the_largest():
     assert torch.equal(binarise(grid, "argmax"), hot.float())
 
 
-def test_latent_kl_by_hand():
-    student = torch.zeros(1, 1, 2)  # p = 1/2, 1/2
-    teacher = torch.tensor([[[math.log(3.0), 0.0]]])  # q = 3/4, 1/4
-    expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert latent_kl(student, teacher).item() == pytest.approx(expected)
-
-
 def test_latent_kl_runs_from_teacher_to_student():
     one, other = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[0.0, 0.5]]])
     assert latent_kl(one, other) != latent_kl(other, one)
@@ -53,25 +46,6 @@ def test_l1_latent_kl_by_hand_with_signed_features():
     student, teacher = torch.tensor([[[1.0, -1.0]]]), torch.tensor([[[-3.0, 1.0]]])
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     assert latent_kl(student, teacher, normalisation="l1").item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_latent_kl_of_equal_features_is_zero(normalisation):
-    z = torch.randn(2, 3, 4, 4)
-    assert latent_kl(z, z, normalisation=normalisation).item() == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_latent_kl_gradient_reaches_the_student_only(normalisation):
-    student = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-
-    def loss(x):
-        return latent_kl(x, teacher, normalisation=normalisation)
-
-    assert torch.autograd.gradcheck(loss, (student,))
-    loss(student).backward()
-    assert teacher.grad is None
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)

@@ -10,6 +10,7 @@ from terms import KINDS, make
 import privdistill.functional as F
 from privdistill import (
     ContrastiveProjection,
+    GroundTruth,
     HolisticAdversarial,
     ObjectiveError,
     PrototypeSimilarity,
@@ -20,7 +21,6 @@ from privdistill import (
     TapPair,
     VariationalInformation,
 )
-from privdistill.losses import GroundTruth
 
 OPTIONS = {
     "AttentionTransfer": {"power": 3.0},

@@ -4,9 +4,8 @@ import pytest
 import torch
 from terms import KINDS, make
 
-from privdistill import ResponseTerm, Step
+from privdistill import GroundTruth, ResponseTerm, Step
 from privdistill.functional import hinton_kl, reliable_soft_target_ce
-from privdistill.losses import GroundTruth
 
 INF = float("inf")
 OF_LOGITS = [kind for kind in KINDS if issubclass(kind, ResponseTerm | GroundTruth)]

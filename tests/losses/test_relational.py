@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from privdistill import LayerNotFoundError, ObjectiveError, ShapeMismatchError, TapPair
-from privdistill.losses import (
+from privdistill import (
     CenteredKernelAlignment,
     LocalConsistency,
+    ObjectiveError,
     PairwiseSimilarity,
     PrototypeSimilarity,
+    TapPair,
 )
 from privdistill.step import Step
 
@@ -240,55 +241,6 @@ def test_alignment_sees_neither_scale_nor_rotation_nor_offset():
     assert CenteredKernelAlignment("tap")(step_of(student, teacher)).item() < 1e-6
 
 
-@pytest.mark.parametrize("name", TERMS)
-def test_equal_networks_give_zero(name):
-    z = torch.randn(2, 3, 4, 4)
-    assert abs(TERMS[name](step_of(z, z.clone())).item()) < 1e-6
-
-
-@pytest.mark.parametrize("name", TERMS)
-def test_gradients_reach_the_student_alone(name):
-    student = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([0, 1]).repeat(12).reshape(2, 3, 4)
-
-    def loss(x):
-        return seeded(name, step_of(x, teacher, labels))
-
-    assert loss(student).dtype == torch.float64
-    assert torch.autograd.gradcheck(loss, (student,))
-    loss(student).backward()
-    assert teacher.grad is None
-
-
-def extremes(kind):
-    if kind == "constant":
-        return torch.full((2, 2, 4, 4, 4), 1e4) * torch.tensor([1, -1]).reshape(1, 2, 1, 1, 1)
-    return torch.zeros(2, 2, 4, 4, 4) if kind == "zero" else 1e4 * torch.randn(2, 2, 4, 4, 4).sign()
-
-
-@pytest.mark.parametrize("name", TERMS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["constant", "zero", "signs"])
-def test_extreme_half_precision_values_stay_finite(name, dtype, kind):
-    student = extremes(kind).to(dtype).requires_grad_()
-    teacher = extremes("signs").to(dtype)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = TERMS[name](step_of(student, teacher, torch.arange(128).reshape(2, 4, 4, 4) % 2))
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert torch.isfinite(loss)
-    assert torch.isfinite(student.grad).all()
-
-
-@pytest.mark.parametrize("name", TERMS)
-def test_autocast_changes_nothing(name):
-    step = step_of(torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8))
-    exact = seeded(name, step)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert seeded(name, step) == exact
-
-
 def tissue(size):
     """Logits, features at half of their resolution, and labels, of stationary statistics."""
     generator = torch.Generator().manual_seed(1)
@@ -326,21 +278,8 @@ def test_pairs_at_a_tap_of_full_resolution_do_not_change_with_the_patch_size():
     assert drawn == pytest.approx([small] * 6, rel=0.08)
 
 
-@pytest.mark.parametrize("name", TERMS)
-def test_terms_have_shapes_on_the_meta_device(name):
-    step = step_of(
-        torch.empty(2, 3, 4, 4, device="meta", requires_grad=True),
-        torch.empty(2, 3, 4, 4, device="meta"),
-        torch.empty(2, 4, 4, dtype=torch.long, device="meta"),
-    )
-    loss = TERMS[name](step)
-    loss.backward()
-    assert loss.shape == ()
-    assert loss.is_meta
-
-
-@pytest.mark.parametrize("name", TERMS)
-def test_terms_compile_without_a_break(name):
+@pytest.mark.parametrize("name", ["local", "pairwise, subset"])
+def test_terms_that_write_in_place_or_draw_compile_without_a_break(name):
     # "aot_eager" traces forward and backward as any backend would, without generating code.
     step = step_of(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), validate=False)
     compiled = torch.compile(TERMS[name].forward, fullgraph=True, backend="aot_eager")
@@ -370,15 +309,6 @@ def test_an_alignment_of_one_example_is_refused():
         CenteredKernelAlignment("tap", over="samples")(step)
     with pytest.raises(ObjectiveError, match="Pass a larger batch, or the other `over`"):
         CenteredKernelAlignment("tap")(step_of(torch.randn(2, 3, 1), torch.randn(2, 3, 1)))
-
-
-@pytest.mark.parametrize("name", [name for name in TERMS if "local" not in name])
-def test_features_of_other_grids_and_missing_taps_are_refused(name):
-    student = torch.randn(2, 3, 4)
-    with pytest.raises(ShapeMismatchError, match=r"\(2, 3, 4\) for the student and \(2, 3, 1\)"):
-        TERMS[name](step_of(student, torch.randn(2, 3, 1)))
-    with pytest.raises(LayerNotFoundError, match="no tap 'tap'"):
-        TERMS[name](Step(student, target=student.argmax(1)))
 
 
 def test_prototypes_need_a_target_and_local_consistency_classes():

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from privdistill import ObjectiveError, ShapeMismatchError, Step
-from privdistill.losses import HintonKL, LogitMSE, ProbabilityMSE, ReliableSoftTargetCE
+from privdistill import (
+    HintonKL,
+    LogitMSE,
+    ObjectiveError,
+    ProbabilityMSE,
+    ReliableSoftTargetCE,
+    ShapeMismatchError,
+    Step,
+)
 
 SHAPES = [(2, 3, 5), (2, 3, 4, 5), (2, 3, 3, 4, 2)]
 TERMS = [
@@ -199,36 +206,6 @@ def test_a_teacher_that_is_never_right_teaches_nothing():
     assert not student.grad.any()
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("term", TERMS, ids=repr)
-def test_perfect_imitation_costs_nothing(term, activation):
-    step = pair(activation=activation)
-    imitation = Step(
-        student=step.teacher, teacher=step.teacher, target=step.target, activation=activation
-    )
-    assert term(imitation) == 0
-
-
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("term", TERMS, ids=repr)
-def test_gradients_in_float64(term, activation):
-    step = pair((2, 3, 2, 2), activation, torch.float64)
-    teacher = step.teacher.requires_grad_()
-
-    def loss(x):
-        return term(Step(student=x, teacher=teacher, target=step.target, activation=activation))
-
-    student = step.student.requires_grad_()
-    if isinstance(term, ReliableSoftTargetCE):
-        # its weights depend on the student and carry no gradient, so differences would not agree
-        loss(student).backward()
-    else:
-        assert torch.autograd.gradcheck(loss, (student,))
-    loss(student).backward()
-    assert student.grad.isfinite().all()
-    assert teacher.grad is None
-
-
 def test_reliability_carries_no_gradient():
     step = pair((1, 3, 1), dtype=torch.float64)
     student = step.student.requires_grad_()
@@ -238,41 +215,6 @@ def test_reliability_carries_no_gradient():
     ReliableSoftTargetCE(temperature=2.0)(Step(student, teacher, target=hot)).backward()
     expected = ((student / 2).softmax(1) - (teacher / 2).softmax(1)) / 2
     assert torch.allclose(student.grad, expected)
-
-
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("term", TERMS, ids=repr)
-def test_extreme_half_precision_logits_stay_finite(term, dtype, activation):
-    step = pair((2, 3, 4, 4), activation)
-    student = (1e4 * step.student.sign()).to(dtype).requires_grad_()
-    teacher = (1e4 * step.teacher.sign()).to(dtype)
-    value = term(Step(student, teacher, target=step.target, activation=activation))
-    value.backward()
-    assert value.dtype == torch.float32
-    assert value.isfinite()
-    assert student.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("term", TERMS, ids=repr)
-def test_value_does_not_change_with_the_patch_size(term):
-    small, large = (term(pair((1, 3, size, size, size))).item() for size in (32, 64))
-    assert large == pytest.approx(small, rel=0.05)
-
-
-@pytest.mark.parametrize("term", TERMS, ids=repr)
-def test_terms_compile_whole_and_run_on_meta(term):
-    step = pair(validate=False)
-
-    def loss(student, teacher, target):
-        return term(Step(student=student, teacher=teacher, target=target, validate=False))
-
-    compiled = torch.compile(loss, backend="eager", fullgraph=True)
-    tensors = step.student, step.teacher, step.target
-    assert torch.equal(compiled(*tensors), loss(*tensors))
-    assert loss(*(tensor.to("meta") for tensor in tensors)).shape == ()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(loss(*tensors), term(step))
 
 
 @pytest.mark.parametrize("term", [HintonKL(temperature=3.0), ReliableSoftTargetCE()], ids=repr)

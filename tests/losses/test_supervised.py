@@ -70,20 +70,6 @@ def test_terms_own_activation_wins():
     assert own == inherited
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_gradients_in_float64(activation):
-    student = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-
-    def loss(x):
-        step = Step(student=x, teacher=teacher, activation=activation)
-        return SoftTargetDiceBCE(squared_denominator=True)(step)
-
-    assert torch.autograd.gradcheck(loss, (student,))
-    loss(student).backward()
-    assert teacher.grad is None
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [32, 64])
 def test_extreme_half_precision_logits_stay_finite(dtype, size):
@@ -268,7 +254,7 @@ def test_class_weights_give_the_weighted_mean_over_channels():
 
 @pytest.mark.parametrize("weights", [(1, -1), (0, 0), (1, float("nan"))])
 def test_class_weights_without_meaning_are_refused(weights):
-    with pytest.raises(ObjectiveError, match="`class_weights` is"):
+    with pytest.raises(ObjectiveError, match="`class_weights`"):
         GroundTruth(class_weights=weights)
 
 
@@ -295,7 +281,7 @@ def test_a_finer_target_is_met_by_enlarged_logits_only_if_asked():
 
 
 def test_a_coarser_target_is_never_met():
-    with pytest.raises(ShapeMismatchError, match="never resized"):
+    with pytest.raises(ShapeMismatchError, match="resize='logits'"):
         gt(LOGITS, MAP[:, ::2, ::2], resize="logits")
 
 

@@ -53,13 +53,13 @@ def test_values_beyond_one_are_quoted():
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 2, 4, 4), (1, 4, 4), (2, 4)])
 def test_other_shapes_are_refused_with_both_shapes(shape):
-    with pytest.raises(ShapeMismatchError, match=r"logits are \(2, 3, 4, 4\), the target is"):
+    with pytest.raises(ShapeMismatchError, match=r"target is .*\(2, 3, 4, 4\)"):
         convert(torch.zeros(shape))
 
 
 def test_label_map_under_sigmoid_is_refused():
     with pytest.raises(
-        ShapeMismatchError, match=r"with sigmoid the target must be \(2, 3, 4, 4\)\."
+        ShapeMismatchError, match=r"with sigmoid .*\(2, 3, 4, 4\) like the logits\."
     ):
         convert(torch.zeros(2, 4, 4), "sigmoid")
 

@@ -113,6 +113,7 @@ def _write_whole(path: Path, entries: Entries) -> None:
 
 def _stand_alone(checkpoint: Entries) -> Entries:
     """What prediction reads of a checkpoint, in tensors and plain values."""
+    # Tuples and plain dictionaries are read without pickle.
     axes = checkpoint["inference_allowed_mirroring_axes"]
     return {
         "network_weights": dict(checkpoint["network_weights"]),

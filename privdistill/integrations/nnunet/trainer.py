@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from privdistill import DistillationWrapper, Objective, PrivilegedInput, SoftTar
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.integrations.nnunet import export
 from privdistill.integrations.nnunet import plans as files
+from privdistill.losses.options import SHARE, check
 
 
 class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds trainers by such names)
@@ -87,29 +89,26 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         self._facts = files.common_facts(plans, resolved, dataset_json)
         wanted = self.student_channels or os.environ.get("PRIVDISTILL_CHANNELS", "").split(",")
         self._channels = files.channel_indices(dataset_json, [name.strip() for name in wanted])
+        # Numbered, as the names of channels may repeat.
         names = [f"{i}:{name}" for i, name in enumerate(self._facts["channels"])]
         self.inputs = PrivilegedInput(names, student=[names[index] for index in self._channels])
         self._share = self._imitation()
         self.kd: DistillationWrapper | None = None
         own = files.reduced_plans(plans, configuration, resolved, dataset_json, self._channels)
+        # A folder of its own: a baseline and a distillation must not overwrite each other.
         own["plans_name"] += "" if self._share else "_baseline"
         dataset = files.reduced_dataset(dataset_json, self._channels)
         super().__init__(own, configuration, fold, dataset, device)
 
     def _imitation(self) -> float:
         """The teacher's share of the loss."""
-        given = os.environ.get("PRIVDISTILL_IMITATION", "0.5")
-        given = given if self.imitation is None else str(self.imitation)
-        try:
-            share = float(given)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise ObjectiveError(
-                f"PRIVDISTILL_IMITATION is {given}; expected the teacher's share in [0, 1], such "
-                "as 0.5, or 0 for a baseline without one."
-            )
-        return share
+        share: Any = self.imitation
+        if share is None:
+            share = os.environ.get("PRIVDISTILL_IMITATION", "0.5")
+        with suppress(ValueError):
+            share = float(share)
+        check("PRIVDISTILL_IMITATION", SHARE, imitation=share)
+        return float(share)
 
     def build_objective(self) -> Term | Objective:
         """Return what the student learns from the teacher; a subclass may return anything else.
@@ -212,6 +211,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             terms.update(nnunet=reference.detach(), **out.terms)
             return (1 - self._share) * reference + out.loss
 
+        # Lent for one call, so that scaling, clipping and autocast stay nnU-Net's own.
         self.network, self.loss = self.kd, joint
         try:
             result = dict(super().train_step(batch))
@@ -228,6 +228,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
 
     def get_training_transforms(self, *arguments: Any, **more: Any) -> Any:
         """Return nnU-Net's augmentation, for images that still have every channel."""
+        # nnU-Net hands over one flag per channel, of the student's alone.
         more["use_mask_for_norm"] = self._whole.use_mask_for_norm
         return super().get_training_transforms(*arguments, **more)
 
@@ -242,6 +243,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         class StudentCases(every):  # type: ignore[misc, valid-type, unused-ignore]
             def load_case(self, identifier: str) -> tuple[Any, ...]:
                 data, *rest = super().load_case(identifier)
+                # Cases may be read lazily, and then take no list of indices.
                 return data[:][channels], *rest
 
         self.dataset_class = StudentCases
@@ -261,6 +263,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
     def save_checkpoint(self, filename: str) -> None:
         """Save nnU-Net's checkpoint of the student; what is beside it goes into its `init_args`."""
         state = {} if self.kd is None else self.kd.state_dict()
+        # The student is the checkpoint's own network already.
         beside = {key: value for key, value in state.items() if not key.startswith("student.")}
         self.my_init_kwargs[export.OWN] = {"told": self._told(), "state": beside}
         super().save_checkpoint(filename)
