@@ -286,6 +286,7 @@ def _laterals(kept: Outputs, reached: Nodes) -> Nodes:
             if project is None or project(node).window != 1:
                 continue
             others = ancestors(join.parents, lambda n: n.parents if _resamples(n) else ())
+            others -= resampled
             if any(project(n).window == 1 and _finer(n, node.stride) for n in others):
                 return True
         return False

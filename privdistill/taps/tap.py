@@ -181,8 +181,17 @@ def expand(
         if not isinstance(tap, TapPairs):
             table[name] = tap
         elif teachers:
+            check_network(name, tap.teacher, len(teachers))
             table |= _levels(name, tap, teachers[tap.teacher.network], student)
     return table
+
+
+def check_network(tap: str, layer: Layer, teachers: int) -> None:
+    """Refuse a layer of a teacher that there is not."""
+    if layer.network >= teachers:
+        raise LayerNotFoundError(
+            f"Tap '{tap}' reads teacher {layer.network}, but there are {teachers}, counted from 0."
+        )
 
 
 def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) -> dict[str, Tap]:
@@ -249,11 +258,8 @@ def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> 
             raise LayerNotFoundError(
                 f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
             )
-        network = as_layer(tap.teacher).network
-        if teachers and network >= teachers:
-            raise LayerNotFoundError(
-                f"Tap '{name}' reads teacher {network}, but there are {teachers}, counted from 0."
-            )
+        if teachers:
+            check_network(name, as_layer(tap.teacher), teachers)
     for name in read:
         if name == "bottleneck":
             table.setdefault(name, Tap())

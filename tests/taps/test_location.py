@@ -663,6 +663,18 @@ def test_lateral_projections_are_no_bottleneck():
     assert locate(Pyramid()).name == "down2"
 
 
+def test_a_bottleneck_of_kernel_one_that_a_plain_skip_waits_for_is_no_lateral_projection():
+    class Net(Flat):
+        def forward(self, x):
+            fine = self.down1(x)
+            deep = self.narrow(self.down2(fine))
+            return self.head(F.interpolate(deep, scale_factor=2) + fine)
+
+    layers = {"down1": down(1, 2), "down2": down(2, 4)}
+    layers |= {"narrow": nn.Conv2d(4, 2, 1), "head": nn.Conv2d(2, 2, 1)}
+    assert locate(Net(**layers)).name == "narrow"
+
+
 def test_encoder_and_pyramid_may_share_a_module():
     class Backbone(nn.Module):
         def __init__(self):
