@@ -16,9 +16,7 @@ from privdistill.exceptions import (
     ShapeMismatchError,
 )
 from privdistill.inherit import Inheritance, inherit
-from privdistill.inputs import PrivilegedInput
-from privdistill.layer_table import describe
-from privdistill.leaks import assert_no_leak
+from privdistill.inputs import PrivilegedInput, assert_no_leak
 from privdistill.losses import (
     AttentionTransfer,
     CenteredKernelAlignment,
@@ -56,6 +54,7 @@ from privdistill.losses import (
     xie,
 )
 from privdistill.losses.agreement import target_agreement
+from privdistill.sides.layer_table import describe
 from privdistill.sides.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap

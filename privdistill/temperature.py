@@ -13,7 +13,7 @@ from privdistill.inputs import InputViews
 from privdistill.integrations.batch import step_arguments
 from privdistill.losses.agreement import copy_dice, decision_overlap
 from privdistill.losses.functional import Activation
-from privdistill.step import find_heads
+from privdistill.sides.heads import find_heads
 
 # Interpolated between, so that a few passes over the logits give two digits.
 _VALUES = 17

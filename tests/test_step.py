@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from privdistill import PrivDistillError, ShapeMismatchError
-from privdistill.sides.heads import head_weights, steps_by_head
-from privdistill.step import Output, find_heads, undecided
+from privdistill.sides.heads import find_heads, head_weights, steps_by_head, undecided
+from privdistill.step import Output
 
 LOGITS = torch.zeros(1, 2, 8, 8)
 

@@ -16,6 +16,7 @@ from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError
 from privdistill.inputs import InputViews, PrivilegedInput
 from privdistill.losses import Objective
 from privdistill.losses.options import is_number
+from privdistill.sides.frozen import Frozen, Resting
 from privdistill.taps.names import uncompiled
 
 
@@ -146,6 +147,18 @@ def roles_of(teachers: Sequence[nn.Module]) -> list[str]:
     """Return what messages call each teacher: by number, from 1, where there are several."""
     several = len(teachers) > 1
     return [f"teacher {i + 1}" if several else "teacher" for i in range(len(teachers))]
+
+
+def held(teacher: Teacher | None, network: nn.Module) -> nn.Module | Resting:
+    """Return what runs one network of a teacher: frozen, at rest, or as it is if it is trained."""
+    if isinstance(teacher, JointTeacher):
+        return network.train()
+    return Resting(network) if isinstance(teacher, MovingAverage) else Frozen(network)
+
+
+def shares_of(teacher: Teacher | None, count: int) -> Sequence[float]:
+    """Return what each of several teachers counts for."""
+    return teacher.shares if isinstance(teacher, Ensemble) else (1 / max(count, 1),) * count
 
 
 def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:

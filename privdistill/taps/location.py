@@ -19,14 +19,14 @@ Attribute names decide nothing but which layers belong to one module.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
-from privdistill.step import Select, find_heads
 from privdistill.taps.flow import (
     RESHAPING,
     UPSAMPLING,
@@ -40,6 +40,9 @@ from privdistill.taps.flow import (
     parents_of,
 )
 from privdistill.taps.names import watched
+
+# Finds the logits in what a network returned, given the number of spatial axes.
+HeadFinder = Callable[[Any, int], list[Tensor]]
 
 _REARRANGING = (*RESHAPING, "pixel_shuffle")
 # Strides that differ by less belong to one level: odd sizes are rounded on the way down and up.
@@ -69,7 +72,7 @@ class Location:
 
 
 def locate_bottleneck(
-    model: nn.Module, image: Tensor, select: Select = find_heads, *, role: str = "network"
+    model: nn.Module, image: Tensor, find_heads: HeadFinder, *, role: str = "network"
 ) -> Location:
     """Find the last encoder output at the coarsest resolution on the path to the logits.
 
@@ -77,7 +80,7 @@ def locate_bottleneck(
         model: The network, uncompiled, in the mode in which its forward is to be read; call
             under `torch.no_grad()`.
         image: Its input, `(B, C, *spatial)`; the values do not matter.
-        select: Function from the network's output and the number of spatial axes to its heads.
+        find_heads: Function from the network's output and the number of spatial axes to its heads.
             Where it finds none, all that the network returns counts.
         role: What messages call the network.
 
@@ -92,7 +95,7 @@ def locate_bottleneck(
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Upsample(16), nn.Conv2d(4, 2, 1))
-        >>> locate_bottleneck(net, torch.zeros(1, 1, 16, 16)).name
+        >>> locate_bottleneck(net, torch.zeros(1, 1, 16, 16), lambda output, axes: [output]).name
         '0'
 
     Source:
@@ -103,7 +106,7 @@ def locate_bottleneck(
     with flow, watched(model, flow.watch):
         output = model(image)
         try:
-            heads = select(output, image.ndim - 2)
+            heads = find_heads(output, image.ndim - 2)
         except ShapeMismatchError:
             heads = []
         logits = _main(flow.nodes(heads)) or flow.nodes(output)

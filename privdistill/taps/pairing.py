@@ -144,7 +144,7 @@ class Pairing:
         self, taps: Mapping[str, Tap], adapters: nn.ModuleDict, channels: Mapping[str, bool]
     ) -> None:
         self._taps = taps
-        self._adapters = adapters
+        self.adapters = adapters
         self._channels = channels
 
     def fit(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
@@ -172,7 +172,7 @@ class Pairing:
                 adapter = build_adapter(tap, *shapes, channels=channels)
             # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
             if adapter is not None and not isinstance(adapter, nn.Identity):
-                self._adapters[tap] = adapter
+                self.adapters[tap] = adapter
                 if tap in student:
                     adapter.to(student[tap].device, student[tap].dtype)
 
@@ -194,7 +194,7 @@ class Pairing:
         pairs = {}
         for tap, wanted in teacher.items():
             features = student[tap]
-            adapter = self._adapters[tap] if tap in self._adapters else None  # noqa: SIM401
+            adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
             if adapter is not None:
                 features = adapter(features)
             auto = tap in self._channels and self._taps[tap].adapter == "auto"
@@ -209,7 +209,7 @@ class Pairing:
 
     def describe(self, tap: str, student: Shape, teacher: Shape) -> str:
         """Describe the adapter of a tap, and whether features of these shapes are resampled."""
-        adapter = self._adapters[tap] if tap in self._adapters else None  # noqa: SIM401
+        adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
         if tap not in self._channels or self._taps[tap].adapter != "auto":
             return short(adapter)
         return short(adapter, student, teacher)

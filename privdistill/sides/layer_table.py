@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
+from privdistill.sides.heads import chosen_heads, find_heads
 from privdistill.sides.trial import attempt, locate
-from privdistill.step import chosen_heads, find_heads
 from privdistill.taps.layout import find_layout
-from privdistill.taps.names import uncompiled, watched
+from privdistill.taps.names import watched
 from privdistill.text import columns, sizes
 
 
@@ -98,10 +98,11 @@ def _outputs(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, An
     def watch(name: str, _layer: nn.Module) -> Any:
         return lambda layer, _args, output: found.append((name, layer, output))
 
-    def forward(view: Tensor) -> None:
+    def forward(network: nn.Module, view: Tensor) -> None:
+        # What the attempt with a batch of one left behind.
         found.clear()
-        with watched(uncompiled(model), watch):
-            uncompiled(model)(view)
+        with watched(network, watch):
+            network(view)
 
     attempt(model, example, "network", forward)
     return found
