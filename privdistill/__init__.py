@@ -4,7 +4,7 @@ Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
 from privdistill.cache import CacheStore, TeacherCache, precompute
-from privdistill.diagnosis import Diagnosis, diagnose
+from privdistill.diagnosis import Diagnosis, diagnose, fit_temperature
 from privdistill.exceptions import (
     CacheError,
     CacheWarning,
@@ -58,7 +58,6 @@ from privdistill.sides.layer_table import describe
 from privdistill.sides.teachers import Ensemble, JointTeacher, MovingAverage
 from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
-from privdistill.temperature import fit_temperature
 from privdistill.wrapper import DistillationWrapper
 
 __version__ = "0.1.0"

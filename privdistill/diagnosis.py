@@ -1,4 +1,4 @@
-"""Whether distillation is going to help, and which term pulls where."""
+"""Whether distillation is going to help, which term pulls where, and what temperature fits."""
 
 import copy
 import importlib
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from privdistill.exceptions import ObjectiveError
+from privdistill.inputs import InputViews
 from privdistill.integrations.batch import step_arguments
 from privdistill.losses import SoftTargetDiceBCE, Term
 from privdistill.losses.agreement import copy_dice, decision_overlap
 from privdistill.losses.functional import Activation, binarise, probabilities, resize
+from privdistill.sides.heads import find_heads
+from privdistill.sides.restored import modes_kept
 from privdistill.step import Output
 from privdistill.taps.names import uncompiled
-from privdistill.temperature import fitted, temperatures
 from privdistill.text import columns
 
 if TYPE_CHECKING:
@@ -77,8 +79,9 @@ class ClassRow:
     @property
     def lead(self) -> float | None:
         """The teacher's Dice less the student's."""
-        both = self.teacher is not None and self.student is not None
-        return self.teacher - self.student if both else None  # type: ignore[operator]
+        if self.teacher is None or self.student is None:
+            return None
+        return self.teacher - self.student
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def diagnose(
         classes=tuple(_class_rows(sums, softened=temperature is not None)),
         similarity={name: value.item() / count for name, value in sums["cka"].items()},
         temperature=temperature,
-        fitted=fitted(overlap[:, :-1], _AT_MOST, 0.9) if overlap[2].any() else None,
+        fitted=_fitted(overlap[:, :-1], _AT_MOST, 0.9) if overlap[2].any() else None,
         batches=count,
     )
     return replace(found, advice=tuple(_advice(found, kd.activation)))
@@ -281,7 +284,7 @@ def _add_answers(
     logits = {"student": kd.predict(**asked)}
     if out.teacher is not None:
         logits["teacher"] = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
-        at = [*temperatures(_AT_MOST), temperature]
+        at = [*_temperatures(_AT_MOST), temperature]
         _add(sums, "overlap", "teacher", decision_overlap(logits["teacher"], at, kd.activation))
     for network, answer in logits.items():
         _add(sums, "channels", network, torch.ones(answer.shape[1]))
@@ -449,3 +452,94 @@ def _plot(found: Diagnosis) -> Any:
     taps.set(xlim=(0, 1), ylim=(-1, len(found.similarity)), title="CKA of taps")
     taps.set_visible(bool(found.similarity))
     return figure
+
+
+def fit_temperature(
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    at_most: float = 5.0,
+    agreement: float = 0.9,
+    activation: Activation = "softmax",
+    *,
+    inputs: InputViews | None = None,
+    names: Mapping[str, str] | None = None,
+) -> float:
+    """The largest temperature at which soft targets still say what this teacher would predict.
+
+    How much a temperature softens depends on how saturated the teacher is. A student that copied
+    its decision exactly should still score `agreement` times the soft Dice against
+    `sigma(l_t / T)` that it scores at T = 1, for every class that the teacher predicts. A hard
+    teacher allows much; one of moderate logits and a small class little. (One that is flat already
+    is not changed by T and allows all of it: look at `diagnose`, which shows its Dice.)
+
+    Args:
+        teacher: The trained network; it runs in eval mode without gradients, and its modes are
+            restored.
+        batches: An iterable of images, of (image, target) pairs or of mappings with an entry
+            "image", on any device; all of it is read, once. Targets are not.
+        at_most: Largest temperature to return, >= 1; the paper's T = 5.
+        agreement: Share of the soft Dice to be kept, in (0, 1].
+        activation: "softmax" or "sigmoid".
+        inputs: Takes the teacher's view from an image; unless given, the image is that view.
+        names: Entry of a mapping that holds the image, as `{"image": "scan"}`.
+
+    Returns:
+        A temperature from 1 to `at_most`, by linear interpolation between 17 values: the first at
+        which the agreement falls below what is asked. Sums are pooled over all batches.
+
+    Raises:
+        ObjectiveError: If an option has no meaning, there is no batch, the teacher predicts no
+            class at all, or its logits are not finite.
+
+    Example:
+        >>> teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
+        >>> teacher.weight.copy_(torch.tensor([500.0, -500.0]).reshape(2, 1, 1, 1))
+        Parameter containing:
+        ...
+        >>> fit_temperature(teacher, [torch.randn(2, 1, 16, 16)])
+        5.0
+
+    Source:
+        Ours; T = 5 is section 3.2 of Hu et al. 2020, arXiv:2106.09564.
+    """
+    if not (1 <= at_most < math.inf and 0 < agreement <= 1):
+        raise ObjectiveError(
+            f"fit_temperature: `at_most` is {at_most} and `agreement` is {agreement}; expected a "
+            "temperature of at least 1 and a share in (0, 1]."
+        )
+    overlaps = []
+    for batch in batches:
+        image = step_arguments(batch, names or {})["image"]
+        view = image if inputs is None else inputs.for_teacher(image)
+        weight = next(teacher.parameters(), view)
+        with modes_kept(teacher), torch.no_grad():
+            logits = find_heads(teacher.eval()(view.to(weight.device)), view.ndim - 2)[0]
+        overlaps.append(decision_overlap(logits, _temperatures(at_most), activation))
+    if not overlaps:
+        raise ObjectiveError("fit_temperature: there is no batch. Pass a loader, or a list.")
+    return _fitted(torch.stack(overlaps).sum(0), at_most, agreement)
+
+
+def _temperatures(at_most: float) -> list[float]:
+    """From 1 to the largest, in equal ratios; interpolated between, they give two digits."""
+    return [math.pow(at_most, step / 16) for step in range(17)]
+
+
+def _fitted(overlap: Tensor, at_most: float, agreement: float) -> float:
+    """The temperature at which the worst class falls below an agreement.
+
+    `overlap` are sums of `decision_overlap` at `_temperatures(at_most)`, `(3, K, C)`.
+    """
+    dice = copy_dice(overlap)
+    occurs = ~dice[0].isnan()
+    if not occurs.any():
+        raise ObjectiveError(
+            "The teacher predicts no class on these batches, so that no temperature fits. Pass "
+            "batches with foreground, and logits without NaN."
+        )
+    kept: list[float] = (dice[:, occurs] / dice[0, occurs]).amin(1).tolist()
+    points = list(zip(_temperatures(at_most), kept, strict=True))
+    for (low, before), (high, after) in pairwise(points):
+        if after < agreement:
+            return low + (high - low) * (before - agreement) / (before - after)
+    return float(at_most)

@@ -101,7 +101,7 @@ def inherit(
         raise ShapeMismatchError(
             f"inherit: {share:.0%} of the student's parameters have a partner of the same name and "
             f"shape in the teacher, less than minimum={minimum:g}; nothing was written. Without "
-            f"one: {_few(left)}. Build both networks from one class, or pass minimum=0 to take "
+            f"one: {list(left)[:5]}. Build both networks from one class, or pass minimum=0 to take "
             "what there is."
         )
     with torch.no_grad():
@@ -203,7 +203,7 @@ def _reordered(teacher: nn.Module, views: _Views) -> list[str]:
     if len(readers) != 1 or _tensors(teacher)[readers[0]].shape[1] != views.total:
         raise LayerNotFoundError(
             "inherit: the student sees the teacher's modalities in another order, and shapes do "
-            f"not tell which layer reads them: {_few(readers)}. Give the student the order of the "
+            f"not tell which layer reads them: {readers}. Give the student the order of the "
             "teacher."
         )
     return readers
@@ -223,8 +223,3 @@ def _stale(student: nn.Module, cut: Collection[str]) -> tuple[str, ...]:
             stale.append(name)
         behind = (behind or f"{name}.weight" in cut) and not keeps
     return tuple(stale)
-
-
-def _few(names: Collection[str]) -> str:
-    listed = ", ".join(f"'{name}'" for name in list(names)[:5])
-    return f"{listed or 'none'}{' and others' * (len(names) > 5)}"

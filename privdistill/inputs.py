@@ -96,7 +96,8 @@ class PrivilegedInput:
         self.fill = fill
         # What every step asks for.
         self._all, self._own = self._count(self.modalities), self._count(self.student)
-        self._spans = {names: self._span(names) for names in (self.student, self.teacher)}
+
+        self._spans = {name: (ends[name] - size, size) for name, size in self.channels.items()}
 
     def for_teacher(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the teacher's modalities of a full input.
@@ -190,13 +191,6 @@ class PrivilegedInput:
     def _count(self, names: tuple[str, ...]) -> int:
         return sum(map(self.channels.__getitem__, names))
 
-    def _span(self, names: tuple[str, ...]) -> tuple[int, int] | None:
-        """First channel and number of channels, where modalities lie side by side."""
-        first = self.modalities.index(names[0])
-        if names != self.modalities[first : first + len(names)]:
-            return None
-        return self._count(self.modalities[:first]), self._count(names)
-
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
             return self._stack(image, names)
@@ -209,13 +203,8 @@ class PrivilegedInput:
             )
         if names == self.modalities:
             return image
-        span = self._spans[names]
-        if span is not None:
-            # A copy, since the other network must not see what this one does to its input.
-            return image.narrow(1, *span).clone()
-        groups = torch.split(image, list(self.channels.values()), dim=1)
-        parts = dict(zip(self.channels, groups, strict=True))
-        return torch.cat([parts[name] for name in names], dim=1)
+        # A copy, since the other network must not see what this one does to its input.
+        return torch.cat([image.narrow(1, *self._spans[name]) for name in names], 1)
 
     def _stack(self, image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
         missing = [name for name in names if name not in image]
@@ -244,17 +233,7 @@ class PrivilegedInput:
 
 
 def as_views(inputs: InputViews | None) -> InputViews:
-    """Return how an input is divided among the networks.
-
-    Args:
-        inputs: What the user passed, or None for the whole input for both.
-
-    Returns:
-        An object with `for_teacher` and `for_student`.
-
-    Raises:
-        ModalityError: If it lacks these methods.
-    """
+    """Return how an input is divided among the networks: as the user says, or both see all."""
     if inputs is None:
         return SameInput()
     if not (hasattr(inputs, "for_teacher") and hasattr(inputs, "for_student")):
@@ -268,20 +247,9 @@ def as_views(inputs: InputViews | None) -> InputViews:
 def view_of(
     inputs: Any, kind: str, image: Image, present: Tensor | None = None, *, training: bool = False
 ) -> Tensor:
-    """Return what one network is given.
+    """Return what one network, the "student" or the "teacher", is given of an input.
 
-    Args:
-        inputs: How the input is divided.
-        kind: "student" or "teacher".
-        image: The full input.
-        present: Which of the modalities each sample has.
-        training: Whether some modalities are to be hidden from the student.
-
-    Returns:
-        `(B, C, *spatial)`.
-
-    Raises:
-        ModalityError: If modalities are absent of which the views know nothing.
+    In `training` some modalities may be hidden from the student.
     """
     named = isinstance(inputs, PrivilegedInput)
     if present is not None and not named:
@@ -301,12 +269,6 @@ def plain(tensor: Tensor) -> Tensor:
     """Take a tensor out of a subclass that carries metadata, such as MONAI's `MetaTensor`.
 
     Such a subclass slows every operation down and would come back as the loss.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        The same data as a plain tensor, with its graph.
     """
     return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
 

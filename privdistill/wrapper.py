@@ -16,10 +16,10 @@ from privdistill.inputs import Image, InputViews, as_views, plain, view_of
 from privdistill.losses import Objective, Term, as_objective
 from privdistill.losses.functional import Activation
 from privdistill.losses.options import check, one_of
-from privdistill.sides.build import attach, give_back, try_out
+from privdistill.sides import heads
+from privdistill.sides.build import attach, channels_of, give_back, try_out
 from privdistill.sides.cached import CachedSide, asked_of, check_cache
 from privdistill.sides.frozen import Frozen
-from privdistill.sides.heads import chosen_heads, head_weights, steps_by_head
 from privdistill.sides.restored import modes_kept
 from privdistill.sides.side import Answer, TeacherSide
 from privdistill.sides.summary import head_lines, network_line, tap_lines
@@ -157,25 +157,23 @@ class DistillationWrapper(nn.Module):
         if isinstance(teacher, MovingAverage | JointTeacher):
             self._modules["teacher"] = networks[0]
         self._shares = shares_of(teacher, len(networks))
-        self._select = select_logits and partial(chosen_heads, select_logits)
-        kinds = ("student", "teacher") if networks else ("student",)
+        self._select = select_logits and partial(heads.chosen_heads, select_logits)
         views = {}
         if example is not None:
+            kinds = ("student", "teacher") if networks else ("student",)
             views = {kind: view_of(self.inputs, kind, example) for kind in kinds}
+        wanted, select = self.objective, self._select
         # The student, then the teachers.
         self._sides = attach(
-            [student, *networks],
-            teacher,
-            self.taps,
-            views,
-            objective=self.objective,
-            select=self._select,
+            [student, *networks], teacher, self.taps, views, objective=wanted, select=select
         )
-        read = {tap: _by_channel(self.objective, tap) for tap in self.objective.taps}
-        self._pairing = Pairing(self.taps, self.adapters, read)
+        self._pairing = Pairing(self.taps, self.adapters, channels_of(wanted))
         self._join()
         try:
-            self._head_sizes = self._try_out(views)
+            self._head_sizes = try_out(
+                self._sides, views, self._pairing, wanted,
+                activation=activation, weights=head_weights, shares=self._shares,
+            )  # fmt: skip
         except BaseException:
             self.close()
             raise
@@ -189,21 +187,6 @@ class DistillationWrapper(nn.Module):
             asked = asked_of(self.inputs, self._sides[1:], self.objective, self._select)
             self._cached = CachedSide(self._teacher, self.cache, asked)
         self._leave = weakref.finalize(self, give_back, self._sides)
-
-    def _try_out(self, views: Mapping[str, Tensor]) -> list[str]:
-        """Make the dry run if there is an example; return the sizes of the student's heads."""
-        if not views:
-            self._pairing.fit({}, {})
-            return []
-        return try_out(
-            self._sides,
-            views,
-            self._pairing,
-            self.objective,
-            activation=self.activation,
-            weights=self.head_weights,
-            shares=self._shares,
-        )
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -323,12 +306,12 @@ class DistillationWrapper(nn.Module):
             "advance": advance,
             "validate": checks,
         }
-        steps = steps_by_head(common, answer.heads[0], of_teacher.heads, shares)
+        steps = heads.steps_by_head(common, answer.heads[0], of_teacher.heads, shares)
         if len(steps) == 1:
             loss, terms = self.objective(steps[0])
             out = Output(loss, terms, steps[0].student, steps[0].teacher, pairs)
         else:
-            out = _of_heads(self.objective, head_weights(self.head_weights, len(steps)), steps)
+            out = _of_heads(self.objective, self.head_weights, steps)
         if training:
             # Written only where it changes, as the compiler would make a new graph.
             if self._unchecked and _checked(self.objective, target, labelled):
@@ -469,12 +452,6 @@ class DistillationWrapper(nn.Module):
         return "\n".join(lines)
 
 
-def _by_channel(objective: Objective, tap: str) -> bool:
-    """Whether any term that reads a tap compares its features channel by channel."""
-    pairs = objective.named_terms.values()
-    return any(term.equal_channels for weight, term in pairs if weight.factor and tap in term.taps)
-
-
 def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
     """What a wrapper trains besides, with names."""
     terms = [(name, term) for name, (_, term) in kd.objective.named_terms.items()]
@@ -482,8 +459,9 @@ def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
     return [*kd.adapters.items(), *terms, *teachers]
 
 
-def _of_heads(objective: Objective, weights: Sequence[float], steps: Sequence[Step]) -> Output:
+def _of_heads(objective: Objective, given: Sequence[float] | None, steps: Sequence[Step]) -> Output:
     """What a step under deep supervision returns."""
+    weights = heads.head_weights(given, len(steps))
     loss, terms = objective(steps[0], list(zip(weights, steps, strict=True)))
     teachers = [step.teacher for step in steps if step.teacher is not None]
     students = [step.student for step in steps]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from privdistill.losses import Objective
 from privdistill.losses.functional import Activation
-from privdistill.sides.heads import check_head_weights, check_heads, steps_by_head
+from privdistill.sides.heads import check_heads, head_weights, steps_by_head
 from privdistill.sides.restored import restored
 from privdistill.sides.side import Side
 from privdistill.sides.teachers import Teacher, held, roles_of
@@ -70,13 +70,19 @@ def try_out(
     weights: Sequence[float] | None,
     shares: Sequence[float],
 ) -> list[str]:
-    """Run all networks once; build adapters and what terms need; return the sizes of the heads."""
+    """Run all networks once, if there is an example, and build adapters and what terms need.
+
+    Returns the sizes of the student's heads.
+    """
+    if not views:
+        pairing.fit({}, {})
+        return []
     student, *teachers = sides
     asked = len(weights or ()) > 1
     own = student.try_out(views["student"], asked=asked)
     # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
     training = student.try_out(views["student"], training=True, asked=asked)
-    check_head_weights(weights, len(training.heads))
+    head_weights(weights, len(training.heads), training=True)
     found = [teacher.try_out(views["teacher"]) for teacher in teachers]
     features = {tap: value for one in found for tap, value in one.features.items()}
     teacher_heads = [one.heads for one in found if one.heads]
@@ -93,6 +99,15 @@ def try_out(
     }
     objective.build(*steps_by_head(common, own.heads[:1], teacher_heads, shares))
     return [sizes(head.shape[2:]) for head in training.heads]
+
+
+def channels_of(objective: Objective) -> dict[str, bool]:
+    """For each tap that terms read, whether any compares its features channel by channel."""
+    terms = [term for weight, term in objective.named_terms.values() if weight.factor]
+    return {
+        tap: any(term.equal_channels for term in terms if tap in term.taps)
+        for tap in objective.taps
+    }
 
 
 def give_back(sides: Sequence[Side]) -> None:

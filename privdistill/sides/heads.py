@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
-from privdistill.losses.functional import Activation, mix_logits, resize
+from privdistill.losses.functional import mix_logits, resize
 from privdistill.losses.options import is_number
 from privdistill.step import Step
 from privdistill.taps.flow import FlowRecorder, ancestors, parents_of
@@ -94,18 +94,7 @@ def _entries(output: Any) -> list[Any]:
 def chosen_heads(
     select: Callable[[Any], Tensor | Sequence[Tensor]], output: Any, _axes: int
 ) -> list[Tensor]:
-    """Return the logits that the user's own function finds, in the form of `find_heads`.
-
-    Args:
-        select: Function from the output to the logits, or to a list of them, finest first.
-        output: What the forward pass returned.
-
-    Returns:
-        Logits `(B, C, *spatial)`, as given.
-
-    Raises:
-        ShapeMismatchError: If it gives something else.
-    """
+    """Return the logits that the user's own function finds, in the form of `find_heads`."""
     chosen = select(output)
     heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
     if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
@@ -125,28 +114,16 @@ def settle_heads(
     model: nn.Module,
     image: Tensor,
     *,
-    training: bool = True,
-    asked: bool = False,
-    role: str = "network",
+    training: bool,
+    asked: bool,
+    role: str,
 ) -> HeadFinder:
     """Decide which of the equally fine tensors in a list are heads, and which is the main one.
 
     The main head is the one that eval mode returns, or the one that depends on most of the
     network where its class speaks of deep supervision. Beside it count those from which it goes
-    on: heads of nested decoders, not those of alternative ones.
-
-    Args:
-        model: The network, uncompiled; call under `torch.no_grad()`. Its mode is left changed.
-        image: Its input, `(B, C, *spatial)`.
-        training: Whether the network is trained, so that its output in train mode counts.
-        asked: Whether the user passed `head_weights`, so that all of them are heads.
-        role: What messages call the network.
-
-    Returns:
-        Function from an output and the number of spatial axes to the heads, finest first.
-
-    Raises:
-        ShapeMismatchError: If nothing tells the main head.
+    on: heads of nested decoders, not those of alternative ones. `training` says whether the output
+    in train mode counts, `asked` that the user gave each a weight, so that all of them are heads.
     """
     alone = _paths(model.eval(), image)
     trained = _paths(model.train(), image) if training else []
@@ -166,12 +143,13 @@ def settle_heads(
             "`lambda output: output[0]`, or `head_weights=`, one for each."
         )
     (chosen,) = main
-    others = [index for index in range(len(heads)) if index != chosen]
-    if not asked:
-        others = [
-            i for i in others if len(heads[chosen] - heads[i]) > len(heads[i] - heads[chosen])
-        ]
-    return partial(find_heads, equals=(chosen, *(others if supervised else ())))
+    main_path = heads[chosen]
+    others = [
+        index
+        for index, path in enumerate(heads)
+        if index != chosen and (asked or len(main_path - path) > len(path - main_path))
+    ]
+    return partial(find_heads, equals=(chosen, *others) if supervised else (chosen,))
 
 
 def _paths(model: nn.Module, image: Tensor) -> list[frozenset[str]]:
@@ -197,28 +175,19 @@ def _speaks_of_deep_supervision(model: nn.Module) -> bool:
     return any("supervis" in text.lower() for text in texts)
 
 
-def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weight of each head under deep supervision, summing to one.
-
-    Args:
-        given: What the user passed; None halves the weight from head to head.
-        count: Number of heads.
-
-    Returns:
-        One weight per head.
-
-    Raises:
-        ShapeMismatchError: If there is another number of heads than of weights.
-        ObjectiveError: If the weights have no meaning.
-    """
-    weights = [0.5**index for index in range(count)] if given is None else list(given)
+def head_weights(
+    given: Sequence[float] | None, count: int, *, training: bool = False
+) -> list[float]:
+    """Return the weight of each head, summing to one; None halves it from head to head."""
     # In eval mode such networks return their finest head alone.
-    if count == 1:
+    if count == 1 and not (training and given and len(given) > 1):
         return [1.0]
+    weights = [0.5**index for index in range(count)] if given is None else list(given)
     if len(weights) != count:
         raise ShapeMismatchError(
-            f"The student returns {count} heads, and `head_weights` has {len(weights)}: {weights}. "
-            "Pass one weight per head, finest first."
+            f"The student returns {count} heads, and `head_weights` has {len(weights)}: "
+            f"{weights}. Pass one weight per head, finest first. If heads come in "
+            "a form that is not understood, `select_logits=` may return a list."
         )
     numbers = all(is_number(weight) and 0 <= weight < float("inf") for weight in weights)
     if not numbers or not 0 < sum(weights) < float("inf"):
@@ -228,36 +197,8 @@ def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def check_head_weights(given: Sequence[float] | None, count: int) -> None:
-    """Check weights against the heads that the student returns in train mode.
-
-    Args:
-        given: What the user passed.
-        count: Number of heads.
-
-    Raises:
-        ShapeMismatchError: If there is another number of heads than of weights.
-        ObjectiveError: If the weights have no meaning.
-    """
-    if given is not None and count == 1 < len(given):
-        raise ShapeMismatchError(
-            f"`head_weights` has {len(given)}, but the student returns one head in train mode, or "
-            "others in a form that is not understood: expected a list, stacked heads, or 'aux' "
-            "entries. `select_logits=` may return a list."
-        )
-    head_weights(given, count)
-
-
 def check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
-    """Compare the shapes of all networks' logits for the example.
-
-    Args:
-        student: Logits of the student, `(B, C, *spatial)`; of several heads the finest.
-        teachers: Those of each teacher.
-
-    Raises:
-        ShapeMismatchError: If they differ.
-    """
+    """Compare the shapes of all networks' finest logits for the example."""
     for teacher in teachers:
         if student.shape != teacher.shape:
             raise ShapeMismatchError(
@@ -271,45 +212,28 @@ def check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
 def steps_by_head(
     common: Mapping[str, Any],
     heads: Sequence[Tensor],
-    taught: Sequence[Sequence[Tensor]],
+    teachers: Sequence[Sequence[Tensor]],
     shares: Sequence[float | Tensor],
 ) -> list[Step]:
-    """Return a step for each head, with the teachers' logits at its resolution.
+    """Return a step for each of the student's heads, with each teacher's logits at its resolution.
 
-    Args:
-        common: Fields that the steps have in common; their activation says how logits of several
-            teachers are averaged.
-        heads: The student's logits, finest first, `(B, C, *spatial)`.
-        taught: Each teacher's heads.
-        shares: Share of each teacher in the mean.
-
-    Returns:
-        Steps in the order of the heads.
+    `common` are the fields that the steps share, `shares` what each teacher counts for in the mean.
     """
     steps = []
     for head in heads:
         main = head is heads[0]
-        teaching = _teaching(head, taught, shares, common["activation"], main=main)
-        steps.append(Step(student=head, **common, **teaching))
+        # No comprehension, which is one more call in every step.
+        answers = []
+        for teacher in teachers:
+            answers.append(_at_resolution(teacher, head, main))  # noqa: PERF401
+        if len(answers) > 1:
+            members = tuple(zip(answers, shares, strict=True))
+            mean = mix_logits(members, common["activation"])
+            steps.append(Step(head, mean, members, **common))
+        else:
+            # A single teacher's logits stay what it gave, bit by bit.
+            steps.append(Step(head, *answers, **common))
     return steps
-
-
-def _teaching(
-    head: Tensor,
-    taught: Sequence[Sequence[Tensor]],
-    shares: Sequence[float | Tensor],
-    activation: Activation,
-    *,
-    main: bool,
-) -> dict[str, Any]:
-    if not taught:
-        return {}
-    # A single teacher's logits stay what it gave, bit by bit.
-    if len(taught) == 1:
-        return {"teacher": _at_resolution(taught[0], head, main)}
-    own = [_at_resolution(heads, head, main) for heads in taught]
-    members = tuple(zip(own, shares, strict=True))
-    return {"teacher": mix_logits(members, activation), "members": members}
 
 
 def _at_resolution(heads: Sequence[Tensor], like: Tensor, main: bool) -> Tensor:

@@ -112,18 +112,7 @@ Teacher = nn.Module | Sequence[nn.Module] | Ensemble | MovingAverage | JointTeac
 
 
 def networks_of(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
-    """Return the networks that a teacher consists of; an average is a copy of the student.
-
-    Args:
-        teacher: What the user declared.
-        student: The student.
-
-    Returns:
-        Networks; none where there is no teacher.
-
-    Raises:
-        LifecycleError: If it is anything else than networks or a declaration.
-    """
+    """Return the networks that a teacher consists of; an average is a copy of the student."""
     if teacher is None:
         return []
     if isinstance(teacher, MovingAverage):
@@ -162,16 +151,7 @@ def shares_of(teacher: Teacher | None, count: int) -> Sequence[float]:
 
 
 def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
-    """Refuse networks that cannot be wrapped together.
-
-    Args:
-        student: The student.
-        teachers: The teachers, if any.
-
-    Raises:
-        LifecycleError: If one is in DataParallel or has lazy layers, the student is sharded, or
-            teacher and student share parameters or layers.
-    """
+    """Refuse networks that cannot be wrapped together."""
     if not isinstance(student, nn.Module):
         raise LifecycleError(
             f"The student is {student!r}; expected a network, an instance of torch.nn.Module."
@@ -204,17 +184,7 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
 
 
 def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objective) -> None:
-    """Refuse a teacher that cannot teach what it is to teach.
-
-    Args:
-        teacher: What the user declared.
-        inputs: How the input is divided.
-        objective: Says what is read of a teacher.
-
-    Raises:
-        ModalityError: If an average of the student is to see other modalities than the student.
-        ObjectiveError: If a teacher is read and there is none.
-    """
+    """Refuse a teacher that cannot teach what it is to teach."""
     average = isinstance(teacher, MovingAverage)
     if average and isinstance(inputs, PrivilegedInput) and inputs.teacher != inputs.student:
         raise ModalityError(
@@ -243,16 +213,9 @@ def _has_state(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def follow(average: nn.Module, student: nn.Module, decay: float, steps: Tensor) -> None:
-    """Move an average towards the student, after a step of the optimizer.
+    """Move an average towards the student, after as many steps of the optimizer.
 
-    Args:
-        average: The average.
-        student: The student.
-        decay: See `MovingAverage`.
-        steps: Number of steps taken, a scalar.
-
-    Raises:
-        LifecycleError: If the average is in half precision.
+    Its share grows from a plain mean to `decay`; half precision would stop it.
     """
     share = 1 - (1 - 1 / (steps.double() + 1)).clamp(max=decay)
     source = uncompiled(student)
@@ -268,20 +231,9 @@ def follow(average: nn.Module, student: nn.Module, decay: float, steps: Tensor) 
 
 
 def teacher_shares(given: Tensor, count: int, image: Tensor, *, check: bool) -> Sequence[Tensor]:
-    """Return what each teacher counts for each sample.
+    """Return what each teacher counts for each sample: for each of them `(B,)`.
 
-    Args:
-        given: Weights of this step's samples, `(B, teachers)`.
-        count: Number of teachers.
-        image: Any tensor of the batch, on the device of the step.
-        check: Whether to look at the values, for which a GPU waits.
-
-    Returns:
-        For each teacher `(B,)`.
-
-    Raises:
-        ShapeMismatchError: If there is not one weight per sample and teacher.
-        ObjectiveError: If a weight is negative or not finite, or a sample has no teacher left.
+    `given` is `(B, teachers)`; its values are looked at, for which a GPU waits, on `check` alone.
     """
     expected = (len(image), count)
     if tuple(given.shape) != expected or not count:

@@ -162,19 +162,7 @@ def expand(
     teachers: Sequence[nn.Module],
     student: nn.Module,
 ) -> dict[str, Any]:
-    """Return the taps that a wrapper was given, with pairs of globs as one tap per level.
-
-    Args:
-        taps: What the user passed as `taps`.
-        teachers: The teachers; without one there is nothing to pair.
-        student: The student.
-
-    Returns:
-        Taps by name.
-
-    Raises:
-        LayerNotFoundError: If a glob fits no layer, or two do not fit as many.
-    """
+    """Return the taps that a wrapper was given, with pairs of globs as one tap per level."""
     named = {"level": taps} if isinstance(taps, TapPairs) else taps or {}
     table: dict[str, Any] = {}
     for name, tap in named.items():
@@ -196,58 +184,32 @@ def check_network(tap: str, layer: Layer, teachers: int) -> None:
 
 def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) -> dict[str, Tap]:
     """One tap for each pair of layers."""
-    of_teacher = find_layers(teacher, pairs.teacher.layer, tap=name, role="teacher")
-    of_student = find_layers(student, pairs.student.layer, tap=name, role="student")
-    if len(of_teacher) != len(of_student):
+    fitting = {}
+    for role, network in (("teacher", teacher), ("student", student)):
+        place = getattr(pairs, role)
+        names = find_layers(network, place.layer, tap=name, role=role)
+        fitting[role] = [brief(replace(place, layer=layer)) for layer in names]
+    if len(fitting["teacher"]) != len(fitting["student"]):
         raise LayerNotFoundError(
-            f"Tap '{name}': '{pairs.teacher}' fits {len(of_teacher)} layers of the teacher, "
-            f"{of_teacher}, but '{pairs.student}' fits {len(of_student)} of the student, "
-            f"{of_student}. Write globs that fit as many, or one Tap per pair."
+            f"Tap '{name}': '{pairs.teacher}' and '{pairs.student}' fit different numbers of "
+            f"layers, {fitting}. Write globs that fit as many, or one Tap per pair."
         )
-    teacher_layers = [brief(replace(pairs.teacher, layer=layer)) for layer in of_teacher]
-    student_layers = [brief(replace(pairs.student, layer=layer)) for layer in of_student]
-    levels = zip(teacher_layers, student_layers, strict=True)
-    return {f"{name}{i}": Tap(*layers, adapter=pairs.adapter) for i, layers in enumerate(levels, 1)}
+    levels = enumerate(zip(*fitting.values(), strict=True), start=1)
+    return {f"{name}{i}": Tap(*layers, adapter=pairs.adapter) for i, layers in levels}
 
 
 def as_layer(place: str | nn.Module | Layer | Finder | None) -> Layer:
-    """Return a tap's layer in its full form.
-
-    Args:
-        place: What the user gave for one network.
-
-    Returns:
-        A `Layer`.
-    """
+    """Return a tap's layer in its full form."""
     return place if isinstance(place, Layer) else Layer(place)
 
 
 def brief(place: Layer) -> Any:
-    """Return a layer in the shortest form that says the same.
-
-    Args:
-        place: A layer.
-
-    Returns:
-        Its name, if nothing else was chosen.
-    """
+    """Return a layer in its shortest form: its name, if nothing else is chosen."""
     return place.layer if place == Layer(place.layer) else place
 
 
 def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> dict[str, Tap]:
-    """Return the taps given, and the bottleneck where a term reads it and nobody named it.
-
-    Args:
-        taps: What the user passed.
-        read: Names of the taps that terms read.
-        teachers: Number of teachers.
-
-    Returns:
-        Taps by name.
-
-    Raises:
-        LayerNotFoundError: If a name or a tap has another form, or a tap that is read is missing.
-    """
+    """Return the taps given, and the bottleneck where a term reads it and nobody named it."""
     table = dict(taps)
     for name, tap in table.items():
         if not isinstance(tap, Tap):
