@@ -108,9 +108,10 @@ class Diagnosis:
 
     def __str__(self) -> str:
         terms = [("term", "value", "weight", "share of gradient", "cosine with reference")]
-        for t in self.terms:
-            numbers = (f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine))
-            terms.append((t.name, *numbers))
+        terms += [
+            (t.name, f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine))
+            for t in self.terms
+        ]
         softened = "" if self.temperature is None else f"agreement at T = {self.temperature:g}"
         classes = [("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)]
         for c in self.classes:
@@ -137,7 +138,24 @@ class Diagnosis:
         Returns:
             A `matplotlib.figure.Figure`; `figure.savefig("diagnosis.png")` keeps it.
         """
-        return _plot(self)
+        # Without pyplot, whose state is global; by name, as the library itself needs no matplotlib.
+        figure = importlib.import_module("matplotlib.figure").Figure(
+            (11, 3.6), layout="constrained"
+        )
+        pulls, classes, taps = figure.subplots(1, 3, width_ratios=(5, 6, 3))
+        pulls.barh([t.name for t in self.terms], [100 * t.share for t in self.terms], 0.6)
+        pulls.set(xlim=(0, 100), title="share of the gradient (%)")
+        pulls.invert_yaxis()
+        for offset, name in enumerate(("teacher", "student", "agreement"), start=-1):
+            known = [row for row in self.classes if getattr(row, name) is not None]
+            places = [row.index + 0.27 * offset for row in known]
+            classes.bar(places, [getattr(row, name) for row in known], 0.25, label=name)
+        classes.set(ylim=(0, 1), xticks=range(len(self.classes)), title="Dice by class")
+        classes.legend()
+        taps.barh(list(self.similarity), list(self.similarity.values()), 0.4)
+        taps.set(xlim=(0, 1), title="CKA of taps")
+        taps.set_visible(bool(self.similarity))
+        return figure
 
 
 def _text(value: float | None) -> str:
@@ -237,8 +255,7 @@ def _add_terms(sums: _Sums, twin: "DistillationWrapper", given: Mapping[str, Any
         # Not its call, which may be compiled: a hook would start another compilation.
         out = twin.forward(**given)
     parameters = [p for p in twin.student.parameters() if p.requires_grad]
-    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
-    options["materialize_grads"] = True
+    options: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     for name, values in calls.items():
         weights = torch.autograd.grad(out.loss, values, **options)
         slopes = torch.autograd.grad(values, parameters, weights, **options)
@@ -426,32 +443,6 @@ def _advice_on_lead(rows: Sequence[ClassRow]) -> str:
     if lead > 0.02:
         return f"{said}: that lead is what there is to learn."
     return f"{said}: without a lead there is nothing to learn. Train the teacher longer."
-
-
-def _plot(found: Diagnosis) -> Any:
-    # Without pyplot, whose state is global; by name, as the library itself needs no matplotlib.
-    figure = importlib.import_module("matplotlib.figure").Figure((11, 3.6), layout="constrained")
-    pulls, classes, taps = figure.subplots(1, 3, width_ratios=(5, 6, 3))
-    bars = pulls.barh([t.name for t in found.terms], [100 * t.share for t in found.terms], 0.6)
-    labels = ["" if t.cosine is None else f"cosine {t.cosine:.2f}" for t in found.terms]
-    pulls.bar_label(bars, labels, padding=4)
-    pulls.set(xlim=(0, 140), xticks=range(0, 101, 25), title="share of the gradient (%)")
-    pulls.invert_yaxis()
-    softened = "" if found.temperature is None else f" at T = {found.temperature:g}"
-    legend = {"teacher": "teacher's Dice", "student": "student's Dice"}
-    legend["agreement"] = f"agreement{softened}"
-    for offset, (name, label) in enumerate(legend.items(), start=-1):
-        drawn = [(c.index + 0.27 * offset, getattr(c, name)) for c in found.classes]
-        known = [(place, height) for place, height in drawn if height is not None]
-        classes.bar(*zip(*known, strict=True), 0.25, label=label) if known else None
-    classes.set(
-        ylim=(0, 1), xticks=[c.index for c in found.classes], title="Dice and agreement by class"
-    )
-    figure.legend(*classes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    taps.barh(list(found.similarity), list(found.similarity.values()), 0.4, color="tab:gray")
-    taps.set(xlim=(0, 1), ylim=(-1, len(found.similarity)), title="CKA of taps")
-    taps.set_visible(bool(found.similarity))
-    return figure
 
 
 def fit_temperature(

@@ -1,6 +1,7 @@
 """Which modalities each network sees, and a check that it sees no more."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -96,7 +97,8 @@ class PrivilegedInput:
         self.fill = fill
         # What every step asks for.
         self._all, self._own = self._count(self.modalities), self._count(self.student)
-
+        ends = dict(zip(self.channels, accumulate(self.channels.values()), strict=True))
+        # First channel and number of channels of each modality.
         self._spans = {name: (ends[name] - size, size) for name, size in self.channels.items()}
 
     def for_teacher(self, image: Image, present: Tensor | None = None) -> Tensor:
@@ -153,6 +155,7 @@ class PrivilegedInput:
             ModalityError: As for `for_student`.
         """
         view = self.for_student(image, present)
+        # Drawing would advance the random numbers of those who hide nothing.
         if not self.dropout:
             return view
         there = None if present is None else present[:, self._indices(self.student)].to(view.device)
@@ -339,6 +342,7 @@ def assert_no_leak(
             f"a full input, and for a {type(view).__name__} also seen=... with some of these."
         )
     inputs = {name: _noise(part, model) for name, part in parts.items()}
+    # What no gradient shows: statistics of all channels that were detached.
     others = {n: v if n in known else torch.randn_like(v) for n, v in inputs.items()}
     whole = isinstance(example, Tensor)
     with restored(model):
@@ -374,6 +378,7 @@ def _noise(part: Tensor, model: nn.Module) -> Tensor:
 
 def _run(model: nn.Module, view: InputViews, parts: Mapping[Any, Tensor], *, whole: bool) -> Tensor:
     """All floating-point outputs in one; the same random numbers each time."""
+    # Dropout that is left on in eval mode must draw the same for both inputs.
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         output = model(view.for_student(torch.cat([*parts.values()], 1) if whole else parts))
