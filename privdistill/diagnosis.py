@@ -218,6 +218,7 @@ def diagnose(
             count += 1
     if not count:
         raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
+    # The last of its temperatures is that of the objective; those before it are fitted.
     overlap = sums["overlap"].get("teacher", torch.zeros(3, 2, 1))
     found = Diagnosis(
         terms=tuple(_term_rows(sums, kd.objective.named_terms)),
@@ -234,6 +235,7 @@ def _arguments(kd: "DistillationWrapper", batch: Any, names: Mapping[str, str]) 
     """Arguments of a step, on the student's device; without a target none is asked for."""
     given = step_arguments(batch, names)
     given.pop("key", None)
+    # Said here, as a step without a target is refused unless it is meant.
     if kd.objective.needs_target and given.get("target") is None:
         image = given["image"]
         size = len(image if isinstance(image, Tensor) else next(iter(image.values())))
@@ -351,6 +353,7 @@ def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor,
     if labelled is not None:
         logits, target = logits[labelled.to(logits.device)], target[labelled.to(target.device)]
     axes, target = logits.ndim - 2, target.to(logits.device)
+    # Under deep supervision, or a coarse network, the reference is what counts.
     logits = resize(logits, target.shape[-axes:])
     if target.shape == logits.shape:
         return logits, target > 0.5, (target >= 0) & (target <= 1)
@@ -412,6 +415,7 @@ def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
                 f"Tap '{tap}': the features of both networks agree already (CKA {similarity:.2f}); "
                 "a term on it has little left to teach."
             )
+    # The first of exclusive classes is the background, on which every network agrees.
     background = activation == "softmax" and len(found.classes) > 1
     yield _advice_on_lead([row for row in found.classes[background:] if row.lead is not None])
 
@@ -531,6 +535,7 @@ def _fitted(overlap: Tensor, at_most: float, agreement: float) -> float:
     kept: list[float] = (dice[:, occurs] / dice[0, occurs]).amin(1).tolist()
     points = list(zip(_temperatures(at_most), kept, strict=True))
     for (low, before), (high, after) in pairwise(points):
+        # The first crossing: behind it a class is lost, whatever happens at higher temperatures.
         if after < agreement:
             return low + (high - low) * (before - agreement) / (before - after)
     return float(at_most)

@@ -96,6 +96,7 @@ def inherit(
     own, given = _tensors(student), _tensors(teacher)
     axes, left = _plan(own, given, views, _misgrouped(student, teacher, views))
     axes |= dict.fromkeys(_reordered(teacher, views), 1)
+    # Before anything is written, so that an error leaves the student as it was.
     share = _share(student, {own[name] for name in axes})
     if share < minimum:
         raise ShapeMismatchError(
@@ -139,6 +140,7 @@ def _views(inputs: InputViews | None) -> _Views:
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by the names they have in the user's own network."""
+    # Tied weights under all of their names: the teacher's need not be tied.
     parameters = network.named_parameters(remove_duplicate=False)
     buffers = network.named_buffers(remove_duplicate=False)
     return {clean(name): tensor for name, tensor in chain(parameters, buffers)}
@@ -170,6 +172,7 @@ def _plan(
 def _cut_axis(own: Tensor, given: Tensor, views: _Views) -> int | None:
     """The one axis in which two tensors differ, if it holds the channels of the inputs."""
     pairs = list(zip(own.shape, given.shape, strict=False))
+    # Two axes that differ are another architecture, not another input.
     unequal = [axis for axis, (here, there) in enumerate(pairs) if here != there]
     if own.ndim != given.ndim or len(unequal) != 1:
         return None

@@ -307,11 +307,7 @@ class DistillationWrapper(nn.Module):
             "validate": checks,
         }
         steps = heads.steps_by_head(common, answer.heads[0], of_teacher.heads, shares)
-        if len(steps) == 1:
-            loss, terms = self.objective(steps[0])
-            out = Output(loss, terms, steps[0].student, steps[0].teacher, pairs)
-        else:
-            out = _of_heads(self.objective, self.head_weights, steps)
+        out = _output(self.objective, self.head_weights, steps)
         if training:
             # Written only where it changes, as the compiler would make a new graph.
             if self._unchecked and _checked(self.objective, target, labelled):
@@ -459,13 +455,15 @@ def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
     return [*kd.adapters.items(), *terms, *teachers]
 
 
-def _of_heads(objective: Objective, given: Sequence[float] | None, steps: Sequence[Step]) -> Output:
-    """What a step under deep supervision returns."""
+def _output(objective: Objective, given: Sequence[float] | None, steps: Sequence[Step]) -> Output:
+    """What a step returns; under deep supervision lists with one entry per head."""
+    first = steps[0]
+    if len(steps) == 1:
+        return Output(*objective(first), first.student, first.teacher, first.taps)
     weights = heads.head_weights(given, len(steps))
-    loss, terms = objective(steps[0], list(zip(weights, steps, strict=True)))
+    loss, terms = objective(first, list(zip(weights, steps, strict=True)))
     teachers = [step.teacher for step in steps if step.teacher is not None]
-    students = [step.student for step in steps]
-    return Output(loss, terms, students, teachers or None, steps[0].taps)
+    return Output(loss, terms, [step.student for step in steps], teachers or None, first.taps)
 
 
 def _check_unlabelled(objective: Objective, labelled: Tensor | None, *, checks: bool) -> None:

@@ -86,8 +86,10 @@ def try_out(
     found = [teacher.try_out(views["teacher"]) for teacher in teachers]
     features = {tap: value for one in found for tap, value in one.features.items()}
     teacher_heads = [one.heads for one in found if one.heads]
+    # Before adapters: logits that do not fit are the mistake to hear of first.
     check_heads(own.heads[0], [heads[0] for heads in teacher_heads])
     pairing.fit(own.features, features)
+    # An adapter of the user's own may have batch statistics.
     with torch.no_grad(), restored(pairing.adapters):
         pairs = pairing(own.features, features)
     common = {

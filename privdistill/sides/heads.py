@@ -58,6 +58,7 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
             "object with .logits, or a tuple or list that begins with them. Otherwise pass "
             "`select_logits=` to the wrapper, a function from the output to the logits."
         )
+    # The first entry may itself be a mapping or a list of heads, as where a loss stands beside it.
     leading = find_heads(first, axes, equals)
     alike = leading[0].shape[:2]
     nested = [inner if isinstance(inner, tuple | list) else [inner] for inner in others]
@@ -73,6 +74,7 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
         fine = [fine[index] for index in equals]
     if not isinstance(output, Mapping | list):
         fine = fine[: max(1, sum(head.shape == finest for head in leading))]
+    # Deep supervision halves sizes; a feature map of some other size is no head.
     coarse = [head for head in heads if _divides(head.shape[2:], finest[2:])]
     return [*fine, *sorted(coarse, key=lambda head: -prod(head.shape[2:]))]
 
@@ -133,6 +135,7 @@ def settle_heads(
     else:
         deepest = max(map(len, heads))
         main = [index for index, path in enumerate(heads) if len(path) == deepest]
+    # Two tensors of one size may as well be alternatives, of which only one is to be trained.
     supervised = asked or _speaks_of_deep_supervision(model)
     if len(main) != 1 or not (supervised or len(alone) == 1):
         if asked:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import getattr_static
 from itertools import chain
 from typing import Any
@@ -48,6 +48,9 @@ class Ensemble:
     networks: Sequence[nn.Module]
     weights: Sequence[float] | None = None
 
+    #: Weights that sum to one.
+    shares: tuple[float, ...] = field(init=False, repr=False)
+
     def __post_init__(self) -> None:
         count = len(self.networks)
         if not count:
@@ -60,11 +63,9 @@ class Ensemble:
                 "positive finite number each."
             )
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Weights that sum to one."""
-        weights = [1.0] * len(self.networks) if self.weights is None else self.weights
-        return tuple(float(weight / sum(weights)) for weight in weights)
+        shares = tuple(float(weight / sum(weights)) for weight in weights)
+        # The only way to set a field of a frozen data class.
+        object.__setattr__(self, "shares", shares)
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
                 "before the wrapper is built."
             )
     parallel.check_not_sharded(student)
+    # By identity: one layer of two networks could not be frozen in one and trained in the other.
     own = {id(part) for part in _parts(student)}
     both = {
         type(part).__name__: None
@@ -217,6 +219,7 @@ def follow(average: nn.Module, student: nn.Module, decay: float, steps: Tensor) 
 
     Its share grows from a plain mean to `decay`; half precision would stop it.
     """
+    # On the device, since a number would make a GPU wait and a graph be made anew.
     share = 1 - (1 - 1 / (steps.double() + 1)).clamp(max=decay)
     source = uncompiled(student)
     for mean, value in zip(average.parameters(), source.parameters(), strict=True):
@@ -226,6 +229,7 @@ def follow(average: nn.Module, student: nn.Module, decay: float, steps: Tensor) 
                 "nothing. Keep the weights in float32 and use torch.autocast."
             )
         mean.lerp_(parallel.like(value, mean), share.to(mean.dtype))
+    # Statistics are copied, not averaged: those of the student belong to weights close by.
     for kept, buffer in zip(average.buffers(), source.buffers(), strict=True):
         kept.copy_(parallel.like(buffer, kept))
 

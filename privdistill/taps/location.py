@@ -109,6 +109,7 @@ def locate_bottleneck(
             heads = find_heads(output, image.ndim - 2)
         except ShapeMismatchError:
             heads = []
+        # Of a network that returns features alone, all of them are what counts.
         logits = _main(flow.nodes(heads)) or flow.nodes(output)
     reached = ancestors(logits, _features)
     runs = Counter((item.name, item.select) for item in flow.outputs)
@@ -183,6 +184,7 @@ def _without_head(coarse: Outputs, logits: list[Node]) -> Outputs:
 
     found = ancestors(logits, scores)
     heads = sorted({i.name for i in coarse if i.node in found}, key=lambda name: name.count("."))
+    # A head that holds everything coarse holds the bottleneck too: then only its inner parts go.
     for outermost in range(len(heads) + 1):
         left = [i for i in coarse if not _inside(i.name, set(heads[outermost:]))]
         left = [item for item in left if item.node not in found]
@@ -205,6 +207,7 @@ def _encoder(maps: Outputs, body: Outputs, reached: Nodes, role: str) -> tuple[O
     risen = {_child(i.name, module) for i in up if _inside(i.name, {module})} - {first, module}
     kept = [item for item in level if _child(item.name, module) not in risen]
     kept += _exchanging(level, risen, finer, up)
+    # Neither may leave nothing: a network of lateral projections alone has a bottleneck, too.
     for drop in (_laterals(kept, reached), _context(reached)):
         kept = [item for item in kept if item.node.origin not in drop] or kept
     inside = [item for item in kept if _inside(item.name, {first})]
@@ -226,6 +229,7 @@ def _descend(
         deeper = [item for item in own if item.name != first]
         rises = _rises(up, before, own, first)
         only = all(_inside(item.name, {first}) for item in maps if _inside(item.name, {module}))
+        # Only a module that goes down and up, or holds all, holds both encoder and decoder.
         if not deeper or not (rises or only):
             return module, level
         ends = all(_inside(item.name, {first}) for item in up)
@@ -289,6 +293,7 @@ def _laterals(kept: Outputs, reached: Nodes) -> Nodes:
             if project is None or project(node).window != 1:
                 continue
             others = ancestors(join.parents, lambda n: n.parents if _resamples(n) else ())
+            # The other side of the join, not the way from this very layer to it.
             others -= resampled
             if any(project(n).window == 1 and _finer(n, node.stride) for n in others):
                 return True

@@ -43,11 +43,11 @@ class Layer:
     network: int = 0
 
     def __post_init__(self) -> None:
-        if self.at not in ("output", "input"):
-            raise ObjectiveError(f"Layer: `at` must be 'output' or 'input'; got {self.at!r}.")
-        if not isinstance(self.network, int) or self.network < 0:
+        known = self.at in ("output", "input")
+        if not known or not isinstance(self.network, int) or self.network < 0:
             raise ObjectiveError(
-                f"Layer: `network` must be the index of a teacher, from 0; got {self.network!r}."
+                "Layer: `at` must be 'output' or 'input', and `network` the index of a teacher, "
+                f"from 0; got at={self.at!r}, network={self.network!r}."
             )
 
     def pick(self, value: Any) -> Any:
