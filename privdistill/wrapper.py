@@ -459,7 +459,8 @@ def _output(objective: Objective, given: Sequence[float] | None, steps: Sequence
     """What a step returns; under deep supervision lists with one entry per head."""
     first = steps[0]
     if len(steps) == 1:
-        return Output(*objective(first), first.student, first.teacher, first.taps)
+        loss, terms = objective(first)
+        return Output(loss, terms, first.student, first.teacher, first.taps)
     weights = heads.head_weights(given, len(steps))
     loss, terms = objective(first, list(zip(weights, steps, strict=True)))
     teachers = [step.teacher for step in steps if step.teacher is not None]

@@ -235,7 +235,7 @@ def steps_by_head(
             steps.append(Step(head, mean, members, **common))
         else:
             # A single teacher's logits stay what it gave, bit by bit.
-            steps.append(Step(head, *answers, **common))
+            steps.append(Step(head, answers[0] if answers else None, **common))
     return steps
 
 

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 
 
 def set_mode(model: nn.Module, *, training: bool) -> None:
-    """Put a network into train or eval mode; exported programs have flags alone.
-
-    Args:
-        model: The network.
-        training: Train mode, or eval mode.
-    """
+    """Put a network into train or eval mode; exported programs have flags alone."""
     try:
         model.train(training)
     except NotImplementedError:
@@ -24,14 +19,7 @@ def set_mode(model: nn.Module, *, training: bool) -> None:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Restore a network's modes on leaving, module by module: some may have been set apart.
-
-    Args:
-        model: The network.
-
-    Yields:
-        Nothing.
-    """
+    """Restore a network's modes on leaving, module by module: some may have been set apart."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -42,14 +30,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Restore a network's modes, weights and buffers, and the random state, on leaving.
-
-    Args:
-        model: The network.
-
-    Yields:
-        Nothing.
-    """
+    """Restore a network's modes, weights and buffers, and the random state, on leaving."""
     buffers = [
         (module, name, buffer)
         for module in model.modules()

@@ -171,12 +171,8 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
     parallel.check_not_sharded(student)
     # By identity: one layer of two networks could not be frozen in one and trained in the other.
     own = {id(part) for part in _parts(student)}
-    both = {
-        type(part).__name__: None
-        for teacher in teachers
-        for part in _parts(teacher)
-        if id(part) in own
-    }
+    of_teachers = [part for teacher in teachers for part in _parts(teacher)]
+    both = sorted({type(part).__name__ for part in of_teachers if id(part) in own})
     if both:
         raise LifecycleError(
             f"Teacher and student share parameters or layers ({', '.join(both)}), which cannot be "

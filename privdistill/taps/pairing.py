@@ -90,16 +90,7 @@ class Pairing:
         self._channels = channels
 
     def fit(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
-        """Add the adapters that features need to be compared.
-
-        Args:
-            student: Features of the example by tap name, none without an example.
-            teacher: Those of the teacher.
-
-        Raises:
-            ObjectiveError: If an adapter is to be built without an example.
-            ShapeMismatchError: If none can be built.
-        """
+        """Add the adapters that features of the example need to be compared; none without one."""
         # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
         for tap, channels in self._channels.items():
             adapter = self._taps[tap].adapter
@@ -121,18 +112,7 @@ class Pairing:
     def __call__(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
     ) -> dict[str, TapPair]:
-        """Adapt the student's features and pair them with the teacher's.
-
-        Args:
-            student: Features by tap name.
-            teacher: Those of the teacher.
-
-        Returns:
-            Pairs by tap name.
-
-        Raises:
-            ShapeMismatchError: If features that terms compare differ in shape.
-        """
+        """Adapt the student's features and pair them with the teacher's, by tap name."""
         pairs = {}
         for tap, wanted in teacher.items():
             features = student[tap]

@@ -194,8 +194,8 @@ def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) 
             f"Tap '{name}': '{pairs.teacher}' and '{pairs.student}' fit different numbers of "
             f"layers, {fitting}. Write globs that fit as many, or one Tap per pair."
         )
-    levels = enumerate(zip(*fitting.values(), strict=True), start=1)
-    return {f"{name}{i}": Tap(*layers, adapter=pairs.adapter) for i, layers in levels}
+    levels = enumerate(zip(fitting["teacher"], fitting["student"], strict=True), start=1)
+    return {f"{name}{i}": Tap(*layers, pairs.adapter) for i, layers in levels}
 
 
 def as_layer(place: str | nn.Module | Layer | Finder | None) -> Layer:
