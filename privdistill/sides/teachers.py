@@ -172,7 +172,7 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
     # By identity: one layer of two networks could not be frozen in one and trained in the other.
     own = {id(part) for part in _parts(student)}
     of_teachers = [part for teacher in teachers for part in _parts(teacher)]
-    both = sorted({type(part).__name__ for part in of_teachers if id(part) in own})
+    both = dict.fromkeys(type(part).__name__ for part in of_teachers if id(part) in own)
     if both:
         raise LifecycleError(
             f"Teacher and student share parameters or layers ({', '.join(both)}), which cannot be "
