@@ -18,7 +18,7 @@ from privdistill.exceptions import (
     ShapeMismatchError,
 )
 from privdistill.inherit import Inheritance, inherit
-from privdistill.inputs import PrivilegedInput
+from privdistill.inputs import PrivilegedInput, assert_no_leak
 from privdistill.losses.adversarial import Critic, HolisticAdversarial, critic_loss
 from privdistill.losses.features import (
     AttentionTransfer,
@@ -53,11 +53,9 @@ from privdistill.taps import Layer, Tap
 from privdistill.wrapper import DistillationWrapper
 
 if typing.TYPE_CHECKING:
-    from privdistill.diagnosis import Diagnosis, diagnose
-    from privdistill.layer_table import describe
-    from privdistill.leaks import assert_no_leak
+    from privdistill.diagnosis import Diagnosis, diagnose, fit_temperature
     from privdistill.losses.agreement import target_agreement
-    from privdistill.temperature import fit_temperature
+    from privdistill.sides.layer_table import describe
 
 __version__ = "0.1.0"
 
@@ -130,10 +128,9 @@ __all__ = [
 # What looks at networks before a training is imported when it is asked for: a fifth of the time.
 _LATER = {
     "Diagnosis": "diagnosis",
-    "assert_no_leak": "leaks",
-    "describe": "layer_table",
+    "describe": "sides.layer_table",
     "diagnose": "diagnosis",
-    "fit_temperature": "temperature",
+    "fit_temperature": "diagnosis",
     "target_agreement": "losses.agreement",
 }
 

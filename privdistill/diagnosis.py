@@ -1,4 +1,4 @@
-"""Whether distillation is going to help, and which term pulls where."""
+"""Whether distillation is going to help, which term pulls where, and what temperature fits."""
 
 import copy
 import importlib
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from privdistill.exceptions import ObjectiveError
+from privdistill.inputs import InputViews
 from privdistill.integrations.batch import step_arguments
 from privdistill.losses.agreement import copy_dice, decision_overlap
 from privdistill.losses.functional import Activation, binarise, probabilities, resize
 from privdistill.losses.objective import Term
 from privdistill.losses.response import SoftTargetDiceBCE
+from privdistill.sides.heads import find_heads
+from privdistill.sides.restored import modes_kept
 from privdistill.step import Output
 from privdistill.taps.names import uncompiled
-from privdistill.temperature import fitted, temperatures
 from privdistill.text import columns
 
 if TYPE_CHECKING:
@@ -77,8 +79,9 @@ class ClassRow:
     @property
     def lead(self) -> float | None:
         """The teacher's Dice less the student's."""
-        both = self.teacher is not None and self.student is not None
-        return self.teacher - self.student if both else None  # type: ignore[operator]
+        if self.teacher is None or self.student is None:
+            return None
+        return self.teacher - self.student
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,10 @@ class Diagnosis:
 
     def __str__(self) -> str:
         terms = [("term", "value", "weight", "share of gradient", "cosine with reference")]
-        for t in self.terms:
-            numbers = (f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine))
-            terms.append((t.name, *numbers))
+        terms += [
+            (t.name, f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine))
+            for t in self.terms
+        ]
         softened = "" if self.temperature is None else f"agreement at T = {self.temperature:g}"
         classes = [("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)]
         for c in self.classes:
@@ -134,7 +138,24 @@ class Diagnosis:
         Returns:
             A `matplotlib.figure.Figure`; `figure.savefig("diagnosis.png")` keeps it.
         """
-        return _plot(self)
+        # Without pyplot, whose state is global; by name, as the library itself needs no matplotlib.
+        figure = importlib.import_module("matplotlib.figure").Figure(
+            (11, 3.6), layout="constrained"
+        )
+        pulls, classes, taps = figure.subplots(1, 3, width_ratios=(5, 6, 3))
+        pulls.barh([t.name for t in self.terms], [100 * t.share for t in self.terms], 0.6)
+        pulls.set(xlim=(0, 100), title="share of the gradient (%)")
+        pulls.invert_yaxis()
+        for offset, name in enumerate(("teacher", "student", "agreement"), start=-1):
+            known = [row for row in self.classes if getattr(row, name) is not None]
+            places = [row.index + 0.27 * offset for row in known]
+            classes.bar(places, [getattr(row, name) for row in known], 0.25, label=name)
+        classes.set(ylim=(0, 1), xticks=range(len(self.classes)), title="Dice by class")
+        classes.legend()
+        taps.barh(list(self.similarity), list(self.similarity.values()), 0.4)
+        taps.set(xlim=(0, 1), title="CKA of taps")
+        taps.set_visible(bool(self.similarity))
+        return figure
 
 
 def _text(value: float | None) -> str:
@@ -197,13 +218,14 @@ def diagnose(
             count += 1
     if not count:
         raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
+    # The last of its temperatures is that of the objective; those before it are fitted.
     overlap = sums["overlap"].get("teacher", torch.zeros(3, 2, 1))
     found = Diagnosis(
         terms=tuple(_term_rows(sums, kd.objective.named_terms)),
         classes=tuple(_class_rows(sums, softened=temperature is not None)),
         similarity={name: value.item() / count for name, value in sums["cka"].items()},
         temperature=temperature,
-        fitted=fitted(overlap[:, :-1], _AT_MOST, 0.9) if overlap[2].any() else None,
+        fitted=_fitted(overlap[:, :-1], _AT_MOST, 0.9) if overlap[2].any() else None,
         batches=count,
     )
     return replace(found, advice=tuple(_advice(found, kd.activation)))
@@ -213,6 +235,7 @@ def _arguments(kd: "DistillationWrapper", batch: Any, names: Mapping[str, str]) 
     """Arguments of a step, on the student's device; without a target none is asked for."""
     given = step_arguments(batch, names)
     given.pop("key", None)
+    # Said here, as a step without a target is refused unless it is meant.
     if kd.objective.needs_target and given.get("target") is None:
         image = given["image"]
         size = len(image if isinstance(image, Tensor) else next(iter(image.values())))
@@ -234,8 +257,7 @@ def _add_terms(sums: _Sums, twin: "DistillationWrapper", given: Mapping[str, Any
         # Not its call, which may be compiled: a hook would start another compilation.
         out = twin.forward(**given)
     parameters = [p for p in twin.student.parameters() if p.requires_grad]
-    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
-    options["materialize_grads"] = True
+    options: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     for name, values in calls.items():
         weights = torch.autograd.grad(out.loss, values, **options)
         slopes = torch.autograd.grad(values, parameters, weights, **options)
@@ -281,7 +303,7 @@ def _add_answers(
     logits = {"student": kd.predict(**asked)}
     if out.teacher is not None:
         logits["teacher"] = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
-        at = [*temperatures(_AT_MOST), temperature]
+        at = [*_temperatures(_AT_MOST), temperature]
         _add(sums, "overlap", "teacher", decision_overlap(logits["teacher"], at, kd.activation))
     for network, answer in logits.items():
         _add(sums, "channels", network, torch.ones(answer.shape[1]))
@@ -331,6 +353,7 @@ def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor,
     if labelled is not None:
         logits, target = logits[labelled.to(logits.device)], target[labelled.to(target.device)]
     axes, target = logits.ndim - 2, target.to(logits.device)
+    # Under deep supervision, or a coarse network, the reference is what counts.
     logits = resize(logits, target.shape[-axes:])
     if target.shape == logits.shape:
         return logits, target > 0.5, (target >= 0) & (target <= 1)
@@ -392,6 +415,7 @@ def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
                 f"Tap '{tap}': the features of both networks agree already (CKA {similarity:.2f}); "
                 "a term on it has little left to teach."
             )
+    # The first of exclusive classes is the background, on which every network agrees.
     background = activation == "softmax" and len(found.classes) > 1
     yield _advice_on_lead([row for row in found.classes[background:] if row.lead is not None])
 
@@ -427,27 +451,93 @@ def _advice_on_lead(rows: Sequence[ClassRow]) -> str:
     return f"{said}: without a lead there is nothing to learn. Train the teacher longer."
 
 
-def _plot(found: Diagnosis) -> Any:
-    # Without pyplot, whose state is global; by name, as the library itself needs no matplotlib.
-    figure = importlib.import_module("matplotlib.figure").Figure((11, 3.6), layout="constrained")
-    pulls, classes, taps = figure.subplots(1, 3, width_ratios=(5, 6, 3))
-    bars = pulls.barh([t.name for t in found.terms], [100 * t.share for t in found.terms], 0.6)
-    labels = ["" if t.cosine is None else f"cosine {t.cosine:.2f}" for t in found.terms]
-    pulls.bar_label(bars, labels, padding=4)
-    pulls.set(xlim=(0, 140), xticks=range(0, 101, 25), title="share of the gradient (%)")
-    pulls.invert_yaxis()
-    softened = "" if found.temperature is None else f" at T = {found.temperature:g}"
-    legend = {"teacher": "teacher's Dice", "student": "student's Dice"}
-    legend["agreement"] = f"agreement{softened}"
-    for offset, (name, label) in enumerate(legend.items(), start=-1):
-        drawn = [(c.index + 0.27 * offset, getattr(c, name)) for c in found.classes]
-        known = [(place, height) for place, height in drawn if height is not None]
-        classes.bar(*zip(*known, strict=True), 0.25, label=label) if known else None
-    classes.set(
-        ylim=(0, 1), xticks=[c.index for c in found.classes], title="Dice and agreement by class"
-    )
-    figure.legend(*classes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    taps.barh(list(found.similarity), list(found.similarity.values()), 0.4, color="tab:gray")
-    taps.set(xlim=(0, 1), ylim=(-1, len(found.similarity)), title="CKA of taps")
-    taps.set_visible(bool(found.similarity))
-    return figure
+def fit_temperature(
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    at_most: float = 5.0,
+    agreement: float = 0.9,
+    activation: Activation = "softmax",
+    *,
+    inputs: InputViews | None = None,
+    names: Mapping[str, str] | None = None,
+) -> float:
+    """The largest temperature at which soft targets still say what this teacher would predict.
+
+    How much a temperature softens depends on how saturated the teacher is. A student that copied
+    its decision exactly should still score `agreement` times the soft Dice against
+    `sigma(l_t / T)` that it scores at T = 1, for every class that the teacher predicts. A hard
+    teacher allows much; one of moderate logits and a small class little. (One that is flat already
+    is not changed by T and allows all of it: look at `diagnose`, which shows its Dice.)
+
+    Args:
+        teacher: The trained network; it runs in eval mode without gradients, and its modes are
+            restored.
+        batches: An iterable of images, of (image, target) pairs or of mappings with an entry
+            "image", on any device; all of it is read, once. Targets are not.
+        at_most: Largest temperature to return, >= 1; the paper's T = 5.
+        agreement: Share of the soft Dice to be kept, in (0, 1].
+        activation: "softmax" or "sigmoid".
+        inputs: Takes the teacher's view from an image; unless given, the image is that view.
+        names: Entry of a mapping that holds the image, as `{"image": "scan"}`.
+
+    Returns:
+        A temperature from 1 to `at_most`, by linear interpolation between 17 values: the first at
+        which the agreement falls below what is asked. Sums are pooled over all batches.
+
+    Raises:
+        ObjectiveError: If an option has no meaning, there is no batch, the teacher predicts no
+            class at all, or its logits are not finite.
+
+    Example:
+        >>> teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
+        >>> teacher.weight.copy_(torch.tensor([500.0, -500.0]).reshape(2, 1, 1, 1))
+        Parameter containing:
+        ...
+        >>> fit_temperature(teacher, [torch.randn(2, 1, 16, 16)])
+        5.0
+
+    Source:
+        Ours; T = 5 is section 3.2 of Hu et al. 2020, arXiv:2106.09564.
+    """
+    if not (1 <= at_most < math.inf and 0 < agreement <= 1):
+        raise ObjectiveError(
+            f"fit_temperature: `at_most` is {at_most} and `agreement` is {agreement}; expected a "
+            "temperature of at least 1 and a share in (0, 1]."
+        )
+    overlaps = []
+    for batch in batches:
+        image = step_arguments(batch, names or {})["image"]
+        view = image if inputs is None else inputs.for_teacher(image)
+        weight = next(teacher.parameters(), view)
+        with modes_kept(teacher), torch.no_grad():
+            logits = find_heads(teacher.eval()(view.to(weight.device)), view.ndim - 2)[0]
+        overlaps.append(decision_overlap(logits, _temperatures(at_most), activation))
+    if not overlaps:
+        raise ObjectiveError("fit_temperature: there is no batch. Pass a loader, or a list.")
+    return _fitted(torch.stack(overlaps).sum(0), at_most, agreement)
+
+
+def _temperatures(at_most: float) -> list[float]:
+    """From 1 to the largest, in equal ratios; interpolated between, they give two digits."""
+    return [math.pow(at_most, step / 16) for step in range(17)]
+
+
+def _fitted(overlap: Tensor, at_most: float, agreement: float) -> float:
+    """The temperature at which the worst class falls below an agreement.
+
+    `overlap` are sums of `decision_overlap` at `_temperatures(at_most)`, `(3, K, C)`.
+    """
+    dice = copy_dice(overlap)
+    occurs = ~dice[0].isnan()
+    if not occurs.any():
+        raise ObjectiveError(
+            "The teacher predicts no class on these batches, so that no temperature fits. Pass "
+            "batches with foreground, and logits without NaN."
+        )
+    kept: list[float] = (dice[:, occurs] / dice[0, occurs]).amin(1).tolist()
+    points = list(zip(_temperatures(at_most), kept, strict=True))
+    for (low, before), (high, after) in pairwise(points):
+        # The first crossing: behind it a class is lost, whatever happens at higher temperatures.
+        if after < agreement:
+            return low + (high - low) * (before - agreement) / (before - after)
+    return float(at_most)

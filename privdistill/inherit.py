@@ -96,12 +96,13 @@ def inherit(
     own, given = _tensors(student), _tensors(teacher)
     axes, left = _plan(own, given, views, _misgrouped(student, teacher, views))
     axes |= dict.fromkeys(_reordered(teacher, views), 1)
+    # Before anything is written, so that an error leaves the student as it was.
     share = _share(student, {own[name] for name in axes})
     if share < minimum:
         raise ShapeMismatchError(
             f"inherit: {share:.0%} of the student's parameters have a partner of the same name and "
             f"shape in the teacher, less than minimum={minimum:g}; nothing was written. Without "
-            f"one: {_few(left)}. Build both networks from one class, or pass minimum=0 to take "
+            f"one: {list(left)[:5]}. Build both networks from one class, or pass minimum=0 to take "
             "what there is."
         )
     with torch.no_grad():
@@ -139,6 +140,7 @@ def _views(inputs: InputViews | None) -> _Views:
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by the names they have in the user's own network."""
+    # Tied weights under all of their names: the teacher's need not be tied.
     parameters = network.named_parameters(remove_duplicate=False)
     buffers = network.named_buffers(remove_duplicate=False)
     return {clean(name): tensor for name, tensor in chain(parameters, buffers)}
@@ -170,6 +172,7 @@ def _plan(
 def _cut_axis(own: Tensor, given: Tensor, views: _Views) -> int | None:
     """The one axis in which two tensors differ, if it holds the channels of the inputs."""
     pairs = list(zip(own.shape, given.shape, strict=False))
+    # Two axes that differ are another architecture, not another input.
     unequal = [axis for axis, (here, there) in enumerate(pairs) if here != there]
     if own.ndim != given.ndim or len(unequal) != 1:
         return None
@@ -203,7 +206,7 @@ def _reordered(teacher: nn.Module, views: _Views) -> list[str]:
     if len(readers) != 1 or _tensors(teacher)[readers[0]].shape[1] != views.total:
         raise LayerNotFoundError(
             "inherit: the student sees the teacher's modalities in another order, and shapes do "
-            f"not tell which layer reads them: {_few(readers)}. Give the student the order of the "
+            f"not tell which layer reads them: {readers}. Give the student the order of the "
             "teacher."
         )
     return readers
@@ -223,8 +226,3 @@ def _stale(student: nn.Module, cut: Collection[str]) -> tuple[str, ...]:
             stale.append(name)
         behind = (behind or f"{name}.weight" in cut) and not keeps
     return tuple(stale)
-
-
-def _few(names: Collection[str]) -> str:
-    listed = ", ".join(f"'{name}'" for name in list(names)[:5])
-    return f"{listed or 'none'}{' and others' * (len(names) > 5)}"

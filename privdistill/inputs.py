@@ -1,12 +1,15 @@
-"""Which modalities each network sees."""
+"""Which modalities each network sees, and a check that it sees no more."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from privdistill.exceptions import ModalityError
+from privdistill.sides.restored import restored
 
 Image = Tensor | Mapping[str, Tensor]
 
@@ -94,7 +97,9 @@ class PrivilegedInput:
         self.fill = fill
         # What every step asks for.
         self._all, self._own = self._count(self.modalities), self._count(self.student)
-        self._spans = {names: self._span(names) for names in (self.student, self.teacher)}
+        ends = dict(zip(self.channels, accumulate(self.channels.values()), strict=True))
+        # First channel and number of channels of each modality.
+        self._spans = {name: (ends[name] - size, size) for name, size in self.channels.items()}
 
     def for_teacher(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the teacher's modalities of a full input.
@@ -150,6 +155,7 @@ class PrivilegedInput:
             ModalityError: As for `for_student`.
         """
         view = self.for_student(image, present)
+        # Drawing would advance the random numbers of those who hide nothing.
         if not self.dropout:
             return view
         there = None if present is None else present[:, self._indices(self.student)].to(view.device)
@@ -188,13 +194,6 @@ class PrivilegedInput:
     def _count(self, names: tuple[str, ...]) -> int:
         return sum(map(self.channels.__getitem__, names))
 
-    def _span(self, names: tuple[str, ...]) -> tuple[int, int] | None:
-        """First channel and number of channels, where modalities lie side by side."""
-        first = self.modalities.index(names[0])
-        if names != self.modalities[first : first + len(names)]:
-            return None
-        return self._count(self.modalities[:first]), self._count(names)
-
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
             return self._stack(image, names)
@@ -207,13 +206,8 @@ class PrivilegedInput:
             )
         if names == self.modalities:
             return image
-        span = self._spans[names]
-        if span is not None:
-            # A copy, since the other network must not see what this one does to its input.
-            return image.narrow(1, *span).clone()
-        groups = torch.split(image, list(self.channels.values()), dim=1)
-        parts = dict(zip(self.channels, groups, strict=True))
-        return torch.cat([parts[name] for name in names], dim=1)
+        # A copy, since the other network must not see what this one does to its input.
+        return torch.cat([image.narrow(1, *self._spans[name]) for name in names], 1)
 
     def _stack(self, image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
         missing = [name for name in names if name not in image]
@@ -242,17 +236,7 @@ class PrivilegedInput:
 
 
 def as_views(inputs: InputViews | None) -> InputViews:
-    """Return how an input is divided among the networks.
-
-    Args:
-        inputs: What the user passed, or None for the whole input for both.
-
-    Returns:
-        An object with `for_teacher` and `for_student`.
-
-    Raises:
-        ModalityError: If it lacks these methods.
-    """
+    """Return how an input is divided among the networks: as the user says, or both see all."""
     if inputs is None:
         return SameInput()
     if not (hasattr(inputs, "for_teacher") and hasattr(inputs, "for_student")):
@@ -266,20 +250,9 @@ def as_views(inputs: InputViews | None) -> InputViews:
 def view_of(
     inputs: Any, kind: str, image: Image, present: Tensor | None = None, *, training: bool = False
 ) -> Tensor:
-    """Return what one network is given.
+    """Return what one network, the "student" or the "teacher", is given of an input.
 
-    Args:
-        inputs: How the input is divided.
-        kind: "student" or "teacher".
-        image: The full input.
-        present: Which of the modalities each sample has.
-        training: Whether some modalities are to be hidden from the student.
-
-    Returns:
-        `(B, C, *spatial)`.
-
-    Raises:
-        ModalityError: If modalities are absent of which the views know nothing.
+    In `training` some modalities may be hidden from the student.
     """
     named = isinstance(inputs, PrivilegedInput)
     if present is not None and not named:
@@ -299,12 +272,6 @@ def plain(tensor: Tensor) -> Tensor:
     """Take a tensor out of a subclass that carries metadata, such as MONAI's `MetaTensor`.
 
     Such a subclass slows every operation down and would come back as the loss.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        The same data as a plain tensor, with its graph.
     """
     return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
 
@@ -341,3 +308,93 @@ def _channel_counts(modalities: Iterable[str]) -> dict[str, int]:
             "whole number of at least 1."
         )
     return counts
+
+
+def assert_no_leak(
+    model: nn.Module, view: InputViews, example: Image, *, seen: Sequence[int | str] | None = None
+) -> None:
+    """Check that a student's output does not depend on modalities outside its view.
+
+    The output's gradient with respect to every other channel must be zero, and the output must
+    stay the same when these channels are replaced by noise, which also finds what no gradient
+    shows, such as a normalisation by detached statistics of all channels.
+
+    Args:
+        model: The student, which is called with `view.for_student(input)` in eval mode.
+        view: What the wrapper was given as `inputs`.
+        example: A full input; only its shape matters, values are drawn at random.
+        seen: Channels (of a tensor) or names (of a mapping) that the student may see; known for
+            `PrivilegedInput`.
+
+    Raises:
+        ModalityError: If anything else reaches the output; names it. Also if the output holds no
+            floating-point tensor.
+
+    Example:
+        >>> inputs = PrivilegedInput(("flair", "t1ce"), student=("t1ce",))
+        >>> assert_no_leak(nn.Conv2d(1, 2, 1), inputs, torch.zeros(1, 2, 4, 4))
+    """
+    parts = _groups(example, view)
+    known = view.student if seen is None and isinstance(view, PrivilegedInput) else seen
+    if known is None or not set(known) <= set(parts):
+        raise ModalityError(
+            f"assert_no_leak: the student's view is {known}, the example holds {list(parts)}. Pass "
+            f"a full input, and for a {type(view).__name__} also seen=... with some of these."
+        )
+    inputs = {name: _noise(part, model) for name, part in parts.items()}
+    # What no gradient shows: statistics of all channels that were detached.
+    others = {n: v if n in known else torch.randn_like(v) for n, v in inputs.items()}
+    whole = isinstance(example, Tensor)
+    with restored(model):
+        model.eval()
+        output = _run(model, view, inputs, whole=whole)
+        again = _run(model, view, others, whole=whole)
+    leaking = [name for name in _reached(output, inputs) if name not in known]
+    if leaking or not torch.equal(output, again):
+        what = leaking or [name for name in parts if name not in known]
+        how = "a gradient leads to it" if leaking else "it changes when these are replaced by noise"
+        raise ModalityError(
+            f"The student's output depends on {what}, which it must not see ({how}); its view is "
+            f"{list(known)}. Look for statistics over all channels, or a view that returns more "
+            "than it says."
+        )
+
+
+def _groups(example: Image, view: InputViews) -> dict[Any, Tensor]:
+    """The example's modalities by name, or its channels by number."""
+    if isinstance(example, Mapping):
+        return dict(example)
+    names: dict[Any, int] = dict(view.channels) if isinstance(view, PrivilegedInput) else {}
+    if sum(names.values()) != example.shape[1]:
+        names = dict.fromkeys(range(example.shape[1]), 1)
+    return dict(zip(names, torch.split(example, list(names.values()), dim=1), strict=True))
+
+
+def _noise(part: Tensor, model: nn.Module) -> Tensor:
+    """Random values of a modality's shape, in the network's precision and where it is."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.randn(part.shape, dtype=weight.dtype, device=weight.device).requires_grad_()
+
+
+def _run(model: nn.Module, view: InputViews, parts: Mapping[Any, Tensor], *, whole: bool) -> Tensor:
+    """All floating-point outputs in one; the same random numbers each time."""
+    # Dropout that is left on in eval mode must draw the same for both inputs.
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        output = model(view.for_student(torch.cat([*parts.values()], 1) if whole else parts))
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    floats = [tensor.flatten() for tensor in tensors if tensor.is_floating_point()]
+    if not floats:
+        raise ModalityError(
+            f"assert_no_leak: the model returned {type(output).__name__} without a floating-point "
+            "tensor, of which nothing can be said. Pass a module that returns its logits."
+        )
+    return torch.cat(floats)
+
+
+def _reached(output: Tensor, parts: Mapping[Any, Tensor]) -> list[Any]:
+    """Names to which a gradient leads."""
+    if not output.requires_grad:
+        return []
+    found = torch.autograd.grad(output.sum(), list(parts.values()), allow_unused=True)
+    return [n for n, slope in zip(parts, found, strict=True) if slope is not None and slope.any()]

@@ -50,14 +50,7 @@ def reshard(module: nn.Module) -> None:
 
 
 def check_not_sharded(student: nn.Module) -> None:
-    """Refuse a student that was sharded before its wrapper was built.
-
-    Args:
-        student: The student.
-
-    Raises:
-        LifecycleError: If it was.
-    """
+    """Refuse a student that was sharded before its wrapper was built."""
     if any_sharded(student.modules()):
         raise LifecycleError(
             "The student is sharded by FSDP already: the dry run would leave its weights gathered, "
@@ -67,43 +60,27 @@ def check_not_sharded(student: nn.Module) -> None:
 
 
 def check_synchronised(student: nn.Module, others: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse to train what each process would train on its own, in silence.
-
-    Args:
-        student: The student.
-        others: What the wrapper trains besides, with names.
-
-    Raises:
-        LifecycleError: If only the student was given to DistributedDataParallel or FSDP.
-    """
+    """Refuse to train what each process would train on its own, in silence."""
     mark = "_is_fsdp_managed_module"
     ddp = nn.parallel.DistributedDataParallel
     if not any(isinstance(module, ddp) or hasattr(module, mark) for module in student.modules()):
         return
-    apart = [
-        name
+    apart = {
+        name: None
         for name, other in others
         for module in other.modules()
         if next(module.parameters(recurse=False), None) is not None and not hasattr(module, mark)
-    ]
+    }
     if apart:
         raise LifecycleError(
             f"Only the student was given to DistributedDataParallel or FSDP, so the adapters or "
-            f"terms {list(dict.fromkeys(apart))} would differ between processes. Build the wrapper "
+            f"terms {list(apart)} would differ between processes. Build the wrapper "
             "from the plain student, then call DistributedDataParallel(kd) or fully_shard(kd)."
         )
 
 
 def check_gathered(wrapper: nn.Module) -> None:
-    """Refuse to predict with weights of which this process has a part.
-
-    Args:
-        wrapper: The wrapper.
-
-    Raises:
-        LifecycleError: If it is sharded by FSDP, which was not told of `predict`, and its weights
-            are not gathered now.
-    """
+    """Refuse to predict with weights of which this process has a part."""
     # Registering a method replaces it on the instance.
     if not sharded(wrapper) or "predict" in vars(wrapper) or _gathered(wrapper):
         return

@@ -3,7 +3,6 @@
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -18,19 +17,14 @@ from privdistill.inputs import Image, InputViews, as_views, plain, view_of
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective, Term, as_objective
 from privdistill.losses.options import check, one_of
-from privdistill.sides import trial
-from privdistill.sides.frozen import Frozen, Resting
-from privdistill.sides.heads import check_head_weights, check_heads, head_weights, steps_by_head
-from privdistill.sides.side import (
-    Answer,
-    CachedSide,
-    Side,
-    TeacherSide,
-    asked_of,
-    check_cache,
-)
+from privdistill.sides import heads
+from privdistill.sides.build import attach, channels_of, give_back, try_out
+from privdistill.sides.cached import CachedSide, asked_of, check_cache
+from privdistill.sides.frozen import Frozen
+from privdistill.sides.restored import modes_kept
+from privdistill.sides.side import Answer, TeacherSide
+from privdistill.sides.summary import head_lines, network_line, tap_lines
 from privdistill.sides.teachers import (
-    Ensemble,
     JointTeacher,
     MovingAverage,
     Teacher,
@@ -39,13 +33,12 @@ from privdistill.sides.teachers import (
     check_start,
     follow,
     networks_of,
-    roles_of,
+    shares_of,
     teacher_shares,
 )
-from privdistill.step import Output, Step, chosen_heads
+from privdistill.step import Output, Step
 from privdistill.taps.pairing import Pairing
-from privdistill.taps.tap import Tap, TapPairs, as_layer, brief, expand, tap_table
-from privdistill.text import columns, sizes
+from privdistill.taps.tap import Tap, TapPairs, expand, tap_table
 
 Validation = Literal["first", "always", "never"]
 
@@ -170,64 +163,32 @@ class DistillationWrapper(nn.Module):
         # A teacher that changes is an ordinary submodule; only a frozen one hides.
         if isinstance(teacher, MovingAverage | JointTeacher):
             self._modules["teacher"] = networks[0]
-        self._head_sizes: list[str] = []
-        self._select = select_logits and partial(chosen_heads, select_logits)
-        count = max(len(networks), 1)
-        self._shares = teacher.shares if isinstance(teacher, Ensemble) else (1 / count,) * count
+        self._shares = shares_of(teacher, len(networks))
+        self._select = select_logits and partial(heads.chosen_heads, select_logits)
+        views = {}
+        if example is not None:
+            kinds = ("student", "teacher") if networks else ("student",)
+            views = {kind: view_of(self.inputs, kind, example) for kind in kinds}
+        wanted, select = self.objective, self._select
         # The student, then the teachers.
-        self._sides: list[Side] = []
-        read = {tap: _by_channel(self.objective, tap) for tap in self.objective.taps}
-        self._pairing = Pairing(self.taps, self.adapters, read)
         #: What the student took from the teacher's weights, if it starts from them.
         self.inherited: Inheritance | None = None
-        # A build that fails half-way must leave no hook and no frozen teacher behind.
+        self._sides = attach(
+            [student, *networks], teacher, self.taps, views, objective=wanted, select=select
+        )
+        self._pairing = Pairing(self.taps, self.adapters, channels_of(wanted))
+        self._join()
         try:
-            self._attach(networks, example)
+            self._head_sizes = try_out(
+                self._sides, views, self._pairing, wanted,
+                activation=activation, weights=head_weights, shares=self._shares,
+            )  # fmt: skip
             if start == "teacher":
                 # Last, as it is the one thing that closing could not take back.
                 self.inherited = inherit(student, networks[0], self.inputs)
         except BaseException:
             self.close()
             raise
-
-    def _attach(self, networks: Sequence[nn.Module], example: Image | None) -> None:
-        """Attach hooks to all networks, freeze the teachers, and try everything out."""
-        kinds = ["student", *["teacher"] * len(networks)]
-        views = (
-            {} if example is None else {kind: view_of(self.inputs, kind, example) for kind in kinds}
-        )
-        for index, network in enumerate([self.student, *networks]):
-            kind, role = kinds[index], ["student", *roles_of(networks)][index]
-            layers = {name: as_layer(getattr(tap, kind)) for name, tap in self.taps.items()}
-            if index:
-                layers = {
-                    name: layer for name, layer in layers.items() if layer.network == index - 1
-                }
-            side = Side(
-                network,
-                layers,
-                views.get(kind),
-                role=role,
-                select=self._select,
-                reads_logits=not index or self.objective.needs_teacher_logits,
-                read=self.objective.taps,
-            )
-            self._sides.append(side)
-            if self._decay is not None and index:
-                side.run = Resting(network)
-            elif index and "teacher" not in self._modules:
-                side.run = Frozen(network)
-            elif index:
-                network.train(self.training)
-            for tap, layer in side.places.items():
-                # By name from here on: a layer kept here would drag its network into every copy.
-                kept: dict[str, Any] = {kind: brief(layer)}
-                self.taps[tap] = replace(self.taps[tap], **kept)
-        self._join()
-        if views:
-            self._try_out(views)
-        else:
-            self._pairing.fit({}, {})
 
     def _join(self) -> None:
         """Make two sides of all networks."""
@@ -237,33 +198,7 @@ class DistillationWrapper(nn.Module):
         if self.cache is not None:
             asked = asked_of(self.inputs, self._sides[1:], self.objective, self._select)
             self._cached = CachedSide(self._teacher, self.cache, asked)
-        self._leave = weakref.finalize(self, _give_back, self._sides)
-
-    def _try_out(self, views: Mapping[str, Tensor]) -> None:
-        """Run all networks once; build adapters and what terms need, and compare shapes."""
-        asked = len(self.head_weights or ()) > 1
-        own = self._student.try_out(views["student"], asked=asked)
-        # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
-        training = self._student.try_out(views["student"], training=True, asked=asked)
-        check_head_weights(self.head_weights, len(training.heads))
-        self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
-        found = [member.try_out(views["teacher"]) for member in self._teacher.members]
-        features = {tap: value for one in found for tap, value in one.features.items()}
-        taught = [one.heads for one in found if one.heads]
-        check_heads(own.heads[0], [heads[0] for heads in taught])
-        self._pairing.fit(own.features, features)
-        with torch.no_grad(), trial.restored(self.adapters):
-            pairs = self._pairing(own.features, features)
-        # Branches that exist only in training are what a term may want to build upon.
-        common = {
-            "image": own.image,
-            "taps": pairs,
-            "activation": self.activation,
-            "index": self.steps.clone(),
-            "student_output": training.output,
-        }
-        (step,) = steps_by_head(common, own.heads[:1], taught, self._shares)
-        self.objective.build(step)
+        self._leave = weakref.finalize(self, give_back, self._sides)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -366,11 +301,11 @@ class DistillationWrapper(nn.Module):
             target = plain(target)
         # Taken before the teacher runs, which might edit its input in place.
         view = view_of(self.inputs, "student", image, present, training=self.training)
-        taught = self.teacher_outputs(image, key=key, present=present)
+        of_teacher = self.teacher_outputs(image, key=key, present=present)
         answer = self._student(view)
         if training:
             self._student.check_gradients(answer.features)
-        pairs = self._pairing(answer.features, taught.features)
+        pairs = self._pairing(answer.features, of_teacher.features)
         shares: Sequence[float | Tensor] = self._shares
         if teacher_weights is not None:
             shares = teacher_shares(teacher_weights, len(shares), view, check=checks)
@@ -386,12 +321,8 @@ class DistillationWrapper(nn.Module):
             "advance": advance,
             "validate": checks,
         }
-        steps = steps_by_head(common, answer.heads[0], taught.heads, shares)
-        if len(steps) == 1:
-            loss, terms = self.objective(steps[0])
-            out = Output(loss, terms, steps[0].student, steps[0].teacher, pairs)
-        else:
-            out = _of_heads(self.objective, head_weights(self.head_weights, len(steps)), steps)
+        steps = heads.steps_by_head(common, answer.heads[0], of_teacher.heads, shares)
+        out = _output(self.objective, self.head_weights, steps)
         if training:
             # Written only where it changes, as the compiler would make a new graph.
             if self._unchecked and _checked(self.objective, target, labelled):
@@ -453,14 +384,14 @@ class DistillationWrapper(nn.Module):
         parallel.check_gathered(self)
         view = view_of(self.inputs, "student", image, present)
         self._student.check(view)
-        with trial.modes_kept(self.student):
+        with modes_kept(self.student):
             self.student.eval()
             output = self.student(self._student.own(view))
             return self._student.select(output, view.ndim - 2)[0]
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
-        _give_back(self._sides)
+        give_back(self._sides)
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -525,40 +456,13 @@ class DistillationWrapper(nn.Module):
         lines = [f"{type(self).__name__}{' (closed)' * self._closed}", f"  inputs: {self.inputs}"]
         lines += [f"  activation: {self.activation}", f"  objective: {self.objective}"]
         compiled = self._compiled_call_impl is not None
-        lines += [f"  {side.role}: {side.describe(compiled=compiled)}" for side in self._sides]
+        lines += [network_line(side, compiled=compiled) for side in self._sides]
         if self.inherited is not None:
             lines.append(f"  start: {str(self.inherited).splitlines()[0]}")
-        if len(self._head_sizes) > 1:
-            weights = head_weights(self.head_weights, len(self._head_sizes))
-            heads = zip(weights, self._head_sizes, strict=True)
-            listed = ", ".join(f"{weight:.3g} ({size})" for weight, size in heads)
-            lines.append(f"  deep supervision, weight of each head: {listed}")
-        rows = [("tap", "network", "layer", "shape", "adapter")] if self.taps else []
-        for tap in self.taps:
-            tapped = [side for side in self._sides if tap in side.places]
-            adapter = self._pairing.describe(tap, *(side.shapes.get(tap, ()) for side in tapped))
-            student, *teachers = [side.cells(tap) for side in tapped]
-            rows.append((tap, *student, adapter))
-            rows += [("", *teacher, "") for teacher in teachers]
-        notes = [
-            f"  {side.role} {tap}: {note}"
-            for side in self._sides
-            for tap, note in side.notes.items()
-        ]
-        cache = [f"  cache: {self.cache!r}, {self.cache.statistics}"] if self.cache else []
-        return "\n".join([*lines, *columns(rows), *notes, *cache])
-
-
-def _give_back(sides: Sequence[Side]) -> None:
-    # Backwards, so that of teachers that share a layer the first remembers how it came.
-    for side in reversed(sides):
-        side.release()
-
-
-def _by_channel(objective: Objective, tap: str) -> bool:
-    """Whether any term that reads a tap compares its features channel by channel."""
-    pairs = objective.named_terms.values()
-    return any(term.equal_channels for weight, term in pairs if weight.factor and tap in term.taps)
+        lines += head_lines(self.head_weights, self._head_sizes)
+        lines += tap_lines(self.taps, self._sides, self._pairing)
+        lines += [f"  cache: {self.cache!r}, {self.cache.statistics}"] if self.cache else []
+        return "\n".join(lines)
 
 
 def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
@@ -568,12 +472,16 @@ def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
     return [*kd.adapters.items(), *terms, *teachers]
 
 
-def _of_heads(objective: Objective, weights: Sequence[float], steps: Sequence[Step]) -> Output:
-    """What a step under deep supervision returns."""
-    loss, terms = objective(steps[0], list(zip(weights, steps, strict=True)))
+def _output(objective: Objective, given: Sequence[float] | None, steps: Sequence[Step]) -> Output:
+    """What a step returns; under deep supervision lists with one entry per head."""
+    first = steps[0]
+    if len(steps) == 1:
+        loss, terms = objective(first)
+        return Output(loss, terms, first.student, first.teacher, first.taps)
+    weights = heads.head_weights(given, len(steps))
+    loss, terms = objective(first, list(zip(weights, steps, strict=True)))
     teachers = [step.teacher for step in steps if step.teacher is not None]
-    students = [step.student for step in steps]
-    return Output(loss, terms, students, teachers or None, steps[0].taps)
+    return Output(loss, terms, [step.student for step in steps], teachers or None, first.taps)
 
 
 def _check_unlabelled(objective: Objective, labelled: Tensor | None, *, checks: bool) -> None:

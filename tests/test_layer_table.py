@@ -57,6 +57,24 @@ def test_a_network_without_bottleneck_is_listed_all_the_same():
     assert "1 x 2 x 4 x 4" in repr(table)
 
 
+def test_the_bottleneck_is_on_the_path_to_the_logits_that_the_wrapper_is_told_of():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shallow, self.deep = nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(1, 4, 3, 4, 1)
+            self.head, self.other = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            deep, shallow = self.head(self.deep(x)), self.other(self.shallow(x))
+            return tuple(nn.functional.interpolate(y, size=x.shape[2:]) for y in (deep, shallow))
+
+    def marked(**options):
+        return [r.name for r in describe(Two(), torch.zeros(1, 1, 8, 8), **options) if r.note]
+
+    assert marked() == ["deep"]
+    assert marked(select_logits=lambda output: output[1]) == ["shallow"]
+
+
 @pytest.mark.parametrize("wrong", [None, torch.zeros(4), (1, 1, 8, 8)])
 def test_an_example_that_is_no_image_is_refused(wrong):
     with pytest.raises(ShapeMismatchError, match=r"describe: the example is"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from privdistill import PrivDistillError, ShapeMismatchError
-from privdistill.sides.heads import head_weights, steps_by_head
-from privdistill.step import Output, find_heads, undecided
+from privdistill.sides.heads import find_heads, head_weights, steps_by_head, undecided
+from privdistill.step import Output
 
 LOGITS = torch.zeros(1, 2, 8, 8)
 
@@ -103,6 +103,8 @@ def test_head_weights_halve_and_sum_to_one():
 def test_head_weights_that_do_not_fit_are_refused():
     with pytest.raises(PrivDistillError, match="returns 3 heads, and `head_weights` has 2"):
         head_weights([1, 1], 3)
+    with pytest.raises(PrivDistillError, match="returns 1 heads, and `head_weights` has 2"):
+        head_weights([1, 1], 1, training=True)
     for wrong in ([-1, 1], [0, 0], [float("nan"), 1]):
         with pytest.raises(PrivDistillError, match="not negative and not all zero"):
             head_weights(wrong, 2)

@@ -146,7 +146,7 @@ def test_networks_of_different_resolution_are_refused_without_an_example_too(bui
 
 
 def test_weights_for_heads_that_are_not_there_are_refused(build):
-    with pytest.raises(ShapeMismatchError, match="the student returns one head in train mode"):
+    with pytest.raises(ShapeMismatchError, match="returns 1 heads, and `head_weights` has 2"):
         build(head_weights=[1, 1])
 
 

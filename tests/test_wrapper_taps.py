@@ -361,6 +361,12 @@ def test_pairs_of_different_counts_list_both(build):
         build(teacher=Levels(4, 3), student=Levels(1, 2), taps=taps)
 
 
+def test_pairs_of_a_teacher_that_there_is_not_say_how_many_there_are(build):
+    taps = Tap.pairs(teacher=Layer("stages.*", network=1), student="stages.*")
+    with pytest.raises(LayerNotFoundError, match="teacher 1, but there are 1"):
+        build(teacher=Levels(4, 2), student=Levels(1, 2), taps=taps)
+
+
 def test_pairs_that_fit_nothing_name_the_closest(build):
     taps = Tap.pairs(teacher="stages.*", student="stagess.*")
     with pytest.raises(LayerNotFoundError, match=r"student has no layer 'stagess\.\*'"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import LifecycleError
-from privdistill.sides.trial import set_mode
+from privdistill.sides.restored import set_mode
 from privdistill.taps.names import uncompiled
 
 # Where a held network keeps its claim; a copy of one keeps None there.

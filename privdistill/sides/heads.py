@@ -1,38 +1,196 @@
-"""Deep supervision: a step for each of the student's heads."""
+"""Which outputs of a network are logits, and a step for each under deep supervision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from math import prod
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
-from privdistill.losses.functional import Activation, mix_logits, resize
+from privdistill.losses.functional import mix_logits, resize
 from privdistill.losses.options import is_number
 from privdistill.step import Step
+from privdistill.taps.flow import FlowRecorder, ancestors, parents_of
+from privdistill.taps.location import HeadFinder
+from privdistill.taps.names import watched
 
 
-def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
-    """Return the weight of each head under deep supervision, summing to one.
+def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> list[Tensor]:
+    """Find the logits in what a network returned: one tensor, or several under deep supervision.
+
+    A tensor is taken as it is; one with an axis more holds stacked heads. Of a mapping the entries
+    "out" or "logits" and those that begin with "aux" are taken; of an object the attribute
+    `logits`; of a tuple or list the first entry and those with as many channels that are coarser
+    by a whole factor. Further ones as fine as the finest are heads in a list, never in a tuple,
+    where a reconstruction may stand beside the logits.
 
     Args:
-        given: What the user passed; None halves the weight from head to head.
-        count: Number of heads.
+        output: What the forward pass returned.
+        axes: Number of spatial axes.
+        equals: Which of the equally fine tensors in a list are heads, the main one first, as
+            `settle_heads` found out; by default all, in the network's order.
 
     Returns:
-        One weight per head.
+        Logits `(B, C, *spatial)`, finest first.
 
     Raises:
-        ShapeMismatchError: If there is another number of heads than of weights.
-        ObjectiveError: If the weights have no meaning.
+        ShapeMismatchError: If no logits with this number of axes can be found.
+
+    Example:
+        >>> import torch
+        >>> heads = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 8, 8), torch.zeros(1, 64)]
+        >>> [tuple(head.shape) for head in find_heads(heads, axes=2)]
+        [(1, 2, 8, 8), (1, 2, 4, 4)]
     """
-    weights = [0.5**index for index in range(count)] if given is None else list(given)
+    if isinstance(output, Tensor) and output.ndim == axes + 2:
+        return [output]
+    if isinstance(output, Tensor) and output.ndim == axes + 3:
+        return list(output.unbind(1))
+    first, *others = _entries(output) or [None]
+    if first is None:
+        shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
+        raise ShapeMismatchError(
+            f"The network returned a {type(output).__name__}{shape}; expected logits "
+            f"(B, C, *spatial) with {axes} spatial axes, a mapping with 'out' or 'logits', an "
+            "object with .logits, or a tuple or list that begins with them. Otherwise pass "
+            "`select_logits=` to the wrapper, a function from the output to the logits."
+        )
+    # The first entry may itself be a mapping or a list of heads, as where a loss stands beside it.
+    leading = find_heads(first, axes, equals)
+    alike = leading[0].shape[:2]
+    nested = [inner if isinstance(inner, tuple | list) else [inner] for inner in others]
+    further = [
+        other
+        for other in chain.from_iterable(nested)
+        if isinstance(other, Tensor) and other.ndim == axes + 2 and other.shape[:2] == alike
+    ]
+    heads = [*leading, *further]
+    finest = max(heads, key=lambda head: prod(head.shape[2:])).shape
+    fine = [head for head in heads if head.shape == finest]
+    if isinstance(output, list) and equals is not None and len(fine) > max(equals):
+        fine = [fine[index] for index in equals]
+    if not isinstance(output, Mapping | list):
+        fine = fine[: max(1, sum(head.shape == finest for head in leading))]
+    # Deep supervision halves sizes; a feature map of some other size is no head.
+    coarse = [head for head in heads if _divides(head.shape[2:], finest[2:])]
+    return [*fine, *sorted(coarse, key=lambda head: -prod(head.shape[2:]))]
+
+
+def _divides(size: Sequence[int], whole: Sequence[int]) -> bool:
+    factors = [divmod(large, small) for large, small in zip(whole, size, strict=True)]
+    return all(not rest for _, rest in factors) and any(factor > 1 for factor, _ in factors)
+
+
+def _entries(output: Any) -> list[Any]:
+    if isinstance(output, Mapping):
+        auxiliary = [value for key, value in output.items() if str(key).startswith("aux")]
+        return [output.get("out", output.get("logits")), *auxiliary]
+    if isinstance(output, tuple | list) and not hasattr(output, "logits"):
+        return list(output)
+    return [getattr(output, "logits", None)]
+
+
+def chosen_heads(
+    select: Callable[[Any], Tensor | Sequence[Tensor]], output: Any, _axes: int
+) -> list[Tensor]:
+    """Return the logits that the user's own function finds, in the form of `find_heads`."""
+    chosen = select(output)
+    heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
+    if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
+        raise ShapeMismatchError(
+            f"`select_logits` gave {str(getattr(chosen, 'shape', chosen))[:80]}; expected "
+            "logits (B, C, *spatial), or a list of them, finest first."
+        )
+    return heads
+
+
+def undecided(output: Any, axes: int) -> bool:
+    """Say whether an output is a list with several tensors that may be the main head."""
+    return len(find_heads(output, axes)) > len(find_heads(output, axes, equals=(0,)))
+
+
+def settle_heads(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    training: bool,
+    asked: bool,
+    role: str,
+) -> HeadFinder:
+    """Decide which of the equally fine tensors in a list are heads, and which is the main one.
+
+    The main head is the one that eval mode returns, or the one that depends on most of the
+    network where its class speaks of deep supervision. Beside it count those from which it goes
+    on: heads of nested decoders, not those of alternative ones. `training` says whether the output
+    in train mode counts, `asked` that the user gave each a weight, so that all of them are heads.
+    """
+    alone = _paths(model.eval(), image)
+    trained = _paths(model.train(), image) if training else []
+    heads = max(alone, trained, key=len)
+    if len(alone) == 1:
+        main = [index for index, path in enumerate(heads) if path == alone[0]]
+    else:
+        deepest = max(map(len, heads))
+        main = [index for index, path in enumerate(heads) if len(path) == deepest]
+    # Two tensors of one size may as well be alternatives, of which only one is to be trained.
+    supervised = asked or _speaks_of_deep_supervision(model)
+    if len(main) != 1 or not (supervised or len(alone) == 1):
+        if asked:
+            return find_heads
+        raise ShapeMismatchError(
+            f"The {role} returns a list of {len(heads)} tensors of one size, and nothing tells "
+            "which of them are logits. Pass `select_logits=` to the wrapper, for instance "
+            "`lambda output: output[0]`, or `head_weights=`, one for each."
+        )
+    (chosen,) = main
+    main_path = heads[chosen]
+    others = [
+        index
+        for index, path in enumerate(heads)
+        if index != chosen and (asked or len(main_path - path) > len(path - main_path))
+    ]
+    return partial(find_heads, equals=(chosen, *others) if supervised else (chosen,))
+
+
+def _paths(model: nn.Module, image: Tensor) -> list[frozenset[str]]:
+    """The layers with weights on the way to each of the finest tensors in a list."""
+    if model.training and image.shape[0] == 1:
+        # Batch norm on maps of one voxel needs more than one value per channel.
+        image = torch.cat((image, image))
+    flow = FlowRecorder(image)
+    with flow, watched(model, flow.watch):
+        output = model(image)
+        heads = find_heads(output, image.ndim - 2)
+    fine = [head for head in heads if head.shape == heads[0].shape]
+    reached = [ancestors(flow.nodes(head), parents_of) for head in fine]
+    return [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
+
+
+def _speaks_of_deep_supervision(model: nn.Module) -> bool:
+    texts = (
+        text
+        for module in model.modules()
+        for text in (type(module).__doc__ or "", *vars(module), *dict(module.named_children()))
+    )
+    return any("supervis" in text.lower() for text in texts)
+
+
+def head_weights(
+    given: Sequence[float] | None, count: int, *, training: bool = False
+) -> list[float]:
+    """Return the weight of each head, summing to one; None halves it from head to head."""
     # In eval mode such networks return their finest head alone.
-    if count == 1:
+    if count == 1 and not (training and given and len(given) > 1):
         return [1.0]
+    weights = [0.5**index for index in range(count)] if given is None else list(given)
     if len(weights) != count:
         raise ShapeMismatchError(
-            f"The student returns {count} heads, and `head_weights` has {len(weights)}: {weights}. "
-            "Pass one weight per head, finest first."
+            f"The student returns {count} heads, and `head_weights` has {len(weights)}: "
+            f"{weights}. Pass one weight per head, finest first. If heads come in "
+            "a form that is not understood, `select_logits=` may return a list."
         )
     numbers = all(is_number(weight) and 0 <= weight < float("inf") for weight in weights)
     if not numbers or not 0 < sum(weights) < float("inf"):
@@ -42,36 +200,8 @@ def head_weights(given: Sequence[float] | None, count: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def check_head_weights(given: Sequence[float] | None, count: int) -> None:
-    """Check weights against the heads that the student returns in train mode.
-
-    Args:
-        given: What the user passed.
-        count: Number of heads.
-
-    Raises:
-        ShapeMismatchError: If there is another number of heads than of weights.
-        ObjectiveError: If the weights have no meaning.
-    """
-    if given is not None and count == 1 < len(given):
-        raise ShapeMismatchError(
-            f"`head_weights` has {len(given)}, but the student returns one head in train mode, or "
-            "others in a form that is not understood: expected a list, stacked heads, or 'aux' "
-            "entries. `select_logits=` may return a list."
-        )
-    head_weights(given, count)
-
-
 def check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
-    """Compare the shapes of all networks' logits for the example.
-
-    Args:
-        student: Logits of the student, `(B, C, *spatial)`; of several heads the finest.
-        teachers: Those of each teacher.
-
-    Raises:
-        ShapeMismatchError: If they differ.
-    """
+    """Compare the shapes of all networks' finest logits for the example."""
     for teacher in teachers:
         if student.shape != teacher.shape:
             raise ShapeMismatchError(
@@ -85,45 +215,28 @@ def check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
 def steps_by_head(
     common: Mapping[str, Any],
     heads: Sequence[Tensor],
-    taught: Sequence[Sequence[Tensor]],
+    teachers: Sequence[Sequence[Tensor]],
     shares: Sequence[float | Tensor],
 ) -> list[Step]:
-    """Return a step for each head, with the teachers' logits at its resolution.
+    """Return a step for each of the student's heads, with each teacher's logits at its resolution.
 
-    Args:
-        common: Fields that the steps have in common; their activation says how logits of several
-            teachers are averaged.
-        heads: The student's logits, finest first, `(B, C, *spatial)`.
-        taught: Each teacher's heads.
-        shares: Share of each teacher in the mean.
-
-    Returns:
-        Steps in the order of the heads.
+    `common` are the fields that the steps share, `shares` what each teacher counts for in the mean.
     """
     steps = []
     for head in heads:
         main = head is heads[0]
-        teaching = _teaching(head, taught, shares, common["activation"], main=main)
-        steps.append(Step(student=head, **common, **teaching))
+        # No comprehension, which is one more call in every step.
+        answers = []
+        for teacher in teachers:
+            answers.append(_at_resolution(teacher, head, main))  # noqa: PERF401
+        if len(answers) > 1:
+            members = tuple(zip(answers, shares, strict=True))
+            mean = mix_logits(members, common["activation"])
+            steps.append(Step(head, mean, members, **common))
+        else:
+            # A single teacher's logits stay what it gave, bit by bit.
+            steps.append(Step(head, answers[0] if answers else None, **common))
     return steps
-
-
-def _teaching(
-    head: Tensor,
-    taught: Sequence[Sequence[Tensor]],
-    shares: Sequence[float | Tensor],
-    activation: Activation,
-    *,
-    main: bool,
-) -> dict[str, Any]:
-    if not taught:
-        return {}
-    # A single teacher's logits stay what it gave, bit by bit.
-    if len(taught) == 1:
-        return {"teacher": _at_resolution(taught[0], head, main)}
-    own = [_at_resolution(heads, head, main) for heads in taught]
-    members = tuple(zip(own, shares, strict=True))
-    return {"teacher": mix_logits(members, activation), "members": members}
 
 
 def _at_resolution(heads: Sequence[Tensor], like: Tensor, main: bool) -> Tensor:

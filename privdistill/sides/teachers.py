@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import getattr_static
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError
 from privdistill.inputs import InputViews, PrivilegedInput
 from privdistill.losses.objective import Objective
 from privdistill.losses.options import check, is_number, one_of
+from privdistill.sides.frozen import Frozen, Resting
 from privdistill.taps.names import uncompiled
 
 
@@ -47,6 +48,9 @@ class Ensemble:
     networks: Sequence[nn.Module]
     weights: Sequence[float] | None = None
 
+    #: Weights that sum to one.
+    shares: tuple[float, ...] = field(init=False, repr=False)
+
     def __post_init__(self) -> None:
         count = len(self.networks)
         if not count:
@@ -59,11 +63,9 @@ class Ensemble:
                 "positive finite number each."
             )
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Weights that sum to one."""
-        weights = [1.0] * len(self.networks) if self.weights is None else self.weights
-        return tuple(float(weight / sum(weights)) for weight in weights)
+        shares = tuple(float(weight / sum(weights)) for weight in weights)
+        # The only way to set a field of a frozen data class.
+        object.__setattr__(self, "shares", shares)
 
 
 @dataclass(frozen=True)
@@ -111,18 +113,7 @@ Teacher = nn.Module | Sequence[nn.Module] | Ensemble | MovingAverage | JointTeac
 
 
 def networks_of(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
-    """Return the networks that a teacher consists of; an average is a copy of the student.
-
-    Args:
-        teacher: What the user declared.
-        student: The student.
-
-    Returns:
-        Networks; none where there is no teacher.
-
-    Raises:
-        LifecycleError: If it is anything else than networks or a declaration.
-    """
+    """Return the networks that a teacher consists of; an average is a copy of the student."""
     if teacher is None:
         return []
     if isinstance(teacher, MovingAverage):
@@ -148,17 +139,20 @@ def roles_of(teachers: Sequence[nn.Module]) -> list[str]:
     return [f"teacher {i + 1}" if several else "teacher" for i in range(len(teachers))]
 
 
+def held(teacher: Teacher | None, network: nn.Module) -> nn.Module | Resting:
+    """Return what runs one network of a teacher: frozen, at rest, or as it is if it is trained."""
+    if isinstance(teacher, JointTeacher):
+        return network.train()
+    return Resting(network) if isinstance(teacher, MovingAverage) else Frozen(network)
+
+
+def shares_of(teacher: Teacher | None, count: int) -> Sequence[float]:
+    """Return what each of several teachers counts for."""
+    return teacher.shares if isinstance(teacher, Ensemble) else (1 / max(count, 1),) * count
+
+
 def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
-    """Refuse networks that cannot be wrapped together.
-
-    Args:
-        student: The student.
-        teachers: The teachers, if any.
-
-    Raises:
-        LifecycleError: If one is in DataParallel or has lazy layers, the student is sharded, or
-            teacher and student share parameters or layers.
-    """
+    """Refuse networks that cannot be wrapped together."""
     if not isinstance(student, nn.Module):
         raise LifecycleError(
             f"The student is {student!r}; expected a network, an instance of torch.nn.Module."
@@ -175,13 +169,10 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
                 "before the wrapper is built."
             )
     parallel.check_not_sharded(student)
+    # By identity: one layer of two networks could not be frozen in one and trained in the other.
     own = {id(part) for part in _parts(student)}
-    both = {
-        type(part).__name__: None
-        for teacher in teachers
-        for part in _parts(teacher)
-        if id(part) in own
-    }
+    of_teachers = [part for teacher in teachers for part in _parts(teacher)]
+    both = dict.fromkeys(type(part).__name__ for part in of_teachers if id(part) in own)
     if both:
         raise LifecycleError(
             f"Teacher and student share parameters or layers ({', '.join(both)}), which cannot be "
@@ -191,17 +182,7 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
 
 
 def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objective) -> None:
-    """Refuse a teacher that cannot teach what it is to teach.
-
-    Args:
-        teacher: What the user declared.
-        inputs: How the input is divided.
-        objective: Says what is read of a teacher.
-
-    Raises:
-        ModalityError: If an average of the student is to see other modalities than the student.
-        ObjectiveError: If a teacher is read and there is none.
-    """
+    """Refuse a teacher that cannot teach what it is to teach."""
     average = isinstance(teacher, MovingAverage)
     if average and isinstance(inputs, PrivilegedInput) and inputs.teacher != inputs.student:
         raise ModalityError(
@@ -250,17 +231,11 @@ def _has_state(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def follow(average: nn.Module, student: nn.Module, decay: float, steps: Tensor) -> None:
-    """Move an average towards the student, after a step of the optimizer.
+    """Move an average towards the student, after as many steps of the optimizer.
 
-    Args:
-        average: The average.
-        student: The student.
-        decay: See `MovingAverage`.
-        steps: Number of steps taken, a scalar.
-
-    Raises:
-        LifecycleError: If the average is in half precision.
+    Its share grows from a plain mean to `decay`; half precision would stop it.
     """
+    # On the device, since a number would make a GPU wait and a graph be made anew.
     share = 1 - (1 - 1 / (steps.double() + 1)).clamp(max=decay)
     source = uncompiled(student)
     for mean, value in zip(average.parameters(), source.parameters(), strict=True):
@@ -270,25 +245,15 @@ def follow(average: nn.Module, student: nn.Module, decay: float, steps: Tensor) 
                 "nothing. Keep the weights in float32 and use torch.autocast."
             )
         mean.lerp_(parallel.like(value, mean), share.to(mean.dtype))
+    # Statistics are copied, not averaged: those of the student belong to weights close by.
     for kept, buffer in zip(average.buffers(), source.buffers(), strict=True):
         kept.copy_(parallel.like(buffer, kept))
 
 
 def teacher_shares(given: Tensor, count: int, image: Tensor, *, check: bool) -> Sequence[Tensor]:
-    """Return what each teacher counts for each sample.
+    """Return what each teacher counts for each sample: for each of them `(B,)`.
 
-    Args:
-        given: Weights of this step's samples, `(B, teachers)`.
-        count: Number of teachers.
-        image: Any tensor of the batch, on the device of the step.
-        check: Whether to look at the values, for which a GPU waits.
-
-    Returns:
-        For each teacher `(B,)`.
-
-    Raises:
-        ShapeMismatchError: If there is not one weight per sample and teacher.
-        ObjectiveError: If a weight is negative or not finite, or a sample has no teacher left.
+    `given` is `(B, teachers)`; its values are looked at, for which a GPU waits, on `check` alone.
     """
     expected = (len(image), count)
     if tuple(given.shape) != expected or not count:

@@ -3,20 +3,17 @@
 Networks leave a dry run as they entered it: modes, weights, buffers and random state are restored.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
-from privdistill.probabilities import check_logits
-from privdistill.step import Select, find_heads
-from privdistill.taps.heads import settle_heads
-from privdistill.taps.location import Location, locate_bottleneck
+from privdistill.sides.restored import restored, set_mode
+from privdistill.taps.location import HeadFinder, Location, locate_bottleneck
 from privdistill.taps.names import find_layer, is_program, uncompiled
 from privdistill.taps.recorder import Recorder
 from privdistill.taps.tap import Layer
@@ -25,14 +22,7 @@ T = TypeVar("T")
 
 
 class Trial(NamedTuple):
-    """What a dry run of one network showed.
-
-    Attributes:
-        heads: Logits, `(B, C, *spatial)`, finest first; none if not asked for.
-        features: Captured tensors by tap name.
-        image: The view, as the network was given it.
-        output: All that the network returned.
-    """
+    """What a dry run of one network showed: the heads and features of a view, and all else."""
 
     heads: list[Tensor]
     features: dict[str, Tensor]
@@ -45,24 +35,9 @@ def find_places(
     taps: Mapping[str, Layer],
     image: Tensor | None,
     role: str,
-    select: Select = find_heads,
+    find_heads: HeadFinder,
 ) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Resolve each tap's layer to its name; locate the bottleneck where none is named.
-
-    Args:
-        model: The network.
-        taps: Layer by tap name.
-        image: The network's view of the example, or None without one.
-        role: "student" or "teacher".
-        select: Finds the logits in what the network returns.
-
-    Returns:
-        Layer by tap name, and for located ones a sentence on how it was decided.
-
-    Raises:
-        LayerNotFoundError: If a layer does not exist, the network has no hooks, or no bottleneck
-            can be told.
-    """
+    """Return each tap's layer by name, and how it was decided where the bottleneck was located."""
     if taps and is_program(model):
         raise LayerNotFoundError(
             f"The {role} is a program (torch.jit or torch.export), which runs no hooks for taps "
@@ -79,7 +54,7 @@ def find_places(
                 "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or name one."
             )
         else:
-            found = locate(model, image, role, select)
+            found = locate(model, image, role, find_heads)
             chosen = found.select if place.select is None else place.select
             places[tap] = replace(place, layer=found.name, select=chosen)
             others = ", ".join(found.candidates[-4:]) or "none"
@@ -100,140 +75,43 @@ def _ask(model: nn.Module, place: Layer, image: Tensor | None) -> Layer:
     return replace(place, layer=found)
 
 
-def locate(model: nn.Module, image: Tensor, role: str, select: Select = find_heads) -> Location:
-    """Locate the bottleneck and leave the network as it was.
+def locate(model: nn.Module, image: Tensor, role: str, find_heads: HeadFinder) -> Location:
+    """Locate the bottleneck and leave the network as it was."""
 
-    Args:
-        model: The network.
-        image: Its view of the example.
-        role: What messages call the network.
-        select: Finds the logits in what the network returns.
-
-    Returns:
-        The layer and how it was decided.
-
-    Raises:
-        LayerNotFoundError: If no bottleneck can be told.
-    """
-    inner = uncompiled(model)
-
-    def find(view: Tensor) -> Location:
-        return locate_bottleneck(inner, view, select, role=role)
+    def find(network: nn.Module, view: Tensor) -> Location:
+        return locate_bottleneck(network, view, find_heads, role=role)
 
     return attempt(model, image, role, find)
 
 
-def settle(model: nn.Module, image: Tensor, role: str, *, training: bool, asked: bool) -> Select:
-    """Find out which of several outputs of one size are heads, and leave the network as it was.
+def run(model: nn.Module, image: Tensor, recorder: Recorder, *, training: bool = False) -> Trial:
+    """Run a network once; mark taps that a later layer overwrites in place, to be cloned."""
 
-    Args:
-        model: The network.
-        image: Its view of the example.
-        role: What messages call the network.
-        training: Whether it is trained, so that train mode counts.
-        asked: Whether the user gave a weight to each head.
-
-    Returns:
-        Function from the network's output and the number of spatial axes to its heads.
-
-    Raises:
-        ShapeMismatchError: If nothing tells which is the main one.
-    """
-    inner = uncompiled(model)
-
-    def find(view: Tensor) -> Select:
-        return settle_heads(inner, view, training=training, asked=asked, role=role)
-
-    return attempt(model, image, role, find)
-
-
-def run(
-    model: nn.Module,
-    image: Tensor,
-    recorder: Recorder,
-    select: Select | None,
-    *,
-    training: bool = False,
-) -> Trial:
-    """Run one network once, without gradients and without the compiler.
-
-    Taps that a later layer overwrites in place are marked, so that their hooks clone from now on.
-
-    Args:
-        model: The network.
-        image: Its view of the example.
-        recorder: Hooks on the network.
-        select: Function from the network's output and the number of spatial axes to its heads;
-            None leaves the output alone.
-        training: Run in train mode instead of eval mode.
-
-    Returns:
-        The trial.
-    """
-    inner = uncompiled(model)
-
-    def forward(view: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
+    def forward(network: nn.Module, view: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
         version = view._version  # noqa: SLF001
         with recorder.recording() as captured:
-            output = inner(view)
+            output = network(view)
         recorder.edits_input |= view._version != version  # noqa: SLF001
         return view, output, captured
 
     view, output, captured = attempt(model, image, recorder.role, forward, training=training)
     recorder.check(captured)
     recorder.cloned.update(recorder.corrupted(captured))
-    heads = [] if select is None else select(output, image.ndim - 2)
-    return Trial(heads, captured, view, output)
-
-
-def check_heads(
-    model: nn.Module, heads: list[Tensor], select: Select, image: Tensor, role: str
-) -> None:
-    """Refuse heads that are probabilities.
-
-    Args:
-        model: The network.
-        heads: Its heads for the example, in eval mode.
-        select: Finds them in what the network returns.
-        image: Its view of the example.
-        role: What messages call the network.
-
-    Raises:
-        ObjectiveError: If they are.
-    """
-    inner = uncompiled(model)
-
-    def again(noise: Tensor) -> list[Tensor]:
-        return attempt(model, noise, role, lambda view: select(inner(view), image.ndim - 2))
-
-    check_logits(heads, again, image, role)
+    return Trial([], captured, view, output)
 
 
 def attempt(
     model: nn.Module,
     image: Tensor,
     role: str,
-    function: Callable[[Tensor], T],
+    function: Callable[[nn.Module, Tensor], T],
     *,
     training: bool = False,
 ) -> T:
-    """Try what a network does, without gradients or compiler, and leave it as it was.
+    """Return what a function makes of network and view, without gradients or compiler.
 
     The input has the example's dtype, as the step's has that of the batch. Autocast is the
     caller's where network and input differ in dtype, and off otherwise.
-
-    Args:
-        model: The network.
-        image: Its view of the example; two such samples where a norm refuses one.
-        role: What messages call the network.
-        function: What is tried, a function of the network's input.
-        training: Try it in train mode instead of eval mode.
-
-    Returns:
-        What the function returned.
-
-    Raises:
-        ShapeMismatchError: If the network fails; says which one, and on what.
     """
     view = _placed(image, model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), image.dtype)
@@ -249,7 +127,7 @@ def attempt(
     ):
         set_mode(model, training=training)
         try:
-            return function(view)
+            return function(uncompiled(model), view)
         except PrivDistillError:
             raise
         except Exception as error:
@@ -276,70 +154,3 @@ def _placed(image: Tensor, model: nn.Module) -> Tensor:
     real = [device for device in devices if device.type != "meta" or not offloaded]
     device = min(real, key=lambda d: d.type == "meta", default=image.device)
     return torch.zeros_like(image, device=device) if image.is_meta else image.clone().to(device)
-
-
-def set_mode(model: nn.Module, *, training: bool) -> None:
-    """Put a network into train or eval mode; exported programs have flags alone.
-
-    Args:
-        model: The network.
-        training: Train mode, or eval mode.
-    """
-    try:
-        model.train(training)
-    except NotImplementedError:
-        for module in model.modules():
-            module.training = training
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Restore a network's modes on leaving, module by module: some may have been set apart.
-
-    Args:
-        model: The network.
-
-    Yields:
-        Nothing.
-    """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Restore a network's modes, weights and buffers, and the random state, on leaving.
-
-    Args:
-        model: The network.
-
-    Yields:
-        Nothing.
-    """
-    buffers = [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    values = [(t, t.clone()) for t in chain(model.parameters(), model.buffers()) if _writable(t)]
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        with modes_kept(model), torch.random.fork_rng(devices=sorted(devices)):
-            yield
-    finally:
-        for module, name, buffer in buffers:
-            # A forward pass may have replaced the tensor instead of writing into it.
-            setattr(module, name, buffer)
-        for tensor, value in values:
-            # Through `data`, so that nothing that holds the weights takes them for changed.
-            tensor.data.copy_(value)
-
-
-def _writable(tensor: Tensor) -> bool:
-    """Whether a forward pass can write into a tensor: not if it is expanded, sharded or packed."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return plain and not (tensor.is_meta or tensor.is_inference() or 0 in tensor.stride())

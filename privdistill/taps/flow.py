@@ -95,6 +95,7 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        # Weights and constants have no node: what depends on them alone is nothing of the image.
         parents = tuple(self.nodes((args, kwargs)))
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -111,6 +112,7 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, tensor: Tensor, operator: str, parents: tuple[Node, ...], args: tuple[Any, ...]
     ) -> None:
         shape = tuple(tensor.shape)
+        # Windows of a transformer are cut along the batch and are no maps of the image.
         features = shape[:1] == (self._batch,) and tensor.is_floating_point()
         layout = find_layout(shape, self._spatial) if features else None
         is_map = layout is not None and (layout.kind != "tokens" or prod(layout.grid) > 1)

@@ -19,14 +19,14 @@ Attribute names decide nothing but which layers belong to one module.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
-from privdistill.step import Select, find_heads
 from privdistill.taps.flow import (
     RESHAPING,
     UPSAMPLING,
@@ -40,6 +40,9 @@ from privdistill.taps.flow import (
     parents_of,
 )
 from privdistill.taps.names import watched
+
+# Finds the logits in what a network returned, given the number of spatial axes.
+HeadFinder = Callable[[Any, int], list[Tensor]]
 
 _REARRANGING = (*RESHAPING, "pixel_shuffle")
 # Strides that differ by less belong to one level: odd sizes are rounded on the way down and up.
@@ -69,7 +72,7 @@ class Location:
 
 
 def locate_bottleneck(
-    model: nn.Module, image: Tensor, select: Select = find_heads, *, role: str = "network"
+    model: nn.Module, image: Tensor, find_heads: HeadFinder, *, role: str = "network"
 ) -> Location:
     """Find the last encoder output at the coarsest resolution on the path to the logits.
 
@@ -77,7 +80,7 @@ def locate_bottleneck(
         model: The network, uncompiled, in the mode in which its forward is to be read; call
             under `torch.no_grad()`.
         image: Its input, `(B, C, *spatial)`; the values do not matter.
-        select: Function from the network's output and the number of spatial axes to its heads.
+        find_heads: Function from the network's output and the number of spatial axes to its heads.
             Where it finds none, all that the network returns counts.
         role: What messages call the network.
 
@@ -92,7 +95,7 @@ def locate_bottleneck(
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Upsample(16), nn.Conv2d(4, 2, 1))
-        >>> locate_bottleneck(net, torch.zeros(1, 1, 16, 16)).name
+        >>> locate_bottleneck(net, torch.zeros(1, 1, 16, 16), lambda output, axes: [output]).name
         '0'
 
     Source:
@@ -103,9 +106,10 @@ def locate_bottleneck(
     with flow, watched(model, flow.watch):
         output = model(image)
         try:
-            heads = select(output, image.ndim - 2)
+            heads = find_heads(output, image.ndim - 2)
         except ShapeMismatchError:
             heads = []
+        # Of a network that returns features alone, all of them are what counts.
         logits = _main(flow.nodes(heads)) or flow.nodes(output)
     reached = ancestors(logits, _features)
     runs = Counter((item.name, item.select) for item in flow.outputs)
@@ -180,6 +184,7 @@ def _without_head(coarse: Outputs, logits: list[Node]) -> Outputs:
 
     found = ancestors(logits, scores)
     heads = sorted({i.name for i in coarse if i.node in found}, key=lambda name: name.count("."))
+    # A head that holds everything coarse holds the bottleneck too: then only its inner parts go.
     for outermost in range(len(heads) + 1):
         left = [i for i in coarse if not _inside(i.name, set(heads[outermost:]))]
         left = [item for item in left if item.node not in found]
@@ -202,6 +207,7 @@ def _encoder(maps: Outputs, body: Outputs, reached: Nodes, role: str) -> tuple[O
     risen = {_child(i.name, module) for i in up if _inside(i.name, {module})} - {first, module}
     kept = [item for item in level if _child(item.name, module) not in risen]
     kept += _exchanging(level, risen, finer, up)
+    # Neither may leave nothing: a network of lateral projections alone has a bottleneck, too.
     for drop in (_laterals(kept, reached), _context(reached)):
         kept = [item for item in kept if item.node.origin not in drop] or kept
     inside = [item for item in kept if _inside(item.name, {first})]
@@ -223,6 +229,7 @@ def _descend(
         deeper = [item for item in own if item.name != first]
         rises = _rises(up, before, own, first)
         only = all(_inside(item.name, {first}) for item in maps if _inside(item.name, {module}))
+        # Only a module that goes down and up, or holds all, holds both encoder and decoder.
         if not deeper or not (rises or only):
             return module, level
         ends = all(_inside(item.name, {first}) for item in up)
@@ -286,6 +293,8 @@ def _laterals(kept: Outputs, reached: Nodes) -> Nodes:
             if project is None or project(node).window != 1:
                 continue
             others = ancestors(join.parents, lambda n: n.parents if _resamples(n) else ())
+            # The other side of the join, not the way from this very layer to it.
+            others -= resampled
             if any(project(n).window == 1 and _finer(n, node.stride) for n in others):
                 return True
         return False

@@ -17,14 +17,7 @@ _WRAPPER_PARTS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wr
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the module behind `torch.compile`, or the module itself.
-
-    Args:
-        model: A network, compiled or not.
-
-    Returns:
-        The network whose layers run without the compiler.
-    """
+    """Return the module behind `torch.compile`, whose layers run without the compiler."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
 
@@ -39,14 +32,7 @@ def is_compiled(parts: Iterable[nn.Module]) -> bool:
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every layer by the name it has in the user's own network.
-
-    Args:
-        model: A network, possibly inside wrappers for compilation, parallelism or checkpointing.
-
-    Returns:
-        Modules by dotted name without the wrappers' prefixes; the network itself is left out.
-    """
+    """Return every layer by the name it has in the user's own network."""
     found: dict[str, nn.Module] = {}
     paths: dict[str, str] = {}
     named = model.named_modules(remove_duplicate=False)
@@ -65,15 +51,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def watched(model: nn.Module, watch: Callable[[str, nn.Module], Any]) -> Iterator[None]:
-    """Watch what every layer of a network gives.
-
-    Args:
-        model: The network.
-        watch: Returns a forward hook for a name and its layer.
-
-    Yields:
-        Nothing; the hooks are removed on leaving.
-    """
+    """Put the forward hook that `watch` returns for a name and its layer on every layer."""
     with ExitStack() as stack:
         # Each module once: a shared layer has several names.
         known = {module: name for name, module in reversed(layers(model).items())}
@@ -100,14 +78,7 @@ def clean(path: str) -> str:
 
 
 def is_program(model: nn.Module) -> bool:
-    """Say whether a network is a torch.jit or torch.export program, which runs without its layers.
-
-    Args:
-        model: A network.
-
-    Returns:
-        Whether hooks on its layers would never be called.
-    """
+    """Say whether a network is a torch.jit or torch.export program, whose layers run no hooks."""
     inner = uncompiled(model)
     if not isinstance(inner, fx.GraphModule):
         return isinstance(inner, torch.jit.ScriptModule)
@@ -120,21 +91,7 @@ def is_program(model: nn.Module) -> bool:
 
 
 def find_layer(model: nn.Module, layer: Any, *, tap: str, role: str) -> str:
-    """Return the name of a layer given by name, by glob or as the module itself.
-
-    Args:
-        model: The network.
-        layer: Dotted name, a glob such as "*.bottleneck", or a module of the network.
-        tap: Name of the tap, for the message.
-        role: "student" or "teacher", for the message.
-
-    Returns:
-        The clean dotted name.
-
-    Raises:
-        LayerNotFoundError: If the network has no such layer, or a glob fits several; names the
-            closest ones.
-    """
+    """Return the clean name of the one layer that a name, a glob or a module fits."""
     names = find_layers(model, layer, tap=tap, role=role)
     if isinstance(layer, str) and len(names) > 1:
         raise LayerNotFoundError(
@@ -145,20 +102,7 @@ def find_layer(model: nn.Module, layer: Any, *, tap: str, role: str) -> str:
 
 
 def find_layers(model: nn.Module, layer: Any, *, tap: str, role: str) -> list[str]:
-    """Return the names of all layers that a name, a glob or a module fits, in the network's order.
-
-    Args:
-        model: The network.
-        layer: As for `find_layer`.
-        tap: Name of the tap, for the message.
-        role: "student" or "teacher", for the message.
-
-    Returns:
-        Clean dotted names, at least one; layers inside another one that fits are left out.
-
-    Raises:
-        LayerNotFoundError: If the network has no such layer; names the closest ones.
-    """
+    """Return the names of all layers that fit, in the network's order, at least one."""
     known = layers(model)
     if isinstance(layer, str):
         exact = next((name for name in (layer, clean(layer)) if name in known), None)
@@ -181,15 +125,7 @@ def _fitting(pattern: str, known: Iterable[str]) -> list[str]:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Say which layers come nearest to a name.
-
-    Args:
-        name: What was looked for.
-        known: Names of all layers.
-
-    Returns:
-        A sentence.
-    """
+    """Say which layers come nearest to a name."""
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     if close:
         return f"Closest names: {_quoted(close)}."

@@ -20,22 +20,6 @@ def build_adapter(tap: str, student: Shape, teacher: Shape, *, channels: bool = 
 
     Sizes need no module: `resample` brings each step's features to the size that the teacher has
     in that step, whatever it was in the dry run.
-
-    Args:
-        tap: Name of the tap, for the message.
-        student: Shape of the student's features, `(B, C, *spatial)`.
-        teacher: Shape of the teacher's features.
-        channels: Whether the channel counts must become equal.
-
-    Returns:
-        `nn.Identity` or a 1x1 convolution.
-
-    Raises:
-        ShapeMismatchError: If the features have another number of axes.
-
-    Example:
-        >>> build_adapter("bottleneck", (1, 8, 4, 4), (1, 16, 4, 4))
-        Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
     """
     axes = len(student) - 2
     if len(student) != len(teacher) or not 1 <= axes <= 3:
@@ -50,20 +34,7 @@ def build_adapter(tap: str, student: Shape, teacher: Shape, *, channels: bool = 
 
 
 def resample(features: Tensor, size: Sequence[int]) -> Tensor:
-    """Resample a feature map linearly.
-
-    Args:
-        features: `(B, C, *spatial)` with one, two or three spatial axes.
-        size: Spatial size wanted.
-
-    Returns:
-        `(B, C, *size)`; the features themselves where they have that size.
-
-    Example:
-        >>> import torch
-        >>> resample(torch.zeros(1, 3, 4, 4), (5, 8)).shape
-        torch.Size([1, 3, 5, 8])
-    """
+    """Resample a feature map linearly; one of that size stays itself."""
     if tuple(features.shape[2:]) == tuple(size):
         return features
     mode = _LINEAR[len(size) - 1]
@@ -73,20 +44,10 @@ def resample(features: Tensor, size: Sequence[int]) -> Tensor:
 def check_equal(
     tap: str, student: Shape, teacher: Shape, adapter: nn.Module | None, *, channels: bool = True
 ) -> None:
-    """Check that adapted student features fit the teacher's.
-
-    Args:
-        tap: Name of the tap.
-        student: Shape after the adapter.
-        teacher: Shape of the teacher's features.
-        adapter: What produced the student's shape, for the message.
-        channels: Whether the channel counts must be equal too.
-
-    Raises:
-        ShapeMismatchError: If the shapes differ; the message names a remedy.
-    """
-    different = _difference(student, teacher, channels)
-    if not different:
+    """Refuse adapted student features that do not fit the teacher's, and name a remedy."""
+    # Of terms that compare no channels, any two widths fit.
+    compared = [axis for axis in range(len(student)) if channels or axis != 1]
+    if len(student) == len(teacher) and all(student[a] == teacher[a] for a in compared):
         return
     try:
         added = build_adapter(tap, student, teacher, channels=channels)
@@ -94,33 +55,14 @@ def check_equal(
     except ShapeMismatchError:
         remedy = ""
     raise ShapeMismatchError(
-        f"Tap '{tap}' (adapter={adapter}): the student gives {tuple(student)}, the teacher\n"
-        f"{tuple(teacher)}; {different} differ. Choose layers of equal shape, or leave\n"
+        f"Tap '{tap}' (adapter={adapter}): the student gives {tuple(student)}, the teacher "
+        f"{tuple(teacher)}, which differ. Choose layers of equal shape, or leave "
         f'adapter="auto"{remedy}.'
     )
 
 
-def _difference(student: Shape, teacher: Shape, channels: bool) -> str:
-    if len(student) != len(teacher):
-        return "numbers of axes"
-    if student[0] != teacher[0]:
-        return "batch sizes"
-    parts = ["channels"] if channels and student[1] != teacher[1] else []
-    parts += ["sizes"] if tuple(student[2:]) != tuple(teacher[2:]) else []
-    return " and ".join(parts)
-
-
 def short(adapter: nn.Module | None, student: Shape = (), teacher: Shape = ()) -> str:
-    """Describe an adapter as the code that makes it, and whether features are resampled.
-
-    Args:
-        adapter: Any module, or None.
-        student: Shape of the student's features.
-        teacher: Shape of the teacher's features, behind an adapter built for them.
-
-    Returns:
-        For instance "nn.Conv3d(256, 320, kernel_size=1), resampled".
-    """
+    """Describe an adapter as the code that makes it, and whether features are resampled."""
     parts = [] if adapter is None or isinstance(adapter, nn.Identity) else [type(adapter).__name__]
     if isinstance(adapter, _CONVOLUTIONS):
         size = adapter.kernel_size[0]
@@ -144,20 +86,11 @@ class Pairing:
         self, taps: Mapping[str, Tap], adapters: nn.ModuleDict, channels: Mapping[str, bool]
     ) -> None:
         self._taps = taps
-        self._adapters = adapters
+        self.adapters = adapters
         self._channels = channels
 
     def fit(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
-        """Add the adapters that features need to be compared.
-
-        Args:
-            student: Features of the example by tap name, none without an example.
-            teacher: Those of the teacher.
-
-        Raises:
-            ObjectiveError: If an adapter is to be built without an example.
-            ShapeMismatchError: If none can be built.
-        """
+        """Add the adapters that features of the example need to be compared; none without one."""
         # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
         for tap, channels in self._channels.items():
             adapter = self._taps[tap].adapter
@@ -172,31 +105,21 @@ class Pairing:
                 adapter = build_adapter(tap, *shapes, channels=channels)
             # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
             if adapter is not None and not isinstance(adapter, nn.Identity):
-                self._adapters[tap] = adapter
+                self.adapters[tap] = adapter
                 if tap in student:
                     adapter.to(student[tap].device, student[tap].dtype)
 
     def __call__(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
     ) -> dict[str, TapPair]:
-        """Adapt the student's features and pair them with the teacher's.
-
-        Args:
-            student: Features by tap name.
-            teacher: Those of the teacher.
-
-        Returns:
-            Pairs by tap name.
-
-        Raises:
-            ShapeMismatchError: If features that terms compare differ in shape.
-        """
+        """Adapt the student's features and pair them with the teacher's, by tap name."""
         pairs = {}
         for tap, wanted in teacher.items():
             features = student[tap]
-            adapter = self._adapters[tap] if tap in self._adapters else None  # noqa: SIM401
+            adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
             if adapter is not None:
                 features = adapter(features)
+            # To the size that the teacher has in this step, whatever it was in the dry run.
             auto = tap in self._channels and self._taps[tap].adapter == "auto"
             if auto and features.shape[2:] != wanted.shape[2:]:
                 features = resample(features, wanted.shape[2:])
@@ -209,7 +132,7 @@ class Pairing:
 
     def describe(self, tap: str, student: Shape, teacher: Shape) -> str:
         """Describe the adapter of a tap, and whether features of these shapes are resampled."""
-        adapter = self._adapters[tap] if tap in self._adapters else None  # noqa: SIM401
+        adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
         if tap not in self._channels or self._taps[tap].adapter != "auto":
             return short(adapter)
         return short(adapter, student, teacher)

@@ -97,15 +97,7 @@ class Recorder:
         return layer.register_forward_hook(_Hook(self, tap))
 
     def record(self, tap: str, value: Any) -> None:
-        """Keep what one layer gave; called by the hooks while the recorder is armed.
-
-        Args:
-            tap: Name of the tap.
-            value: What the layer returned, or was given.
-
-        Raises:
-            _LastTapReached: If nothing behind the last tap is wanted; `recording()` catches it.
-        """
+        """Keep what one layer gave; called by the hooks while the recorder is armed."""
         place = self.places[tap]
         output = value if place.select is None else place.pick(value)
         # An overwritten capture would pass unseen: the second output has the same shape.
@@ -125,14 +117,7 @@ class Recorder:
     def recording(self, *, leave_early: bool = False) -> Iterator[dict[str, Tensor]]:
         """Record into the mapping that is yielded; it belongs to the caller afterwards.
 
-        Args:
-            leave_early: Leave the block once every tap has fired, as nothing behind is wanted.
-
-        Yields:
-            Layer outputs by tap name, filled while the network's forward runs.
-
-        Raises:
-            LifecycleError: If the recorder is already recording.
+        `leave_early` leaves the block once every tap has fired, as nothing behind is wanted.
         """
         if self.armed:
             raise LifecycleError(
@@ -154,14 +139,7 @@ class Recorder:
             self._captured = {}
 
     def check(self, captured: Mapping[str, Any]) -> None:
-        """Check that every tap fired once, with a tensor.
-
-        Args:
-            captured: What `recording()` yielded, after the forward.
-
-        Raises:
-            LifecycleError: If a tap did not fire, fired twice, or gave something else.
-        """
+        """Refuse a forward pass in which a tap did not fire once, with a tensor."""
         for tap, place in self.places.items():
             problem = ""
             if tap not in captured:
@@ -189,12 +167,6 @@ class Recorder:
         An in-place layer behind a tap (`ReLU(inplace=True)`) overwrites what the hook saw; the
         tensor's version counter tells. Compiled code keeps no counter, so the dry run asks on the
         uncompiled network and adds such taps to `cloned`.
-
-        Args:
-            captured: What `recording()` yielded, after the forward.
-
-        Returns:
-            Names of taps.
         """
         # No comprehension, which is one more call in every step.
         changed = []
@@ -204,14 +176,7 @@ class Recorder:
         return changed
 
     def twin(self, model: nn.Module) -> "Recorder":
-        """Return a second recorder of the same layers, for another holder of the network.
-
-        Args:
-            model: The network.
-
-        Returns:
-            A recorder with hooks of its own.
-        """
+        """Return a second recorder of the same layers, with hooks of its own."""
         other = Recorder(model, self.places, role=self.role)
         other.cloned, other.edits_input = set(self.cloned), self.edits_input
         return other

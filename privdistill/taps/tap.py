@@ -43,11 +43,11 @@ class Layer:
     network: int = 0
 
     def __post_init__(self) -> None:
-        if self.at not in ("output", "input"):
-            raise ObjectiveError(f"Layer: `at` must be 'output' or 'input'; got {self.at!r}.")
-        if not isinstance(self.network, int) or self.network < 0:
+        known = self.at in ("output", "input")
+        if not known or not isinstance(self.network, int) or self.network < 0:
             raise ObjectiveError(
-                f"Layer: `network` must be the index of a teacher, from 0; got {self.network!r}."
+                "Layer: `at` must be 'output' or 'input', and `network` the index of a teacher, "
+                f"from 0; got at={self.at!r}, network={self.network!r}."
             )
 
     def pick(self, value: Any) -> Any:
@@ -162,83 +162,54 @@ def expand(
     teachers: Sequence[nn.Module],
     student: nn.Module,
 ) -> dict[str, Any]:
-    """Return the taps that a wrapper was given, with pairs of globs as one tap per level.
-
-    Args:
-        taps: What the user passed as `taps`.
-        teachers: The teachers; without one there is nothing to pair.
-        student: The student.
-
-    Returns:
-        Taps by name.
-
-    Raises:
-        LayerNotFoundError: If a glob fits no layer, or two do not fit as many.
-    """
+    """Return the taps that a wrapper was given, with pairs of globs as one tap per level."""
     named = {"level": taps} if isinstance(taps, TapPairs) else taps or {}
     table: dict[str, Any] = {}
     for name, tap in named.items():
         if not isinstance(tap, TapPairs):
             table[name] = tap
         elif teachers:
+            check_network(name, tap.teacher, len(teachers))
             table |= _levels(name, tap, teachers[tap.teacher.network], student)
     return table
 
 
+def check_network(tap: str, layer: Layer, teachers: int) -> None:
+    """Refuse a layer of a teacher that there is not."""
+    if layer.network >= teachers:
+        raise LayerNotFoundError(
+            f"Tap '{tap}' reads teacher {layer.network}, but there are {teachers}, counted from 0."
+        )
+
+
 def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) -> dict[str, Tap]:
     """One tap for each pair of layers."""
-    of_teacher = find_layers(teacher, pairs.teacher.layer, tap=name, role="teacher")
-    of_student = find_layers(student, pairs.student.layer, tap=name, role="student")
-    if len(of_teacher) != len(of_student):
+    fitting = {}
+    for role, network in (("teacher", teacher), ("student", student)):
+        place = getattr(pairs, role)
+        names = find_layers(network, place.layer, tap=name, role=role)
+        fitting[role] = [brief(replace(place, layer=layer)) for layer in names]
+    if len(fitting["teacher"]) != len(fitting["student"]):
         raise LayerNotFoundError(
-            f"Tap '{name}': '{pairs.teacher}' fits {len(of_teacher)} layers of the teacher, "
-            f"{of_teacher}, but '{pairs.student}' fits {len(of_student)} of the student, "
-            f"{of_student}. Write globs that fit as many, or one Tap per pair."
+            f"Tap '{name}': '{pairs.teacher}' and '{pairs.student}' fit different numbers of "
+            f"layers, {fitting}. Write globs that fit as many, or one Tap per pair."
         )
-    teacher_layers = [brief(replace(pairs.teacher, layer=layer)) for layer in of_teacher]
-    student_layers = [brief(replace(pairs.student, layer=layer)) for layer in of_student]
-    levels = zip(teacher_layers, student_layers, strict=True)
-    return {f"{name}{i}": Tap(*layers, adapter=pairs.adapter) for i, layers in enumerate(levels, 1)}
+    levels = enumerate(zip(fitting["teacher"], fitting["student"], strict=True), start=1)
+    return {f"{name}{i}": Tap(*layers, pairs.adapter) for i, layers in levels}
 
 
 def as_layer(place: str | nn.Module | Layer | Finder | None) -> Layer:
-    """Return a tap's layer in its full form.
-
-    Args:
-        place: What the user gave for one network.
-
-    Returns:
-        A `Layer`.
-    """
+    """Return a tap's layer in its full form."""
     return place if isinstance(place, Layer) else Layer(place)
 
 
 def brief(place: Layer) -> Any:
-    """Return a layer in the shortest form that says the same.
-
-    Args:
-        place: A layer.
-
-    Returns:
-        Its name, if nothing else was chosen.
-    """
+    """Return a layer in its shortest form: its name, if nothing else is chosen."""
     return place.layer if place == Layer(place.layer) else place
 
 
 def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> dict[str, Tap]:
-    """Return the taps given, and the bottleneck where a term reads it and nobody named it.
-
-    Args:
-        taps: What the user passed.
-        read: Names of the taps that terms read.
-        teachers: Number of teachers.
-
-    Returns:
-        Taps by name.
-
-    Raises:
-        LayerNotFoundError: If a name or a tap has another form, or a tap that is read is missing.
-    """
+    """Return the taps given, and the bottleneck where a term reads it and nobody named it."""
     table = dict(taps)
     for name, tap in table.items():
         if not isinstance(tap, Tap):
@@ -249,11 +220,8 @@ def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> 
             raise LayerNotFoundError(
                 f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
             )
-        network = as_layer(tap.teacher).network
-        if teachers and network >= teachers:
-            raise LayerNotFoundError(
-                f"Tap '{name}' reads teacher {network}, but there are {teachers}, counted from 0."
-            )
+        if teachers:
+            check_network(name, as_layer(tap.teacher), teachers)
     for name in read:
         if name == "bottleneck":
             table.setdefault(name, Tap())

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from privdistill import LayerNotFoundError
+from privdistill.sides.heads import find_heads
 from privdistill.taps.location import locate_bottleneck
 
 IMAGE = torch.zeros(1, 1, 16, 16)
@@ -11,7 +12,7 @@ IMAGE = torch.zeros(1, 1, 16, 16)
 
 def locate(net):
     with torch.no_grad():
-        return locate_bottleneck(net.eval(), IMAGE)
+        return locate_bottleneck(net.eval(), IMAGE, find_heads)
 
 
 def down(i, o):
@@ -134,7 +135,9 @@ def test_two_independent_encoders_are_an_error_that_lists_both():
 
 def test_three_dimensional_networks(tiny_unet):
     with torch.no_grad():
-        found = locate_bottleneck(tiny_unet(1, axes=3).eval(), torch.zeros(1, 1, 8, 8, 8))
+        found = locate_bottleneck(
+            tiny_unet(1, axes=3).eval(), torch.zeros(1, 1, 8, 8, 8), find_heads
+        )
     assert (found.name, found.shape) == ("bottleneck", (1, 8, 4, 4, 4))
 
 
@@ -477,7 +480,7 @@ def test_pooling_to_one_voxel_is_a_level_where_the_image_is_small():
     level = [nn.Conv2d(1, 4, 1), nn.MaxPool2d(4), nn.Conv2d(4, 8, 1)]
     net = nn.Sequential(*level, nn.Upsample(4), nn.Conv2d(8, 2, 1)).eval()
     with torch.no_grad():
-        assert locate_bottleneck(net, torch.zeros(1, 1, 4, 4)).name == "2"
+        assert locate_bottleneck(net, torch.zeros(1, 1, 4, 4), find_heads).name == "2"
 
 
 class Flat(nn.Module):
@@ -661,6 +664,18 @@ class Pyramid(TopDown):
 
 def test_lateral_projections_are_no_bottleneck():
     assert locate(Pyramid()).name == "down2"
+
+
+def test_a_bottleneck_of_kernel_one_that_a_plain_skip_waits_for_is_no_lateral_projection():
+    class Net(Flat):
+        def forward(self, x):
+            fine = self.down1(x)
+            deep = self.narrow(self.down2(fine))
+            return self.head(F.interpolate(deep, scale_factor=2) + fine)
+
+    layers = {"down1": down(1, 2), "down2": down(2, 4)}
+    layers |= {"narrow": nn.Conv2d(4, 2, 1), "head": nn.Conv2d(2, 2, 1)}
+    assert locate(Net(**layers)).name == "narrow"
 
 
 def test_encoder_and_pyramid_may_share_a_module():

@@ -1,15 +1,17 @@
 """The table of layers that a person reads to choose taps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
+from privdistill.sides.heads import chosen_heads, find_heads
 from privdistill.sides.trial import attempt, locate
 from privdistill.taps.layout import find_layout
-from privdistill.taps.names import uncompiled, watched
+from privdistill.taps.names import watched
 from privdistill.text import columns, sizes
 
 
@@ -41,12 +43,19 @@ class LayerTable(tuple[LayerRow, ...]):
         return "\n".join(columns([heading, *map(_cells, self)]))
 
 
-def describe(model: nn.Module, example: Tensor) -> LayerTable:
+def describe(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    select_logits: Callable[[Any], Tensor | Sequence[Tensor]] | None = None,
+) -> LayerTable:
     """Run a network once and list its layers, to choose taps from.
 
     Args:
         model: Any network; it is left as it was.
         example: An input of it, `(B, C, *spatial)`; only its shape matters.
+        select_logits: As for the wrapper: where the network returns several tensors, the bottleneck
+            is the one on the path to these logits.
 
     Returns:
         One row per layer that ran, in that order; `print` shows a table in which the bottleneck
@@ -71,7 +80,8 @@ def describe(model: nn.Module, example: Tensor) -> LayerTable:
         )
     example = plain(example)
     try:
-        bottleneck = locate(model, example, "network").name
+        select = partial(chosen_heads, select_logits) if select_logits else find_heads
+        bottleneck = locate(model, example, "network", select).name
     except LayerNotFoundError:
         bottleneck = ""
     rows = [
@@ -88,10 +98,11 @@ def _outputs(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, An
     def watch(name: str, _layer: nn.Module) -> Any:
         return lambda layer, _args, output: found.append((name, layer, output))
 
-    def forward(view: Tensor) -> None:
+    def forward(network: nn.Module, view: Tensor) -> None:
+        # What the attempt with a batch of one left behind.
         found.clear()
-        with watched(uncompiled(model), watch):
-            uncompiled(model)(view)
+        with watched(network, watch):
+            network(view)
 
     attempt(model, example, "network", forward)
     return found

@@ -17,20 +17,11 @@ _SQUASHING = ("sigmoid", "hardsigmoid", "softmax", "_softmax", "_safe_softmax")
 def check_logits(
     heads: Sequence[Tensor], run: Callable[[Tensor], list[Tensor]], image: Tensor, role: str
 ) -> None:
-    """Refuse a network that ends in a sigmoid or softmax.
+    """Refuse a network that ends in a sigmoid or softmax; `run` gives its heads for another view.
 
     Logits may lie in [0, 1] by chance, so where those of the example do, the network runs again
     on large random values. It gives probabilities if it stays in [0, 1] and, besides, comes out
     of a sigmoid or softmax, sums to one over channels, or reaches from 0 to 1.
-
-    Args:
-        heads: What the network gave for the example.
-        run: Runs it again and returns its heads.
-        image: Its view of the example.
-        role: What messages call the network.
-
-    Raises:
-        ObjectiveError: If any head holds probabilities.
     """
     if not any(map(_in_unit_interval, heads)):
         return
