@@ -16,11 +16,10 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from kdnet.command import exit_status
 from kdnet.errors import UserError
 from kdnet.results.crossval_folder import MARKER
 from kdnet.results.crossval_page import write_crossval_page
-from kdnet.results.run_page import write_run_page
-from kdnet.runs.command import exit_status
 from kdnet.studies.facts import FACTS
 from kdnet.studies.page import find_studies, write_study
 from kdnet.studies.rows import ROWS
@@ -43,8 +42,6 @@ def write_report(folder: Path, trusted: Collection[str] = ()) -> Path:
     """Write report.html into the folder of a run or of a cross-validation."""
     if (folder / MARKER).is_file():
         return write_crossval_page(folder, trusted)
-    if (folder / "config.yaml").is_file():
-        return write_run_page(folder)
     raise UserError(
         f"{folder}: expected the folder of a run, of a cross-validation or of studies, found "
         f"neither config.yaml nor {MARKER} in it, nor {ROWS} with {FACTS} in it or below it. Give "

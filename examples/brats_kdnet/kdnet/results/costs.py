@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.results.cost import Cost, cost, cost_table
 from kdnet.results.crossval_folder import CrossvalFolder
+from kdnet.results.page import read_mapping
 from kdnet.results.text_table import TextTable
 from kdnet.training.checkpoint import load_model
 
@@ -28,11 +28,12 @@ def costs(folder: CrossvalFolder) -> TextTable:
 
 
 def _cost(folder: CrossvalFolder, row: str) -> Cost | None:
-    runs = [run for run in folder.runs if (run / row / "model.safetensors").is_file()]
-    if not runs:
+    units = [unit for unit in folder.units(row) if (unit / "model.safetensors").is_file()]
+    if not units:
         return None
-    run = runs[0]
-    network, metadata = load_model(run / row / "model.safetensors", trusted=folder.trusted)
+    unit = units[0]
+    network, metadata = load_model(unit / "model.safetensors", trusted=folder.trusted)
     shape = (1, metadata.in_channels, *metadata.input_size)
-    cases = len(Split.read(run / "cases.json").train)
-    return cost(row, network, shape, run / row / "history.csv", cases)
+    folds = read_mapping(folder.root / "folds.json")["folds"]
+    cases = next(len(f["train"]) for f in folds if unit.name.startswith(f"fold{f['number']}-"))
+    return cost(row, network, shape, unit / "history.csv", cases)

@@ -16,8 +16,7 @@ from kdnet.names import is_name
 from kdnet.results.page import read_mapping
 from kdnet.results.slices import save_slices
 
-MARKER = "crossval.json"
-_MOST_FOLDS = 10_000
+MARKER = "plan.json"
 _BASELINE = "baseline"
 _STUDENTS = ("kdnet", "student")
 
@@ -50,22 +49,21 @@ class CrossvalFolder:
     def _check(self, facts: dict[str, Any]) -> None:
         """Names of rows become folders, and the folds are gone through one by one."""
         wanted = {
-            "rows": (is_name, "names of rows"),
+            "rows": (lambda row: isinstance(row, dict) and is_name(row.get("name")), "rows"),
             "seeds": (lambda seed: type(seed) is int, "numbers"),
+            "folds": (lambda fold: type(fold) is int, "numbers"),
         }
         for key, (fits, what) in wanted.items():
             if not isinstance(facts[key], list) or not all(map(fits, facts[key])):
                 raise UserError(f"{self.root / MARKER}: {key} must be a list of {what}.")
-        if type(facts["folds"]) is not int or not 0 <= facts["folds"] <= _MOST_FOLDS:
-            raise UserError(f"{self.root / MARKER}: folds must be 0 to {_MOST_FOLDS}.")
-        for key in ("labels", "grades"):
+        for key in ("grades",):
             if not isinstance(facts.get(key, {}), dict):
                 raise UserError(f"{self.root / MARKER}: {key} must be keys and values.")
 
     @property
     def rows(self) -> list[str]:
         """Names of the networks, in the order of the tables."""
-        return [str(row) for row in self.facts["rows"]]
+        return [str(row["name"]) for row in self.facts["rows"]]
 
     @property
     def seeds(self) -> list[int]:
@@ -75,7 +73,7 @@ class CrossvalFolder:
     @property
     def folds(self) -> int:
         """Number of folds."""
-        return int(self.facts["folds"])
+        return len(self.facts["folds"])
 
     @property
     def student(self) -> str:
@@ -104,13 +102,14 @@ class CrossvalFolder:
 
     def label(self, row: str) -> str:
         """How tables call a row."""
-        return str(self.facts.get("labels", {}).get(row) or row)
+        labels = {one["name"]: one.get("label") for one in self.facts["rows"]}
+        return str(labels.get(row) or row)
 
-    @property
-    def runs(self) -> list[Path]:
-        """Folders of every fold, those of the first seed first."""
-        names = [f"fold{fold}-seed{seed}" for seed in self.seeds for fold in range(self.folds)]
-        return [self.root / name for name in names if (self.root / name).is_dir()]
+    def units(self, row: str) -> list[Path]:
+        """Folders of a row's units, those of the first seed first."""
+        places = [f"fold{n}-seed{seed}" for seed in self.seeds for n in self.facts["folds"]]
+        found = [self.root / "units" / row / place for place in places]
+        return [path for path in found if path.is_dir()]
 
     @property
     def slices(self) -> Path:
@@ -193,10 +192,10 @@ class CrossvalFolder:
     def _predictions(self) -> dict[str, Path]:
         """Case to the folder of its label maps, of the first seed that has them."""
         found: dict[str, Path] = {}
-        for run in self.runs:
-            folder = run / "predictions"
-            for path in sorted(folder.glob("*/*_seg.nii.gz")):
-                found.setdefault(path.name.removesuffix("_seg.nii.gz"), folder)
+        for path in sorted(self.root.glob("units/*/*/predictions/*_seg.nii.gz")):
+            # Those of all rows on one fold and seed.
+            pattern = str(path.parents[3] / "*" / path.parents[1].name / "predictions")
+            found.setdefault(path.name.removesuffix("_seg.nii.gz"), Path(pattern))
         return found
 
     def _images(self) -> Path | None:

@@ -15,7 +15,7 @@ from kdnet.results.page import duration, flat, left_out, read_mapping, write_pag
 from kdnet.results.pictures import gain_charts, pictures
 from kdnet.results.results import METRIC_NAMES, headline
 from kdnet.results.tables import Gain, gains
-from kdnet.runs.run_folder import RunFolder
+from kdnet.runs.folder import UnitFolder
 
 # The strip has room for these; the viewer shows every network.
 _IN_STRIP = 3
@@ -86,9 +86,8 @@ def _gain_grids(folder: CrossvalFolder, differences: Sequence[Gain]) -> list[Gri
 
 def _trained(folder: CrossvalFolder, row: str) -> str:
     """How many networks of a row are trained, and how long one took on average."""
-    paths = [run / row for run in folder.runs]
-    done = [path for path in paths if (path / "scores.csv").is_file()]
-    seconds = [RunFolder(path).read_summary().get("total_seconds", 0.0) for path in done]
+    done = [path for path in folder.units(row) if (path / "scores.csv").is_file()]
+    seconds = [sum(UnitFolder(path).read_record().get("seconds", {}).values()) for path in done]
     spent = f", {duration(sum(seconds) / len(seconds))} each" if any(seconds) else ""
     return f"{len(done)} of {folder.folds * len(folder.seeds)}{spent}"
 

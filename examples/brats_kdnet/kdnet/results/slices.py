@@ -270,7 +270,7 @@ def _step(volumes: Mapping[str, NDArray[np.uint8]], window: Window) -> int:
 def _label_files(subject: Subject, folder: Path, rows: Sequence[str]) -> dict[str, ImageFile]:
     files = {} if subject.segmentation is None else {"reference": subject.segmentation}
     for row in rows:
-        path = folder / row / f"{subject.name}_seg.nii.gz"
+        path = Path(str(folder).replace("*", row)) / f"{subject.name}_seg.nii.gz"
         if path.is_file():
             files[row] = ImageFile(path)
     return files

@@ -4,14 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdnet.data.splits import Split
 from kdnet.errors import UserError
-from kdnet.runs.folder import read_summary
 from kdnet.runs.networks import describe_network
 from kdnet.runs.plan import Plan, Unit
 from kdnet.runs.results import complete_scores
-from kdnet.runs.splits import shared_out
-from kdnet.runs.subjects import find_description
 from kdnet.studies.design import BASELINE, TEACHER, Design
 from kdnet.studies.facts import FACTS, Facts, write_facts
 from kdnet.studies.rows import ROWS, StudyRow, write_rows
@@ -37,11 +33,11 @@ def collect(plan: Plan, design: Design, commands: Sequence[str]) -> Path:
 
 def rows_of(plan: Plan, unit: Unit, *, study: str, kind: str) -> list[StudyRow]:
     """Return what one unit reached in every held-out case."""
-    run, split = plan.folder(unit), taught_by(plan, unit)
+    folder, split = plan.folder(unit), plan.split(unit)
     taught = kind not in {TEACHER, BASELINE}
-    seen = {*read_metadata(run.model(unit.row.name)).seen_cases}
+    seen = {*read_metadata(folder.model).seen_cases}
     unlabelled = len(seen - {*split.train, *split.validation}) if taught else 0
-    steps = int(read_history(run.role(unit.row.name) / "history.csv")[-1]["step"])
+    steps = int(read_history(folder.history)[-1]["step"])
     return [
         StudyRow(
             study=study,
@@ -57,7 +53,7 @@ def rows_of(plan: Plan, unit: Unit, *, study: str, kind: str) -> list[StudyRow]:
             dice=score.dice,
             steps=steps,
         )
-        for score in complete_scores(run)
+        for score in complete_scores(folder, unit.fold)
         if score.postprocessing == "off"
     ]
 
@@ -68,7 +64,7 @@ def check_distinct(plan: Plan, design: Design) -> None:
     for unit in plan.units():
         if unit.row.name not in kinds:
             continue
-        split, kind = taught_by(plan, unit), kinds[unit.row.name]
+        split, kind = plan.split(unit), kinds[unit.row.name]
         more = len(split.unlabelled) if kind not in {TEACHER, BASELINE} else 0
         place = (kind, len(split.train), more, unit.fold.number)
         if found.setdefault(place, unit.row.name) != unit.row.name:
@@ -79,15 +75,9 @@ def check_distinct(plan: Plan, design: Design) -> None:
             )
 
 
-def taught_by(plan: Plan, unit: Unit) -> Split:
-    """Return the split of a unit, with the references that its row has."""
-    data = unit.row.configure(plan.configure(unit)).data
-    return shared_out(data, unit.fold.split)
-
-
 def facts_of(plan: Plan, design: Design, commands: Sequence[str]) -> Facts:
     """Return what the study is about."""
-    summary = read_summary(plan.root)
+    summary = plan.files.read_plan()
     labels = {TEACHER: "teacher", BASELINE: "baseline"}
     labels |= {name: recipe.label for name, recipe in design.recipes.items()}
     return Facts(
@@ -109,10 +99,10 @@ def protocol(plan: Plan, summary: Mapping[str, Any]) -> str:
     steps = f"{training.epochs} epochs"
     if training.samples_per_epoch:
         steps += f" of {training.samples_per_epoch} samples"
-    network = describe_network("student", config, find_description(config))
+    network = describe_network("student", config, plan.data.description)
     parts = [
         summary["dataset"],
-        f"{summary['folds']} folds",
+        f"{len(plan.folds)} folds",
         f"student sees {seen}",
         network.geometry,
         f"{network.backbone} ({network.activation})",
