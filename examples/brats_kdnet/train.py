@@ -58,7 +58,7 @@ def distil(config: Config, console: Console) -> None:
 
     # All that is shown is read from these files, and can be made again: report.py FOLDER.
     if fabric.is_global_zero:
-        from kdnet.runs.results import show_run  # noqa: PLC0415
+        from kdnet.results.collected import show_run  # noqa: PLC0415
 
         show_run(plan, console)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from kdnet.errors import UserError
+from kdnet.results.collected import complete_scores
 from kdnet.runs.networks import describe_network
 from kdnet.runs.plan import Plan, Unit
-from kdnet.runs.results import complete_scores
 from kdnet.studies.design import BASELINE, TEACHER, Design
 from kdnet.studies.facts import FACTS, Facts, write_facts
 from kdnet.studies.rows import ROWS, StudyRow, write_rows

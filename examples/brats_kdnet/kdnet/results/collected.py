@@ -11,6 +11,7 @@ from kdnet.evaluation.scoring import Score, read_scores, write_scores
 from kdnet.results.comparison import other_tables, paper_tables, subset_tables
 from kdnet.results.costs import costs
 from kdnet.results.crossval_folder import CrossvalFolder
+from kdnet.results.crossval_page import write_crossval_page
 from kdnet.results.paper_tables import paired_table
 from kdnet.results.results_table import results_table
 from kdnet.results.tables import render_tables
@@ -18,7 +19,6 @@ from kdnet.results.text_table import TextTable
 from kdnet.runs.folder import UnitFolder
 from kdnet.runs.plan import Fold, Plan
 from kdnet.writing import write_text
-from report import write_report
 
 
 def finished(plan: Plan) -> list[tuple[UnitFolder, str, Fold]]:
@@ -38,7 +38,9 @@ def collect(plan: Plan) -> list[Score]:
     units = finished(plan)
     scores = [score for folder, _, fold in units for score in complete_scores(folder, fold)]
     write_scores(plan.root / "scores.csv", scores)
-    subsets = [s for folder, *_ in units if folder.subsets.is_file() for s in read_scores(folder.subsets)]
+    subsets = [
+        s for folder, *_ in units if folder.subsets.is_file() for s in read_scores(folder.subsets)
+    ]
     if subsets:
         write_scores(plan.root / "subsets.csv", subsets)
     return scores
@@ -79,7 +81,7 @@ def collect_lesions(plan: Plan) -> Path:
 def show_run(plan: Plan, console: Console) -> None:
     """Print the table of one fold, write the report, and say what the units took."""
     console.print(render_tables(collect(plan), phantom=plan.data.description.phantom))
-    report = write_report(plan.root, plan.trusted)
+    report = write_crossval_page(plan.root, plan.trusted)
     total = 0.0
     for unit in plan.units():
         record = plan.folder(unit).read_record()
@@ -112,7 +114,7 @@ def show_results(plan: Plan, console: Console) -> None:
     heading = f"# {folder.facts['protocol']}\n\n"
     text = heading + "\n".join(table.markdown() for table in written)
     write_text(plan.root / "tables.md", text)
-    for path in (plan.root / "tables.md", write_report(plan.root, plan.trusted)):
+    for path in (plan.root / "tables.md", write_crossval_page(plan.root, plan.trusted)):
         console.print(f"Written: {path}", highlight=False, soft_wrap=True)
 
 
