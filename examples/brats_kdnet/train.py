@@ -14,8 +14,7 @@ from dataclasses import replace
 from rich.console import Console
 from torch import nn
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import Config, parse_config
 from kdnet.data.sampling import samples_per_subject
 from kdnet.data.splits import Split
 from kdnet.evaluation.scoring import Score, read_scores, write_scores

@@ -7,8 +7,7 @@ from statistics import mean
 import pytest
 import yaml
 
-from kdnet.configuration.parsing import parse_config
-from kdnet.configuration.presets import RECIPE_FILE
+from kdnet.config import RECIPE_FILE, parse_config
 from kdnet.recipes.advice import FEWEST, LEAD, STUDIED, explain, judge
 from kdnet.studies.design import read_design
 from kdnet.studies.page import find_studies
@@ -65,7 +64,7 @@ def test_the_recipe_can_be_refused():
 
 def test_rows_of_a_cross_validation_say_what_they_are():
     from crossval import CROSSVAL
-    from kdnet.configuration.parsing import parse_for
+    from kdnet.config import parse_for
 
     assert parse_for(CROSSVAL, CPU)[0].objective.imitation == 0.75
 

@@ -12,7 +12,7 @@ LAYERS = (
     ("errors",),
     ("names", "reading", "writing", "exhaustion"),
     ("locking",),
-    ("configuration",),
+    ("config",),
     ("data", "models"),
     ("recipes",),
     ("training", "evaluation"),

@@ -1,7 +1,6 @@
 import pytest
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.config import Config, ObjectiveConfig
 from kdnet.errors import UserError
 from kdnet.recipes.out_of_fold import part_teachers, with_part_teachers
 from kdnet.recipes.rows import Row

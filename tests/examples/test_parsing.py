@@ -3,9 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_config
-from kdnet.configuration.presets import PRESETS
+from kdnet.config import PRESETS, Config, parse_config
 from kdnet.errors import UserError
 
 

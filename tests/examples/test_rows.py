@@ -1,7 +1,6 @@
 import pytest
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import Config, parse_config
 from kdnet.errors import UserError
 from kdnet.recipes.rows import Row, read_rows, select_rows, sweep
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import parse_config
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.recipes.rows import Row

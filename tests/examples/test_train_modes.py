@@ -16,10 +16,7 @@ from safetensors.torch import load_file
 
 import predict
 import train
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.parsing import parse_config
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import DataConfig, ObjectiveConfig, TrainingConfig, parse_config
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.data.patches import FixedPatches, FreePatches

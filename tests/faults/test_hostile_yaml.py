@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import train
-from kdnet.configuration.parsing import changed, parse_config
+from kdnet.config import changed, parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.recipes.rows import read_rows

@@ -11,7 +11,7 @@ there for combining models; here for the targets of distillation.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.recipes.rows import Row
 
 

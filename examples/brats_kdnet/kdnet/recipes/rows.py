@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from kdnet.configuration.arguments import Arguments
-from kdnet.configuration.config import Config
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.network import NetworkConfig
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.parsing import changed
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import (
+    Arguments,
+    Config,
+    DataConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+    changed,
+)
 from kdnet.errors import UserError
 from kdnet.models import in_two_dimensions
 from kdnet.names import LONGEST, is_name

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch.utils.data import ConcatDataset
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.description import Description
 from kdnet.data.layouts import Subject
 from kdnet.data.loading import build_loader

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.runs.folds import Fold, deal, load_folds, save_folds
 from kdnet.runs.jobs import number_of_jobs
 from kdnet.runs.plan import CrossvalOptions, Plan

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.runs.folds import Fold
 from kdnet.errors import UserError
 from kdnet.recipes.rows import Row

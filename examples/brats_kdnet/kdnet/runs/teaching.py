@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.sampling import cache_remark, moves
 from kdnet.data.splits import Split
 from kdnet.errors import UserError

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.runs.folder import waiting_for
 from kdnet.runs.plan import Plan, Unit
 from kdnet.evaluation.postprocessing import SMALLEST_VOLUME

@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.splits import Split, split_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
