@@ -20,10 +20,9 @@ from kdnet.data.splits import Split
 from kdnet.evaluation.scoring import Score, read_scores, write_scores
 from kdnet.models.trust import check_trusted
 from kdnet.recipes.advice import explain, judge
-from kdnet.recipes.out_of_fold import with_part_teachers
-from kdnet.recipes.rows import Row
 from kdnet.results.slices import save_slices
 from kdnet.results.tables import render_tables
+from kdnet.rows import Row, with_part_teachers
 from kdnet.runs.command import exit_status
 from kdnet.runs.experiment import Experiment
 from kdnet.runs.held_out import score_network

@@ -13,6 +13,7 @@ LAYERS = (
     ("names", "reading", "writing", "exhaustion"),
     ("locking",),
     ("config",),
+    ("rows",),
     ("data", "models"),
     ("recipes",),
     ("training", "evaluation"),

@@ -27,7 +27,7 @@ from kdnet.runs.views import view_of
 from kdnet.locking import FolderLock
 from privdistill import TeacherCache
 from kdnet.recipes.lesson import Setting
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.runs.run_folder import RunFolder
 from kdnet.training.checkpoint import ModelMetadata
 from kdnet.training.performance import Performance, Stopwatch, peak_memory, torch_format

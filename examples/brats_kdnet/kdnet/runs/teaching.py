@@ -21,7 +21,7 @@ from kdnet.runs.views import stacked, view_of
 from privdistill import DistillationWrapper, Ensemble, TeacherCache
 from kdnet.recipes.lesson import Lesson, Setting
 from kdnet.recipes.recipe import lesson_of
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.training.checkpoint import (
     ModelMetadata,
     check_compatible,
