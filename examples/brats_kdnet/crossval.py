@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from kdnet.command import exit_status
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_for
-from kdnet.configuration.program import Program
+from kdnet.config import Config, Program, parse_for
 from kdnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,8 +47,8 @@ class CrossvalOptions:
     Args:
         rows: Rows and groups of rows, such as baseline,kdnet or table1; teachers come by
             themselves. Groups: paper (teacher, baseline, gt_kl, gt_kd, kdnet), table1, table2,
-            comparators, negative, objectives; kdnet/recipes/rows.yaml lists all.
-        rows_file: YAML file with rows of your own, in the form of kdnet/recipes/rows.yaml.
+            comparators, negative, objectives; kdnet/rows.yaml lists all.
+        rows_file: YAML file with rows of your own, in the form of kdnet/rows.yaml.
         folds_file: JSON file with the case names of every fold, instead of --folds.
         repeats: How often the subjects are dealt into folds anew.
         seeds: Seeds of weights and order; each row is trained once for every fold and seed. --seed
@@ -106,7 +104,7 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
 
 def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Plan":
     """Resolve rows and folds; nothing is written."""
-    from kdnet.recipes.rows import read_rows, select_rows, sweep  # noqa: PLC0415
+    from kdnet.rows import read_rows, select_rows, sweep  # noqa: PLC0415
     from kdnet.runs.plan import deal, load_folds, make_plan  # noqa: PLC0415
     from kdnet.runs.subjects import find_data  # noqa: PLC0415
 

@@ -14,9 +14,7 @@ from typing import Literal
 from rich.console import Console
 
 from kdnet.command import exit_status
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_for
-from kdnet.configuration.program import Program
+from kdnet.config import Config, Program, parse_for
 from kdnet.errors import UserError
 
 _DESCRIPTION = """\
@@ -99,7 +97,10 @@ def study(arguments: Sequence[str], console: Console) -> int:
 
     data, (rows, seeds) = find_data(config, console), design.rows()
     folds = deal(data.foldable, config)
-    plan = make_plan("study", design.title, config, rows, folds, data, own_seeds=seeds)
+    facts = design.facts() | {"commands": [published(arguments)]}
+    plan = make_plan(
+        "study", design.title, config, rows, folds, data, own_seeds=seeds, facts=facts
+    )
     check_distinct(plan, design)
     units = plan.with_teachers(unit for unit in plan.units() if (options.only or "") in unit.name)
     if not units:

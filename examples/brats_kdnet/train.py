@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from kdnet.command import exit_status
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_for
-from kdnet.configuration.program import TRAIN
+from kdnet.config import TRAIN, Config, parse_for
 
 # What needs PyTorch is imported where it is used, so that --help comes at once.
 
 
 def distil(config: Config, console: Console) -> None:
     """Carry out the experiment of the paper on one fold."""
-    from kdnet.recipes.rows import Row  # noqa: PLC0415
+    from kdnet.rows import Row  # noqa: PLC0415
     from kdnet.runs.plan import Fold, make_plan  # noqa: PLC0415
     from kdnet.runs.preparation import prepare, rehearse_rows  # noqa: PLC0415
     from kdnet.runs.subjects import find_data, split_of, with_equal_steps  # noqa: PLC0415
@@ -39,7 +37,7 @@ def distil(config: Config, console: Console) -> None:
         # 3.3 The baseline sees what the student sees, and learns like the teacher.
         Row("baseline"),
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
-        Row("student", recipe="distilled", teacher="teacher"),
+        Row("student", recipe="distilled", teacher="teacher", against="baseline"),
     )
     plan = make_plan("train", "Teacher, baseline, student", config, rows, [fold], data)
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import Config, TrainingConfig
 from kdnet.errors import UserError
 from kdnet.models import KDNet
 from kdnet.runs.unit import launch

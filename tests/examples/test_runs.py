@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import threading
+import time
 from dataclasses import replace
 
 import nibabel as nib
@@ -14,14 +15,14 @@ import torch
 from filelock import FileLock
 from rich.console import Console
 
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import parse_config
 from kdnet.data.files import changed_files, file_states
 from kdnet.data.layouts import ImageFile, Subject
 from kdnet.data.splits import Split
 from kdnet.environment import git_revision
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.runs.folder import Folder, UnitFolder, locked
 from kdnet.runs.networks import build, check_unseen
 from kdnet.runs.plan import Fold, Unit, deal, folds_text, load_folds, make_plan
@@ -306,12 +307,19 @@ def test_without_git_there_is_no_revision(monkeypatch):
 
 
 def test_a_lock_is_waited_for_and_the_user_is_told(tmp_path):
-    said = io.StringIO()
-    other = FileLock(tmp_path / ".lock", thread_local=False)
-    other.acquire()
-    threading.Timer(0.3, other.release).start()
+    said, held = io.StringIO(), threading.Event()
+
+    def hold():
+        with FileLock(tmp_path / ".lock"):
+            held.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
     with locked(tmp_path / ".lock", "kdnet is trained", Console(file=said, width=200)):
-        assert not other.is_locked
+        other.join(timeout=5)
+        assert not other.is_alive()
     assert "kdnet is trained by another process" in said.getvalue()
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from invented_runs import write_run
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores

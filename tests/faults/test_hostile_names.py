@@ -20,9 +20,9 @@ from kdnet.data.loading import cache_key
 from kdnet.data.splits import Split
 from kdnet.errors import UserError, printable
 from kdnet.names import is_name
-from kdnet.recipes.rows import Row, _row, sweep
 from kdnet.results.crossval_folder import CrossvalFolder
 from kdnet.results.text_table import TextTable
+from kdnet.rows import Row, _row, sweep
 from kdnet.runs.folder import Folder
 from kdnet.runs.plan import load_folds
 

@@ -10,7 +10,7 @@ from rich.console import Console
 import crossval
 import train
 from faults.corpus import FAULTS, image, label_map, write_subject
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import parse_config
 from kdnet.errors import UserError
 from kdnet.runs.folder import Folder
 from kdnet.runs.subjects import find_data, split_of

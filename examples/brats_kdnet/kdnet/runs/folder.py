@@ -12,7 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.description import Description
 from kdnet.data.files import States, changed_files
 from kdnet.environment import environment

@@ -14,8 +14,8 @@ from torch import nn
 
 import kdnet.recipes
 import privdistill.losses
-from kdnet.configuration.config import Config
-from kdnet.configuration.data import DataConfig
+from kdnet.config import Config
+from kdnet.config import DataConfig
 from kdnet.data.description import Description
 from kdnet.data.splits import Split
 from kdnet.data.targets import number_of_outputs
@@ -24,7 +24,7 @@ from kdnet.models import build_network, check_axes, in_two_dimensions
 from kdnet.models.trust import check_trusted
 from kdnet.recipes.lesson import Lesson, Setting
 from kdnet.recipes.recipe import lesson_of
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.recipes.synthesis import privileged_modalities
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
 from kdnet.training.performance import check_precision, device_type

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.layouts import Subject
 from kdnet.data.splits import Split, split_subjects
 from kdnet.errors import UserError
 from kdnet.reading import UnreadableError, read_json
-from kdnet.recipes.out_of_fold import with_part_teachers
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row, with_part_teachers
 from kdnet.runs.folder import Folder, UnitFolder
 from kdnet.runs.subjects import DataSet, shared_out
 
@@ -78,7 +77,9 @@ class Plan:
         seeds: Of weights and order, by row.
         data: The data set.
         subsets: Whether networks for any subset of modalities are scored on all of them.
-        experiments: What decides the numbers of each row, as units record it; filled by `prepare`.
+        facts: What plan.json says besides, for whoever reads the results.
+        experiments: What decides the numbers of each row, as units record it; filled by
+            `rehearse_rows`.
     """
 
     kind: Literal["train", "crossval", "study"]
@@ -89,6 +90,7 @@ class Plan:
     seeds: Mapping[str, tuple[int, ...]]
     data: DataSet
     subsets: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
     experiments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     _configs: Mapping[str, Config] = field(init=False, repr=False, compare=False)
 
@@ -197,6 +199,7 @@ def make_plan(
     seeds: tuple[int, ...] = (),
     own_seeds: Mapping[str, tuple[int, ...]] | None = None,
     subsets: bool = True,
+    facts: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Resolve a run; nothing is written."""
     parts = with_part_teachers(rows, config)
@@ -207,7 +210,7 @@ def make_plan(
         # Teachers that do without a part of the subjects have the seeds of the one that does not.
         for name in row.teachers if own_seeds else ():
             every[name] = own_seeds.get(name, every.get(str(whole[row.name]), own_seeds[row.name]))
-    plan = Plan(kind, title, config, tuple(parts), tuple(folds), every, data, subsets)
+    plan = Plan(kind, title, config, tuple(parts), tuple(folds), every, data, subsets, facts or {})
     for unit in plan.units():
         plan.split(unit)  # refuses more labelled subjects or parts than there are
     return plan

@@ -12,7 +12,7 @@ from rich.console import Console
 from kdnet.data.files import States, file_states
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
-from kdnet.recipes.rows import read_rows
+from kdnet.rows import read_rows
 from kdnet.runs.folder import locked, plain_options
 from kdnet.runs.networks import (
     check_unseen,
@@ -135,7 +135,10 @@ def _summary(plan: Plan) -> dict[str, Any]:
     """What a page of the results says, with the rows and seeds of earlier starts."""
     before, description = plan.files.read_plan(), plan.data.description
     rows = {row["name"]: row for row in before.get("rows", [])}
-    rows |= {row.name: json.loads(json.dumps(asdict(row))) for row in plan.rows}
+    kinds = plan.facts.get("kinds", {})
+    # Teachers of a study that were trained without a part of the subjects only teach.
+    shown = [row for row in plan.rows if not kinds or row.name in kinds]
+    rows |= {row.name: asdict(row) | {"kind": kinds.get(row.name, row.name)} for row in shown}
     now = {seed for seeds in plan.seeds.values() for seed in seeds}
     seeds = sorted({*before.get("seeds", []), *now})
     grades = Counter(subject.grade or "not stated" for subject in plan.data.subjects.values())
@@ -150,6 +153,7 @@ def _summary(plan: Plan) -> dict[str, Any]:
         "protocol": _protocol(plan, seeds),
         "grades": dict(grades),
         "folds_sha256": hashlib.sha256(plan.files.folds.read_bytes()).hexdigest(),
+        **{name: value for name, value in plan.facts.items() if name != "kinds"},
     }
 
 

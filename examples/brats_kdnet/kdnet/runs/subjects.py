@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.data import DataConfig
+from kdnet.config import Config
+from kdnet.config import DataConfig
 from kdnet.data.checks import (
     Problem,
     check_subjects,

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.loading import build_loader
 from kdnet.data.sampling import (
     cache_remark,

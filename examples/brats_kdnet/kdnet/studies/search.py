@@ -16,16 +16,16 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.splits import split_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.runs.plan import Fold, Plan, make_plan
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import run_unit
-from kdnet.studies.design import BASELINE, TEACHER, Design, Search, plain_row
+from kdnet.studies.design import BASELINE, TEACHER, Design, Search, count_of, plain_row
 from kdnet.studies.trials import SEARCH, Trial, Tried, read_search, search_folder, write_trials
 from kdnet.writing import write_text
 
@@ -142,8 +142,10 @@ def trial_rows(
         name=f"trial-{number}",
         recipe="distilled",
         teacher=teacher.name,
+        against=baseline.name,
+        labelled=count_of(space.labelled),
         label=f"trial {number}",
-        options=dict(options) | ({} if space.labelled == "all" else {"labelled": space.labelled}),
+        options=dict(options),
     )
     seeds = dict.fromkeys((baseline.name, row.name), space.seeds)
     return (teacher, baseline, row), seeds | {teacher.name: space.seeds[:1]}
