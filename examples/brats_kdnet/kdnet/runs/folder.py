@@ -249,7 +249,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 @contextmanager
 def locked(path: Path, reason: str, console: Console) -> Iterator[None]:
     """Hold a lock, and say so if another process has it; the system frees that of a dead one."""
-    lock = FileLock(path)
+    lock, new = FileLock(path), not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -262,6 +262,10 @@ def locked(path: Path, reason: str, console: Console) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        # A folder that was made for nothing goes; filelock notices that its file is gone.
+        if new and [*path.parent.iterdir()] == [path]:
+            path.unlink()
+            path.parent.rmdir()
 
 
 def with_digest(experiment: Mapping[str, Any]) -> dict[str, Any]:
