@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from kdnet.command import exit_status
 from kdnet.data.checks import Problem, check_subjects, raise_for_problems
 from kdnet.data.description import DATASETS_FOLDER, Description, load_description
 from kdnet.data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
@@ -39,7 +40,6 @@ from kdnet.evaluation.inference import volume_predictor
 from kdnet.evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
 from kdnet.evaluation.scoring import native_classes, predict_finite
 from kdnet.exported import open_model
-from kdnet.runs.command import exit_status
 from kdnet.training.checkpoint import ModelMetadata
 from privdistill import DistillationWrapper, GroundTruth
 

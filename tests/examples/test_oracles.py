@@ -100,12 +100,16 @@ def rows_of(folder):
     return read_table(folder / "rows.csv", ("kind", "fold", "case", "region", "space"), ("dice",))
 
 
+def place(row):
+    return f"units/{row}/fold0-seed0"
+
+
 def weights_of(folder):
     """Sum of absolute values and norm of every weight; biases before a norm are rounding alone."""
     return {
         f"{role} {name}": [t.abs().sum().item(), t.norm().item()]
         for role in ROLES
-        for name, stored in sorted(load_file(folder / role / "model.safetensors").items())
+        for name, stored in sorted(load_file(folder / place(role) / "model.safetensors").items())
         for t in [stored.double()]
         if name.endswith(".weight")
     }
@@ -142,7 +146,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def close(stored):
-    """Compares numbers; another processor's rounding grows in training, an edit's effect more so."""
+    """Compares numbers; another processor rounds differently, an edit differs more."""
     tolerance = 1e-5 if arithmetic() == stored["arithmetic"]["conv3d"] else 0.1
 
     def differences(found, expected):
@@ -185,7 +189,9 @@ def test_the_demo_trains_the_same_three_networks(demo, stored, close):
 
 
 def test_the_demo_gives_the_same_scores(demo, stored, close):
-    assert close(scores_of(demo), stored["demo"]) == {}
+    # All plans score what is left without small regions, too; then train.py did not.
+    found = {key: value for key, value in scores_of(demo).items() if key.endswith(" off")}
+    assert close(found, stored["demo"]) == {}
 
 
 @pytest.mark.slow

@@ -46,4 +46,16 @@ class Program:
     out: str = "runs/PRESET"
 
 
-TRAIN = Program("train.py", _DESCRIPTION)
+@dataclass(frozen=True)
+class TrainOptions:
+    """What train.py does.
+
+    Args:
+        benchmark: Train nothing: measure a step of the student's network in every precision and
+            memory format that this machine has, and recommend the options to give.
+    """
+
+    benchmark: bool = False
+
+
+TRAIN = Program("train.py", _DESCRIPTION, TrainOptions)

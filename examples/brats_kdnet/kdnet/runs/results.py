@@ -5,60 +5,68 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdnet.runs.folder import read_summary
-from kdnet.runs.plan import Plan
-from kdnet.data.description import Description
-from kdnet.data.layouts import Subject
-from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.evaluation.lesions import LesionScore, score_folder, write_lesions
-from kdnet.results.paper_tables import paired_table
-from kdnet.results.results_table import results_table
 from kdnet.evaluation.scoring import Score, read_scores, write_scores
-from kdnet.results.text_table import TextTable
-from report import write_report
 from kdnet.results.comparison import other_tables, paper_tables, subset_tables
 from kdnet.results.costs import costs
 from kdnet.results.crossval_folder import CrossvalFolder
-from kdnet.runs.run_folder import RunFolder
+from kdnet.results.paper_tables import paired_table
+from kdnet.results.results_table import results_table
+from kdnet.results.tables import render_tables
+from kdnet.results.text_table import TextTable
+from kdnet.runs.folder import UnitFolder
+from kdnet.runs.plan import Fold, Plan
 from kdnet.writing import write_text
+from report import write_report
+
+
+def finished(plan: Plan) -> list[tuple[UnitFolder, str, Fold]]:
+    """Return the folders of all units that are done, whichever start trained them."""
+    summary = plan.files.read_plan()
+    found = [
+        (plan.files.unit(f"{row['name']}/fold{fold.number}-seed{seed}"), str(row["name"]), fold)
+        for row in summary["rows"]
+        for seed in summary["seeds"]
+        for fold in plan.folds
+    ]
+    return [one for one in found if one[0].scores.is_file()]
 
 
 def collect(plan: Plan) -> list[Score]:
     """Put the scores of all finished units, of this and earlier starts, into one file."""
-    runs = finished(plan)
-    scores = [score for run in runs for score in complete_scores(run)]
-    subsets = [score for run in runs if run.subsets.is_file() for score in read_scores(run.subsets)]
+    units = finished(plan)
+    scores = [score for folder, _, fold in units for score in complete_scores(folder, fold)]
     write_scores(plan.root / "scores.csv", scores)
+    subsets = [s for folder, *_ in units if folder.subsets.is_file() for s in read_scores(folder.subsets)]
     if subsets:
         write_scores(plan.root / "subsets.csv", subsets)
     return scores
 
 
-def complete_scores(run: RunFolder) -> list[Score]:
+def complete_scores(folder: UnitFolder, fold: Fold) -> list[Score]:
     """Read the scores of a unit."""
-    scores = read_scores(run.part_scores)
-    missing = sorted({*Split.read(run.cases).test} - {score.case for score in scores})
+    scores = read_scores(folder.scores)
+    missing = sorted({*fold.split.test} - {score.case for score in scores})
     if missing:
         raise UserError(
-            f"{run.part_scores} lacks {len(missing)} of the held-out subjects, such as "
+            f"{folder.scores} lacks {len(missing)} of the held-out subjects, such as "
             f"{missing[0]}. Delete it and give the same command: the unit is scored again, not "
             "trained."
         )
     return scores
 
 
-def collect_lesions(plan: Plan, subjects: Sequence[Subject], description: Description) -> Path:
+def collect_lesions(plan: Plan) -> Path:
     """Score the single lesions of all label maps that were kept."""
-    files = {subject.name: subject for subject in subjects}
     lesions: list[LesionScore] = []
-    for run in finished(plan):
-        first = read_scores(run.part_scores)[0]
+    for folder, row, fold in finished(plan):
+        first = read_scores(folder.scores)[0]
         lesions += score_folder(
-            run.predictions(run.part),
-            [files[name] for name in Split.read(run.cases).test],
-            description,
-            role=run.part,
+            folder.predictions,
+            plan.data.named(fold.split.test),
+            plan.data.description,
+            role=row,
             modalities=first.modalities,
             fold=first.fold,
             seed=first.seed,
@@ -68,16 +76,23 @@ def collect_lesions(plan: Plan, subjects: Sequence[Subject], description: Descri
     return path
 
 
-def finished(plan: Plan) -> list[RunFolder]:
-    """Return the folders of all units that are done, whichever start trained them."""
-    summary = read_summary(plan.root)
-    runs = [
-        RunFolder(plan.root / f"fold{fold.number}-seed{seed}", part=row)
-        for row in summary["rows"]
-        for seed in summary["seeds"]
-        for fold in plan.folds
-    ]
-    return [run for run in runs if run.part_scores.is_file()]
+def show_run(plan: Plan, console: Console) -> None:
+    """Print the table of one fold, write the report, and say what the units took."""
+    console.print(render_tables(collect(plan), phantom=plan.data.description.phantom))
+    report = write_report(plan.root, plan.trusted)
+    total = 0.0
+    for unit in plan.units():
+        record = plan.folder(unit).read_record()
+        seconds, peak = record.get("seconds", {}), record.get("peak_mib", {})
+        total += sum(seconds.values())
+        parts = [f"{name} {value:.0f} s" for name, value in seconds.items()]
+        parts += [f"peak {name} {value:.0f} MiB" for name, value in peak.items()]
+        counts = record.get("teacher_cache")
+        if counts:
+            asked = counts["hits"] + counts["misses"]
+            parts.append(f"teacher cache served {counts['hits']} of {asked} samples")
+        console.print(f"{unit.row.name}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+    console.print(f"In all {total:.0f} s. Report: {report}", highlight=False, soft_wrap=True)
 
 
 def show_results(plan: Plan, console: Console) -> None:
@@ -97,10 +112,8 @@ def show_results(plan: Plan, console: Console) -> None:
     heading = f"# {folder.facts['protocol']}\n\n"
     text = heading + "\n".join(table.markdown() for table in written)
     write_text(plan.root / "tables.md", text)
-    console.print(f"Written: {plan.root / 'tables.md'}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Written: {write_report(plan.root, plan.trusted)}", highlight=False, soft_wrap=True
-    )
+    for path in (plan.root / "tables.md", write_report(plan.root, plan.trusted)):
+        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
 
 
 def gain_tables(folder: CrossvalFolder, scores: Sequence[Score]) -> Iterator[TextTable]:
