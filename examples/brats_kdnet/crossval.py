@@ -86,8 +86,8 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing and show the results."""
     config, options = parse_for(CROSSVAL, arguments)
     # What needs PyTorch is imported only now, so that --help comes at once.
+    from kdnet.results.collected import collect_lesions, show_results  # noqa: PLC0415
     from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
-    from kdnet.runs.results import collect_lesions, show_results  # noqa: PLC0415
 
     if options.lesions:
         from kdnet.evaluation.lesions import load_panoptica  # noqa: PLC0415

@@ -39,7 +39,7 @@ def distil(config: Config, console: Console) -> None:
         # 3.3 The baseline sees what the student sees, and learns like the teacher.
         Row("baseline"),
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
-        Row("student", recipe="distilled", teacher="teacher"),
+        Row("student", recipe="distilled", teacher="teacher", against="baseline"),
     )
     plan = make_plan("train", "Teacher, baseline, student", config, rows, [fold], data)
 
@@ -58,9 +58,9 @@ def distil(config: Config, console: Console) -> None:
 
     # All that is shown is read from these files, and can be made again: report.py FOLDER.
     if fabric.is_global_zero:
-        from kdnet.runs.results import show_run  # noqa: PLC0415
+        from kdnet.results.collected import show_results  # noqa: PLC0415
 
-        show_run(plan, console)
+        show_results(plan, console)
 
 
 def benchmark(config: Config, console: Console) -> None:

@@ -56,6 +56,7 @@ class Row:
         teacher: Row whose trained network is frozen and imitated; None without one.
         more_teachers: Further rows that teach it; each subject is then taught by those of its
             teachers that were not trained on it.
+        against: Row that its gain is measured against, where both are trained; None without one.
         label: How tables call it.
         options: Options of the configuration that differ from those of the run.
         small: Arguments of its backbone under the presets demo and cpu, whose networks are small.
@@ -66,6 +67,7 @@ class Row:
     role: Role = "student"
     teacher: str | None = None
     more_teachers: tuple[str, ...] = ()
+    against: str | None = None
     label: str = ""
     options: Arguments = field(default_factory=dict)
     small: Arguments = field(default_factory=dict)
@@ -151,6 +153,7 @@ def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
             name=_swept_name(row.name, modality),
             label=f"{row.label}, {modality}",
             teacher=_swept(row.teacher, modality, own),
+            against=_swept(row.against, modality, own),
             more_teachers=tuple(_swept(name, modality, own) or "" for name in row.more_teachers),
             options=row.options | {"student_modalities": [modality]},
         )
@@ -206,7 +209,9 @@ def _row(path: Path, name: str, values: Any) -> Row:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Row)
     try:
-        found = parser.parse_object({"label": str(name), **values, "name": str(name)})
+        found = parser.parse_object(
+            {"label": str(name), "against": "baseline", **values, "name": str(name)}
+        )
     except ArgumentError as error:
         raise UserError(f"{path}: row {name!r}: {error}.") from error
     row = Row(**found.as_dict())

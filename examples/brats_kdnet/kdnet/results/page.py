@@ -18,7 +18,7 @@ from kdnet.results.figures import Picture, case_gains, colours_of, learning_curv
 from kdnet.results.slices import cut_slices, pictures
 from kdnet.results.stats import METRICS, Gain, gains
 from kdnet.results.stored import FACTS, PLAN, ROWS, Results, read_folder, read_mapping
-from kdnet.results.study_tables import Study, outcomes, study_tables, trials_tables, unpaired
+from kdnet.results.study_tables import Study, outcomes, study_tables, trials_table, unpaired
 from kdnet.results.tables import (
     EMPTY_RULE,
     REGIONS,
@@ -170,7 +170,7 @@ def _of_study(results: Results) -> Iterator[Section]:
     )
     tables = {study.where: study_tables(study) for study in others}
     yield Section("Recipes and labels", tables=study_tables(first), more=tables)
-    searches = trials_tables(results.root)
+    searches = [trials_table(p.parent) for p in sorted(results.root.glob("search-*/trials.json"))]
     if searches:
         yield Section("Searches", tables=searches)
     missing = dict.fromkeys(sentence for study in studies for sentence in unpaired(study))

@@ -187,39 +187,32 @@ def unpaired(study: Study) -> list[str]:
     return sentences
 
 
-def trials_tables(root: Path) -> list[Table]:
-    """What the trials of the searches in a study's folder reached, the best first."""
-    tables = []
-    for path in sorted(root.glob("search-*/trials.json")):
-        try:
-            settings, trials = read_json(path.with_name("search.json")), read_json(path)
-            tables.append(_trials(path.parent.name.removeprefix("search-"), settings, trials))
-        except (UnreadableError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path.parent}: search.json and trials.json are not those of a search ({error}). "
-                "Fetch them again, or remove the folder."
-            ) from error
-    return tables
-
-
-def _trials(name: str, settings: dict[str, Any], trials: list[dict[str, Any]]) -> Table:
-    lines = [
-        [
-            _said(t["options"]),
-            str(t["number"]),
-            f"{t['dice']:.3f}",
-            f"{100 * t['gain']:+.1f}".replace("-", "\N{MINUS SIGN}"),
+def trials_table(folder: Path) -> Table:
+    """What the trials of a search reached, the best first."""
+    try:
+        settings, trials = (read_json(folder / name) for name in ("search.json", "trials.json"))
+        lines = [
+            [
+                _said(trial["options"]),
+                str(trial["number"]),
+                f"{trial['dice']:.3f}",
+                f"{100 * trial['gain']:+.1f}".replace("-", "\N{MINUS SIGN}"),
+            ]
+            for trial in sorted(trials, key=lambda trial: (-trial["gain"], trial["number"]))
         ]
-        for t in sorted(trials, key=lambda t: (-t["gain"], t["number"]))
-    ]
-    shared = _said(settings.get("options", {})) or "no options"
+        labelled, shared = settings.get("labelled"), _said(settings.get("options", {}))
+        seeds, folds = (", ".join(map(str, settings.get(name, ()))) for name in ("seeds", "folds"))
+    except (UnreadableError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: search.json and trials.json are not those of a search ({error}). Fetch "
+            "them again, or remove the folder."
+        ) from error
     note = (
-        f"Labelled subjects: {settings.get('labelled')}; seeds "
-        f"{', '.join(map(str, settings.get('seeds', ())))}; training subjects of fold "
-        f"{', '.join(map(str, settings.get('folds', ())))}, split once more. Gain: in points, over "
-        f"the baseline of the same subjects, seed and steps. All trials: {shared}."
+        f"Labelled subjects: {labelled}; seeds {seeds}; training subjects of fold {folds}, split "
+        "once more. Gain: in points, over the baseline of the same subjects, seed and steps. All "
+        f"trials: {shared or 'no options'}."
     )
-    title = f"Trials of the search {name}, training grid"
+    title = f"Trials of the search {folder.name.removeprefix('search-')}, training grid"
     return Table.of(title, ["options", "trial", "Dice", "gain"], lines, [note])
 
 

@@ -167,6 +167,7 @@ class Design:
             name=row_name(recipe, labelled, unlabelled),
             recipe="distilled",
             teacher=row_name(TEACHER, labelled, "all"),
+            against=row_name(BASELINE, labelled, "all"),
             label=f"{own.label}, {labelled} labelled",
             options=own.options | {name: n for name, n in counts.items() if n != "all"},
         )
