@@ -175,7 +175,7 @@ def measure(config: Config, subjects: list[Subject], cache: Path, options: Any) 
             student.preprocessing(),
             description,
             student.activation,
-            role="student",
+            unit={"row": "student"},
         )
     )
     weights = sum(p.numel() for p in kd.student.parameters())

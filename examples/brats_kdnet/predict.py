@@ -36,9 +36,14 @@ from kdnet.data.description import DATASETS_FOLDER, Description, load_descriptio
 from kdnet.data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
-from kdnet.evaluation.inference import volume_predictor
-from kdnet.evaluation.label_maps import NIFTI_SUFFIXES, stem_of, write_label_map
-from kdnet.evaluation.scoring import native_classes, predict_finite
+from kdnet.evaluation.inference import (
+    NIFTI_SUFFIXES,
+    native_classes,
+    predict_finite,
+    stem_of,
+    volume_predictor,
+    write_label_map,
+)
 from kdnet.exported import open_model
 from kdnet.training.checkpoint import ModelMetadata
 from privdistill import DistillationWrapper, GroundTruth

@@ -76,31 +76,28 @@ STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
     # What needs PyTorch is imported only now, so that --help comes at once.
+    from kdnet.results.collected import show_results  # noqa: PLC0415
     from kdnet.runs.plan import deal, make_plan  # noqa: PLC0415
     from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
     from kdnet.runs.subjects import find_data  # noqa: PLC0415
-    from kdnet.studies.collect import check_distinct, collect  # noqa: PLC0415
-    from kdnet.studies.design import read_design  # noqa: PLC0415
-    from report import write_reports  # noqa: PLC0415
+    from kdnet.studies.design import check_distinct, read_design  # noqa: PLC0415
 
     design = read_design(named_study(arguments))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)
     refuse(config, options, design.name)
     if options.search is not None:
+        from kdnet.results.study_tables import trials_table  # noqa: PLC0415
         from kdnet.studies.search import search  # noqa: PLC0415
-        from kdnet.studies.trials import trials_table  # noqa: PLC0415
 
-        found = search(design, options.search, config, trials=options.trials, console=console)
-        console.print(trials_table(found).rich())
+        folder = search(design, options.search, config, trials=options.trials, console=console)
+        console.print(trials_table(folder).text(), highlight=False, soft_wrap=True)
         return 0
 
     data, (rows, seeds) = find_data(config, console), design.rows()
     folds = deal(data.foldable, config)
     facts = design.facts() | {"commands": [published(arguments)]}
-    plan = make_plan(
-        "study", design.title, config, rows, folds, data, own_seeds=seeds, facts=facts
-    )
+    plan = make_plan("study", design.title, config, rows, folds, data, own_seeds=seeds, facts=facts)
     check_distinct(plan, design)
     units = plan.with_teachers(unit for unit in plan.units() if (options.only or "") in unit.name)
     if not units:
@@ -110,9 +107,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
     plan, failed = carry_out(plan, units, options, command, console)
     if failed is None:
         return 0
-    path = collect(plan, design, [published(arguments)])
-    for written in (path, *write_reports(plan.root, plan.trusted)):
-        console.print(f"Written: {written}", highlight=False, soft_wrap=True)
+    show_results(plan, console)
     return 1 if failed else 0
 
 

@@ -56,9 +56,9 @@ def distil(config: Config, console: Console) -> None:
 
     # All that is shown is read from these files, and can be made again: report.py FOLDER.
     if fabric.is_global_zero:
-        from kdnet.results.collected import show_run  # noqa: PLC0415
+        from kdnet.results.collected import show_results  # noqa: PLC0415
 
-        show_run(plan, console)
+        show_results(plan, console)
 
 
 def benchmark(config: Config, console: Console) -> None:

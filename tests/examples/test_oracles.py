@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 ORACLES = Path(__file__).with_name("oracles.json")
 STUDIES = ROOT / "docs/results/when-it-helps"
 ROLES = ("teacher", "baseline", "student")
+KEYS = ("row", "fold", "case", "region", "space", "postprocessing")
 PLAIN = [
     *("--preset", "demo", "--phantoms", "8", "--batch_size", "2", "--seed", "0"),
     *("--precision", "32-true", "--memory_format", "contiguous", "--compile", "false"),
@@ -92,12 +93,14 @@ def read_table(path, keys, values):
 
 
 def scores_of(folder):
-    keys = ("role", "fold", "case", "region", "space", "postprocessing")
-    return read_table(folder / "scores.csv", keys, ("dice", "hd95", "predicted_voxels"))
+    return read_table(folder / "scores.csv", KEYS, ("dice", "hd95", "predicted_voxels"))
 
 
 def rows_of(folder):
-    return read_table(folder / "rows.csv", ("kind", "fold", "case", "region", "space"), ("dice",))
+    """Dice of whole label maps by recipe, as the rows of a study were stored."""
+    found = read_table(folder / "scores.csv", KEYS, ("dice",))
+    whole = {key.removesuffix(" off"): dice for key, dice in found.items() if key.endswith(" off")}
+    return {key.partition("_")[2]: dice for key, dice in whole.items()}
 
 
 def place(row):

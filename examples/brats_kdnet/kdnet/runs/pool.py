@@ -337,8 +337,8 @@ def state(plan: Plan, unit: Unit) -> str:
     """Say how far a unit is."""
     folder = plan.folder(unit)
     if plan.is_done(unit):
-        native = [s.dice for s in read_scores(folder.scores) if s.space == "native"]
-        return f"Dice {statistics.fmean(native) if native else float('nan'):.3f}"
+        scores = read_scores(folder.scores)
+        return f"Dice {scores['dice'][scores['space'] == 'native'].mean():.3f}"
     if not folder.history.is_file():
         return "\N{MIDDLE DOT}"
     try:

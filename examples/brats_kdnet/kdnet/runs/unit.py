@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
@@ -32,7 +33,7 @@ from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import volume_predictor
 from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
-from kdnet.evaluation.scoring import Score, evaluate, write_scores
+from kdnet.evaluation.scoring import evaluate, write_scores
 from kdnet.exhaustion import explained
 from kdnet.recipes.lesson import Lesson
 from kdnet.recipes.recipe import lesson_of
@@ -420,14 +421,12 @@ def score(experiment: Experiment, *, subsets: bool) -> None:
         else:
             view = view_of("student", experiment.config.data, experiment.data.description)
             if subsets:
-                scores = [
-                    score
+                parts = [
+                    score_view(experiment, network, metadata, seen)
                     for size in range(1, len(every) + 1)
                     for seen in itertools.combinations(every, size)
-                    for score in score_view(experiment, network, metadata, seen)
-                    if score.postprocessing == "off"
                 ]
-                write_scores(folder.subsets, scores)
+                write_scores(folder.subsets, pd.concat(parts, ignore_index=True))
             scores = score_view(experiment, network, metadata, view, keep=True)
     write_scores(folder.scores, scores)
 
@@ -439,30 +438,38 @@ def score_view(
     seen: Collection[str],
     *,
     keep: bool = False,
-) -> list[Score]:
+) -> pd.DataFrame:
     """Score a network that sees some of its modalities, the others set to zero."""
     config, folder, view = experiment.config, experiment.folder, "+".join(seen)
     subjects = experiment.data.named(experiment.split.test)
     predict = volume_predictor(
         predictor(network, experiment.fabric.device), patch=metadata.patch, slices=metadata.slices
     )
-    title = f"Scoring {experiment.unit.row.name} with {view}"
+    unit, split = experiment.unit, experiment.split
+    further = {*metadata.seen_cases} - {*split.train, *split.validation}
+    place = {
+        "row": unit.row.name,
+        "fold": unit.fold.number,
+        "seed": unit.seed,
+        "labelled": len(split.train),
+        "unlabelled": len(further) if unit.row.teachers else 0,
+        "against": unit.row.against or "",
+    }
+    title = f"Scoring {unit.row.name} with {view}"
     with counting(experiment.console, title, len(subjects)) as scored:
-        scores = evaluate(
+        return evaluate(
             hiding(predict, metadata.modalities, seen),
             subjects,
             metadata.preprocessing(),
             experiment.data.description,
             activation=metadata.activation,
-            role=experiment.unit.row.name,
-            fold=experiment.unit.fold.number,
-            seed=experiment.unit.seed,
+            unit=place,
+            modalities=view,
             # Native label maps are scored as they are, and without what is too small.
             smallest_volume=SMALLEST_VOLUME if keep else None,
             prediction_folder=folder.predictions if keep and config.run.predictions else None,
             on_case=scored,
         )
-    return [replace(score, modalities=view) for score in scores]
 
 
 def hiding(

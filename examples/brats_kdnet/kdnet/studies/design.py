@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -14,6 +14,9 @@ from kdnet.config import Arguments
 from kdnet.errors import UserError
 from kdnet.reading import UnreadableError, read_yaml
 from kdnet.rows import ROW_OPTIONS, Row
+
+if TYPE_CHECKING:
+    from kdnet.runs.plan import Plan
 
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -193,6 +196,23 @@ def plain_row(recipe: str, labelled: Count) -> Row:
         # What it never sees need not be prepared.
         unlabelled=None if labelled == "all" else 0,
     )
+
+
+def check_distinct(plan: "Plan", design: Design) -> None:
+    """Refuse numbers that mean the same before anything is trained."""
+    kinds, found = design.kinds(), dict[tuple[str, int, int, int], str]()
+    for unit in plan.units():
+        if unit.row.name not in kinds:
+            continue
+        split, kind = plan.split(unit), kinds[unit.row.name]
+        more = len(split.unlabelled) if kind not in {TEACHER, BASELINE} else 0
+        place = (kind, len(split.train), more, unit.fold.number)
+        if found.setdefault(place, unit.row.name) != unit.row.name:
+            raise UserError(
+                f"{found[place]} and {unit.row.name} are the same: {len(split.train)} labelled and "
+                f"{more} unlabelled subjects in fold {unit.fold.number}. Leave one of them out of "
+                "the study's file."
+            )
 
 
 def count_of(number: Count) -> int | None:

@@ -19,29 +19,28 @@ from rich.console import Console
 from kdnet.config import Config
 from kdnet.data.splits import split_subjects
 from kdnet.errors import UserError
-from kdnet.evaluation.scoring import read_scores
+from kdnet.evaluation.scoring import gather_scores
 from kdnet.rows import Row
 from kdnet.runs.plan import Fold, Plan, make_plan
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import run_unit
 from kdnet.studies.design import BASELINE, TEACHER, Design, Search, count_of, plain_row
-from kdnet.studies.trials import SEARCH, Trial, Tried, read_search, search_folder, write_trials
 from kdnet.writing import write_text
 
 _INNER_FOLDS = 4
 
 
-def search(design: Design, wanted: str, config: Config, *, trials: int, console: Console) -> Tried:
+def search(design: Design, wanted: str, config: Config, *, trials: int, console: Console) -> Path:
     """Try options until so many trials have been made, those of earlier starts counted."""
     space = find_search(design, wanted)
-    root = search_folder(config.run.out or Path("runs/study"), wanted)
+    root = (config.run.out or Path("runs/study")) / f"search-{wanted}"
     config = replace(config, run=replace(config.run, out=root / "run"))
     data = find_data(config, console)
     folds = inner_folds(config, space, data)
     root.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_unchanged_search(root / SEARCH, space)
+    check_unchanged_search(root / "search.json", space)
     memory = optuna.create_study(
         storage=f"sqlite:///{root / 'trials.sqlite'}",
         study_name=wanted,
@@ -65,10 +64,10 @@ def search(design: Design, wanted: str, config: Config, *, trials: int, console:
             raise UserError(f"Trial {trial.number}: its gain is {gain}; no Dice can be told.")
         trial.set_user_attr("dice", dice)
         memory.tell(trial, gain)
-        write_trials(root, map(trial_of, finished(memory)))
+        write_trials(root / "trials.json", memory)
         console.print(f"  Dice {dice:.3f}, gain {100 * gain:+.1f} points", highlight=False)
-    write_trials(root, map(trial_of, finished(memory)))
-    return read_search(root)
+    write_trials(root / "trials.json", memory)
+    return root
 
 
 def check_unchanged_search(path: Path, space: Search) -> None:
@@ -157,20 +156,12 @@ def try_options(plan: Plan, console: Console) -> tuple[float, float]:
     for unit in plan.units():
         run_unit(plan, unit, console)
     baseline, row = (row for row in plan.rows if row.role == "student")
-    mine, theirs = (dice_of(plan, one) for one in (row, baseline))
-    gains = [mine[place] - theirs[place] for place in mine]
-    return sum(mine.values()) / len(mine), sum(gains) / len(gains)
-
-
-def dice_of(plan: Plan, row: Row) -> dict[tuple[str, str, int, int], float]:
-    """Return the Dice of a row at the training grid, by case, region, fold and seed."""
-    return {
-        (score.case, score.region, unit.fold.number, unit.seed): score.dice
-        for unit in plan.units()
-        if unit.row.name == row.name
-        for score in read_scores(plan.folder(unit).scores)
-        if score.space == "grid" and score.postprocessing == "off"
-    }
+    scores = gather_scores(plan.root)
+    grid = scores[(scores["space"] == "grid") & (scores["postprocessing"] == "off")]
+    places = ["case", "region", "fold", "seed"]
+    dice = grid.pivot_table(index=places, columns="row", values="dice")[[row.name, baseline.name]]
+    dice = dice.dropna(subset=row.name)
+    return float(dice[row.name].mean()), float((dice[row.name] - dice[baseline.name]).mean())
 
 
 def finished(memory: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -178,7 +169,17 @@ def finished(memory: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return memory.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
 
 
-def trial_of(frozen: optuna.trial.FrozenTrial) -> Trial:
-    """Read a finished trial."""
-    options = {name: json.loads(value) for name, value in frozen.params.items()}
-    return Trial(frozen.number, options, frozen.user_attrs["dice"], float(frozen.values[0]))
+def write_trials(path: Path, memory: optuna.Study) -> None:
+    """Write what all trials reached, the best first, equal ones by their number."""
+    trials = sorted(finished(memory), key=lambda trial: (-float(trial.values[0]), trial.number))
+    content = [
+        {
+            "number": trial.number,
+            "options": {name: json.loads(value) for name, value in trial.params.items()},
+            # Mean Dice on the inner test subjects, and mean paired difference to their baseline.
+            "dice": trial.user_attrs["dice"],
+            "gain": float(trial.values[0]),
+        }
+        for trial in trials
+    ]
+    write_text(path, json.dumps(content, indent=2) + "\n")
