@@ -27,8 +27,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "brats_kdnet"))
 
 import train as application  # noqa: E402
-from kdnet.configuration.config import Config  # noqa: E402
-from kdnet.configuration.parsing import parse_config  # noqa: E402
+from kdnet.config import (
+    Config,  # noqa: E402
+    parse_config,  # noqa: E402
+)
 from kdnet.data.checks import check_subjects  # noqa: E402
 from kdnet.data.layouts import Subject, find_subjects  # noqa: E402
 from kdnet.data.loading import build_loader, prepare, start_epoch  # noqa: E402

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 
 from faults.tiny import Network, Samples, task, wrapper
 from kdnet import exhaustion
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import DataConfig, TrainingConfig
 from kdnet.data.loading import build_loader
 from kdnet.data.parallel import map_parallel
 from kdnet.exhaustion import ExhaustedError, explain, explained

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from kdnet.configuration.data import DataConfig
+from kdnet.config import DataConfig
 from kdnet.data.description import Size
 from kdnet.data.loading import MappedSamples
 from kdnet.data.patches import TUMOUR_EVERY, FixedPatches, FreePatches

@@ -1,28 +1,25 @@
 """Rows of a results table: which network is trained how, with which teacher."""
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from kdnet.configuration.arguments import Arguments
-from kdnet.configuration.config import Config
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.network import NetworkConfig
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.parsing import changed
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import (
+    Arguments,
+    Config,
+    NetworkConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+    changed,
+)
 from kdnet.errors import UserError
-from kdnet.models import in_two_dimensions
 from kdnet.names import LONGEST, is_name
 from kdnet.reading import UnreadableError, read_yaml
 
-Role = Literal["student", "teacher"]
-
-RECIPES = ("supervised", "distilled", "missing_modality", "synthesised", "shared")
 _BUILT_IN = Path(__file__).with_name("rows.yaml")
 _SMALL_PRESETS = ("demo", "cpu")
 _SHARED_FOLDERS = ("predictions", "tensorboard")
@@ -39,8 +36,6 @@ ROW_OPTIONS = [
     ),
     *(item.name for item in fields(TrainingConfig) if item.name != "seed"),
     "student_modalities",
-    "labelled",
-    "unlabelled",
     "leave_out",
 ]
 
@@ -50,22 +45,30 @@ class Row:
     """One network of a table.
 
     Attributes:
-        name: Its name in folders, files and tables.
+        name: Its name in folders, files and tables; nothing else follows from it.
         recipe: How it is trained.
         role: Whose modalities and backbone it has.
         teacher: Row whose trained network is frozen and imitated; None without one.
         more_teachers: Further rows that teach it; each subject is then taught by those of its
             teachers that were not trained on it.
+        against: Row that its gain is measured against, where both are trained; None without one.
+        labelled: Training subjects whose reference it may use; the run's if None.
+        unlabelled: Further training subjects, without a reference; the run's if None.
         label: How tables call it.
         options: Options of the configuration that differ from those of the run.
         small: Arguments of its backbone under the presets demo and cpu, whose networks are small.
     """
 
     name: str
-    recipe: str = "supervised"
-    role: Role = "student"
+    recipe: Literal["supervised", "distilled", "missing_modality", "synthesised", "shared"] = (
+        "supervised"
+    )
+    role: Literal["student", "teacher"] = "student"
     teacher: str | None = None
     more_teachers: tuple[str, ...] = ()
+    against: str | None = None
+    labelled: int | None = None
+    unlabelled: int | None = None
     label: str = ""
     options: Arguments = field(default_factory=dict)
     small: Arguments = field(default_factory=dict)
@@ -77,14 +80,18 @@ class Row:
 
     def configure(self, config: Config) -> Config:
         """Return the configuration that this row is trained with."""
-        chosen, (shared, own) = dict(self.options), config.network.of(self.role)
+        counts = {"labelled": self.labelled, "unlabelled": self.unlabelled}
+        chosen = {name: count for name, count in counts.items() if count is not None}
+        chosen |= self.options
+        shared, own = config.network.of(self.role)
         arguments = chosen.get("backbone_arguments", {})
         if config.run.preset in _SMALL_PRESETS:
             arguments = self.small | arguments
         if chosen.get("backbone", shared) == shared:
             arguments = own | arguments
         if self.recipe == "synthesised":
-            arguments = _segmenter(shared, own, config.data) | arguments
+            # The network that segments beside a synthesis is the one that all rows share.
+            arguments = {"segmenter": shared, "segmenter_arguments": own} | arguments
         if self.role == "teacher":
             # What the row says about its backbone is meant for the network that it trains.
             chosen |= {"teacher_backbone": None, "teacher_backbone_arguments": None}
@@ -101,8 +108,8 @@ def read_rows(path: Path | None = None) -> tuple[dict[str, Row], dict[str, list[
     groups: dict[str, list[str]] = {}
     for file in [_BUILT_IN, path] if path else [_BUILT_IN]:
         content = _read(file)
-        rows |= {name: _row(file, name, values) for name, values in content["rows"].items()}
-        groups |= content["groups"]
+        rows |= {str(name): _row(file, str(name), row) for name, row in content.rows.items()}
+        groups |= content.groups
     return rows, groups
 
 
@@ -111,18 +118,12 @@ def select_rows(
 ) -> list[Row]:
     """Choose rows by their names or those of groups, teachers first."""
     names = [name for item in wanted for name in groups.get(item, [item])]
-    ordered: dict[str, Row] = {}
-    for name in names:
-        for row in _lineage(name, rows, groups):
-            ordered.setdefault(row.name, row)
-    return list(ordered.values())
+    chosen = [row for name in names for row in _lineage(name, rows, groups)]
+    return list({row.name: row for row in chosen}.values())
 
 
 def _lineage(
-    name: str,
-    rows: Mapping[str, Row],
-    groups: Iterable[str],
-    students: tuple[str, ...] = (),
+    name: str, rows: Mapping[str, Row], groups: Iterable[str], students: tuple[str, ...] = ()
 ) -> list[Row]:
     """A row behind its teachers, and theirs."""
     if name not in rows:
@@ -143,25 +144,24 @@ def _lineage(
 def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
     """Repeat every row of the student for each single modality."""
     shared = [row for row in rows if row.role == "teacher"]
-    repeated = [row for row in rows if row.role != "teacher"]
-    own = {row.name for row in repeated}
+    repeated = {row.name: row for row in rows if row.role != "teacher"}
+
+    def renamed(name: str, modality: str) -> str:
+        return _swept_name(name, modality) if name in repeated else name
+
     return shared + [
         replace(
             row,
             name=_swept_name(row.name, modality),
             label=f"{row.label}, {modality}",
-            teacher=_swept(row.teacher, modality, own),
-            more_teachers=tuple(_swept(name, modality, own) or "" for name in row.more_teachers),
+            teacher=row.teacher and renamed(row.teacher, modality),
+            more_teachers=tuple(renamed(name, modality) for name in row.more_teachers),
+            against=row.against and renamed(row.against, modality),
             options=row.options | {"student_modalities": [modality]},
         )
         for modality in modalities
-        for row in repeated
+        for row in repeated.values()
     ]
-
-
-def _swept(teacher: str | None, modality: str, own: Container[str]) -> str | None:
-    """Name of a teacher in a sweep."""
-    return teacher if teacher is None or teacher not in own else _swept_name(teacher, modality)
 
 
 def _swept_name(row: str, modality: str) -> str:
@@ -175,60 +175,95 @@ def _swept_name(row: str, modality: str) -> str:
     return name
 
 
-def _segmenter(backbone: str, arguments: dict[str, Any], data: DataConfig) -> dict[str, Any]:
-    """The network that segments beside a synthesis is the one that all rows share."""
-    if data.slices is not None:
-        arguments = in_two_dimensions(backbone, arguments)
-    return {"segmenter": backbone, "segmenter_arguments": arguments}
+def with_part_teachers(rows: Sequence[Row], config: Config) -> tuple[Row, ...]:
+    """Give the rows that ask for it several teachers, each trained without a part of the subjects.
+
+    Each subject is then taught by those that were not trained on it: on its own training subjects
+    a teacher repeats what their reference says.
+    """
+    # Source: out-of-fold prediction, Wolpert 1992, Stacked Generalization, Neural Networks 5,
+    # section 2, there for combining models; here for the targets of distillation.
+    by_name = {row.name: row for row in rows}
+    found: dict[str, Row] = {}
+    for row in rows:
+        parts = row.configure(config).objective.out_of_fold
+        if row.recipe == "distilled" and row.teacher is not None and parts > 1:
+            teachers = part_teachers(by_name[row.teacher], parts)
+            names = [teacher.name for teacher in teachers]
+            found |= dict(zip(names, teachers, strict=True))
+            found[row.name] = replace(row, teacher=names[0], more_teachers=tuple(names[1:]))
+        else:
+            found[row.name] = row
+    return tuple(found.values())
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def part_teachers(teacher: Row, parts: int) -> list[Row]:
+    """Return a teacher's row once for each part of the labelled subjects that it does without."""
+    return [
+        replace(
+            teacher,
+            name=f"{teacher.name}-without-{part}-of-{parts}",
+            label=f"{teacher.label or teacher.name}, without part {part + 1} of {parts}",
+            options=teacher.options | {"leave_out": [part, parts]},
+        )
+        for part in range(parts)
+    ]
+
+
+@dataclass(frozen=True)
+class _File:
+    rows: Arguments = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _read(path: Path) -> _File:
     try:
         content = read_yaml(path) or {}
     except UnreadableError as error:
         raise UserError(f"{path}: the rows cannot be read: {error}") from error
-    if not isinstance(content, dict) or set(content) - {"rows", "groups"}:
-        raise UserError(f"{path}: expected the keys rows and groups.")
-    parts = {key: content.get(key) or {} for key in ("rows", "groups")}
-    wrong = [key for key, value in parts.items() if not isinstance(value, dict)]
-    if wrong:
-        raise UserError(f"{path}: {wrong[0]} must hold names and what they stand for.")
-    no_lists = [name for name, rows in parts["groups"].items() if not isinstance(rows, list)]
-    if no_lists:
-        raise UserError(f"{path}: group {no_lists[0]!r} must be a list of names of rows.")
-    return parts
+    return _parsed(_File, content, str(path))
 
 
 def _row(path: Path, name: str, values: Any) -> Row:
-    allowed = [item.name for item in fields(Row) if item.name != "name"]
-    if not isinstance(values, dict) or set(values) - set(allowed):
-        raise UserError(f"{path}: row {name!r} may have the keys {', '.join(allowed)}.")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Row)
-    try:
-        found = parser.parse_object({"label": str(name), **values, "name": str(name)})
-    except ArgumentError as error:
-        raise UserError(f"{path}: row {name!r}: {error}.") from error
-    row = Row(**found.as_dict())
-    taught = row.recipe in {"distilled", "shared"}
-    unknown = sorted(set(row.options) - set(ROW_OPTIONS))
+    place = f"{path}: row {name!r}"
+    defaults = {"label": name, "against": "baseline"}
+    row = _parsed(Row, defaults | values if isinstance(values, dict) else values, place, name=name)
+    imitates = row.recipe in {"distilled", "shared"}
+    unknown = sorted({*row.options} - {*ROW_OPTIONS})
     problems = {
-        f"its name must match {_NAME.pattern}": not _NAME.fullmatch(row.name),
-        "its name is that of a folder that all rows share": row.name in _SHARED_FOLDERS,
-        f"recipe must be one of {', '.join(RECIPES)}": row.recipe not in RECIPES,
+        f"its name must match {_NAME.pattern}": not _NAME.fullmatch(name),
+        "its name is that of a folder that all rows share": name in _SHARED_FOLDERS,
         f"it has no options {', '.join(unknown)}; there are {', '.join(ROW_OPTIONS)}": bool(
             unknown
         ),
         "backbone_arguments must be names and values": not isinstance(
             row.options.get("backbone_arguments", {}), dict
         ),
-        "distilled and shared need a teacher": taught and row.teacher is None,
-        f"the recipe {row.recipe} takes no teacher; distilled does": not taught
+        "distilled and shared need a teacher": imitates and row.teacher is None,
+        f"the recipe {row.recipe} takes no teacher; distilled does": not imitates
         and row.teacher is not None,
         "more_teachers needs a teacher, and the recipe distilled": bool(row.more_teachers)
         and (row.teacher is None or row.recipe != "distilled"),
     }
     for problem, found in problems.items():
         if found:
-            raise UserError(f"{path}: row {name!r}: {problem}.")
-    return row
+            raise UserError(f"{place}: {problem}.")
+    # A row that others are measured against is measured against none.
+    return replace(row, against=None) if row.against == name else row
+
+
+_Kind = TypeVar("_Kind")
+
+
+def _parsed(kind: Callable[..., _Kind], values: Any, place: str, **more: Any) -> _Kind:
+    """Make an object of a data class of what a file holds."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    known = [item.name for item in fields(cast("Any", kind)) if item.name not in more]
+    if not isinstance(values, dict) or {*values} - {*known}:
+        raise UserError(f"{place}: expected the keys {', '.join(known)}.")
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        return kind(**parser.parse_object(given | more).as_dict())
+    except ArgumentError as error:
+        raise UserError(f"{place}: {error}.") from error

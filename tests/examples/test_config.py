@@ -3,20 +3,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_config
-from kdnet.configuration.presets import PRESETS
+from crossval import CROSSVAL
+from kdnet.config import Config, parse_config, parse_for
 from kdnet.errors import UserError
 
+CPU = ["--data-root", "x", "--preset", "cpu"]
 
-def test_without_arguments_the_demo_runs_on_phantoms():
+
+def test_without_arguments_the_demo_runs_on_phantoms_and_real_data_take_the_cpu_preset():
     config = parse_config([])
-    assert config.run.preset == "demo"
+    assert (config.run.preset, config.run.out) == ("demo", Path("runs/demo"))
     assert config.data.data_root is None
-    assert config.run.out == Path("runs/demo")
-
-
-def test_real_data_without_a_preset_takes_the_cpu_preset():
     assert parse_config(["--data-root", "patients"]).run.preset == "cpu"
 
 
@@ -31,10 +28,30 @@ def test_paper_preset_is_the_paper():
     assert (training.weight_decay, training.gradient_clip) == (0, 0)
 
 
-@pytest.mark.parametrize("preset", sorted({*PRESETS} - {"cpu"}))
+def constants(*arguments):
+    found = parse_config(list(arguments)).objective
+    return found.imitation, found.temperature, found.binarisation, found.latent_weight
+
+
+@pytest.mark.parametrize("preset", ["paper", "native", "demo"])
 def test_presets_distil_with_the_constants_of_the_paper(preset):
-    objective = parse_config(["--preset", preset]).objective
-    assert (objective.imitation, objective.temperature, objective.latent_weight) == (0.75, 5, 10)
+    assert constants("--data-root", "x", "--preset", preset) == (0.75, 5.0, "auto", 10.0)
+
+
+def test_small_data_follow_the_study_unless_they_are_told_otherwise():
+    chosen = (0.9, 1.0, "soft", 0.0)
+    assert constants(*CPU) == constants("--recipe", "auto") == constants("--recipe=auto") == chosen
+    assert constants(*CPU, "--imitation", "0.3") == (0.3, *chosen[1:])
+    assert constants(*CPU, "--recipe", "options")[0] == 0.75
+    assert parse_for(CROSSVAL, CPU)[0].objective.imitation == 0.75
+
+
+@pytest.mark.parametrize("form", [["--config", "FILE"], ["--config=FILE"]])
+def test_options_in_a_file_win_over_the_recipe_in_it(tmp_path, form):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"data_root": "x", "recipe": "auto", "temperature": 3.0}))
+    found = constants(*(part.replace("FILE", str(file)) for part in form))
+    assert found == (0.9, 3.0, "soft", 0.0)
 
 
 @pytest.mark.parametrize("flag", ["--data-root", "--data_root"])
@@ -64,30 +81,27 @@ def test_saved_configuration_reads_back_as_it_was(tmp_path):
     assert parse_config(["--config", str(file)]) == config
 
 
-def test_arguments_of_a_backbone_are_free():
-    config = parse_config(["--backbone", "a.b.C", "--backbone_arguments", '{"init_filters": 4}'])
-    assert config.network.backbone_arguments == {"init_filters": 4}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "big"], "Unknown preset 'big': expected one of demo, cpu, paper"),
+        (["--preset", "big"], "'big': expected one of demo, cpu, paper"),
         (["--epoch", "3"], "--epoch 3"),
         (["--epochs", "many"], '"epochs"'),
         (["--schedule", "cosine"], "'plateau', 'onecycle', 'constant'"),
         (["--fold", "3"], "fold is 3; expected 0 to 2"),
-        (["--epochs", "0", "--folds", "1"], "(?s)folds is 1.*epochs is 0"),
-        (["--imitation", "1.5"], "imitation is 1.5; expected 0 to 1"),
+        (["--epochs", "0", "--folds", "1"], "(?s)epochs is 0.*folds is 1"),
+        (["--imitation", "1.5"], "imitation is 1.5"),
+        (["--leave_out", "2,2"], r"leave_out is \(2, 2\)"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
-        (["--patch", "8,8,8"], r"patches are cut from volumes at their own .* --grid null or"),
-        (["--patch", "0,8,8", "--grid", "null"], r"patch is \(0, 8, 8\); expected positive"),
-        (["--preset", "native", "--slices", "axial"], "either patches or whole slices"),
-        (["--patches_per_case", "2"], "but there are no patches"),
-        (["--preset", "native", "--patches_per_case=-1"], "patches_per_case is -1; expected 0 or"),
-        (["--empty_slices", "0.5"], "but there are no slices"),
-        (["--slices", "axial", "--empty_slices", "2"], "empty_slices is 2.0; expected 0 to 1"),
+        (["--patch", "8,8,8"], "--grid null or --patch null"),
+        (["--patch", "0,8,8", "--grid", "null"], r"patch is \(0, 8, 8\)"),
+        (["--preset", "native", "--slices", "axial"], "--patch null or --slices null"),
+        (["--patches_per_case", "2"], "patches_per_case is 2"),
+        (["--empty_slices", "0.5"], "empty_slices is 0.5"),
         (["--slices", "oblique"], "'axial', 'coronal', 'sagittal'"),
+        (["--validation_fraction", "0", "--selection", "best"], "--selection last"),
+        (["--out_of_fold", "2"], "--latent_weight 0"),
+        (["--validation_loss", "ground_truth", "--imitation", "1"], "validation_loss"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(arguments, message):
@@ -95,20 +109,21 @@ def test_mistakes_on_the_command_line_are_named(arguments, message):
         parse_config(arguments)
 
 
-def test_config_file_with_an_unknown_key_is_refused(tmp_path):
+def test_a_file_with_an_unknown_key_is_refused(tmp_path):
     file = tmp_path / "typo.yaml"
     file.write_text("epoch: 3\n")
     with pytest.raises(UserError, match="epoch"):
         parse_config(["--config", str(file)])
 
 
-def test_help_shows_examples_and_sources(capsys):
+def test_help_shows_every_option_with_examples_and_sources(capsys):
     with pytest.raises(SystemExit) as leaving:
         parse_config(["--help"])
     text = capsys.readouterr().out
     assert leaving.value.code == 0
     assert "train.py --data-root BraTS2021 --preset cpu --out runs/brats\n" in text
     assert "Source: the paper" in text
+    assert all(f"--{name}" in text for name in Config().to_dict())
 
 
 def test_every_value_of_the_flat_form_is_plain():
