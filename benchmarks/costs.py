@@ -30,7 +30,7 @@ import train as application  # noqa: E402
 from kdnet.configuration.config import Config  # noqa: E402
 from kdnet.configuration.parsing import parse_config  # noqa: E402
 from kdnet.data.checks import check_subjects  # noqa: E402
-from kdnet.data.layouts import Subject, find_subjects  # noqa: E402
+from kdnet.data.subjects import Subject, find_subjects  # noqa: E402
 from kdnet.data.loading import build_loader, prepare, start_epoch  # noqa: E402
 from kdnet.data.targets import to_target  # noqa: E402
 from kdnet.evaluation.scoring import evaluate  # noqa: E402

@@ -16,7 +16,7 @@ from torch import nn
 
 from kdnet.configuration.config import Config
 from kdnet.configuration.parsing import parse_config
-from kdnet.data.sampling import samples_per_subject
+from kdnet.data.samples import samples_per_subject
 from kdnet.data.splits import Split
 from kdnet.evaluation.scoring import Score, read_scores, write_scores
 from kdnet.models.trust import check_trusted

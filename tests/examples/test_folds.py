@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from kdnet.data.layouts import Subject
+from kdnet.data.subjects import Subject
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.runs.folds import Fold, deal, load_folds, save_folds

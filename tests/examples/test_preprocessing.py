@@ -9,7 +9,7 @@ import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import ImageFile, Subject, find_subjects
+from kdnet.data.subjects import ImageFile, Subject, find_subjects
 from kdnet.data.preprocessing import Preprocessing, central_window
 from kdnet.errors import UserError
 

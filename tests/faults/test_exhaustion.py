@@ -20,7 +20,7 @@ from kdnet import exhaustion
 from kdnet.configuration.data import DataConfig
 from kdnet.configuration.training import TrainingConfig
 from kdnet.data.loading import build_loader
-from kdnet.data.parallel import map_parallel
+from kdnet.data.loading import map_parallel
 from kdnet.exhaustion import ExhaustedError, explain, explained
 from kdnet.runs import schedule
 from kdnet.runs.command import exit_status
