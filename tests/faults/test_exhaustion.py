@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from faults.tiny import Network, Samples, task, wrapper
 from kdnet import exhaustion
 from kdnet.config import DataConfig, TrainingConfig
-from kdnet.data.loading import build_loader
-from kdnet.data.parallel import map_parallel
+from kdnet.data.loading import build_loader, map_parallel
 from kdnet.exhaustion import ExhaustedError, explain, explained
 from kdnet.runs import schedule
 from kdnet.runs.command import exit_status

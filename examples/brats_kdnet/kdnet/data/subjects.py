@@ -1,12 +1,12 @@
-"""Finding the subjects of a data set on disk."""
+"""Finding the subjects of a data set on disk, and whether their files stay what they were."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from kdnet.data.description import DATASETS_FOLDER, Description, load_description
 from kdnet.errors import UserError
@@ -15,14 +15,24 @@ from kdnet.errors import UserError
 PHANTOM_MARKER = "phantom.json"
 
 #: Looked for in this order; of two layouts that fit equally well the first is taken.
-BUILT_IN = ("brats2021", "brats2018", "brats2023", "msd_task01")
+BUILT_IN = ("brats2021", "brats2018", "brats2023", "msd_task01", "bids")
 
 #: What `Subject.rivals` calls the label map.
 _SEGMENTATION = "segmentation"
 #: Files that claim to be the same one of a subject, with the strata they lie in.
 _Claims: TypeAlias = "list[tuple[Path, str | None]]"
 
-_PLACEHOLDER = re.compile(r"\{(subject|grade)(?::([^}]*))?\}|\*|\?|\[[^\]]+\]")
+#: Size in bytes and time of change in ns of every file, by subject and path.
+States = dict[str, dict[str, list[int]]]
+
+_PLACEHOLDER = re.compile(r"\{(subject|session|grade|patient)(?::([^}]*))?\}|\*|\?|\[[^\]]+\]")
+#: Names of subjects that say which patient they are of: BraTS from 2023, BIDS, TCGA, UPENN-GBM.
+_VISITS = (
+    *(r"(?P<patient>BraTS-\w+-\d+)-\d+", r"(?P<patient>sub-[^_]+)_ses-.+"),
+    *(r"(?P<patient>TCGA.\w\w.\w{4})_.+", r"(?P<patient>UPENN-GBM-\d+)_\d+"),
+)
+#: How nnU-Net numbers the channels of a case.
+_CHANNEL = re.compile(r".+_\d{4}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Subject:
         rivals: Modality name, or "segmentation", to further files that claim the same; nobody can
             tell which is meant, so the checks report them and preprocessing refuses them.
         unlisted: Why nobody could look into its folder; empty if that was possible.
+        patient: Whose visit it is; empty if nothing says so, and it is a patient of its own.
     """
 
     name: str
@@ -59,6 +70,19 @@ class Subject:
     grade: str | None = None
     rivals: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     unlisted: str = ""
+    patient: str = ""
+
+
+def patient_of(name: str, pattern: str = "") -> str:
+    """Return whose visit a subject is, by the description's pattern or a known form of names.
+
+    >>> [patient_of(name) for name in ("BraTS-GLI-00006-101", "sub-07_ses-2", "case_12")]
+    ['BraTS-GLI-00006', 'sub-07', 'case_12']
+    """
+    for form in (_to_expression(pattern),) if pattern else _VISITS:
+        if match := re.fullmatch(form, name):
+            return match["patient"]
+    return name
 
 
 def find_subjects(
@@ -74,6 +98,13 @@ def find_subjects(
     best, subjects = max(found, key=lambda pair: _files(pair[1]))
     if not _files(subjects):
         raise UserError(_nothing_found(root, candidates))
+    if best.channels and all(_CHANNEL.fullmatch(subject.name) for subject in subjects):
+        raise UserError(
+            f"{root}: expected one 4-D file per subject ({best.name}), found files of one channel "
+            f"each, such as {subjects[0].name}, as nnU-Net lays them out. Compare the numbers in "
+            "datasets/nnunet.yaml with `channel_names` in its dataset.json, then give "
+            "--description nnunet."
+        )
     if (root / PHANTOM_MARKER).exists():
         best = replace(best, phantom=True)
     return best, subjects
@@ -117,6 +148,7 @@ def _subject(
         segmentation=ImageFile(segmentation[0]) if segmentation else None,
         grade=grade,
         rivals=rivals,
+        patient=patient_of(name, description.visits),
     )
 
 
@@ -139,7 +171,8 @@ def _alternative_matches(root: Path, pattern: str) -> Iterator[tuple[str, str | 
         # Names that start with a dot are what file managers and archivers leave behind.
         if match and not path.name.startswith("."):
             groups = match.groupdict()
-            yield groups["subject"], groups.get("grade"), path
+            visit = [groups["subject"], groups.get("session")]
+            yield "_".join(filter(None, visit)), groups.get("grade"), path
 
 
 def _to_expression(pattern: str) -> str:
@@ -162,6 +195,8 @@ def _expression_of(token: re.Match[str], seen: set[str]) -> str:
     seen.add(name)
     if token.group(2):
         return f"(?P<{name}>{'|'.join(re.escape(word) for word in token.group(2).split(','))})"
+    if name == "patient":
+        return "(?P<patient>[^/]+)"
     # A dot is not part of a subject's name, so that "{subject}.nii*" stops before the ending.
     return f"(?P<{name}>[^/.][^/]*?)"
 
@@ -193,3 +228,27 @@ def _nothing_found(root: Path, candidates: list[Description]) -> str:
     else:
         lines.append("Check the path, or describe the data set: copy datasets/template.yaml.")
     return "\n".join(lines)
+
+
+def file_states(subjects: Iterable[Subject]) -> States:
+    """Return the present state of the subjects' files."""
+    states: States = {}
+    for subject in subjects:
+        own = states.setdefault(subject.name, {})
+        for file in filter(None, (*subject.images.values(), subject.segmentation)):
+            try:
+                status = file.path.stat()
+                own[str(file.path)] = [status.st_size, status.st_mtime_ns]
+            except OSError:
+                own[str(file.path)] = [-1, -1]
+    return states
+
+
+def changed_files(before: Mapping[str, Any], now: States) -> list[str]:
+    """Return the paths of files that are others than before, or new, or gone."""
+    found = []
+    for subject, files in now.items():
+        known = before.get(subject, files)
+        known = known if isinstance(known, dict) else {}
+        found += [str(path) for path in {**files, **known} if files.get(path) != known.get(path)]
+    return found
