@@ -16,9 +16,8 @@ from filelock import FileLock
 from rich.console import Console
 
 from kdnet.config import parse_config
-from kdnet.data.files import changed_files, file_states
-from kdnet.data.layouts import ImageFile, Subject
 from kdnet.data.splits import Split
+from kdnet.data.subjects import ImageFile, Subject, changed_files, file_states
 from kdnet.environment import git_revision
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdnet.data.description import Description, Size
 from kdnet.data.preprocessing import Preprocessing
-from kdnet.data.slicing import Plane, cut, stack
+from kdnet.data.samples import Plane, cut, stack
 from kdnet.data.targets import predict_classes
 from kdnet.errors import UserError
 from kdnet.writing import atomic

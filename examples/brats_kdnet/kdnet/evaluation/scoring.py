@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import Subject
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import Subject
 from kdnet.data.targets import predict_classes, to_regions
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import native_classes, predict_finite, write_label_map

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import ImageFile, Subject, find_subjects
 from kdnet.data.preprocessing import read_classes
+from kdnet.data.subjects import ImageFile, Subject, find_subjects
 from kdnet.data.volumes import read_geometry, read_volume
 from kdnet.errors import UserError
 from kdnet.results.stored import Results

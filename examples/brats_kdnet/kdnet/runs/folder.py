@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kdnet.config import Config
 from kdnet.data.description import Description
-from kdnet.data.files import States, changed_files
+from kdnet.data.subjects import States, changed_files
 from kdnet.environment import environment
 from kdnet.errors import UserError
 from kdnet.names import is_name

@@ -17,7 +17,7 @@ import privdistill.losses
 from kdnet.config import Config
 from kdnet.config import DataConfig
 from kdnet.data.description import Description
-from kdnet.data.splits import Split
+from kdnet.data.splits import Split, seen_before
 from kdnet.data.targets import number_of_outputs
 from kdnet.errors import UserError
 from kdnet.models import build_network, check_axes, in_two_dimensions
@@ -217,14 +217,14 @@ def check_unseen(path: Path, metadata: ModelMetadata, splits: Mapping[int, Split
 
 
 def _check_unseen(path: Path, metadata: ModelMetadata, split: Split, held_out: str) -> None:
-    known = _both(metadata.seen_cases, split.unlabelled)
+    known = seen_before(split.unlabelled, metadata.seen_cases, metadata.description)
     if known and metadata.role == "teacher":
         raise UserError(
             f"{path} was trained on {len(known)} of the subjects that shall have no reference, "
             f"such as {known[0]}: it would bring their references in. Give a teacher that was "
             "trained on labelled subjects alone."
         )
-    leaked = _both(metadata.seen_cases, split.test)
+    leaked = seen_before(split.test, metadata.seen_cases, metadata.description)
     if leaked:
         raise UserError(
             f"{path} was trained on {len(leaked)} subjects of {held_out}: "
@@ -232,6 +232,3 @@ def _check_unseen(path: Path, metadata: ModelMetadata, split: Split, held_out: s
             "network of this fold, or let every fold train its own teacher."
         )
 
-
-def _both(some: Sequence[str], others: Sequence[str]) -> list[str]:
-    return sorted({*some} & {*others})

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdnet.config import Config
-from kdnet.data.layouts import Subject
-from kdnet.data.splits import Split, split_subjects
+from kdnet.data.splits import Split, patients_of, split_subjects
+from kdnet.data.subjects import Subject
 from kdnet.errors import UserError
 from kdnet.reading import UnreadableError, read_json
 from kdnet.rows import Row, with_part_teachers
@@ -35,8 +35,7 @@ class Fold:
 
     def to_dict(self) -> dict[str, Any]:
         """Return its numbers and lists of names."""
-        lists = {part: list(names) for part, names in self.split.to_dict().items()}
-        return {"number": self.number, "repeat": self.repeat, **lists}
+        return {"number": self.number, "repeat": self.repeat, **self.split.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -238,15 +237,16 @@ def deal(subjects: Sequence[Subject], config: Config, repeats: int = 1) -> list[
 
 def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = True) -> list[Fold]:
     """Read case lists and check them against each other and the data set."""
+    subjects = list(subjects)
+    known, patients = {subject.name for subject in subjects}, patients_of(subjects)
     folds = [
         Fold(
             int(content.get("number", number)),
             int(content.get("repeat", 0)),
-            Split(**{part: tuple(map(str, content[part])) for part in _PARTS}),
+            Split(**{p: tuple(map(str, content[p])) for p in _PARTS}, patients=patients),
         )
         for number, content in enumerate(_read(path))
     ]
-    known = {subject.name for subject in subjects}
     needed = [part for part in _PARTS if validation or part != "validation"]
     problems = [problem for fold in folds for problem in _problems(fold, known, needed)]
     problems += _overlaps(folds)
@@ -283,7 +283,8 @@ def _problems(fold: Fold, known: set[str], needed: Sequence[str]) -> list[str]:
         "named more than once:": sorted({name for name in listed if listed.count(name) > 1}),
         "not in the data set:": sorted({*listed} - known),
     }
-    return [
+    torn = [f"  fold {fold.number}: {text}"] if (text := fold.split.torn()) else []
+    return torn + [
         f"  fold {fold.number}: {what} {', '.join(names[:10])}"
         + f" and {len(names) - 10} more" * (len(names) > 10)
         for what, names in found.items()

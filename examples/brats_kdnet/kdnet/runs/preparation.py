@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from kdnet.data.files import States, file_states
 from kdnet.data.splits import Split
+from kdnet.data.subjects import States, file_states
 from kdnet.errors import UserError
 from kdnet.rows import read_rows
 from kdnet.runs.folder import locked, plain_options

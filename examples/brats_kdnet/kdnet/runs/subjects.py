@@ -18,10 +18,10 @@ from kdnet.data.checks import (
     raise_for_problems,
 )
 from kdnet.data.description import Description, load_description
-from kdnet.data.layouts import Subject, find_subjects
 from kdnet.data.loading import prepare
-from kdnet.data.sampling import readable, samples_per_subject
-from kdnet.data.splits import Split, share_labels, split_subjects
+from kdnet.data.samples import samples_per_subject
+from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
+from kdnet.data.subjects import Subject, find_subjects
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError, printable
 from kdnet.runs.folder import Folder
@@ -96,10 +96,10 @@ def _with_further(data: DataConfig, found: DataSet) -> DataSet:
     if data.unlabelled_root is None:
         return found
     _, more = find_subjects(data.unlabelled_root, found.description)
-    known = sorted(subject.name for subject in more if subject.name in found.subjects)
+    known = seen_before((one.name for one in more), found.subjects, found.description)
     if known:
         raise UserError(
-            f"--unlabelled_root: {data.unlabelled_root} holds {len(known)} subjects of the data "
+            f"--unlabelled_root: {data.unlabelled_root} holds {len(known)} patients of the data "
             f"set, such as {known[0]}, which may be among those that test. Remove them there, or "
             "give them other names if they are other patients."
         )
@@ -207,15 +207,12 @@ def prepare_parts(
         modalities=stacked(config.data, description),
     ).preprocessing()
     return {
-        part: readable(
-            prepare(
-                data.named(getattr(split, part), hidden=split.unlabelled),
-                preprocessing,
-                cache,
-                workers(config.data),
-                progress=console.is_terminal,
-            ),
-            config.data,
+        part: prepare(
+            data.named(getattr(split, part), hidden=split.unlabelled),
+            preprocessing,
+            cache,
+            workers(config.data),
+            progress=console.is_terminal,
         )
         for part in ("train", "validation", "unlabelled")
     }

@@ -21,7 +21,7 @@ from torch.utils.data import ConcatDataset
 
 from kdnet.config import Config
 from kdnet.data.loading import build_loader
-from kdnet.data.sampling import (
+from kdnet.data.samples import (
     cache_remark,
     moves,
     plane_remark,
@@ -202,9 +202,14 @@ class Experiment:
         if row.teachers:
             taught = [name for path in self.teacher_files for name in read_metadata(path).seen_cases]
             seen += [*split.unlabelled, *taught]
+        train = self.datasets["train"]
+        nonzero = dict(zip(self.modalities, train.typical("nonzero"), strict=True))
+        view = view_of(row.role, self.config.data, self.data.description)
         return replace(
             describe_network(row.role, self.config, self.data.description, row.name),
             orientation=orientation_of(self.data, split),
+            spacing=train.typical("spacing"),
+            nonzero=tuple(nonzero[name] for name in view),
             seen_cases=tuple(dict.fromkeys(seen)),
             any_subset=row.recipe == "missing_modality",
         )
