@@ -186,7 +186,7 @@ def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monk
 
     unit = type("Unit", (), {"name": "unit"})()
     monkeypatch.setattr(pool.subprocess, "Popen", Process)
-    monkeypatch.setattr(pool.Progress, "update", lambda *_: None)
+    monkeypatch.setattr(pool.Pool, "_say", lambda *_: None)
     monkeypatch.setattr(pool.Pool, "_log", lambda _, name: tmp_path / name)
     running = pool.Pool(Plan(), [unit], 1, [])
     with pytest.raises(StoppedError) as stop:

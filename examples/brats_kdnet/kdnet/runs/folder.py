@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,55 +30,35 @@ FREE_OPTIONS = frozenset(
 )
 
 
-@dataclass(frozen=True)
 class UnitFolder:
     """Files of one unit.
 
-    Args:
+    Attributes:
         root: Its folder.
+        model: The selected weights, with all that predict.py needs.
+        history: One line per epoch.
+        scores: Scores of every held-out case; the last file to be written.
+        subsets: The same for every subset of the modalities, if the network takes any.
+        record: What was trained, and what it took.
+        predictions: Label maps of the held-out cases.
     """
 
-    root: Path
-
-    @property
-    def model(self) -> Path:
-        """The selected weights, with all that predict.py needs."""
-        return self.root / "model.safetensors"
-
-    @property
-    def history(self) -> Path:
-        """One line per epoch."""
-        return self.root / "history.csv"
-
-    @property
-    def scores(self) -> Path:
-        """Scores of every held-out case; the last file to be written."""
-        return self.root / "scores.csv"
-
-    @property
-    def subsets(self) -> Path:
-        """The same for every subset of the modalities, if the network takes any."""
-        return self.root / "subsets.csv"
-
-    @property
-    def record(self) -> Path:
-        """What was trained, and what it took."""
-        return self.root / "unit.json"
-
-    @property
-    def predictions(self) -> Path:
-        """Label maps of the held-out cases."""
-        return self.root / "predictions"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = root / "model.safetensors"
+        self.history = root / "history.csv"
+        self.scores = root / "scores.csv"
+        self.subsets = root / "subsets.csv"
+        self.record = root / "unit.json"
+        self.predictions = root / "predictions"
 
     def read_record(self) -> dict[str, Any]:
         """Return what an earlier start has recorded; empty if there was none."""
         content = read_mapping(self.record) if self.record.exists() else {}
         for name in ("seconds", "peak_mib", "teacher_cache", "experiment"):
             values = content.get(name, {})
-            numbers = name == "experiment" or (
-                isinstance(values, dict) and all(map(is_number, values.values()))
-            )
-            if not isinstance(values, dict) or not numbers:
+            fits = isinstance(values, dict)
+            if not fits or (name != "experiment" and not all(map(is_number, values.values()))):
                 raise UserError(
                     f"{self.record} is damaged: '{name}' must hold values by name. Restore it, or "
                     f"remove {self.root} to train this unit again."
@@ -106,45 +85,27 @@ class UnitFolder:
         )
 
 
-@dataclass(frozen=True)
 class Folder:
     """Files of a run.
 
-    Args:
+    Attributes:
         root: The folder given by --out.
+        config: The resolved configuration that all rows share; says that the run has begun.
+        folds: Case lists of all folds; written last, since it says that all else is prepared.
+        plan: Rows, folds and seeds of all starts, for whoever reads the results.
+        description: The data set as it was described when the run began.
+        states: Size and time of change of every file that the run began with.
+        skipped: Subjects that were left out because of their files, and why.
     """
 
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration that all rows share; says that the run has begun."""
-        return self.root / "config.yaml"
-
-    @property
-    def folds(self) -> Path:
-        """Case lists of all folds; written last, since it says that all else is prepared."""
-        return self.root / "folds.json"
-
-    @property
-    def plan(self) -> Path:
-        """Rows, folds and seeds of all starts, for whoever reads the results."""
-        return self.root / "plan.json"
-
-    @property
-    def description(self) -> Path:
-        """The data set as it was described when the run began."""
-        return self.root / "description.json"
-
-    @property
-    def states(self) -> Path:
-        """Size and time of change of every file that the run began with."""
-        return self.root / "files.json"
-
-    @property
-    def skipped(self) -> Path:
-        """Subjects that were left out because of their files, and why."""
-        return self.root / "skipped.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.folds = root / "folds.json"
+        self.plan = root / "plan.json"
+        self.description = root / "description.json"
+        self.states = root / "files.json"
+        self.skipped = root / "skipped.json"
 
     def unit(self, name: str) -> UnitFolder:
         """Return the folder of a unit."""
@@ -188,11 +149,11 @@ class Folder:
                 f"{self.root}: the description of the data set has changed since this run began. "
                 + other
             )
-        before, after = read_mapping(self.folds).get("folds"), json.loads(folds)["folds"]
+        before, after = read_mapping(self.folds).get("folds") or (), json.loads(folds)["folds"]
         if before != after:
             raise UserError(
-                f"{self.folds}: the folds have changed since this run began "
-                f"({_fold_changes(before, after)}). {other}"
+                f"{self.folds}: the folds have changed since this run began ({len(before)} then, "
+                f"{len(after)} now, or other cases in them). {other}"
             )
         changed = changed_files(read_mapping(self.states), states) if self.states.exists() else []
         if changed:
@@ -300,13 +261,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         elif then != here:
             found.append(f"  {part}: {then!r} there, {here!r} now")
     return found
-
-
-def _fold_changes(before: Any, now: Sequence[Mapping[str, Any]]) -> str:
-    if not isinstance(before, list) or len(before) != len(now):
-        return f"{len(before or ())} then, {len(now)} now"
-    for then, here in zip(before, now, strict=True):
-        for part in here:
-            if then.get(part) != here[part]:
-                return f"the {part} subjects of fold {here['number']} differ"
-    return "other parts"

@@ -6,16 +6,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from kdnet.errors import UserError
@@ -51,40 +48,23 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-class Wanted(Protocol):
-    """What a command line says of the units of a plan.
-
-    Attributes:
-        jobs: Units trained at a time, or "auto".
-        unit: Name or number of the only one that is trained.
-        show: "units" or "status", which train nothing.
-    """
-
-    @property
-    def jobs(self) -> int | str: ...  # noqa: D102
-    @property
-    def unit(self) -> str | None: ...  # noqa: D102
-    @property
-    def show(self) -> str | None: ...  # noqa: D102
-
-
 def carry_out(
-    plan: Plan, units: Sequence[Unit], wanted: Wanted, command: Sequence[str], console: Console
+    plan: Plan, units: Sequence[Unit], options: Any, command: Sequence[str], console: Console
 ) -> tuple[Plan, dict[str, str] | None]:
-    """Show or train units; return why some failed, None where others may be left to train."""
-    number_of_jobs(wanted.jobs, plan.config.training.accelerator)
-    chosen = units if wanted.unit is None else plan.with_teachers([plan.find(wanted.unit)])
+    """Show or train units, as the options say; return why some failed, None if not all were due."""
+    number_of_jobs(options.jobs, plan.config.training.accelerator)
+    chosen = units if options.unit is None else plan.with_teachers([plan.find(options.unit)])
     plan = prepare(rehearse_rows(plan, chosen, console), chosen, console)
-    if wanted.show == "status":
+    if options.show == "status":
         console.print(status_table(plan, units))
-    elif wanted.show == "units":
+    elif options.show == "units":
         for number, unit in enumerate(units):
             done = "  done" * plan.is_done(unit)
             console.print(f"{number:4d}  {unit.name}{done}", highlight=False)
-    elif wanted.unit is not None:
+    elif options.unit is not None:
         run_unit(plan, chosen[-1], console)
     else:
-        failed = train_units(plan, units, wanted.jobs, command, console)
+        failed = train_units(plan, units, options.jobs, command, console)
         for name, reason in failed.items():
             console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
         return plan, failed
@@ -151,22 +131,23 @@ class Pool:
     command: Sequence[str]
     running: dict[str, tuple[subprocess.Popen[bytes], int]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+    _last_line: float = 0.0
 
     def run(self, console: Console) -> dict[str, str]:
         """Train all units, show how far they are, and wait for the last one."""
-        with Progress(self.plan, self.units, self.jobs).shown(console) as progress:
-            # No signal between the start of a process and its note, which would leave it behind.
-            with deferring() as asked:
-                try:
-                    while asked.received is None:
-                        self._collect()
-                        waiting = self._start_ready()
-                        progress.update(set(self.running), self.failed)
-                        if not self.running and not waiting:
-                            return self.failed
-                        time.sleep(_PATIENCE)
-                finally:
-                    self._end()
+        # No signal between the start of a process and its note, which would leave it behind.
+        with deferring() as asked:
+            try:
+                while asked.received is None:
+                    self._collect()
+                    waiting = self._start_ready()
+                    self._say(console)
+                    if not self.running and not waiting:
+                        return self.failed
+                    time.sleep(_PATIENCE)
+            finally:
+                self._end()
         raise StoppedError(
             asked.received,
             f"Stopped; {self.plan.root} keeps what is done. Give the same command to go on.",
@@ -214,6 +195,18 @@ class Pool:
             )
         self.running[unit.name] = process, slot
 
+    def _say(self, console: Console) -> None:
+        """Say what has ended, and now and then what is going on."""
+        ended = {name for name in self.failed if name not in self._said}
+        ended |= {u.name for u in self.units if self.plan.is_done(u)} - self._said
+        self._said |= ended
+        if ended or time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            going = [u for u in self.units if u.name in self.running]
+            now = ", ".join(f"{unit.name} {state(self.plan, unit)}" for unit in going)
+            line = f"{summary(self.plan, self.units, self.jobs)}: {now or 'none under way'}"
+            console.print(line, highlight=False, soft_wrap=True)
+
     def _end(self) -> None:
         """Ask all processes to leave, and wait until they have kept what they have."""
         for process, _ in self.running.values():
@@ -254,73 +247,15 @@ def command_of(program: Path, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, str(program), *arguments]
 
 
-@dataclass
-class Progress:
-    """How far units are, shown as a table in a terminal and as lines anywhere else.
-
-    Attributes:
-        plan: Knows their files, so that units of other processes show, too.
-        units: All of them.
-        jobs: Units trained at a time.
-    """
-
-    plan: Plan
-    units: Sequence[Unit]
-    jobs: int
-    _live: Live | None = None
-    _console: Console = field(default_factory=lambda: Console(quiet=True))
-    _said: set[str] = field(default_factory=set)
-    _last_line: float = 0.0
-
-    @contextmanager
-    def shown(self, console: Console) -> Iterator["Progress"]:
-        """Show it while the block runs."""
-        self._console = console
-        if not console.is_terminal:
-            yield self
-            return
-        with Live(console=console, auto_refresh=False, transient=True) as self._live:
-            yield self
-
-    def update(self, running: AbstractSet[str], failed: Mapping[str, str]) -> None:
-        """Show the present state."""
-        if self._live is not None:
-            table = status_table(self.plan, self.units, running, failed, jobs=self.jobs)
-            self._live.update(table, refresh=True)
-            return
-        news = [name for name in failed if name not in self._said]
-        finished = [u.name for u in self.units if self.plan.is_done(u) and u.name not in self._said]
-        self._said |= {*news, *finished}
-        lines = [f"{name} failed: {failed[name]}" for name in news]
-        if finished or (running and time.monotonic() - self._last_line > _LINE_SECONDS):
-            self._last_line = time.monotonic()
-            now = ", ".join(
-                f"{u.name} {state(self.plan, u)}" for u in self.units if u.name in running
-            )
-            lines.append(summary(self.plan, self.units, self.jobs) + f": {now}" * bool(now))
-        for line in lines:
-            self._console.print(line, highlight=False, soft_wrap=True)
-
-
-def status_table(
-    plan: Plan,
-    units: Sequence[Unit],
-    running: AbstractSet[str] = frozenset(),
-    failed: Mapping[str, str] | None = None,
-    *,
-    jobs: int = 1,
-) -> Table:
+def status_table(plan: Plan, units: Sequence[Unit]) -> Table:
     """Show every unit of every row: waiting, epochs done, or the Dice reached."""
-    table = Table(title=summary(plan, units, jobs), title_justify="left")
-    places = list(dict.fromkeys(unit.place for unit in units))
-    table.add_column("row")
-    for place in places:
-        table.add_column(place, justify="right")
+    table = Table("row", title=summary(plan, units, jobs=1), title_justify="left")
     cells: dict[str, dict[str, str]] = {}
     for unit in units:
-        lost = unit.name in (failed or {})
-        text = "failed" if lost else state(plan, unit) + " *" * (unit.name in running)
-        cells.setdefault(unit.row.name, {})[unit.place] = text
+        cells.setdefault(unit.row.name, {})[unit.place] = state(plan, unit)
+    places = list(dict.fromkeys(unit.place for unit in units))
+    for place in places:
+        table.add_column(place, justify="right")
     for row, found in cells.items():
         table.add_row(row, *(found.get(place, "") for place in places))
     table.caption = "epochs done, or mean Dice on the held-out cases in native space"
