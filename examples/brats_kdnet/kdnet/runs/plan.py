@@ -71,7 +71,8 @@ class Plan:
         kind: "train", "crossval" or "study".
         title: Of its page.
         config: What the rows share.
-        rows: Teachers before their students.
+        configs: Of each row, with its own options.
+        rows: In the order of the tables.
         folds: Case lists.
         seeds: Of weights and order, by row.
         data: The data set.
@@ -84,6 +85,7 @@ class Plan:
     kind: Literal["train", "crossval", "study"]
     title: str
     config: Config
+    configs: Mapping[str, Config]
     rows: tuple[Row, ...]
     folds: tuple[Fold, ...]
     seeds: Mapping[str, tuple[int, ...]]
@@ -91,11 +93,6 @@ class Plan:
     subsets: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
     experiments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    _configs: Mapping[str, Config] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        configs = {row.name: row.configure(self.config) for row in self.rows}
-        object.__setattr__(self, "_configs", configs)
 
     @property
     def root(self) -> Path:
@@ -115,7 +112,7 @@ class Plan:
     @property
     def trusted(self) -> frozenset[str]:
         """Networks that its rows name, so that its own model files may be built again."""
-        networks = [config.network for config in self._configs.values()]
+        networks = [config.network for config in self.configs.values()]
         return frozenset().union(*(network.vouched(own=True) for network in networks))
 
     def row(self, name: str) -> Row:
@@ -124,7 +121,7 @@ class Plan:
 
     def configure(self, unit: Unit) -> Config:
         """Return the configuration of a unit."""
-        config = self._configs[unit.row.name]
+        config = self.configs[unit.row.name]
         folds = max(config.data.folds, unit.fold.number + 1)
         data = replace(config.data, folds=folds, fold=unit.fold.number, cache_dir=self.cache)
         return replace(config, data=data, training=replace(config.training, seed=unit.seed))
@@ -207,9 +204,10 @@ def make_plan(
     whole = {row.name: row.teacher for row in rows}
     for row in parts:
         # Teachers that do without a part of the subjects have the seeds of the one that does not.
-        for name in row.teachers if own_seeds else ():
-            every[name] = own_seeds.get(name, every.get(str(whole[row.name]), own_seeds[row.name]))
-    plan = Plan(kind, title, config, tuple(parts), tuple(folds), every, data, subsets, facts or {})
+        for name in {*row.teachers} - {*(own_seeds or every)}:
+            every[name] = every[str(whole[row.name])]
+    configs = {row.name: row.configure(config) for row in parts}
+    plan = Plan(kind, title, config, configs, parts, tuple(folds), every, data, subsets, facts or {})
     for unit in plan.units():
         plan.split(unit)  # refuses more labelled subjects or parts than there are
     return plan

@@ -420,19 +420,17 @@ def score(experiment: Experiment, *, subsets: bool) -> None:
     folder, row = experiment.folder, experiment.unit.row
     with experiment.watch.phase("evaluation"):
         network, metadata = load_model(folder.model, trusted=experiment.plan.trusted)
-        every = metadata.modalities
-        if row.recipe != "missing_modality":
-            scores = score_view(experiment, network, metadata, every, keep=True)
-        else:
-            view = view_of("student", experiment.config.data, experiment.data.description)
-            if subsets:
-                parts = [
-                    score_view(experiment, network, metadata, seen)
-                    for size in range(1, len(every) + 1)
-                    for seen in itertools.combinations(every, size)
-                ]
-                write_scores(folder.subsets, pd.concat(parts, ignore_index=True))
-            scores = score_view(experiment, network, metadata, view, keep=True)
+        every = seen = metadata.modalities
+        if row.recipe == "missing_modality":
+            seen = view_of("student", experiment.config.data, experiment.data.description)
+        if row.recipe == "missing_modality" and subsets:
+            parts = [
+                score_view(experiment, network, metadata, view)
+                for size in range(1, len(every) + 1)
+                for view in itertools.combinations(every, size)
+            ]
+            write_scores(folder.subsets, pd.concat(parts, ignore_index=True))
+        scores = score_view(experiment, network, metadata, seen, keep=True)
     write_scores(folder.scores, scores)
 
 
