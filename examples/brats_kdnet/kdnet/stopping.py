@@ -72,29 +72,27 @@ def stoppable() -> Iterator[None]:
 @contextmanager
 def deferring() -> Iterator[Interruption]:
     """Let the block finish its step first; the third Ctrl-C leaves at once."""
-    interruption = Interruption()
+    interruption, leave = Interruption(), signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         interruption.received = interruption.received or number
         interruption.keys += number == signal.SIGINT
-        if interruption.keys == _KEYS and number == signal.SIGINT:
-            stop = previous.get(signal.SIGINT)
-            if callable(stop):
-                stop(number, frame)
+        if interruption.keys == _KEYS and number == signal.SIGINT and callable(leave):
+            leave(number, frame)
 
-    with _handling(note) as previous:
+    with _handling(note):
         yield interruption
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, object]]:
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle the signals in the block; Python lets no thread but the main one do so."""
     previous: dict[int, object] = {}
     try:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 previous[number] = signal.signal(number, handler)
-        yield previous
+        yield
     finally:
         for number, before in previous.items():
             signal.signal(number, before)  # type: ignore[arg-type]

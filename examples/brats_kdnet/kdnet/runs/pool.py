@@ -149,7 +149,7 @@ class Pool:
             finally:
                 self._end()
         raise StoppedError(
-            asked.received,
+            asked.received or signal.SIGTERM,
             f"Stopped; {self.plan.root} keeps what is done. Give the same command to go on.",
         )
 
