@@ -19,7 +19,6 @@ from kdnet.data.sampling import samples_per_subject
 from kdnet.data.splits import Split
 from kdnet.evaluation.scoring import Score, read_scores, write_scores
 from kdnet.models.trust import check_trusted
-from kdnet.recipes.advice import explain, judge
 from kdnet.results.slices import save_slices
 from kdnet.results.tables import render_tables
 from kdnet.rows import Row, with_part_teachers
@@ -32,12 +31,11 @@ from kdnet.runs.splits import find_split
 from kdnet.runs.subjects import find_description
 from kdnet.runs.teaching import check_unseen, rehearse, teach
 from kdnet.training.checkpoint import check_compatible, read_metadata
-from kdnet.training.history import read_history
 from report import write_report
 
 TEACHER = Row("teacher", role="teacher")
 BASELINE = Row("baseline")
-STUDENT = Row("student", recipe="distilled", teacher="teacher")
+STUDENT = Row("student", recipe="distilled", teacher="teacher", against="baseline")
 
 
 def distil(config: Config, console: Console) -> None:
@@ -50,14 +48,8 @@ def distil(config: Config, console: Console) -> None:
         # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
         # 3.3 The baseline sees what the student sees, and learns like the teacher.
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
-        if config.objective.recipe == "auto":
-            split = experiment.split
-            known = explain(config.objective, len(split.train), len(split.unlabelled))
-            experiment.console.print(known, highlight=False, soft_wrap=True)
         networks: dict[str, nn.Module] = {}
         for row in rows:
-            if row.recipe == STUDENT.recipe and config.objective.recipe == "auto":
-                show_lead(experiment)
             teachers = [networks[name] for name in row.teachers]
             networks[row.name] = teach(experiment.of_row(row, console), row, *teachers)
 
@@ -118,20 +110,6 @@ def score(experiment: Experiment) -> list[Score]:
             )
     write_scores(run.scores, scores)
     return scores
-
-
-def show_lead(experiment: Experiment) -> None:
-    """Say what the teacher's lead in validation promises; nothing where nothing was validated."""
-    histories = [
-        read_history(experiment.run.role(row.name) / "history.csv") for row in (TEACHER, BASELINE)
-    ]
-    reached = [
-        max(epoch["validation_dice"] for epoch in history)
-        for history in histories
-        if history and "validation_dice" in history[-1]
-    ]
-    if len(reached) == len(histories):
-        experiment.console.print(judge(*reached), highlight=False, soft_wrap=True)
 
 
 def show(experiment: Experiment, scores: Sequence[Score]) -> None:

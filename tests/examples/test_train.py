@@ -18,7 +18,7 @@ import train
 from kdnet.config import ObjectiveConfig, parse_config
 from kdnet.evaluation.scoring import read_scores
 from kdnet.models import KDNet
-from kdnet.recipes import distillation
+from kdnet.recipes import kdnet
 from kdnet.runs.networks import describe_network
 from kdnet.runs.opening import open_experiment
 from kdnet.runs.run_folder import ROLES, RunFolder
@@ -257,15 +257,13 @@ def test_damaged_subject_is_found_before_training(subjects, arguments, tmp_path,
 
 
 def test_objective_is_equation_five():
-    terms = distillation.student_objective(ObjectiveConfig()).named_terms
+    terms = kdnet.student_objective(ObjectiveConfig()).named_terms
     weights = {name: weight.factor for name, (weight, _) in terms.items()}
     assert weights == {"soft_target_dice_bce": 0.75, "ground_truth": 0.25, "latent_kl": 10.0}
 
 
 def test_terms_of_weight_zero_cost_nothing():
-    terms = distillation.student_objective(
-        ObjectiveConfig(imitation=0, latent_weight=0)
-    ).named_terms
+    terms = kdnet.student_objective(ObjectiveConfig(imitation=0, latent_weight=0)).named_terms
     assert list(terms) == ["ground_truth"]
 
 
@@ -279,9 +277,9 @@ def test_terms_of_weight_zero_cost_nothing():
 )
 def test_bottleneck_is_named_where_the_network_names_it(layer, network, tap):
     options = ObjectiveConfig(bottleneck_layer=layer)
-    taps = distillation.bottleneck(options, network, distillation.student_objective(options))
+    taps = kdnet.bottleneck(options, network, kdnet.student_objective(options))
     assert (taps["bottleneck"].student if taps else None) == tap
-    assert distillation.bottleneck(options, network, distillation.ground_truth(options)) == {}
+    assert kdnet.bottleneck(options, network, kdnet.ground_truth(options)) == {}
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from kdnet.runs.subjects import orientation_of
 from kdnet.runs.views import view_of
 from kdnet.locking import FolderLock
 from privdistill import TeacherCache
-from kdnet.recipes.lesson import Setting
+from kdnet.recipes import Setting
 from kdnet.rows import Row
 from kdnet.runs.run_folder import RunFolder
 from kdnet.training.checkpoint import ModelMetadata

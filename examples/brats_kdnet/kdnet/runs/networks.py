@@ -7,7 +7,7 @@ from kdnet.data.description import Description
 from kdnet.data.targets import number_of_outputs
 from kdnet.runs.views import view_of
 from kdnet.models import build_network, check_axes, in_two_dimensions
-from kdnet.recipes.synthesis import privileged_modalities
+from kdnet.recipes.comparators import privileged_modalities
 from kdnet.training.checkpoint import ModelMetadata
 
 

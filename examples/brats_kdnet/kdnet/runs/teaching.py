@@ -19,8 +19,7 @@ from kdnet.runs.networks import build, describe_network
 from kdnet.runs.subjects import find_description
 from kdnet.runs.views import stacked, view_of
 from privdistill import DistillationWrapper, Ensemble, TeacherCache
-from kdnet.recipes.lesson import Lesson, Setting
-from kdnet.recipes.recipe import lesson_of
+from kdnet.recipes import Recipe, Setting, recipe_of
 from kdnet.rows import Row
 from kdnet.training.checkpoint import (
     ModelMetadata,
@@ -52,32 +51,32 @@ def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
     network = experiment.build_network(row.role, row.name)
     if experiment.performance.compile:
         network, teachers = compiled(network), tuple(map(compiled, teachers))
-    lesson = lesson_of(row, experiment.setting(row.role, network, teachers))
+    recipe = recipe_of(row, experiment.setting(row.role, network, teachers))
     with experiment.watch.phase(row.name), explained(f"The training of {row.name}"):
-        carry_out(experiment, row, lesson)
+        carry_out(experiment, row, recipe)
     if experiment.fabric.is_global_zero:
         # A kill in what follows must not cost these times.
         experiment.write_summary()
     return load_model(run.model(row.name), trusted=_vouched(experiment, own=True))[0]
 
 
-def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
-    """Train the network of a lesson."""
+def carry_out(experiment: Experiment, row: Row, recipe: Recipe) -> None:
+    """Train the network of a recipe."""
     config, run = experiment.config, experiment.run
     place = cache_place(config.training.teacher_cache, experiment.fabric.device.type)
     remark = cache_remark(config.data, place)
-    if lesson.teacher is not None and remark is not None:
+    if recipe.teacher is not None and remark is not None:
         experiment.console.print(remark, highlight=False, soft_wrap=True)
     with (
         DistillationWrapper(
-            lesson.teacher,
-            lesson.network,
-            objective=lesson.objective,
-            inputs=lesson.inputs,
-            taps=lesson.taps,
+            recipe.teacher,
+            recipe.network,
+            objective=recipe.objective,
+            inputs=recipe.inputs,
+            taps=recipe.taps,
             activation=config.network.activation,
             example=experiment.example(),
-            cache=teacher_cache(config, lesson.teacher, place),
+            cache=teacher_cache(config, recipe.teacher, place),
         ) as kd,
         experiment.counting(kd.cache),
     ):
@@ -94,7 +93,7 @@ def carry_out(experiment: Experiment, row: Row, lesson: Lesson) -> None:
         fit(
             experiment.fabric,
             kd,
-            experiment.loader("train", unlabelled=lesson.teacher is not None),
+            experiment.loader("train", unlabelled=recipe.teacher is not None),
             experiment.loader("validation"),
             task,
         )
@@ -130,13 +129,13 @@ def rehearse(config: Config, row: Row, teacher: ModelMetadata | None) -> None:
         view=metadata.modalities,
         teacher_view=view_of("teacher", config.data, description),
     )
-    lesson = lesson_of(row, setting)
+    recipe = recipe_of(row, setting)
     DistillationWrapper(
-        lesson.teacher,
-        lesson.network,
-        objective=lesson.objective,
-        inputs=lesson.inputs,
-        taps=lesson.taps,
+        recipe.teacher,
+        recipe.network,
+        objective=recipe.objective,
+        inputs=recipe.inputs,
+        taps=recipe.taps,
         activation=metadata.activation,
         example=torch.zeros(1, len(setting.modalities), *metadata.input_size),
     ).close()
