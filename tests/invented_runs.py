@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import yaml
 
-from kdnet.data.layouts import find_subjects
+from kdnet.data.subjects import find_subjects
 from kdnet.evaluation.scoring import Score, write_scores
 from kdnet.models import build_network
 from kdnet.results.slices import save_slices

@@ -18,6 +18,7 @@ subject of its own. --modalities reads no others than it names.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,9 +31,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from kdnet.data.checks import Problem, check_subjects, raise_for_problems
+from kdnet.data.checks import (
+    Problem,
+    check_subjects,
+    problem_table,
+    raise_for_problems,
+    unlike_training,
+)
 from kdnet.data.description import DATASETS_FOLDER, Description, load_description
-from kdnet.data.layouts import BUILT_IN, ImageFile, Subject, find_subjects
+from kdnet.data.subjects import BUILT_IN, ImageFile, Subject, find_subjects
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import volume_predictor
@@ -77,6 +84,7 @@ def predict(
     modalities: Sequence[str] = (),
     trusted: Collection[str] = (),
     trust_program: bool = False,
+    strict: bool = False,
 ) -> list[Path]:
     """Segment every input; nothing is written unless all of them can be used."""
     if out.exists() and not out.is_dir():
@@ -86,7 +94,14 @@ def predict(
         console.print(f"{model} was trained on phantoms: its label maps mean nothing in patients.")
     read = replace(metadata, modalities=_to_read(modalities, metadata))
     subjects = find_inputs(inputs, read)
-    raise_for_problems(_problems(subjects, read, progress=console.is_terminal))
+    problems = _problems(subjects, read, progress=console.is_terminal)
+    raise_for_problems(problems)
+    if metadata.description.spacing == "header":
+        problems += unlike_training(subjects, read.modalities, metadata.spacing)
+    raise_for_problems(problems, strict=strict)
+    if problems:
+        console.print("Unlike the images of training; --strict would refuse them:")
+        console.print(problem_table(problems))
     _check_orientation(subjects, read)
     targets = [out / name for name in output_names(subjects, read)]
     if metadata.any_subset:
@@ -151,6 +166,7 @@ def _problems(
             modalities=view,
             # The same image given twice is segmented twice.
             distinct=False,
+            typical=dict(zip(metadata.modalities, metadata.nonzero, strict=False)),
         )
     ]
 
@@ -198,6 +214,7 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
         modalities=options.modalities,
         trusted=options.trust_backbone,
         trust_program=options.trust_program,
+        strict=options.strict,
     )
     what = "1 label map" if len(written) == 1 else f"{len(written)} label maps"
     console.print(f"{what} in {options.out}", highlight=False, soft_wrap=True)
@@ -239,6 +256,12 @@ def _parser() -> argparse.ArgumentParser:
         "--trust-program",
         action="store_true",
         help="open a .pt2 although a file of somebody else could run any code",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse images that look unlike those of training: voxel size, share of non-zero "
+        "voxels, background",
     )
     parser.add_argument(
         "--device",
@@ -363,7 +386,7 @@ def _named_modalities(path: Path, metadata: ModelMetadata) -> set[str]:
         for modality, pattern in description.modalities.items()
         for part in pattern.split("|")
         if not description.channels
-        and fnmatch(path.name, part.strip().rpartition("/")[2].replace("{subject}", "?*"))
+        and fnmatch(path.name, re.sub(r"\{[^}]*\}", "?*", part.strip().rpartition("/")[2]))
     }
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from kdnet.config import Config, parse_config
-from kdnet.data.sampling import samples_per_subject
+from kdnet.data.samples import samples_per_subject
 from kdnet.data.splits import Split
 from kdnet.evaluation.scoring import Score, read_scores, write_scores
 from kdnet.models.trust import check_trusted

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import ImageFile, Subject
+from kdnet.data.subjects import ImageFile, Subject
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import native_classes
 from kdnet.models import build_network

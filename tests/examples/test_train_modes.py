@@ -19,8 +19,13 @@ import train
 from kdnet.config import DataConfig, ObjectiveConfig, TrainingConfig, parse_config
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
-from kdnet.data.patches import FixedPatches, FreePatches
-from kdnet.data.sampling import cache_remark, plane_remark, samples_per_subject
+from kdnet.data.samples import (
+    FixedPatches,
+    FreePatches,
+    cache_remark,
+    plane_remark,
+    samples_per_subject,
+)
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import predict_volume
 from kdnet.evaluation.scoring import read_scores

@@ -253,7 +253,7 @@ class TrainingConfig:
             teachers "disk" may pay there too.
         teacher_cache_storage: "full" keeps every bit, so that the student's weights are those of
             a training without the cache, but for rounding where the last batch is smaller; "half"
-            and "8bit" take less and err a little.
+            takes half and errs a little.
         teacher_cache_gib: Limit of the cache in GiB; the teacher runs for what has no room.
         accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
         devices: Devices of one node: a number, or "auto" for all.
@@ -282,7 +282,7 @@ class TrainingConfig:
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     teacher_cache: Literal["auto", "off", "memory", "disk"] = "auto"
-    teacher_cache_storage: Literal["full", "half", "8bit"] = "full"
+    teacher_cache_storage: Literal["full", "half"] = "full"
     teacher_cache_gib: float = 20.0
     accelerator: str = "auto"
     devices: int | str = 1

@@ -10,7 +10,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from kdnet.data.description import Size
-from kdnet.data.slicing import Plane, cut, stack
+from kdnet.data.samples import Plane, cut, stack
 
 #: Overlap of windows, and width of the Gaussian that weights them, as a share of the window.
 #: Source of both: nnU-Net (Isensee et al. 2021): half a patch, an eighth of a patch. MONAI lets no

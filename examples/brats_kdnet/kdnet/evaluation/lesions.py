@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import ImageFile, Subject
 from kdnet.data.preprocessing import read_classes
+from kdnet.data.subjects import ImageFile, Subject
 from kdnet.data.targets import to_regions
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import Subject
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import Subject
 from kdnet.data.targets import predict_classes, to_regions
 from kdnet.errors import UserError
 from kdnet.evaluation.label_maps import write_label_map

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import find_subjects
+from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import Score, read_scores
 from kdnet.names import is_name

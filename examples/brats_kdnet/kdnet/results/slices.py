@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import ImageFile, Subject
 from kdnet.data.preprocessing import read_classes
+from kdnet.data.subjects import ImageFile, Subject
 from kdnet.data.volumes import read_geometry, read_volume
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import Score

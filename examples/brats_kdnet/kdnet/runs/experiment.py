@@ -14,9 +14,9 @@ from torch.utils.data import ConcatDataset
 
 from kdnet.config import Config
 from kdnet.data.description import Description
-from kdnet.data.layouts import Subject
+from kdnet.data.subjects import Subject
 from kdnet.data.loading import build_loader
-from kdnet.data.sampling import moves, training_samples, validation_samples, whole_volumes
+from kdnet.data.samples import moves, training_samples, validation_samples, whole_volumes
 from kdnet.data.splits import Split
 from kdnet.runs.folders import workers
 from kdnet.runs.networks import build, describe_network
@@ -124,10 +124,14 @@ class Experiment:
 
     def metadata(self, role: str, name: str = "") -> ModelMetadata:
         """Return the description of a network: its role's modalities and backbone, its own name."""
+        train = self.datasets["train"]
+        nonzero = dict(zip(self.modalities, train.typical("nonzero"), strict=True))
         return replace(
             describe_network(role, self.config, self.description, name),
             orientation=orientation_of(self.subjects.values(), self.split),
             seen_cases=(*self.split.train, *self.split.validation),
+            spacing=train.typical("spacing"),
+            nonzero=tuple(nonzero[name] for name in self.view(role)),
         )
 
     def build_network(self, role: str, name: str = "") -> torch.nn.Module:

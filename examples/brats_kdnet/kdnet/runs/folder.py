@@ -18,9 +18,9 @@ from kdnet.runs.jobs import number_of_jobs
 from kdnet.runs.plan import CrossvalOptions, Plan
 from kdnet.data.checks import Problem
 from kdnet.data.description import Description
-from kdnet.data.files import States, file_states
-from kdnet.data.layouts import Subject
-from kdnet.data.splits import Split
+from kdnet.data.subjects import States, file_states
+from kdnet.data.subjects import Subject
+from kdnet.data.splits import Split, seen_before
 from kdnet.errors import UserError
 from kdnet.runs.networks import describe_network
 from kdnet.runs.preparation import prepare_parts
@@ -210,7 +210,7 @@ def _check_teacher(config: Config, folds: Sequence[Fold], description: Descripti
     check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
     check_compatible(path, metadata, describe_network("teacher", config, description))
     for fold in folds:
-        leaked = sorted({*metadata.seen_cases} & {*fold.split.test})
+        leaked = seen_before(fold.split.test, metadata.seen_cases, description)
         if leaked:
             raise UserError(
                 f"--teacher_model: {path} was trained on {len(leaked)} test subjects of fold "

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdnet.data.layouts import Subject
-from kdnet.data.splits import Split, split_subjects
+from kdnet.data.subjects import Subject
+from kdnet.data.splits import Split, patients_of, split_subjects
 from kdnet.errors import UserError
 from kdnet.reading import UnreadableError, read_json
 from kdnet.writing import write_text
@@ -66,9 +66,11 @@ def save_folds(path: Path, folds: Iterable[Fold]) -> None:
 def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = True) -> list[Fold]:
     """Read case lists and check them against each other and the data set."""
     lists = _read(path)
+    subjects = list(subjects)
+    patients = patients_of(subjects)
     folds = [
         Fold(
-            number, int(content.get("repeat", 0)), Split(**{p: _names(content[p]) for p in _PARTS})
+            number, int(content.get("repeat", 0)), Split(**{p: _names(content[p]) for p in _PARTS}, patients=patients)
         )
         for number, content in enumerate(lists)
     ]
@@ -76,6 +78,7 @@ def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = Tr
     needed = [part for part in _PARTS if validation or part != "validation"]
     problems = [problem for fold in folds for problem in _problems(fold, known, needed)]
     problems += _overlaps(folds)
+    problems += [f"  fold {fold.number}: {torn}" for fold in folds if (torn := fold.split.torn())]
     if problems:
         raise UserError(f"{path}: these folds cannot be used:\n" + "\n".join(problems))
     return folds

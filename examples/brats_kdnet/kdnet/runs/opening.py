@@ -9,9 +9,9 @@ from rich.console import Console
 from kdnet.config import Config
 from kdnet.data.checks import Problem
 from kdnet.data.description import Description
-from kdnet.data.files import file_states
-from kdnet.data.layouts import Subject
-from kdnet.data.sampling import plane_remark
+from kdnet.data.subjects import file_states
+from kdnet.data.subjects import Subject
+from kdnet.data.samples import plane_remark
 from kdnet.data.splits import Split
 from kdnet.runs.devices import launch
 from kdnet.runs.experiment import Experiment

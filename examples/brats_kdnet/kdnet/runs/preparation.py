@@ -7,9 +7,8 @@ from rich.console import Console
 
 from kdnet.config import Config
 from kdnet.data.description import Description
-from kdnet.data.layouts import Subject
+from kdnet.data.subjects import Subject
 from kdnet.data.loading import prepare
-from kdnet.data.sampling import readable
 from kdnet.data.splits import Split
 from kdnet.runs.folders import cache_folder, workers
 from kdnet.runs.networks import describe_network
@@ -30,15 +29,12 @@ def prepare_parts(
     ).preprocessing()
     parts = {name: getattr(split, name) for name in ("train", "validation", "unlabelled")}
     return {
-        part: readable(
-            prepare(
-                [subject for subject in subjects if subject.name in names],
-                preprocessing,
-                cache_folder(config),
-                workers(data),
-                progress=console.is_terminal,
-            ),
-            data,
+        part: prepare(
+            [subject for subject in subjects if subject.name in names],
+            preprocessing,
+            cache_folder(config),
+            workers(data),
+            progress=console.is_terminal,
         )
         for part, names in parts.items()
     }

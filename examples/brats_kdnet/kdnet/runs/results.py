@@ -8,7 +8,7 @@ from rich.console import Console
 from kdnet.runs.folder import read_summary
 from kdnet.runs.plan import Plan
 from kdnet.data.description import Description
-from kdnet.data.layouts import Subject
+from kdnet.data.subjects import Subject
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.evaluation.lesions import LesionScore, score_folder, write_lesions

@@ -16,7 +16,7 @@ import yaml
 
 from kdnet.config import Config
 from kdnet.data.description import Description
-from kdnet.data.files import States, changed_files
+from kdnet.data.subjects import States, changed_files
 from kdnet.errors import UserError
 from kdnet.reading import UnreadableError, is_number, read_json, read_yaml
 from kdnet.writing import WriteError, write_text

@@ -15,7 +15,7 @@ from kdnet.data.checks import (
     raise_for_problems,
 )
 from kdnet.data.description import Description
-from kdnet.data.layouts import Subject
+from kdnet.data.subjects import Subject
 from kdnet.data.splits import Split
 from kdnet.errors import UserError, printable
 from kdnet.runs.folders import workers

@@ -7,8 +7,8 @@ from pathlib import Path
 from kdnet.config import Config
 from kdnet.config import DataConfig
 from kdnet.data.description import Description, load_description
-from kdnet.data.layouts import Subject, find_subjects
-from kdnet.data.splits import Split, share_labels, split_subjects
+from kdnet.data.subjects import Subject, find_subjects
+from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
 from kdnet.errors import UserError
 from kdnet.runs.subjects import own_description
 from phantoms import phantom_names
@@ -59,10 +59,11 @@ def without_references(
     more: list[Subject] = []
     if data.unlabelled_root is not None:
         _, more = find_subjects(data.unlabelled_root, description)
-        known = sorted({subject.name for subject in subjects} & {other.name for other in more})
+        names = [subject.name for subject in subjects]
+        known = seen_before([other.name for other in more], names, description)
         if known:
             raise UserError(
-                f"--unlabelled_root: {data.unlabelled_root} holds {len(known)} subjects of the "
+                f"--unlabelled_root: {data.unlabelled_root} holds {len(known)} patients of the "
                 f"data set, such as {known[0]}, which may be among those that test. Remove them "
                 "there, or give them other names if they are other patients."
             )

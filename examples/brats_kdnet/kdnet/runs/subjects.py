@@ -8,7 +8,7 @@ from rich.console import Console
 from kdnet.config import Config
 from kdnet.config import DataConfig
 from kdnet.data.description import Description, load_description
-from kdnet.data.layouts import Subject, find_subjects
+from kdnet.data.subjects import Subject, find_subjects
 from kdnet.data.splits import Split
 from kdnet.data.volumes import read_geometry
 from kdnet.runs.folders import cache_folder

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from kdnet.config import Config
-from kdnet.data.sampling import cache_remark, moves
-from kdnet.data.splits import Split
+from kdnet.data.samples import cache_remark, moves
+from kdnet.data.splits import Split, seen_before
 from kdnet.errors import UserError
 from kdnet.exhaustion import explained
 from kdnet.runs.experiment import Experiment
@@ -204,14 +204,14 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
 
 def check_unseen(path: Path, metadata: ModelMetadata, split: Split) -> None:
     """Refuse a network that has seen what it, or its student, will be tested on."""
-    known = sorted({*metadata.seen_cases} & {*split.unlabelled})
+    known = seen_before(split.unlabelled, metadata.seen_cases, metadata.description)
     if known and metadata.role == "teacher":
         raise UserError(
             f"{path} was trained on {len(known)} of the subjects that shall have no reference, "
             f"such as {known[0]}: it would bring their references in. Give a teacher that was "
             "trained on labelled subjects alone."
         )
-    leaked = sorted({*metadata.seen_cases} & {*split.test})
+    leaked = seen_before(split.test, metadata.seen_cases, metadata.description)
     if leaked:
         raise UserError(
             f"{path} was trained on {len(leaked)} subjects of the held-out fold: "

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from kdnet.config import Config
 from kdnet.data.description import Description
-from kdnet.data.sampling import samples_per_subject
+from kdnet.data.samples import samples_per_subject
 from kdnet.data.splits import Split
 from kdnet.runs.folders import out_folder
 from kdnet.runs.networks import build, describe_network

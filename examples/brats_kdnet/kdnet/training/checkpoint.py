@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdnet.data.description import Description
-from kdnet.data.headers import LIMIT_VARIABLE, HeaderFaultError, largest_volume
 from kdnet.data.preprocessing import Preprocessing
-from kdnet.data.slicing import Plane, plane_of
+from kdnet.data.samples import Plane, plane_of
 from kdnet.data.targets import number_of_outputs
+from kdnet.data.volumes import LIMIT_VARIABLE, largest_volume
 from kdnet.errors import UserError
 from kdnet.models import build_network
 from kdnet.models.trust import check_trusted
@@ -58,6 +58,8 @@ class ModelMetadata:
         slices: Plane of the slices that it sees of the grid; None if it is three-dimensional.
         any_subset: Whether it was trained for any subset of its modalities, an absent one being a
             channel of zeros.
+        spacing: Median voxel size of the training images, mm; empty if it is not known.
+        nonzero: Median share of non-zero voxels of the training images, by modality.
         created_with: Versions of the packages.
     """
 
@@ -80,6 +82,8 @@ class ModelMetadata:
     patch: tuple[int, int, int] | None = None
     slices: Plane | None = None
     any_subset: bool = False
+    spacing: tuple[float, ...] = ()
+    nonzero: tuple[float, ...] = ()
     created_with: dict[str, str] = field(default_factory=versions)
 
     def preprocessing(self) -> Preprocessing:
@@ -128,10 +132,11 @@ class ModelMetadata:
     def from_strings(cls, strings: Mapping[str, str]) -> "ModelMetadata":
         """Read what `to_strings` gave."""
         # Files from before there were patches, slices and subsets have none of them.
-        written = {"patch": "null", "slices": "null", "any_subset": "false"} | dict(strings)
+        written = {"patch": "null", "slices": "null", "any_subset": "false"}
+        written |= {"spacing": "[]", "nonzero": "[]"} | dict(strings)
         values = {item.name: json.loads(written[item.name]) for item in fields(cls)}
         values["description"] = Description.from_dict(values["description"])
-        for name in ("modalities", "crop", "grid", "patch", "seen_cases"):
+        for name in ("modalities", "crop", "grid", "patch", "seen_cases", "spacing", "nonzero"):
             values[name] = None if values[name] is None else tuple(values[name])
         wrong = [name for name, fits in _fitting(values).items() if not fits]
         if wrong:
@@ -163,12 +168,18 @@ def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
         "grid and patch": values["grid"] is not None or values["patch"] is not None,
         "slices": values["slices"] in {None, *get_args(Plane)},
         "orientation": isinstance(values["orientation"], str),
+        "spacing": _are_numbers(values["spacing"], 3),
+        "nonzero": _are_numbers(values["nonzero"], len(modalities)),
         "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
     }
 
 
 def _is_count(value: Any, expected: int | None) -> bool:
     return type(value) is int and value >= 1 and value == (expected or value)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return not values or (len(values) == count and all(type(value) is float for value in values))
 
 
 def _is_size(value: Any) -> bool:
@@ -229,8 +240,6 @@ def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
         return ModelMetadata.from_strings(strings)
     except UserError as error:
         raise UserError(f"{path}: its metadata cannot be used. {error}") from error
-    except HeaderFaultError as error:
-        raise UserError(f"{error.reason}.") from error
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
 
