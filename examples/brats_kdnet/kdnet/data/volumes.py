@@ -146,7 +146,9 @@ def _check_file(path: Path) -> int:
     """Size of a regular file that is what its name says, as far as its first bytes tell."""
     if not path.is_file():
         path.stat()
-        raise ValueError(f"expected a file, found a {'folder' if path.is_dir() else 'pipe or a device'}")
+        raise ValueError(
+            f"expected a file, found a {'folder' if path.is_dir() else 'pipe or a device'}"
+        )
     with path.open("rb") as plain:
         start = plain.read(512)
     if not start:
