@@ -87,7 +87,7 @@ def _adjusted(term: Term, setting: Setting) -> Term:
             smoothing=options.smoothing,
         )
     if isinstance(term, ContrastiveProjection):
-        return ContrastWithinBatch(term.tap).named(term.name)
+        return ContrastWithinBatch(tap=term.tap).named(term.name)
     return term
 
 
