@@ -1,6 +1,5 @@
 """Model files that explain themselves, and the state that continues a training exactly."""
 
-import functools
 import hashlib
 import json
 import math
@@ -22,8 +21,7 @@ from kdnet.data.volumes import LIMIT_VARIABLE, largest_volume
 from kdnet.environment import versions
 from kdnet.errors import UserError
 from kdnet.models import build_network
-from kdnet.models.outline import outline
-from kdnet.models.trust import check_trusted, is_known
+from kdnet.models.trust import check_trusted
 from kdnet.training.digests import check_archive, check_tensors, damaged, digest, digests
 from kdnet.training.states import misfits
 from kdnet.writing import atomic, first_line, write_tensors
@@ -250,7 +248,7 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     """Rebuild a network from its file."""
     strings, weights = _read(path, weights=True)
     metadata = parse_metadata(path, strings)
-    network = _network(path, metadata, weights, trusted)
+    network = _network(path, metadata, trusted)
     spoilt = damaged(weights, json.loads(strings[_TENSORS])) if _TENSORS in strings else []
     if spoilt:
         raise UserError(
@@ -260,32 +258,15 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     return _filled(path, network, metadata, weights), metadata
 
 
-def network_of(
-    path: Path,
-    metadata: ModelMetadata,
-    weights: Mapping[str, Tensor],
-    *,
-    trusted: Collection[str] = (),
-) -> nn.Module:
-    """Rebuild a network from its metadata and weights, with the care of `load_model`."""
-    return _filled(path, _network(path, metadata, weights, trusted), metadata, weights)
-
-
-def _network(
-    path: Path, metadata: ModelMetadata, weights: Mapping[str, Tensor], trusted: Collection[str]
-) -> nn.Module:
-    """Build what the metadata ask for, after its outline was compared with the weights."""
+def _network(path: Path, metadata: ModelMetadata, trusted: Collection[str]) -> nn.Module:
+    """Build what the metadata ask for, if it may be built."""
     check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
-    build = functools.partial(
-        build_network,
+    return build_network(
         metadata.backbone,
         metadata.backbone_arguments,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
     )
-    if is_known(metadata.backbone, metadata.backbone_arguments):
-        _check_outline(path, build, metadata, weights)
-    return build()
 
 
 def _filled(
@@ -382,19 +363,6 @@ def _digest(strings: Mapping[str, str]) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _check_outline(
-    path: Path,
-    build: Callable[[], nn.Module],
-    metadata: ModelMetadata,
-    weights: Mapping[str, Tensor],
-) -> None:
-    """Refuse a file that asks for a larger network than it has weights for, before it is built."""
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    # Some networks drop layers that they have built; none has many times more than it keeps.
-    if outline(build, most=1000 + 10 * len(found)) != found:
-        raise _another_network(path, metadata, weights)
 
 
 def _another_network(
