@@ -21,7 +21,7 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -94,13 +94,14 @@ def predict(
         console.print(f"{model} was trained on phantoms: its label maps mean nothing in patients.")
     read = replace(metadata, modalities=_to_read(modalities, metadata))
     subjects = find_inputs(inputs, read)
-    problems = _problems(subjects, read, progress=console.is_terminal)
+    typical = dict(zip(metadata.modalities, metadata.nonzero, strict=False))
+    problems = _problems(subjects, read, typical, progress=console.is_terminal)
     raise_for_problems(problems)
     if metadata.description.spacing == "header":
         problems += unlike_training(subjects, read.modalities, metadata.spacing)
     raise_for_problems(problems, strict=strict)
     if problems:
-        console.print("Unlike the images of training; --strict would refuse them:")
+        console.print("These may be segmented wrongly; --strict refuses them.")
         console.print(problem_table(problems))
     _check_orientation(subjects, read)
     targets = [out / name for name in output_names(subjects, read)]
@@ -152,7 +153,11 @@ def _by_view(
 
 
 def _problems(
-    subjects: Sequence[Subject], metadata: ModelMetadata, *, progress: bool
+    subjects: Sequence[Subject],
+    metadata: ModelMetadata,
+    typical: Mapping[str, float],
+    *,
+    progress: bool,
 ) -> list[Problem]:
     return [
         problem
@@ -166,7 +171,7 @@ def _problems(
             modalities=view,
             # The same image given twice is segmented twice.
             distinct=False,
-            typical=dict(zip(metadata.modalities, metadata.nonzero, strict=False)),
+            typical=typical,
         )
     ]
 

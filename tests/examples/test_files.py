@@ -7,8 +7,7 @@ import pytest
 
 import crossval
 import train
-from kdnet.data.subjects import changed_files, file_states
-from kdnet.data.subjects import ImageFile, Subject
+from kdnet.data.subjects import ImageFile, Subject, changed_files, file_states
 from kdnet.errors import UserError
 from kdnet.runs.run_folder import RunFolder
 from phantoms import generate_phantoms

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from kdnet.data.subjects import Subject
 from kdnet.data.splits import Split
+from kdnet.data.subjects import Subject
 from kdnet.errors import UserError
 from kdnet.runs.folds import Fold, deal, load_folds, save_folds
 

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 
 import kdnet.data.loading
 from kdnet.data.description import load_description
-from kdnet.data.subjects import find_subjects
 from kdnet.data.loading import (
     EpochSampler,
     build_loader,
@@ -23,6 +22,7 @@ from kdnet.data.loading import (
     start_epoch,
 )
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import find_subjects
 from kdnet.data.volumes import read_volume
 from kdnet.errors import UserError
 from phantoms import generate_phantoms
@@ -259,10 +259,14 @@ def test_a_subject_whose_file_was_removed_is_prepared_again(subjects, preprocess
 
 def test_prepared_subjects_know_what_their_files_are_like(subjects, preprocessing, tmp_path):
     dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
-    shares = [[read_volume(s.images[m]).astype(bool).mean() for m in ("t1", "t1ce")] for s in subjects]
+    shares = [
+        [read_volume(s.images[m]).astype(bool).mean() for m in ("t1", "t1ce")] for s in subjects
+    ]
     assert dataset.typical("nonzero") == pytest.approx(np.median(shares, axis=0))
     assert dataset.typical("spacing") == (1.0, 1.0, 1.0)
-    assert prepare([], preprocessing, tmp_path / "cache", 1, progress=False).typical("spacing") == ()
+    assert (
+        prepare([], preprocessing, tmp_path / "cache", 1, progress=False).typical("spacing") == ()
+    )
 
 
 def test_random_numbers_of_positions_leave_order_and_flips_alone():

@@ -1,6 +1,5 @@
 """Patches: where they lie, what pads them, and that seed and epoch alone decide."""
 
-import pytest
 import torch
 
 from kdnet.data.loading import build_loader, start_epoch
@@ -35,7 +34,10 @@ def starts(sample, count=400):
     """Where the patches begin that on average a third of is drawn on tumour."""
     voxels = [FreePatches([sample], PATCH)[0, n]["image"][0, 0, 0, 0] for n in range(count)]
     first = torch.tensor(voxels).long() - 1
-    return {tuple(place) for place in torch.stack(torch.unravel_index(first, sample["label"].shape[1:]), 1).tolist()}
+    return {
+        tuple(place)
+        for place in torch.stack(torch.unravel_index(first, sample["label"].shape[1:]), 1).tolist()
+    }
 
 
 def test_patches_lie_anywhere_in_the_volume_and_never_beyond():

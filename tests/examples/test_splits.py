@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from kdnet.data.subjects import Subject
 from kdnet.data.splits import Split, share_labels, split_subjects
+from kdnet.data.subjects import Subject
 from kdnet.errors import UserError
 
 

@@ -22,8 +22,13 @@ from kdnet.configuration.parsing import parse_config
 from kdnet.configuration.training import TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
-from kdnet.data.samples import FixedPatches, FreePatches
-from kdnet.data.samples import cache_remark, plane_remark, samples_per_subject
+from kdnet.data.samples import (
+    FixedPatches,
+    FreePatches,
+    cache_remark,
+    plane_remark,
+    samples_per_subject,
+)
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import predict_volume
 from kdnet.evaluation.scoring import read_scores

@@ -19,8 +19,7 @@ from faults.tiny import Network, Samples, task, wrapper
 from kdnet import exhaustion
 from kdnet.configuration.data import DataConfig
 from kdnet.configuration.training import TrainingConfig
-from kdnet.data.loading import build_loader
-from kdnet.data.loading import map_parallel
+from kdnet.data.loading import build_loader, map_parallel
 from kdnet.exhaustion import ExhaustedError, explain, explained
 from kdnet.runs import schedule
 from kdnet.runs.command import exit_status

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from faulty_training import case, train
-from kdnet.data.subjects import find_subjects
 from kdnet.data.loading import prepare
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError
 from kdnet.training.checkpoint import load_model, load_state
 from phantoms import generate_phantoms

@@ -15,9 +15,9 @@ from rich.console import Console
 from faults.corpus import write_subject
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import Description, load_description
-from kdnet.data.subjects import Subject, find_subjects
 from kdnet.data.loading import cache_key
 from kdnet.data.splits import Split
+from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
 from kdnet.names import is_name
 from kdnet.recipes.rows import Row, _row, sweep

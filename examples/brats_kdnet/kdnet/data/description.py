@@ -72,6 +72,11 @@ class Description:
         return self.patient or ("{patient}_{session}" if sessions else "")
 
     @property
+    def patterns(self) -> dict[str, str]:
+        """Patterns of the modalities and, as "segmentation", of the label map."""
+        return {**self.modalities, "segmentation": self.segmentation}
+
+    @property
     def export_labels(self) -> dict[int, int]:
         """Class index to the value written into files; the first of several values wins."""
         return {index: value for value, index in reversed(self.labels.items())}
@@ -194,7 +199,7 @@ def _contradictions(description: Description) -> list[str]:
 
 
 def _file_contradictions(description: Description) -> list[str]:
-    patterns = {**description.modalities, "segmentation": description.segmentation}
+    patterns = description.patterns
     problems = [
         f"the pattern of '{name}' has no {{subject}} in '{alternative}', so files cannot be told "
         "apart; write it like '{subject}/{subject}_t1.nii*'."

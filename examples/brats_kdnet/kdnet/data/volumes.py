@@ -146,7 +146,9 @@ def _check_file(path: Path) -> int:
     """Size of a regular file that is what its name says, as far as its first bytes tell."""
     if not path.is_file():
         path.stat()
-        raise ValueError(f"expected a file, found a {'folder' if path.is_dir() else 'pipe or a device'}")
+        raise ValueError(
+            f"expected a file, found a {'folder' if path.is_dir() else 'pipe or a device'}"
+        )
     with path.open("rb") as plain:
         start = plain.read(512)
     if not start:
@@ -176,9 +178,12 @@ def _parse(block: bytes) -> Any:
     if not 1 <= axes <= 7 or min(header["dim"][1 : axes + 1]) < 1:
         raise ValueError(f"the header tells of {axes} axes of {header['dim'][1:].tolist()} voxels")
     code, bits = int(header["datatype"]), int(header["bitpix"])
-    dtype = header.get_data_dtype() if code in header._data_type_codes.value_set() else None
-    if dtype is None or dtype.kind not in "iuf" or bits != 8 * dtype.itemsize:
-        raise ValueError(f"expected plain numbers, found data type {code}, {dtype}, of {bits} bits")
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise ValueError(f"the header names a data type {code} that is not known") from error
+    if dtype.kind not in "iuf" or bits != 8 * dtype.itemsize:
+        raise ValueError(f"expected plain numbers, found {dtype}, of {bits} bits")
     offset, first = float(header["vox_offset"]), 544 if length == 540 else 352
     # Also false for NaN.
     if not first <= offset <= _LARGEST_OFFSET or offset != int(offset):

@@ -80,6 +80,8 @@ def check(
         )
     ]
     raise_for_problems(problems)
+    if problems:
+        console.print(problem_table(problems))
 
 
 def check_unchanged(run: RunFolder, description: Description, split: Split) -> None:
