@@ -81,7 +81,13 @@ def check(
     ]
     raise_for_problems(problems)
     if problems:
-        console.print(problem_table(problems))
+        example = f"{problems[0].subject}, {problems[0].reason}"
+        console.print(
+            f"{len(problems)} images look unusual, which check_data.py lists: {example}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def check_unchanged(run: RunFolder, description: Description, split: Split) -> None:
