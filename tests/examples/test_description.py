@@ -72,7 +72,7 @@ def test_unknown_and_missing_keys_are_all_named(brats):
         ({"modalities": {"t1": "t1.nii"}}, r"no \{subject\}"),
         ({"modalities": {}}, "modalities is empty"),
         ({"channels": {"adc": 0}}, "channels names adc"),
-        ({"classes": "background"}, "list of names"),
+        ({"classes": "background"}, "list of numbers or names"),
     ],
 )
 def test_contradictions_are_refused(brats, change, message):

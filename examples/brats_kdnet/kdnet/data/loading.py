@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
@@ -181,32 +182,17 @@ def build_loader(
     dataset: Dataset[Sample],
     batch_size: int,
     *,
-    shuffle: bool,
-    seed: int,
-    flips: bool,
     workers: int,
+    seed: int,
     patience: float = PATIENCE,
-    moves: bool = False,
-    per_epoch: int = 0,
     mixed: bool = False,
-    replicas: int = 1,
-    rank: int = 0,
+    **order: Any,
 ) -> DataLoader[Any]:
-    """Batches whose order and flips depend on the seed and the epoch alone."""
-    sampler = EpochSampler(
-        len(dataset),  # type: ignore[arg-type]
-        shuffle=shuffle,
-        seed=seed,
-        flips=flips,
-        draws=moves,
-        per_epoch=per_epoch,
-        replicas=replicas,
-        rank=rank,
-    )
+    """Batches whose order and flips, as `EpochSampler` takes them, follow from seed and epoch."""
     return DataLoader(
         FlippedDataset(dataset, mixed=mixed),
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=EpochSampler(len(dataset), seed=seed, **order),  # type: ignore[arg-type]
         num_workers=workers,
         persistent_workers=workers > 0,
         timeout=patience if workers else 0,
@@ -229,31 +215,37 @@ def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
     sampler.done = done * cast("int", loader.batch_size)
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[tuple[int, ...]]):
-    """Pairs of sample index and flip code, a function of seed and epoch."""
+    """Pairs of sample index and flip code, a function of seed and epoch.
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        flips: bool,
-        draws: bool = False,
-        per_epoch: int = 0,
-        replicas: int = 1,
-        rank: int = 0,
-    ) -> None:
-        self.size = size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.flips = flips
-        self.draws = draws
-        self.count = per_epoch if shuffle and per_epoch and size else size
-        self.replicas = replicas
-        self.rank = rank
-        self.epoch = 0
-        self.done = 0
+    Attributes:
+        size: Samples of the data set.
+        shuffle: Whether their order changes; processes then get equally many.
+        seed: Of order, flips and numbers.
+        flips: Whether samples are flipped.
+        moves: Whether a third number decides where the sample lies in its subject.
+        per_epoch: Samples of an epoch in training; 0 takes each once.
+        replicas: Processes that share an epoch.
+        rank: Which of them this is.
+        epoch: The coming one.
+        done: Samples of it that have been taken.
+    """
+
+    size: int
+    shuffle: bool
+    seed: int
+    flips: bool
+    moves: bool = False
+    per_epoch: int = 0
+    replicas: int = 1
+    rank: int = 0
+    epoch: int = 0
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        longer = self.shuffle and self.per_epoch and self.size
+        self.count = self.per_epoch if longer else self.size
 
     def __len__(self) -> int:
         return len(self._mine(list(range(self.count))))
@@ -266,7 +258,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         while len(places) < self.count:
             places += self._pass(generator)
         for index, code, draw in self._mine(places[: self.count])[self.done :]:
-            yield (index, code, draw) if self.draws else (index, code)
+            yield (index, code, draw) if self.moves else (index, code)
 
     def _pass(self, generator: torch.Generator) -> list[tuple[int, int, int]]:
         """Each sample once, with a flip code and a number."""
