@@ -12,13 +12,14 @@ status: 0 if all subjects can be used, 1 if some cannot, 2 if there is nothing t
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
 from kdnet.data.checks import check_subjects, problem_table, problems_as_rows
@@ -52,8 +53,11 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
     if options.json is not None:
         _write(options.json, json.dumps(summary, indent=2) + "\n")
     if options.csv is not None:
-        table = pd.DataFrame(summary["problems"], columns=["subject", "file", "reason"])
-        _write(options.csv, table.to_csv(index=False, lineterminator="\n"))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ("subject", "file", "reason"), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(problems_as_rows(problems))
+        _write(options.csv, text.getvalue())
     if problems:
         console.print(problem_table(problems))
     found = (

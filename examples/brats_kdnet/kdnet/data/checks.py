@@ -227,8 +227,7 @@ def _check_subject(
             geometries.append((file, read_geometry(file)))
         except UnreadableVolumeError as error:
             problems.append(Problem(subject.name, file.path, error.reason))
-    for file, reason in _disagreements(geometries):
-        problems.append(Problem(subject.name, file, reason))
+    problems += [Problem(subject.name, *found) for found in _disagreements(geometries)]
     for file, geometry in geometries:
         reasons = [_spacing_fault(geometry, description), _placement_fault(geometry)]
         try:

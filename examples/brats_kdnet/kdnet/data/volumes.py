@@ -12,6 +12,7 @@ import math
 import os
 import zlib
 from dataclasses import dataclass
+from io import IOBase
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -108,7 +109,7 @@ def read_volume(file: ImageFile) -> NDArray[Any]:
     start = int(header["vox_offset"]) + (file.channel or 0) * bytes_of_one
     try:
         with Opener(str(file.path)) as stream:
-            stored = array_from_file(shape, dtype, stream, offset=start, mmap=False)
+            stored = array_from_file(shape, dtype, cast("IOBase", stream), offset=start, mmap=False)
             # To the end, where the checksum of a compressed file stands.
             _finish(stream, _end(header) - start - bytes_of_one)
         return _scaled(stored, *header.get_slope_inter())
@@ -261,6 +262,6 @@ def _scaled(stored: NDArray[Any], slope: float | None, inter: float | None) -> N
     if slope is None or (slope, inter) == (1, 0):
         return stored.astype(stored.dtype.newbyteorder("="), copy=False)
     with np.errstate(all="ignore"):
-        scaled = np.multiply(stored, slope, dtype=np.float64)
+        scaled: NDArray[Any] = np.multiply(stored, slope, dtype=np.float64)
         scaled += inter
     return scaled

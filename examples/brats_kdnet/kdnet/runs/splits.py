@@ -59,8 +59,8 @@ def without_references(
     more: list[Subject] = []
     if data.unlabelled_root is not None:
         _, more = find_subjects(data.unlabelled_root, description)
-        names = [subject.name for subject in subjects]
-        known = seen_before([other.name for other in more], names, description)
+        own, others = ([subject.name for subject in found] for found in (subjects, more))
+        known = seen_before(others, own, description)
         if known:
             raise UserError(
                 f"--unlabelled_root: {data.unlabelled_root} holds {len(known)} patients of the "
