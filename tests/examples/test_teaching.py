@@ -43,7 +43,11 @@ def test_a_student_has_seen_what_all_its_teachers_have_seen(experiment):
     save_model(experiment.run.model("teacher"), build(taught), taught)
     student = Row("student", recipe="distilled", teacher="teacher")
     assert describe_row(experiment, student).seen_cases == (*own, "Elsewhere")
-    assert describe_row(experiment, Row("baseline")).seen_cases == own
+    baseline = describe_row(experiment, Row("baseline"))
+    assert baseline.seen_cases == own
+    assert baseline.spacing == (1, 1, 1)
+    assert len(baseline.nonzero) == 1
+    assert 0.1 < baseline.nonzero[0] < 0.6
 
 
 def test_a_network_that_has_seen_a_held_out_subject_is_refused(experiment, tmp_path):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import crossval
 import train
-from faults.corpus import FAULTS, image, label_map, write_subject
+from faults.corpus import FAULTS, image, label_map, save, volume_of, write_subject
 from kdnet.configuration.parsing import parse_config
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
@@ -34,6 +34,12 @@ def data(tmp_path):
     for name in BROKEN:
         FAULTS[name][0](write_subject(root / name))
     return root
+
+
+def set_background(path: Path) -> None:
+    volume = volume_of(path).astype("float32")
+    volume[:6] = 1e-5
+    save(path, volume)
 
 
 def arguments(data: Path, out: Path, *more: str) -> list[str]:
@@ -77,6 +83,16 @@ def test_a_run_that_goes_on_leaves_out_the_same_ones_though_they_were_repaired(d
     _, _, again, problems = opened(data, tmp_path)
     assert again == kept
     assert problems == []
+
+
+def test_what_only_looks_wrong_is_told_and_left_in(data, tmp_path, capsys):
+    set_background(image(data / "good0"))
+    config = parse_config(arguments(data, tmp_path / "run", "--skip_invalid", "true"))
+    description, subjects = read_subjects(config, RunFolder(tmp_path / "run"), Console())
+    kept, problems = usable(config, RunFolder(tmp_path / "run"), description, subjects, Console())
+    assert "good0" in {subject.name for subject in kept}
+    assert {problem.subject for problem in problems} == {*BROKEN}
+    assert "1 images look unusual" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_damaged_list_of_those_left_out_is_told(data, tmp_path):

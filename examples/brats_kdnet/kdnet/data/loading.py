@@ -102,29 +102,13 @@ def map_parallel(
                 future.cancel()
 
 
-def cache_key(subject: Subject) -> bytes:
-    """Names the state of a subject's files."""
-    digest = hashlib.sha256()
-    files = {**subject.images, "segmentation": subject.segmentation}
-    for role, file in sorted(files.items()):
-        if file is not None:
-            try:
-                status = file.path.stat()
-            except OSError as error:
-                raise UserError(f"{file.path}: cannot be read ({error}).") from error
-            path = file.path.resolve()
-            state = (role, str(path), file.channel, status.st_size, status.st_mtime_ns)
-            digest.update(repr(state).encode())
-    return f"{subject.name}-{digest.hexdigest()[:24]}".encode()
-
-
+@dataclass(eq=False)
 class PreparedSubjects(Dataset[Sample]):
     """Preprocessed subjects, each in a file of its own."""
 
-    def __init__(self, data: list[Subject], preprocessing: Preprocessing, folder: Path) -> None:
-        self.data = data
-        self.preprocessing = preprocessing
-        self.folder = folder
+    data: list[Subject]
+    preprocessing: Preprocessing
+    folder: Path
 
     def __len__(self) -> int:
         return len(self.data)
@@ -134,8 +118,17 @@ class PreparedSubjects(Dataset[Sample]):
         return cast("Sample", sample)
 
     def file(self, subject: Subject) -> Path:
-        """Return where a subject lies in its present state."""
-        return self.folder / f"{cache_key(subject).decode()}.safetensors"
+        """Return where a subject lies in the present state of its files."""
+        digest = hashlib.sha256()
+        for role, file in sorted(subject.files.items()):
+            try:
+                status = file.path.stat()
+            except OSError as error:
+                raise UserError(f"{file.path}: cannot be read ({error}).") from error
+            path = str(file.path.resolve())
+            state = (role, path, file.channel, status.st_size, status.st_mtime_ns)
+            digest.update(repr(state).encode())
+        return self.folder / f"{subject.name}-{digest.hexdigest()[:24]}.safetensors"
 
     def fill(self, subject: Subject) -> None:
         """Write the file of a subject, if there is none that is complete."""
@@ -278,12 +271,12 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         return list(repeated)[self.rank :: self.replicas]
 
 
+@dataclass(eq=False)
 class FlippedDataset(Dataset[dict[str, Tensor | str]]):
     """Samples under a flip, addressed by index and flip code."""
 
-    def __init__(self, samples: Dataset[Sample], *, mixed: bool = False) -> None:
-        self.samples = samples
-        self.mixed = mixed
+    samples: Dataset[Sample]
+    mixed: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]

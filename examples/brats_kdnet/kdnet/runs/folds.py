@@ -70,7 +70,9 @@ def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = Tr
     patients = patients_of(subjects)
     folds = [
         Fold(
-            number, int(content.get("repeat", 0)), Split(**{p: _names(content[p]) for p in _PARTS}, patients=patients)
+            number,
+            int(content.get("repeat", 0)),
+            Split(**{p: _names(content[p]) for p in _PARTS}, patients=patients),
         )
         for number, content in enumerate(lists)
     ]

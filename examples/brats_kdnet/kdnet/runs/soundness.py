@@ -36,13 +36,14 @@ def usable(
     before = run.read_skipped()
     if before is not None:
         return [subject for subject in subjects if subject.name not in before], []
-    problems = check_subjects(
+    found = check_subjects(
         description,
         subjects,
         workers=workers(config.data),
         progress=console.is_terminal,
         modalities=stacked(config.data, description),
     )
+    problems = _told(found, console)
     kept, left_out = keep_usable(subjects, problems)
     if problems:
         console.print(problem_table(problems))
@@ -79,15 +80,21 @@ def check(
             modalities=stacked(data, description),
         )
     ]
-    raise_for_problems(problems)
-    if problems:
-        example = f"{problems[0].subject}, {problems[0].reason}"
+    raise_for_problems(_told(problems, console))
+
+
+def _told(problems: list[Problem], console: Console) -> list[Problem]:
+    """Say in one line what only looks wrong, and return the rest."""
+    unusual = [problem for problem in problems if problem.warning]
+    if unusual:
+        example = f"{unusual[0].subject}, {unusual[0].reason}"
         console.print(
-            f"{len(problems)} images look unusual, which check_data.py lists: {example}",
+            f"{len(unusual)} images look unusual, which check_data.py lists: {example}",
             highlight=False,
             soft_wrap=True,
             markup=False,
         )
+    return [problem for problem in problems if not problem.warning]
 
 
 def check_unchanged(run: RunFolder, description: Description, split: Split) -> None:

@@ -17,7 +17,7 @@ import optuna
 from rich.console import Console
 
 from kdnet.configuration.config import Config
-from kdnet.data.splits import Split, split_subjects
+from kdnet.data.splits import split_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
 from kdnet.recipes.rows import Row
@@ -134,7 +134,7 @@ def inner_folds(config: Config, space: Search, console: Console) -> list[Fold]:
             validation_fraction=data.validation_fraction,
             seed=seed,
         )
-        folds.append(Fold(number, number, Split(inner.train, inner.validation, inner.test)))
+        folds.append(Fold(number, number, inner))
     return folds
 
 
