@@ -15,7 +15,7 @@ env: $(VENV)/.installed  ## create the virtual environment
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[brats,dev,networks,lightning,monai,accelerate,export,nnunet]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[brats,dev,networks,lightning,monai,accelerate,export,nnunet]'
 	touch $@
 
 demo: env  ## the whole path on synthetic subjects: teacher, baseline, student, report

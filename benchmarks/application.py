@@ -20,8 +20,7 @@ from contest import Report, silent
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 
 import predict
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import Config, parse_config
 from kdnet.data.description import load_description
 from kdnet.runs.networks import build, describe_network
 from kdnet.runs.opening import open_experiment

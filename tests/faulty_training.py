@@ -5,7 +5,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from safetensors.torch import load_file
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.models import build_network

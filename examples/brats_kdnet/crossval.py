@@ -10,8 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdnet.configuration.parsing import parse_for
-from kdnet.configuration.program import Program
+from kdnet.config import Program, parse_for
 from kdnet.evaluation.lesions import load_panoptica
 from kdnet.runs.command import exit_status
 from kdnet.runs.folder import open_plan

@@ -14,8 +14,7 @@ from typing import Literal
 from rich.console import Console
 
 from crossval import show_plan
-from kdnet.configuration.parsing import parse_for
-from kdnet.configuration.program import Program
+from kdnet.config import Program, parse_for
 from kdnet.errors import UserError
 from kdnet.runs.command import exit_status
 from kdnet.runs.folder import open_plan

@@ -14,17 +14,15 @@ from dataclasses import replace
 from rich.console import Console
 from torch import nn
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import Config, parse_config
 from kdnet.data.samples import samples_per_subject
 from kdnet.data.splits import Split
 from kdnet.evaluation.scoring import Score, read_scores, write_scores
 from kdnet.models.trust import check_trusted
 from kdnet.recipes.advice import explain, judge
-from kdnet.recipes.out_of_fold import with_part_teachers
-from kdnet.recipes.rows import Row
 from kdnet.results.slices import save_slices
 from kdnet.results.tables import render_tables
+from kdnet.rows import Row, with_part_teachers
 from kdnet.runs.command import exit_status
 from kdnet.runs.experiment import Experiment
 from kdnet.runs.held_out import score_network

@@ -7,8 +7,7 @@ from statistics import mean
 import pytest
 import yaml
 
-from kdnet.configuration.parsing import parse_config
-from kdnet.configuration.presets import RECIPE_FILE
+from kdnet.config import RECIPE_FILE, parse_config
 from kdnet.recipes.advice import FEWEST, LEAD, STUDIED, explain, judge
 from kdnet.studies.design import read_design
 from kdnet.studies.page import find_studies
@@ -26,48 +25,6 @@ def test_recipe_auto_is_what_the_study_chose():
     design = read_design("lgg")
     chosen = design.chosen["20-labelled"]
     assert yaml.safe_load(RECIPE_FILE.read_text()) == design.recipes[chosen].options
-
-
-def test_small_data_follow_the_study():
-    found = objective(*CPU)
-    assert (found.recipe, found.imitation, found.temperature) == ("auto", 0.9, 1.0)
-    assert (found.binarisation, found.latent_weight) == ("soft", 0.0)
-
-
-@pytest.mark.parametrize("preset", ["paper", "native", "demo"])
-def test_other_presets_keep_the_constants_of_the_paper(preset):
-    found = objective("--data-root", "x", "--preset", preset)
-    assert (found.recipe, found.imitation, found.temperature) == ("options", 0.75, 5.0)
-    assert found.latent_weight == 10.0
-
-
-def test_any_preset_can_follow_the_study():
-    assert objective("--recipe", "auto").imitation == 0.9
-    assert objective("--recipe=auto").imitation == 0.9
-
-
-def test_one_option_that_is_given_leaves_the_others_as_the_study_chose():
-    found = objective(*CPU, "--imitation", "0.3")
-    assert (found.imitation, found.temperature, found.latent_weight) == (0.3, 1.0, 0.0)
-
-
-@pytest.mark.parametrize("form", [["--config", "FILE"], ["--config=FILE"]])
-def test_an_option_in_a_file_wins_too(tmp_path, form):
-    file = tmp_path / "own.yaml"
-    file.write_text(yaml.safe_dump({"data_root": "x", "recipe": "auto", "temperature": 3.0}))
-    found = objective(*(part.replace("FILE", str(file)) for part in form))
-    assert (found.temperature, found.imitation) == (3.0, 0.9)
-
-
-def test_the_recipe_can_be_refused():
-    assert objective(*CPU, "--recipe", "options").imitation == 0.75
-
-
-def test_rows_of_a_cross_validation_say_what_they_are():
-    from crossval import CROSSVAL
-    from kdnet.configuration.parsing import parse_for
-
-    assert parse_for(CROSSVAL, CPU)[0].objective.imitation == 0.75
 
 
 def test_the_explanation_says_what_may_be_expected():

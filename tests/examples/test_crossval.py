@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import crossval
-from kdnet.configuration.parsing import parse_for
+from kdnet.config import parse_for
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
 from kdnet.runs.folder import open_plan

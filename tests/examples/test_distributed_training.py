@@ -17,9 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import Config, ObjectiveConfig, TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.recipes import distillation

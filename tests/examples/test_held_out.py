@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import parse_config
 from kdnet.errors import UserError
 from kdnet.runs.experiment import Experiment
 from kdnet.runs.held_out import score_network, score_subsets, score_with

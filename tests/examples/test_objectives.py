@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.config import ObjectiveConfig
 from kdnet.errors import UserError
 from kdnet.models import HeMIS, KDNet, MultiResUNet, build_network
 from kdnet.recipes.lesson import Setting

@@ -142,7 +142,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def close(stored):
-    """Compares numbers; another processor's rounding grows in training, an edit's effect more so."""
+    """Compares numbers; rounding of another processor grows in training, an edit does more."""
     tolerance = 1e-5 if arithmetic() == stored["arithmetic"]["conv3d"] else 0.1
 
     def differences(found, expected):
@@ -192,11 +192,11 @@ def test_the_demo_gives_the_same_scores(demo, stored, close):
 def test_a_run_that_is_killed_and_started_again_gives_the_same_networks_and_scores(demo, tmp_path):
     out = tmp_path / "killed"
     arguments = command(ROOT, "train", *DEMO, "--out", out)
-    for histories in (1, 2, 3):
+    for role in ROLES:
         with subprocess.Popen(
             arguments, env=environment(ROOT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            while len([*out.rglob("history.csv")]) < histories and process.poll() is None:
+            while not (out / role / "history.csv").exists() and process.poll() is None:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import Config, TrainingConfig
 from kdnet.errors import UserError
 from kdnet.models import KDNet
 from kdnet.runs.devices import launch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import check_data
-from kdnet.configuration.data import DataConfig
+from kdnet.config import DataConfig
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import load_description
 from kdnet.data.preprocessing import read_classes

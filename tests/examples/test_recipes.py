@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.config import ObjectiveConfig
 from kdnet.models import build_network
 from kdnet.recipes.lesson import Setting
 from kdnet.recipes.missing_modality import missing_modality

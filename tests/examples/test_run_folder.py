@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import parse_config
 from kdnet.errors import UserError
 from kdnet.runs import run_folder
 from kdnet.runs.run_folder import RunFolder

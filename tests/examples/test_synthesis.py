@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.config import ObjectiveConfig
 from kdnet.errors import UserError
 from kdnet.models import KDNet
 from kdnet.models.synthesis import SynthesisNetwork

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import parse_config
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.runs.experiment import Experiment
 from kdnet.runs.networks import build
 from kdnet.runs.opening import open_experiment

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import train
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import ObjectiveConfig, parse_config
 from kdnet.evaluation.scoring import read_scores
 from kdnet.models import KDNet
 from kdnet.recipes import distillation

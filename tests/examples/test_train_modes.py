@@ -16,10 +16,7 @@ from safetensors.torch import load_file
 
 import predict
 import train
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.parsing import parse_config
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import DataConfig, ObjectiveConfig, TrainingConfig, parse_config
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.data.samples import (
@@ -34,8 +31,8 @@ from kdnet.evaluation.inference import predict_volume
 from kdnet.evaluation.scoring import read_scores
 from kdnet.models import KDNet, build_network
 from kdnet.recipes.distillation import bottleneck, student_objective
-from kdnet.recipes.rows import Row
 from kdnet.results.run_page import crop_in_words
+from kdnet.rows import Row
 from kdnet.runs.networks import build, describe_network
 from kdnet.runs.run_folder import RunFolder
 from kdnet.runs.subjects import find_description

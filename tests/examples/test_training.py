@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, ReduceLROnPlateau
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.errors import UserError

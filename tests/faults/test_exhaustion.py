@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 
 from faults.tiny import Network, Samples, task, wrapper
 from kdnet import exhaustion
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import DataConfig, TrainingConfig
 from kdnet.data.loading import build_loader, map_parallel
 from kdnet.exhaustion import ExhaustedError, explain, explained
 from kdnet.runs import schedule
@@ -133,7 +132,7 @@ def main_memory_of_numpy():
     [
         (gpu_is_full, ("The GPU's memory", "--batch_size", "--patch", "79.10 GiB")),
         (gpu_is_full_elsewhere, ("The GPU's memory", "nvidia-smi")),
-        (main_memory_of_torch, ("Main memory", "--workers", "--teacher_cache_storage 8bit")),
+        (main_memory_of_torch, ("Main memory", "--workers", "--teacher_cache_storage half")),
         (main_memory_of_numpy, ("Main memory", "Unable to allocate")),
     ],
 )

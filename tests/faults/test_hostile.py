@@ -106,8 +106,8 @@ def test_an_entry_of_the_teacher_cache_is_refused_and_made_again(tmp_path, trap,
 
 def repeating(path):
     """A terabyte of float32 in four bytes."""
-    tensors = {name: torch.zeros(1).expand(2**38) for name in ("weights", "image", "digest")}
-    torch.save(tensors | {"parts": {}, "checksum": 0}, path)
+    tensors = {name: torch.zeros(1).expand(2**38) for name in ("weights", "image")}
+    torch.save(tensors | {"entry": tensors, "hash": ""}, path)
 
 
 def compressed(path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -21,9 +22,9 @@ from kdnet.data.splits import Split
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
 from kdnet.names import is_name
-from kdnet.recipes.rows import Row, _row, sweep
 from kdnet.results.crossval_folder import CrossvalFolder
 from kdnet.results.text_table import TextTable
+from kdnet.rows import Row, read_rows, sweep
 from kdnet.runs.folder import read_summary
 from kdnet.runs.folds import load_folds
 
@@ -130,9 +131,11 @@ def test_descriptions_of_any_content_are_refused_in_words(value):
 @example("../../outside")
 @example("/etc")
 @example("predictions")
-def test_a_row_is_called_by_a_name_for_folders(name):
+def test_a_row_is_called_by_a_name_for_folders(tmp_path_factory, name):
+    path = tmp_path_factory.getbasetemp() / "rows.yaml"
+    path.write_text(yaml.safe_dump({"rows": {name: {"label": "x"}}}), encoding="utf-8")
     try:
-        row = _row(Path("rows.yaml"), name, {"label": "x"})
+        row = read_rows(path)[0][name]
     except UserError:
         return
     assert is_name(row.name)

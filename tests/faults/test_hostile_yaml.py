@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 import train
-from kdnet.configuration.parsing import changed, parse_config
+from kdnet.config import changed, parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
-from kdnet.recipes.rows import read_rows
 from kdnet.results.page import read_mapping
+from kdnet.rows import read_rows
 from kdnet.runs.run_folder import RunFolder
 
 APPLICATION = Path(train.__file__).parent

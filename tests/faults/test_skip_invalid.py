@@ -9,7 +9,7 @@ from rich.console import Console
 import crossval
 import train
 from faults.corpus import FAULTS, image, label_map, save, volume_of, write_subject
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import parse_config
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.runs.run_folder import RunFolder

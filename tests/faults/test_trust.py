@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import predict
 import train
-from kdnet.configuration.network import NetworkConfig
+from kdnet.config import NetworkConfig
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.models import build_network, trust

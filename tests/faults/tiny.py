@@ -4,7 +4,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.training.checkpoint import ModelMetadata
 from kdnet.training.task import Task

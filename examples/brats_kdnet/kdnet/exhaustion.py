@@ -27,7 +27,7 @@ _GPU = (
 )
 _CPU = (
     "Main memory was not enough. Lower --workers, keep the teacher's outputs in files with "
-    "--teacher_cache disk, or in less room with --teacher_cache_storage 8bit and "
+    "--teacher_cache disk, or in less room with --teacher_cache_storage half and "
     "--teacher_cache_gib, and start with fewer --jobs if there are several. Otherwise "
     f"{_SMALLER}. {_RESUME}."
 )

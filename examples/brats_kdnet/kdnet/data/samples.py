@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from kdnet.configuration.data import DataConfig
+from kdnet.config import DataConfig
 from kdnet.data.description import Size
 from kdnet.data.preprocessing import Sample
 from kdnet.errors import UserError

@@ -3,8 +3,7 @@
 Source: docs/results/when-it-helps, from the rows of studies/lgg.yaml and studies/brats2021.yaml.
 """
 
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.presets import RECIPE_FILE, read_values
+from kdnet.config import RECIPE_FILE, ObjectiveConfig, read_values
 
 #: Labelled training subjects that the study had at least where a gain was found, and at most.
 FEWEST, STUDIED = 20, 56

@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import nn
 
-from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.config import ObjectiveConfig
 from kdnet.recipes.lesson import Lesson, Setting
 from privdistill import (
     GroundTruth,

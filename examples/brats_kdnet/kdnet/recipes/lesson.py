@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.config import ObjectiveConfig
 from privdistill import Ensemble, Objective, PrivilegedInput, Tap, Term
 
 

@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import nn
 
-from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.config import ObjectiveConfig
 from kdnet.errors import UserError
 from kdnet.recipes.distillation import bottleneck, ground_truth, student_objective, views
 from kdnet.recipes.lesson import Lesson, Setting

@@ -5,9 +5,9 @@ from kdnet.recipes.distillation import supervised
 from kdnet.recipes.lesson import Lesson, Setting
 from kdnet.recipes.missing_modality import missing_modality
 from kdnet.recipes.objectives import taught_by_objective
-from kdnet.recipes.rows import Row
 from kdnet.recipes.sharing import share_deepest_layers
 from kdnet.recipes.synthesis import synthesise_then_segment
+from kdnet.rows import Row
 
 
 def lesson_of(row: Row, setting: Setting) -> Lesson:

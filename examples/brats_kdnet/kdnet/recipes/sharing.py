@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kdnet.configuration.objective import ObjectiveConfig
+from kdnet.config import ObjectiveConfig
 from kdnet.errors import UserError
 from kdnet.recipes.distillation import distilled
 from kdnet.recipes.lesson import Lesson, Setting

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.errors import UserError
 from kdnet.training.sharding import shard
 

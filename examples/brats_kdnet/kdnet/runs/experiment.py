@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch.utils.data import ConcatDataset
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.description import Description
 from kdnet.data.subjects import Subject
 from kdnet.data.loading import build_loader
@@ -27,7 +27,7 @@ from kdnet.runs.views import view_of
 from kdnet.locking import FolderLock
 from privdistill import TeacherCache
 from kdnet.recipes.lesson import Setting
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.runs.run_folder import RunFolder
 from kdnet.training.checkpoint import ModelMetadata
 from kdnet.training.performance import Performance, Stopwatch, peak_memory, torch_format

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.runs.folds import Fold, deal, load_folds, save_folds
 from kdnet.runs.jobs import number_of_jobs
 from kdnet.runs.plan import CrossvalOptions, Plan
@@ -34,8 +34,8 @@ from kdnet.names import is_name
 from privdistill import PrivDistillError
 from kdnet.reading import UnreadableError
 from kdnet.reading import read_json as parsed_json
-from kdnet.recipes.out_of_fold import with_part_teachers
-from kdnet.recipes.rows import Row, read_rows, select_rows, sweep
+from kdnet.rows import with_part_teachers
+from kdnet.rows import Row, read_rows, select_rows, sweep
 from kdnet.runs.run_folder import RunFolder
 from kdnet.runs.teaching import rehearse
 from kdnet.training.checkpoint import check_compatible, read_metadata

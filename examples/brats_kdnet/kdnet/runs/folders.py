@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.data import DataConfig
+from kdnet.config import Config
+from kdnet.config import DataConfig
 
 
 def out_folder(config: Config) -> Path:

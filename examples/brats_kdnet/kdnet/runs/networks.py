@@ -2,7 +2,7 @@
 
 import torch
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.description import Description
 from kdnet.data.targets import number_of_outputs
 from kdnet.runs.views import view_of

@@ -6,7 +6,7 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.checks import Problem
 from kdnet.data.description import Description
 from kdnet.data.subjects import file_states

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.runs.folds import Fold
 from kdnet.errors import UserError
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.runs.run_folder import RunFolder
 
 
@@ -19,8 +19,8 @@ class CrossvalOptions:
     Args:
         rows: Rows and groups of rows, such as baseline,kdnet or table1; teachers come by
             themselves. Groups: paper (teacher, baseline, gt_kl, gt_kd, kdnet), table1, table2,
-            comparators, negative, objectives; kdnet/recipes/rows.yaml lists all.
-        rows_file: YAML file with rows of your own, in the form of kdnet/recipes/rows.yaml.
+            comparators, negative, objectives; kdnet/rows.yaml lists all.
+        rows_file: YAML file with rows of your own, in the form of kdnet/rows.yaml.
         folds_file: JSON file with the case names of every fold, instead of --folds.
         repeats: How often the subjects are dealt into folds anew.
         seeds: Seeds of weights and order; each row is trained once for every fold and seed. --seed

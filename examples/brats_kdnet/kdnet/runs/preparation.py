@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.description import Description
 from kdnet.data.subjects import Subject
 from kdnet.data.loading import prepare

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.description import Description
 from kdnet.data.subjects import States, changed_files
 from kdnet.errors import UserError

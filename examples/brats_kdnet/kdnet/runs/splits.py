@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.data import DataConfig
+from kdnet.config import Config
+from kdnet.config import DataConfig
 from kdnet.data.description import Description, load_description
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.data.splits import Split, seen_before, share_labels, split_subjects

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.data import DataConfig
+from kdnet.config import Config
+from kdnet.config import DataConfig
 from kdnet.data.description import Description, load_description
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.data.splits import Split

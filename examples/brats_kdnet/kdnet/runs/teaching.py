@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.samples import cache_remark, moves
 from kdnet.data.splits import Split, seen_before
 from kdnet.errors import UserError
@@ -21,7 +21,7 @@ from kdnet.runs.views import stacked, view_of
 from privdistill import DistillationWrapper, Ensemble, TeacherCache
 from kdnet.recipes.lesson import Lesson, Setting
 from kdnet.recipes.recipe import lesson_of
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.training.checkpoint import (
     ModelMetadata,
     check_compatible,

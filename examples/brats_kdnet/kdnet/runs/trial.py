@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.description import Description
 from kdnet.data.samples import samples_per_subject
 from kdnet.data.splits import Split

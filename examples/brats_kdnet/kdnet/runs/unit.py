@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.runs.folder import waiting_for
 from kdnet.runs.plan import Plan, Unit
 from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
@@ -19,10 +19,16 @@ from kdnet.runs.splits import without_references
 from kdnet.runs.subjects import read_subjects
 from kdnet.runs.views import stacked
 from kdnet.runs.held_out import score_network, score_subsets, score_with
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.runs.run_folder import RunFolder
 from kdnet.runs.teaching import load_trained, teach
-from kdnet.training.performance import Performance, Stopwatch, device_type, performance_of, unsafe_in_bf16
+from kdnet.training.performance import (
+    Performance,
+    Stopwatch,
+    device_type,
+    performance_of,
+    unsafe_in_bf16,
+)
 
 
 def run_unit(plan: Plan, unit: Unit, console: Console) -> None:

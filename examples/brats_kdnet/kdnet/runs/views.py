@@ -1,6 +1,6 @@
 """Which modalities each network sees."""
 
-from kdnet.configuration.data import DataConfig
+from kdnet.config import DataConfig
 from kdnet.data.description import Description
 from kdnet.errors import UserError
 

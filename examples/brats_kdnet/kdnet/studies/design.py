@@ -10,10 +10,10 @@ from typing import Any, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from kdnet.configuration.arguments import Arguments
+from kdnet.config import Arguments
 from kdnet.errors import UserError
 from kdnet.reading import UnreadableError, read_yaml
-from kdnet.recipes.rows import ROW_OPTIONS, Row
+from kdnet.rows import ROW_OPTIONS, Row
 
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")

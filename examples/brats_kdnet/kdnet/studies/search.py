@@ -16,11 +16,11 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from kdnet.configuration.config import Config
+from kdnet.config import Config
 from kdnet.data.splits import split_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
-from kdnet.recipes.rows import Row
+from kdnet.rows import Row
 from kdnet.runs.folder import open_plan
 from kdnet.runs.folds import Fold, save_folds
 from kdnet.runs.plan import CrossvalOptions, Plan, Unit

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.description import Description
 from kdnet.data.loading import Batch, start_epoch
 from kdnet.data.preprocessing import Sample

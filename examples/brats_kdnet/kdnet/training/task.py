@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.preprocessing import Sample
 from kdnet.training.checkpoint import ModelMetadata
 from kdnet.training.performance import MemoryFormat
