@@ -384,3 +384,20 @@ def test_memory_that_runs_out_ends_with_a_message(tmp_path, model, monkeypatch, 
     command = ["--model", str(model), "--input", str(image), "--out", str(tmp_path / "out")]
     assert main(command) == 2
     assert "Main memory was not enough" in capsys.readouterr().err
+
+
+def test_images_unlike_those_of_training_are_told_and_refused_if_strict(tmp_path, capsys):
+    """The image here has voxels of 1 x 1.5 x 3 mm, and of its voxels nearly all are not zero."""
+    image = write_image(tmp_path / "in" / "case_t1ce.nii.gz")
+    for name, spacing, share, warned in (
+        ("alike", (1.0, 1.5, 3.0), 0.99, None),
+        ("spacing", (1.0, 1.0, 1.0), 0.99, "voxels measure"),
+        ("skull", (1.0, 1.5, 3.0), 0.2, "of its voxels are not 0"),
+    ):
+        model = save(tmp_path / f"{name}.safetensors", spacing=spacing, nonzero=(share,))
+        given = ("--model", model, "--input", image, "--out", tmp_path / name)
+        assert run(*given) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("--strict" in said) == bool(warned)
+        assert run(*given, "--strict") == (2 if warned else 0)
+        assert (warned or "") in capsys.readouterr().err

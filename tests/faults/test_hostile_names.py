@@ -15,7 +15,8 @@ from rich.console import Console
 from faults.corpus import write_subject
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import Description, load_description
-from kdnet.data.loading import cache_key
+from kdnet.data.loading import PreparedSubjects
+from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.splits import Split
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
@@ -193,7 +194,8 @@ def test_case_lists_name_subjects_that_were_found_or_are_refused(tmp_path_factor
 
 def test_files_of_the_cache_are_called_by_names(root):
     _, subjects = find_subjects(root, BRATS)
-    assert all(is_name(cache_key(subject).decode()) for subject in subjects)
+    prepared = PreparedSubjects(subjects, Preprocessing(BRATS, ("t1",), None, None), Path("cache"))
+    assert all(is_name(prepared.file(subject).stem) for subject in subjects)
 
 
 def test_a_link_out_of_the_data_set_is_followed(tmp_path, root):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 import crossval
 import train
-from faults.corpus import FAULTS, image, label_map, write_subject
+from faults.corpus import FAULTS, image, label_map, save, volume_of, write_subject
 from kdnet.config import parse_config
 from kdnet.errors import UserError
 from kdnet.runs.folder import Folder
@@ -32,6 +32,12 @@ def data(tmp_path):
     for name in BROKEN:
         FAULTS[name][0](write_subject(root / name))
     return root
+
+
+def set_background(path: Path) -> None:
+    volume = volume_of(path).astype("float32")
+    volume[:6] = 1e-5
+    save(path, volume)
 
 
 def arguments(data: Path, out: Path, *more: str) -> list[str]:
@@ -80,6 +86,15 @@ def test_a_damaged_list_of_those_left_out_is_told(data, tmp_path, content):
     folder.skipped.write_text(content)
     with pytest.raises(UserError, match=r"skipped\.json is damaged"):
         found(data, tmp_path)
+
+
+def test_what_only_looks_wrong_is_told_and_left_in(data, tmp_path, capsys):
+    set_background(image(data / "good0"))
+    config = parse_config(arguments(data, tmp_path / "run", "--skip_invalid", "true"))
+    kept = find_data(config, Console())
+    assert "good0" in kept.subjects
+    assert {problem.subject for problem in kept.skipped} == {*BROKEN}
+    assert "1 images look unusual" in " ".join(capsys.readouterr().out.split())
 
 
 def test_nothing_to_train_on_is_told_with_all_reasons(tmp_path, capsys):

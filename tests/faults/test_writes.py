@@ -41,7 +41,7 @@ WRITERS = {
     ("schedule.py", "_start"): "a log to which another process appends",
     ("charts.py", "_drawn"): "into memory",
     ("figures.py", "save"): "into memory",
-    ("check_data.py", "_as_csv"): "into memory",
+    ("check_data.py", "check_data"): "into memory",
     ("rows.py", "write_rows"): "into memory",
 }
 

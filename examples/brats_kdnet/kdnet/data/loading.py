@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
@@ -101,29 +102,13 @@ def map_parallel(
                 future.cancel()
 
 
-def cache_key(subject: Subject) -> bytes:
-    """Names the state of a subject's files."""
-    digest = hashlib.sha256()
-    files = {**subject.images, "segmentation": subject.segmentation}
-    for role, file in sorted(files.items()):
-        if file is not None:
-            try:
-                status = file.path.stat()
-            except OSError as error:
-                raise UserError(f"{file.path}: cannot be read ({error}).") from error
-            path = file.path.resolve()
-            state = (role, str(path), file.channel, status.st_size, status.st_mtime_ns)
-            digest.update(repr(state).encode())
-    return f"{subject.name}-{digest.hexdigest()[:24]}".encode()
-
-
+@dataclass(eq=False)
 class PreparedSubjects(Dataset[Sample]):
     """Preprocessed subjects, each in a file of its own."""
 
-    def __init__(self, data: list[Subject], preprocessing: Preprocessing, folder: Path) -> None:
-        self.data = data
-        self.preprocessing = preprocessing
-        self.folder = folder
+    data: list[Subject]
+    preprocessing: Preprocessing
+    folder: Path
 
     def __len__(self) -> int:
         return len(self.data)
@@ -133,8 +118,17 @@ class PreparedSubjects(Dataset[Sample]):
         return cast("Sample", sample)
 
     def file(self, subject: Subject) -> Path:
-        """Return where a subject lies in its present state."""
-        return self.folder / f"{cache_key(subject).decode()}.safetensors"
+        """Return where a subject lies in the present state of its files."""
+        digest = hashlib.sha256()
+        for role, file in sorted(subject.files.items()):
+            try:
+                status = file.path.stat()
+            except OSError as error:
+                raise UserError(f"{file.path}: cannot be read ({error}).") from error
+            path = str(file.path.resolve())
+            state = (role, path, file.channel, status.st_size, status.st_mtime_ns)
+            digest.update(repr(state).encode())
+        return self.folder / f"{subject.name}-{digest.hexdigest()[:24]}.safetensors"
 
     def fill(self, subject: Subject) -> None:
         """Write the file of a subject, if there is none that is complete."""
@@ -181,32 +175,17 @@ def build_loader(
     dataset: Dataset[Sample],
     batch_size: int,
     *,
-    shuffle: bool,
-    seed: int,
-    flips: bool,
     workers: int,
+    seed: int,
     patience: float = PATIENCE,
-    moves: bool = False,
-    per_epoch: int = 0,
     mixed: bool = False,
-    replicas: int = 1,
-    rank: int = 0,
+    **order: Any,
 ) -> DataLoader[Any]:
-    """Batches whose order and flips depend on the seed and the epoch alone."""
-    sampler = EpochSampler(
-        len(dataset),  # type: ignore[arg-type]
-        shuffle=shuffle,
-        seed=seed,
-        flips=flips,
-        draws=moves,
-        per_epoch=per_epoch,
-        replicas=replicas,
-        rank=rank,
-    )
+    """Batches whose order and flips, as `EpochSampler` takes them, follow from seed and epoch."""
     return DataLoader(
         FlippedDataset(dataset, mixed=mixed),
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=EpochSampler(len(dataset), seed=seed, **order),  # type: ignore[arg-type]
         num_workers=workers,
         persistent_workers=workers > 0,
         timeout=patience if workers else 0,
@@ -229,31 +208,37 @@ def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
     sampler.done = done * cast("int", loader.batch_size)
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[tuple[int, ...]]):
-    """Pairs of sample index and flip code, a function of seed and epoch."""
+    """Pairs of sample index and flip code, a function of seed and epoch.
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        flips: bool,
-        draws: bool = False,
-        per_epoch: int = 0,
-        replicas: int = 1,
-        rank: int = 0,
-    ) -> None:
-        self.size = size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.flips = flips
-        self.draws = draws
-        self.count = per_epoch if shuffle and per_epoch and size else size
-        self.replicas = replicas
-        self.rank = rank
-        self.epoch = 0
-        self.done = 0
+    Attributes:
+        size: Samples of the data set.
+        shuffle: Whether their order changes; processes then get equally many.
+        seed: Of order, flips and numbers.
+        flips: Whether samples are flipped.
+        moves: Whether a third number decides where the sample lies in its subject.
+        per_epoch: Samples of an epoch in training; 0 takes each once.
+        replicas: Processes that share an epoch.
+        rank: Which of them this is.
+        epoch: The coming one.
+        done: Samples of it that have been taken.
+    """
+
+    size: int
+    shuffle: bool
+    seed: int
+    flips: bool
+    moves: bool = False
+    per_epoch: int = 0
+    replicas: int = 1
+    rank: int = 0
+    epoch: int = 0
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        longer = self.shuffle and self.per_epoch and self.size
+        self.count = self.per_epoch if longer else self.size
 
     def __len__(self) -> int:
         return len(self._mine(list(range(self.count))))
@@ -266,7 +251,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         while len(places) < self.count:
             places += self._pass(generator)
         for index, code, draw in self._mine(places[: self.count])[self.done :]:
-            yield (index, code, draw) if self.draws else (index, code)
+            yield (index, code, draw) if self.moves else (index, code)
 
     def _pass(self, generator: torch.Generator) -> list[tuple[int, int, int]]:
         """Each sample once, with a flip code and a number."""
@@ -286,12 +271,12 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         return list(repeated)[self.rank :: self.replicas]
 
 
+@dataclass(eq=False)
 class FlippedDataset(Dataset[dict[str, Tensor | str]]):
     """Samples under a flip, addressed by index and flip code."""
 
-    def __init__(self, samples: Dataset[Sample], *, mixed: bool = False) -> None:
-        self.samples = samples
-        self.mixed = mixed
+    samples: Dataset[Sample]
+    mixed: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]

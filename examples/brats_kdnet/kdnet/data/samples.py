@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -89,14 +90,14 @@ def plane_remark(data: DataConfig, orientation: str) -> str | None:
     )
 
 
+@dataclass(eq=False)
 class FixedPatches(Dataset[Sample]):
     """The same patches of every subject in every epoch, named `<case>/patch<index>@<where>`."""
 
-    def __init__(self, samples: Dataset[Sample], patch: Size, per_case: int, seed: int) -> None:
-        self.samples = samples
-        self.patch = patch
-        self.per_case = per_case
-        self.seed = seed
+    samples: Dataset[Sample]
+    patch: Size
+    per_case: int
+    seed: int
 
     def __len__(self) -> int:
         return len(self.samples) * self.per_case  # type: ignore[arg-type]
@@ -112,12 +113,12 @@ class FixedPatches(Dataset[Sample]):
         return _cut_patch(sample, f"{sample['name']}/patch{number}@{where}", start, self.patch)
 
 
+@dataclass(eq=False)
 class FreePatches(Dataset[Sample]):
     """One patch of every subject, at a new position in every epoch."""
 
-    def __init__(self, samples: Dataset[Sample], patch: Size) -> None:
-        self.samples = samples
-        self.patch = patch
+    samples: Dataset[Sample]
+    patch: Size
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ PHANTOM_MARKER = "phantom.json"
 BUILT_IN = ("brats2021", "brats2018", "brats2023", "msd_task01", "bids")
 
 #: What `Subject.rivals` calls the label map.
-_SEGMENTATION = "segmentation"
+SEGMENTATION = "segmentation"
 #: Files that claim to be the same one of a subject, with the strata they lie in.
 _Claims: TypeAlias = "list[tuple[Path, str | None]]"
 
@@ -72,6 +72,12 @@ class Subject:
     unlisted: str = ""
     patient: str = ""
 
+    @property
+    def files(self) -> dict[str, ImageFile]:
+        """What there is, by modality, and the label map as "segmentation"."""
+        labels = {} if self.segmentation is None else {SEGMENTATION: self.segmentation}
+        return {**self.images, **labels}
+
 
 def patient_of(name: str, pattern: str = "") -> str:
     """Return whose visit a subject is, by the description's pattern or a known form of names.
@@ -98,10 +104,10 @@ def find_subjects(
     best, subjects = max(found, key=lambda pair: _files(pair[1]))
     if not _files(subjects):
         raise UserError(_nothing_found(root, candidates))
-    if best.channels and all(_CHANNEL.fullmatch(subject.name) for subject in subjects):
+    if best.channels and any(_CHANNEL.fullmatch(subject.name) for subject in subjects):
         raise UserError(
             f"{root}: expected one 4-D file per subject ({best.name}), found files of one channel "
-            f"each, such as {subjects[0].name}, as nnU-Net lays them out. Compare the numbers in "
+            f"each, such as {subjects[-1].name}, as nnU-Net lays them out. Compare the numbers in "
             "datasets/nnunet.yaml with `channel_names` in its dataset.json, then give "
             "--description nnunet."
         )
@@ -122,7 +128,7 @@ def _files(subjects: list[Subject]) -> int:
 def _subjects(root: Path, description: Description) -> list[Subject]:
     """Every subject of whom at least one image was found, or whose folder holds other images."""
     found = {name: _matches(root, pattern) for name, pattern in description.modalities.items()}
-    found[_SEGMENTATION] = _matches(root, description.segmentation)
+    found[SEGMENTATION] = _matches(root, description.segmentation)
     unlisted = dict(_other_folders(root, description))
     names: dict[str, str | None] = dict.fromkeys(unlisted)
     for matches in found.values():
@@ -138,7 +144,7 @@ def _subject(
 ) -> Subject:
     own = {role: [path for path, _ in found[role][name]] for role in found if name in found[role]}
     rivals = {role: tuple(paths[1:]) for role, paths in own.items() if paths[1:]}
-    segmentation = own.pop(_SEGMENTATION, None)
+    segmentation = own.pop(SEGMENTATION, None)
     return Subject(
         name=name,
         images={
@@ -235,7 +241,7 @@ def file_states(subjects: Iterable[Subject]) -> States:
     states: States = {}
     for subject in subjects:
         own = states.setdefault(subject.name, {})
-        for file in filter(None, (*subject.images.values(), subject.segmentation)):
+        for file in subject.files.values():
             try:
                 status = file.path.stat()
                 own[str(file.path)] = [status.st_size, status.st_mtime_ns]

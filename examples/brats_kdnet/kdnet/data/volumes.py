@@ -12,6 +12,7 @@ import math
 import os
 import zlib
 from dataclasses import dataclass
+from io import IOBase
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -108,7 +109,7 @@ def read_volume(file: ImageFile) -> NDArray[Any]:
     start = int(header["vox_offset"]) + (file.channel or 0) * bytes_of_one
     try:
         with Opener(str(file.path)) as stream:
-            stored = array_from_file(shape, dtype, stream, offset=start, mmap=False)
+            stored = array_from_file(shape, dtype, cast("IOBase", stream), offset=start, mmap=False)
             # To the end, where the checksum of a compressed file stands.
             _finish(stream, _end(header) - start - bytes_of_one)
         return _scaled(stored, *header.get_slope_inter())
@@ -178,9 +179,12 @@ def _parse(block: bytes) -> Any:
     if not 1 <= axes <= 7 or min(header["dim"][1 : axes + 1]) < 1:
         raise ValueError(f"the header tells of {axes} axes of {header['dim'][1:].tolist()} voxels")
     code, bits = int(header["datatype"]), int(header["bitpix"])
-    dtype = header.get_data_dtype() if code in header._data_type_codes.value_set() else None  # noqa: SLF001
-    if dtype is None or dtype.kind not in "iuf" or bits != 8 * dtype.itemsize:
-        raise ValueError(f"expected plain numbers, found data type {code}, {dtype}, of {bits} bits")
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise ValueError(f"the header names a data type {code} that is not known") from error
+    if dtype.kind not in "iuf" or bits != 8 * dtype.itemsize:
+        raise ValueError(f"expected plain numbers, found {dtype}, of {bits} bits")
     offset, first = float(header["vox_offset"]), 544 if length == 540 else 352
     # Also false for NaN.
     if not first <= offset <= _LARGEST_OFFSET or offset != int(offset):
@@ -258,6 +262,6 @@ def _scaled(stored: NDArray[Any], slope: float | None, inter: float | None) -> N
     if slope is None or (slope, inter) == (1, 0):
         return stored.astype(stored.dtype.newbyteorder("="), copy=False)
     with np.errstate(all="ignore"):
-        scaled = np.multiply(stored, slope, dtype=np.float64)
+        scaled: NDArray[Any] = np.multiply(stored, slope, dtype=np.float64)
         scaled += inter
     return scaled

@@ -116,13 +116,14 @@ def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSe
         kept = {name: one for name, one in found.subjects.items() if name not in {*before}}
         return replace(found, subjects=kept)
     subjects = list(found.subjects.values())
-    problems = check_subjects(
+    checked = check_subjects(
         found.description,
         subjects,
         workers=workers(config.data),
         progress=console.is_terminal,
         modalities=stacked(config.data, found.description),
     )
+    problems = told(checked, console)
     usable, left_out = keep_usable(subjects, problems)
     if problems:
         console.print(problem_table(problems))
@@ -194,7 +195,21 @@ def check_files(config: Config, data: DataSet, splits: Sequence[Split], console:
             modalities=stacked(config.data, data.description),
         )
     ]
-    raise_for_problems(problems)
+    raise_for_problems(told(problems, console))
+
+
+def told(problems: list[Problem], console: Console) -> list[Problem]:
+    """Say in one line what only looks wrong, and return the rest."""
+    unusual = [problem for problem in problems if problem.warning]
+    if unusual:
+        example = f"{unusual[0].subject}, {unusual[0].reason}"
+        console.print(
+            f"{len(unusual)} images look unusual, which check_data.py lists: {example}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    return [problem for problem in problems if not problem.warning]
 
 
 def prepare_parts(

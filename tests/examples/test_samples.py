@@ -1,9 +1,11 @@
-"""Patches: where they lie, what pads them, and that seed and epoch alone decide."""
+"""Patches and slices: where they lie, what they are called, and that seed and epoch decide."""
 
+import pytest
 import torch
 
 from kdnet.data.loading import build_loader, start_epoch
-from kdnet.data.samples import FixedPatches, FreePatches
+from kdnet.data.samples import FixedPatches, FreePatches, SliceDataset, cut, plane_of, stack
+from kdnet.errors import UserError
 
 PATCH = (4, 6, 5)
 
@@ -90,14 +92,8 @@ def test_fixed_patches_are_named_by_case_number_and_place():
     assert patches[3]["name"].startswith("B/patch1@")
     again = FixedPatches(SUBJECTS, PATCH, 2, seed=0)
     assert all(torch.equal(patches[n]["image"], again[n]["image"]) for n in range(4))
-
-
-def test_fixed_patches_of_another_seed_have_other_names():
-    def names(seed):
-        patches = FixedPatches(SUBJECTS, PATCH, 6, seed=seed)
-        return {patches[n]["name"] for n in range(len(patches)) if n % 3}
-
-    assert names(0) != names(1)
+    other = FixedPatches(SUBJECTS, PATCH, 2, seed=1)
+    assert other[1]["name"] != patches[1]["name"]
 
 
 def test_fixed_patches_have_keys_and_free_ones_have_none():
@@ -110,6 +106,7 @@ def test_fixed_patches_have_keys_and_free_ones_have_none():
 def test_free_patches_depend_on_seed_and_epoch_alone():
     first, again = free_loader(), free_loader()
     whole = [epoch_of(first, epoch) for epoch in range(3)]
+    assert whole[0][0]["image"].shape == (3, 1, *PATCH)
     resumed = epoch_of(again, 2)
     for batch, other in zip(whole[2], resumed, strict=True):
         assert batch["name"] == other["name"]
@@ -119,12 +116,64 @@ def test_free_patches_depend_on_seed_and_epoch_alone():
     assert not torch.equal(epoch_of(free_loader(seed=1), 2)[0]["image"], resumed[0]["image"])
 
 
-def test_subjects_of_several_sizes_share_a_batch():
-    batch = next(iter(free_loader()))
-    assert batch["image"].shape == (3, 1, *PATCH)
-    assert batch["label"].dtype == torch.int64
-
-
 def test_a_patch_keeps_no_volume_alive():
     patch = FreePatches(SUBJECTS, PATCH)[0, 1]["image"]
     assert patch.untyped_storage().nbytes() == patch.numel() * 4
+
+
+PLANES = {"sagittal": (3, 4), "coronal": (2, 4), "axial": (2, 3)}
+
+
+def sliced(brain="011111110", tumour="000110000", name="A"):
+    """A volume of one slice per character, along the third axis."""
+    image = torch.tensor([float(c) for c in brain]).expand(2, 3, 4, -1).clone()
+    label = torch.tensor([int(c) for c in tumour], dtype=torch.uint8).expand(1, 3, 4, -1).clone()
+    return {"image": image, "label": label, "name": name}
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_slices_are_put_together_as_they_were(plane):
+    volume = torch.rand(1, 2, 3, 4)
+    parts = list(cut(volume, plane))
+    assert parts[0].shape[1:] == PLANES[plane] == plane_of((2, 3, 4), plane)
+    assert torch.equal(stack(parts, plane), volume)
+    assert plane != "axial" or torch.equal(parts[1], volume[..., 1])
+
+
+def positions(sample, share):
+    return [place for _, place in SliceDataset([sample], "axial", empty_slices=share).addresses]
+
+
+@pytest.mark.parametrize(
+    ("share", "kept"),
+    [(0.0, [3, 4]), (0.4, [3, 4, 5, 7]), (0.5, [2, 3, 4, 6]), (1.0, [*range(1, 8)])],
+)
+def test_a_share_of_the_slices_without_tumour_is_kept(share, kept):
+    # Slices 1, 2, 5, 6 and 7 hold brain and no tumour.
+    assert positions(sliced(), share) == kept
+
+
+def test_without_labels_every_slice_with_brain_counts():
+    sample = sliced()
+    del sample["label"]
+    assert positions(sample, 0.0) == [1, 2, 3, 4, 5, 6, 7]
+    assert "label" not in SliceDataset([sample], "axial")[0]
+
+
+def test_a_sample_is_one_slice_named_by_case_and_position():
+    slices = SliceDataset([sliced(), sliced(name="B")], "axial", empty_slices=0.0)
+    assert [slices[n]["name"] for n in range(4)] == ["A/axial3", "A/axial4", "B/axial3", "B/axial4"]
+    assert slices[0]["image"].shape == (2, 3, 4)
+    assert torch.equal(slices[3]["label"], sliced()["label"][..., 4])
+
+
+def test_slices_are_flipped_along_their_own_axes_alone():
+    slices = SliceDataset([sliced()] * 40, "axial")
+    loader = build_loader(slices, 280, shuffle=True, seed=0, flips=True, workers=0)
+    codes = [key.rpartition("/flip")[2] for key in next(iter(loader))["key"]]
+    assert set(codes) == {"0", "1", "2", "3"}
+
+
+def test_a_data_set_without_any_useful_slice_is_refused():
+    with pytest.raises(UserError, match=r"none of the 1 subjects has a slice with tumour.*empty_"):
+        SliceDataset([sliced(tumour="000000000")], "axial", empty_slices=0.0)
