@@ -89,9 +89,9 @@ def _begin_or_go_on(plan: Plan, console: Console) -> Plan:
     """Check the files and record them, or make sure that they are those that were recorded."""
     files, data, folds = plan.files, plan.data, folds_text(plan.folds)
     splits = [plan.split(unit) for unit in plan.units()]
-    if not files.folds.is_file() and plan.config.data.data_root is not None:
-        check_files(plan.config, data, splits, console)
-    if not files.config.is_file():
+    if not files.folds.is_file():
+        if plan.config.data.data_root is not None:
+            check_files(plan.config, data, splits, console)
         files.begin(plan.config, data.description)
     plan = replace(plan, data=make_phantoms(plan.config, data, plan.cache, console))
     states = _states(plan, splits)
