@@ -78,10 +78,10 @@ STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
     # What needs PyTorch is imported only now, so that --help comes at once.
+    from kdnet.results.collected import show_results  # noqa: PLC0415
     from kdnet.runs.plan import deal, make_plan  # noqa: PLC0415
     from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
     from kdnet.runs.subjects import find_data  # noqa: PLC0415
-    from kdnet.results.collected import show_results  # noqa: PLC0415
     from kdnet.studies.collect import check_distinct, describe_study  # noqa: PLC0415
     from kdnet.studies.design import read_design  # noqa: PLC0415
 

@@ -24,6 +24,7 @@ from kdnet.results.tables import (
     REGIONS,
     SPACES,
     Table,
+    as_markdown,
     case_table,
     empty_table,
     gain_table,
@@ -303,34 +304,30 @@ def duration(seconds: float) -> str:
 
 def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
     """Paragraphs of tables.md; the blank line between them is their own."""
-    yield f"# {_as_words(results.title)}\n"
+    yield f"# {as_markdown(results.title)}\n"
     if results.phantom:
         yield "**PHANTOM: synthetic subjects; no number here says anything about patients.**\n"
-    yield f"Data: {_as_words(results.dataset)}. {_as_words(results.protocol)}\n"
+    yield f"Data: {as_markdown(results.dataset)}. {as_markdown(results.protocol)}\n"
     for section in sections:
         if section.outcomes:
             yield f"{section.title}:\n"
-            yield "\n".join(f"- {_as_words(sentence)}" for sentence in section.outcomes) + "\n"
+            yield "\n".join(f"- {as_markdown(sentence)}" for sentence in section.outcomes) + "\n"
         for picture in section.figures:
             if picture.figure is None:
                 yield f"No figure {picture.name}: {picture.caption}\n"
             else:
-                yield f"![{picture.title}]({picture.name}.png)\n\n{picture.caption}\n"
+                title, caption = as_markdown(picture.title), as_markdown(picture.caption)
+                yield f"![{title}]({picture.name}.png)\n\n{caption}\n"
         hidden = [table for tables in section.more.values() for table in tables]
         for table in section.shown([*section.tables, *hidden]):
             yield table.markdown()
         if section.title.startswith("Pairs"):
             yield f"{section.title}:\n"
-            yield "\n".join(f"- {_as_words(sentence)}" for sentence in section.words) + "\n"
+            yield "\n".join(f"- {as_markdown(sentence)}" for sentence in section.words) + "\n"
     commands = [printable(str(command)) for command in results.facts.get("commands", ())]
     if commands:
         yield "Rows by:\n"
         yield "```bash\n" + "\n".join(commands) + "\n```\n"
-
-
-def _as_words(text: str) -> str:
-    """A text of a file in Markdown, which would take its HTML for its own."""
-    return printable(text).replace("<", "&lt;")
 
 
 def _left_out(root: Path) -> list[dict[str, str]]:
