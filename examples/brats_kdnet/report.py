@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdnet.command import exit_status
 from kdnet.results.page import write_reports
-from kdnet.runs.command import exit_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,10 +10,10 @@ import yaml
 from kdnet.configuration.parsing import parse_config
 from kdnet.configuration.presets import RECIPE_FILE
 from kdnet.recipes.advice import FEWEST, LEAD, STUDIED, explain, judge
+from kdnet.results.stored import read_folder
 from kdnet.studies.design import read_design
-from kdnet.studies.page import find_studies
-from kdnet.studies.rows import read_study
 
+STUDIES = Path(__file__).parents[2] / "docs/results/when-it-helps"
 CPU = ["--data-root", "x", "--preset", "cpu"]
 
 
@@ -106,7 +106,7 @@ def test_every_study_lost_below_that_lead_and_one_gained_above():
     """Of the studies' own rows: mean lead and gain of the chosen recipe with few labels."""
     found = [
         (lead, gain)
-        for study in find_studies(Path(__file__).parents[2] / "docs/results/when-it-helps")
+        for study in sorted(STUDIES.glob("*/rows.csv"))
         for lead, gain in few_labels(study)
     ]
     assert len(found) == 7  # one region of lgg, three each of BraTS and phantoms
@@ -116,11 +116,12 @@ def test_every_study_lost_below_that_lead_and_one_gained_above():
 
 def few_labels(folder):
     """Mean lead and gain of every region, in native space."""
-    study = read_study(folder)
+    scores = read_folder(folder.parent).scores
+    rows = list(scores.itertuples())
     means = defaultdict(lambda: defaultdict(list))
-    few = min(row.labelled for row in study.rows)
-    for row in study.rows:
-        whole = row.unlabelled + row.labelled == max(r.labelled for r in study.rows)
+    few = scores["labelled"].min()
+    for row in rows:
+        whole = row.unlabelled + row.labelled == scores["labelled"].max()
         wanted = row.kind in {"teacher", "baseline"} or (row.kind == "soft" and whole)
         if row.space == "native" and row.labelled == few and wanted:
             means[row.region][row.kind].append(row.dice)

@@ -92,12 +92,19 @@ def read_table(path, keys, values):
 
 
 def scores_of(folder):
-    keys = ("role", "fold", "case", "region", "space", "postprocessing")
+    keys = ("row", "fold", "case", "region", "space", "postprocessing")
     return read_table(folder / "scores.csv", keys, ("dice", "hd95", "predicted_voxels"))
 
 
 def rows_of(folder):
-    return read_table(folder / "rows.csv", ("kind", "fold", "case", "region", "space"), ("dice",))
+    keys = ("row", "fold", "case", "region", "space", "postprocessing")
+    found = read_table(folder / "scores.csv", keys, ("dice",))
+    # The row of a recipe with two labels is called 2-labelled_RECIPE.
+    return {
+        key.partition("_")[2].removesuffix(" off"): value
+        for key, value in found.items()
+        if key.endswith(" off")
+    }
 
 
 def place(row):

@@ -13,7 +13,7 @@ from kdnet.configuration.parsing import changed, parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.recipes.rows import read_rows
-from kdnet.results.page import read_mapping
+from kdnet.results.stored import read_mapping
 from kdnet.runs.folder import Folder
 
 APPLICATION = Path(train.__file__).parent

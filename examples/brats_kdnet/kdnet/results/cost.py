@@ -62,7 +62,7 @@ def _counted(network: nn.Module, image: torch.Tensor) -> int:
 def _cost(unit: Path, trusted: Container[str]) -> list[str]:
     network, metadata = load_model(unit / "model.safetensors", trusted=trusted)
     epochs = read_history(unit / "history.csv")
-    seconds = math.fsum(epoch["seconds"] for epoch in epochs) if epochs else math.nan
+    seconds = sum(epoch.get("seconds", math.nan) for epoch in epochs) if epochs else math.nan
     peaks = read_mapping(unit / "unit.json").get("peak_mib")
     sizes = (
         [v for v in peaks.values() if type(v) in {int, float}] if isinstance(peaks, dict) else []
