@@ -9,9 +9,9 @@ import yaml
 
 import study
 from kdnet.errors import UserError
+from kdnet.results.stored import read_folder
 from kdnet.runs.folder import Folder
 from kdnet.studies.design import Search
-from kdnet.studies.rows import read_rows
 from kdnet.studies.search import check_unchanged_search
 from kdnet.training.checkpoint import read_metadata
 from phantoms import generate_phantoms
@@ -77,8 +77,9 @@ def held_out(out):
 
 
 def test_every_recipe_count_fold_and_seed_is_stored(finished):
-    rows = read_rows(finished / "rows.csv")
-    units = {(row.kind, row.labelled, row.unlabelled, row.fold, row.seed) for row in rows}
+    scores = read_folder(finished).scores
+    columns = ["kind", "labelled", "unlabelled", "fold", "seed"]
+    units = {*scores[columns].itertuples(index=False, name=None)}
     few = {
         (kind, 2, unlabelled, fold, seed)
         for kind, unlabelled, seeds in (
@@ -91,8 +92,8 @@ def test_every_recipe_count_fold_and_seed_is_stored(finished):
     }
     every = {(kind, 4, 0, fold, 0) for kind in ("teacher", "baseline", "parts") for fold in (0, 1)}
     assert units == few | every
-    assert {row.steps for row in rows} == {2}
-    assert len({row.case for row in rows}) == 8
+    assert {*scores["steps"]} == {2}
+    assert scores["case"].nunique() == 8
 
 
 def test_no_teacher_has_seen_more_labels_than_its_student(finished):
@@ -120,10 +121,10 @@ def test_teachers_without_a_part_share_no_subject(finished):
 def test_a_second_start_trains_nothing_and_writes_the_same_rows(
     finished, arguments, monkeypatch, capsys
 ):
-    before = (finished / "rows.csv").read_bytes()
+    before = (finished / "scores.csv").read_bytes()
     monkeypatch.setattr("kdnet.runs.pool.run_unit", None)
     assert study.main([*arguments, "--out", str(finished)]) == 0
-    assert (finished / "rows.csv").read_bytes() == before
+    assert (finished / "scores.csv").read_bytes() == before
     assert str(finished / "tables.md") in capsys.readouterr().out
 
 

@@ -95,7 +95,8 @@ def test_a_run_leaves_everything_in_its_folder(run):
         record = json.loads(folder.record.read_text())
         assert {"data", "training", "evaluation"} <= record["seconds"].keys()
         assert record["peak_mib"]["process"] > 0
-    off = [s for s in read_scores(run / "scores.csv") if s.postprocessing == "off"]
+    scores = read_scores(run / "scores.csv")
+    off = scores[scores["postprocessing"] == "off"]
     assert len(off) == 3 * 2 * 2 * 3  # networks, cases, spaces, regions
     assert (run / "report.html").is_file()
 

@@ -329,7 +329,7 @@ def _published_line(row: dict[str, Any], protocols: list[str]) -> list[str]:
     if text not in protocols:
         protocols.append(text)
     pairs = [row[region] for region in REGIONS]
-    shown = [spread(*p, 2) if isinstance(p, list) else number(p, 2) for p in pairs]
+    shown = [spread(p[0], p[1], 2) if isinstance(p, list) else number(p, 2) for p in pairs]
     over = ", over folds" if any(isinstance(pair, list) for pair in pairs) else ""
     return [row["label"], f"published{over}", f"({protocols.index(text) + 1})", *shown]
 
