@@ -77,9 +77,9 @@ def held_out(out):
 
 
 def test_every_recipe_count_fold_and_seed_is_stored(finished):
-    results = read_folder(finished)
+    scores = read_folder(finished).scores
     columns = ["kind", "labelled", "unlabelled", "fold", "seed"]
-    units = {*results.scores[columns].itertuples(index=False, name=None)}
+    units = {*scores[columns].itertuples(index=False, name=None)}
     few = {
         (kind, 2, unlabelled, fold, seed)
         for kind, unlabelled, seeds in (
@@ -92,8 +92,8 @@ def test_every_recipe_count_fold_and_seed_is_stored(finished):
     }
     every = {(kind, 4, 0, fold, 0) for kind in ("teacher", "baseline", "parts") for fold in (0, 1)}
     assert units == few | every
-    assert {*results.scores["steps"]} == {2}
-    assert results.scores["case"].nunique() == 8
+    assert {*scores["steps"]} == {2}
+    assert scores["case"].nunique() == 8
 
 
 def test_no_teacher_has_seen_more_labels_than_its_student(finished):

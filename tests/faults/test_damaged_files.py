@@ -9,30 +9,33 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from invented_runs import write_run
+from invented_runs import write_plan
 from kdnet.config import parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
 from kdnet.reading import UnreadableError, read_json, read_rows, read_yaml
+from kdnet.results.page import write_reports
 from kdnet.results.slices import load_slices
 from kdnet.runs.folder import Folder, UnitFolder
 from kdnet.runs.plan import load_folds
 from kdnet.training.history import read_history
-from report import write_reports
 
 DEEP = b"[" * 100_000
 DEEP_KEYS = b'{"a":' * 20_000
 GARBAGE = b"\xff\xfe\x00\x01" * 9
+UNIT = "units/student/fold0-seed0"
 FILES = (
-    *("config.yaml", "environment.json", "cases.json", "summary.json", "scores.csv"),
-    *("slices.npz", "student/history.csv", "student/model.safetensors"),
+    *("config.yaml", "environment.json", "folds.json", "plan.json", "description.json"),
+    *("scores.csv", "slices.npz", f"{UNIT}/unit.json", f"{UNIT}/history.csv"),
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("damaged") / "run", load_description("brats2021"))
+    root = write_plan(tmp_path_factory.mktemp("damaged") / "run", load_description("brats2021"))
+    write_reports(root)  # cuts the slices
+    return root
 
 
 @pytest.fixture
@@ -146,7 +149,7 @@ def test_what_goes_on_reads_or_says_why_not(finished, tmp_path, data, file):
     sound = (finished / file).read_bytes() if (finished / file).is_file() else b'{"subjects": []}'
     content = data.draw(bytes_of(sound) | JSON.map(lambda v: json.dumps(v).encode()))
     folder = tmp_path / "run"
-    (folder / "student").mkdir(parents=True, exist_ok=True)
+    (folder / UNIT).mkdir(parents=True, exist_ok=True)
     (folder / file).write_bytes(content)
     go_on(folder)
     (folder / file).unlink()

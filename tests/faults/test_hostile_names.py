@@ -1,7 +1,6 @@
 """Names from files never lead out of the folder that they are put into."""
 
 import contextlib
-import io
 import json
 import os
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from faults.corpus import write_subject
 from kdnet.data.checks import check_subjects
@@ -21,8 +19,8 @@ from kdnet.data.splits import Split
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
 from kdnet.names import is_name
-from kdnet.results.crossval_folder import CrossvalFolder
-from kdnet.results.text_table import TextTable
+from kdnet.results.stored import read_folder
+from kdnet.results.tables import Table
 from kdnet.rows import Row, _row, sweep
 from kdnet.runs.folder import Folder
 from kdnet.runs.plan import load_folds
@@ -148,7 +146,7 @@ def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, na
     (root / "plan.json").write_text(json.dumps(facts))
     folder = Folder(root)
     for read in (
-        lambda: CrossvalFolder(root).rows,
+        lambda: read_folder(root).rows,
         lambda: [row["name"] for row in folder.read_plan()["rows"]],
     ):
         try:
@@ -156,23 +154,6 @@ def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, na
         except UserError:
             continue
         assert all(map(is_name, rows))
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {"rows": "baseline", "seeds": [0], "folds": [0]},
-        {"rows": [{"name": "a"}], "seeds": ["x"], "folds": [0]},
-        {"rows": [{"name": "a"}], "seeds": [0], "folds": "many"},
-        {"rows": ["a"], "seeds": [0], "folds": [0]},
-        {"rows": [{"name": "../a"}], "seeds": [0], "folds": [0]},
-    ],
-    ids=str,
-)
-def test_facts_that_make_no_sense_are_told(tmp_path, facts):
-    (tmp_path / "plan.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=r"plan\.json: (rows|seeds|folds) must be"):
-        _ = CrossvalFolder(tmp_path).facts
 
 
 @given(st.lists(hostile, min_size=1, max_size=3))
@@ -207,7 +188,6 @@ def test_a_link_out_of_the_data_set_is_followed(tmp_path, root):
 
 @given(hostile)
 def test_a_table_in_a_terminal_sends_nothing_that_it_would_obey(text):
-    shown = io.StringIO()
-    table = TextTable(text, [text, "b"], [[text, text]], [text])
-    Console(file=shown, force_terminal=True, color_system=None, width=300).print(table.rich())
-    assert not {"\x1b", "\x07", "\u202e", "\0"} & {*shown.getvalue().replace("\x1b[2m", "")}
+    table = Table.of(text, [text, "b"], [[text, text]], [text])
+    for shown in (table.text(), table.markdown()):
+        assert not {"\x1b", "\x07", "\u202e", "\0"} & {*shown}

@@ -12,7 +12,7 @@ import train
 from kdnet.config import changed, parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
-from kdnet.results.page import read_mapping
+from kdnet.results.stored import read_mapping
 from kdnet.rows import read_rows
 from kdnet.runs.folder import Folder
 

@@ -10,13 +10,15 @@ from safetensors.torch import load_file, save_file
 
 import predict
 import train
+from invented_runs import scores_of
 from kdnet.config import NetworkConfig
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
+from kdnet.evaluation.scoring import write_scores
 from kdnet.models import NETWORKS, build_network
 from kdnet.models.trust import HARMLESS, check_trusted
-from kdnet.results.costs import costs
-from kdnet.results.crossval_folder import CrossvalFolder
+from kdnet.results.cost import cost_table
+from kdnet.results.stored import read_folder
 from kdnet.training.checkpoint import ModelMetadata, load_model, read_metadata, save_weights
 
 CANARY = """
@@ -157,11 +159,13 @@ def test_training_refuses_the_file_of_a_teacher_before_anything_is_built(hostile
 def test_a_report_leaves_out_what_a_foreign_network_costs(hostile, tmp_path):
     write, mark = hostile
     root = tmp_path / "crossval"
-    (root / "fold0-seed0" / "mine").mkdir(parents=True)
-    write().rename(root / "fold0-seed0" / "mine" / "model.safetensors")
-    (root / "crossval.json").write_text(json.dumps({"rows": ["mine"], "folds": 1, "seeds": [0]}))
-    table = costs(CrossvalFolder(root))
-    assert table.rows == []
+    unit = root / "units" / "mine" / "fold0-seed0"
+    unit.mkdir(parents=True)
+    write().rename(unit / "model.safetensors")
+    (root / "plan.json").write_text(json.dumps({"rows": [{"name": "mine"}]}))
+    write_scores(root / "scores.csv", scores_of("mine", {"a": 0.5}))
+    table = cost_table(read_folder(root))
+    assert table.frame.empty
     assert "mine: " in table.notes[-1]
     assert "--trust_backbone canary.Net" in table.notes[-1]
     assert not mark.exists()

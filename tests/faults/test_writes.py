@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from faulty_training import case, equal, network, train, weights
+from invented_runs import scores_of
 from kdnet import writing
 from kdnet.evaluation.inference import write_label_map
 from kdnet.evaluation.scoring import write_scores
@@ -124,11 +125,7 @@ WRITES = {
 
 
 def scores():
-    from kdnet.evaluation.scoring import Score
-
-    fields = {"role": "student", "case": "c", "region": "WT", "space": "grid"}
-    defaults = dict.fromkeys(Score.__dataclass_fields__, 0.0)
-    return [Score(**(defaults | fields)) for _ in range(200)]
+    return scores_of("student", {f"c{number}": 0.5 for number in range(200)})
 
 
 @pytest.mark.parametrize("name", WRITES)

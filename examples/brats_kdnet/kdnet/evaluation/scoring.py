@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -119,7 +118,14 @@ def evaluate(
     on_case: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Predict and score held-out subjects, at the training grid and in native space."""
-    place = {"labelled": 0, "unlabelled": 0, "against": "", "fold": 0, "seed": 0, **unit}
+    place: dict[str, Any] = {
+        "labelled": 0,
+        "unlabelled": 0,
+        "against": "",
+        "fold": 0,
+        "seed": 0,
+        **unit,
+    }
     place["modalities"] = modalities or "+".join(preprocessing.modalities)
     scores: list[dict[str, Any]] = []
     for subject in subjects:
@@ -130,19 +136,20 @@ def evaluate(
         native = preprocessing.native_label(subject)
         shape = cast("tuple[int, int, int]", native.classes.shape)
         predicted = native_classes(logits, shape, preprocessing, description, activation)
-        compare = partial(score_case, description=description, **place)
         cells = grid_spacing(preprocessing, shape, native.spacing)
         label = sample["label"][0].numpy()
-        here = {"space": "native", "spacing": native.spacing}
-        scores += compare(on_grid, label, spacing=cells, space="grid", postprocessing="off")
+        here = place | {"space": "grid", "postprocessing": "off", "spacing": cells}
+        scores += score_case(on_grid, label, description, **here)
+        here |= {"space": "native", "spacing": native.spacing}
         # Without a grid and a crop both spaces are one; whole volumes are not compared twice.
         if preprocessing.grid is None and preprocessing.crop is None:
             scores += [{**s, "space": "native"} for s in scores[-len(description.regions) :]]
         else:
-            scores += compare(predicted, native.classes, postprocessing="off", **here)
+            scores += score_case(predicted, native.classes, description, **here)
         if smallest_volume is not None:
             cleaned = remove_small(predicted, description, native.spacing, smallest_volume)
-            scores += compare(cleaned, native.classes, postprocessing="on", **here)
+            here["postprocessing"] = "on"
+            scores += score_case(cleaned, native.classes, description, **here)
         if prediction_folder is not None:
             write_label_map(
                 prediction_folder / f"{subject.name}_seg.nii.gz",

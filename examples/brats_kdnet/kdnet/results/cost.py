@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from kdnet.training.checkpoint import load_model
 from kdnet.training.history import read_history
 
 
-def cost_table(results: Results, trusted: Container[str] = ()) -> Table:
+def cost_table(results: Results, trusted: Collection[str] = ()) -> Table:
     """Costs of every row on the first unit that trained it."""
     lines, unread = [], []
     for row in results.rows:
@@ -59,10 +59,10 @@ def _counted(network: nn.Module, image: torch.Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _cost(unit: Path, trusted: Container[str]) -> list[str]:
+def _cost(unit: Path, trusted: Collection[str]) -> list[str]:
     network, metadata = load_model(unit / "model.safetensors", trusted=trusted)
     epochs = read_history(unit / "history.csv")
-    seconds = math.fsum(epoch["seconds"] for epoch in epochs) if epochs else math.nan
+    seconds = sum(epoch.get("seconds", math.nan) for epoch in epochs) if epochs else math.nan
     peaks = read_mapping(unit / "unit.json").get("peak_mib")
     sizes = (
         [v for v in peaks.values() if type(v) in {int, float}] if isinstance(peaks, dict) else []

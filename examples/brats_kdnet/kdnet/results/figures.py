@@ -28,7 +28,7 @@ _MARKERS = "osD^vPX<"
 _DASHED = (0, (4, 2))
 # Text of 10 points on 5.2 inches is still 10 pixels high on a page of 400 pixels.
 _WIDTH = 5.2
-_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "figure", "font.size": 10}
+_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "study", "font.size": 10}
 
 
 @dataclass(frozen=True)
@@ -348,8 +348,14 @@ def _panels(study: Study, title: str, draw: Callable[[Any, str], None], height: 
             handles, labels = axes.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))
         if named:
-            where = {"loc": "outside lower left", "frameon": False, "labelcolor": _INK}
-            figure.legend([*named.values()], [*named], fontsize=9.5, **where)
+            figure.legend(
+                [*named.values()],
+                [*named],
+                loc="outside lower left",
+                frameon=False,
+                labelcolor=_INK,
+                fontsize=9.5,
+            )
         figure.set_size_inches(_WIDTH, 0.5 + height * len(regions) + 0.2 * len(named))
         wrapped = textwrap.fill(_plain(title), 58)
         figure.suptitle(wrapped, x=0.01, ha="left", color=_INK, fontsize=11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from kdnet.results.tables import (
     REGIONS,
     SPACES,
     Table,
+    as_markdown,
     case_table,
     empty_table,
     gain_table,
@@ -85,7 +86,7 @@ class Section:
         return [table for table in tables if table is not None and len(table.frame)]
 
 
-def write_reports(folder: Path, trusted: Container[str] = ()) -> list[Path]:
+def write_reports(folder: Path, trusted: Collection[str] = ()) -> list[Path]:
     """Write the report of a folder, or of every published study below it."""
     if any((folder / name).is_file() for name in (PLAN, ROWS)):
         return [write_report(folder, trusted)]
@@ -93,7 +94,7 @@ def write_reports(folder: Path, trusted: Container[str] = ()) -> list[Path]:
     return [write_report(study, trusted) for study in below] or [write_report(folder, trusted)]
 
 
-def write_report(root: Path, trusted: Container[str] = ()) -> Path:
+def write_report(root: Path, trusted: Collection[str] = ()) -> Path:
     """Write report.html and tables.md; of published rows tables.md and the figures alone."""
     results = read_folder(root)
     sections = list(_sections(results, trusted))
@@ -121,7 +122,7 @@ def write_report(root: Path, trusted: Container[str] = ()) -> Path:
         "remark": remark,
         "left_out": _left_out(root),
         "citation": results.description.citation if results.description else "",
-        "details": _details(root),
+        "details": _details(results),
     }
     return _write_page(root / "report.html", content)
 
@@ -147,7 +148,7 @@ def _write_page(target: Path, content: dict[str, Any]) -> Path:
     return target
 
 
-def _sections(results: Results, trusted: Container[str]) -> Iterator[Section]:
+def _sections(results: Results, trusted: Collection[str]) -> Iterator[Section]:
     """The parts of the page, in their order."""
     if results.is_study:
         yield from _of_study(results)
@@ -303,34 +304,30 @@ def duration(seconds: float) -> str:
 
 def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
     """Paragraphs of tables.md; the blank line between them is their own."""
-    yield f"# {_as_words(results.title)}\n"
+    yield f"# {as_markdown(results.title)}\n"
     if results.phantom:
         yield "**PHANTOM: synthetic subjects; no number here says anything about patients.**\n"
-    yield f"Data: {_as_words(results.dataset)}. {_as_words(results.protocol)}\n"
+    yield f"Data: {as_markdown(results.dataset)}. {as_markdown(results.protocol)}\n"
     for section in sections:
         if section.outcomes:
             yield f"{section.title}:\n"
-            yield "\n".join(f"- {_as_words(sentence)}" for sentence in section.outcomes) + "\n"
+            yield "\n".join(f"- {as_markdown(sentence)}" for sentence in section.outcomes) + "\n"
         for picture in section.figures:
             if picture.figure is None:
                 yield f"No figure {picture.name}: {picture.caption}\n"
             else:
-                yield f"![{picture.title}]({picture.name}.png)\n\n{picture.caption}\n"
+                title, caption = as_markdown(picture.title), as_markdown(picture.caption)
+                yield f"![{title}]({picture.name}.png)\n\n{caption}\n"
         hidden = [table for tables in section.more.values() for table in tables]
         for table in section.shown([*section.tables, *hidden]):
             yield table.markdown()
         if section.title.startswith("Pairs"):
             yield f"{section.title}:\n"
-            yield "\n".join(f"- {_as_words(sentence)}" for sentence in section.words) + "\n"
+            yield "\n".join(f"- {as_markdown(sentence)}" for sentence in section.words) + "\n"
     commands = [printable(str(command)) for command in results.facts.get("commands", ())]
     if commands:
         yield "Rows by:\n"
         yield "```bash\n" + "\n".join(commands) + "\n```\n"
-
-
-def _as_words(text: str) -> str:
-    """A text of a file in Markdown, which would take its HTML for its own."""
-    return printable(text).replace("<", "&lt;")
 
 
 def _left_out(root: Path) -> list[dict[str, str]]:
@@ -340,9 +337,9 @@ def _left_out(root: Path) -> list[dict[str, str]]:
     return [{key: str(row.get(key, "")) for key in ("subject", "file", "reason")} for row in rows]
 
 
-def _details(root: Path) -> list[Table]:
+def _details(results: Results) -> list[Table]:
     """Configuration, environment and case lists."""
-    found = []
+    found, root = [], results.root
     for name in ("config.yaml", "environment.json"):
         values = [[key, str(value)] for key, value in _flat(read_mapping(root / name)).items()]
         found.append(Table.of(name, ["", "value"], values))
@@ -354,6 +351,8 @@ def _details(root: Path) -> list[Table]:
         for part, names in fold.items()
         if isinstance(names, list)
     ]
+    for key in ("grades", "folds_sha256"):
+        lists += [[key, str(results.facts[key])]] if key in results.facts else []
     return [*found, Table.of("Case lists", ["part", "cases"], lists)]
 
 

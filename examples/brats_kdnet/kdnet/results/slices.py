@@ -295,7 +295,7 @@ def _shown_slices(labels: Sequence[Grey], fullest: int, depth: int) -> list[int]
 
 def _window(stack: Grey) -> tuple[slice, slice]:
     """What there is to see in a stack of slices."""
-    filled = stack.any(axis=0)
+    filled: NDArray[np.bool_] = np.any(stack, axis=0)
     if not filled.any():
         return slice(None), slice(None)
     places = [np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0)]
@@ -310,11 +310,18 @@ def _unpacked(index: int, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]
         kind, _, name = rest.partition("/")
         if number_of == str(index) and kind in parts:
             parts[kind][name] = value
-    texts = {name: str(facts[name]) for name in ("name", "why", "modality")}
-    counts = {name: int(facts[name]) for name in ("start", "total")}
-    numbers, aspect = tuple(map(int, facts["numbers"])), float(facts["aspect"])
-    stack = arrays[f"{index}/stack"]
-    case = ShownCase(**texts, **counts, numbers=numbers, aspect=aspect, stack=stack, **parts)
+    case = ShownCase(
+        name=str(facts["name"]),
+        why=str(facts["why"]),
+        modality=str(facts["modality"]),
+        numbers=tuple(map(int, facts["numbers"])),
+        start=int(facts["start"]),
+        total=int(facts["total"]),
+        aspect=float(facts["aspect"]),
+        stack=arrays[f"{index}/stack"],
+        **parts,
+    )
+    numbers, aspect, stack = case.numbers, case.aspect, case.stack
     flat = [*case.others.values()]
     right = aspect > 0 and math.isfinite(aspect) and 0 <= case.start < len(numbers) == len(stack)
     right &= stack.ndim == 3 and min(stack.shape) > 0

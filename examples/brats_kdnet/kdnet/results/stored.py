@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdnet.data.description import Description
+from kdnet.data.description import Description, load_description
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import COLUMNS, read_scores, read_table
 from kdnet.names import is_name
@@ -24,6 +24,7 @@ TEACHER = "teacher"
 #: The columns of rows.csv, the published rows of a study, that scores.csv does not have.
 _KEPT = {"kind": "name", "steps": "count", "study": "name"}
 _OF_ROWS = ("row", "labelled", "unlabelled", "fold", "seed", "case", "region", "space", "dice")
+_OF_A_ROW = ("kind", "label", "role", "teacher", "against")
 _TEXTS = ("kind", "title", "name", "dataset", "protocol", "reference")
 _FORMS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_TEXTS, str),
@@ -59,8 +60,8 @@ class Results:
     @cached_property
     def description(self) -> Description | None:
         """The data set, as it was described when the run began."""
-        values = read_mapping(self.root / "description.json")
-        return Description.from_dict(values) if values else None
+        path = self.root / "description.json"
+        return load_description(path) if path.is_file() else None
 
     @property
     def title(self) -> str:
@@ -152,7 +153,9 @@ def read_folder(root: Path) -> Results:
             "modalities; expected those of one, and the others in subsets.csv."
         )
     if facts.get("kind") == "study":
-        kinds = {row: fields.get("kind") or fields["name"] for row, fields in rows.items()}
+        # Rows without a kind are teachers that only teach.
+        kinds = {row: fields["kind"] for row, fields in rows.items() if fields.get("kind")}
+        scores = scores[scores["row"].isin(kinds)]
         scores = scores.assign(kind=scores["row"].map(kinds), steps=_steps(root, scores))
         return _study(root, facts, rows, scores)
     order = scores["row"].map({row: place for place, row in enumerate(rows)})
@@ -258,11 +261,15 @@ def _facts(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def _rows(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
-    """Names of rows become folders; options are counted."""
+    """Names of rows become folders; what they say of each other are texts."""
     for row in rows:
         fits = isinstance(row, dict) and is_name(row.get("name"))
-        if not fits or not isinstance(row.get("options") or {}, dict):
-            raise UserError(f"{path}: rows must have names that can name a folder, and options.")
+        fits = fits and isinstance(row.get("options") or {}, dict)
+        if not fits or not all(isinstance(row.get(text) or "", str) for text in _OF_A_ROW):
+            raise UserError(
+                f"{path}: rows must have names that can name a folder, options, and texts for "
+                f"{', '.join(_OF_A_ROW)}."
+            )
     return rows
 
 

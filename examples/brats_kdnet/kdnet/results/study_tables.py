@@ -107,7 +107,7 @@ class Study:
         chosen, kind = self.results.facts.get("chosen", "chosen"), self.kind(row)
         if isinstance(chosen, str):
             return kind == chosen
-        return kind == chosen.get(row.removesuffix(f"_{kind}"))
+        return bool(kind == chosen.get(row.removesuffix(f"_{kind}")))
 
     def kind(self, row: str) -> str:
         """Which recipe, teacher or baseline a row is."""

@@ -72,8 +72,9 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table as GitHub's Markdown, its notes as paragraphs."""
-        notes = "".join(f"\n\n{note}" for note in self.notes)
-        return f"**{self.title}**\n\n{self._grid('pipe', _as_markdown)}{notes}\n"
+        notes = "".join(f"\n\n{as_markdown(note)}" for note in self.notes)
+        body = self._grid("pipe", lambda cell: as_markdown(cell).replace("|", "\\|"))
+        return f"**{as_markdown(self.title)}**\n\n{body}{notes}\n"
 
     def html(self, style: str = "wide") -> Markup:
         """Return the table as HTML; pandas escapes what the cells hold."""
@@ -284,6 +285,11 @@ def spread(mean: float, sd: float, digits: int = 3) -> str:
     return f"{number(mean, digits)} ± {number(sd, digits)}"
 
 
+def as_markdown(text: str) -> str:
+    """Texts come from files; Markdown would take their HTML for its own."""
+    return html.escape(printable(text), quote=False)
+
+
 def _here(scores: pd.DataFrame, space: str = "native", postprocessing: str = "off") -> pd.DataFrame:
     return scores[(scores["space"] == space) & (scores["postprocessing"] == postprocessing)]
 
@@ -323,7 +329,7 @@ def _published_line(row: dict[str, Any], protocols: list[str]) -> list[str]:
     if text not in protocols:
         protocols.append(text)
     pairs = [row[region] for region in REGIONS]
-    shown = [spread(*p, 2) if isinstance(p, list) else number(p, 2) for p in pairs]
+    shown = [spread(p[0], p[1], 2) if isinstance(p, list) else number(p, 2) for p in pairs]
     over = ", over folds" if any(isinstance(pair, list) for pair in pairs) else ""
     return [row["label"], f"published{over}", f"({protocols.index(text) + 1})", *shown]
 
@@ -341,8 +347,3 @@ def _without_repeats(frame: pd.DataFrame) -> pd.DataFrame:
     first = frame.iloc[:, 0]
     shown = first.where(first != first.shift(), "")
     return pd.concat([shown, frame.iloc[:, 1:]], axis=1)
-
-
-def _as_markdown(cell: str) -> str:
-    """Names come from files; Markdown would take their HTML for its own."""
-    return html.escape(printable(cell), quote=False).replace("|", "\\|")
