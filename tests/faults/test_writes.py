@@ -39,11 +39,13 @@ WRITERS = {
     ("stores.py", "_write"): "the library's helper",
     ("nnunet_folder.py", "_write_whole"): "the helper for files that nnU-Net reads",
     ("phantoms.py", "_write"): "into the folder that atomic_folder gives",
-    ("schedule.py", "_start"): "a log to which another process appends",
-    ("charts.py", "_drawn"): "into memory",
+    ("pool.py", "_start"): "a log to which another process appends",
+    ("figures.py", "_inline"): "into memory",
     ("figures.py", "save"): "into memory",
     ("check_data.py", "check_data"): "into memory",
     ("rows.py", "write_rows"): "into memory",
+    ("stats.py", "_paired"): "other names of columns",
+    ("check_data.py", "_as_csv"): "into memory",
 }
 
 
