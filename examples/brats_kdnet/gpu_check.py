@@ -70,7 +70,7 @@ def measure(out: Path, console: Console) -> None:
 def kill_and_resume(out: Path, cache: Path) -> None:
     """Stop a training with SIGTERM in the middle, and let it go on."""
     process = train(out, cache)
-    while process.poll() is None and not (out / "teacher" / "state.pt").is_file():
+    while process.poll() is None and not (out / "teacher" / "state.safetensors").is_file():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     finish(process, 128 + signal.SIGTERM)

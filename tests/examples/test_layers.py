@@ -10,12 +10,12 @@ ENTRIES = {path.stem for path in PACKAGE.parent.glob("*.py")}
 #: From the bottom up; those on one line do not import each other.
 LAYERS = (
     ("errors",),
-    ("names", "reading", "writing", "exhaustion"),
-    ("locking",),
+    ("files",),
     ("configuration",),
     ("data", "models"),
     ("recipes",),
-    ("training", "evaluation"),
+    ("evaluation",),
+    ("training",),
     ("runs", "exported"),
     ("results",),
     ("studies",),
@@ -36,7 +36,6 @@ VIOLATIONS = {
     "runs.splits -> phantoms",
     "runs.subjects -> phantoms",
     "training.checkpoint -> runs.run_folder",
-    "training.loop -> evaluation.inference",
 }
 
 

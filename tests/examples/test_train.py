@@ -10,24 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
 import train
 from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.parsing import parse_config
 from kdnet.evaluation.scoring import read_scores
 from kdnet.models import KDNet
 from kdnet.recipes import distillation
-from kdnet.runs.networks import describe_network
-from kdnet.runs.opening import open_experiment
 from kdnet.runs.run_folder import ROLES, RunFolder
-from kdnet.runs.subjects import find_description
-from kdnet.runs.trial import show_trial, try_out
 from kdnet.training.checkpoint import load_model, read_metadata, save_model
 from kdnet.training.history import read_history
-from kdnet.training.performance import Performance
 from phantoms import generate_phantoms
 
 SCRIPT = Path(train.__file__)
@@ -135,42 +128,6 @@ def test_a_finished_run_is_not_trained_again(run, arguments, capsys):
     assert all(f"{role}: finished" in output for role in ROLES)
     assert "phantom" in output
     assert all(torch.equal(before[k], v) for k, v in load_file(run.model("student")).items())
-
-
-def test_a_continued_run_keeps_the_choices_of_its_beginning(run, arguments, tmp_path, monkeypatch):
-    choice = Performance("32-true", "channels_last")
-    monkeypatch.setattr(
-        "kdnet.runs.trial.try_out", lambda *_: (choice, {"32-true, contiguous": 2.0})
-    )
-    open_run = ["--out", str(tmp_path / "run"), "--memory_format", "auto"]
-    config = parse_config([*arguments, *open_run, "--cache_dir", str(run.root / "cache")])
-    assert open_experiment(config, Console(quiet=True)).performance == choice
-    resolved = RunFolder(tmp_path / "run").resolved()
-    assert resolved["memory_format"] == "channels_last"
-    assert resolved["trial_seconds"] == {"32-true, contiguous": 2.0}
-    monkeypatch.setattr("kdnet.runs.trial.try_out", None)
-    again = open_experiment(config, Console(quiet=True))
-    assert again.performance == choice
-    assert again.build_network("student").head.weight.is_contiguous(
-        memory_format=torch.channels_last_3d
-    )
-    assert RunFolder(tmp_path / "run").resolved() == resolved
-
-
-def test_the_trial_is_shown_the_fastest_first(capsys):
-    seconds = {"32-true, contiguous": 0.2, "bf16-mixed, contiguous": 0.1}
-    show_trial(Console(), Performance("bf16-mixed"), seconds)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "Trial step:   0.1000 s  bf16-mixed, contiguous  <- taken",
-        "Trial step:   0.2000 s  32-true, contiguous",
-    ]
-
-
-def test_compilation_is_used_where_it_is_asked_for(arguments):
-    config = parse_config([*arguments, "--compile", "true"])
-    metadata = describe_network("student", config, find_description(config))
-    assert try_out(config, metadata, "cpu", 1) == (Performance(compile=True), {})
 
 
 def test_another_configuration_is_refused_in_the_same_folder(run, arguments, capsys):
@@ -291,7 +248,7 @@ def test_a_stopped_process_continues_with_the_same_command(run, arguments, tmp_p
     out = tmp_path / "run"
     command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out), "--epochs", "120"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not (out / "teacher" / "state.pt").is_file():
+    while not (out / "teacher" / "state.safetensors").is_file():
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, number)

@@ -35,11 +35,10 @@ from kdnet.runs.networks import build, describe_network
 from kdnet.runs.run_folder import RunFolder
 from kdnet.runs.subjects import find_description
 from kdnet.runs.teaching import rehearse
-from kdnet.training.checkpoint import ModelMetadata, read_metadata, save_model
+from kdnet.training.checkpoint import ModelMetadata, Task, read_metadata, save_model
 from kdnet.training.history import read_history
-from kdnet.training.interruption import TrainingStoppedError
 from kdnet.training.loop import fit, mean_dice
-from kdnet.training.task import Task
+from kdnet.training.runtime import TrainingStoppedError
 from privdistill import DistillationWrapper, GroundTruth, PrivDistillError, PrivilegedInput
 
 SIZES = (12, 20, 14, 18, 16, 15)

@@ -14,13 +14,13 @@ from kdnet.data.description import load_description
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
-from kdnet.reading import UnreadableError, read_json, read_rows, read_yaml
+from kdnet.files import UnreadableError, read_json, read_rows, read_yaml
 from kdnet.results.slices import load_slices
 from kdnet.runs.folder import read_json as read_crossval_json
 from kdnet.runs.folds import load_folds
 from kdnet.runs.run_folder import RunFolder
 from kdnet.training.history import read_history
-from kdnet.training.performance import performance_of
+from kdnet.training.runtime import performance_of
 from report import write_reports
 
 DEEP = b"[" * 100_000

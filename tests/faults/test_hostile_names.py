@@ -19,7 +19,7 @@ from kdnet.data.layouts import Subject, find_subjects
 from kdnet.data.loading import cache_key
 from kdnet.data.splits import Split
 from kdnet.errors import UserError, printable
-from kdnet.names import is_name
+from kdnet.files import is_name
 from kdnet.recipes.rows import Row, _row, sweep
 from kdnet.results.crossval_folder import CrossvalFolder
 from kdnet.results.text_table import TextTable

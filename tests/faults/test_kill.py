@@ -97,12 +97,12 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_run(whole, tmp_path):
 
 
 TARGETS = {
-    "a checkpoint's state": "half torch[.]save .*state[.]pt$",
+    "a checkpoint's state": "half save_file .*state[.]safetensors$",
     "an entry of the teacher cache": "half torch[.]save .*[.]partial$",
-    "weights": "half save_file",
+    "weights": "half save_file .*(model|last)[.]safetensors$",
     "a history": "half writerows",
     "weights renamed, state not": "after replace model.safetensors",
-    "a state before its folder is flushed": "after replace state.pt",
+    "a state before its folder is flushed": "after replace state.safetensors",
     "a subject in the cache": "before replace Phantom",
     "the configuration": "after replace config.yaml",
     "the case lists": "before replace cases.json$",

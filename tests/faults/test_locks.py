@@ -6,17 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 import train
 from kdnet.errors import UserError
-from kdnet.locking import FolderLock, lock_for_all
+from kdnet.files import FolderLock
+from kdnet.runs.opening import lock_for_all
 from phantoms import generate_phantoms
 
 HOLD = """
 import sys
 from pathlib import Path
-from kdnet.locking import FolderLock
+from kdnet.files import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -33,25 +33,18 @@ class Processes:
         return value if self.told is None else self.told
 
 
-@pytest.fixture
-def held_by_another(tmp_path):
-    """A process that holds tmp_path/run until it is killed."""
+def test_a_second_run_is_refused_until_the_first_one_is_gone(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent)}
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         assert process.stdout.readline() == b"held\n"
-        yield process
+        for _ in range(2):  # that the second one asks must not take the folder from the first
+            with pytest.raises(UserError, match=rf"process {process.pid} on .* since"):
+                FolderLock(tmp_path / "run")
         process.kill()
-
-
-def test_a_second_run_is_refused_until_the_first_one_is_gone(tmp_path, held_by_another):
-    for _ in range(2):  # that the second one asks must not take the folder from the first
-        with pytest.raises(UserError, match=rf"process {held_by_another.pid} on .* since"):
-            FolderLock(tmp_path / "run")
-    held_by_another.kill()
-    held_by_another.wait()
-    FolderLock(tmp_path / "run").release()
+        process.wait()
+        FolderLock(tmp_path / "run").release()
 
 
 def test_a_folder_that_was_made_for_nothing_is_removed_and_others_stay(tmp_path):
@@ -66,25 +59,13 @@ def test_a_folder_that_was_made_for_nothing_is_removed_and_others_stay(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "used"]
 
 
-def test_all_processes_of_a_run_are_refused_together(tmp_path):
-    other = FileLock(tmp_path / ".lock")
-    other.acquire()
-    with pytest.raises(UserError, match="another process"):
-        lock_for_all(tmp_path, Processes(0))
-    with pytest.raises(UserError, match="in use"):
-        lock_for_all(tmp_path, Processes(1, told="in use"))
-
-
-def test_only_the_first_process_of_a_run_holds_the_folder(tmp_path):
+def test_the_first_process_of_a_run_holds_the_folder_and_all_are_refused_together(tmp_path):
     lock = lock_for_all(tmp_path, Processes(0))
     assert lock_for_all(tmp_path, Processes(1)) is None
+    for process in (Processes(0), Processes(1, told="in use")):
+        with pytest.raises(UserError, match="in use"):
+            lock_for_all(tmp_path, process)
     lock.release()
-
-
-def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out: .* cannot be written"):
-        FolderLock(tmp_path / "file" / "run")
 
 
 def test_train_refuses_a_folder_in_use_and_leaves_its_files_alone(tmp_path, capsys):
@@ -96,3 +77,6 @@ def test_train_refuses_a_folder_in_use_and_leaves_its_files_alone(tmp_path, caps
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
     lock.release()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out: .* cannot be written"):
+        FolderLock(tmp_path / "file" / "run")

@@ -17,7 +17,7 @@ from kdnet.runs.schedule import Pool
 from kdnet.runs.stopping import PARENT, StoppedError, leave_with_parent, stoppable
 from kdnet.training.checkpoint import load_state
 from kdnet.training.history import read_history
-from kdnet.training.interruption import Interruption, TrainingStoppedError
+from kdnet.training.runtime import Interruption, TrainingStoppedError
 from phantoms import generate_phantoms
 
 APPLICATION = Path(train.__file__).parent
@@ -70,7 +70,7 @@ def test_no_handler_of_errors_takes_it_for_one():
 
 
 @pytest.mark.parametrize(
-    "place", ["opening.check", "opening.prepare_parts", "trial.try_out", "opening.announce"]
+    "place", ["opening.check", "opening.prepare_parts", "trial.asdict", "opening.announce"]
 )
 def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
     tmp_path, monkeypatch, capsys, place
@@ -194,5 +194,5 @@ def test_the_units_of_a_killed_pool_keep_their_step_and_leave(tmp_path):
     for file in logs:
         assert wait_for(file, "Give the same command to go on", 120), file.read_text()
         # An epoch that was begun is kept beside the finished ones, which are all there.
-        kept = load_state(file.parent / "state.pt")
+        kept = load_state(file.parent / "state.safetensors")
         assert kept["epoch"] == len(read_history(file.parent / "history.csv")) >= 1

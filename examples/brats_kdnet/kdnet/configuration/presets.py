@@ -6,7 +6,7 @@ from typing import Any
 
 from kdnet.configuration.network import NetworkConfig
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_yaml
+from kdnet.files import UnreadableError, read_yaml
 
 _FOLDER = Path(__file__).parents[2] / "configs"
 PRESETS = ("demo", "cpu", "paper", "native")

@@ -26,6 +26,8 @@ class TrainingConfig:
             The paper leaves it open.
         validation_loss: "objective", what the network is trained on, or "ground_truth", the
             L_GT part alone, which is the same for teacher and baseline. The paper leaves it open.
+        logger: Where the curves go: "tensorboard", "csv", or "wandb" and "mlflow", which need their
+            package and lightning. history.csv is written beside all of them.
         performance: "auto" takes the precision, memory format and compilation that are fastest in
             a trial of a few seconds on the network at hand, "plain" 32-true, contiguous and no
             compilation. Either way the next three options win where they are not "auto".
@@ -64,6 +66,7 @@ class TrainingConfig:
     gradient_clip: float = 0.0
     selection: Literal["best", "last"] = "best"
     validation_loss: Literal["objective", "ground_truth"] = "objective"
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
     performance: Literal["auto", "plain"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"

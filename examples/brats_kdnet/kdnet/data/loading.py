@@ -19,8 +19,8 @@ from kdnet.data.layouts import Subject
 from kdnet.data.parallel import map_parallel
 from kdnet.data.preprocessing import Preprocessing, Sample
 from kdnet.errors import UserError
-from kdnet.training.digests import check_archive, check_tensors
-from kdnet.writing import WriteError, first_line, remove_abandoned, write_tensors
+from kdnet.files import WriteError, first_line, remove_abandoned
+from kdnet.training.digests import check_archive, check_tensors, write_tensors
 
 #: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
 FLIP_CODES = 8

@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kdnet.exhaustion import explained
+from kdnet.errors import explained
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from kdnet.data.layouts import Subject
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
-from kdnet.writing import write_text
+from kdnet.files import UnreadableError, read_json, write_text
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from kdnet.writing import atomic
+from kdnet.files import atomic
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 

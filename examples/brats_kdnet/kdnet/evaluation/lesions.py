@@ -25,7 +25,7 @@ from kdnet.data.targets import to_regions
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.metrics import bounding_box, check_shapes, image_diagonal
-from kdnet.writing import atomic
+from kdnet.files import atomic
 
 
 @dataclass(frozen=True)

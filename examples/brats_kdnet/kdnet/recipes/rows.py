@@ -16,9 +16,8 @@ from kdnet.configuration.objective import ObjectiveConfig
 from kdnet.configuration.parsing import changed
 from kdnet.configuration.training import TrainingConfig
 from kdnet.errors import UserError
+from kdnet.files import LONGEST, UnreadableError, is_name, read_yaml
 from kdnet.models import in_two_dimensions
-from kdnet.names import LONGEST, is_name
-from kdnet.reading import UnreadableError, read_yaml
 
 Role = Literal["student", "teacher"]
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
+from kdnet.files import UnreadableError, read_json
 from kdnet.results.tables import format_number
 from kdnet.results.text_table import TextTable
 from kdnet.training.history import read_history

@@ -12,7 +12,7 @@ from kdnet.data.description import Description
 from kdnet.data.layouts import find_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import Score, read_scores
-from kdnet.names import is_name
+from kdnet.files import is_name
 from kdnet.results.page import read_mapping
 from kdnet.results.slices import save_slices
 

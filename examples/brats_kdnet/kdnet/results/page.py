@@ -11,8 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_yaml
-from kdnet.writing import write_text
+from kdnet.files import UnreadableError, read_yaml, write_text
 
 _TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 

@@ -21,9 +21,9 @@ from kdnet.data.preprocessing import read_classes
 from kdnet.data.volumes import read_geometry, read_volume
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import Score
+from kdnet.files import atomic
 from kdnet.results.tables import ROLES, format_number
 from kdnet.results.viewing import Turn, Window, fullest_slice, head_window, shown_slices, to_grey
-from kdnet.writing import atomic
 
 # Every slice of most tumours at 1 mm; on the page about 1 MB per case.
 STACK_LIMIT = 80

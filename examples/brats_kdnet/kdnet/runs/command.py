@@ -4,10 +4,10 @@ import sys
 from collections.abc import Callable
 
 from kdnet.errors import UserError, printable
-from kdnet.exhaustion import explained
+from kdnet.errors import explained
 from privdistill import PrivDistillError
 from kdnet.runs.stopping import StoppedError, leave_with_parent, stoppable
-from kdnet.training.interruption import TrainingStoppedError
+from kdnet.training.runtime import TrainingStoppedError
 
 _LINES = "\n"
 

@@ -12,7 +12,7 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
 from kdnet.configuration.config import Config
 from kdnet.errors import UserError
-from kdnet.training.sharding import shard
+from kdnet.training.runtime import shard
 
 
 def launch(config: Config, precision: str) -> Fabric:

@@ -24,13 +24,14 @@ from kdnet.runs.preparation import prepare_parts
 from kdnet.runs.splits import shared_out
 from kdnet.runs.subjects import orientation_of
 from kdnet.runs.views import view_of
-from kdnet.locking import FolderLock
+from kdnet.files import FolderLock
 from privdistill import TeacherCache
 from kdnet.recipes.lesson import Setting
 from kdnet.recipes.rows import Row
 from kdnet.runs.run_folder import RunFolder
 from kdnet.training.checkpoint import ModelMetadata
-from kdnet.training.performance import Performance, Stopwatch, peak_memory, torch_format
+from kdnet.runs.trial import Performance
+from kdnet.training.runtime import Stopwatch, peak_memory, torch_format
 
 
 @dataclass

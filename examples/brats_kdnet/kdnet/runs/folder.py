@@ -27,20 +27,19 @@ from kdnet.runs.preparation import prepare_parts
 from kdnet.runs.soundness import check, check_unchanged, record_skipped, usable
 from kdnet.runs.splits import without_references
 from kdnet.runs.subjects import find_description, read_subjects
-from kdnet.runs.trial import try_out
+from kdnet.runs.trial import performance_asked, performance_of
 from kdnet.runs.views import stacked, view_of
 from kdnet.models.trust import check_trusted
-from kdnet.names import is_name
+from kdnet.files import is_name
 from privdistill import PrivDistillError
-from kdnet.reading import UnreadableError
-from kdnet.reading import read_json as parsed_json
+from kdnet.files import UnreadableError
+from kdnet.files import read_json as parsed_json
 from kdnet.recipes.out_of_fold import with_part_teachers
 from kdnet.recipes.rows import Row, read_rows, select_rows, sweep
 from kdnet.runs.run_folder import RunFolder
 from kdnet.runs.teaching import rehearse
 from kdnet.training.checkpoint import check_compatible, read_metadata
-from kdnet.training.performance import device_type, performance_of
-from kdnet.writing import write_text
+from kdnet.files import write_text
 
 
 def open_plan(
@@ -257,7 +256,7 @@ def _begin(
     record_skipped(plan.config, run, problems)
     run.write_description(description)
     run.write_files(states)
-    _choose_performance(plan, run, description, console)
+    _note_performance(plan, run, console)
     # Last, since it says that the others are there.
     save_folds(run.root / "folds.json", plan.folds)
 
@@ -270,17 +269,10 @@ def _states(plan: Plan, subjects: Sequence[Subject]) -> States:
     return file_states(subject for subject in subjects if subject.name in names)
 
 
-def _choose_performance(
-    plan: Plan, run: RunFolder, description: Description, console: Console
-) -> None:
-    """Try once how steps are best taken, on the student's network; all rows take them so."""
-    config = plan.config
-    steps = max(len(fold.split.train) for fold in plan.folds) // config.training.batch_size
-    network = describe_network("student", config, description)
-    choice, seconds = try_out(config, network, device_type(config.training.accelerator), steps)
-    run.write_environment(
-        seed=config.training.seed, resolved=asdict(choice) | {"trial_seconds": seconds}
-    )
+def _note_performance(plan: Plan, run: RunFolder, console: Console) -> None:
+    """Note how steps are taken; all rows take them so."""
+    choice = performance_asked(plan.config.training)
+    run.write_environment(seed=plan.config.training.seed, resolved=asdict(choice))
     console.print(f"Training steps: {choice}", highlight=False)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from kdnet.data.layouts import Subject
 from kdnet.data.splits import Split, split_subjects
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
-from kdnet.writing import write_text
+from kdnet.files import UnreadableError, read_json
+from kdnet.files import write_text
 
 _PARTS = ("train", "validation", "test")
 

@@ -13,7 +13,7 @@ from kdnet.evaluation.scoring import Score, evaluate
 from kdnet.runs.experiment import Experiment
 from privdistill import DistillationWrapper, GroundTruth
 from kdnet.training.checkpoint import load_model, read_metadata
-from kdnet.training.progress import counting
+from kdnet.training.history import counting
 
 
 def score_network(

@@ -1,6 +1,7 @@
 """From a configuration to an experiment that is ready for training."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
@@ -20,12 +21,13 @@ from kdnet.runs.preparation import prepare_parts
 from kdnet.runs.soundness import check, check_unchanged, record_skipped, usable
 from kdnet.runs.splits import split_of, without_references
 from kdnet.runs.subjects import orientation_of, read_subjects, used
-from kdnet.runs.trial import refuse_wrong_gradients, settle
+from kdnet.runs.trial import Performance, refuse_wrong_gradients, settle
 from kdnet.runs.views import stacked
-from kdnet.locking import FolderLock, lock_for_all
+from kdnet.errors import UserError
+from kdnet.files import FolderLock
 from kdnet.runs.run_folder import RunFolder
-from kdnet.training.performance import Performance, Stopwatch
-from kdnet.writing import remove_abandoned
+from kdnet.training.runtime import Stopwatch
+from kdnet.files import remove_abandoned
 
 
 def open_experiment(config: Config, console: Console) -> Experiment:
@@ -44,6 +46,20 @@ def open_experiment(config: Config, console: Console) -> Experiment:
         if lock is not None:
             lock.release()
         raise
+
+
+def lock_for_all(root: Path, fabric: Fabric) -> FolderLock | None:
+    """Let the first process hold the folder of a run, and all of them leave if it cannot."""
+    lock, refusal = None, None
+    if fabric.is_global_zero:
+        try:
+            lock = FolderLock(root)
+        except UserError as error:
+            refusal = str(error)
+    refusal = fabric.broadcast(refusal)
+    if refusal is not None:
+        raise UserError(refusal)
+    return lock
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,7 @@ def _open_locked(
         description, subjects, split = found.description, found.subjects, found.split
         _begin_or_go_on(config, run, found, console, first=fabric.is_global_zero)
         datasets = prepare_parts(config, description, subjects, split, console)
-    performance = settle(config, description, split, fabric=fabric, console=console)
+    performance = settle(config, fabric=fabric)
     announce(console, description, split, performance, held=held)
     if remark := plane_remark(config.data, orientation_of(subjects, split)):
         console.print(remark, highlight=False, soft_wrap=True)

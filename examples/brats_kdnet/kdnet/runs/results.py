@@ -21,7 +21,7 @@ from kdnet.results.comparison import other_tables, paper_tables, subset_tables
 from kdnet.results.costs import costs
 from kdnet.results.crossval_folder import CrossvalFolder
 from kdnet.runs.run_folder import RunFolder
-from kdnet.writing import write_text
+from kdnet.files import write_text
 
 
 def collect(plan: Plan) -> list[Score]:

@@ -18,8 +18,8 @@ from kdnet.configuration.config import Config
 from kdnet.data.description import Description
 from kdnet.data.files import States, changed_files
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, is_number, read_json, read_yaml
-from kdnet.writing import WriteError, write_text
+from kdnet.files import UnreadableError, is_number, read_json, read_yaml
+from kdnet.files import WriteError, write_text
 
 ROLES = ("teacher", "baseline", "student")
 

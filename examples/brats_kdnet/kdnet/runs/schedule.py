@@ -20,10 +20,10 @@ from kdnet.runs.plan import Plan, Unit
 from kdnet.runs.unit import run_unit
 from kdnet.runs.view import View
 from kdnet.errors import UserError
-from kdnet.exhaustion import explained
+from kdnet.errors import explained
 from privdistill import PrivDistillError
 from kdnet.runs.stopping import PARENT
-from kdnet.training.interruption import TrainingStoppedError
+from kdnet.training.runtime import TrainingStoppedError
 
 _PATIENCE = 0.5  # seconds between two looks at the processes
 

@@ -12,7 +12,7 @@ from kdnet.configuration.config import Config
 from kdnet.data.sampling import cache_remark, moves
 from kdnet.data.splits import Split
 from kdnet.errors import UserError
-from kdnet.exhaustion import explained
+from kdnet.errors import explained
 from kdnet.runs.experiment import Experiment
 from kdnet.runs.folders import cache_folder
 from kdnet.runs.networks import build, describe_network
@@ -22,17 +22,18 @@ from privdistill import DistillationWrapper, Ensemble, TeacherCache
 from kdnet.recipes.lesson import Lesson, Setting
 from kdnet.recipes.recipe import lesson_of
 from kdnet.recipes.rows import Row
+from kdnet.files import file_digest
 from kdnet.training.checkpoint import (
     ModelMetadata,
     check_compatible,
-    file_digest,
     load_model,
     read_metadata,
     save_model,
     save_state,
 )
-from kdnet.training.loop import fit, is_finished
-from kdnet.training.task import Task
+from kdnet.training.checkpoint import is_finished
+from kdnet.training.loop import fit
+from kdnet.training.checkpoint import Task
 
 
 def teach(experiment: Experiment, row: Row, *teachers: nn.Module) -> nn.Module:
@@ -197,7 +198,10 @@ def adopt_teacher(experiment: Experiment, path: Path) -> nn.Module:
         model = experiment.run.model("teacher")
         save_model(model, network, replace(metadata, role="teacher"))
         files = {model.name: file_digest(model)}
-        save_state(model.parent / "state.pt", {"finished": True, "files": files})
+        save_state(
+            model.parent / "state.safetensors",
+            {"finished": True, "epoch": metadata.epoch, "files": files},
+        )
     experiment.fabric.barrier()
     experiment.console.print(f"teacher: read from {path}", highlight=False, soft_wrap=True)
     return network

@@ -1,29 +1,66 @@
-"""How training steps are taken: what is refused, tried out and recorded."""
+"""How training steps are taken: what is refused, and what is recorded."""
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from lightning_fabric import Fabric
-from rich.console import Console
 
 from kdnet.configuration.config import Config
-from kdnet.data.description import Description
-from kdnet.data.sampling import samples_per_subject
-from kdnet.data.splits import Split
+from kdnet.configuration.training import TrainingConfig
+from kdnet.errors import UserError
 from kdnet.runs.folders import out_folder
 from kdnet.runs.networks import build, describe_network
-from kdnet.runs.subjects import find_description
 from kdnet.runs.run_folder import RunFolder
-from kdnet.training.checkpoint import ModelMetadata
-from kdnet.training.performance import (
-    Performance,
-    candidates,
-    check_precision,
-    choose,
-    device_type,
-    may_compile,
-    performance_of,
-    steps_of,
-)
+from kdnet.runs.subjects import find_description
+from kdnet.training.runtime import MemoryFormat, check_precision, device_type
+
+
+@dataclass(frozen=True)
+class Performance:
+    """One way to take a training step.
+
+    Attributes:
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        memory_format: Layout of images and weights.
+        compile: Whether networks go through torch.compile.
+    """
+
+    precision: str = "32-true"
+    memory_format: MemoryFormat = "contiguous"
+    compile: bool = False
+
+    def __str__(self) -> str:
+        compiled = ", compiled" if self.compile else ""
+        return f"{self.precision}, {self.memory_format}{compiled}"
+
+
+def performance_asked(training: TrainingConfig) -> Performance:
+    """Return what the options say; a clock decides nothing."""
+    return Performance(
+        "32-true" if training.precision == "auto" else training.precision,
+        "contiguous" if training.memory_format == "auto" else training.memory_format,
+        training.compile is True,
+    )
+
+
+def performance_of(resolved: Mapping[str, Any], path: Path) -> Performance:
+    """Return the choice with which a run began."""
+    allowed = {
+        "precision": ("32-true", "bf16-mixed", "16-mixed"),
+        "memory_format": ("contiguous", "channels_last"),
+        "compile": (False, True),
+    }
+    for name, values in allowed.items():
+        found = resolved.get(name)
+        if not isinstance(found, str | bool) or found not in values:
+            raise UserError(
+                f"{path} is damaged: expected '{name}' of 'resolved' to be one of "
+                f"{', '.join(map(str, values))}; found {found!r}. Restore it from a copy; what a "
+                "run began with must not change."
+            )
+    return Performance(**{name: resolved[name] for name in allowed})
 
 
 def refuse_wrong_gradients(config: Config) -> None:
@@ -39,46 +76,13 @@ def refuse_wrong_gradients(config: Config) -> None:
         )
 
 
-def settle(
-    config: Config, description: Description, split: Split, *, fabric: Fabric, console: Console
-) -> Performance:
-    """Choose how steps are taken, unless an earlier part of the run has; record it in the run."""
+def settle(config: Config, *, fabric: Fabric) -> Performance:
+    """Return how steps are taken, which a run records when it begins."""
     run = RunFolder(out_folder(config))
-    resolved = run.resolved()
-    if not resolved and fabric.is_global_zero:
-        network = describe_network("student", config, description)
-        samples = len(split.train) * samples_per_subject(config.data, network.grid)
-        steps = -(-samples // (config.training.batch_size * fabric.world_size))
-        choice, seconds = try_out(config, network, fabric.device.type, steps)
-        show_trial(console, choice, seconds)
-        resolved = asdict(choice) | {"trial_seconds": seconds}
+    resolved = run.resolved() or asdict(performance_asked(config.training))
     resolved = fabric.broadcast(resolved)
     resolved |= {"device": str(fabric.device), "world_size": fabric.world_size}
     performance = performance_of(resolved, run.environment)
     if fabric.is_global_zero:
         run.write_environment(seed=config.training.seed, resolved=resolved)
     return performance
-
-
-def try_out(
-    config: Config, metadata: ModelMetadata, device: str, steps: int
-) -> tuple[Performance, dict[str, float]]:
-    """Compare ways to take a step of a network."""
-    training, network = config.training, build(metadata)
-    shape = (training.batch_size, metadata.in_channels, *metadata.input_size)
-    options = candidates(training, device, network, shape)
-    with steps_of(network, shape, device) as measure:
-        choice, seconds = choose(
-            options,
-            measure,
-            steps=training.epochs * steps,
-            compilable=may_compile(training, device),
-        )
-    return (replace(choice, compile=True) if training.compile is True else choice), seconds
-
-
-def show_trial(console: Console, choice: Performance, seconds: dict[str, float]) -> None:
-    """Print what a trial measured, the fastest first; nothing if there was none."""
-    for name, value in sorted(seconds.items(), key=lambda item: item[1]):
-        mark = "  <- taken" if name == str(choice) else ""
-        console.print(f"Trial step: {value:8.4f} s  {name}{mark}", highlight=False, soft_wrap=True)

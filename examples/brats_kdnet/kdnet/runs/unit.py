@@ -22,7 +22,8 @@ from kdnet.runs.held_out import score_network, score_subsets, score_with
 from kdnet.recipes.rows import Row
 from kdnet.runs.run_folder import RunFolder
 from kdnet.runs.teaching import load_trained, teach
-from kdnet.training.performance import Performance, Stopwatch, device_type, performance_of, unsafe_in_bf16
+from kdnet.runs.trial import Performance, performance_of
+from kdnet.training.runtime import Stopwatch, device_type, unsafe_in_bf16
 
 
 def run_unit(plan: Plan, unit: Unit, console: Console) -> None:

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from kdnet.configuration.arguments import Arguments
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_yaml
+from kdnet.files import UnreadableError, read_yaml
 from kdnet.recipes.rows import ROW_OPTIONS, Row
 
 _FOLDER = Path(__file__).parent

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from kdnet.errors import UserError
+from kdnet.files import write_text
 from kdnet.results.page import read_mapping
-from kdnet.writing import write_text
 
 FACTS = "study.json"
 TEACHER = "teacher"

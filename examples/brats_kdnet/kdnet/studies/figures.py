@@ -15,12 +15,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from kdnet.files import atomic
 from kdnet.results.tables import format_number
 from kdnet.studies.analysis import Analysis
 from kdnet.studies.gains import Comparison, Network, NetworkDice
 from kdnet.studies.lead import LeadAndGain
 from kdnet.studies.lines import Line, Point, by_labelled, by_unlabelled
-from kdnet.writing import atomic
 
 # The colours of the report's page, on its white panel.
 _INK, _SOFT, _RULE = "#1d2327", "#5d676e", "#dcdfdb"

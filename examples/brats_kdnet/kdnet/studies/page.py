@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdnet.errors import UserError
+from kdnet.files import write_text
 from kdnet.results.tables import SPACE_NAMES, format_p
 from kdnet.studies.analysis import Analysis, analyse
 from kdnet.studies.cells import RESAMPLES
@@ -15,7 +16,6 @@ from kdnet.studies.gains import Comparison, spaces
 from kdnet.studies.rows import ROWS, read_study
 from kdnet.studies.tables import all_tables, format_gain
 from kdnet.studies.trials import Tried, read_searches, trials_table
-from kdnet.writing import write_text
 
 
 def find_studies(folder: Path) -> list[Path]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kdnet.errors import UserError
+from kdnet.files import write_text
 from kdnet.studies.facts import FACTS, Facts, listed, read_facts
-from kdnet.writing import write_text
 
 ROWS = "rows.csv"
 SPACES = ("native", "grid")

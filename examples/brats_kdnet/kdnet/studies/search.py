@@ -20,6 +20,7 @@ from kdnet.configuration.config import Config
 from kdnet.data.splits import Split, split_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
+from kdnet.files import write_text
 from kdnet.recipes.rows import Row
 from kdnet.runs.folder import open_plan
 from kdnet.runs.folds import Fold, save_folds
@@ -30,7 +31,6 @@ from kdnet.runs.subjects import read_subjects
 from kdnet.runs.unit import run_unit
 from kdnet.studies.design import BASELINE, TEACHER, Design, Search, plain_row
 from kdnet.studies.trials import SEARCH, Trial, Tried, read_search, search_folder, write_trials
-from kdnet.writing import write_text
 
 _INNER_FOLDS = 4
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
+from kdnet.files import UnreadableError, read_json, write_text
 from kdnet.results.text_table import TextTable
-from kdnet.writing import write_text
 
 SEARCH, TRIALS = "search.json", "trials.json"
 _PREFIX = "search-"
