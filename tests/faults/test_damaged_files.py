@@ -19,8 +19,8 @@ from kdnet.results.slices import load_slices
 from kdnet.runs.folder import read_json as read_crossval_json
 from kdnet.runs.folds import load_folds
 from kdnet.runs.run_folder import RunFolder
+from kdnet.runs.trial import performance_of
 from kdnet.training.history import read_history
-from kdnet.training.runtime import performance_of
 from report import write_reports
 
 DEEP = b"[" * 100_000
