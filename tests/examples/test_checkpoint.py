@@ -62,7 +62,7 @@ def test_weights_in_channels_last_are_saved_like_any_other(tmp_path):
 
 
 def test_missing_cut_and_foreign_files_are_told_apart(file):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such model file"):
         load_model(file.with_name("other"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="no file of this application, or it is damaged"):

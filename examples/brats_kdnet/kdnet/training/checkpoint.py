@@ -350,7 +350,7 @@ def _read(
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read what `_write` wrote, or say why it is something else."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file.")
+        raise UserError(f"{path}: there is no such model file.")
     try:
         with safe_open(path, framework="pt") as file:
             strings = dict(file.metadata() or {})

@@ -129,7 +129,7 @@ def recommend(settings: TrainingConfig, network: nn.Module, shape: Sequence[int]
 def _seconds(network: nn.Module, shape: Sequence[int], precision: str, layout: str) -> float:
     """The shortest step within two seconds, after one that loads the kernels."""
     memory = torch_format(layout, len(shape) - 2)
-    network.to(memory_format=memory)  # type: ignore[call-overload]
+    network.to(memory_format=memory)
     image = torch.zeros(*shape, device=next(network.parameters()).device).to(memory_format=memory)
     _timed_step(network, image, precision)
     end, best = time.perf_counter() + _MEASURED_SECONDS, float("inf")
