@@ -1,4 +1,4 @@
-"""What narrow storage and shared flips cost: errors of a trained teacher's cached outputs.
+"""What half storage costs: errors of a trained teacher's cached outputs.
 
 Reads a finished run of the application: its teacher, and its preprocessed subjects.
 
@@ -26,13 +26,6 @@ from privdistill import (
     SoftTargetDiceBCE,
     TeacherCache,
 )
-from privdistill.cache.teacher_cache import mirror
-
-KINDS = {
-    "half": {"storage": "half"},
-    "8bit": {"storage": "8bit"},
-    "share_flips": {"share_flips": True},
-}
 
 
 def subjects(run: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -42,7 +35,7 @@ def subjects(run: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield sample["name"], sample["image"][None].as_subclass(Tensor), sample["label"].long()
 
 
-def wrapper(run: Path, kind: str, image: Tensor) -> DistillationWrapper:
+def wrapper(run: Path, image: Tensor) -> DistillationWrapper:
     """The run's teacher and student, with a cache that errs."""
     teacher, seen = load_model(run / "teacher" / "model.safetensors")
     student, view = load_model(run / "student" / "model.safetensors")
@@ -52,22 +45,19 @@ def wrapper(run: Path, kind: str, image: Tensor) -> DistillationWrapper:
         objective=0.75 * SoftTargetDiceBCE() + 0.25 * GroundTruth() + 10.0 * LatentKL(),
         inputs=PrivilegedInput(seen.modalities, student=view.modalities),
         example=image,
-        cache=TeacherCache(**KINDS[kind]),
+        cache=TeacherCache(storage="half"),
     ).eval()
 
 
 @torch.no_grad()
-def errors(run: Path, kind: str, count: int) -> dict[str, float]:
+def errors(run: Path, count: int) -> dict[str, float]:
     """Largest change of a logit; mean change of the hard targets and of the objective."""
     cases = list(subjects(run))[:count]
-    kd = wrapper(run, kind, cases[0][1])
-    # A shared entry is met under the flip that is farthest from its own.
-    code = 7 if kind == "share_flips" else 0
+    kd = wrapper(run, cases[0][1])
     logits, classes, losses = [], [], []
     for name, image, label in cases:
-        kd(image, label, key=[f"{name}/flip0"])
-        view, target = mirror(image, code, 3), mirror(label, code, 3)
-        exact, served = kd(view, target), kd(view, target, key=[f"{name}/flip{code}"])
+        kd(image, label, key=[name])
+        exact, served = kd(image, label), kd(image, label, key=[name])
         one, other = exact.teacher.argmax(1), served.teacher.argmax(1)
         logits.append((served.teacher - exact.teacher).abs().max().item())
         classes.append(((one != other).sum() / ((one + other) > 0).sum().clamp_min(1)).item())
@@ -86,9 +76,8 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=32)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = {kind: errors(options.run, kind, options.subjects) for kind in KINDS}
-    for kind, row in rows.items():
-        print(f"{kind:12}", ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    rows = {"half": errors(options.run, options.subjects)}
+    print(", ".join(f"{name} {value:.3g}" for name, value in rows["half"].items()))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -27,11 +27,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "brats_kdnet"))
 
 import train as application  # noqa: E402
-from kdnet.configuration.config import Config  # noqa: E402
-from kdnet.configuration.parsing import parse_config  # noqa: E402
+from kdnet.config import Config, parse_config  # noqa: E402
 from kdnet.data.checks import check_subjects  # noqa: E402
-from kdnet.data.layouts import Subject, find_subjects  # noqa: E402
 from kdnet.data.loading import build_loader, prepare, start_epoch  # noqa: E402
+from kdnet.data.subjects import Subject, find_subjects  # noqa: E402
 from kdnet.data.targets import to_target  # noqa: E402
 from kdnet.evaluation.scoring import evaluate  # noqa: E402
 from kdnet.runs.networks import build, describe_network  # noqa: E402
@@ -166,7 +165,8 @@ def measure(config: Config, subjects: list[Subject], cache: Path, options: Any) 
     shape = (config.training.batch_size, student.in_channels, *student.input_size)
     measured = measure_steps(build(student), shape, "cpu")
     found["trial_seconds"] = {", ".join(way): seconds for way, seconds in measured.items()}
-    for name, chosen in (("plain", Performance()), ("chosen", Performance(*next(iter(measured))))):
+    way = Performance(*next(iter(measured)))
+    for name, chosen in (("plain", Performance()), ("chosen", way)):
         steps = {role: step_of(config, role, chosen) for role in ("teacher", "baseline", "student")}
         found[name] = asdict(chosen) | {
             f"{role}_step_seconds": shortest_step(step, batch, options.steps)
@@ -182,7 +182,7 @@ def measure(config: Config, subjects: list[Subject], cache: Path, options: Any) 
             student.preprocessing(),
             description,
             student.activation,
-            role="student",
+            unit={"row": "student"},
         )
     )
     weights = sum(p.numel() for p in kd.student.parameters())

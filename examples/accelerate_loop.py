@@ -22,14 +22,7 @@ except ImportError as error:
 
 
 def network(modalities: int) -> nn.Module:
-    """Stand for a network of the user's.
-
-    Args:
-        modalities: Channels of its input.
-
-    Returns:
-        (B, modalities, H, W) to logits (B, 3, H, W).
-    """
+    """Stand for a network of the user's: (B, modalities, H, W) to logits (B, 3, H, W)."""
     return nn.Sequential(
         nn.Conv2d(modalities, 8, 3, stride=2, padding=1),
         nn.LeakyReLU(),
@@ -38,19 +31,15 @@ def network(modalities: int) -> nn.Module:
     )
 
 
-def train(epochs: int = 3, *, mixed_precision: str = "no") -> tuple[DistillationWrapper, float]:
-    """Distil a network of two modalities into one of a single one.
-
-    Args:
-        epochs: Passes over the images, at least 1.
-        mixed_precision: As Accelerate names it: "no", "fp16" or "bf16".
-
-    Returns:
-        The wrapper, and the last batch's loss.
-    """
+def train(
+    epochs: int = 3, *, mixed_precision: str = "no", accumulation: int = 1
+) -> tuple[DistillationWrapper, float]:
+    """Distil a network of two modalities into one of a single one; return it and its last loss."""
     # Unless it is told, Accelerate takes no notice of several processes on a CPU.
     cpu = not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision)
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation
+    )
     accelerator.print(f"processes: {accelerator.num_processes}")
     torch.manual_seed(0)
     images, targets = torch.randn(16, 2, 16, 16), torch.randint(0, 3, (16, 16, 16))
@@ -68,10 +57,12 @@ def train(epochs: int = 3, *, mixed_precision: str = "no") -> tuple[Distillation
     loss: Tensor = torch.zeros(())
     for epoch in range(epochs):
         for image, target in loader:
-            out = model(image, target)
-            accelerator.backward(out.loss)
-            optimizer.step()
-            optimizer.zero_grad()
+            with accelerator.accumulate(model):
+                # Schedules and averages count steps of the optimizer, not micro-batches.
+                out = model(image, target, advance=accelerator.sync_gradients)
+                accelerator.backward(out.loss)
+                optimizer.step()
+                optimizer.zero_grad()
             loss = out.loss.detach()
         terms = ", ".join(f"{name} {value:.3f}" for name, value in out.terms.items())
         accelerator.print(f"epoch {epoch + 1}: loss {loss:.3f}, {terms}")

@@ -3,7 +3,8 @@
 Start with `DistillationWrapper`; its docstring holds a complete example.
 """
 
-from privdistill.cache import TeacherCache, precompute
+from privdistill.cache import CacheStore, TeacherCache, precompute
+from privdistill.diagnosis import Diagnosis, diagnose
 from privdistill.exceptions import (
     CacheError,
     CacheWarning,
@@ -14,6 +15,7 @@ from privdistill.exceptions import (
     PrivDistillError,
     ShapeMismatchError,
 )
+from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import PrivilegedInput
 from privdistill.layer_table import describe
 from privdistill.leaks import assert_no_leak
@@ -22,8 +24,10 @@ from privdistill.losses import (
     CenteredKernelAlignment,
     ChannelWise,
     ContrastiveProjection,
+    Critic,
     FeatureCosine,
     FeatureL2,
+    FeatureTerm,
     Gram,
     GroundTruth,
     HintonKL,
@@ -37,9 +41,11 @@ from privdistill.losses import (
     PrototypeSimilarity,
     Ramp,
     ReliableSoftTargetCE,
+    ResponseTerm,
     SoftTargetDiceBCE,
     Term,
     VariationalInformation,
+    critic_loss,
     generalized,
     hinton,
     kdnet,
@@ -49,26 +55,35 @@ from privdistill.losses import (
     warm_up,
     xie,
 )
-from privdistill.output import Output, Step, TapPair
+from privdistill.losses.agreement import target_agreement
+from privdistill.sides.teachers import Ensemble, JointTeacher, MovingAverage
+from privdistill.step import Output, Step, TapPair
 from privdistill.taps import Layer, Tap
-from privdistill.teachers import Ensemble, JointTeacher, MovingAverage
+from privdistill.temperature import fit_temperature
 from privdistill.wrapper import DistillationWrapper
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AttentionTransfer",
     "CacheError",
+    "CacheStore",
     "CacheWarning",
     "CenteredKernelAlignment",
     "ChannelWise",
     "ContrastiveProjection",
+    "Critic",
+    "Diagnosis",
     "DistillationWrapper",
     "Ensemble",
     "FeatureCosine",
     "FeatureL2",
+    "FeatureTerm",
     "Gram",
     "GroundTruth",
     "HintonKL",
     "HolisticAdversarial",
+    "Inheritance",
     "JointTeacher",
     "LatentKL",
     "Layer",
@@ -88,6 +103,7 @@ __all__ = [
     "PrototypeSimilarity",
     "Ramp",
     "ReliableSoftTargetCE",
+    "ResponseTerm",
     "ShapeMismatchError",
     "SoftTargetDiceBCE",
     "Step",
@@ -97,14 +113,19 @@ __all__ = [
     "Term",
     "VariationalInformation",
     "assert_no_leak",
+    "critic_loss",
     "describe",
+    "diagnose",
+    "fit_temperature",
     "generalized",
     "hinton",
+    "inherit",
     "kdnet",
     "pmkl",
     "precompute",
     "protokd",
     "structured",
+    "target_agreement",
     "warm_up",
     "xie",
 ]

@@ -1,7 +1,7 @@
 """Which modalities each network sees."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,9 +28,7 @@ class SameInput:
         """Return the image as it came."""
         return _as_tensor(image)
 
-    def for_student(self, image: Image) -> Tensor:
-        """Return the image as it came."""
-        return _as_tensor(image)
+    for_student = for_teacher
 
     def __repr__(self) -> str:
         return "both networks see the whole input"
@@ -86,17 +84,17 @@ class PrivilegedInput:
         fill: float = 0.0,
     ) -> None:
         self.modalities = _names("modalities", modalities)
-        self.channels = _channel_counts(self.modalities, modalities)
+        self.channels = _channel_counts(modalities)
         self.student = _names("student", student, self.modalities)
-        everything = self.modalities if teacher is None else teacher
-        self.teacher = _names("teacher", everything, self.modalities)
+        seen = self.modalities if teacher is None else teacher
+        self.teacher = _names("teacher", seen, self.modalities)
         if not 0 <= dropout < 1:
-            raise ModalityError(
-                f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}. At 1 nothing is "
-                "left to learn from."
-            )
+            raise ModalityError(f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}.")
         self.dropout = dropout
         self.fill = fill
+        # What every step asks for.
+        self._all, self._own = self._count(self.modalities), self._count(self.student)
+        self._spans = {names: self._span(names) for names in (self.student, self.teacher)}
 
     def for_teacher(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the teacher's modalities of a full input.
@@ -113,7 +111,8 @@ class PrivilegedInput:
             ModalityError: If a modality is missing, the channel count is another, or `present` has
                 another form.
         """
-        return self._fill(self._view(image, self.teacher), self.teacher, present)
+        view = self._view(image, self.teacher)
+        return view if present is None else self._fill(view, self.teacher, present)
 
     def for_student(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities of a full input, or of one that holds nothing else.
@@ -132,13 +131,10 @@ class PrivilegedInput:
             ModalityError: If a modality is missing, the channel count is neither, or `present` has
                 another form.
         """
-        own = self._count(self.student)
-        alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == own
-        if alone and own != self._count(self.modalities):
-            view = _as_tensor(image)
-        else:
-            view = self._view(image, self.student)
-        return self._fill(view, self.student, present)
+        alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == self._own
+        full = not alone or self._own == self._all
+        view = self._view(image, self.student) if full else _as_tensor(image)
+        return view if present is None else self._fill(view, self.student, present)
 
     def for_training(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities with some of them hidden at random.
@@ -171,9 +167,7 @@ class PrivilegedInput:
         kept = free & (torch.rand(every.shape, device=view.device) >= self.dropout)
         return (order == first) | (kept & (order > first))
 
-    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor | None) -> Tensor:
-        if present is None:
-            return view
+    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor) -> Tensor:
         wanted = (view.shape[0], len(self.modalities))
         if tuple(present.shape) != wanted or present.dtype != torch.bool:
             raise ModalityError(
@@ -194,20 +188,31 @@ class PrivilegedInput:
     def _count(self, names: tuple[str, ...]) -> int:
         return sum(map(self.channels.__getitem__, names))
 
+    def _span(self, names: tuple[str, ...]) -> tuple[int, int] | None:
+        """First channel and number of channels, where modalities lie side by side."""
+        first = self.modalities.index(names[0])
+        if names != self.modalities[first : first + len(names)]:
+            return None
+        return self._count(self.modalities[:first]), self._count(names)
+
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
             return self._stack(image, names)
-        image = _as_tensor(image)
-        self._check_channels(image)
+        image = image if type(image) is Tensor else _as_tensor(image)
+        if image.ndim < 3 or image.shape[1] != self._all:
+            raise ModalityError(
+                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {self._all}, "
+                f"*spatial) for the channels of `modalities`, {self.channels}. Pass the names in "
+                "the order in which the reader stacks them."
+            )
         if names == self.modalities:
             return image
-        first = self.modalities.index(names[0])
-        if names == self.modalities[first : first + len(names)]:
-            begin = self._count(self.modalities[:first])
+        span = self._spans[names]
+        if span is not None:
             # A copy, since the other network must not see what this one does to its input.
-            return image.narrow(1, begin, self._count(names)).clone()
+            return image.narrow(1, *span).clone()
         groups = torch.split(image, list(self.channels.values()), dim=1)
-        parts = dict(zip(self.modalities, groups, strict=True))
+        parts = dict(zip(self.channels, groups, strict=True))
         return torch.cat([parts[name] for name in names], dim=1)
 
     def _stack(self, image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
@@ -227,24 +232,67 @@ class PrivilegedInput:
             )
         return torch.cat([parts[name] for name in names], dim=1)
 
-    def _check_channels(self, image: Tensor) -> None:
-        count = self._count(self.modalities)
-        if image.ndim < 3 or image.shape[1] != count:
-            raise ModalityError(
-                f"PrivilegedInput: the input is {tuple(image.shape)}; expected (B, {count}, "
-                f"*spatial) for the channels of `modalities`, {self.channels}. Pass the names in "
-                "the order in which the reader stacks them."
-            )
-
     def __repr__(self) -> str:
-        views = f"teacher {self._listed(self.teacher)} | student {self._listed(self.student)}"
-        return views + f", each hidden with probability {self.dropout}" * bool(self.dropout)
-
-    def _listed(self, names: tuple[str, ...]) -> str:
-        counts = self.channels
-        return ", ".join(
-            name if counts[name] == 1 else f"{name} ({counts[name]} channels)" for name in names
+        listed = {n: n if c == 1 else f"{n} ({c} channels)" for n, c in self.channels.items()}
+        teacher, student = (
+            ", ".join(listed[name] for name in names) for names in (self.teacher, self.student)
         )
+        hidden = f", each hidden with probability {self.dropout}" if self.dropout else ""
+        return f"teacher {teacher} | student {student}{hidden}"
+
+
+def as_views(inputs: InputViews | None) -> InputViews:
+    """Return how an input is divided among the networks.
+
+    Args:
+        inputs: What the user passed, or None for the whole input for both.
+
+    Returns:
+        An object with `for_teacher` and `for_student`.
+
+    Raises:
+        ModalityError: If it lacks these methods.
+    """
+    if inputs is None:
+        return SameInput()
+    if not (hasattr(inputs, "for_teacher") and hasattr(inputs, "for_student")):
+        raise ModalityError(
+            f"`inputs` is {inputs!r}; expected PrivilegedInput(modalities=..., student=...) or an "
+            "object with the methods for_teacher(image) and for_student(image)."
+        )
+    return inputs
+
+
+def view_of(
+    inputs: Any, kind: str, image: Image, present: Tensor | None = None, *, training: bool = False
+) -> Tensor:
+    """Return what one network is given.
+
+    Args:
+        inputs: How the input is divided.
+        kind: "student" or "teacher".
+        image: The full input.
+        present: Which of the modalities each sample has.
+        training: Whether some modalities are to be hidden from the student.
+
+    Returns:
+        `(B, C, *spatial)`.
+
+    Raises:
+        ModalityError: If modalities are absent of which the views know nothing.
+    """
+    named = isinstance(inputs, PrivilegedInput)
+    if present is not None and not named:
+        raise ModalityError(
+            "`present` says which modalities each sample has, but the wrapper knows none. Pass "
+            "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
+        )
+    view = inputs.for_student if kind == "student" else inputs.for_teacher
+    if training and named:
+        view = inputs.for_training
+    # Views of the user's own need know neither of masks nor of tensors with metadata.
+    found: Tensor = view(image) if present is None else view(image, present)
+    return found if named else plain(found)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -271,34 +319,25 @@ def _as_tensor(image: Image) -> Tensor:
     )
 
 
-def _names(
-    argument: str, names: Sequence[str] | Mapping[str, int], known: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
+def _names(argument: str, names: Iterable[str], known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Check an option that holds names."""
     found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else ()
-    if not found or not all(isinstance(name, str) for name in found):
+    unknown = [name for name in found if not isinstance(name, str) or name not in (known or found)]
+    if not found or unknown or len(set(found)) != len(found):
+        of_these = f" of `modalities`, {known}" if known else ""
         raise ModalityError(
-            f"PrivilegedInput: `{argument}` is {names!r}; pass a tuple of names, such as "
-            "('t1', 't1ce')."
-        )
-    if len(set(found)) != len(found):
-        raise ModalityError(f"PrivilegedInput: `{argument}` repeats a name: {found}.")
-    unknown = [name for name in found if known is not None and name not in known]
-    if unknown:
-        raise ModalityError(
-            f"PrivilegedInput: `{argument}` names {unknown}, which `modalities` {known} does not "
-            "hold. Use names from `modalities`."
+            f"PrivilegedInput: `{argument}` is {names!r}; expected a tuple of names{of_these}, "
+            "each of them once, such as ('t1', 't1ce')."
         )
     return found
 
 
-def _channel_counts(
-    names: tuple[str, ...], modalities: Sequence[str] | Mapping[str, int]
-) -> dict[str, int]:
-    counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names, 1)
-    wrong = {name: count for name, count in counts.items() if type(count) is not int or count < 1}
-    if wrong:
+def _channel_counts(modalities: Iterable[str]) -> dict[str, int]:
+    """Channels of each modality."""
+    counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(modalities, 1)
+    if any(type(count) is not int or count < 1 for count in counts.values()):
         raise ModalityError(
-            f"PrivilegedInput: `modalities` gives the channel counts {wrong}; each must be a whole "
-            "number of at least 1."
+            f"PrivilegedInput: `modalities` gives the channel counts {counts}; each must be a "
+            "whole number of at least 1."
         )
     return counts

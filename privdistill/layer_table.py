@@ -1,13 +1,13 @@
 """The table of layers that a person reads to choose taps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from privdistill.dry_run import locate, on_trial, place
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
+from privdistill.sides.trial import attempt, locate
 from privdistill.taps.layout import find_layout
 from privdistill.taps.names import uncompiled, watched
 from privdistill.text import columns, sizes
@@ -70,28 +70,30 @@ def describe(model: nn.Module, example: Tensor) -> LayerTable:
             "(B, C, *spatial) with at least one spatial axis."
         )
     example = plain(example)
-    outputs = _outputs(model, example)
     try:
         bottleneck = locate(model, example, "network").name
     except LayerNotFoundError:
         bottleneck = ""
     rows = [
         _row(name, module, output, example.shape[2:], "<- bottleneck" * (name == bottleneck))
-        for name, module, output in outputs
+        for name, module, output in _outputs(model, example)
     ]
     return LayerTable(rows)
 
 
-def _outputs(model: nn.Module, example: Tensor) -> Iterable[tuple[str, nn.Module, Any]]:
+def _outputs(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Any]]:
+    """Name, layer and output of all that ran, in that order."""
     found: list[tuple[str, nn.Module, Any]] = []
 
     def watch(name: str, _layer: nn.Module) -> Any:
         return lambda layer, _args, output: found.append((name, layer, output))
 
-    inner = uncompiled(model)
-    with on_trial(model, example, "network"), watched(inner, watch):
-        model.eval()
-        inner(place(example, model))
+    def forward(view: Tensor) -> None:
+        found.clear()
+        with watched(uncompiled(model), watch):
+            uncompiled(model)(view)
+
+    attempt(model, example, "network", forward)
     return found
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from privdistill.dry_run import restored
 from privdistill.exceptions import ModalityError
 from privdistill.inputs import Image, InputViews, PrivilegedInput
+from privdistill.sides.trial import restored
 
 
 def assert_no_leak(
@@ -38,75 +38,64 @@ def assert_no_leak(
         >>> assert_no_leak(nn.Conv2d(1, 2, 1), inputs, torch.zeros(1, 2, 4, 4))
     """
     parts = _parts(example, view)
-    allowed = _allowed(view, parts, seen)
+    known = view.student if seen is None and isinstance(view, PrivilegedInput) else seen
+    if known is None or not set(known) <= set(parts):
+        raise ModalityError(
+            f"assert_no_leak: the student's view is {known}, the example holds {list(parts)}. Pass "
+            f"a full input, and for a {type(view).__name__} also seen=... with some of these."
+        )
+    inputs = {name: _noise(part, model) for name, part in parts.items()}
+    others = {n: v if n in known else torch.randn_like(v) for n, v in inputs.items()}
+    whole = isinstance(example, Tensor)
     with restored(model):
         model.eval()
-        values = {name: torch.randn_like(part).requires_grad_() for name, part in parts.items()}
-        output = _run(model, view, example, values)
-        leaking = [name for name in _reached(output, values) if name not in allowed]
-        noise = {n: v if n in allowed else torch.randn_like(v) for n, v in values.items()}
-        changed = not torch.equal(output, _run(model, view, example, noise))
-    if leaking or changed:
-        what = leaking or [name for name in parts if name not in allowed]
+        output = _run(model, view, inputs, whole=whole)
+        again = _run(model, view, others, whole=whole)
+    leaking = [name for name in _reached(output, inputs) if name not in known]
+    if leaking or not torch.equal(output, again):
+        what = leaking or [name for name in parts if name not in known]
         how = "a gradient leads to it" if leaking else "it changes when these are replaced by noise"
         raise ModalityError(
             f"The student's output depends on {what}, which it must not see ({how}); its view is "
-            f"{sorted(allowed, key=str)}. Look for statistics over all channels, or a view that "
-            "returns more than it says."
+            f"{list(known)}. Look for statistics over all channels, or a view that returns more "
+            "than it says."
         )
 
 
-def _parts(example: Image, view: InputViews) -> dict[int | str, Tensor]:
+def _parts(example: Image, view: InputViews) -> dict[Any, Tensor]:
+    """The example's modalities by name, or its channels by number."""
     if isinstance(example, Mapping):
-        return {name: part.detach().float() for name, part in example.items()}
+        return dict(example)
     names: dict[Any, int] = dict(view.channels) if isinstance(view, PrivilegedInput) else {}
     if sum(names.values()) != example.shape[1]:
         names = dict.fromkeys(range(example.shape[1]), 1)
-    groups = torch.split(example.detach().float(), list(names.values()), dim=1)
-    return dict(zip(names, groups, strict=True))
+    return dict(zip(names, torch.split(example, list(names.values()), dim=1), strict=True))
 
 
-def _allowed(
-    view: InputViews, parts: Mapping[int | str, Tensor], seen: Sequence[int | str] | None
-) -> set[int | str]:
-    if seen is None and isinstance(view, PrivilegedInput):
-        seen = view.student
-    if seen is None:
-        raise ModalityError(
-            f"assert_no_leak: what the student may see is not known for a {type(view).__name__}. "
-            f"Pass seen=... with some of {list(parts)}."
-        )
-    if not set(seen) <= set(parts):
-        raise ModalityError(
-            f"assert_no_leak: the student's view is {sorted(seen, key=str)}, but the example "
-            f"holds {list(parts)}. Pass a full input."
-        )
-    return set(seen)
+def _noise(part: Tensor, model: nn.Module) -> Tensor:
+    """Random values of a modality's shape, in the network's precision and where it is."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.randn(part.shape, dtype=weight.dtype, device=weight.device).requires_grad_()
 
 
-def _run(
-    model: nn.Module, view: InputViews, example: Image, values: Mapping[int | str, Tensor]
-) -> Tensor:
-    full = isinstance(example, Mapping)
-    image = {str(k): v for k, v in values.items()} if full else torch.cat([*values.values()], 1)
-    # The same random numbers each time, so that only the input differs.
-    with torch.random.fork_rng(devices=[]):
+def _run(model: nn.Module, view: InputViews, parts: Mapping[Any, Tensor], *, whole: bool) -> Tensor:
+    """All floating-point outputs in one; the same random numbers each time."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        with torch.enable_grad():
-            result = model(view.for_student(image))
-    leaves = tree_leaves(result)
-    floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        output = model(view.for_student(torch.cat([*parts.values()], 1) if whole else parts))
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    floats = [tensor.flatten() for tensor in tensors if tensor.is_floating_point()]
     if not floats:
         raise ModalityError(
-            f"assert_no_leak: the model returned {type(result).__name__} without a floating-point "
-            "tensor, so that nothing can be said of what reaches it. Pass a module that returns "
-            "its logits."
+            f"assert_no_leak: the model returned {type(output).__name__} without a floating-point "
+            "tensor, of which nothing can be said. Pass a module that returns its logits."
         )
-    return torch.cat([leaf.flatten() for leaf in floats])
+    return torch.cat(floats)
 
 
-def _reached(output: Tensor, values: Mapping[int | str, Tensor]) -> list[int | str]:
+def _reached(output: Tensor, parts: Mapping[Any, Tensor]) -> list[Any]:
+    """Names to which a gradient leads."""
     if not output.requires_grad:
         return []
-    found = torch.autograd.grad(output.sum(), list(values.values()), allow_unused=True)
-    return [n for n, slope in zip(values, found, strict=True) if slope is not None and slope.any()]
+    found = torch.autograd.grad(output.sum(), list(parts.values()), allow_unused=True)
+    return [n for n, slope in zip(parts, found, strict=True) if slope is not None and slope.any()]

@@ -2,40 +2,50 @@
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from privdistill import checks, dry_run
-from privdistill.apart import load_apart
+from privdistill import parallel
 from privdistill.cache import TeacherCache
-from privdistill.cache.fingerprint import Fingerprint, written
-from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
-from privdistill.inputs import Image, InputViews, PrivilegedInput, plain
+from privdistill.exceptions import LifecycleError, ObjectiveError
+from privdistill.inputs import Image, InputViews, as_views, plain, view_of
 from privdistill.losses import Objective, Term, as_objective
-from privdistill.losses.base import check_choice
 from privdistill.losses.functional import Activation
-from privdistill.losses.heads import check_head_weights, head_weights, steps_by_head
-from privdistill.network import Features, Network, TeacherNetwork
-from privdistill.output import Output, Step, TapPair, find_heads
-from privdistill.taps.adapters import build_adapter, check_equal, short
-from privdistill.taps.tap import Tap, as_layer, brief
-from privdistill.teachers import (
-    Holder,
+from privdistill.losses.options import check, one_of
+from privdistill.sides import trial
+from privdistill.sides.frozen import Frozen, Resting
+from privdistill.sides.heads import check_head_weights, check_heads, head_weights, steps_by_head
+from privdistill.sides.side import (
+    Answer,
+    CachedSide,
+    Side,
+    TeacherSide,
+    asked_of,
+    check_cache,
+)
+from privdistill.sides.teachers import (
+    Ensemble,
+    JointTeacher,
     MovingAverage,
     Teacher,
-    members,
-    several_processes,
-    shares,
+    check_declared,
+    check_networks,
+    follow,
+    networks_of,
+    roles_of,
     teacher_shares,
 )
+from privdistill.step import Output, Step, chosen_heads
+from privdistill.taps.pairing import Pairing
+from privdistill.taps.tap import Tap, TapPairs, as_layer, brief, expand, tap_table
 from privdistill.text import columns, sizes
 
 Validation = Literal["first", "always", "never"]
-Heads = list[Tensor]
 
 
 class DistillationWrapper(nn.Module):
@@ -102,6 +112,7 @@ class DistillationWrapper(nn.Module):
 
     student: nn.Module
     adapters: nn.ModuleDict
+    objective: Objective
     steps: Tensor
 
     def __init__(
@@ -111,7 +122,7 @@ class DistillationWrapper(nn.Module):
         *,
         objective: Term | Objective,
         inputs: InputViews | None = None,
-        taps: Mapping[str, Tap] | None = None,
+        taps: Mapping[str, Tap | TapPairs] | TapPairs | None = None,
         activation: Activation = "softmax",
         example: Image | None = None,
         validate: Validation = "first",
@@ -120,27 +131,20 @@ class DistillationWrapper(nn.Module):
         cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
-        check_choice("DistillationWrapper", "activation", activation, ("softmax", "sigmoid"))
-        check_choice("DistillationWrapper", "validate", validate, ("first", "always", "never"))
-        self.objective = as_objective(objective)
+        check("DistillationWrapper", one_of("softmax", "sigmoid"), activation=activation)
+        check("DistillationWrapper", one_of("first", "always", "never"), validate=validate)
+        # A copy, so that two wrappers made from one objective never meet.
+        self.objective = copy.deepcopy(as_objective(objective))
         self.activation: Activation = activation
         self.validate = validate
-        self.inputs = checks.input_views(inputs)
-        self.select_logits = select_logits
+        self.inputs = as_views(inputs)
         self.head_weights = head_weights
-        self._validated = False
-        self._closed = False
-        #: Whether a pickle of the wrapper holds the teacher too.
-        self.pickles_teacher = True
-        if isinstance(teacher, MovingAverage):
-            checks.check_same_views(self.inputs)
-        teachers = members(teacher, student)
-        checks.check_cache(cache, teacher, teachers)
-        self.cache = cache
-        self._fingerprint: Fingerprint | None = None
-        checks.check_networks(teachers, student, self.objective)
-        self.taps = checks.tap_table(taps or {}, self.objective.taps, len(teachers))
-        self._shares = shares(teacher, len(teachers))
+        networks = networks_of(teacher, student)
+        self.cache = check_cache(cache, teacher, networks)
+        check_networks(student, networks)
+        check_declared(teacher, self.inputs, self.objective)
+        table = expand(taps, networks, student)
+        self.taps = tap_table(table, self.objective.taps, len(networks))
         self.student = student
         weight = next(student.parameters(), None)
         # A tensor, since a number would be a new constant for torch.compile in every step; with the
@@ -148,231 +152,133 @@ class DistillationWrapper(nn.Module):
         steps = torch.zeros((), dtype=torch.long, device=None if weight is None else weight.device)
         self.register_buffer("steps", steps)
         self.adapters = nn.ModuleDict()
+        self._closed = False
+        self._begun = False
+        # Whether values are still to be checked, and whether an average is still to follow.
+        self._unchecked = validate == "first"
+        self._behind = True
+        #: Whether the teacher is trained too.
+        self.learns = isinstance(teacher, JointTeacher)
+        self._decay = teacher.decay if isinstance(teacher, MovingAverage) else None
+        # A teacher that changes is an ordinary submodule; only a frozen one hides.
+        if isinstance(teacher, MovingAverage | JointTeacher):
+            self._modules["teacher"] = networks[0]
         self._head_sizes: list[str] = []
+        self._select = select_logits and partial(chosen_heads, select_logits)
+        count = max(len(networks), 1)
+        self._shares = teacher.shares if isinstance(teacher, Ensemble) else (1 / count,) * count
         # The student, then the teachers.
-        self._networks: list[Network] = []
-        # Also at the end of the wrapper's life: a notebook cell run twice must not pile up hooks.
-        self._leave = weakref.finalize(self, _give_back, self._networks)
+        self._sides: list[Side] = []
+        read = {tap: _by_channel(self.objective, tap) for tap in self.objective.taps}
+        self._pairing = Pairing(self.taps, self.adapters, read)
         # A build that fails half-way must leave no hook and no frozen teacher behind.
         try:
-            self._attach(teacher, teachers, example)
+            self._attach(networks, example)
         except BaseException:
             self.close()
             raise
 
-    def _attach(
-        self, declared: Teacher | None, teachers: list[nn.Module], example: Image | None
-    ) -> None:
-        sides = ("student", "teacher") if teachers else ("student",)
-        views = {} if example is None else {side: self._view(side, example) for side in sides}
-        own = {name: as_layer(tap.student) for name, tap in self.taps.items()}
-        self._networks.append(Network(self.student, own, views.get("student")))
-        places = {name: as_layer(tap.teacher) for name, tap in self.taps.items()}
-        for index, teacher in enumerate(teachers):
-            layers = {name: place for name, place in places.items() if place.network == index}
-            held = TeacherNetwork(declared, teacher, layers, views.get("teacher"), index)
-            held.holder.train(self.training)
-            self._networks.append(held)
-        for network in self._networks:
-            for tap, place in network.recorder.places.items():
-                # by name from here on: a layer kept here would drag its network into every copy
-                kept: dict[str, Any] = {network.side: brief(place)}
+    def _attach(self, networks: Sequence[nn.Module], example: Image | None) -> None:
+        """Attach hooks to all networks, freeze the teachers, and try everything out."""
+        kinds = ["student", *["teacher"] * len(networks)]
+        views = (
+            {} if example is None else {kind: view_of(self.inputs, kind, example) for kind in kinds}
+        )
+        for index, network in enumerate([self.student, *networks]):
+            kind, role = kinds[index], ["student", *roles_of(networks)][index]
+            layers = {name: as_layer(getattr(tap, kind)) for name, tap in self.taps.items()}
+            if index:
+                layers = {
+                    name: layer for name, layer in layers.items() if layer.network == index - 1
+                }
+            side = Side(
+                network,
+                layers,
+                views.get(kind),
+                role=role,
+                select=self._select,
+                reads_logits=not index or self.objective.needs_teacher_logits,
+                read=self.objective.taps,
+            )
+            self._sides.append(side)
+            if self._decay is not None and index:
+                side.run = Resting(network)
+            elif index and "teacher" not in self._modules:
+                side.run = Frozen(network)
+            elif index:
+                network.train(self.training)
+            for tap, layer in side.places.items():
+                # By name from here on: a layer kept here would drag its network into every copy.
+                kept: dict[str, Any] = {kind: brief(layer)}
                 self.taps[tap] = replace(self.taps[tap], **kept)
+        self._join()
         if views:
             self._try_out(views)
         else:
-            self._fit({}, {})
+            self._pairing.fit({}, {})
 
-    @property
-    def _student(self) -> Network:
-        return self._networks[0]
-
-    @property
-    def _teachers(self) -> list[TeacherNetwork]:
-        return [network for network in self._networks if isinstance(network, TeacherNetwork)]
-
-    def _view(
-        self, side: str, image: Image, present: Tensor | None = None, *, training: bool = False
-    ) -> Tensor:
-        views: Any = self.inputs
-        named = isinstance(views, PrivilegedInput)
-        if present is not None and not named:
-            raise ModalityError(
-                "`present` says which modalities each sample has, but the wrapper knows none. Pass "
-                "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
-            )
-        view = views.for_student if side == "student" else views.for_teacher
-        if training and named:
-            view = views.for_training
-        # Views of the user's own need not know of masks.
-        return plain(view(image) if present is None else view(image, present))
-
-    def _select(self, output: Any, axes: int) -> Heads:
-        if self.select_logits is None:
-            return find_heads(output, axes)
-        chosen = self.select_logits(output)
-        heads = [chosen] if isinstance(chosen, Tensor) else list(chosen or ())
-        if not heads or not all(isinstance(head, Tensor) and head.ndim > 2 for head in heads):
-            raise ShapeMismatchError(
-                f"`select_logits` gave {str(getattr(chosen, 'shape', chosen))[:80]}; expected "
-                "logits (B, C, *spatial), or a list of them, finest first."
-            )
-        return heads
+    def _join(self) -> None:
+        """Make two sides of all networks."""
+        self._student = self._sides[0]
+        self._teacher = TeacherSide(self._sides[1:])
+        self._cached = None
+        if self.cache is not None:
+            asked = asked_of(self.inputs, self._sides[1:], self.objective, self._select)
+            self._cached = CachedSide(self._teacher, self.cache, asked)
+        self._leave = weakref.finalize(self, _give_back, self._sides)
 
     def _try_out(self, views: Mapping[str, Tensor]) -> None:
         """Run all networks once; build adapters and what terms need, and compare shapes."""
-        read, student = self.objective.taps, self._student
-        mine = student.try_out(self.student, views["student"], self._select, read)
+        asked = len(self.head_weights or ()) > 1
+        own = self._student.try_out(views["student"], asked=asked)
         # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
-        training = dry_run.run(
-            self.student, views["student"], student.recorder, self._select, training=True
-        )
+        training = self._student.try_out(views["student"], training=True, asked=asked)
         check_head_weights(self.head_weights, len(training.heads))
         self._head_sizes = [sizes(head.shape[2:]) for head in training.heads]
-        select = self._select if self.objective.needs_teacher_logits else None
-        theirs = [
-            teacher.try_out(teacher.holder.module, views["teacher"], select, read)
-            for teacher in self._teachers
-        ]
-        features = {tap: value for trial in theirs for tap, value in trial.features.items()}
-        pairs = self._fit(mine.features, features)
-        taught = [trial.heads for trial in theirs if trial.heads]
-        checks.check_heads(mine.heads[0], [heads[0] for heads in taught])
+        found = [member.try_out(views["teacher"]) for member in self._teacher.members]
+        features = {tap: value for one in found for tap, value in one.features.items()}
+        taught = [one.heads for one in found if one.heads]
+        check_heads(own.heads[0], [heads[0] for heads in taught])
+        self._pairing.fit(own.features, features)
+        with torch.no_grad(), trial.restored(self.adapters):
+            pairs = self._pairing(own.features, features)
         # Branches that exist only in training are what a term may want to build upon.
-        given = {"student_output": training.output}
-        weighed = list(zip(taught, self._shares, strict=True)) if taught else []
-        step = self._steps(mine.heads[:1], weighed, mine.image, pairs, given)[0]
-        # A term under two names is one module.
-        for term in dict.fromkeys(term for _, term in self.objective.named_terms.values()):
-            term.build(step)
-            term.to(step.student.device)
-
-    def _fit(self, student: Features, teacher: Features) -> dict[str, TapPair]:
-        """Add adapters where terms compare features, and pair what the dry run captured."""
-        # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
-        for name in self.objective.taps:
-            adapter = self.taps[name].adapter
-            if adapter == "auto" and name not in teacher:
-                raise ObjectiveError(
-                    f"Tap '{name}': whether an adapter is needed cannot be told without an "
-                    "example. Pass example=torch.zeros(1, C, *spatial) to the wrapper, or "
-                    "Tap(..., adapter=None) where both layers have the same shape."
-                )
-            if adapter == "auto":
-                shapes = student[name].shape, teacher[name].shape
-                adapter = build_adapter(name, *shapes, channels=self._equal_channels(name))
-            # An identity is kept out of the tree, so that equal networks add no key to checkpoints.
-            if adapter is not None and not isinstance(adapter, nn.Identity):
-                self.adapters[name] = adapter
-                if name in student:
-                    adapter.to(student[name].device, student[name].dtype)
-        with torch.no_grad(), dry_run.restored(self.adapters):
-            return self._pair(student, teacher)
-
-    def _equal_channels(self, tap: str) -> bool:
-        """Whether any term that reads a tap compares its features channel by channel."""
-        terms = [term for _, term in self.objective.named_terms.values()]
-        return any(term.equal_channels for term in terms if tap in term.taps)
+        common = {
+            "image": own.image,
+            "taps": pairs,
+            "activation": self.activation,
+            "index": self.steps.clone(),
+            "student_output": training.output,
+        }
+        (step,) = steps_by_head(common, own.heads[:1], taught, self._shares)
+        self.objective.build(step)
 
     @property
     def teacher(self) -> nn.Module | None:
         """The teacher, the first of several, or None."""
-        return self._teachers[0].holder.module if self._teachers else None
+        members = self._sides[1:]
+        return members[0].network if members else None
 
-    @property
-    def _changing(self) -> Holder | None:
-        """Holder of a teacher that changes; of several none does."""
-        return next((t.holder for t in self._teachers if t.holder.owned), None)
-
-    def teacher_parameters(self) -> Iterator[nn.Parameter]:
-        """Return the parameters of a teacher that was declared to change.
-
-        Returns:
-            Those of a `JointTeacher`, for an optimizer, or of a `MovingAverage`.
-
-        Raises:
-            LifecycleError: If the teacher is frozen, or there is none.
-
-        Example:
-            >>> from torch import nn
-            >>> from privdistill import DistillationWrapper, GroundTruth, JointTeacher
-            >>> objective = GroundTruth() + GroundTruth(of="teacher").named("teacher")
-            >>> teacher = JointTeacher(nn.Conv2d(1, 2, 1))
-            >>> kd = DistillationWrapper(teacher, nn.Conv2d(1, 2, 1), objective=objective)
-            >>> parameters = [*kd.parameters(), *kd.teacher_parameters()]
-        """
-        changing = self._changing
-        if changing is None:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "teacher":
             raise LifecycleError(
-                "The teacher is frozen and has nothing to train. A teacher that learns is declared "
-                "as such: DistillationWrapper(JointTeacher(network), student, ...)."
+                "The teacher of a wrapper is fixed when the wrapper is built, as are its taps and "
+                "adapters. Build another wrapper with the other teacher and this one's student."
             )
-        return changing.module.parameters()
+        super().__setattr__(name, value)
+        if name == "student" and getattr(self, "_sides", None):
+            self._sides[0].run = value
 
-    def critic_parameters(self) -> Iterator[nn.Parameter]:
-        """Return the parameters of the critics that terms bring along.
-
-        Returns:
-            Those of every `HolisticAdversarial`, for an optimizer of their own.
-
-        Raises:
-            LifecycleError: If no term has a critic, or in several processes.
-        """
-        return iter(dict.fromkeys(p for term in self._critics() for p in term.critic_parameters()))
-
-    def critic_loss(self, image: Image, out: Output, *, present: Tensor | None = None) -> Tensor:
-        """Compute the loss that trains the critics, after the student's own step.
-
-        Args:
-            image: The full input, as in the step. The critic sees the student's view of it, whole
-                even where modality dropout took a part from the student.
-            out: What the step returned; of several heads the finest count.
-            present: Which of the modalities each sample has, as in the step.
-
-        Returns:
-            A scalar; only critics get gradients from it.
-
-        Raises:
-            LifecycleError: If no term has a critic, or in several processes.
-
-        Example:
-            >>> import torch
-            >>> from torch import nn
-            >>> from privdistill import DistillationWrapper
-            >>> from privdistill.losses import HolisticAdversarial
-            >>> term = HolisticAdversarial(nn.Conv2d(2, 1, 1), conditional=False)
-            >>> kd = DistillationWrapper(nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=term)
-            >>> optimizer = torch.optim.Adam(kd.parameters())
-            >>> critic_optimizer = torch.optim.Adam(kd.critic_parameters())
-            >>> image = torch.rand(2, 1, 4, 4)
-            >>> out = kd(image)
-            >>> out.loss.backward(); optimizer.step()
-            >>> critic_optimizer.zero_grad()
-            >>> kd.critic_loss(image, out).backward(); critic_optimizer.step()
-        """
-        student, teacher = (
-            logits[0] if isinstance(logits, list) else logits
-            for logits in (out.student, out.teacher)
-        )
-        view = self._view("student", image, present)
-        losses = [t.critic_loss(student, teacher, view, self.activation) for t in self._critics()]
-        return torch.stack(losses).sum()
-
-    def _critics(self) -> list[Any]:
-        terms = [term for _, term in self.objective.named_terms.values()]
-        # A term under two names has one critic.
-        found = [term for term in terms if hasattr(term, "critic_loss")]
-        critics = list({id(getattr(term, "critic", term)): term for term in found}.values())
-        if not critics:
-            raise LifecycleError(
-                "No term of the objective has a critic to train. HolisticAdversarial() brings one."
-            )
-        if several_processes():
-            raise LifecycleError(
-                "A critic lies outside of what DistributedDataParallel synchronises, so each "
-                "process would train another one. Train with HolisticAdversarial in one process."
-            )
-        return critics
+    def __call__(self, *args: Any, **kwargs: Any) -> Output:
+        """Take a step; see `forward`."""
+        if self._behind and self._decay is not None and self.training and torch.is_grad_enabled():
+            # Before FSDP gathers any weights, as it forgets what is written to gathered ones.
+            if parallel.sharded(self):
+                parallel.reshard(self)
+            follow(self.get_submodule("teacher"), self.student, self._decay, self.steps)
+            self._behind = False
+        output: Output = super().__call__(*args, **kwargs)
+        return output
 
     def forward(
         self,
@@ -384,17 +290,19 @@ class DistillationWrapper(nn.Module):
         sample_weights: Tensor | None = None,
         teacher_weights: Tensor | None = None,
         key: Sequence[str] | None = None,
+        advance: bool = True,
     ) -> Output:
         """Run all networks and compute the objective.
 
         Args:
             image: The full input: `(B, C, *spatial)` with every modality, or a mapping by name.
             target: Reference, one-hot or regions `(B, C, *spatial)`, or a label map
-                `(B, *spatial)`. Without one, terms that read it are left out, and the others teach.
+                `(B, *spatial)`.
             present: Which of the modalities each sample has, boolean `(B, modalities)`; the others
                 are filled as `PrivilegedInput(fill=...)` says. All of them unless given.
             labelled: Which samples have a reference, boolean `(B,)`; what `target` holds for the
-                others is not read. All of them unless given.
+                others is not read. All of them unless given. Where none has one, `target` may be
+                left out: the terms that read it are then, too, and the others teach.
             sample_weights: Weight of each sample in terms that read the target, `(B,)`, >= 0.
             teacher_weights: With several teachers, the weight of each one for each sample,
                 `(B, teachers)`, >= 0, scaled to sum to one; those of the `Ensemble` unless given.
@@ -402,6 +310,9 @@ class DistillationWrapper(nn.Module):
                 more than the target does.
             key: One text per sample that names it and its augmentation, for the cache; without
                 keys, or without a cache, the teacher runs.
+            advance: Whether the optimizer takes a step after this call. With accumulated gradients
+                the others are micro-batches of the same step: schedules, balanced magnitudes and
+                moving averages count steps of the optimizer. Ignored outside of training.
 
         Returns:
             Loss, terms, logits and taps of this step.
@@ -412,83 +323,73 @@ class DistillationWrapper(nn.Module):
             ModalityError: If the input does not carry the modalities named.
             ObjectiveError: If a term misses what it reads.
             CacheError: If a key comes back with another input.
+
+        Example:
+            >>> import torch
+            >>> from privdistill import GroundTruth
+            >>> kd = DistillationWrapper(None, nn.Conv2d(1, 2, 1), objective=GroundTruth())
+            >>> optimizer = torch.optim.Adam(kd.parameters())
+            >>> batches = [(torch.rand(1, 1, 4, 4), torch.zeros(1, 4, 4).long())] * 8
+            >>> for i, (image, target) in enumerate(batches):
+            ...     last = i % 4 == 3
+            ...     (kd(image, target, advance=last).loss / 4).backward()
+            ...     if last:
+            ...         optimizer.step()
+            ...         optimizer.zero_grad()
+            >>> int(kd.steps)
+            2
         """
-        self._check_ready()
-        if several_processes() and not self._validated:
-            terms = [(name, term) for name, (_, term) in self.objective.named_terms.items()]
-            checks.check_synchronised(self.student, [*self.adapters.items(), *terms])
+        # In this order, as the compiler would make a new graph when a value that is read changes.
+        if parallel.several_processes() and not self._begun:
+            self._begun = True
+            parallel.check_synchronised(self.student, _beside_the_student(self))
+        training = self.training and torch.is_grad_enabled()
+        checks = self.validate == "always" or self._unchecked
+        if target is None:
+            _check_unlabelled(self.objective, labelled, checks=checks)
+        else:
+            target = plain(target)
         # Taken before the teacher runs, which might edit its input in place.
-        view = self._view("student", image, present, training=self.training)
-        self._student.check(view)
-        if self._counts():
-            for teacher in self._teachers:
-                teacher.holder.follow(self.student, self.steps)
-        taught, features = self.teacher_outputs(image, key=key, present=present)
-        output, mine = self._student.run(self.student, view, self.objective.taps)
-        if self._counts():
-            checks.check_gradients(self._student.recorder, mine)
-        heads, pairs = self._select(output, view.ndim - 2), self._pair(mine, features)
-        target = None if target is None else plain(target)
-        given = {"target": target, "labelled": labelled, "sample_weights": sample_weights}
-        given["student_output"] = output
-        shares = teacher_shares(teacher_weights, self._shares, view, check=self._checks_values())
-        weighed = list(zip(taught, shares, strict=True)) if taught else []
-        steps = self._steps(heads, weighed, view, pairs, given)
-        weighted = zip(head_weights(self.head_weights, len(steps)), steps, strict=True)
-        loss, terms = self.objective(steps[0], list(weighted) if len(steps) > 1 else [])
-        # Read only where it is needed: the compiler would make a new graph when it changes.
-        self._validated = self.validate != "first" or self._checked(target, labelled)
-        if self._counts():
-            self.steps.add_(1)
-        if len(steps) == 1:
-            return Output(loss, terms, heads[0], steps[0].teacher, pairs)
-        teachers = [step.teacher for step in steps if step.teacher is not None]
-        return Output(loss, terms, heads, teachers or None, pairs)
-
-    def _steps(
-        self,
-        heads: Sequence[Tensor],
-        taught: Sequence[tuple[Sequence[Tensor], float | Tensor]],
-        image: Tensor,
-        pairs: dict[str, TapPair],
-        given: Mapping[str, Any],
-    ) -> list[Step]:
-        """One step for each head of the student."""
+        view = view_of(self.inputs, "student", image, present, training=self.training)
+        taught = self.teacher_outputs(image, key=key, present=present)
+        answer = self._student(view)
+        if training:
+            self._student.check_gradients(answer.features)
+        pairs = self._pairing(answer.features, taught.features)
+        shares: Sequence[float | Tensor] = self._shares
+        if teacher_weights is not None:
+            shares = teacher_shares(teacher_weights, len(shares), view, check=checks)
         common = {
-            "image": image,
+            "image": view,
             "taps": pairs,
+            "target": target,
+            "labelled": labelled,
+            "sample_weights": sample_weights,
             "activation": self.activation,
+            "student_output": answer.output,
             "index": self.steps.clone(),
-            "validate": self._checks_values(),
-            **given,
+            "advance": advance,
+            "validate": checks,
         }
-        return steps_by_head(common, heads, taught, self.activation)
-
-    def _checks_values(self) -> bool:
-        """Whether values are checked in this step, for which a GPU waits."""
-        return self.validate == "always" or (self.validate == "first" and not self._validated)
-
-    def _checked(self, target: Tensor | None, labelled: Tensor | None) -> bool:
-        """Whether this or an earlier step had a target to check."""
-        if self._validated or not self.objective.needs_target:
-            return True
-        return target is not None and (labelled is None or bool(labelled.any()))
-
-    def _counts(self) -> bool:
-        """Whether this is a training step; validation must not move schedules and averages."""
-        return self.training and torch.is_grad_enabled()
-
-    def _check_ready(self) -> None:
-        if self._closed or len(self._teachers) < len(self._shares):
-            why = "has been closed" if self._closed else "was pickled without its teacher"
-            raise LifecycleError(
-                f"Cannot run a distillation step, as the wrapper {why}. Build a new one with the "
-                "teacher and this one's student; predict() still works."
-            )
+        steps = steps_by_head(common, answer.heads[0], taught.heads, shares)
+        if len(steps) == 1:
+            loss, terms = self.objective(steps[0])
+            out = Output(loss, terms, steps[0].student, steps[0].teacher, pairs)
+        else:
+            out = _of_heads(self.objective, head_weights(self.head_weights, len(steps)), steps)
+        if training:
+            # Written only where it changes, as the compiler would make a new graph.
+            if self._unchecked and _checked(self.objective, target, labelled):
+                self._unchecked = False
+            if advance:
+                self.steps.add_(1)
+            if advance and self._decay is not None:
+                self._behind = True
+        return out
 
     def teacher_outputs(
         self, image: Image, *, key: Sequence[str] | None = None, present: Tensor | None = None
-    ) -> tuple[list[Heads], Features]:
+    ) -> Answer:
         """Return what the teachers say of an input, from the cache where it is known.
 
         Args:
@@ -503,81 +404,17 @@ class DistillationWrapper(nn.Module):
             LifecycleError: After `close()`, or if a tap did not fire.
             CacheError: If a key comes back with another input.
         """
-        self._check_ready()
-        if not self._teachers:
-            return [], {}
-        view = self._view("teacher", image, present)
-        read = self.objective.needs_teacher_logits or self.taps
-        if self.cache is None or key is None or not read:
-            return self._run_teachers(view)
-        # Files, digests and locks are nothing to compile. Imported here as it imports the compiler.
-        from privdistill.cache.apart import uncompiled  # noqa: PLC0415
-
-        return uncompiled(self._from_cache, self.cache, view, key)
-
-    def _from_cache(
-        self, cache: TeacherCache, view: Tensor, key: Sequence[str]
-    ) -> tuple[list[Heads], Features]:
-        if self._fingerprint is None:
-            self._fingerprint = Fingerprint([t.holder.module for t in self._teachers])
-        teacher = self._fingerprint.current(self._asked())
-        return _parted(cache.fetch(teacher, key, view, lambda: _named(*self._run_teachers(view))))
-
-    def _asked(self) -> str:
-        """What else than its weights decides what a teacher's outputs are."""
-        views = self.inputs
-        seen = views.teacher if isinstance(views, PrivilegedInput) else type(views).__qualname__
-        places = [
-            (n.role, tap, str(p)) for n in self._teachers for tap, p in n.recorder.places.items()
-        ]
-        select = [written(self.select_logits)]
-        select += [written(p.select) for n in self._teachers for p in n.recorder.places.values()]
-        return repr(
-            (seen, places, self.objective.needs_teacher_logits, self.objective.taps, select)
-        )
-
-    def _run_teachers(self, view: Tensor) -> tuple[list[Heads], Features]:
-        wanted = self.objective.needs_teacher_logits
-        taught: list[Heads] = []
-        features: Features = {}
-        for teacher in self._teachers:
-            if not (wanted or teacher.recorder.places):
-                continue
-            teacher.check(view)
-            output, captured = teacher.run(
-                teacher.holder, view, self.objective.taps, leave_early=self._stops(teacher)
+        if self._closed:
+            raise LifecycleError(
+                "Cannot run a distillation step, as the wrapper has been closed. Build a new one "
+                "with the teacher and this one's student; predict() still works."
             )
-            features |= captured
-            # Without a term that reads them, the logits may have another form or class count.
-            if wanted:
-                taught.append(self._select(output, view.ndim - 2))
-            if wanted and teacher.holder.learns and len(taught[-1]) > 1:
-                raise ObjectiveError(
-                    f"The JointTeacher returns {len(taught[-1])} heads, of which only the first "
-                    "would be trained. Switch its deep supervision off, or choose a head with "
-                    "`select_logits=`."
-                )
-        return taught, features
-
-    def _stops(self, teacher: TeacherNetwork) -> bool:
-        """Whether nothing behind a teacher's last tap is read."""
-        if self.objective.needs_teacher_logits or torch.compiler.is_compiling():
-            return False
-        return not teacher.runs_on()
-
-    def _pair(self, student: Features, teacher: Features) -> dict[str, TapPair]:
-        pairs = {}
-        for tap, wanted in teacher.items():
-            features = student[tap]
-            adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
-            if adapter is not None:
-                features = adapter(features)
-            if tap in self.objective.taps and features.shape != wanted.shape:
-                equal = self._equal_channels(tap)
-                check_equal(tap, features.shape, wanted.shape, adapter, channels=equal)
-            # A teacher that learns does so from terms that ask for it, never from a distance.
-            pairs[tap] = TapPair(features, wanted.detach())
-        return pairs
+        if not (self._teacher.members and (self.objective.needs_teacher_logits or self.taps)):
+            return Answer([], {})
+        view = view_of(self.inputs, "teacher", image, present)
+        if self._cached is None or key is None:
+            return self._teacher(view)
+        return self._cached(view, key)
 
     def predict(self, image: Image, *, present: Tensor | None = None) -> Tensor:
         """Run the student alone, in eval mode.
@@ -598,16 +435,17 @@ class DistillationWrapper(nn.Module):
             LifecycleError: If the wrapper is sharded, FSDP was not told of this method, and the
                 weights are not gathered now.
         """
-        checks.check_gathered(self)
-        view = self._view("student", image, present)
+        parallel.check_gathered(self)
+        view = view_of(self.inputs, "student", image, present)
         self._student.check(view)
-        with dry_run.modes_kept(self.student):
+        with trial.modes_kept(self.student):
             self.student.eval()
-            return self._select(self.student(view), view.ndim - 2)[0]
+            output = self.student(self._student.own(view))
+            return self._student.select(output, view.ndim - 2)[0]
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
-        self._leave()
+        _give_back(self._sides)
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -617,14 +455,15 @@ class DistillationWrapper(nn.Module):
         self.close()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # .to(), .half() and .cuda() end here; the teacher is no submodule but must come along
+        # .to(), .half() and .cuda() end here; a frozen teacher is no submodule but must come along.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for teacher in self._teachers:
-            teacher.holder.apply(fn, recurse=recurse)
+        for side in self._sides:
+            if isinstance(side.run, Frozen):
+                side.run.apply(fn, recurse=recurse)
         return self
 
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
-        """Move the student to a device without copying values; the teacher keeps its weights.
+        """Move the student to a device without copying values; a frozen teacher keeps its weights.
 
         Args:
             device: Where to.
@@ -636,28 +475,8 @@ class DistillationWrapper(nn.Module):
         super()._apply(lambda t: torch.empty_like(t, device=device), recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "DistillationWrapper":
-        """Copy the student with hooks of its own; a frozen teacher is shared, not copied."""
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self._state(), memo))
-        return twin
-
-    def _state(self) -> dict[str, Any]:
-        # Hashing the teacher's weights anew costs less than keeping two copies in step.
-        kept = {name: value for name, value in self.__dict__.items() if name != "_leave"}
-        return kept | {"_fingerprint": None}
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = {} if self.pickles_teacher else {"_networks": [self._student]}
-        return self._state() | kept
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._leave = weakref.finalize(self, _give_back, self._networks)
-
     def train(self, mode: bool = True) -> Self:
-        """Set the student's and the adapters' mode; a frozen teacher stays in eval mode.
+        """Set the mode of all that learns; a frozen teacher and an average stay in eval mode.
 
         Args:
             mode: Train mode, or eval mode.
@@ -666,20 +485,20 @@ class DistillationWrapper(nn.Module):
             The wrapper.
         """
         super().train(mode)
-        for teacher in self._teachers:
-            teacher.holder.train(mode)
+        if self._decay is not None:
+            self.get_submodule("teacher").eval()
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._changing is not None:
-            module, inner = self._changing.module, f"{prefix}teacher."
-            module.state_dict(destination=destination, prefix=inner, keep_vars=keep_vars)
+    def __getstate__(self) -> dict[str, Any]:
+        # What `_join` makes anew: a copy, deep or shallow, has hooks of its own.
+        joined = ("_leave", "_teacher", "_cached")
+        return {name: value for name, value in self.__dict__.items() if name not in joined}
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        if self._changing is not None:
-            load_apart(self._changing.module, f"{prefix}teacher.", state_dict, *rest)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not self._closed:
+            self._sides = [side.twin() for side in self._sides]
+            self._join()
 
     def _replicate_for_data_parallel(self) -> Self:
         raise LifecycleError(
@@ -690,6 +509,8 @@ class DistillationWrapper(nn.Module):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}{' (closed)' * self._closed}", f"  inputs: {self.inputs}"]
         lines += [f"  activation: {self.activation}", f"  objective: {self.objective}"]
+        compiled = self._compiled_call_impl is not None
+        lines += [f"  {side.role}: {side.describe(compiled=compiled)}" for side in self._sides]
         if len(self._head_sizes) > 1:
             weights = head_weights(self.head_weights, len(self._head_sizes))
             heads = zip(weights, self._head_sizes, strict=True)
@@ -697,49 +518,60 @@ class DistillationWrapper(nn.Module):
             lines.append(f"  deep supervision, weight of each head: {listed}")
         rows = [("tap", "network", "layer", "shape", "adapter")] if self.taps else []
         for tap in self.taps:
-            adapter = short(self.adapters[tap]) if tap in self.adapters else "none"
-            student, *teachers = [n.cells(tap) for n in self._networks if tap in n.recorder.places]
+            tapped = [side for side in self._sides if tap in side.places]
+            adapter = self._pairing.describe(tap, *(side.shapes.get(tap, ()) for side in tapped))
+            student, *teachers = [side.cells(tap) for side in tapped]
             rows.append((tap, *student, adapter))
             rows += [("", *teacher, "") for teacher in teachers]
         notes = [
-            f"  {network.role} {tap}: {note}"
-            for network in self._networks
-            for tap, note in network.notes.items()
+            f"  {side.role} {tap}: {note}"
+            for side in self._sides
+            for tap, note in side.notes.items()
         ]
-        return "\n".join([*lines, *columns(rows), *notes, *self._on_teachers()])
-
-    def _on_teachers(self) -> list[str]:
-        """How often and how far the teachers run."""
-        lines = [f"  cache: {self.cache!r}, {self.cache.statistics}"] if self.cache else []
-        if self.objective.needs_teacher_logits:
-            return lines
-        for teacher in self._teachers:
-            if teacher.recorder.places:
-                stops = "stops at its last tap, as no term reads its logits"
-                why = teacher.runs_on()
-                if self._compiled_call_impl is not None:
-                    why = "the wrapper is compiled, and a graph cannot be left half-way"
-                lines.append(f"  {teacher.role}: {f'runs to its end, as {why}' if why else stops}")
-        return lines
+        cache = [f"  cache: {self.cache!r}, {self.cache.statistics}"] if self.cache else []
+        return "\n".join([*lines, *columns(rows), *notes, *cache])
 
 
-def _give_back(networks: Sequence[Network]) -> None:
+def _give_back(sides: Sequence[Side]) -> None:
     # Backwards, so that of teachers that share a layer the first remembers how it came.
-    for network in reversed(networks):
-        network.release()
+    for side in reversed(sides):
+        side.release()
 
 
-def _named(taught: list[Heads], features: Features) -> dict[str, Tensor]:
-    heads = {f"logits.{i}.{j}": h for i, own in enumerate(taught) for j, h in enumerate(own)}
-    return heads | {f"tap.{tap}": value for tap, value in features.items()}
+def _by_channel(objective: Objective, tap: str) -> bool:
+    """Whether any term that reads a tap compares its features channel by channel."""
+    pairs = objective.named_terms.values()
+    return any(term.equal_channels for weight, term in pairs if weight.factor and tap in term.taps)
 
 
-def _parted(outputs: Mapping[str, Tensor]) -> tuple[list[Heads], Features]:
-    """The inverse of `_named`."""
-    taught: list[Heads] = []
-    for name, value in outputs.items():
-        if name.startswith("logits."):
-            index = int(name.split(".")[1])
-            taught += [[]] * (index == len(taught))
-            taught[index].append(value)
-    return taught, {n.removeprefix("tap."): v for n, v in outputs.items() if n.startswith("tap.")}
+def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
+    """What a wrapper trains besides, with names."""
+    terms = [(name, term) for name, (_, term) in kd.objective.named_terms.items()]
+    teachers = [("teacher", kd.get_submodule("teacher"))] if kd.learns else []
+    return [*kd.adapters.items(), *terms, *teachers]
+
+
+def _of_heads(objective: Objective, weights: Sequence[float], steps: Sequence[Step]) -> Output:
+    """What a step under deep supervision returns."""
+    loss, terms = objective(steps[0], list(zip(weights, steps, strict=True)))
+    teachers = [step.teacher for step in steps if step.teacher is not None]
+    students = [step.student for step in steps]
+    return Output(loss, terms, students, teachers or None, steps[0].taps)
+
+
+def _check_unlabelled(objective: Objective, labelled: Tensor | None, *, checks: bool) -> None:
+    """Refuse a step without a target, unless it is said that no sample has one."""
+    if not objective.needs_target:
+        return
+    if labelled is None or (checks and bool(labelled.any())):
+        raise ObjectiveError(
+            f"A term of the objective, {objective}, reads the target, and there is none. Pass it, "
+            "or say that no sample has one: labelled=torch.zeros(len(image), dtype=torch.bool)."
+        )
+
+
+def _checked(objective: Objective, target: Tensor | None, labelled: Tensor | None) -> bool:
+    """Whether a step had a target to check."""
+    if not objective.needs_target:
+        return True
+    return target is not None and (labelled is None or bool(labelled.any()))

@@ -8,7 +8,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.models import build_network
@@ -47,7 +47,7 @@ class Samples(torch.utils.data.Dataset):
 
 
 class Network(nn.Module):
-    """One convolution; a voxel above a limit overflows, and gradients are spoilt from a call on."""
+    """One convolution; a voxel above a limit gives NaN, and gradients are spoilt from a call on."""
 
     def __init__(self, channels=1, limit=INFINITY, spoil_from=None, call=None, at=None):
         super().__init__()
@@ -65,7 +65,7 @@ class Network(nn.Module):
         if self.spoil_from is not None and self.calls >= self.spoil_from and logits.requires_grad:
             self.head.weight.register_hook(lambda slope: slope * NAN)
         too_large = (x > self.limit).flatten(1).any(1)
-        return logits + torch.where(too_large, INFINITY, 0.0)[:, None, None, None, None]
+        return logits + torch.where(too_large, NAN, 0.0)[:, None, None, None, None]
 
 
 def send(*numbers):

@@ -115,9 +115,7 @@ def target(kd):
 
 def trained(kd):
     """All that learns: the student, adapters, and a teacher that is trained too."""
-    if any(teacher.holder.learns for teacher in kd._teachers):
-        return [*kd.parameters(), *kd.teacher_parameters()]
-    return list(kd.parameters())
+    return [p for p in kd.parameters() if p.requires_grad]
 
 
 def train(kd, run=None, *, device="cpu", steps=3, dtype=torch.float32, **options):

@@ -1,6 +1,5 @@
 """Two gloo processes against one process on the joined batch."""
 
-import copy
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from privdistill import (
     DistillationWrapper,
     FeatureL2,
     GroundTruth,
+    JointTeacher,
     LatentKL,
     LifecycleError,
     MovingAverage,
@@ -57,6 +57,10 @@ WRAPPERS = {
         "objective": KDNET + LatentKL("stem"),
     },
     "average": {"teacher": MovingAverage(0.5), "inputs": ONE},
+    "joint": {
+        "declare": JointTeacher,
+        "objective": KDNET + GroundTruth(of="teacher").named("teacher"),
+    },
     "batch dice": {"objective": 1.0 * GroundTruth(batch_dice=True)},
     "adapter of another term": {"objective": GroundTruth() + FeatureL2()},
     "networks of a term": {"objective": GroundTruth() + VariationalInformation()},
@@ -75,11 +79,8 @@ def build(kind, wrap=None):
         "example": torch.zeros(1, 2, 8, 8),
     }
     options = usual | options
-    # An objective keeps its networks from wrapper to wrapper.
-    options["objective"] = copy.deepcopy(options["objective"])
-    return DistillationWrapper(
-        options.pop("teacher", teacher), wrap(student) if wrap else student, **options
-    )
+    teacher = options.pop("declare", lambda network: network)(options.pop("teacher", teacher))
+    return DistillationWrapper(teacher, wrap(student) if wrap else student, **options)
 
 
 def batch():
@@ -98,8 +99,8 @@ def train(kd, model, part):
         optimizer.step()
     named = {name.replace("module.", ""): p for name, p in kd.named_parameters()}
     return {
-        "gradients": {name: whole(p.grad) for name, p in named.items()},
-        "teacher": {name: p.detach() for name, p in kd.teacher.named_parameters()},
+        "gradients": {name: whole(p.grad) for name, p in named.items() if p.grad is not None},
+        "teacher": {name: whole(p.detach()) for name, p in kd.teacher.named_parameters()},
         "checkpoint": {name: whole(p) for name, p in kd.student.state_dict().items()},
     }
 
@@ -130,6 +131,7 @@ CASES = {
     "ddp, heads": ("heads", ddp),
     "ddp, several taps": ("several taps", ddp),
     "ddp, average": ("average", ddp),
+    "ddp, joint": ("joint", ddp),
     "ddp, adapter of another term": ("adapter of another term", ddp),
     "ddp, networks of a term": ("networks of a term", ddp),
     "ddp, pairs": ("pairs", ddp),
@@ -139,6 +141,8 @@ CASES = {
     "fsdp, heads": ("heads", student_first),
     "fsdp, several taps": ("several taps", student_first),
     "fsdp, average": ("average", student_first),
+    "fsdp, average, wrapper alone": ("average", fully_shard),
+    "fsdp, joint": ("joint", student_first),
     "fsdp, adapter of another term": ("adapter of another term", student_first),
     "fsdp, networks of a term": ("networks of a term", student_first),
     "fsdp, networks of a term, wrapper alone": ("networks of a term", fully_shard),
@@ -209,6 +213,9 @@ ELSE = {
     "adapters beside a sharded student": lambda rank: step(student_alone(build("adapter")), rank),
     "adapters beside a student in ddp": lambda rank: step(
         build("adapter", DistributedDataParallel), rank
+    ),
+    "a teacher that learns beside a student in ddp": lambda rank: step(
+        build("joint", DistributedDataParallel), rank
     ),
     "networks of a term beside a student in ddp": lambda rank: step(
         build("networks of a term", DistributedDataParallel), rank
@@ -287,6 +294,12 @@ def test_networks_of_a_term_that_would_differ_between_processes_are_refused(foun
     for rank in found:
         text = rank["networks of a term beside a student in ddp"]
         assert "terms ['variational_information'] would differ between processes" in text
+
+
+def test_a_joint_teacher_that_would_differ_between_processes_is_refused(found):
+    for rank in found:
+        text = rank["a teacher that learns beside a student in ddp"]
+        assert "'teacher'] would differ between processes" in text
 
 
 def test_a_sharded_wrapper_predicts_once_fsdp_knows_of_it(found):

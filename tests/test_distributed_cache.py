@@ -72,7 +72,7 @@ def work(rank, folder):
     distributed.barrier()
     shared = build(TeacherCache(Path(folder) / "filled"))
     image = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(rank))
-    precompute(shared, [(image, KEYS[part])], progress=False)
+    precompute(shared, [(image, KEYS[part])])
     distributed.barrier()
     other = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(1 - rank))
     shared(other, torch.zeros(2, 8, 8).long(), key=KEYS[slice(2 - 2 * rank, 4 - 2 * rank)])

@@ -1,8 +1,21 @@
+import copy
+
+import pytest
 import torch
 from torch import nn
 
-from privdistill import dry_run
-from privdistill.output import find_heads
+from privdistill import (
+    GroundTruth,
+    LatentKL,
+    LayerNotFoundError,
+    LifecycleError,
+    ShapeMismatchError,
+    SoftTargetDiceBCE,
+    Tap,
+    describe,
+)
+from privdistill.sides import trial
+from privdistill.step import find_heads
 from privdistill.taps.recorder import Recorder
 
 
@@ -16,7 +29,7 @@ def test_modes_buffers_and_random_state_are_restored():
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     state = torch.get_rng_state()
     recorder = Recorder(net, {}, role="student")
-    dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads, training=True)
+    trial.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads, training=True)
     assert [module.training for module in net] == [True, True, False, True]
     assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())
     assert torch.equal(torch.get_rng_state(), state)
@@ -25,22 +38,15 @@ def test_modes_buffers_and_random_state_are_restored():
 def test_layers_overwritten_in_place_are_marked_for_cloning():
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True))
     recorder = Recorder(net, {"a": "0", "b": "1"}, role="student")
-    dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads)
+    trial.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads)
     assert recorder.cloned == {"a"}
 
 
 def test_batch_norm_on_single_voxels_survives_a_batch_of_one():
     net = nn.Sequential(nn.Conv2d(1, 2, 4), nn.BatchNorm2d(2))
     recorder = Recorder(net, {}, role="student")
-    trial = dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads, training=True)
-    assert [head.shape for head in trial.heads] == [(2, 2, 1, 1)]
-
-
-def test_the_example_follows_the_network_in_dtype():
-    net = nn.Conv2d(1, 2, 1).double()
-    recorder = Recorder(net, {}, role="student")
-    (head,) = dry_run.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads).heads
-    assert (head.shape, head.dtype) == ((1, 2, 4, 4), torch.float64)
+    found = trial.run(net, torch.ones(1, 1, 4, 4), recorder, find_heads, training=True)
+    assert [head.shape for head in found.heads] == [(2, 2, 1, 1)]
 
 
 def test_a_replaced_buffer_is_put_back():
@@ -55,6 +61,157 @@ def test_a_replaced_buffer_is_put_back():
 
     net = Counter()
     calls = net.calls
-    dry_run.run(net, torch.ones(1, 1, 4, 4), Recorder(net, {}, role="student"), find_heads)
+    trial.run(net, torch.ones(1, 1, 4, 4), Recorder(net, {}, role="student"), find_heads)
     assert net.calls is calls
     assert net.calls == 0
+
+
+def wrapped(build, student, **options):
+    return build(student=student, objective=GroundTruth(), teacher=None, inputs=None, **options)
+
+
+IMAGE = torch.zeros(1, 1, 4, 4)
+
+
+def test_the_example_goes_in_as_it_is(build):
+    net = nn.Conv2d(1, 2, 1)
+    assert wrapped(build, net.double(), example=IMAGE.double())
+    with pytest.raises(
+        ShapeMismatchError, match=r"torch.float32 \(1, 1, 4, 4\), with weights of torch.float64"
+    ):
+        wrapped(build, net.double(), example=IMAGE)
+
+
+def test_a_teacher_that_would_fail_in_the_first_step_fails_in_the_dry_run(build, tiny_unet):
+    with pytest.raises(ShapeMismatchError, match=r"The teacher failed.*bfloat16"):
+        build(teacher=tiny_unet(4).bfloat16())
+
+
+def test_a_half_teacher_is_wrapped_and_run_under_autocast(build, tiny_unet):
+    with torch.autocast("cpu", torch.bfloat16):
+        kd = build(teacher=tiny_unet(4).bfloat16())
+        out = kd(torch.randn(2, 4, 8, 8), torch.randint(0, 3, (2, 8, 8)))
+    assert torch.isfinite(out.loss)
+    assert all(p.dtype == torch.float32 for p in kd.parameters())
+
+
+def test_whole_numbers_among_the_weights_do_not_decide_the_dtype(build):
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            weights = torch.ones(2, 1, 1, 1, dtype=torch.uint8)
+            self.packed = nn.Parameter(weights, requires_grad=False)
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.packed.float())
+
+    wrapped(build, nn.Sequential(Packed(), nn.Conv2d(2, 2, 1)), example=IMAGE)
+
+
+def test_an_offloaded_teacher_teaches(build, tiny_unet):
+    accelerate = pytest.importorskip("accelerate")
+    teacher = tiny_unet(4)
+    expected = build(teacher=copy.deepcopy(teacher))
+    kd = build(teacher=accelerate.cpu_offload(teacher, torch.device("cpu")))
+    batch = torch.randn(2, 4, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    assert next(teacher.parameters()).is_meta
+    assert torch.equal(kd(*batch).loss, expected(*batch).loss)
+
+
+class Writing(nn.Module):
+    """A codebook that follows what it sees, as in vector quantisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        self.book, self.rest = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.book.data.add_(1)
+            self.rest.add_(1)
+        return self.conv(x)
+
+
+def test_parameters_that_a_forward_pass_writes_are_restored(build):
+    net = Writing()
+    version = net.conv.weight._version
+    wrapped(build, net, example=IMAGE)
+    assert not net.book.any()
+    assert not net.rest.any()
+    assert net.conv.weight._version == version
+
+
+def test_expanded_buffers_and_inference_tensors_pass(build, tiny_unet):
+    with torch.inference_mode():
+        teacher = tiny_unet(4)
+        teacher.bottleneck.append(nn.BatchNorm2d(8))
+    teacher.register_buffer("grid", torch.zeros(1).expand(8))
+    kd = build(teacher=teacher)
+    kd(torch.randn(2, 4, 8, 8), torch.randint(0, 3, (2, 8, 8))).loss.backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_that_refuses_one_sample_gets_two(build, training):
+    norm = nn.BatchNorm2d(2, track_running_stats=training)
+    net = nn.Sequential(nn.Conv2d(1, 2, 4), norm, nn.Upsample(scale_factor=4))
+    wrapped(build, net, example=IMAGE)
+    build(student=net, objective=LatentKL(), taps={"bottleneck": Tap("bottleneck", "1")})
+    describe(net, IMAGE)
+
+
+@pytest.mark.parametrize("error", [AssertionError, KeyError, ValueError])
+def test_any_error_of_a_network_says_which_network_and_what_it_was_given(build, error):
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise error("31 is odd")
+
+    with pytest.raises(
+        ShapeMismatchError, match=r"(?s)The student failed.*\(1, 1, 4, 4\).*31 is odd"
+    ):
+        wrapped(build, Failing(), example=IMAGE)
+
+
+def test_a_network_of_image_and_mask_is_told_how_to_be_wrapped(build):
+    class Masked(nn.Conv2d):
+        def forward(self, x, mask):
+            return super().forward(x) * mask
+
+    with pytest.raises(ShapeMismatchError, match=r"network\(image, mask\)"):
+        wrapped(build, Masked(1, 2, 1), example=IMAGE)
+
+
+PROGRAMS = {
+    "script": torch.jit.script,
+    "trace": lambda net: torch.jit.trace(net, torch.zeros(2, 4, 8, 8)),
+    "export": lambda net: torch.export.export(
+        net, (torch.zeros(2, 4, 8, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    ).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_program_teaches_without_taps_and_has_no_hooks_for_taps(build, tiny_unet, kind):
+    net = tiny_unet(4).eval()
+    program = PROGRAMS[kind](net)
+    batch = torch.randn(2, 4, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    objective = SoftTargetDiceBCE() + GroundTruth()
+    kd = build(teacher=program, objective=objective, example=torch.zeros(2, 4, 8, 8))
+    assert torch.allclose(kd(*batch).loss, build(teacher=net, objective=objective)(*batch).loss)
+    assert not any(part.training for part in program.modules())
+    assert not any(p.requires_grad for p in program.parameters())
+    for taps in ({}, {"bottleneck": Tap("bottleneck", "bottleneck")}):
+        with pytest.raises(LayerNotFoundError, match=r"teacher is a program.*no hooks"):
+            build(teacher=program, taps=taps)
+
+
+def test_one_stateless_module_may_serve_both_networks(build, tiny_unet):
+    relu, dropout = nn.ReLU(), nn.Dropout()
+    teacher, student = tiny_unet(4), tiny_unet(1)
+    teacher.bottleneck[1] = student.bottleneck[1] = relu
+    build(teacher=teacher, student=student).close()
+    teacher.bottleneck.append(dropout)
+    student.bottleneck.append(dropout)
+    with pytest.raises(LifecycleError, match="Dropout"):
+        build(teacher=teacher, student=student)

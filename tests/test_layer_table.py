@@ -64,5 +64,5 @@ def test_an_example_that_is_no_image_is_refused(wrong):
 
 
 def test_a_network_that_fails_is_told_its_input():
-    with pytest.raises(ShapeMismatchError, match=r"failed on its view of the example, shape"):
+    with pytest.raises(ShapeMismatchError, match=r"network failed on its view.*\(1, 1, 4, 4\)"):
         describe(nn.Conv2d(2, 2, 1), torch.zeros(1, 1, 4, 4))

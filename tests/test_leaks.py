@@ -55,7 +55,7 @@ def test_modalities_of_several_channels_are_named():
 
 
 def test_what_the_student_may_see_must_be_known():
-    with pytest.raises(ModalityError, match="Pass seen="):
+    with pytest.raises(ModalityError, match="seen="):
         assert_no_leak(student(), Normalised(detached=True), EXAMPLE)
     with pytest.raises(ModalityError, match="Pass a full input"):
         assert_no_leak(student(), INPUTS, EXAMPLE[:, 1:2])
@@ -69,3 +69,9 @@ def test_networks_with_several_outputs_are_checked_in_all_of_them():
     assert_no_leak(Several(), INPUTS, EXAMPLE)
     with pytest.raises(ModalityError, match="depends on"):
         assert_no_leak(Several(), Normalised(detached=False), EXAMPLE, seen=[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_any_precision_is_checked(dtype):
+    for example in (EXAMPLE, EXAMPLE.to(dtype), EXAMPLE.byte()):
+        assert_no_leak(student().to(dtype), INPUTS, example)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import privdistill
+
 yaml = pytest.importorskip("yaml", reason="the extra brats is not installed")
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +19,7 @@ TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.md"))
 
 
 def test_the_version_is_semantic():
-    assert re.fullmatch(r"\d+\.\d+\.\d+(-[0-9a-z.-]+)?", PROJECT["version"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+(-[0-9a-z.-]+)?", privdistill.__version__)
 
 
 def test_the_citation_has_what_its_schema_requires():
@@ -28,7 +30,7 @@ def test_the_citation_has_what_its_schema_requires():
 
 def test_the_citation_is_that_of_the_package():
     assert CITATION["title"] == PROJECT["name"]
-    assert CITATION["version"] == PROJECT["version"]
+    assert CITATION["version"] == privdistill.__version__
     assert CITATION["license"] == PROJECT["license"]
     assert CITATION["abstract"].strip() == PROJECT["description"]
 
@@ -38,7 +40,7 @@ def test_the_changelog_says_what_the_version_holds():
     assert headings[0] == "Unreleased"
     assert headings[1:] == [version for version, _ in RELEASES]
     # Before the first release there is nothing but what becomes it.
-    assert not RELEASES or RELEASES[0][0] == PROJECT["version"]
+    assert not RELEASES or RELEASES[0][0] == privdistill.__version__
 
 
 def test_the_citation_has_the_date_of_the_last_release():

@@ -148,3 +148,82 @@ def test_networks_of_different_resolution_are_refused_without_an_example_too(bui
 def test_weights_for_heads_that_are_not_there_are_refused(build):
     with pytest.raises(ShapeMismatchError, match="the student returns one head in train mode"):
         build(head_weights=[1, 1])
+
+
+class Nested(nn.Module):
+    """Decoders inside each other, whose heads have one size; the shallowest comes first."""
+
+    def __init__(self, in_channels, *, supervised=True, form=list):
+        super().__init__()
+        self.encoder, self.down = nn.Conv2d(in_channels, 4, 1), nn.Conv2d(4, 4, 2, 2)
+        self.bottleneck = nn.Conv2d(4, 4, 3, padding=1)
+        self.inner, self.outer = nn.Conv2d(4, 4, 1), nn.Conv2d(8, 4, 1)
+        self.heads = nn.ModuleList([nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)])
+        self.form = form
+        if supervised:
+            self.deep_supervision = True
+
+    def forward(self, x):
+        shallow = self.encoder(x)
+        deep = nn.functional.interpolate(self.bottleneck(self.down(shallow)), size=x.shape[2:])
+        inner = self.inner(shallow)
+        outer = self.outer(torch.cat((inner, deep), 1))
+        heads = [head(maps) for head, maps in zip(self.heads, (inner, outer), strict=True)]
+        return heads[1] if self.form is not list and not self.training else heads
+
+
+def main_head(kd, image=IMAGE[:, 2:3]):
+    return kd.student(image)[1]
+
+
+@pytest.mark.parametrize("form", [list, "one in eval mode"])
+def test_the_main_head_of_nested_decoders_comes_first(build, form):
+    kd = build(teacher=Nested(4, form=form), student=Nested(1, form=form))
+    out = kd(IMAGE, LABELS)
+    assert len(out.student) == 2
+    assert torch.equal(out.student[0], main_head(kd))
+    kd.eval()
+    last = kd.student(IMAGE[:, 2:3])
+    assert torch.equal(kd.predict(IMAGE), last if form is not list else last[1])
+
+
+def test_what_only_train_mode_returns_is_no_head_unless_asked_for(build):
+    student = Nested(1, supervised=False, form="one in eval mode")
+    out = build(student=student)(IMAGE, LABELS)
+    assert torch.equal(out.student, student(IMAGE[:, 2:3])[1])
+    asked = build(student=student, head_weights=[3, 1])
+    assert [len(asked(IMAGE, LABELS).student)] == [2]
+
+
+def test_a_list_of_which_nothing_tells_the_logits_is_refused(build):
+    with pytest.raises(ShapeMismatchError, match="select_logits"):
+        build(student=Nested(1, supervised=False))
+
+
+def test_alternative_branches_are_not_one_deep_supervision(build):
+    class Alternatives(Nested):
+        def forward(self, x):
+            shallow = self.encoder(x)
+            deep = nn.functional.interpolate(self.bottleneck(self.down(shallow)), size=x.shape[2:])
+            joined = torch.cat((shallow, deep), 1)
+            return [self.heads[0](self.inner(deep)), self.heads[1](self.outer(joined))]
+
+    with pytest.raises(ShapeMismatchError, match="select_logits"):
+        build(student=Alternatives(1))
+
+
+def test_a_reconstruction_beside_the_logits_is_no_head(build, tiny_unet):
+    class Reconstructing(tiny_unet):
+        def __init__(self, in_channels):
+            super().__init__(in_channels)
+            self.image = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            logits = super().forward(x)
+            return logits, self.image(logits)
+
+    kd = build(student=Reconstructing(1))
+    out = kd(IMAGE, LABELS)
+    assert torch.equal(out.student, kd.student(IMAGE[:, 2:3])[0])
+    out.loss.backward()
+    assert kd.student.image.weight.grad is None

@@ -1,10 +1,13 @@
 """Taps by glob, by module, of inputs, of entries; tokens; several at once."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from privdistill import (
+    FeatureL2,
     GroundTruth,
     LatentKL,
     Layer,
@@ -15,7 +18,6 @@ from privdistill import (
     Tap,
     Term,
 )
-from privdistill.taps.adapters import Resample
 
 IMAGE = torch.randn(2, 4, 8, 8)
 LABELS = torch.randint(0, 3, (2, 8, 8))
@@ -114,16 +116,16 @@ def test_one_of_several_outputs_is_selected(tapped, form):
 def test_what_can_be_selected_is_listed(tapped):
     make, read, _ = FORMS["dict"]
     for place in ("encoder", Layer("encoder", select="c")):
-        with pytest.raises(LifecycleError, match=r"it holds 'a': \(1, 4, 8, 8\), 'b': \(1, 8, 4"):
+        with pytest.raises(LifecycleError, match=r"'a': \(\d, 4, 8, 8\), 'b': \(\d, 8, 4"):
             tapped("bottleneck", place, student=Net(make, read))
 
 
 def test_nothing_can_be_selected_from_a_tensor(tapped):
-    with pytest.raises(LayerNotFoundError, match=r"gives one tensor, \(1, 8, 4, 4\)"):
+    with pytest.raises(LayerNotFoundError, match=r"gives one tensor, \(\d, 8, 4, 4\)"):
         tapped("bottleneck", Layer("bottleneck", select=0))
 
 
-@pytest.mark.parametrize("wrong", [{"at": "middle"}, {"select": 1.5}, {"network": -1}])
+@pytest.mark.parametrize("wrong", [{"at": "middle"}, {"network": -1}])
 def test_options_without_meaning_are_refused(wrong):
     with pytest.raises(ObjectiveError, match="Layer: "):
         Layer("x", **wrong)
@@ -154,12 +156,35 @@ def test_tokens_of_a_transformer_teach_a_convolutional_student(tapped):
     kd, pair = tapped("block", "bottleneck", teacher=Transformer(4))
     assert pair.teacher.shape == pair.student.shape == (2, 8, 2, 2)
     # 4 x 4 to 2 x 2: resampled on the way
-    assert "Resample" in str(kd)
+    assert "resampled" in str(kd)
 
 
 def test_a_convolutional_teacher_teaches_tokens(tapped):
     _, pair = tapped("bottleneck", "block", student=Transformer(1, width=4))
     assert pair.student.shape == pair.teacher.shape == (2, 8, 4, 4)
+
+
+class Halving(nn.Module):
+    """Halves the image twice, rounding sizes down or up."""
+
+    def __init__(self, channels, padding):
+        super().__init__()
+        self.down = nn.Conv2d(channels, 4, 2 + padding, 2, padding)
+        self.deep, self.head = nn.Conv2d(4, 4, 2 + padding, 2, padding), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        return nn.functional.interpolate(self.head(self.deep(self.down(x))), size=x.shape[2:])
+
+
+@pytest.mark.parametrize("size", [8, 10, 13])
+def test_features_are_resampled_to_the_size_that_the_teacher_has_in_the_step(build, size):
+    """In the example of 8 x 8 both have 2 x 2."""
+    kd = build(teacher=Halving(4, 0), student=Halving(1, 1))
+    out = kd(torch.randn(2, 4, size, size), torch.randint(0, 3, (2, size, size)))
+    student, teacher = out.taps["bottleneck"]
+    assert student.shape == teacher.shape == (2, 4, size // 4, size // 4)
+    out.loss.backward()
+    assert kd.student.deep.weight.grad.abs().sum() > 0
 
 
 def test_token_positions_are_kept(tapped):
@@ -174,7 +199,7 @@ def test_token_positions_are_kept(tapped):
 
 def test_features_that_are_no_map_are_refused(tapped):
     flat = Layer("bottleneck", select=lambda value: value.flatten(1))
-    with pytest.raises(ShapeMismatchError, match=r"gives \(1, 128\) for an image of size \(8, 8\)"):
+    with pytest.raises(ShapeMismatchError, match=r"gives \(\d, 128\) for an image"):
         tapped("bottleneck", flat)
 
 
@@ -206,7 +231,8 @@ def test_a_term_that_needs_no_equal_channels_gets_no_convolution(build, tiny_une
     assert len(kd.adapters) == 0
     taps = {"bottleneck": Tap("bottleneck", "encoder")}
     kd = build(teacher=teacher, objective=1.0 * Energy(), taps=taps)
-    assert isinstance(kd.adapters["bottleneck"], Resample)
+    pair = kd(IMAGE, LABELS).taps["bottleneck"]
+    assert (pair.student.shape, pair.teacher.shape) == ((2, 4, 4, 4), (2, 12, 4, 4))
 
 
 def test_one_term_that_needs_equal_channels_is_enough_for_a_convolution(build, tiny_unet):
@@ -231,8 +257,8 @@ class Regressor(Energy):
 
 
 def test_terms_build_their_own_networks_from_the_dry_run(build, tiny_unet):
-    term = Regressor()
-    kd = build(teacher=tiny_unet(4, width=6), objective=GroundTruth() + 2.0 * term)
+    kd = build(teacher=tiny_unet(4, width=6), objective=GroundTruth() + 2.0 * Regressor())
+    term = kd.objective.terms[1]
     assert term.built.student.shape == term.built.teacher.shape == (1, 3, 8, 8)
     assert term.built.image.shape == (1, 1, 8, 8)
     assert {id(p) for p in term.parameters()} <= {id(p) for p in kd.parameters()}
@@ -241,9 +267,9 @@ def test_terms_build_their_own_networks_from_the_dry_run(build, tiny_unet):
 
 
 def test_what_terms_build_follows_the_students_device(build, tiny_unet):
-    term = Regressor()
-    build(student=tiny_unet(1).to("meta"), teacher=tiny_unet(4).to("meta"), objective=1.0 * term)
-    assert term.predict.weight.is_meta
+    networks = {"student": tiny_unet(1).to("meta"), "teacher": tiny_unet(4).to("meta")}
+    kd = build(**networks, objective=1.0 * Regressor())
+    assert kd.objective.terms[0].predict.weight.is_meta
 
 
 def test_a_term_of_two_names_is_built_once(build):
@@ -260,9 +286,9 @@ def test_a_term_of_two_names_is_built_once(build):
 
 
 def test_terms_see_the_students_view(build):
-    term = Regressor()
-    build(objective=1.0 * term)(IMAGE, LABELS)
-    assert torch.equal(term.seen, IMAGE[:, 2:3])
+    kd = build(objective=1.0 * Regressor())
+    kd(IMAGE, LABELS)
+    assert torch.equal(kd.objective.terms[0].seen, IMAGE[:, 2:3])
 
 
 def test_a_bottleneck_found_in_an_entry_is_captured_there(build):
@@ -286,3 +312,79 @@ def test_a_bottleneck_found_in_an_entry_is_captured_there(build):
     kd = build(student=Net())
     assert kd.taps["bottleneck"].student == Layer("block", select=1)
     assert kd(IMAGE, LABELS).taps["bottleneck"].student.shape == (2, 8, 4, 4)
+
+
+class Levels(nn.Module):
+    """An encoder of several levels of equal size, listed in order, and a decoder."""
+
+    def __init__(self, channels, levels, width=4):
+        super().__init__()
+        widths = [channels, *[width] * levels]
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, 2 if i == 0 else 1, 1), nn.LeakyReLU())
+            for i, (a, b) in enumerate(itertools.pairwise(widths))
+        )
+        self.head = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, 3, 1))
+
+    def forward(self, x):
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+
+
+def test_pairs_of_two_globs_are_levels_in_order(build):
+    taps = Tap.pairs(teacher="stages.*", student="stages.*")
+    terms = sum(0.1 * FeatureL2(f"level{i}").named(f"level{i}") for i in range(1, 13))
+    kd = build(
+        teacher=Levels(4, 12), student=Levels(1, 12), taps=taps, objective=GroundTruth() + terms
+    )
+    names = [f"stages.{i}" for i in range(12)]
+    assert [(name, tap.teacher, tap.student) for name, tap in kd.taps.items()] == [
+        (f"level{i + 1}", name, name) for i, name in enumerate(names)
+    ]
+    assert set(kd(IMAGE, LABELS).terms) == {"ground_truth", *kd.taps}
+
+
+def test_pairs_stand_beside_other_taps_under_a_name_of_their_own(build):
+    pairs = Tap.pairs(teacher="stages.*", student=Layer("stages.*", at="input"), adapter=None)
+    taps = {"bottleneck": Tap(), "stage": pairs}
+    kd = build(
+        teacher=Levels(4, 2), student=Levels(1, 2), taps=taps, objective=GroundTruth() + LatentKL()
+    )
+    assert list(kd.taps) == ["bottleneck", "stage1", "stage2"]
+    assert kd.taps["stage2"] == Tap("stages.1", Layer("stages.1", at="input"), adapter=None)
+
+
+def test_pairs_of_different_counts_list_both(build):
+    taps = Tap.pairs(teacher="stages.*", student="stages.*")
+    with pytest.raises(LayerNotFoundError, match=r"'stages.2'.*'stages.1'"):
+        build(teacher=Levels(4, 3), student=Levels(1, 2), taps=taps)
+
+
+def test_pairs_that_fit_nothing_name_the_closest(build):
+    taps = Tap.pairs(teacher="stages.*", student="stagess.*")
+    with pytest.raises(LayerNotFoundError, match=r"student has no layer 'stagess\.\*'"):
+        build(teacher=Levels(4, 3), student=Levels(1, 2), taps=taps)
+
+
+@pytest.mark.parametrize("form", ["name", "module", "layer"])
+def test_a_finder_is_asked_with_network_and_example(tapped, networks, form):
+    asked = []
+
+    def find(model, example):
+        asked.append((model, tuple(example.shape)))
+        # It may run the network as it likes.
+        model.train()(example)
+        forms = {"name": "bottleneck", "module": model.bottleneck, "layer": Layer("bottleneck")}
+        return forms[form]
+
+    kd, pair = tapped(find, "bottleneck")
+    assert asked == [(networks[0], (1, 4, 8, 8))]
+    assert kd.taps["bottleneck"] == Tap("bottleneck", "bottleneck")
+    assert not networks[0].training
+    assert pair.teacher.shape == (2, 8, 4, 4)
+
+
+def test_a_finder_that_finds_nothing_is_told_so(build):
+    with pytest.raises(LayerNotFoundError, match="teacher is given None"):
+        build(taps={"bottleneck": Tap(lambda model, example: None, "bottleneck")})

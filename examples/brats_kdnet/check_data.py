@@ -25,7 +25,7 @@ from rich.console import Console
 
 from kdnet.data.checks import Problem, check_subjects, problem_table, problems_as_rows
 from kdnet.data.description import Description, load_description
-from kdnet.data.layouts import Subject, find_subjects
+from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
 from kdnet.files import write_text
 

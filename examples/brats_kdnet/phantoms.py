@@ -21,9 +21,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from kdnet.data.layouts import PHANTOM_MARKER
-from kdnet.data.parallel import map_parallel
+from kdnet.data.loading import map_parallel
 from kdnet.data.phantom_images import make_phantom
+from kdnet.data.subjects import PHANTOM_MARKER
 from kdnet.errors import UserError
 from kdnet.files import UnreadableError, atomic_folder, read_json, remove_abandoned, write_text
 

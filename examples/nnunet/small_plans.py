@@ -10,11 +10,7 @@ from pathlib import Path
 
 
 def add_small(file: Path) -> None:
-    """Add `3d_small`, which is `3d_fullres` but for the width of the network.
-
-    Args:
-        file: Plans, as `nnUNetv2_plan_experiment` writes them.
-    """
+    """Add `3d_small`, which is `3d_fullres` but for the width of the network."""
     plans = json.loads(file.read_text(encoding="utf-8"))
     architecture = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
     features = architecture["arch_kwargs"]["features_per_stage"]

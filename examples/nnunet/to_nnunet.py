@@ -20,19 +20,7 @@ LABELS = {"background": 0, "tumour": 1}
 
 
 def convert(source: Path, out: Path, test: int) -> int:
-    """Write a data set in nnU-Net's raw format.
-
-    Args:
-        source: Folder of subjects, `NAME/NAME_t1.nii.gz` and so on.
-        out: Folder to make, `DatasetNNN_Name`.
-        test: How many subjects, the last by name, become test cases.
-
-    Returns:
-        Number of training cases.
-
-    Raises:
-        SystemExit: If there are not enough subjects.
-    """
+    """Write a data set in nnU-Net's raw format; return its number of training cases."""
     subjects = sorted(
         path for path in source.iterdir() if (path / f"{path.name}_seg.nii.gz").exists()
     )

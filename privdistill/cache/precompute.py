@@ -1,14 +1,12 @@
 """Fill a cache before training."""
 
-import sys
-import time
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from privdistill.cache.teacher_cache import Statistics, TeacherCache, check_keys, mirror
+from privdistill.cache.teacher_cache import Statistics, TeacherCache, check_keys
 from privdistill.exceptions import CacheError
 from privdistill.inputs import Image
 
@@ -26,11 +24,7 @@ class HasTeacher(Protocol):
 
 @torch.no_grad()
 def precompute(
-    kd: HasTeacher,
-    batches: Iterable[tuple[Image, Sequence[str]]],
-    *,
-    flips: bool = False,
-    progress: bool = True,
+    kd: HasTeacher, batches: Iterable[tuple[Image, Sequence[str]]], *, flips: bool = False
 ) -> Statistics:
     """Run the teacher of a wrapper on every sample, so that training finds all of it cached.
 
@@ -40,10 +34,9 @@ def precompute(
 
     Args:
         kd: A wrapper with a cache.
-        batches: Pairs of a full input and one key per sample.
+        batches: Pairs of a full input and one key per sample; `tqdm(batches)` shows how far it is.
         flips: Whether each batch is run under every combination of axis flips, eight in 3-D; keys
             then end in "/flip0" to "/flip7", bit i for spatial axis i.
-        progress: Whether to show on standard error how far it is.
 
     Returns:
         Hits, misses and bytes of the cache.
@@ -58,47 +51,30 @@ def precompute(
         ...     nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=SoftTargetDiceBCE(),
         ...     cache=TeacherCache())
         >>> batches = [(torch.rand(2, 1, 4, 4), ["case1", "case2"])]
-        >>> precompute(kd, batches, flips=True, progress=False).stored
+        >>> precompute(kd, batches, flips=True).stored
         8
     """
     if kd.cache is None:
         raise CacheError(
-            "precompute: the wrapper has no cache. Build it with cache=TeacherCache(folder)."
+            "precompute: the wrapper has no cache; build it with cache=TeacherCache()."
         )
-    total = len(batches) if isinstance(batches, Sized) else None
-    started = time.monotonic()
-    for number, (image, keys) in enumerate(batches, start=1):
+    for image, keys in batches:
         check_keys(keys, len(_first(image)))
         for flipped, names in _flipped(image, keys) if flips else [(image, keys)]:
             kd.teacher_outputs(flipped, key=names)
-        if progress:
-            _show(number, total, time.monotonic() - started)
-    if progress:
-        sys.stderr.write("\n")
     return kd.cache.statistics
 
 
 def _flipped(image: Image, keys: Sequence[str]) -> Iterable[tuple[Image, list[str]]]:
-    axes = _first(image).ndim - 2
-    for code in range(2**axes):
+    axes = range(2, _first(image).ndim)
+    for code in range(2 ** len(axes)):
+        over = [axis for axis in axes if code >> (axis - 2) & 1]
         if isinstance(image, Tensor):
-            flipped: Image = mirror(image, code, axes)
+            flipped: Image = image.flip(over)
         else:
-            flipped = {name: mirror(part, code, axes) for name, part in image.items()}
+            flipped = {name: part.flip(over) for name, part in image.items()}
         yield flipped, [f"{key}/flip{code}" for key in keys]
 
 
 def _first(image: Image) -> Tensor:
     return image if isinstance(image, Tensor) else next(iter(image.values()))
-
-
-def _show(done: int, total: int | None, seconds: float) -> None:
-    """Overwrite one line: how far, and how long it still takes."""
-    if total is None:
-        line = f"teacher outputs: {done} batches, {seconds:.0f} s"
-    else:
-        left = seconds / done * (total - done)
-        bar = "#" * (20 * done // total)
-        line = f"teacher outputs: [{bar:20}] {done}/{total} batches, {left:.0f} s left"
-    sys.stderr.write(f"\r{line}  ")
-    sys.stderr.flush()

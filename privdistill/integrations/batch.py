@@ -1,32 +1,51 @@
-"""What a step of the wrapper needs, found in the batches of a loader."""
+"""What integrations share: a step's arguments in a loader's batch, and what of a step they log."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from privdistill.exceptions import ObjectiveError
-from privdistill.losses import Objective
+from privdistill.exceptions import LifecycleError, ObjectiveError
+from privdistill.step import Output
+from privdistill.wrapper import DistillationWrapper
 
 #: Arguments of a step; those behind the first two are optional in every batch.
-ARGUMENTS = (
-    *("image", "target", "present", "labelled"),
-    *("sample_weights", "teacher_weights", "key"),
-)
+ARGUMENTS = ("image", "target", "present", "labelled", "sample_weights", "teacher_weights", "key")
+
+
+def needs(extra: str, error: ImportError) -> str:
+    """Say what to install for an integration whose package is missing."""
+    return (
+        f"privdistill.integrations.{extra} needs a package that cannot be imported ({error}). "
+        f"Install it: pip install './privdistill[{extra}]' beside a checkout."
+    )
+
+
+def unwrapped(network: Any) -> DistillationWrapper:
+    """Return the wrapper that DistributedDataParallel or torch.compile holds; refuse all else."""
+    inner = network
+    while not isinstance(inner, DistillationWrapper):
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if inner is None:
+            raise LifecycleError(
+                f"The network is a {type(network).__name__}; expected a wrapper around it, "
+                "DistillationWrapper(teacher, student, objective=...)."
+            )
+    return inner
+
+
+def finest(out: Output) -> Tensor:
+    """Return the student's logits, of several heads the finest."""
+    return out.student[0] if isinstance(out.student, list) else out.student
+
+
+def values(out: Output) -> dict[str, Tensor]:
+    """Return the loss, detached, and every term, unweighted, by name."""
+    return {"loss": out.loss.detach(), **out.terms}
 
 
 def check_names(names: Mapping[str, str] | None) -> dict[str, str]:
-    """Refuse names for what no step takes.
-
-    Args:
-        names: Entry of the batch for each argument of the step, or None.
-
-    Returns:
-        A copy.
-
-    Raises:
-        ObjectiveError: If an argument does not exist.
-    """
+    """Return a copy of the entries that arguments have in a batch; refuse what no step takes."""
     own = dict(names or {})
     unknown = sorted(set(own) - set(ARGUMENTS))
     if unknown:
@@ -37,9 +56,7 @@ def check_names(names: Mapping[str, str] | None) -> dict[str, str]:
     return own
 
 
-def step_arguments(
-    batch: Any, names: Mapping[str, str], objective: Objective | None = None
-) -> dict[str, Any]:
+def step_arguments(batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """Find the arguments of a step in a batch.
 
     Args:
@@ -47,38 +64,27 @@ def step_arguments(
             no argument is called after are left alone; so are absent ones, but for the image and
             those that `names` asks for. Beside an entry `labelled` the target may be absent.
         names: Entry of a mapping for an argument that is called otherwise.
-        objective: Of the wrapper, where it is computed from this batch. If it reads the target,
-            there has to be one, or an entry `labelled` that is False for each sample: terms would
-            leave a reference that is called otherwise out without a word.
 
     Returns:
         Arguments of `DistillationWrapper.forward` by name; always with "image".
 
     Raises:
-        ObjectiveError: If the batch has another form, or an entry or the target is missing.
+        ObjectiveError: If the batch has another form, or an entry is missing.
 
     Example:
         >>> step_arguments({"image": 1, "label": 2, "affine": 3}, {"target": "label"})
         {'image': 1, 'target': 2}
     """
-    given = _found(batch, names)
-    if objective is not None and objective.needs_target and given.get("target") is None:
-        _check_unlabelled(given, batch)
-    return given
-
-
-def _found(batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(batch, Mapping):
         return _of_mapping(batch, names)
-    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) in {1, 2}:
-        return dict(zip(ARGUMENTS, batch, strict=False))
-    if hasattr(batch, "shape"):
+    if isinstance(batch, Tensor):
         return {"image": batch}
+    if isinstance(batch, Sequence) and len(batch) in {1, 2}:
+        return dict(zip(ARGUMENTS, batch, strict=False))
     size = f" of {len(batch)}" if isinstance(batch, Sequence) else ""
     raise ObjectiveError(
         f"The loader gave a {type(batch).__name__}{size}; expected (image, target), an image, or a "
-        f"mapping with some of {', '.join(ARGUMENTS)}. Return a mapping from the data set to pass "
-        "more than image and target."
+        f"mapping with some of {', '.join(ARGUMENTS)}."
     )
 
 
@@ -87,46 +93,10 @@ def _of_mapping(batch: Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
     wanted = {"image", *names}
     if entries["labelled"] in batch:
         wanted.discard("target")  # perhaps on purpose
-    missing = [entries[argument] for argument in ARGUMENTS if argument in wanted]
-    missing = [entry for entry in missing if entry not in batch]
+    missing = [entries[name] for name in ARGUMENTS if name in wanted and entries[name] not in batch]
     if missing:
         raise ObjectiveError(
             f"The batch has no {', '.join(missing)}; it has {', '.join(map(str, batch))}. Say with "
             "names={argument: entry} what it is called there."
         )
     return {argument: batch[entry] for argument, entry in entries.items() if entry in batch}
-
-
-def _check_unlabelled(given: Mapping[str, Any], batch: Any) -> None:
-    if "labelled" in given and not torch.as_tensor(given["labelled"]).any():
-        return
-    mapping = isinstance(batch, Mapping)
-    there = f"has {', '.join(map(str, batch))}" if mapping else "is an image alone"
-    raise ObjectiveError(
-        f"The batch has no target, which the objective reads; it {there}. Say with "
-        "names={'target': entry} what it is called there. For a batch that has no reference on "
-        "purpose, return a mapping whose entry labelled is False for each sample."
-    )
-
-
-def check_options(options: Mapping[str, Any], asks: str) -> None:
-    """Refuse options of MONAI's engines that a wrapper stands in for.
-
-    Args:
-        options: What the caller passes on.
-        asks: Name of the class that was given the options.
-
-    Raises:
-        ObjectiveError: If one of them is `loss_function` or `prepare_batch`.
-    """
-    if "loss_function" in options:
-        raise ObjectiveError(
-            f"{asks}: loss_function= is not taken, as the objective of the wrapper is the loss. "
-            "Pass DistillationWrapper(objective=...) instead."
-        )
-    if "prepare_batch" in options:
-        raise ObjectiveError(
-            f"{asks}: prepare_batch= is not taken, as a step has more arguments than image and "
-            "target. Say with names={argument: entry} where they lie, or change the batch with "
-            "a transform of the data set."
-        )

@@ -9,18 +9,12 @@ from torch import Tensor, nn
 
 from privdistill import DistillationWrapper, Output
 from privdistill.inputs import Image
-from privdistill.integrations.batch import check_names, step_arguments
-from privdistill.integrations.critic import refuse_critic
-from privdistill.integrations.randomness import random_state, set_random_state
-from privdistill.integrations.terms import finest, to_train, values
+from privdistill.integrations import batch as batches
 
 try:
     from lightning.pytorch import LightningModule
 except ImportError as error:
-    raise ImportError(
-        "privdistill.integrations.lightning needs the package lightning, which cannot be imported "
-        f"({error}). Install it: pip install './privdistill[lightning]'."
-    ) from error
+    raise ImportError(batches.needs("lightning", error)) from error
 
 _RANDOM = "privdistill_random_state"
 
@@ -28,9 +22,11 @@ _RANDOM = "privdistill_random_state"
 class DistillationModule(LightningModule):
     """Train a wrapper with Lightning; a checkpoint holds no frozen teacher.
 
-    The loss and every term, unweighted, are logged under `train/`, `val/` and `test/`. A checkpoint
-    also holds the state of torch's random numbers, so that from the end of an epoch a training goes
-    on exactly, dropout and shuffling included; not from within an epoch, nor in several processes.
+    The loss and every term, unweighted, are logged under `train/`, `val/` and `test/`, metrics
+    under the last two. Schedules and averages count steps of the optimizer, whatever
+    `accumulate_grad_batches` is. A checkpoint also holds the state of torch's random numbers, so
+    that from the end of an epoch a training goes on exactly, dropout and shuffling included; not
+    from within an epoch, nor in several processes.
 
     Args:
         wrapper: The wrapper, or a function that builds it, called once by `configure_model`.
@@ -38,10 +34,18 @@ class DistillationModule(LightningModule):
         scheduler: Function from the optimizer to a scheduler, or to Lightning's dictionary of one.
         names: Entry of a batch for an argument of `DistillationWrapper.forward` that is called
             otherwise there, such as `{"target": "label"}`.
+        metrics: What to make of validation and test beside the loss: a metric, a collection of
+            torchmetrics, or metrics by name. Each is called with the student's logits
+            `(B, C, *spatial)`, those of the loss, and the target, of samples that have one. What
+            has `update`, `compute` and `reset` is computed at the end, over all loaders; of a plain
+            function's numbers the mean is logged.
+
+    Attributes:
+        output: `Output` of the last step of a validation or test, for callbacks.
 
     Raises:
         ObjectiveError: If `names` holds what no step takes.
-        LifecycleError: If a term has a critic, or `wrapper` is another network.
+        LifecycleError: If `wrapper` is another network.
 
     Example:
         >>> import torch
@@ -61,21 +65,26 @@ class DistillationModule(LightningModule):
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         *,
         names: Mapping[str, str] | None = None,
+        metrics: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.names = check_names(names)
+        self.names = batches.check_names(names)
+        self._metrics = _by_name(metrics)
+        # Modules of their own, so that Lightning moves them.
+        self._moved = nn.ModuleList(m for m in self._metrics.values() if isinstance(m, nn.Module))
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._random: list[Tensor] = []
+        self.output: Output | None = None
         # A network is callable too, and one that is no wrapper must not pass for a function.
         given = isinstance(wrapper, nn.Module) or not callable(wrapper)
         self._build = None if given else wrapper
-        self._optimizer, self._scheduler = optimizer, scheduler
-        self._random: Mapping[str, Any] | None = None
-        self._modes: dict[nn.Module, bool] = {}
         if given:
             self._take(wrapper)
 
     def _take(self, wrapper: Any) -> None:
-        refuse_critic(wrapper, "DistillationModule")
+        kd = batches.unwrapped(wrapper)
         self.kd = wrapper
+        self.save_hyperparameters({"objective": str(kd.objective), "inputs": str(kd.inputs)})
 
     def configure_model(self) -> None:
         """Call the function that builds the wrapper, once."""
@@ -85,7 +94,7 @@ class DistillationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and its scheduler if there is one."""
-        optimizer = self._optimizer(to_train(self.kd))
+        optimizer = self._optimizer([p for p in self.kd.parameters() if p.requires_grad])
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
@@ -96,54 +105,90 @@ class DistillationModule(LightningModule):
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """Return the objective of a batch."""
-        return self._step(batch, "train")
+        # Lightning steps at the end of each window of batches, and of the epoch.
+        window = (batch_index + 1) % self.trainer.accumulate_grad_batches == 0
+        given = batches.step_arguments(batch, self.names)
+        out = self.kd(**given, advance=window or self.trainer.is_last_batch)
+        self._log("train", batches.values(out), len(batches.finest(out)), on_step=True)
+        return out.loss
 
     def validation_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
         """Return the objective of a batch, in eval mode."""
-        return self._step(batch, "val")
+        return self._evaluate(batch, "val")
 
     def test_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
         """Return the objective of a batch, in eval mode."""
-        return self._step(batch, "test")
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
         """Return the student's logits for the image of a batch."""
         names = {name: self.names[name] for name in self.names if name in {"image", "present"}}
-        given = step_arguments(batch, names)
+        given = batches.step_arguments(batch, names)
         return self.kd.predict(given["image"], present=given.get("present"))
 
-    def _step(self, batch: Any, stage: str) -> Tensor:
-        out: Output = self.kd(**step_arguments(batch, self.names, self.kd.objective))
-        logged = {f"{stage}/{name}": value for name, value in values(out).items()}
-        training, size = stage == "train", len(finest(out))
-        self.log_dict(logged, on_step=training, on_epoch=True, sync_dist=True, batch_size=size)
-        return out.loss
+    def _evaluate(self, batch: Any, stage: str) -> Tensor:
+        given = batches.step_arguments(batch, self.names)
+        self.output = self.kd(**given)
+        logits = batches.finest(self.output)
+        self._log(stage, batches.values(self.output), len(logits))
+        target = given.get("target")
+        if target is not None:
+            labelled = torch.as_tensor(given.get("labelled", [True] * len(target))).bool()
+            self._measure(stage, logits[labelled], target[labelled])
+        return self.output.loss
 
-    def on_validation_model_eval(self) -> None:
-        """Go to eval mode, and remember which modules were not in train mode."""
-        self._modes = {module: module.training for module in self.modules()}
-        self.eval()
+    def _measure(self, stage: str, logits: Tensor, target: Tensor) -> None:
+        """Show the metrics a batch, unless none of it is labelled."""
+        for name, metric in self._metrics.items() if len(target) else ():
+            if hasattr(metric, "compute"):
+                metric.update(logits, target)
+            else:
+                self._log(stage, _by_name(metric(logits, target), name), len(target))
 
-    def on_validation_model_train(self) -> None:
-        """Go back; Lightning itself would forget a teacher that learns, which is no submodule."""
-        self.train(self._modes[self])
-        for module, mode in self._modes.items():
-            module.training = mode
+    def _compute(self, stage: str) -> None:
+        """Log what metrics have gathered, and empty them."""
+        for name, metric in self._metrics.items():
+            if hasattr(metric, "compute"):
+                self._log(stage, _by_name(metric.compute(), name))
+                metric.reset()
 
-    on_test_model_eval = on_validation_model_eval
-    on_test_model_train = on_validation_model_train
+    def _log(
+        self, stage: str, values: Mapping[str, Any], size: int = 1, *, on_step: bool = False
+    ) -> None:
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        self.log_dict(named, on_step=on_step, on_epoch=True, sync_dist=True, batch_size=size)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._compute("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._compute("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of torch's random numbers, of a single process."""
         if self.trainer.world_size == 1:
-            checkpoint[_RANDOM] = random_state()
+            used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            devices = torch.cuda.get_rng_state_all() if used else []
+            checkpoint[_RANDOM] = [torch.get_rng_state(), *devices]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the random numbers until the training starts."""
-        self._random = checkpoint.get(_RANDOM)
+        self._random = checkpoint.get(_RANDOM, [])
 
     def on_fit_start(self) -> None:
         """Continue the random numbers of the checkpoint, before the loader draws an order."""
-        if self._random is not None and self.trainer.world_size == 1:
-            set_random_state(self._random)
-        self._random = None
+        if self._random and self.trainer.world_size == 1:
+            cpu, *devices = (state.cpu() for state in self._random)
+            torch.set_rng_state(cpu)
+            torch.cuda.set_rng_state_all(devices[: torch.cuda.device_count()])
+        self._random = []
+
+
+def _by_name(given: Any, name: str = "") -> dict[str, Any]:
+    """Metrics or their values by name; what has none is called after itself."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    own = name or getattr(given, "__name__", type(given).__name__)
+    return {} if given is None else {own: given}

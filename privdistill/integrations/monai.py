@@ -7,27 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privdistill import Objective, Output
-from privdistill.integrations.batch import check_names, check_options, step_arguments
-from privdistill.integrations.critic import check_wrapper, refuse_critic
-from privdistill.integrations.windows import predict_windows, unwrapped
+from privdistill import Output
+from privdistill.exceptions import ModalityError
+from privdistill.integrations import batch as batches
 
 try:
+    import ignite.distributed as idist
+    from ignite.engine import Events
     from monai.engines.evaluator import SupervisedEvaluator
     from monai.engines.trainer import SupervisedTrainer
     from monai.engines.utils import IterationEvents
     from monai.utils.enums import CommonKeys
-
-    from privdistill.integrations.monai_terms import TermMetrics
 except ImportError as error:
-    raise ImportError(
-        "privdistill.integrations.monai needs the packages monai and pytorch-ignite, one of which "
-        f"cannot be imported ({error}). Install them: pip install './privdistill[monai]'."
-    ) from error
+    raise ImportError(batches.needs("monai", error)) from error
 
 
 class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignore]
     """MONAI's SupervisedTrainer for a wrapper: its objective is the loss.
+
+    Means of loss and terms over the samples of all processes are metrics of the epoch, `train_loss`
+    and `train_<term>`; `engine.state.terms` holds those of the last iteration. Schedules and
+    averages count steps of the optimizer, whatever `accumulation_steps` is.
 
     Args:
         device: Where the wrapper lies.
@@ -35,14 +35,16 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
         train_data_loader: Gives mappings, or pairs of image and target.
         network: The wrapper, or DistributedDataParallel around it.
         optimizer: Of `kd.parameters()`.
-        names: Entry of a batch for an argument of the step that is called otherwise; unless named,
-            the target is "label". Others ("key", "present", "labelled") are found by their names.
-        train_handlers: After the `TermMetrics` that is always there; their prefix is `train_`.
-        options: Further ones of SupervisedTrainer, such as `amp` and `key_train_metric`.
+        names: Entry of a batch for an argument of the step that is called otherwise, and of
+            `engine.state.output` too; unless named, the target is "label". Others ("key",
+            "present", "labelled") are found by their names.
+        train_handlers: As ever.
+        options: Further ones of SupervisedTrainer, such as `amp` and `key_train_metric`; not
+            `loss_function` and `prepare_batch`, which objective and names stand in for.
 
     Raises:
-        ObjectiveError: If `names` holds what no step takes, or an option has no place here.
-        LifecycleError: If a term has a critic, or `network` is no wrapper.
+        ObjectiveError: If `names` holds what no step takes.
+        LifecycleError: If `network` is no wrapper.
 
     Example:
         >>> from privdistill import DistillationWrapper, GroundTruth
@@ -67,14 +69,12 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
         train_handlers: Sequence[Any] = (),
         **options: Any,
     ) -> None:
-        kd = unwrapped(network)
-        refuse_critic(kd, "DistillationTrainer")
-        check_options(options, "DistillationTrainer")
-        terms = TermMetrics("train_", IterationEvents.LOSS_COMPLETED)
-        reader = _reader(names, kd.objective)
-        options |= {"prepare_batch": reader, "train_handlers": [terms, *train_handlers]}
+        steps = _Steps(network, names, "train_", IterationEvents.LOSS_COMPLETED)
         super().__init__(
-            device, max_epochs, train_data_loader, network, optimizer, _loss_of, **options
+            *(device, max_epochs, train_data_loader, network, optimizer, _loss_of),
+            prepare_batch=steps.read,
+            train_handlers=[steps, *train_handlers],
+            **options,
         )
 
 
@@ -89,12 +89,13 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         val_data_loader: As for the trainer.
         network: The wrapper.
         names: Of entries.
-        val_handlers: After the `TermMetrics` that is there without an inferer.
+        val_handlers: As ever.
         inferer: How the student sees large volumes.
-        options: Further ones of SupervisedEvaluator, such as `key_val_metric`.
+        options: Further ones of SupervisedEvaluator, such as `key_val_metric`; not
+            `prepare_batch`, which names stand in for.
 
     Raises:
-        ObjectiveError: If `names` holds what no step takes, or an option has no place here.
+        ObjectiveError: If `names` holds what no step takes.
         LifecycleError: If `network` is no wrapper.
 
     Example:
@@ -120,30 +121,86 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         inferer: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
-        kd, alone = unwrapped(network), inferer is not None
-        check_wrapper(kd, "DistillationEvaluator")
-        check_options(options, "DistillationEvaluator")
-        terms = [] if alone else [TermMetrics("val_", IterationEvents.FORWARD_COMPLETED)]
-        options["prepare_batch"] = _reader(names, None if alone else kd.objective)
-        options["val_handlers"] = [*terms, *val_handlers]
-        options["inferer"] = None if inferer is None else partial(predict_windows, inferer)
-        super().__init__(torch.device(device), val_data_loader, network, **options)
+        steps = _Steps(network, names, "val_", IterationEvents.FORWARD_COMPLETED)
+        windows: Any = partial(_student_alone, inferer) if inferer else None
+        super().__init__(
+            *(torch.device(device), val_data_loader, network),
+            prepare_batch=steps.read,
+            val_handlers=[steps, *val_handlers],
+            inferer=windows,
+            **options,
+        )
+
+
+class _Steps:
+    """Handler of both engines: reads batches, and gives logits, metrics and terms of each step."""
+
+    def __init__(self, network: nn.Module, names: Any, prefix: str, event: IterationEvents) -> None:
+        self.kd = batches.unwrapped(network)
+        self.names, self.prefix, self.event = batches.check_names(names), prefix, event
+        pairs = {"image": CommonKeys.IMAGE, "target": CommonKeys.LABEL}
+        self.entries = {usual: self.names.get(name, usual) for name, usual in pairs.items()}
+        #: Sum over samples, and their number, by name.
+        self.sums: dict[str, Tensor] = {}
+
+    def attach(self, engine: Any) -> None:
+        self.engine = engine
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self.sums.clear())
+        engine.add_event_handler(self.event, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def read(self, batch: Any, device: Any, non_blocking: bool, **to: Any) -> tuple[Any, ...]:
+        """Find a step's arguments and move them: image, target, nothing, the others by name."""
+        usual = isinstance(batch, Mapping) and CommonKeys.LABEL in batch
+        label = {"target": str(CommonKeys.LABEL)} if usual else {}
+        given = batches.step_arguments(batch, label | self.names)
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                given[name] = value.to(device=device, non_blocking=non_blocking, **to)
+        given["advance"] = self._optimizer_steps()
+        return given.pop("image"), given.get("target"), (), given
+
+    def _optimizer_steps(self) -> bool:
+        """Whether the optimizer steps after this iteration, the last of a window or an epoch."""
+        state, window = self.engine.state, getattr(self.engine, "accumulation_steps", 1)
+        done = (state.iteration - 1) % (state.epoch_length or state.iteration) + 1
+        return bool(done % window == 0 or done == state.epoch_length)
+
+    def _add(self) -> None:
+        state = self.engine.state
+        state.output = {self.entries.get(key, key): value for key, value in state.output.items()}
+        out = state.output[CommonKeys.PRED]
+        if not isinstance(out, Output):
+            return  # the student ran alone
+        state.output[CommonKeys.PRED] = logits = batches.finest(out)
+        state.terms = batches.values(out)
+        for name, value in state.terms.items():
+            pair = torch.stack([value, torch.ones_like(value)]).float() * len(logits)
+            self.sums[name] = self.sums.get(name, 0) + pair
+
+    def _finish(self) -> None:
+        # Every process sends all names, as the samples of one may miss a term that another has.
+        names = ["loss", *self.kd.objective.named_terms]
+        none = torch.zeros(2, device=self.engine.state.device)
+        table = torch.stack([self.sums.get(name, none).to(none) for name in names])
+        reduced: Any = idist.all_reduce(table)
+        for name, (total, samples) in zip(names, reduced.tolist(), strict=True):
+            if samples:
+                self.engine.state.metrics[self.prefix + name] = total / samples
 
 
 def _loss_of(out: Output, target: Tensor | None) -> Tensor:  # noqa: ARG001
     return out.loss
 
 
-def _reader(names: Mapping[str, str] | None, objective: Objective | None) -> Callable[..., Any]:
-    own = check_names(names)
-
-    def read(batch: Any, device: Any, non_blocking: bool, **options: Any) -> tuple[Any, ...]:
-        usual = isinstance(batch, Mapping) and CommonKeys.LABEL in batch
-        label = {"target": str(CommonKeys.LABEL)} if usual else {}
-        given = step_arguments(batch, label | own, objective)
-        for name, value in given.items():
-            if isinstance(value, Tensor):
-                given[name] = value.to(device=device, non_blocking=non_blocking, **options)
-        return given.pop("image"), given.get("target"), (), given
-
-    return read
+def _student_alone(inferer: Callable[..., Any], image: Tensor, network: Any, **step: Any) -> Any:
+    """Let an inferer call the student with windows of an image."""
+    kd, present = batches.unwrapped(network), step.get("present")
+    if present is None:
+        return inferer(image, kd.predict)
+    if len(image) > 1:
+        raise ModalityError(
+            f"An inferer mixes windows of a batch, here of {len(image)} images, which `present` "
+            "cannot follow. Load one image at a time, or leave the inferer out."
+        )
+    return inferer(image, lambda part: kd.predict(part, present=present.expand(len(part), -1)))

@@ -1,18 +1,16 @@
-"""Terms, their algebra and their mathematics. Nothing here knows the wrapper."""
+"""Losses as functions and as terms, and the algebra of terms. Nothing here knows the wrapper."""
 
-from privdistill.losses.adversarial import HolisticAdversarial
-from privdistill.losses.base import Objective, Term, as_objective
-from privdistill.losses.dice_bce import GroundTruth, SoftTargetDiceBCE
+from privdistill.losses.adversarial import Critic, HolisticAdversarial, critic_loss
 from privdistill.losses.features import (
     AttentionTransfer,
     ChannelWise,
-    ContrastiveProjection,
     FeatureCosine,
     FeatureL2,
     Gram,
-    VariationalInformation,
+    LatentKL,
 )
-from privdistill.losses.latent import LatentKL
+from privdistill.losses.learned import ContrastiveProjection, VariationalInformation
+from privdistill.losses.objective import Objective, Term, as_objective
 from privdistill.losses.presets import generalized, hinton, kdnet, pmkl, protokd, structured, xie
 from privdistill.losses.relational import (
     CenteredKernelAlignment,
@@ -20,16 +18,26 @@ from privdistill.losses.relational import (
     PairwiseSimilarity,
     PrototypeSimilarity,
 )
-from privdistill.losses.response import HintonKL, LogitMSE, ProbabilityMSE, ReliableSoftTargetCE
+from privdistill.losses.response import (
+    HintonKL,
+    LogitMSE,
+    ProbabilityMSE,
+    ReliableSoftTargetCE,
+    SoftTargetDiceBCE,
+)
 from privdistill.losses.schedules import Ramp, warm_up
+from privdistill.losses.supervised import GroundTruth
+from privdistill.losses.term import FeatureTerm, ResponseTerm
 
 __all__ = [
     "AttentionTransfer",
     "CenteredKernelAlignment",
     "ChannelWise",
     "ContrastiveProjection",
+    "Critic",
     "FeatureCosine",
     "FeatureL2",
+    "FeatureTerm",
     "Gram",
     "GroundTruth",
     "HintonKL",
@@ -43,10 +51,12 @@ __all__ = [
     "PrototypeSimilarity",
     "Ramp",
     "ReliableSoftTargetCE",
+    "ResponseTerm",
     "SoftTargetDiceBCE",
     "Term",
     "VariationalInformation",
     "as_objective",
+    "critic_loss",
     "generalized",
     "hinton",
     "kdnet",

@@ -1,7 +1,7 @@
-"""The mathematics of the losses, as functions of tensors.
+"""What the losses share: probabilities, mixtures, sizes and directions, as functions of tensors.
 
 Everything is computed in float32 (float64 where the input is float64) whatever autocast says, and
-stays finite for logits of +-1e4.
+stays finite for logits of +-1e4 and for infinite ones.
 """
 
 import math
@@ -13,11 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from privdistill.exceptions import ObjectiveError, ShapeMismatchError
+
 Activation = Literal["softmax", "sigmoid"]
 Normalisation = Literal["softmax", "softmax_channel", "softmax_spatial", "l1"]
 Reduction = Literal["sum", "mean"]
 Binarisation = Literal["argmax", "positive", "soft"]
 
+#: What an infinite logit counts as: a probability of exactly 0 or 1, whose logarithm is a number.
+LARGEST = torch.finfo(torch.float16).max
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -31,6 +35,47 @@ def at_least_float32(values: Tensor) -> Tensor:
         A tensor in float32 or float64.
     """
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Return logits in float32 at least, infinite ones as float16's largest numbers.
+
+    A class that is ruled out (-inf) then costs nothing where a probability of zero must, as
+    `0 log 0 = 0`, and a logit that overflowed in float16 counts as the last number it could hold.
+
+    Args:
+        logits: Any tensor.
+
+    Returns:
+        A tensor in float32 or float64. NaN stays NaN.
+
+    Example:
+        >>> finite(torch.tensor([0.5, -math.inf]))
+        tensor([ 5.0000e-01, -6.5504e+04])
+    """
+    logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    if known_finite(logits):
+        return logits
+    return torch.nan_to_num(logits, nan=math.nan, posinf=LARGEST, neginf=-LARGEST)
+
+
+def known_finite(*several: Tensor) -> bool:
+    """Say whether logits are finite, where a look at them is cheap.
+
+    Args:
+        several: Any tensors.
+
+    Returns:
+        False also where it cannot be told: a GPU would have to wait, a compiler has no values.
+    """
+    for logits in several:
+        if logits.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        # One reading costs less than a copy and its gradient. Half precision would overflow.
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        if not logits.detach().sum(dtype=dtype).isfinite():
+            return False
+    return True
 
 
 def probabilities(logits: Tensor, activation: Activation, *, temperature: float = 1.0) -> Tensor:
@@ -51,7 +96,7 @@ def probabilities(logits: Tensor, activation: Activation, *, temperature: float 
     Source:
         Hu et al. 2020, arXiv:2106.09564, eq. (1).
     """
-    tempered = at_least_float32(logits) / temperature
+    tempered = finite(logits) / temperature
     return tempered.softmax(dim=1) if activation == "softmax" else tempered.sigmoid()
 
 
@@ -81,7 +126,7 @@ def mix_logits(
     Source:
         Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
-    tempered = [at_least_float32(logits) / temperature for logits, _ in members]
+    tempered = [finite(logits) / temperature for logits, _ in members]
     shares = [_log(weight, logits.ndim) for logits, weight in members]
 
     def mean(logs: list[Tensor]) -> Tensor:
@@ -142,10 +187,19 @@ def binarise(logits: Tensor, rule: Literal["argmax", "positive"]) -> Tensor:
         >>> binarise(torch.tensor([[[1.0], [3.0]]]), "argmax").flatten()
         tensor([0., 1.])
     """
-    if rule == "positive":
-        return (logits > 0).float()
-    # By rows, as an argmax is slow; among equals the first wins.
-    logits = at_least_float32(logits.detach())
+    return (logits > 0).float() if rule == "positive" else largest(finite(logits.detach()))
+
+
+def largest(logits: Tensor) -> Tensor:
+    """The one-hot argmax over channels, of finite logits without a graph.
+
+    Args:
+        logits: `(B, C, *spatial)` in float32 or float64.
+
+    Returns:
+        Zeros and ones of the same shape; among equals the first wins.
+    """
+    # By rows, as an argmax is slow.
     hard = (logits - logits.amax(1, keepdim=True)).sign_().add_(1)
     left = torch.ones_like(hard[:, :1])
     for row in hard.chunk(hard.shape[1], dim=1):
@@ -153,70 +207,7 @@ def binarise(logits: Tensor, rule: Literal["argmax", "positive"]) -> Tensor:
     return hard
 
 
-def latent_kl(
-    student: Tensor,
-    teacher: Tensor,
-    *,
-    normalisation: Normalisation = "softmax",
-    temperature: float = 1.0,
-    reduction: Reduction = "sum",
-) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's to the student's normalised features.
-
-    `sum_j q_j log(q_j / p_j)` with q from the teacher and p from the student, averaged over the
-    batch. For "softmax" and "l1" j runs over channels and space together; for the other two, the
-    divergence of each distribution is averaged over voxels or channels.
-
-    Args:
-        student: `(B, C, *spatial)`.
-        teacher: Same shape; no gradient flows into it.
-        normalisation: "softmax" over the flattened vector; "softmax_channel" over channels at each
-            voxel; "softmax_spatial" over space in each channel; "l1", absolute values over their
-            sum.
-        temperature: Divides the features before a softmax, dimensionless, > 0.
-        reduction: "sum" over j; or "mean" over j, which shrinks with the length of the vector.
-
-    Returns:
-        A scalar, in nats, >= 0.
-
-    Example:
-        >>> z = torch.zeros(1, 2, 4, 4, 4)
-        >>> latent_kl(z, z)
-        tensor(0.)
-
-    Source:
-        Hu et al. 2020, arXiv:2106.09564, eq. (3). "Flattened and normalized" is read as the
-        softmax over the flattened vector; the sum over j is the paper's, the mean over the batch
-        replaces its sum over samples.
-    """
-    log_p = _log_distribution(at_least_float32(student), normalisation, temperature)
-    log_q = _log_distribution(at_least_float32(teacher).detach(), normalisation, temperature)
-    q = log_q.exp()
-    # The last two sum to zero; with them no summand is negative, and the rounding of a normaliser,
-    # which would enter with the whole mass of q, cancels.
-    summands = q * (log_q - log_p) + (log_p.exp() - q)
-    divergence: Tensor = summands.sum(dim=-1) if reduction == "sum" else summands
-    return divergence.mean()
-
-
-def _log_distribution(features: Tensor, normalisation: Normalisation, temperature: float) -> Tensor:
-    """Log probabilities whose last axis is the one that is normalised."""
-    if normalisation == "l1":
-        # LeakyReLU features are signed and may sum to zero; a tiny floor keeps logs finite.
-        sizes = features.flatten(1).abs() + torch.finfo(features.dtype).tiny ** 0.5
-        shares: Tensor = sizes / sizes.sum(dim=1, keepdim=True)
-        return shares.log()
-    if normalisation == "softmax_channel":
-        features = features.flatten(2).transpose(1, 2)
-    elif normalisation == "softmax_spatial":
-        features = features.flatten(2)
-    else:
-        features = features.flatten(1)
-    log_distribution: Tensor = (features / temperature).log_softmax(dim=-1)
-    return log_distribution
-
-
-def standardise(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+def standardised(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
     """Values less their mean, over their standard deviation: `(v - m) / sqrt(var + 1e-5)`.
 
     Args:
@@ -227,7 +218,7 @@ def standardise(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
         Same shape; a constant gives zeros.
 
     Example:
-        >>> standardise(torch.tensor([[0.0, 2.0, 4.0]]), 1)
+        >>> standardised(torch.tensor([[0.0, 2.0, 4.0]]), 1)
         tensor([[-1.2247,  0.0000,  1.2247]])
     """
     centred = values - values.mean(axes, keepdim=True)
@@ -271,3 +262,94 @@ def full_precision(values: Tensor) -> torch.autocast:
     """
     # There is no autocast for the meta device, and nothing to switch off.
     return torch.autocast("cpu" if values.is_meta else values.device.type, enabled=False)
+
+
+def check_logits(logits: Tensor, activation: Activation, owner: str) -> None:
+    """Refuse logits that are no map, and a softmax over one channel, which is 1 everywhere.
+
+    Args:
+        logits: `(B, C, *spatial)`.
+        activation: "softmax" or "sigmoid".
+        owner: Name of the term or function, for the message.
+
+    Raises:
+        ObjectiveError: If the activation is neither, or there is one channel under softmax.
+        ShapeMismatchError: If they are no map, or an empty one.
+    """
+    if logits.ndim < 3 or 0 in logits.shape:
+        raise ShapeMismatchError(
+            f"{owner}: the logits are {tuple(logits.shape)}; expected (B, C, *spatial) with at "
+            "least one spatial axis and no empty one. If the batch is empty, leave the step out."
+        )
+    if activation not in ("softmax", "sigmoid"):
+        raise ObjectiveError(
+            f"{owner}: `activation` must be 'softmax' or 'sigmoid'; got {activation!r}."
+        )
+    if activation == "softmax" and logits.shape[1] == 1:
+        raise ObjectiveError(
+            f"{owner}: a softmax over 1 channel is constant. Pass activation='sigmoid', or give "
+            "the network a background channel."
+        )
+
+
+def logit_pair(
+    student: Tensor, teacher: Tensor, activation: Activation, owner: str
+) -> tuple[Tensor, Tensor]:
+    """Check logits that are to be compared, and cut the teacher's off their graph.
+
+    Args:
+        student: `(B, C, *spatial)`.
+        teacher: Same shape.
+        activation: "softmax" or "sigmoid".
+        owner: Name of the term or function, for the message.
+
+    Returns:
+        Both.
+
+    Raises:
+        ObjectiveError: If the activation does not fit.
+        ShapeMismatchError: If they are no maps, or differ in shape.
+    """
+    if student.shape != teacher.shape:
+        raise ShapeMismatchError(
+            f"{owner}: the student's logits are {tuple(student.shape)}, the teacher's "
+            f"{tuple(teacher.shape)}. Both networks must predict the same classes at the same "
+            "resolution."
+        )
+    check_logits(student, activation, owner)
+    return student, teacher.detach()
+
+
+def feature_pair(
+    student: Tensor, teacher: Tensor, owner: str, *, equal_channels: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Check features that are to be compared; in float32 at least, the teacher's without graph.
+
+    Args:
+        student: `(B, C, *spatial)`.
+        teacher: Same shape, perhaps but for C.
+        owner: Name of the term or function, and of its tap, for the message.
+        equal_channels: Whether C must be equal.
+
+    Returns:
+        Both, in the student's precision.
+
+    Raises:
+        ShapeMismatchError: If they are no maps, or empty, or their shapes do not fit.
+    """
+    shape, other = student.shape, teacher.shape
+    if student.ndim < 3 or 0 in shape:
+        raise ShapeMismatchError(
+            f"{owner} gives {tuple(shape)}; expected (B, C, *spatial) with at least one spatial "
+            "axis and no empty one."
+        )
+    if shape != other and (equal_channels or shape[:1] + shape[2:] != other[:1] + other[2:]):
+        allowed = "they must be equal" if equal_channels else "only channels may differ"
+        raise ShapeMismatchError(
+            f"{owner} gives {tuple(shape)} for the student and {tuple(other)} for the teacher; "
+            f"{allowed}. Let the wrapper build an adapter: Tap(..., adapter='auto')."
+        )
+    if student.dtype not in (torch.float32, torch.float64):
+        student = student.float()
+    # Matrix products of both need one dtype, and a float64 teacher must not cast the student.
+    return student, teacher.detach().to(student.dtype)

@@ -1,6 +1,7 @@
 """Sums behind Dice and cross-entropy, in one pass over the logits that keeps no map."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from privdistill.losses.functional import (
+    LARGEST,
     Activation,
     Binarisation,
-    binarise,
-    probabilities,
+    known_finite,
+    largest,
 )
 
-_Recipe = tuple[Activation, bool, float | None, Binarisation]
+_Recipe = tuple[Activation, bool, float | None, Binarisation, bool]
 _Place = tuple[slice, slice, slice]
 _Slope = Callable[[Tensor], Tensor]
 
@@ -85,20 +87,16 @@ def dice_bce_sums(
     Source:
         Hu et al. 2020, arXiv:2106.09564, eqs. (2) and (4), which apply BCE to softmax outputs.
     """
-    flat = [
-        None if values is None else _plain(values).flatten(2)
-        for values in (comparison.source, comparison.binary_source, comparison.mask)
-    ]
-    recipe = (activation, squared, comparison.temperature, comparison.binarisation)
+    flat: list[Tensor | None] = []
+    for values in (comparison.source, comparison.binary_source, comparison.mask):
+        # No graph may keep what was made under inference_mode; the compiler makes no such tensors.
+        apart = values is not None and not torch.compiler.is_compiling() and values.is_inference()
+        plain = values.clone() if values is not None and apart else values
+        flat.append(None if plain is None else plain.detach().flatten(2))
+    clean = known_finite(logits, comparison.source)
+    recipe = (activation, squared, comparison.temperature, comparison.binarisation, clean)
     sums: Tensor = _DiceBCESums.apply(recipe, logits.flatten(2), *flat)
     return Sums(*sums.unbind())
-
-
-def _plain(values: Tensor) -> Tensor:
-    """Without a graph; a copy of what was made under inference_mode, which no graph may keep."""
-    # The compiler cannot ask, and makes no such tensors.
-    made_apart = not torch.compiler.is_compiling() and values.is_inference()
-    return values.clone() if made_apart else values.detach()
 
 
 class _Maps(NamedTuple):
@@ -123,9 +121,11 @@ class _DiceBCESums(torch.autograd.Function):
         ctx.recipe = recipe
         maps, samples = _Maps(*tensors), []
         for places in _blocks(maps.logits):
+            sums = []
+            for place in places:
+                sums.append(_sums(_block(maps, recipe, place)))  # noqa: PERF401
             # Sums of sums, as one long one would lose digits.
-            sums = torch.stack([_sums(_block(maps, recipe, place)) for place in places])
-            samples.append(sums.sum(0))
+            samples.append(torch.stack(sums).sum(0) if len(sums) > 1 else sums[0])
         return torch.cat(samples, dim=1)
 
     @staticmethod
@@ -139,7 +139,7 @@ class _DiceBCESums(torch.autograd.Function):
         return None, gradient, None, None, None
 
 
-def _blocks(logits: Tensor) -> Iterator[list[_Place]]:
+def _blocks(logits: Tensor) -> list[list[_Place]]:
     """Places of the blocks of logits `(B, C, voxels)`, those of the same samples together."""
     batch, channels, voxels = logits.shape
     elements = _ON_DEVICE
@@ -149,12 +149,13 @@ def _blocks(logits: Tensor) -> Iterator[list[_Place]]:
         elements = _IN_CACHE * torch.get_num_threads()
     count = max(1, elements // (channels * voxels))
     length = max(1, elements // channels)
+    blocks: list[list[_Place]] = []
     for first in range(0, batch, count):
-        samples = slice(first, first + count)
-        yield [
-            (samples, slice(None), slice(start, start + length))
-            for start in range(0, voxels, length)
-        ]
+        blocks.append([])
+        for start in range(0, voxels, length):
+            place = (slice(first, first + count), slice(None), slice(start, start + length))
+            blocks[-1].append(place)
+    return blocks
 
 
 class _Block(NamedTuple):
@@ -169,24 +170,28 @@ class _Block(NamedTuple):
 
 
 def _block(maps: _Maps, recipe: _Recipe, place: _Place) -> _Block:
-    activation, squared, temperature, rule = recipe
+    activation, squared, temperature, rule, clean = recipe
     dtype = torch.float64 if maps.logits.dtype == torch.float64 else torch.float32
-
-    def rows(values: Tensor) -> Tensor:
-        values = values[place].to(dtype)
-        # Rows of channels_last tensors are strewn over memory, and arithmetic on them is slow.
-        return values if values.stride(2) == 1 else values.contiguous()
-
-    source = rows(maps.source)
-    target = source
+    logits = _rows(maps.logits, place, dtype, clean)
+    source = target = _rows(maps.source, place, dtype, clean)
     if temperature is not None:
-        target = probabilities(source, activation, temperature=temperature)
+        tempered = source / temperature
+        target = tempered.softmax(1) if activation == "softmax" else tempered.sigmoid()
     binary = target
     if rule != "soft":
-        other = source if maps.binary_source is None else rows(maps.binary_source)
-        binary = binarise(other, rule).to(dtype)
-    mask = None if maps.mask is None else rows(maps.mask)
-    return _Block(rows(maps.logits), target, binary, mask, activation, squared)
+        other = maps.binary_source
+        hard = source if other is None else _rows(other, place, dtype, clean)
+        binary = largest(hard) if rule == "argmax" else (hard > 0).to(dtype)
+    mask = None if maps.mask is None else _rows(maps.mask, place, dtype, True)
+    return _Block(logits, target, binary, mask, activation, squared)
+
+
+def _rows(values: Tensor, place: _Place, dtype: torch.dtype, clean: bool) -> Tensor:
+    values = values[place].to(dtype)
+    if not clean:
+        values = torch.nan_to_num(values, nan=math.nan, posinf=LARGEST, neginf=-LARGEST)
+    # Rows of channels_last tensors are strewn over memory, and arithmetic on them is slow.
+    return values if values.stride(2) == 1 else values.contiguous()
 
 
 def _sums(block: _Block) -> Tensor:
@@ -196,9 +201,10 @@ def _sums(block: _Block) -> Tensor:
     target = block.target
     if block.mask is not None:
         p, target, cost = p * block.mask, target * block.mask, cost * block.mask
-    sizes = [values.square() if block.squared else values for values in (p, target)]
     overlap = (p * target).sum(2)
-    return torch.stack([overlap, sizes[0].sum(2) + sizes[1].sum(2), cost.sum(2)])
+    if block.squared:
+        p, target = p.square(), target.square()
+    return torch.stack([overlap, p.sum(2) + target.sum(2), cost.sum(2)])
 
 
 def _gradient(block: _Block, slopes: Tensor) -> Tensor:
@@ -250,7 +256,12 @@ class _Softmax(NamedTuple):
 
 
 def _softmax(logits: Tensor) -> _Softmax:
-    highest, second = _two_highest(logits)
+    # The two highest of the channels, equal where several are highest.
+    highest, other, *more = logits.chunk(logits.shape[1], dim=1)
+    highest, second = torch.maximum(highest, other), torch.minimum(highest, other)
+    for row in more:
+        second = torch.maximum(second, torch.minimum(highest, row))
+        highest = torch.maximum(highest, row)
     above = logits - second
     # Arithmetic with zeros and ones, as masks and choices take several times as long.
     won = above.clamp_min(0).sign_()
@@ -263,16 +274,6 @@ def _softmax(logits: Tensor) -> _Softmax:
     low = relative * (ratio / total)
     p = torch.addcmul(low, won, 1 / total)
     return _Softmax(p, low, won, relative, others, highest, gap, total)
-
-
-def _two_highest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The two highest of the channels, equal where several are highest."""
-    highest, other, *more = logits.chunk(logits.shape[1], dim=1)
-    highest, second = torch.maximum(highest, other), torch.minimum(highest, other)
-    for row in more:
-        second = torch.maximum(second, torch.minimum(highest, row))
-        highest = torch.maximum(highest, row)
-    return highest, second
 
 
 def _softmax_costs(logits: Tensor, binary: Tensor) -> tuple[Tensor, Tensor]:

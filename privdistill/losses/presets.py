@@ -5,12 +5,18 @@ part is Dice plus cross-entropy in all of them, so that they compare in what the
 a paper supervises otherwise, its preset says so.
 """
 
-from privdistill.losses.base import Objective, check_positive, check_share, check_weight
-from privdistill.losses.dice_bce import GroundTruth, SoftTargetDiceBCE
-from privdistill.losses.features import ContrastiveProjection
-from privdistill.losses.latent import LatentKL
+from privdistill.losses.features import LatentKL
+from privdistill.losses.learned import ContrastiveProjection
+from privdistill.losses.objective import Objective
+from privdistill.losses.options import NOT_NEGATIVE, POSITIVE, SHARE, check
 from privdistill.losses.relational import LocalConsistency, PairwiseSimilarity, PrototypeSimilarity
-from privdistill.losses.response import HintonKL, ProbabilityMSE, ReliableSoftTargetCE
+from privdistill.losses.response import (
+    HintonKL,
+    ProbabilityMSE,
+    ReliableSoftTargetCE,
+    SoftTargetDiceBCE,
+)
+from privdistill.losses.supervised import GroundTruth
 
 
 def kdnet(
@@ -44,10 +50,10 @@ LatentKL(tap='bottleneck')
     Source:
         Hu et al. 2020, arXiv:2106.09564, eq. (5); the constants are those of its section 3.2.
     """
-    check_share("kdnet", "imitation", imitation)
-    check_weight("kdnet", "latent_weight", latent_weight)
-    taught = imitation * SoftTargetDiceBCE(temperature=temperature)
-    return taught + (1 - imitation) * GroundTruth() + latent_weight * LatentKL(tap)
+    check("kdnet", SHARE, imitation=imitation)
+    check("kdnet", NOT_NEGATIVE, latent_weight=latent_weight)
+    imitated = imitation * SoftTargetDiceBCE(temperature=temperature)
+    return imitated + (1 - imitation) * GroundTruth() + latent_weight * LatentKL(tap)
 
 
 def hinton(*, imitation: float = 0.5, temperature: float = 4.0) -> Objective:
@@ -73,7 +79,7 @@ def hinton(*, imitation: float = 0.5, temperature: float = 4.0) -> Objective:
         Hinton et al. 2015, arXiv:1503.02531, section 2. The paper fixes no constants; T = 4 and
         equal shares are usual. Its supervised part is the cross-entropy alone.
     """
-    check_share("hinton", "imitation", imitation)
+    check("hinton", SHARE, imitation=imitation)
     return imitation * HintonKL(temperature=temperature) + (1 - imitation) * GroundTruth()
 
 
@@ -101,7 +107,7 @@ def generalized(*, imitation: float = 0.5, temperature: float = 2.0) -> Objectiv
         Lopez-Paz et al. 2016, arXiv:1511.03643, section 4. There l is the cross-entropy, here Dice
         plus cross-entropy; lambda and T are chosen for each task there, and ours here.
     """
-    check_share("generalized", "imitation", imitation)
+    check("generalized", SHARE, imitation=imitation)
     soft = SoftTargetDiceBCE(temperature=temperature, binarisation="soft")
     return imitation * soft + (1 - imitation) * GroundTruth()
 
@@ -131,10 +137,9 @@ def structured(
     Source:
         Liu et al. 2019, arXiv:1903.04197; the weights are those of a public implementation. The
         holistic, adversarial term has an optimizer of its own and is added by hand:
-        `structured() + 0.1 * HolisticAdversarial()`.
+        `structured() + 0.1 * HolisticAdversarial(critic)`.
     """
-    check_weight("structured", "pixelwise", pixelwise)
-    check_weight("structured", "pairwise", pairwise)
+    check("structured", NOT_NEGATIVE, pixelwise=pixelwise, pairwise=pairwise)
     pixels = HintonKL(temperature=1.0)
     return GroundTruth() + pixelwise * pixels + pairwise * PairwiseSimilarity(tap)
 
@@ -165,10 +170,9 @@ def pmkl(*, reliable: float = 0.5, contrastive: float = 0.5, tap: str = "decoder
         published. Its weight decay of 1e-5 belongs to the optimizer; its cross-entropy is weighted
         by class: `GroundTruth(class_weights=...)`.
     """
-    check_weight("pmkl", "reliable", reliable)
-    check_weight("pmkl", "contrastive", contrastive)
-    taught = reliable * ReliableSoftTargetCE(temperature=10.0)
-    return GroundTruth() + taught + contrastive * ContrastiveProjection(tap)
+    check("pmkl", NOT_NEGATIVE, reliable=reliable, contrastive=contrastive)
+    soft = reliable * ReliableSoftTargetCE(temperature=10.0)
+    return GroundTruth() + soft + contrastive * ContrastiveProjection(tap)
 
 
 def protokd(
@@ -199,9 +203,8 @@ def protokd(
         Wang et al. 2023, ProtoKD (ICASSP), and the constants of the code the authors published. Its
         cross-entropy is weighted by class: `GroundTruth(class_weights=...)`.
     """
-    check_positive("protokd", "classes", classes)
-    check_weight("protokd", "softened", softened)
-    check_weight("protokd", "prototypes", prototypes)
+    check("protokd", POSITIVE, classes=classes)
+    check("protokd", NOT_NEGATIVE, softened=softened, prototypes=prototypes)
     soft = HintonKL(temperature=10.0, scale_by_t2=False)
     return GroundTruth() + softened / classes * soft + prototypes * PrototypeSimilarity(tap)
 
@@ -229,6 +232,5 @@ def xie(*, zero_order: float = 1.0, first_order: float = 1.0) -> Objective:
         Xie et al. 2018, arXiv:1810.08476, of which the abstract alone could be read: the exact
         forms and weights could not be checked.
     """
-    check_weight("xie", "zero_order", zero_order)
-    check_weight("xie", "first_order", first_order)
+    check("xie", NOT_NEGATIVE, zero_order=zero_order, first_order=first_order)
     return GroundTruth() + zero_order * ProbabilityMSE() + first_order * LocalConsistency()

@@ -1,72 +1,162 @@
-"""Terms on logits: the student answers as the teacher does."""
+"""Losses on logits: the student answers as the teacher does."""
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.losses.base import (
-    Term,
-    changed_options,
-    check_choice,
-    check_positive,
-    check_resize,
-)
 from privdistill.losses.functional import (
     Activation,
-    at_least_float32,
+    Binarisation,
+    Reduction,
+    finite,
+    logit_pair,
     probabilities,
-    standardise,
+    standardised,
 )
-from privdistill.losses.reading import resolve, teacher_logits
-from privdistill.losses.targets import check_activation, enlarged, reference
-from privdistill.output import Step
+from privdistill.losses.fused import Comparison
+from privdistill.losses.options import POSITIVE, RESIZE, one_of, option, options_of
+from privdistill.losses.supervised import as_numbers, dice_bce
+from privdistill.losses.targets import enlarged, read_target, reference
+from privdistill.losses.term import ResponseTerm
+from privdistill.step import Step
 
-Reduction = Literal["mean", "sum"]
 
+def soft_target_dice_bce(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 5.0,
+    student_temperature: float = 1.0,
+    scale_by_t2: bool = False,
+    binarisation: Binarisation | None = None,
+    activation: Activation = "softmax",
+    tempered_logits: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Dice against the teacher's soft targets, cross-entropy against its binary prediction.
 
-class ResponseTerm(Term):
-    """What the terms of this file share: an activation, and a pair of logits.
+    `L_KD = (1 - Dice(s, sigma(l_s))) + BCE(b, sigma(l_s))` with `s = sigma(l_t / T)` and b the
+    one-hot argmax (softmax) or `l_t > 0` (sigmoid). Only the teacher is tempered, and there is no
+    factor T^2: at T > 1 perfect imitation does not bring the loss to zero.
 
     Args:
-        activation: "softmax" or "sigmoid"; None takes the wrapper's.
+        student_logits: `(B, C, *spatial)`.
+        teacher_logits: Same shape; no gradient flows into it.
+        temperature: T, dimensionless, > 0.
+        student_temperature: Divides the student's logits, dimensionless, > 0.
+        scale_by_t2: Multiply by T^2, which keeps gradients at T = 1 size where both are tempered.
+        binarisation: What the cross-entropy compares with: "argmax", "positive" (logit > 0) or
+            "soft", the soft targets themselves; by default argmax for softmax outputs and positive
+            for sigmoid ones.
+        activation: "softmax" or "sigmoid".
+        tempered_logits: What the soft targets are made of, if not the teacher's logits: of several
+            teachers those of their mean at T, as `mix_logits` gives them.
+        options: Those of `dice_bce`, such as `class_weights`.
+
+    Returns:
+        A scalar, >= 0.
 
     Raises:
-        ObjectiveError: If the activation is neither.
+        ObjectiveError: If the softmax runs over one channel.
+        ShapeMismatchError: If the logits differ in shape.
+
+    Example:
+        >>> logits = torch.tensor([[[90.0], [-90.0]]])
+        >>> soft_target_dice_bce(logits, logits, temperature=5.0).round(decimals=4)
+        tensor(0.)
+
+    Source:
+        Hu et al. 2020, arXiv:2106.09564, eqs. (1) and (2), averaged over the batch where the paper
+        sums; T = 5 is its section 3.2.
+    """
+    student, teacher = logit_pair(
+        student_logits, teacher_logits, activation, "soft_target_dice_bce"
+    )
+    rule = binarisation or ("argmax" if activation == "softmax" else "positive")
+    source, binary = (teacher, None) if tempered_logits is None else (tempered_logits, teacher)
+    if student_temperature != 1:
+        student = finite(student) / student_temperature
+    loss = dice_bce(student, Comparison(source, temperature, rule, binary), activation, **options)
+    return temperature**2 * loss if scale_by_t2 else loss
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SoftTargetDiceBCE(ResponseTerm):
+    """Dice against the teacher's soft targets, cross-entropy against its binary prediction.
+
+    `privdistill.functional.soft_target_dice_bce` of both networks' logits.
+
+    Args:
+        temperature: T, dimensionless, > 0.
+        student_temperature: Divides the student's logits, dimensionless, > 0.
+        scale_by_t2: Multiply by T^2, which keeps gradients at T = 1 size where both are tempered.
+        binarisation: What the cross-entropy compares with: "argmax", "positive" (logit > 0) or
+            "soft"; by default argmax for softmax outputs and positive for sigmoid ones.
+        activation: "softmax" or "sigmoid"; None takes the wrapper's.
+        include_background: Whether channel 0 counts, for softmax outputs.
+        squared_denominator: Dice with squares in the denominator.
+        batch_dice: Dice over the batch instead of per sample; under DDP, over each process's own.
+        smoothing: Added to Dice's numerator and denominator, in voxels.
+        class_weights: One number per channel that counts, scaled to a mean of one.
+
+    Raises:
+        ObjectiveError: If an option has no meaning.
+
+    Weight:
+        0.75, the paper's lambda, as in `kdnet()`.
     """
 
-    needs_teacher = True
+    _shown = ("temperature",)
 
-    def __init__(self, *, activation: Activation | None = None) -> None:
-        super().__init__()
-        if activation is not None:
-            owner = type(self).__name__
-            check_choice(owner, "activation", activation, ("softmax", "sigmoid"))
-        self.activation = activation
+    temperature: float = option(5.0, POSITIVE)
+    student_temperature: float = option(1.0, POSITIVE)
+    scale_by_t2: bool = False
+    binarisation: Binarisation | None = option(None, one_of(None, "argmax", "positive", "soft"))
+    include_background: bool = True
+    squared_denominator: bool = False
+    batch_dice: bool = False
+    smoothing: float = option(1e-5, POSITIVE)
+    class_weights: Sequence[float] | None = None
 
-    def logits(self, step: Step, temperature: float = 1.0) -> tuple[Tensor, Tensor, Activation]:
-        """Return the logits of student and teacher, in float32 at least, and the activation.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.class_weights = as_numbers("SoftTargetDiceBCE", self.class_weights)
 
-        Args:
-            step: The step.
-            temperature: With several teachers, at which their probabilities are averaged.
+    def forward(self, step: Step) -> Tensor:
+        """Compute the term from both networks' logits, which stay in half precision till needed."""
+        activation = self.activation or step.activation
+        mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
+        teacher = self.teacher_logits(step, activation)
+        return self.compare(step.student, teacher, activation, tempered_logits=mixed)
 
-        Returns:
-            Student logits, the teacher's without gradient, "softmax" or "sigmoid".
-        """
-        activation = resolve(self.activation, step)
-        check_activation(step.student, activation, term=self.name)
-        teacher = teacher_logits(step, activation, term=self.name, temperature=temperature)
-        return at_least_float32(step.student), at_least_float32(teacher), activation
+    def compare(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        activation: Activation,
+        *,
+        tempered_logits: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss of these logits."""
+        own = options_of(self) | {"activation": activation, "tempered_logits": tempered_logits}
+        return soft_target_dice_bce(student, teacher, **own)
 
-    def extra_repr(self) -> str:
-        """Show the options that were chosen."""
-        return changed_options(self, "temperature")
 
-
-class HintonKL(ResponseTerm):
+def hinton_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 4.0,
+    scale_by_t2: bool = True,
+    activation: Activation = "softmax",
+    standardise: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
     """Kullback-Leibler divergence from the teacher's to the student's tempered probabilities.
 
     `T^2 sum_c q_c log(q_c / p_c)` at each voxel, with `q = sigma(l_t / T)` and
@@ -74,30 +164,28 @@ class HintonKL(ResponseTerm):
     of each channel's pair `(p_c, 1 - p_c)`, averaged over channels.
 
     Args:
+        student_logits: `(B, C, *spatial)`.
+        teacher_logits: Same shape; no gradient flows into it.
         temperature: T, dimensionless, > 0.
         scale_by_t2: Whether to multiply by T^2, which keeps the size of the gradient when T
             changes.
-        activation: "softmax" or "sigmoid"; None takes the wrapper's.
+        activation: "softmax" or "sigmoid".
         standardise: Whether each voxel's logits are first brought to mean 0 and variance 1 over
             channels, so that the student need not match their size.
         reduction: "mean" over voxels, or "sum" over voxels; the batch is averaged in both.
 
-    Shape:
-        Student and teacher logits `(B, C, *spatial)`, equal. Output: scalar, nats, >= 0.
+    Returns:
+        A scalar, nats, >= 0.
 
     Raises:
-        ObjectiveError: If an option has no meaning, the softmax runs over one channel, or fewer
-            than three channels are standardised.
+        ObjectiveError: If the softmax runs over one channel, or fewer than three channels are
+            standardised.
         ShapeMismatchError: If the logits differ in shape.
 
     Example:
-        >>> import torch
         >>> teacher, student = torch.tensor([[[2.0], [0.0]]]), torch.zeros(1, 2, 1)
-        >>> HintonKL(temperature=1.0)(Step(student=student, teacher=teacher))
+        >>> hinton_kl(student, teacher, temperature=1.0)
         tensor(0.3278)
-
-    Weight:
-        0.5 beside half the reference, as in `hinton()`; 10 in `structured()`, at T = 1.
 
     Source:
         Hinton et al. 2015, arXiv:1503.02531, section 2, where the cross-entropy differs from this
@@ -105,42 +193,19 @@ class HintonKL(ResponseTerm):
         code divides by the sample standard deviation, this by the population's, with 1e-5 added to
         the variance.
     """
-
-    def __init__(
-        self,
-        *,
-        temperature: float = 4.0,
-        scale_by_t2: bool = True,
-        activation: Activation | None = None,
-        standardise: bool = False,
-        reduction: Reduction = "mean",
-    ) -> None:
-        super().__init__(activation=activation)
-        check_choice("HintonKL", "reduction", reduction, ("mean", "sum"))
-        self.temperature = check_positive("HintonKL", "temperature", temperature)
-        self.scale_by_t2 = scale_by_t2
-        self.standardise = standardise
-        self.reduction = reduction
-
-    def forward(self, step: Step) -> Tensor:
-        """Compute the term from both networks' logits."""
-        # Several teachers are averaged before they are standardised, as they would vote.
-        mixing = 1.0 if self.standardise else self.temperature
-        student, teacher, activation = self.logits(step, mixing)
-        if self.standardise:
-            student, teacher = self._standardised(student), self._standardised(teacher)
-        divergence = _divergence(student / self.temperature, teacher / self.temperature, activation)
-        voxels = divergence[0].numel() if self.reduction == "sum" else 1
-        return divergence.mean() * (voxels * self.temperature ** (2 * self.scale_by_t2))
-
-    def _standardised(self, logits: Tensor) -> Tensor:
-        if logits.shape[1] < 3:
+    student, teacher = logit_pair(student_logits, teacher_logits, activation, "hinton_kl")
+    student, teacher = finite(student), finite(teacher)
+    if standardise:
+        if student.shape[1] < 3:
             raise ObjectiveError(
-                f"{self.name}: standardise=True needs at least 3 channels; of the "
-                f"{logits.shape[1]} here at most a sign would be left, which has no gradient. Pass "
-                "standardise=False."
+                "hinton_kl: standardise=True needs at least 3 channels; of the "
+                f"{student.shape[1]} here at most a sign would be left, which has no gradient. "
+                "Pass standardise=False."
             )
-        return standardise(logits, 1)
+        student, teacher = standardised(student, 1), standardised(teacher, 1)
+    divergence = _divergence(student / temperature, teacher / temperature, activation)
+    voxels = divergence[0].numel() if reduction == "sum" else 1
+    return divergence.mean() * (voxels * temperature ** (2 * scale_by_t2))
 
 
 def _divergence(student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
@@ -156,93 +221,173 @@ def _divergence(student: Tensor, teacher: Tensor, activation: Activation) -> Ten
     return (inside + outside).mean(1)
 
 
-class LogitMSE(ResponseTerm):
+@dataclass(eq=False, repr=False, kw_only=True)
+class HintonKL(ResponseTerm):
+    """Kullback-Leibler divergence from the teacher's to the student's tempered probabilities.
+
+    `privdistill.functional.hinton_kl` of both networks' logits.
+
+    Args:
+        temperature: T, dimensionless, > 0.
+        scale_by_t2: Whether to multiply by T^2, which keeps the size of the gradient when T
+            changes.
+        activation: "softmax" or "sigmoid"; None takes the wrapper's.
+        standardise: Whether each voxel's logits are first brought to mean 0 and variance 1 over
+            channels. Several teachers are averaged before, as they would vote.
+        reduction: "mean" over voxels, or "sum" over voxels; the batch is averaged in both.
+
+    Raises:
+        ObjectiveError: If an option has no meaning.
+
+    Weight:
+        0.5 beside half the reference, as in `hinton()`; 10 in `structured()`, at T = 1.
+    """
+
+    _shown = ("temperature",)
+
+    temperature: float = option(4.0, POSITIVE)
+    scale_by_t2: bool = True
+    standardise: bool = False
+    reduction: Reduction = option("mean", one_of("mean", "sum"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mixing_temperature = 1.0 if self.standardise else self.temperature
+
+    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
+        """Compute the loss of these logits."""
+        return hinton_kl(student, teacher, activation=activation, **options_of(self))
+
+
+def logit_mse(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    centre: bool = False,
+    activation: Activation = "softmax",
+) -> Tensor:
     """Mean squared difference of logits.
 
     `mean((l_s - l_t)^2)` over batch, channels and voxels.
+
+    Args:
+        student_logits: `(B, C, *spatial)`.
+        teacher_logits: Same shape; no gradient flows into it.
+        centre: Whether the mean over channels is taken from each voxel's logits first; a softmax
+            does not see it.
+        activation: "softmax" or "sigmoid".
+
+    Returns:
+        A scalar, >= 0.
+
+    Raises:
+        ObjectiveError: If the softmax runs over one channel, or logits of a sigmoid are centred.
+        ShapeMismatchError: If the logits differ in shape.
+
+    Example:
+        >>> logit_mse(torch.zeros(1, 2, 4), torch.full((1, 2, 4), 3.0))
+        tensor(9.)
+
+    Source:
+        Ba and Caruana 2014, arXiv:1312.6184, who sum over outputs and halve; here the mean.
+    """
+    student, teacher = logit_pair(student_logits, teacher_logits, activation, "logit_mse")
+    difference = finite(student) - finite(teacher)
+    if centre:
+        if activation == "sigmoid":
+            raise ObjectiveError(
+                "logit_mse: centre=True takes away what a sigmoid depends on. Pass centre=False."
+            )
+        difference = difference - difference.mean(1, keepdim=True)
+    return difference.square().mean()
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class LogitMSE(ResponseTerm):
+    """Mean squared difference of logits, `privdistill.functional.logit_mse`.
 
     Args:
         centre: Whether the mean over channels is taken from each voxel's logits first; a softmax
             does not see it.
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
 
-    Shape:
-        Student and teacher logits `(B, C, *spatial)`, equal. Output: scalar, >= 0.
-
     Raises:
-        ObjectiveError: If an option has no meaning, the softmax runs over one channel, or logits
-            of a sigmoid are centred.
-        ShapeMismatchError: If the logits differ in shape.
-
-    Example:
-        >>> import torch
-        >>> LogitMSE()(Step(student=torch.zeros(1, 2, 4), teacher=torch.full((1, 2, 4), 3.0)))
-        tensor(9.)
+        ObjectiveError: If an option has no meaning.
 
     Weight:
         Depends on the scale of the logits; begin with 0.1.
-
-    Source:
-        Ba and Caruana 2014, arXiv:1312.6184, who sum over outputs and halve; here the mean.
     """
 
-    def __init__(self, *, centre: bool = False, activation: Activation | None = None) -> None:
-        super().__init__(activation=activation)
-        self.centre = centre
+    centre: bool = False
 
-    def forward(self, step: Step) -> Tensor:
-        """Compute the term from both networks' logits."""
-        student, teacher, activation = self.logits(step)
-        difference = student - teacher
-        if self.centre:
-            self._check_centre(activation)
-            difference = difference - difference.mean(1, keepdim=True)
-        return difference.square().mean()
-
-    def _check_centre(self, activation: Activation) -> None:
-        if activation == "sigmoid":
-            raise ObjectiveError(
-                f"{self.name}: centre=True takes away what a sigmoid depends on. Pass centre=False."
-            )
+    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
+        """Compute the loss of these logits."""
+        return logit_mse(student, teacher, activation=activation, **options_of(self))
 
 
-class ProbabilityMSE(ResponseTerm):
+def probability_mse(
+    student_logits: Tensor, teacher_logits: Tensor, *, activation: Activation = "softmax"
+) -> Tensor:
     """Squared distance of probabilities: the zero-order knowledge of a segmentation.
 
     `sum_c (sigma(l_t)_c - sigma(l_s)_c)^2` at each voxel, averaged over voxels and batch.
 
     Args:
-        activation: "softmax" or "sigmoid"; None takes the wrapper's.
+        student_logits: `(B, C, *spatial)`.
+        teacher_logits: Same shape; no gradient flows into it.
+        activation: "softmax" or "sigmoid".
 
-    Shape:
-        Student and teacher logits `(B, C, *spatial)`, equal. Output: scalar, in [0, C].
+    Returns:
+        A scalar, in [0, C].
 
     Raises:
-        ObjectiveError: If the activation is neither, or the softmax runs over one channel.
+        ObjectiveError: If the softmax runs over one channel.
         ShapeMismatchError: If the logits differ in shape.
 
     Example:
-        >>> import torch
-        >>> teacher = torch.tensor([[[99.0], [-99.0]]])
-        >>> ProbabilityMSE()(Step(student=torch.zeros(1, 2, 1), teacher=teacher))
+        >>> probability_mse(torch.zeros(1, 2, 1), torch.tensor([[[99.0], [-99.0]]]))
         tensor(0.5000)
-
-    Weight:
-        1, as in `xie()`.
 
     Source:
         Xie et al. 2018, arXiv:1810.08476, "zero-order knowledge"; the exact form could not be
         checked.
     """
-
-    def forward(self, step: Step) -> Tensor:
-        """Compute the term from both networks' logits."""
-        student, teacher, activation = self.logits(step)
-        difference = probabilities(student, activation) - probabilities(teacher, activation)
-        return difference.square().sum(1).mean()
+    student, teacher = logit_pair(student_logits, teacher_logits, activation, "probability_mse")
+    difference = probabilities(student, activation) - probabilities(teacher, activation)
+    return difference.square().sum(1).mean()
 
 
-class ReliableSoftTargetCE(ResponseTerm):
+class ProbabilityMSE(ResponseTerm):
+    """Squared distance of probabilities, `privdistill.functional.probability_mse`.
+
+    Args:
+        activation: "softmax" or "sigmoid"; None takes the wrapper's.
+
+    Raises:
+        ObjectiveError: If the activation is neither.
+
+    Weight:
+        1, as in `xie()`.
+    """
+
+    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
+        """Compute the loss of these logits."""
+        return probability_mse(student, teacher, activation=activation)
+
+
+def reliable_soft_target_ce(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 10.0,
+    ignore_index: int | None = None,
+    activation: Activation = "softmax",
+    labelled: Tensor | None = None,
+    sample_weights: Tensor | None = None,
+    validate: bool = True,
+    tempered_logits: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy with the teacher's soft targets, where the teacher knows better.
 
     `sum(m CE(sigma(l_t / T), sigma(l_s / T))) / sum(m)` over batch and voxels, where
@@ -251,72 +396,62 @@ class ReliableSoftTargetCE(ResponseTerm):
     flows through m. For the sigmoid all of this holds for each channel. Zero if no m is positive.
 
     Args:
+        student_logits: `(B, C, *spatial)`.
+        teacher_logits: Same shape; no gradient flows into it.
+        target: The same, one-hot or regions, or under softmax a label map `(B, *spatial)` or
+            `(B, 1, *spatial)`.
         temperature: T, dimensionless, > 0.
         ignore_index: Value in the target that marks voxels to leave out.
-        resize: "logits" enlarges logits that are coarser than the target; None refuses them.
-        activation: "softmax" or "sigmoid"; None takes the wrapper's.
+        activation: "softmax" or "sigmoid".
+        labelled: Which samples have a reference, boolean `(B,)`; nothing is read of the others.
+        sample_weights: Weight of each sample, `(B,)`, >= 0.
+        validate: Whether the target's values are checked, for which a GPU waits.
+        tempered_logits: What the soft targets are made of, if not the teacher's logits.
 
-    Shape:
-        Student and teacher logits `(B, C, *spatial)`, equal. Target: the same, one-hot or regions,
-        or under softmax a label map `(B, *spatial)` or `(B, 1, *spatial)`. Output: scalar, nats,
-        >= 0. The sums run over the batch; under DDP over each process's own.
+    Returns:
+        A scalar, nats, >= 0. The sums run over the batch; under DDP over each process's own.
 
     Raises:
-        ObjectiveError: If an option has no meaning, or the target is missing or does not fit.
+        ObjectiveError: If the target does not fit, or the softmax runs over one channel.
         ShapeMismatchError: If logits or target differ in shape.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.zeros(1, 2, 1), torch.tensor([[[5.0], [-5.0]]])
-        >>> term = ReliableSoftTargetCE()
-        >>> term(Step(student=student, teacher=teacher, target=torch.tensor([[0]])))
+        >>> reliable_soft_target_ce(student, teacher, torch.tensor([[0]]))
         tensor(0.6931)
-        >>> term(Step(student=student, teacher=teacher, target=torch.tensor([[1]])))
+        >>> reliable_soft_target_ce(student, teacher, torch.tensor([[1]]))
         tensor(0.)
-
-    Weight:
-        0.5, as in `pmkl()`.
 
     Source:
         Chen et al. 2022 (PMKL), doi:10.1109/TMI.2021.3119385, "regularized knowledge distillation
         loss", after the code the authors published, which clips probabilities at 0.005 where this
         works in log space; the form for the sigmoid is this library's.
     """
-
-    needs_target = True
-
-    def __init__(
-        self,
-        *,
-        temperature: float = 10.0,
-        ignore_index: int | None = None,
-        resize: Literal["logits"] | None = None,
-        activation: Activation | None = None,
-    ) -> None:
-        super().__init__(activation=activation)
-        self.temperature = check_positive("ReliableSoftTargetCE", "temperature", temperature)
-        self.ignore_index = ignore_index
-        self.resize = check_resize("ReliableSoftTargetCE", resize)
-
-    def forward(self, step: Step) -> Tensor:
-        """Compute the term from both networks' logits and the target."""
-        step = enlarged(step) if self.resize else step
-        student, teacher, activation = self.logits(step)
-        # Several teachers answer at T; whether they are right is asked of them untempered.
-        mixed = teacher_logits(step, activation, term=self.name, temperature=self.temperature)
-        target, mask, counts = reference(
-            step, student, activation, term=self.name, ignore_index=self.ignore_index
-        )
-        soft = probabilities(mixed, activation, temperature=self.temperature)
-        weight = _reliability(student.detach(), teacher, target.to(student.dtype), activation)
-        if mask is not None:
-            # Under softmax both are of the voxel, under sigmoid of each channel.
-            weight = weight * mask.reshape(weight.shape)
-        if counts is not None:
-            weight = weight * counts.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
-        # A floor, since there may be no voxel in which the teacher knows better.
-        share = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
-        return (share * _cross_entropy(student / self.temperature, soft, activation)).sum()
+    owner = "reliable_soft_target_ce"
+    student, teacher = logit_pair(student_logits, teacher_logits, activation, owner)
+    student, teacher = finite(student), finite(teacher)
+    channels, mask, counts = reference(
+        target,
+        student,
+        activation,
+        owner=owner,
+        ignore_index=ignore_index,
+        labelled=labelled,
+        sample_weights=sample_weights,
+        validate=validate,
+    )
+    # Several teachers answer at T; whether they are right is asked of them untempered.
+    mixed = teacher if tempered_logits is None else tempered_logits
+    soft = probabilities(mixed, activation, temperature=temperature)
+    weight = _reliability(student.detach(), teacher, channels.to(student.dtype), activation)
+    if mask is not None:
+        # Under softmax both are of the voxel, under sigmoid of each channel.
+        weight = weight * mask.reshape(weight.shape)
+    if counts is not None:
+        weight = weight * counts.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
+    # A floor, since there may be no voxel in which the teacher knows better.
+    share = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+    return (share * _cross_entropy(student / temperature, soft, activation)).sum()
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, activation: Activation) -> Tensor:
@@ -335,3 +470,40 @@ def _reliability(
     else:
         right = (teacher > 0) == (target > 0.5)
     return lead.relu() * right
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class ReliableSoftTargetCE(ResponseTerm):
+    """Cross-entropy with the teacher's soft targets, where the teacher knows better.
+
+    `privdistill.functional.reliable_soft_target_ce` of both networks' logits and the target.
+
+    Args:
+        temperature: T, dimensionless, > 0.
+        ignore_index: Value in the target that marks voxels to leave out.
+        resize: "logits" enlarges logits that are coarser than the target; None refuses them.
+        activation: "softmax" or "sigmoid"; None takes the wrapper's.
+
+    Raises:
+        ObjectiveError: If an option has no meaning.
+
+    Weight:
+        0.5, as in `pmkl()`.
+    """
+
+    needs_target = True
+    masks_unlabelled = True
+    _shown = ("temperature",)
+
+    temperature: float = option(10.0, POSITIVE)
+    ignore_index: int | None = None
+    resize: Literal["logits"] | None = option(None, RESIZE)
+
+    def forward(self, step: Step) -> Tensor:
+        """Compute the term from both networks' logits and the target."""
+        step = enlarged(step) if self.resize else step
+        activation = self.activation or step.activation
+        mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
+        own = options_of(self) | {"activation": activation, "tempered_logits": mixed}
+        teacher = self.teacher_logits(step, activation)
+        return reliable_soft_target_ce(step.student, teacher, **read_target(step), **own)

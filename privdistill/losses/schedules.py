@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
+from privdistill.losses.options import is_number
 
 #: Maps the number of training steps taken, a scalar tensor, to the factor of a term's weight.
 Schedule = Callable[[Tensor], Tensor | float]
@@ -164,18 +164,6 @@ class Weight:
     def __repr__(self) -> str:
         number = [f"{self.factor:g}"] * (self.factor != 1 or not self.schedules)
         return " * ".join([*number, *map(_name, self.schedules)])
-
-
-def is_number(value: Any) -> bool:
-    """Say whether a value is a real number, numpy's included.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        Whether it can be compared with others.
-    """
-    return isinstance(value, Real)
 
 
 def _check_scalar(schedule: Schedule) -> None:

@@ -28,7 +28,7 @@ def find_layout(shape: Sequence[int], spatial: Sequence[int]) -> Layout | None:
     """Tell the layout of features from their shape and the image's.
 
     Tokens are laid on the grid whose patches have the same side in every axis, as vision
-    transformers do.
+    transformers do. Axes of size one that the image does not have count for nothing.
 
     Args:
         shape: Shape of the features, batch first.
@@ -44,6 +44,7 @@ def find_layout(shape: Sequence[int], spatial: Sequence[int]) -> Layout | None:
         Layout(kind='tokens', grid=(4, 4), prefix=1)
     """
     axes = len(spatial)
+    shape = _without_singletons(shape, axes)
     if len(shape) == axes + 2:
         first, last = tuple(shape[2:]), tuple(shape[1:-1])
         # No encoder gives a map larger than the image; among readings that fit, the one that
@@ -65,7 +66,8 @@ def as_map(features: Tensor, spatial: Sequence[int]) -> Tensor | None:
     """Return features as a map; tokens of class and registers are left out.
 
     Args:
-        features: `(B, C, *grid)`, `(B, *grid, C)` or `(B, N, C)`.
+        features: `(B, C, *grid)`, `(B, *grid, C)` or `(B, N, C)`, perhaps with further axes of
+            size one.
         spatial: Spatial size of the image they were computed from.
 
     Returns:
@@ -76,6 +78,8 @@ def as_map(features: Tensor, spatial: Sequence[int]) -> Tensor | None:
         >>> as_map(torch.zeros(2, 16, 768), (64, 64)).shape
         torch.Size([2, 768, 4, 4])
     """
+    if features.ndim > len(spatial) + 2:
+        features = features.reshape(_without_singletons(features.shape, len(spatial)))
     layout = find_layout(features.shape, spatial)
     if layout is None or layout.kind == "map":
         return None if layout is None else features
@@ -83,6 +87,14 @@ def as_map(features: Tensor, spatial: Sequence[int]) -> Tensor | None:
         tokens = features[:, layout.prefix :].transpose(1, 2)
         return tokens.reshape(*tokens.shape[:2], *layout.grid)
     return features.movedim(-1, 1)
+
+
+def _without_singletons(shape: Sequence[int], axes: int) -> tuple[int, ...]:
+    """The shape without axes of size one beyond the image's, those of space first."""
+    kept = list(shape)
+    while len(kept) > axes + 2 and 1 in kept[1:]:
+        kept.pop(kept.index(1, 2) if 1 in kept[2:] else 1)
+    return tuple(kept)
 
 
 def _fits(grid: Sequence[int], spatial: Sequence[int]) -> bool:

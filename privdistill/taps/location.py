@@ -1,30 +1,52 @@
-"""Locate the bottleneck of any encoder-decoder from one forward pass."""
+"""Locate the bottleneck of any encoder-decoder from one forward pass.
+
+The rule gives one layer for every network, or an error that lists the candidates:
+
+1. Only what the logits depend on counts, and of it only what is a feature map. Left out are global
+   pooling, maps that only gate others, keys and values of attention, and layers that run twice.
+2. The bottleneck is among the outputs at the coarsest resolution, counted in strides, not voxels.
+3. The head is no bottleneck: class scores, whatever turns them into the logits, and the module
+   that ends in them.
+4. Nor is the decoder: a module that leads from the coarsest resolution to a finer one, the lateral
+   projection that a sum with a finer one waits for, and context that is pooled and pasted beside
+   the features it came from (ASPP, PSP). A module that goes down and up holds both; the rule is
+   then asked of its children.
+5. Of what is left, the last is the bottleneck: the end of the encoder, or a module of its own
+   behind it. Where nothing finer follows, that is the last layer before the head, unless one
+   module with several levels holds most of the layers: this is the encoder then.
+
+Attribute names decide nothing but which layers belong to one module.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from math import prod
-from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
-from privdistill.exceptions import LayerNotFoundError
-from privdistill.taps.layout import find_layout
+from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
+from privdistill.step import Select, find_heads
+from privdistill.taps.flow import (
+    RESHAPING,
+    UPSAMPLING,
+    FlowRecorder,
+    LayerOutput,
+    Node,
+    Nodes,
+    Outputs,
+    ancestors,
+    behind,
+    parents_of,
+)
 from privdistill.taps.names import watched
 
-# Pooling to a fixed size gives context (squeeze-excitation, ASPP, the bins of PSP), not features.
-_FIXED_POOLS = ("adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool")
-_REDUCTIONS = ("mean", "sum", "amax", "avg_pool", "max_pool")
-# A window that covers more than this at once is no encoder's pooling.
-_WIDEST_POOL = 4
+_REARRANGING = (*RESHAPING, "pixel_shuffle")
+# Strides that differ by less belong to one level: odd sizes are rounded on the way down and up.
+_ONE_LEVEL = 0.75
+_MOST_LISTED = 8
+_COARSEST = "last encoder output at the coarsest resolution"
 _REMEDY = "taps={'bottleneck': Tap(teacher=..., student=...)}."
-_UPSAMPLING = ("upsample", "_upsample")
-_COPIES = ("view", "_unsafe_view", "clone", "_to_copy", "alias")
-_RESHAPING = (*_COPIES, "permute", "transpose", "expand", "slice", "unsqueeze", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -46,133 +68,17 @@ class Location:
     select: int | str | None = None
 
 
-@dataclass(eq=False)
-class _Node:
-    """One tensor of the forward pass: how it was made, from what, and how many voxels it has.
-
-    `voxels` is 0 for what is no feature map of the image: vectors, windows, weights.
-    """
-
-    number: int
-    operator: str
-    shape: tuple[int, ...]
-    parents: tuple["_Node", ...]
-    pooled: bool
-    voxels: int
-
-    @property
-    def origin(self) -> "_Node":
-        """The node before it was only reshaped."""
-        node = self
-        while node.operator.startswith(_RESHAPING):
-            node = node.parents[0]
-        return node
-
-
-@dataclass(eq=False)
-class _LayerOutput:
-    """Output of a layer; `keeps` is set if it has the shape of the layer's input."""
-
-    name: str
-    select: int | str | None
-    node: _Node
-    learns: bool
-    keeps: bool
-
-
-_Outputs = list[_LayerOutput]
-
-
-class _FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record which tensor was computed from which, below autograd and without gradients."""
-
-    def __init__(self, image: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.outputs: _Outputs = []
-        self._nodes = WeakIdKeyDictionary()
-        self._numbers = count()
-        self._rank = image.ndim
-        self._batch, self._spatial = image.shape[0], tuple(image.shape[2:])
-        self._add(image, "input", ())
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        parents = tuple(self.nodes((args, kwargs)))
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and parents:
-                self._add(leaf, func.overloadpacket.__name__, parents)
-        return result
-
-    def nodes(self, values: Any) -> list[_Node]:
-        """Return the nodes of all tensors in a value that depend on the input."""
-        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-        return [self._nodes[tensor] for tensor in tensors if tensor in self._nodes]
-
-    def _add(self, tensor: Tensor, operator: str, parents: tuple[_Node, ...]) -> None:
-        shape = tuple(tensor.shape)
-        layout = find_layout(shape, self._spatial) if shape[:1] == (self._batch,) else None
-        is_map = layout is not None and (layout.kind != "tokens" or prod(layout.grid) > 1)
-        voxels = prod(layout.grid) if layout and is_map else 0
-        # Global context stays global until it meets a feature map again.
-        inherits = bool(parents) and all(parent.pooled for parent in parents)
-        pooled = inherits or self._pools(operator, shape, parents)
-        self._nodes[tensor] = _Node(next(self._numbers), operator, shape, parents, pooled, voxels)
-
-    def _pools(self, operator: str, shape: tuple[int, ...], parents: tuple[_Node, ...]) -> bool:
-        """Whether an operator pools to a fixed size, or reduces a map to one voxel."""
-        if operator.startswith(_FIXED_POOLS):
-            return True
-        several = len(shape) == self._rank and prod(shape[2:]) > 1
-        if several or not operator.startswith(_REDUCTIONS):
-            return False
-        maps = [node.shape for node in parents if len(node.shape) == self._rank]
-        widest = max((max(shape[2:]) for shape in maps), default=1)
-        return widest > (_WIDEST_POOL if "pool" in operator else 1)
-
-    def watch(self, name: str, module: nn.Module) -> Any:
-        """Return a hook that notes the node of a layer's output."""
-        learns = any(True for _ in module.parameters())
-
-        def hook(_module: nn.Module, args: Any, output: Any) -> None:
-            inputs = self.nodes(args)
-            shapes = {node.shape for node in inputs}
-            for select, value in _entries(output):
-                for node in self.nodes(value) if isinstance(value, Tensor) else ():
-                    # What is only resampled was learned at a coarser resolution.
-                    here = learns and not node.operator.startswith(_UPSAMPLING)
-                    # A layer may only join its input to what it computed: a skip connection.
-                    if node.operator != "cat" or not set(inputs) & set(node.parents):
-                        found = _LayerOutput(name, select, node, here, node.shape in shapes)
-                        self.outputs.append(found)
-
-        return hook
-
-
-def _entries(output: Any) -> list[tuple[int | str | None, Any]]:
-    if isinstance(output, Mapping):
-        return list(output.items())
-    return list(enumerate(output)) if isinstance(output, tuple | list) else [(None, output)]
-
-
-def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network") -> Location:
+def locate_bottleneck(
+    model: nn.Module, image: Tensor, select: Select = find_heads, *, role: str = "network"
+) -> Location:
     """Find the last encoder output at the coarsest resolution on the path to the logits.
-
-    One forward pass records which tensor was computed from which. Left out are global-pooling
-    branches (squeeze-excitation, ASPP, PSP), keys and values of attention, layers the logits do
-    not depend on, heads whose output is only resampled into logits, layers that only join a skip
-    connection, activations that run several times, and what a decoder does at that resolution
-    before it upsamples. Names decide nothing but which layers belong to one part.
 
     Args:
         model: The network, uncompiled, in the mode in which its forward is to be read; call
             under `torch.no_grad()`.
         image: Its input, `(B, C, *spatial)`; the values do not matter.
+        select: Function from the network's output and the number of spatial axes to its heads.
+            Where it finds none, all that the network returns counts.
         role: What messages call the network.
 
     Returns:
@@ -193,34 +99,52 @@ def locate_bottleneck(model: nn.Module, image: Tensor, *, role: str = "network")
         Hu et al. 2020, arXiv:2106.09564, section 2.2: the latent representation between encoder
         and decoder. The paper does not say which layer of Fig. 1 that is; the rule here is ours.
     """
-    flow = _FlowRecorder(image)
+    flow = FlowRecorder(image)
     with flow, watched(model, flow.watch):
-        sources = flow.nodes(model(image))
-    reached = _ancestors(sources, _features)
-    # One activation that is used in many places gives no one output.
+        output = model(image)
+        try:
+            heads = select(output, image.ndim - 2)
+        except ShapeMismatchError:
+            heads = []
+        logits = _main(flow.nodes(heads)) or flow.nodes(output)
+    reached = ancestors(logits, _features)
     runs = Counter((item.name, item.select) for item in flow.outputs)
-    once = [i for i in flow.outputs if i.learns or runs[i.name, i.select] == 1]
-    # Norms and activations end a stage as well as convolutions; pooling alone does not begin one.
-    outputs = [i for i in once if i.node in reached and (i.learns or i.keeps)]
-    return _choose(outputs, sources, prod(image.shape[2:]), role)
+    # What runs several times gives no one output.
+    once = [i for i in flow.outputs if i.node in reached and runs[i.name, i.select] == 1]
+    maps = [item for item in once if item.node.grid and not item.node.pooled]
+    # Norms and activations end a stage as well as convolutions; pooling alone begins none.
+    stages = [item for item in maps if item.learns or item.keeps]
+    deepest = max((item.node.stride for item in stages), default=1.0)
+    coarse = [item for item in stages if deepest > 1 and not _finer(item.node, deepest)]
+    body = _without_head(coarse, logits)
+    if not body:
+        raise LayerNotFoundError(
+            f"Bottleneck of the {role}: no layer has a coarser output than the input"
+            f"{' outside its head' if coarse else ''}, so there is no bottleneck to find. Name a "
+            f"layer pair: {_REMEDY}"
+        )
+    encoder, how = _encoder(maps, body, reached, role)
+    last = _last(encoder)
+    _check_single(encoder, body, last, role)
+    names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
+    how = f"{how}, {prod(last.node.grid)} voxels"
+    return Location(last.name, last.node.shape, tuple(names), how, last.select)
 
 
-def _ancestors(sources: list[_Node], parents: Callable[[_Node], Iterable[_Node]]) -> set[_Node]:
-    found: set[_Node] = set()
-    waiting = list(sources)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(parents(node))
-    return found
+def _main(heads: list[Node]) -> list[Node]:
+    """The head that depends on most of the network, among those as fine as the first."""
+    fine = [head for head in heads if head.shape[2:] == heads[0].shape[2:]]
+    return [max(fine, key=lambda head: len(ancestors([head], parents_of)))] if fine else []
 
 
-def _parents(node: _Node) -> tuple[_Node, ...]:
-    return node.parents
+def _finer(node: Node, stride: float) -> bool:
+    return node.stride <= _ONE_LEVEL * stride
 
 
-def _features(node: _Node) -> Sequence[_Node]:
+# 1. What counts
+
+
+def _features(node: Node) -> Sequence[Node]:
     """Parents of a node without gates: maps that were upsampled only to multiply another one.
 
     Attention has none: its keys and values may be coarser than the features that pass it by.
@@ -229,124 +153,221 @@ def _features(node: _Node) -> Sequence[_Node]:
         return []
     if not node.operator.startswith("mul"):
         return node.parents
-    features = [item for item in node.parents if not item.operator.startswith(_UPSAMPLING)]
+    features = [item for item in node.parents if not item.operator.startswith(UPSAMPLING)]
     return features or node.parents
 
 
-def _attends(node: _Node) -> bool:
+def _attends(node: Node) -> bool:
     weights = [parent.origin.operator for parent in node.parents]
     return node.operator.startswith("_scaled_dot_product") or (
         node.operator == "bmm" and any("softmax" in operator for operator in weights)
     )
 
 
-def _resampled(node: _Node) -> Sequence[_Node]:
-    """Parents of a node that only resamples them."""
-    return node.parents if node.operator.startswith((*_UPSAMPLING, *_COPIES)) else ()
+# 3. The head
 
 
-def _choose(outputs: _Outputs, sources: list[_Node], whole: int, role: str) -> Location:
-    # Maps of one voxel are legitimate where the example is small; only pooled ones are left out.
-    maps = [item for item in outputs if item.node.voxels and not item.node.pooled]
-    fewest = min((item.node.voxels for item in maps), default=0)
-    coarse = [item for item in maps if item.node.voxels == fewest < whole]
-    resampled = _ancestors(sources, _resampled)
-    heads = {item.name for item in coarse if item.node in resampled}
-    body = [item for item in coarse if not _inside(item.name, heads)]
-    if not body:
-        raise LayerNotFoundError(
-            f"Bottleneck of the {role}: no layer has a coarser output than the input"
-            f"{' outside its head' if coarse else ''}, so there is no bottleneck to find. Name a "
-            f"layer pair: {_REMEDY}"
-        )
-    encoder = _encoder_part([i for i in outputs if i.learns and i.node.voxels], body, whole, role)
-    last = _last(encoder)
-    _check_single(encoder, body, last, role)
-    names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
-    how = f"last encoder output at the coarsest resolution, {last.node.voxels} voxels"
-    return Location(last.name, last.node.shape, tuple(names), how, last.select)
+def _without_head(coarse: Outputs, logits: list[Node]) -> Outputs:
+    """Drop class scores and the modules that end in them, the outermost that leave anything."""
+    classes = {node.channels for node in logits}
+
+    def scores(node: Node) -> Sequence[Node]:
+        if node.operator.startswith(_REARRANGING):
+            return node.parents
+        if node.window > 0:
+            return ()
+        return [parent for parent in node.parents if parent.channels in classes]
+
+    found = ancestors(logits, scores)
+    heads = sorted({i.name for i in coarse if i.node in found}, key=lambda name: name.count("."))
+    for outermost in range(len(heads) + 1):
+        left = [i for i in coarse if not _inside(i.name, set(heads[outermost:]))]
+        left = [item for item in left if item.node not in found]
+        if left:
+            return left
+    return []
 
 
-def _encoder_part(learned: _Outputs, body: _Outputs, whole: int, role: str) -> _Outputs:
-    """Drop what another part of the network than the encoder does at the same resolution.
-
-    The part that reaches the coarsest resolution first belongs to the encoder. A later part that
-    also holds finer layers is a decoder or a head; one that lives at this resolution only is a
-    bottleneck of its own, if anything finer is learned behind it.
-    """
-    depth = _shared_depth([item.name for item in learned])
-    parts = {item.name: _part(item.name, depth) for item in (*learned, *body)}
-    first = parts[body[0].name]
-    finer = [item for item in learned if item.node.voxels > body[0].node.voxels]
-    own = [item for item in finer if parts[item.name] == first]
-    _check_encoder(own, [i for i in learned if parts[i.name] != first], body, whole, role)
-    # Without a decoder behind it, what follows the encoder is a head, such as an ASPP.
-    decoded = any(item.node.number > body[-1].node.number for item in finer)
-    kept = {first} | (
-        {parts[i.name] for i in body} - {parts[i.name] for i in finer} if decoded else set()
-    )
-    return [item for item in body if parts[item.name] in kept]
+# 4. The decoder
 
 
-def _check_encoder(
-    own: _Outputs, elsewhere: _Outputs, body: _Outputs, whole: int, role: str
-) -> None:
+def _encoder(maps: Outputs, body: Outputs, reached: Nodes, role: str) -> tuple[Outputs, str]:
+    """Return what is no decoder among the coarsest outputs, and how that was told."""
+    finer = [i for i in maps if i.weighs and _finer(i.node, body[0].node.stride)]
+    below = behind({item.node for item in body}, reached)
+    up = [item for item in finer if item.node in below]
+    before = [item for item in finer if item.node not in below]
+    module, level = _descend(maps, body, up, before, role)
+    first = _child(level[0].name, module)
+    risen = {_child(i.name, module) for i in up if _inside(i.name, {module})} - {first, module}
+    kept = [item for item in level if _child(item.name, module) not in risen]
+    kept += _exchanging(level, risen, finer, up)
+    for drop in (_laterals(kept, reached), _context(reached)):
+        kept = [item for item in kept if item.node.origin not in drop] or kept
+    inside = [item for item in kept if _inside(item.name, {first})]
+    if any(item.learns for item in up):
+        return kept, _COARSEST
+    if inside and _is_encoder(first, maps, kept):
+        return inside, _COARSEST
+    return kept, "last layer before the head, as nothing finer follows"
+
+
+def _descend(
+    maps: Outputs, body: Outputs, up: Outputs, before: Outputs, role: str
+) -> tuple[str, Outputs]:
+    """Return the innermost module that holds encoder and decoder, and its coarsest outputs."""
+    module, level = "", body
+    while True:
+        first = _child(level[0].name, module)
+        own = [item for item in level if _inside(item.name, {first})]
+        deeper = [item for item in own if item.name != first]
+        rises = _rises(up, before, own, first)
+        only = all(_inside(item.name, {first}) for item in maps if _inside(item.name, {module}))
+        if not deeper or not (rises or only):
+            return module, level
+        ends = all(_inside(item.name, {first}) for item in up)
+        outside = [item for item in before if not _inside(item.name, {first})]
+        _check_encoder(outside, own, rises, ends, role)
+        module, level = first, deeper
+
+
+def _child(name: str, module: str) -> str:
+    """The child of a module that a layer inside it belongs to."""
+    depth = module.count(".") + 1 if module else 0
+    return ".".join(name.split(".")[: depth + 1])
+
+
+def _rises(up: Outputs, before: Outputs, own: Outputs, module: str) -> Outputs:
+    """Finer outputs of a module behind its coarse ones, unless it comes down to these again."""
+    start, sources = own[0].node.number, ancestors([_last(own).node], parents_of)
+    again = [i for i in (*up, *before) if i.node.number > start and i.node in sources]
+    return [] if again else [item for item in up if _inside(item.name, {module})]
+
+
+def _exchanging(level: Outputs, risen: set[str], finer: Outputs, up: Outputs) -> Outputs:
+    """What children that lead up also lead down to, as the last stage of an HRNet does."""
+    upward = {item.node for item in up}
+    found: Outputs = []
+    for child in risen:
+        inside = [item for item in level if _inside(item.name, {child})]
+        sources = {_last(inside).node} if inside else set()
+        sources = ancestors(sources, lambda n: [p for p in n.parents if p not in upward])
+        downward = [i for i in finer if i.node in sources and _inside(i.name, {child})]
+        found += [item for item in inside if downward and item.node in sources]
+    return found
+
+
+def _check_encoder(before: Outputs, own: Outputs, rises: Outputs, ends: bool, role: str) -> None:
     """Refuse to choose where a decoder goes on to a coarser resolution than its encoder."""
-    start = min(item.node.number for item in [*own, body[0]])
-    before = [item for item in elsewhere if item.node.number < start and item.node.voxels < whole]
-    if before and any(item.node.number > body[-1].node.number for item in own):
-        coarsest = min(item.node.voxels for item in before)
-        encoded = [item for item in before if item.node.voxels == coarsest]
+    deepest = max((item.node.stride for item in before), default=1.0)
+    if deepest > 1 and rises and (ends or any(_finer(item.node, deepest) for item in rises)):
+        encoded = [item for item in before if not _finer(item.node, deepest)]
         raise _undecided(
             role,
             "the part that goes down to the coarsest resolution also goes up again, and another "
             "part went down before it, so either may be the encoder",
-            [_last(encoded), _last(body)],
+            [_last(encoded), _last(own)],
         )
 
 
-def _check_single(encoder: _Outputs, body: _Outputs, last: _LayerOutput, role: str) -> None:
+def _laterals(kept: Outputs, reached: Nodes) -> Nodes:
+    """Projections that a sum or join with finer ones waits for, and what depends on them."""
+    children: dict[Node, list[Node]] = {}
+    for node in reached:
+        for parent in node.parents:
+            children.setdefault(parent, []).append(node)
+
+    def lateral(node: Node) -> bool:
+        resampled = ancestors([node], lambda n: [c for c in children.get(n, ()) if _resamples(c)])
+        wide = [n for n in resampled if n.operator.startswith(UPSAMPLING)]
+        for join in {child for n in wide for child in children.get(n, ())}:
+            # Only what is added up has to be projected to one width; skips are joined as they are.
+            project = {"add": _projected, "cat": _made}.get(join.operator.rstrip("_"))
+            if project is None or project(node).window != 1:
+                continue
+            others = ancestors(join.parents, lambda n: n.parents if _resamples(n) else ())
+            if any(project(n).window == 1 and _finer(n, node.stride) for n in others):
+                return True
+        return False
+
+    laterals = [item.node for item in kept if lateral(item.node)]
+    found = {n for node in laterals for n in (node, _projected(node))}
+    return found | behind(found, reached)
+
+
+def _made(node: Node) -> Node:
+    return node
+
+
+def _projected(node: Node) -> Node:
+    """The learned layer before norms and activations."""
+    while not node.window and len(node.parents) == 1:
+        (node,) = node.parents
+    return node
+
+
+def _resamples(node: Node) -> bool:
+    return node.operator.startswith((*UPSAMPLING, *RESHAPING))
+
+
+def _context(reached: Nodes) -> Nodes:
+    """What lies behind features that are joined with a pooled copy of themselves."""
+    found: Nodes = set()
+    for node in reached:
+        pooled = [parent for parent in node.parents if parent.pooled]
+        if node.operator == "cat" and 0 < len(pooled) < len(node.parents):
+            tail = ancestors(pooled, lambda n: [p for p in n.parents if p.pooled])
+            sources = {p.origin for n in tail for p in n.parents if not p.pooled}
+            found |= behind(sources, reached)
+    return found
+
+
+# 5. The last of the encoder
+
+
+def _is_encoder(module: str, maps: Outputs, kept: Outputs) -> bool:
+    """Whether a module reads the image, has several levels and holds most of the layers."""
+    learned = [item for item in maps if item.learns]
+    inside = [item for item in learned if _inside(item.name, {module})]
+    others = {item.name for item in kept if item.learns and not _inside(item.name, {module})}
+    levels = {item.node.stride for item in inside}
+    return inside[:1] == learned[:1] and len(levels) > 1 and len(inside) > len(others)
+
+
+def _check_single(encoder: Outputs, body: Outputs, last: LayerOutput, role: str) -> None:
     """Refuse to choose among branches of which neither depends on the other."""
-    before = _ancestors([last.node], _parents)
+    before = ancestors([last.node], parents_of)
     # Elsewhere, what depends on the encoder is its decoder; what does not is a second network.
     encoded = {item.node for item in encoder}
-    second = [item for item in body if encoded.isdisjoint(_ancestors([item.node], _parents))]
-    apart = [item for item in (*encoder, *second) if item.node.origin not in before]
+    second = [item for item in body if encoded.isdisjoint(ancestors([item.node], parents_of))]
+    apart = [item for item in (*encoder, *second) if _learned_beyond(item.node, before)]
     if apart:
         same = [[i for i in apart if i.node.origin is item.node.origin] for item in apart]
         listed = [last, *map(_last, same)]
         raise _undecided(role, "several branches are equally coarse and independent", listed)
 
 
-def _undecided(role: str, why: str, candidates: _Outputs) -> LayerNotFoundError:
+def _learned_beyond(node: Node, before: Nodes) -> bool:
+    """Whether a node holds what was learned outside of other nodes; joining alone is no branch."""
+    beyond = ancestors([node], lambda n: () if n in before else n.parents) - before
+    return any(item.window for item in beyond)
+
+
+def _undecided(role: str, why: str, candidates: Outputs) -> LayerNotFoundError:
     shapes = {item.name: item.node.shape for item in candidates}
-    listed = "".join(f"  '{name}' {shape}\n" for name, shape in shapes.items())
+    lines = [f"  '{name}' {shape}" for name, shape in shapes.items()]
+    if len(lines) > _MOST_LISTED:
+        lines[_MOST_LISTED - 1 :] = [f"  and {len(lines) - _MOST_LISTED + 1} others"]
+    listed = "\n".join(lines)
     return LayerNotFoundError(
-        f"Bottleneck of the {role}: {why}:\n{listed}Name the one to match: {_REMEDY}"
+        f"Bottleneck of the {role}: {why}:\n{listed}\nName the one to match: {_REMEDY}"
     )
 
 
-def _shared_depth(names: list[str]) -> int:
-    """Number of leading name parts that every layer shares, as in a network inside a wrapper."""
-    containers = {name.rpartition(".")[0] for name in names}
-    leaves = [name.split(".") for name in names if name not in containers]
-    depth = 0
-    while all(len(path) > depth + 1 for path in leaves) and len({p[depth] for p in leaves}) == 1:
-        depth += 1
-    return depth
+def _inside(name: str, modules: set[str]) -> bool:
+    return any(not part or name == part or name.startswith(part + ".") for part in modules)
 
 
-def _part(name: str, depth: int) -> str:
-    parts = name.split(".")
-    part = parts[min(depth, len(parts) - 1)]
-    # numbered layers of one nn.Sequential belong together
-    return "numbered" if part.isdigit() else part
-
-
-def _inside(name: str, parts: set[str]) -> bool:
-    return any(name == part or name.startswith(part + ".") for part in parts)
-
-
-def _last(items: _Outputs) -> _LayerOutput:
+def _last(items: Outputs) -> LayerOutput:
     # A block and its last layer give the same tensor; the block's name is what people know.
     return max(items, key=lambda i: (i.node.origin.number, i.select is None, -i.name.count(".")))

@@ -1,13 +1,14 @@
 """Layer names as the user knows them, whatever wraps the network."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from itertools import dropwhile
 from typing import Any
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from privdistill.exceptions import LayerNotFoundError
 
@@ -26,6 +27,15 @@ def uncompiled(model: nn.Module) -> nn.Module:
     """
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
+
+
+def is_compiled(parts: Iterable[nn.Module]) -> bool:
+    """Whether any of some modules runs compiled, as a wrapper of another one or in place."""
+    for part in parts:
+        own = vars(part)
+        if own.get("_compiled_call_impl") or "_orig_mod" in own["_modules"]:
+            return True
+    return False
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -89,7 +99,27 @@ def clean(path: str) -> str:
     return ".".join(part for part in inner if part == "module" or part not in _WRAPPER_PARTS)
 
 
-def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str) -> str:
+def is_program(model: nn.Module) -> bool:
+    """Say whether a network is a torch.jit or torch.export program, which runs without its layers.
+
+    Args:
+        model: A network.
+
+    Returns:
+        Whether hooks on its layers would never be called.
+    """
+    inner = uncompiled(model)
+    if not isinstance(inner, fx.GraphModule):
+        return isinstance(inner, torch.jit.ScriptModule)
+    called = [
+        inner.get_submodule(str(node.target))
+        for node in inner.graph.nodes
+        if node.op == "call_module"
+    ]
+    return not any(True for layer in called for _ in layer.parameters())
+
+
+def find_layer(model: nn.Module, layer: Any, *, tap: str, role: str) -> str:
     """Return the name of a layer given by name, by glob or as the module itself.
 
     Args:
@@ -105,45 +135,66 @@ def find_layer(model: nn.Module, layer: str | nn.Module, *, tap: str, role: str)
         LayerNotFoundError: If the network has no such layer, or a glob fits several; names the
             closest ones.
     """
+    names = find_layers(model, layer, tap=tap, role=role)
+    if isinstance(layer, str) and len(names) > 1:
+        raise LayerNotFoundError(
+            f"Tap '{tap}': '{layer}' fits {len(names)} layers of the {role}: {_quoted(names[:8])}. "
+            "Write a glob that fits one, or Tap.pairs(...) for one tap per layer."
+        )
+    return names[0]
+
+
+def find_layers(model: nn.Module, layer: Any, *, tap: str, role: str) -> list[str]:
+    """Return the names of all layers that a name, a glob or a module fits, in the network's order.
+
+    Args:
+        model: The network.
+        layer: As for `find_layer`.
+        tap: Name of the tap, for the message.
+        role: "student" or "teacher", for the message.
+
+    Returns:
+        Clean dotted names, at least one; layers inside another one that fits are left out.
+
+    Raises:
+        LayerNotFoundError: If the network has no such layer; names the closest ones.
+    """
     known = layers(model)
-    if isinstance(layer, nn.Module):
+    if isinstance(layer, str):
+        exact = next((name for name in (layer, clean(layer)) if name in known), None)
+        names = _fitting(layer, known) if exact is None else [exact]
+        problem = f"has no layer '{layer}'.\n{closest(layer, known)}"
+    elif isinstance(layer, nn.Module):
         names = [name for name, module in known.items() if module is layer]
-        if names:
-            return names[0]
-        raise LayerNotFoundError(
-            f"Tap '{tap}': the {type(layer).__name__} given for the {role} is not a layer of it. "
-            "Pass a module found in its `named_modules()`, or a name."
-        )
-    if not isinstance(layer, str):
-        raise LayerNotFoundError(
-            f"Tap '{tap}': the {role}'s layer is {layer!r}; expected a dotted name or a module."
-        )
-    name = layer if layer in known else clean(layer)
-    fitting = [name] if name in known else _fitting(layer, list(known))
-    if len(fitting) > 1:
-        raise LayerNotFoundError(
-            f"Tap '{tap}': '{layer}' fits {len(fitting)} layers of the {role}: "
-            f"{_quoted(fitting[:8])}. Write a glob that fits one, and one tap per layer."
-        )
-    if fitting:
-        return fitting[0]
-    raise LayerNotFoundError(
-        f"Tap '{tap}': the {role} has no layer '{layer}'.\n{_closest(name, list(known))}"
-    )
+        problem = f"has no such {type(layer).__name__}. Pass a module of its `named_modules()`."
+    else:
+        names, problem = [], f"is given {layer!r} as layer; expected a dotted name or a module."
+    if not names:
+        raise LayerNotFoundError(f"Tap '{tap}': the {role} {problem}")
+    return names
 
 
-def _fitting(pattern: str, known: list[str]) -> list[str]:
+def _fitting(pattern: str, known: Iterable[str]) -> list[str]:
     """Layers a glob fits; those inside another one that it fits are left out."""
     found = [name for name in known if fnmatchcase(name, pattern)]
     return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
 
 
-def _closest(name: str, known: list[str]) -> str:
+def closest(name: str, known: Iterable[str]) -> str:
+    """Say which layers come nearest to a name.
+
+    Args:
+        name: What was looked for.
+        known: Names of all layers.
+
+    Returns:
+        A sentence.
+    """
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     if close:
         return f"Closest names: {_quoted(close)}."
     return f"Its top layers are: {_quoted([item for item in known if '.' not in item])}."
 
 
-def _quoted(names: list[str]) -> str:
+def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -1,7 +1,7 @@
 """Hooks that record layer outputs, and only while they are armed."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from privdistill.exceptions import LifecycleError
-from privdistill.taps.names import layers
+from privdistill.taps.names import closest, layers
 from privdistill.taps.tap import Layer, as_layer
 
 
@@ -17,12 +17,20 @@ class _LastTapReached(BaseException):
     """Leaves a forward pass; no `Exception`, which a network might catch for reasons of its own."""
 
 
+# Tells what stays of a hook in a copy or a file of its network.
+_MARK = "a tap of privdistill"
+
+
 class _Hook:
-    """A forward hook as an object, so that deepcopy and pickle carry its recorder along."""
+    """A forward hook as an object; a copy or a pickle of its network does not take it along."""
 
     def __init__(self, recorder: "Recorder", tap: str) -> None:
         self.recorder = recorder
         self.tap = tap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A function of the standard library that does nothing: the file loads without this package.
+        return getattr, (nullcontext(_MARK), "__exit__")
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if self.recorder.armed:
@@ -33,10 +41,23 @@ class _InputHook(_Hook):
     """The same, before a layer runs and might overwrite what it was given."""
 
     def __call__(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.recorder.armed:
-            given = dict(enumerate(args)) | kwargs
-            # One tensor is what most layers are given; only more of them leave a choice.
-            self.recorder.record(self.tap, args[0] if len(given) == len(args) == 1 else given)
+        # One tensor is what most layers are given; only more of them leave a choice.
+        alone = len(args) == 1 and not kwargs
+        super().__call__(_module, args, args[0] if alone else dict(enumerate(args)) | kwargs)
+
+
+def _sweep(layer: nn.Module) -> None:
+    """Remove what stayed of the hooks of another wrapper, of whose network this is a copy."""
+    own = vars(layer)
+    for hooks, marks in (
+        (own["_forward_hooks"], own["_forward_hooks_with_kwargs"]),
+        (own["_forward_pre_hooks"], own["_forward_pre_hooks_with_kwargs"]),
+    ):
+        for key, hook in list(hooks.items()):
+            context = getattr(hook, "__self__", None)
+            if isinstance(context, nullcontext) and context.enter_result == _MARK:
+                del hooks[key]
+                marks.pop(key, None)
 
 
 class Recorder:
@@ -55,6 +76,7 @@ class Recorder:
     def __init__(self, model: nn.Module, places: Mapping[str, Layer | str], *, role: str) -> None:
         self.places = {tap: as_layer(place) for tap, place in places.items()}
         self.role = role
+        # Taps whose output a later layer overwrites in place.
         self.cloned: set[str] = set()
         # Whether the network changes its input in place, which others still have to see.
         self.edits_input = False
@@ -65,9 +87,11 @@ class Recorder:
         self._versions: dict[str, int] = {}
         self._repeated: set[str] = set()
         known = layers(model)
+        self._names = list(known)
         self._handles = [self._attach(known[str(p.layer)], tap) for tap, p in self.places.items()]
 
     def _attach(self, layer: nn.Module, tap: str) -> RemovableHandle:
+        _sweep(layer)
         if self.places[tap].at == "input":
             return layer.register_forward_pre_hook(_InputHook(self, tap), with_kwargs=True)
         return layer.register_forward_hook(_Hook(self, tap))
@@ -82,7 +106,8 @@ class Recorder:
         Raises:
             _LastTapReached: If nothing behind the last tap is wanted; `recording()` catches it.
         """
-        output = self.places[tap].pick(value)
+        place = self.places[tap]
+        output = value if place.select is None else place.pick(value)
         # An overwritten capture would pass unseen: the second output has the same shape.
         if tap in self._captured:
             self._repeated.add(tap)
@@ -114,11 +139,9 @@ class Recorder:
                 f"The {self.role} is already being recorded. Run one forward at a time: a wrapper "
                 "cannot be called from inside its own networks or from several threads."
             )
-        captured: dict[str, Tensor] = {}
-        self._captured = captured
-        self._versions = {}
-        self._repeated = set()
         # A fresh mapping each time, so that the caller's captures are never cleared under it.
+        captured: dict[str, Tensor] = {}
+        self._captured, self._versions, self._repeated = captured, {}, set()
         self.armed = True
         # A graph cannot be left half-way.
         self._leaves_early = leave_early and not torch.compiler.is_compiling()
@@ -140,20 +163,25 @@ class Recorder:
             LifecycleError: If a tap did not fire, fired twice, or gave something else.
         """
         for tap, place in self.places.items():
-            where = f"Tap '{tap}': layer '{place.layer}' of the {self.role}"
+            problem = ""
             if tap not in captured:
-                raise LifecycleError(
-                    f"{where} did not run in this forward pass. Choose a layer that the network "
-                    "calls; if the network is compiled, build the wrapper before its first "
-                    "compiled call, or call torch._dynamo.reset()."
+                others = [name for name in self._names if name != place.layer]
+                problem = (
+                    "did not run in this forward pass. If it was replaced after the wrapper was "
+                    "built (convert_sync_batchnorm, quantisation), build the wrapper after that. "
+                    "If the network is compiled, build the wrapper before its first compiled call, "
+                    "or call torch._dynamo.reset(). A TorchScript or exported program runs no "
+                    "hooks. Otherwise choose a layer that the network calls. "
+                    f"{closest(str(place.layer), others)}"
                 )
-            if tap in self._repeated:
+            elif tap in self._repeated:
+                problem = "ran more than once in one forward pass. Choose a layer that runs once."
+            elif not isinstance(captured[tap], Tensor):
+                problem = _several(place, captured[tap])
+            if problem:
                 raise LifecycleError(
-                    f"{where} ran more than once in one forward pass, so its output is ambiguous. "
-                    "Choose a layer that runs once."
+                    f"Tap '{tap}': layer '{place.layer}' of the {self.role} {problem}"
                 )
-            if not isinstance(captured[tap], Tensor):
-                raise LifecycleError(f"{where} {_several(place, captured[tap])}")
 
     def corrupted(self, captured: Mapping[str, Tensor]) -> list[str]:
         """Return the taps whose tensor was changed in place after it was captured.
@@ -168,28 +196,12 @@ class Recorder:
         Returns:
             Names of taps.
         """
-        return [
-            tap
-            for tap, version in self._versions.items()
-            if tap in captured and captured[tap]._version != version  # noqa: SLF001
-        ]
-
-    def check_intact(self, captured: Mapping[str, Tensor]) -> None:
-        """Check that no tensor was changed in place after it was captured.
-
-        Args:
-            captured: What `recording()` yielded, after the forward.
-
-        Raises:
-            LifecycleError: If one was, although the dry run did not show it.
-        """
-        for tap in self.corrupted(captured):
-            layer = self.places[tap].layer
-            raise LifecycleError(
-                f"Tap '{tap}': a layer behind '{layer}' of the {self.role} changed its output in "
-                "place after it was captured, which the dry run did not show. Pass an example of "
-                "the training size to the wrapper, or set inplace=False there."
-            )
+        # No comprehension, which is one more call in every step.
+        changed = []
+        for tap, version in self._versions.items():
+            if captured[tap]._version != version:  # noqa: SLF001
+                changed.append(tap)
+        return changed
 
     def twin(self, model: nn.Module) -> "Recorder":
         """Return a second recorder of the same layers, for another holder of the network.
@@ -201,9 +213,12 @@ class Recorder:
             A recorder with hooks of its own.
         """
         other = Recorder(model, self.places, role=self.role)
-        other.cloned = set(self.cloned)
-        other.edits_input = self.edits_input
+        other.cloned, other.edits_input = set(self.cloned), self.edits_input
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Its hooks stay with the original; a copied wrapper makes a `twin`.
+        return vars(self) | {"_handles": []}
 
     def remove(self) -> None:
         """Remove every hook; safe to call twice."""
@@ -214,19 +229,13 @@ class Recorder:
 def _several(place: Layer, value: Any) -> str:
     """Say what was captured instead of a tensor, and how to choose from it."""
     verb = "returned" if place.at == "output" else "was given"
-    wanted = f", which has no entry {place.select!r}" if place.select is not None else ""
-    parts = dict(enumerate(value)) if isinstance(value, tuple | list) else value
-    if not isinstance(parts, Mapping) or not parts:
-        return (
-            f"{verb} {type(value).__name__}{wanted}, not a tensor. Choose a layer inside it whose "
-            "output is a tensor (B, C, *spatial), or pass Layer(..., select=function)."
-        )
-    shapes = ", ".join(
-        f"{key!r}: {tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}"
-        for key, part in parts.items()
-    )
-    last = next((key for key in reversed(parts) if isinstance(parts[key], Tensor)), 0)
+    entries = dict(enumerate(value)) if isinstance(value, tuple | list) else value
+    parts = entries if isinstance(entries, Mapping) else {}
+    shapes = {key: tuple(getattr(part, "shape", ())) for key, part in parts.items()}
+    wanted = "" if place.select is None else f", but no entry {place.select!r}"
+    last = next((repr(k) for k in reversed(parts) if isinstance(parts[k], Tensor)), "function")
     return (
-        f"{verb} a {type(value).__name__}{wanted}; it holds {shapes}. Choose one, for instance "
-        f"Layer({place.layer!r}, select={last!r})."
+        f"{verb} no tensor but {type(value).__name__}{f' of {shapes}' if shapes else ''}{wanted}. "
+        f"Choose an entry, Layer({place.layer!r}, select={last}), or a "
+        "layer whose output is a tensor (B, C, *spatial)."
     )

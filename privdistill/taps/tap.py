@@ -1,14 +1,17 @@
 """Which activations are captured: a layer of each network, under one name."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, ObjectiveError
+from privdistill.taps.names import find_layers
 
 Select = int | str | Callable[[Any], Any]
+# A function of the user's own, from network and example (None without one) to a layer.
+Finder = Callable[[nn.Module, Tensor | None], Any]
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,9 @@ class Layer:
     """One place in a network, where a name alone does not say enough.
 
     Args:
-        layer: Dotted name from `named_modules()`, a glob that fits one layer, or the module. None
-            lets the wrapper locate the bottleneck.
+        layer: Dotted name from `named_modules()`, a glob that fits one layer, the module, or a
+            function `(network, example)` that returns one of these. None lets the wrapper locate
+            the bottleneck.
         select: Which tensor, where the layer gives several: an index into a tuple or list, a key
             of a mapping, an attribute, or a function of what the layer gave.
         at: Whether the layer's "output" or its "input" is captured.
@@ -33,7 +37,7 @@ class Layer:
         -1
     """
 
-    layer: str | nn.Module | None = None
+    layer: str | nn.Module | Finder | None = None
     select: Select | None = None
     at: Literal["output", "input"] = "output"
     network: int = 0
@@ -41,10 +45,6 @@ class Layer:
     def __post_init__(self) -> None:
         if self.at not in ("output", "input"):
             raise ObjectiveError(f"Layer: `at` must be 'output' or 'input'; got {self.at!r}.")
-        if not (self.select is None or isinstance(self.select, int | str) or callable(self.select)):
-            raise ObjectiveError(
-                f"Layer: `select` must be an index, a key or a function; got {self.select!r}."
-            )
         if not isinstance(self.network, int) or self.network < 0:
             raise ObjectiveError(
                 f"Layer: `network` must be the index of a teacher, from 0; got {self.network!r}."
@@ -93,8 +93,9 @@ class Tap:
 
     Args:
         teacher: Layer of the teacher: a dotted name from `named_modules()`, a glob that fits one
-            layer, the module, or a `Layer` for entries of tuples and for inputs. None lets the
-            wrapper locate the bottleneck.
+            layer, the module, a `Layer` for entries of tuples and for inputs, or a function from
+            the network and its view of the example (None without one) to any of these; it is
+            called once, in eval mode. None lets the wrapper locate the bottleneck.
         student: Layer of the student, likewise.
         adapter: How student features get the teacher's shape. "auto" adds what is needed
             (nothing, a 1x1 convolution, resampling); None demands equal shapes; a module is used
@@ -106,10 +107,11 @@ class Tap:
     Example:
         >>> Tap(teacher="encoder.stages.5", student="down4")
         Tap(teacher='encoder.stages.5', student='down4', adapter='auto')
+        >>> last = Tap(teacher=lambda network, example: list(network.children())[-2])
     """
 
-    teacher: str | nn.Module | Layer | None = None
-    student: str | nn.Module | Layer | None = None
+    teacher: str | nn.Module | Layer | Finder | None = None
+    student: str | nn.Module | Layer | Finder | None = None
     adapter: Literal["auto"] | nn.Module | None = "auto"
 
     def __post_init__(self) -> None:
@@ -118,8 +120,88 @@ class Tap:
                 f"Tap: `adapter` must be 'auto', None or a module; got {self.adapter!r}."
             )
 
+    @staticmethod
+    def pairs(
+        teacher: str | Layer, student: str | Layer, *, adapter: Literal["auto"] | None = "auto"
+    ) -> "TapPairs":
+        """Pair several levels at once: the layers that two globs fit, in order.
 
-def as_layer(place: str | nn.Module | Layer | None) -> Layer:
+        The wrapper, which knows the networks, makes one tap of each pair. As `taps=Tap.pairs(...)`
+        they are called "level1", "level2" and so on; as `taps={"stage": Tap.pairs(...)}`, "stage1"
+        and so on.
+
+        Args:
+            teacher: Glob for layers of the teacher, in the order of its `named_modules()`, or a
+                `Layer` with one. Layers inside another one that fits are left out.
+            student: Glob for as many layers of the student.
+            adapter: As for each `Tap`; a module of one's own belongs to a single one.
+
+        Returns:
+            What `taps=` takes.
+
+        Example:
+            >>> from privdistill import FeatureL2, GroundTruth
+            >>> taps = Tap.pairs(teacher="encoder.stages.*", student="down*")
+            >>> levels = [f"level{number}" for number in range(1, 5)]
+            >>> objective = GroundTruth() + sum(0.1 * FeatureL2(tap).named(tap) for tap in levels)
+        """
+        return TapPairs(as_layer(teacher), as_layer(student), adapter)
+
+
+@dataclass(frozen=True)
+class TapPairs:
+    """Two globs, of which `expand` makes taps; see `Tap.pairs`."""
+
+    teacher: Layer
+    student: Layer
+    adapter: Literal["auto"] | None
+
+
+def expand(
+    taps: Mapping[str, Tap | TapPairs] | TapPairs | None,
+    teachers: Sequence[nn.Module],
+    student: nn.Module,
+) -> dict[str, Any]:
+    """Return the taps that a wrapper was given, with pairs of globs as one tap per level.
+
+    Args:
+        taps: What the user passed as `taps`.
+        teachers: The teachers; without one there is nothing to pair.
+        student: The student.
+
+    Returns:
+        Taps by name.
+
+    Raises:
+        LayerNotFoundError: If a glob fits no layer, or two do not fit as many.
+    """
+    named = {"level": taps} if isinstance(taps, TapPairs) else taps or {}
+    table: dict[str, Any] = {}
+    for name, tap in named.items():
+        if not isinstance(tap, TapPairs):
+            table[name] = tap
+        elif teachers:
+            table |= _levels(name, tap, teachers[tap.teacher.network], student)
+    return table
+
+
+def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) -> dict[str, Tap]:
+    """One tap for each pair of layers."""
+    of_teacher = find_layers(teacher, pairs.teacher.layer, tap=name, role="teacher")
+    of_student = find_layers(student, pairs.student.layer, tap=name, role="student")
+    if len(of_teacher) != len(of_student):
+        raise LayerNotFoundError(
+            f"Tap '{name}': '{pairs.teacher}' fits {len(of_teacher)} layers of the teacher, "
+            f"{of_teacher}, but '{pairs.student}' fits {len(of_student)} of the student, "
+            f"{of_student}. Write globs that fit as many, or one Tap per pair."
+        )
+    teacher_layers = [brief(replace(pairs.teacher, layer=layer)) for layer in of_teacher]
+    student_layers = [brief(replace(pairs.student, layer=layer)) for layer in of_student]
+    levels = zip(teacher_layers, student_layers, strict=True)
+    return {f"{name}{i}": Tap(*layers, adapter=pairs.adapter) for i, layers in enumerate(levels, 1)}
+
+
+def as_layer(place: str | nn.Module | Layer | Finder | None) -> Layer:
     """Return a tap's layer in its full form.
 
     Args:
@@ -131,7 +213,7 @@ def as_layer(place: str | nn.Module | Layer | None) -> Layer:
     return place if isinstance(place, Layer) else Layer(place)
 
 
-def brief(place: Layer) -> str | nn.Module | Layer | None:
+def brief(place: Layer) -> Any:
     """Return a layer in the shortest form that says the same.
 
     Args:
@@ -141,3 +223,43 @@ def brief(place: Layer) -> str | nn.Module | Layer | None:
         Its name, if nothing else was chosen.
     """
     return place.layer if place == Layer(place.layer) else place
+
+
+def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> dict[str, Tap]:
+    """Return the taps given, and the bottleneck where a term reads it and nobody named it.
+
+    Args:
+        taps: What the user passed.
+        read: Names of the taps that terms read.
+        teachers: Number of teachers.
+
+    Returns:
+        Taps by name.
+
+    Raises:
+        LayerNotFoundError: If a name or a tap has another form, or a tap that is read is missing.
+    """
+    table = dict(taps)
+    for name, tap in table.items():
+        if not isinstance(tap, Tap):
+            raise LayerNotFoundError(
+                f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...)."
+            )
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise LayerNotFoundError(
+                f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
+            )
+        network = as_layer(tap.teacher).network
+        if teachers and network >= teachers:
+            raise LayerNotFoundError(
+                f"Tap '{name}' reads teacher {network}, but there are {teachers}, counted from 0."
+            )
+    for name in read:
+        if name == "bottleneck":
+            table.setdefault(name, Tap())
+        elif name not in table:
+            raise LayerNotFoundError(
+                f"A term reads tap '{name}', but `taps` names {sorted(table) or 'none'}. Add "
+                f"taps={{'{name}': Tap(teacher=..., student=...)}}."
+            )
+    return table

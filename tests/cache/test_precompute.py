@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from privdistill import CacheError, DistillationWrapper, SoftTargetDiceBCE, TeacherCache, precompute
+from privdistill import (
+    CacheError,
+    DistillationWrapper,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    TeacherCache,
+    precompute,
+)
 
 BATCHES = [(torch.rand(2, 1, 4, 4, 4), [f"case{i}", f"case{i + 1}"]) for i in (0, 2)]
 
@@ -14,7 +21,7 @@ def wrapper(cache):
 
 def test_training_finds_all_of_it():
     kd = wrapper(TeacherCache())
-    assert precompute(kd, BATCHES, progress=False).stored == 4
+    assert precompute(kd, BATCHES).stored == 4
     for image, keys in BATCHES:
         kd(image, key=keys)
     assert kd.cache.statistics.hits == 4
@@ -22,7 +29,7 @@ def test_training_finds_all_of_it():
 
 def test_every_flip_has_its_own_entry():
     kd = wrapper(TeacherCache())
-    precompute(kd, BATCHES, flips=True, progress=False)
+    precompute(kd, BATCHES, flips=True)
     image, keys = BATCHES[0]
     expected = kd.teacher(image.flip(2, 4))
     out = kd(image.flip(2, 4), key=[f"{key}/flip5" for key in keys])
@@ -31,23 +38,27 @@ def test_every_flip_has_its_own_entry():
     assert (found.stored, found.hits) == (32, 2)
 
 
-def test_a_second_call_runs_nothing(monkeypatch):
+def test_a_second_call_finds_everything():
     kd = wrapper(TeacherCache())
-    precompute(kd, BATCHES, progress=False)
-    monkeypatch.setattr(TeacherCache, "_check_now_and_then", lambda *_: None)
-    monkeypatch.setattr(kd, "_run_teachers", None)
-    precompute(kd, BATCHES, progress=False)
+    for _ in range(2):
+        precompute(kd, BATCHES)
+    assert (kd.cache.statistics.hits, kd.cache.statistics.misses) == (4, 4)
 
 
-def test_progress_is_shown_on_standard_error(capsys):
-    precompute(wrapper(TeacherCache()), BATCHES)
-    shown = capsys.readouterr().err
-    assert "[##########          ] 1/2 batches, " in shown
-    assert shown.endswith("2/2 batches, 0 s left  \n")
-    precompute(wrapper(TeacherCache()), iter(BATCHES))
-    assert "\rteacher outputs: 2 batches, 0 s  \n" in capsys.readouterr().err
+def test_a_mapping_by_modality_is_flipped_as_a_whole():
+    kd = DistillationWrapper(
+        nn.Conv2d(2, 2, 3, padding=1),
+        nn.Conv2d(1, 2, 1),
+        objective=SoftTargetDiceBCE(),
+        inputs=PrivilegedInput(("t1", "t2"), student=("t1",)),
+        cache=TeacherCache(),
+    )
+    image = {name: torch.rand(1, 1, 4, 4) for name in ("t1", "t2")}
+    assert precompute(kd, [(image, ["a"])], flips=True).stored == 4
+    kd({name: part.flip(3) for name, part in image.items()}, key=["a/flip2"])
+    assert kd.cache.statistics.hits == 1
 
 
 def test_a_wrapper_without_a_cache_is_refused():
-    with pytest.raises(CacheError, match=r"the wrapper has no cache.*cache=TeacherCache\(folder\)"):
+    with pytest.raises(CacheError, match="cache=TeacherCache"):
         precompute(wrapper(None), BATCHES)

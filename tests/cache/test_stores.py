@@ -7,17 +7,23 @@ import time
 import pytest
 import torch
 
-from privdistill import CacheError, CacheWarning
-from privdistill.cache.entries import Entry
+from privdistill import (
+    CacheError,
+    CacheWarning,
+    DistillationWrapper,
+    PrivilegedInput,
+    SoftTargetDiceBCE,
+    TeacherCache,
+)
 from privdistill.cache.stores import DiskStore, MemoryStore
 
 
 def entry(value=1.0, length=100):
-    return Entry(torch.zeros(1, 1), {"tap.x": (torch.full((1, length), float(value)),)})
+    return {"input": torch.zeros(1, 5), "tap.x": torch.full((1, length), float(value))}
 
 
 def value(found):
-    return None if found is None else found.parts["tap.x"][0][0, 0].item()
+    return None if found is None else found["tap.x"][0, 0].item()
 
 
 @pytest.fixture(params=["memory", "disk"])
@@ -52,14 +58,22 @@ def test_a_full_store_keeps_what_it_has(store):
     assert kept.bytes <= 15_000
 
 
-def test_entries_of_other_teachers_make_room(store, monkeypatch):
-    monkeypatch.setattr("privdistill.cache.stores._RECENT", -1.0)
-    kept = store(max_bytes=15_000)
-    kept.put("old", "a", entry(1, 500))
-    kept.put("old", "b", entry(2, 500))
+def age(folder, hours):
+    """Make all files of a folder older than they are."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, (time.time() - hours * 3600,) * 2)
+
+
+def test_entries_of_other_teachers_make_room_the_oldest_first(tmp_path):
+    for number in range(2):
+        DiskStore(tmp_path, None).put(f"old {number}", "a", entry(number, 500))
+        age(tmp_path / f"old {number}", 8 - number)
+    kept = DiskStore(tmp_path, 12_000)
     assert kept.put("new", "a", entry(3, 500))
-    assert kept.put("new", "b", entry(4, 500))
-    assert value(kept.get("new", "b")) == 4
+    found = [value(kept.get(teacher, "a")) for teacher in ("old 0", "old 1", "new")]
+    assert found == [None, 1, 3]
+    assert kept.bytes <= 12_000
 
 
 def test_entries_that_another_run_may_use_stay(tmp_path):
@@ -71,10 +85,36 @@ def test_entries_that_another_run_may_use_stay(tmp_path):
     assert value(DiskStore(tmp_path, None).get("one", "0")) == 0
 
 
+def test_a_folder_without_a_limit_does_not_grow_by_a_copy_per_run_for_ever(tmp_path):
+    for run in range(20):
+        DiskStore(tmp_path, None).put(f"teacher {run}", "a", entry())
+        age(tmp_path, 24 * 15)
+    assert len(list(tmp_path.rglob("*.pt"))) == 1
+
+
+def test_entries_of_the_teacher_at_hand_stay_however_old(tmp_path):
+    DiskStore(tmp_path, None).put("teacher", "a", entry(3))
+    age(tmp_path, 24 * 365)
+    assert DiskStore(tmp_path, None).put("teacher", "b", entry())
+    assert value(DiskStore(tmp_path, None).get("teacher", "a")) == 3
+
+
+def test_files_that_are_no_entries_are_neither_counted_nor_removed(tmp_path):
+    model = tmp_path / "run" / "model.pt"
+    model.parent.mkdir()
+    model.write_bytes(b"weights" * 1000)
+    age(tmp_path, 24 * 365)
+    kept = DiskStore(tmp_path, 5000)
+    assert kept.bytes == 0
+    assert kept.put("teacher", "a", entry())
+    assert not kept.put("teacher", "b", entry())
+    assert model.exists()
+
+
 def test_a_full_folder_is_not_listed_at_each_refusal(tmp_path, monkeypatch):
     kept = DiskStore(tmp_path, 1)
     assert not kept.put("teacher", "a", entry())
-    monkeypatch.setattr(kept, "_files", None)
+    monkeypatch.setattr("pathlib.Path.glob", None)
     assert not kept.put("teacher", "b", entry())
 
 
@@ -95,7 +135,7 @@ def test_a_passing_fault_of_the_system_removes_nothing(tmp_path, monkeypatch):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(torch, "load", busy)
-    with pytest.warns(CacheWarning, match=r"cannot be read .*Too many open files.*runs again"):
+    with pytest.warns(CacheWarning, match=r"cannot be read .*Too many open files"):
         assert DiskStore(tmp_path, None).get("teacher", "a") is None
     monkeypatch.setattr(torch, "load", whole)
     assert value(DiskStore(tmp_path, None).get("teacher", "a")) == 3
@@ -143,7 +183,7 @@ def test_damaged_entries_are_removed_and_never_served(tmp_path, damage, monkeypa
     DiskStore(folder, None).put("teacher", "a", entry(7.0))
     (path,) = folder.glob("*/*.pt")
     damage(path)
-    with pytest.warns(CacheWarning, match=r"damaged .*removed, and the teacher runs again"):
+    with pytest.warns(CacheWarning, match="is damaged"):
         assert DiskStore(folder, None).get("teacher", "a") is None
     assert not path.exists()
     assert not (tmp_path / "trapped").exists()
@@ -151,51 +191,51 @@ def test_damaged_entries_are_removed_and_never_served(tmp_path, damage, monkeypa
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match=r"folder .* cannot be made .*Choose one that can"):
+    with pytest.raises(CacheError, match="file/cache cannot be made"):
         DiskStore(tmp_path / "file" / "cache", None)
 
 
-def test_a_full_disk_costs_the_entry_and_says_so_once(tmp_path, monkeypatch):
-    def full(*_):
+def test_a_full_disk_costs_the_entry_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_content, path):
+        path.write_bytes(b"torn")
         raise RuntimeError("PytorchStreamWriter failed: No space left on device")
 
     kept = DiskStore(tmp_path, None)
     monkeypatch.setattr(torch, "save", full)
-    with pytest.warns(CacheWarning, match=r"cannot be written .*No space left.*Training goes on"):
+    with pytest.warns(CacheWarning, match="No space left"):
         assert not kept.put("teacher", "a", entry())
-    assert not kept.put("teacher", "b", entry())
     assert kept.get("teacher", "a") is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_lost_folder_costs_the_entry_alone(tmp_path):
     kept = DiskStore(tmp_path / "cache", None)
     (tmp_path / "cache").rmdir()
-    with pytest.warns(CacheWarning, match="cannot be written"):
+    with pytest.warns(CacheWarning, match="No such file"):
         assert not kept.put("teacher", "a", entry())
     assert kept.get("teacher", "a") is None
 
 
-def test_files_of_killed_processes_are_cleared_away(tmp_path):
-    folder = tmp_path / "teacher"
-    folder.mkdir()
-    old, fresh = folder / ".1.partial", folder / ".2.partial"
-    for path in (old, fresh):
-        path.write_bytes(b"torn")
-    os.utime(old, (time.time() - 7200,) * 2)
+def test_files_of_killed_processes_are_cleared_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: None)
+    DiskStore(tmp_path, None).put("teacher", "a", entry())
+    monkeypatch.undo()
+    (torn,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    age(tmp_path, 24 * 15)
     kept = DiskStore(tmp_path, None)
-    assert [path.name for path in folder.iterdir()] == [fresh.name]
-    assert kept.bytes == 0
+    assert kept.put("teacher", "b", entry())
+    assert not torn.exists()
 
 
 WRITER = """
 import sys, torch
 from pathlib import Path
-from privdistill.cache.entries import Entry
 from privdistill.cache.stores import DiskStore
 store = DiskStore(Path(sys.argv[1]), None)
 for number in range(10**6):
     value = torch.full((1, 200_000), float(number % 50))
-    store.put("teacher", str(number % 50), Entry(torch.zeros(1, 1), {"tap.x": (value,)}))
+    store.put("teacher", str(number % 50), {"tap.x": value})
     print(number, flush=True)
 """
 
@@ -219,18 +259,17 @@ def test_two_writers_killed_at_any_moment_leave_no_torn_entry(tmp_path):
         found = [kept.get("teacher", str(number)) for number in range(50)]
         assert any(found)
         for number, one in enumerate(found):
-            assert one is None or (one.parts["tap.x"][0] == number).all()
+            assert one is None or (one["tap.x"] == number).all()
 
 
 LIMITED = """
 import resource, signal, sys, warnings, torch
 from pathlib import Path
-from privdistill.cache.entries import Entry
 from privdistill.cache.stores import DiskStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 store = DiskStore(Path(sys.argv[1]), None)
-kept = [store.put("t", str(n), Entry(torch.zeros(1, 1), {"x": (torch.ones(1, n),)}))
+kept = [store.put("t", str(n), {"x": torch.ones(1, n)})
         for n in (10, 10**6, 20, 10**6)]
 print(kept, sorted(path.name for path in Path(sys.argv[1]).glob("*/*")))
 """
@@ -241,29 +280,62 @@ def test_a_file_that_the_system_cuts_short_is_not_kept(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert run.stdout == "[True, False, True, False] ['10.pt', '20.pt']\n"
-    assert run.stderr.count("CacheWarning: TeacherCache: entries cannot be written") == 1
+    assert run.stdout == "[True, False, True, False] ['10.entry.pt', '20.entry.pt']\n"
+    assert run.stderr.count("CacheWarning: TeacherCache: ") == 1
 
 
 @pytest.mark.parametrize(
     "content",
     [
         ["a", "list"],
-        torch.zeros(2),
-        {"digest": 3, "parts": {}, "checksum": 0},
-        {"digest": torch.zeros(1, 1), "parts": 5, "checksum": 0},
-        {"digest": torch.zeros(1, 1), "parts": {"tap.x": 5}, "checksum": 0},
-        {"digest": torch.zeros(1, 1), "parts": {"tap.x": ("text",)}, "checksum": 0},
-        {"digest": torch.zeros(1, 1), "parts": {3: (torch.zeros(1),)}, "checksum": 0},
-        {"digest": torch.zeros(1, 1), "parts": {"x": (torch.zeros(1),) * 2}, "checksum": 0},
-        {"digest": torch.zeros(1, 1), "parts": {"x": (torch.zeros(1).expand(10**12),)}},
-        {"digest": torch.zeros(1, 1), "parts": {"x": (torch.zeros(9, device="meta"),)}},
+        {"entry": 5, "hash": ""},
+        {"entry": {"tap.x": 5}, "hash": ""},
+        {"entry": {"tap.x": torch.zeros(1)}},
+        {"entry": {"tap.x": torch.zeros(1)}, "hash": torch.zeros(3)},
+        {"entry": {"tap.x": torch.zeros(1).expand(10**12)}, "hash": ""},
+        {"entry": {"tap.x": torch.zeros(9, device="meta")}, "hash": ""},
     ],
 )
-def test_an_entry_with_wrong_types_is_removed_and_never_served(tmp_path, content):
-    path = tmp_path / "teacher" / "a.pt"
-    path.parent.mkdir()
+def test_a_file_that_holds_something_else_is_removed_and_never_served(tmp_path, content):
+    kept = DiskStore(tmp_path, None)
+    kept.put("teacher", "a", entry())
+    (path,) = tmp_path.rglob("*.pt")
     torch.save(content, path)
     with pytest.warns(CacheWarning, match="is damaged"):
-        assert DiskStore(tmp_path, None).get("teacher", "a") is None
+        assert kept.get("teacher", "a") is None
     assert not path.exists()
+
+
+class OwnStore(dict):
+    """A user's own, which halves what it keeps."""
+
+    def __init__(self):
+        self.bytes = 0
+
+    def get(self, teacher, name):
+        entry = super().get((teacher, name))
+        return entry and {key: value.float() for key, value in entry.items()}
+
+    def put(self, teacher, name, entry):
+        # What the teacher saw is compared, and stays as it is.
+        rest = {key: value.half() for key, value in entry.items() if key != "input"}
+        self[teacher, name] = {"input": entry["input"], **rest}
+        self.bytes += sum(value.nbytes for value in self[teacher, name].values())
+        return True
+
+
+def test_a_store_of_the_user_keeps_what_the_teacher_said(networks):
+    teacher, student = networks
+    store = OwnStore()
+    kd = DistillationWrapper(
+        teacher,
+        student,
+        objective=SoftTargetDiceBCE(),
+        inputs=PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",)),
+        cache=TeacherCache(store=store),
+    )
+    image = torch.rand(2, 4, 8, 8)
+    first, second = (kd(image, key=["a", "b"]).teacher for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
+    assert (kd.cache.statistics.hits, kd.cache.statistics.bytes) == (2, store.bytes)
+    assert store.bytes == 2 * (4 * 5 + 2 * 3 * 8 * 8)

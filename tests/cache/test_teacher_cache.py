@@ -3,11 +3,9 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from privdistill import CacheError, TeacherCache
-from privdistill.cache.teacher_cache import mirror, mirror_each
+from privdistill.cache.stores import DiskStore
 
 VIEW = torch.arange(2 * 3 * 4.0).reshape(2, 1, 3, 4)
 KEYS = ["a", "b"]
@@ -28,23 +26,29 @@ def fetch(cache, teacher, view=VIEW, keys=KEYS, name="teacher"):
     return cache.fetch(name, keys, view, lambda: teacher(view))["logits.0.0"]
 
 
-@pytest.fixture(autouse=True)
-def _never_compared(monkeypatch):
-    """Count the runs that outputs cost; the comparison has tests of its own."""
-    monkeypatch.setattr(TeacherCache, "_check_now_and_then", lambda *_: None)
-
-
 @pytest.fixture(params=["memory", "disk"])
 def cache(request, tmp_path):
     return TeacherCache(None if request.param == "memory" else tmp_path)
 
 
-def test_a_batch_that_is_known_does_not_run_the_teacher(cache):
+def counts(cache):
+    return cache.statistics.hits, cache.statistics.misses
+
+
+def test_a_batch_that_is_known_is_served(cache):
     teacher = Teacher()
     first, second = fetch(cache, teacher), fetch(cache, teacher)
     assert torch.equal(first, 2 * VIEW)
     assert torch.equal(second, 2 * VIEW)
-    assert teacher.runs == 1
+    assert counts(cache) == (2, 2)
+
+
+def test_the_teacher_runs_for_what_is_new_and_now_and_then_to_compare(cache):
+    teacher = Teacher()
+    for _ in range(502):
+        fetch(cache, teacher)
+    # Once for the samples, and for the first batch that was served and the 501st.
+    assert teacher.runs == 3
 
 
 def test_samples_are_found_in_another_batch_and_order(cache):
@@ -52,15 +56,15 @@ def test_samples_are_found_in_another_batch_and_order(cache):
     fetch(cache, teacher)
     assert torch.equal(fetch(cache, teacher, VIEW.flip(0), KEYS[::-1]), 2 * VIEW.flip(0))
     assert torch.equal(fetch(cache, teacher, VIEW[:1], ["a"]), 2 * VIEW[:1])
-    assert teacher.runs == 1
+    assert counts(cache) == (3, 2)
 
 
 def test_one_missing_sample_runs_the_whole_batch(cache):
     teacher = Teacher()
     fetch(cache, teacher, VIEW[:1], ["a"])
     fetch(cache, teacher)
-    fetch(cache, teacher)
     assert teacher.runs == 2
+    fetch(cache, teacher)
     found = cache.statistics
     assert (found.hits, found.misses, found.stored, found.skipped) == (2, 3, 2, 0)
 
@@ -78,7 +82,7 @@ def test_entries_of_another_teacher_or_precision_are_not_served(cache):
 def test_a_key_with_another_input_is_refused(cache):
     teacher = Teacher()
     fetch(cache, teacher)
-    with pytest.raises(CacheError, match=r"key 'b' came back with another input .*Name every"):
+    with pytest.raises(CacheError, match="key 'b'"):
         fetch(cache, teacher, torch.cat((VIEW[:1], VIEW[1:].flip(3))))
     assert teacher.runs == 1
 
@@ -87,12 +91,12 @@ def test_rounding_is_no_other_input(cache):
     teacher = Teacher()
     fetch(cache, teacher)
     fetch(cache, teacher, VIEW * (1 + 1e-6))
-    assert teacher.runs == 1
+    assert counts(cache) == (2, 2)
 
 
 @pytest.mark.parametrize("keys", ["ab", ["a"], ["a", 1], ["a", ""], None, []])
 def test_keys_that_name_no_samples_are_refused(keys):
-    with pytest.raises(CacheError, match=r"`key` is .* for a batch of 2; pass one text per sample"):
+    with pytest.raises(CacheError, match="batch of 2"):
         TeacherCache().fetch("t", keys or [], VIEW, dict)
 
 
@@ -100,16 +104,67 @@ def test_keys_never_become_paths(tmp_path):
     cache = TeacherCache(tmp_path / "inside")
     fetch(cache, Teacher(), VIEW, ["../../outside", "/etc/passwd\0"])
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
-    assert all(path.stem.isalnum() for path in (tmp_path / "inside").glob("*/*"))
+    assert all(path.name.split(".")[0].isalnum() for path in (tmp_path / "inside").glob("*/*"))
 
 
-def test_narrow_storage_tells_its_error():
-    cache = TeacherCache(storage="8bit")
-    fetch(cache, Teacher())
-    served = fetch(cache, Teacher())
-    assert cache.statistics.max_error == pytest.approx((served - 2 * VIEW).abs().max().item())
-    # Half of a step of 1/255 of the range of a sample, 0 to 22.
-    assert 0 < cache.statistics.max_error <= 22 / 255 / 2 * 1.001
+def kept(value, **options):
+    """What comes back of an output."""
+    cache = TeacherCache(**options)
+    for _ in range(2):
+        served = cache.fetch("t", ["a"], VIEW[:1], lambda: {"tap.x": value})["tap.x"]
+    assert cache.statistics.hits == 1
+    return served
+
+
+def test_full_storage_keeps_every_bit():
+    value = torch.tensor([[[0.1, float("inf"), -0.0, -float("inf"), 1e-45]]])
+    assert kept(value).view(torch.int32).tolist() == value.view(torch.int32).tolist()
+
+
+def test_half_storage_rounds_and_stays_finite_beyond_the_range_of_float16():
+    value = torch.tensor([[[0.1, 65000.0, 66000.0]]])
+    expected = torch.tensor([[[0.1, 65000.0, 65504.0]]]).half().float()
+    assert torch.equal(kept(value, storage="half"), expected)
+
+
+@pytest.mark.parametrize("storage", ["full", "half"])
+def test_outputs_of_16_bits_stay_as_they_are(storage):
+    value = torch.tensor([[[1e5, 1.0]]], dtype=torch.bfloat16)
+    found = kept(value, storage=storage)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, value)
+
+
+@pytest.mark.parametrize("storage", ["full", "half"])
+def test_what_is_kept_is_a_copy(storage):
+    cache, value = TeacherCache(storage=storage), torch.ones(1, 1, 3)
+    cache.fetch("t", ["a"], VIEW[:1], lambda: {"tap.x": value})
+    value.zero_()
+    ones = {"tap.x": torch.ones(1, 1, 3)}
+    for _ in range(2):
+        served = cache.fetch("t", ["a"], VIEW[:1], lambda: ones)["tap.x"]
+        assert served.tolist() == [[[1, 1, 1]]]
+        served.zero_()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_a_served_batch_has_the_layout_of_its_samples(layout, cache):
+    batch = torch.rand(2, 3, 4, 5, 6).to(memory_format=layout)
+    for _ in range(2):
+        served = cache.fetch("t", KEYS, VIEW, lambda: {"tap.x": batch})["tap.x"]
+    assert torch.equal(served, batch)
+    assert served.stride() == batch.stride()
+
+
+def test_outputs_that_changed_for_no_visible_reason_are_refused_until_another_version(tmp_path):
+    for version, factor in (("v1", 1), ("v2", 3)):
+        cache = TeacherCache(tmp_path, version=version)
+        for _ in range(2):
+            served = cache.fetch("t", KEYS, VIEW, lambda by=factor: {"logits.0.0": by * VIEW})
+            assert torch.equal(served["logits.0.0"], factor * VIEW)
+    later = TeacherCache(tmp_path, version="v2")
+    with pytest.raises(CacheError, match="`version`"):
+        later.fetch("t", KEYS, VIEW, lambda: {"logits.0.0": VIEW})
 
 
 def test_what_there_is_no_room_for_is_counted():
@@ -121,71 +176,44 @@ def test_what_there_is_no_room_for_is_counted():
     assert str(cache.statistics) == "0 hits, 4 misses, 4 not stored, 0 bytes"
 
 
-def test_one_entry_serves_every_flip():
-    cache, teacher = TeacherCache(share_flips=True), Teacher()
-    fetch(cache, teacher, VIEW, ["a/flip0", "b/flip0"])
-    mixed = torch.cat((VIEW[:1].flip(2), VIEW[1:].flip(2, 3)))
-    served = fetch(cache, teacher, mixed, ["a/flip1", "b/flip3"])
-    assert torch.equal(served, 2 * mixed)
-    assert teacher.runs == 1
-
-
-def test_a_flip_that_was_seen_first_serves_the_others():
-    cache, teacher = TeacherCache(share_flips=True), Teacher()
-    fetch(cache, teacher, VIEW.flip(3), ["a/flip2", "b/flip2"])
-    assert torch.equal(fetch(cache, teacher, VIEW, ["a", "b/flip0"]), 2 * VIEW)
-    assert teacher.runs == 1
-
-
-@pytest.mark.parametrize("key", ["a/flip4", "a/flip-1", "a/flip", "a/flipx"])
-def test_a_key_with_no_flip_of_the_image_is_refused(key):
-    with pytest.raises(CacheError, match=r"ends in no flip of 2 spatial axes.*'/flip3'"):
-        fetch(TeacherCache(share_flips=True), Teacher(), VIEW, [key, "b"])
-
-
-def test_tokens_cannot_be_flipped():
-    cache = TeacherCache(share_flips=True)
-    with pytest.raises(CacheError, match=r"'tap.x': \(2, 5\)} have not 2 spatial axes"):
-        cache.fetch("t", KEYS, VIEW, lambda: {"tap.x": torch.zeros(2, 5)})
-
-
-@given(st.integers(0, 7))
-def test_flipping_twice_is_nothing(code):
-    values = torch.arange(24.0).reshape(1, 1, 2, 3, 4)
-    assert torch.equal(mirror(mirror(values, code, 3), code, 3), values)
-    assert torch.equal(mirror_each(values, [code], 3), mirror(values, code, 3))
-
-
 def test_copies_share_the_cache_and_pickles_leave_memory_behind():
     cache = TeacherCache(max_bytes=10**6)
     fetch(cache, Teacher())
     assert copy.deepcopy(cache) is cache
     loaded = pickle.loads(pickle.dumps(cache))
-    assert repr(loaded) == repr(cache) == "TeacherCache(max_bytes=1000000)"
+    assert repr(loaded) == repr(cache)
     assert loaded.statistics.bytes == 0
 
 
 def test_a_pickled_cache_opens_its_folder_again(tmp_path):
-    cache, teacher = TeacherCache(tmp_path, storage="half"), Teacher()
+    cache, teacher = TeacherCache(tmp_path, storage="half", version="v2"), Teacher()
     fetch(cache, teacher)
     loaded = pickle.loads(pickle.dumps(cache))
-    assert repr(loaded) == f"TeacherCache({str(tmp_path)!r}, storage='half')"
+    assert repr(loaded) == repr(cache)
     fetch(loaded, teacher)
-    assert teacher.runs == 1
+    assert counts(loaded) == (2, 2)
+
+
+def test_a_printed_cache_shows_its_options(tmp_path):
+    cache = TeacherCache(tmp_path, version="v2", storage="half", max_bytes=99)
+    assert all(part in repr(cache) for part in (str(tmp_path), "v2", "half", "99"))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name"),
     [
-        ({"storage": "4bit"}, r"`storage` must be 'full', 'half' or '8bit'; got '4bit'"),
-        ({"max_bytes": 0}, r"`max_bytes` must be positive; got 0"),
+        ({"storage": "4bit"}, "4bit"),
+        ({"store": DiskStore, "folder": "f"}, "`folder`"),
+        ({"store": DiskStore, "max_bytes": 1}, "`max_bytes`"),
     ],
 )
-def test_options_without_a_meaning_are_refused(options, message):
-    with pytest.raises(CacheError, match=message):
+def test_options_without_a_meaning_are_refused(options, name):
+    with pytest.raises(CacheError, match=name):
         TeacherCache(**options)
 
 
-def test_one_key_for_two_images_of_a_batch_is_refused():
-    with pytest.raises(CacheError, match=r"key 'a' names two different images of one batch"):
-        fetch(TeacherCache(), Teacher(), VIEW, ["a", "a"])
+def test_one_key_for_two_images_is_refused_when_it_comes_back():
+    cache = TeacherCache()
+    fetch(cache, Teacher(), VIEW, ["a", "a"])
+    with pytest.raises(CacheError, match="key 'a'"):
+        fetch(cache, Teacher(), VIEW, ["a", "a"])

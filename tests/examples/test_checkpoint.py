@@ -8,6 +8,7 @@ from faulty_training import Samples, case, equal, send, train
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.models import build_network
+from kdnet.stopping import StoppedError
 from kdnet.training.checkpoint import (
     ModelMetadata,
     check_compatible,
@@ -17,7 +18,6 @@ from kdnet.training.checkpoint import (
     save_model,
     save_state,
 )
-from kdnet.training.runtime import TrainingStoppedError
 
 METADATA = ModelMetadata(
     role="student",
@@ -193,7 +193,7 @@ def save_state_of_anything(path, content):
 def states(tmp_path_factory):
     """The state after an epoch, and that inside the next one."""
     task = case(tmp_path_factory.mktemp("states"))
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(task, Samples(5, at=8, call=send(15)))
     return load_state(task.state_file), load_state(task.pause_file)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdnet.data.checks import Problem, check_subjects, raise_for_problems
-from kdnet.data.layouts import find_subjects
+from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError
 
 

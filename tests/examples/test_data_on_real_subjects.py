@@ -8,9 +8,9 @@ import torch
 
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import load_description
-from kdnet.data.layouts import find_subjects
 from kdnet.data.loading import build_loader, prepare
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import find_subjects
 from kdnet.data.targets import predict_classes, to_regions, to_target
 
 

@@ -19,15 +19,13 @@ from torch import nn
 
 import faulty_training
 from faulty_training import MODALITIES, case, send
-from kdnet.configuration.config import Config
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import Config, ObjectiveConfig, TrainingConfig
 from kdnet.data.loading import build_loader
-from kdnet.recipes import distillation
-from kdnet.runs.devices import launch
+from kdnet.recipes import kdnet
+from kdnet.runs.unit import launch
+from kdnet.stopping import StoppedError
 from kdnet.training.history import read_history
 from kdnet.training.loop import fit
-from kdnet.training.runtime import TrainingStoppedError
 from privdistill import DistillationWrapper, PrivilegedInput
 
 pytestmark = pytest.mark.slow
@@ -85,13 +83,13 @@ def distil(fabric, folder, samples, whole=None, batch=None):
         for dataset, shuffle in ((samples, True), (Samples(5), False))
     ]
     teacher, student = Net(4, seed=1), Net(1, seed=2)
-    objective = distillation.student_objective(ObjectiveConfig())
+    objective = kdnet.student_objective(ObjectiveConfig())
     with DistillationWrapper(
         teacher,
         student,
         objective=objective,
         inputs=PrivilegedInput(MODALITIES, student=("t1ce",)),
-        taps=distillation.bottleneck(ObjectiveConfig(), student, objective),
+        taps=kdnet.bottleneck(ObjectiveConfig(), student, objective),
         example=torch.zeros(1, 4, *GRID),
     ) as kd:
         fit(fabric, kd, *loaders, work)
@@ -101,7 +99,7 @@ def work(rank, folder, port, strategy):
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     options = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
-    fabric = launch(Config(training=TrainingConfig(**options)), "32-true")
+    fabric = launch(Config(training=TrainingConfig(**options)))
     distil(fabric, Path(folder) / "two", Samples(8))
     distil(fabric, Path(folder) / "patches", Samples(8), volumes())
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -110,7 +108,7 @@ def work(rank, folder, port, strategy):
         samples = Samples(8, at=5 if rank == 1 else None, call=send(number))
         try:
             distil(fabric, part, samples)
-        except TrainingStoppedError as stop:
+        except StoppedError as stop:
             (part / f"{rank}.txt").write_text(f"{stop.exit_status - 128}: {stop}")
         fabric.barrier()
         if rank == 0:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import find_subjects
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import find_subjects
 from kdnet.evaluation.inference import predict_volume, volume_predictor
 from kdnet.evaluation.scoring import evaluate
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import ImageFile, find_subjects
+from kdnet.data.subjects import ImageFile, find_subjects
 from kdnet.errors import UserError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import ImageFile, Subject
+from kdnet.data.subjects import ImageFile, Subject
 from kdnet.errors import UserError
 from kdnet.evaluation.lesions import score_folder, score_lesions, write_lesions
 

@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import kdnet.data.loading
 from kdnet.data.description import load_description
-from kdnet.data.layouts import find_subjects
 from kdnet.data.loading import (
     EpochSampler,
-    MappedSamples,
     build_loader,
     flip,
     prepare,
     start_epoch,
 )
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import find_subjects
+from kdnet.data.volumes import read_volume
 from kdnet.errors import UserError
 from phantoms import generate_phantoms
 
@@ -91,7 +92,7 @@ def test_another_setting_never_reuses_old_files(subjects, preprocessing, tmp_pat
 
 def test_a_cache_file_cut_short_is_made_again(subjects, preprocessing, tmp_path):
     prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
-    file = next((tmp_path / "cache").rglob("*.pt"))
+    file = next((tmp_path / "cache").rglob("*.safetensors"))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
     assert all(dataset[index]["image"].shape == (2, 6, 6, 6) for index in range(3))
@@ -103,7 +104,7 @@ def test_a_failure_leaves_no_partial_file(subjects, preprocessing, tmp_path):
     with pytest.raises(UserError, match=r"BraTS2021_00002_t1\.nii: cannot be opened"):
         prepare(subjects, preprocessing, tmp_path / "cache", 2, progress=False)
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert all(path.suffix == ".pt" for path in left)
+    assert all(path.suffix == ".safetensors" for path in left)
 
 
 def test_an_unwritable_cache_is_one_message(subjects, preprocessing, tmp_path):
@@ -113,11 +114,11 @@ def test_an_unwritable_cache_is_one_message(subjects, preprocessing, tmp_path):
 
 
 def test_a_full_disk_is_one_message(subjects, preprocessing, tmp_path, monkeypatch):
-    def save(sample, stream):
-        stream.write(b"half")
-        raise RuntimeError("unexpected pos 64 vs 0")
+    def save(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(kdnet.data.loading, "save_file", save)
     with pytest.raises(UserError, match="cache cannot be written"):
         prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
@@ -217,7 +218,7 @@ import resource, sys
 from pathlib import Path
 import torch
 import kdnet.data.loading
-from kdnet.data.layouts import find_subjects
+from kdnet.data.subjects import find_subjects
 from kdnet.data.loading import build_loader, prepare
 from kdnet.data.preprocessing import Preprocessing
 
@@ -249,15 +250,23 @@ def test_memory_does_not_grow_with_the_number_of_subjects(tmp_path):
     assert peak(40) - peak(8) < 60
 
 
-def test_mapped_subjects_are_those_prepared(subjects, preprocessing, tmp_path):
+def test_a_subject_whose_file_was_removed_is_prepared_again(subjects, preprocessing, tmp_path):
     dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
-    mapped = MappedSamples(dataset)
-    assert len(mapped) == 3
-    for index in range(3):
-        assert torch.equal(mapped[index]["image"], dataset[index]["image"])
-        assert mapped[index]["name"] == dataset[index]["name"]
-    next((tmp_path / "cache").glob("*/*_00001-*.pt")).unlink()
-    assert torch.equal(mapped[1]["image"], dataset[1]["image"])
+    before = dataset[1]["image"].clone()
+    next((tmp_path / "cache").glob("*/*_00001-*.safetensors")).unlink()
+    assert torch.equal(dataset[1]["image"], before)
+
+
+def test_prepared_subjects_know_what_their_files_are_like(subjects, preprocessing, tmp_path):
+    dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
+    shares = [
+        [read_volume(s.images[m]).astype(bool).mean() for m in ("t1", "t1ce")] for s in subjects
+    ]
+    assert dataset.typical("nonzero") == pytest.approx(np.median(shares, axis=0))
+    assert dataset.typical("spacing") == (1.0, 1.0, 1.0)
+    assert (
+        prepare([], preprocessing, tmp_path / "cache", 1, progress=False).typical("spacing") == ()
+    )
 
 
 def test_random_numbers_of_positions_leave_order_and_flips_alone():

@@ -1,10 +1,9 @@
 """Patches: where they lie, what pads them, and that seed and epoch alone decide."""
 
-import pytest
 import torch
 
 from kdnet.data.loading import build_loader, start_epoch
-from kdnet.data.patches import FixedPatches, FreePatches, choose_start, tumour_voxel, window
+from kdnet.data.samples import FixedPatches, FreePatches
 
 PATCH = (4, 6, 5)
 
@@ -21,10 +20,6 @@ def subject(name="A", size=(10, 12, 9), tumour=((7, 3, 4, 1),)):
 SUBJECTS = [subject("A"), subject("B", (6, 7, 8), ((0, 6, 7, 1), (5, 0, 0, 2)))]
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def epoch_of(loader, epoch):
     start_epoch(loader, epoch)
     return list(loader)
@@ -35,39 +30,35 @@ def free_loader(seed=0, **settings):
     return build_loader(FreePatches(SUBJECTS * 4, PATCH), 3, seed=seed, **chosen)
 
 
-def test_a_patch_on_tumour_has_it_in_its_centre():
-    start = choose_start(SUBJECTS[0], PATCH, generator(), on_tumour=True)
-    assert start == [7 - 2, 3 - 3, 4 - 2]
+def starts(sample, count=400):
+    """Where the patches begin that on average a third of is drawn on tumour."""
+    voxels = [FreePatches([sample], PATCH)[0, n]["image"][0, 0, 0, 0] for n in range(count)]
+    first = torch.tensor(voxels).long() - 1
+    return {
+        tuple(place)
+        for place in torch.stack(torch.unravel_index(first, sample["label"].shape[1:]), 1).tolist()
+    }
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_patch_near_the_border_is_moved_into_the_volume(seed):
-    start = choose_start(SUBJECTS[1], PATCH, generator(seed), on_tumour=True)
-    assert start in ([0, 1, 3], [2, 0, 0])
-
-
-def test_without_tumour_patches_lie_anywhere_in_the_volume():
-    empty = subject(tumour=())
-    starts = {tuple(choose_start(empty, PATCH, generator(n), on_tumour=True)) for n in range(400)}
-    for axis, last in enumerate((6, 6, 4)):
-        assert {start[axis] for start in starts} == set(range(last + 1))
+def test_patches_lie_anywhere_in_the_volume_and_never_beyond():
+    for sample, last in ((subject(tumour=()), (6, 6, 4)), (SUBJECTS[1], (2, 1, 3))):
+        for axis, end in enumerate(last):
+            assert {start[axis] for start in starts(sample)} == set(range(end + 1))
 
 
 def test_a_small_class_is_met_as_often_as_a_large_one():
-    many = [(x, y, 0, 1) for x in range(5) for y in range(10)]
-    label = subject(tumour=(*many, (9, 11, 8, 3)))["label"]
-    found = [tumour_voxel(label, generator(n)) for n in range(200)]
-    assert 70 < found.count([9, 11, 8]) < 130
-
-
-def test_a_volume_without_tumour_has_no_tumour_voxel():
-    assert tumour_voxel(subject(tumour=())["label"], generator()) is None
+    many = [(x, y, 0, 1) for x in range(10) for y in range(12)]
+    sample = subject(size=(10, 12, 60), tumour=(*many, (9, 11, 58, 3)))
+    patches = FixedPatches([sample], PATCH, 600, seed=0)
+    found = [int(patches[n]["label"].max()) for n in range(0, 600, 3)]
+    assert 70 < found.count(3) < 130
 
 
 def test_a_smaller_volume_is_padded_on_both_sides():
-    padded = window(torch.ones(1, 2, 3, 4), [0, 0, 1], (4, 6, 3))
-    assert padded.shape == (1, 4, 6, 3)
-    assert padded.sum() == 2 * 3 * 3
+    sample = {"image": torch.ones(1, 2, 3, 4), "label": torch.ones(1, 2, 3, 4), "name": "A"}
+    padded = FreePatches([sample], (4, 6, 4))[0, 0]["image"]
+    assert padded.shape == (1, 4, 6, 4)
+    assert padded.sum() == 2 * 3 * 4
     assert padded[0, 1:3, 1:4].all()
 
 

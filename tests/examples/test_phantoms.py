@@ -10,8 +10,8 @@ import pytest
 
 import phantoms
 from kdnet.data.checks import check_subjects
-from kdnet.data.layouts import find_subjects
 from kdnet.data.phantom_images import ENHANCING, MODALITIES, NECROSIS, OEDEMA, make_phantom
+from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError
 from phantoms import generate_phantoms
 

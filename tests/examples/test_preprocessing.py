@@ -9,8 +9,8 @@ import torch
 from monai.transforms import CenterSpatialCrop, SpatialPad
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import ImageFile, Subject, find_subjects
 from kdnet.data.preprocessing import Preprocessing, central_window
+from kdnet.data.subjects import ImageFile, Subject, find_subjects
 from kdnet.errors import UserError
 
 BRATS = replace(load_description(Path("brats2021")), crop=(8, 8, 8), grid=(4, 4, 4))

@@ -6,11 +6,10 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import Config, TrainingConfig
 from kdnet.errors import UserError
 from kdnet.models import KDNet
-from kdnet.runs.devices import launch
+from kdnet.runs.unit import launch
 from kdnet.training import runtime
 from kdnet.training.runtime import (
     Stopwatch,
@@ -99,7 +98,7 @@ def test_peak_memory_is_that_of_a_python_process():
 def test_what_a_sharded_network_cannot_take_is_refused_before_any_process_starts(given):
     training = TrainingConfig(strategy="fsdp", accelerator="cpu", **given)
     with pytest.raises(UserError, match="neither --compile true nor --precision 16-mixed"):
-        launch(Config(training=training), "32-true")
+        launch(Config(training=training))
 
 
 @pytest.fixture

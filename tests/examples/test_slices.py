@@ -9,7 +9,7 @@ import pytest
 
 from invented_runs import ROLES, invented_scores, write_data, write_predictions
 from kdnet.data.description import load_description
-from kdnet.data.layouts import find_subjects
+from kdnet.data.subjects import find_subjects
 from kdnet.results.slices import STACK_LIMIT, choose_cases, load_slices, save_slices
 
 

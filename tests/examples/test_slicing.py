@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdnet.data.loading import build_loader
-from kdnet.data.slicing import SliceDataset, cut, plane_of, stack, useful_slices
+from kdnet.data.samples import SliceDataset, cut, plane_of, stack
 from kdnet.errors import UserError
 
 PLANES = {"sagittal": (3, 4), "coronal": (2, 4), "axial": (2, 3)}
@@ -30,8 +30,8 @@ def test_axial_slices_are_those_of_the_third_axis():
     assert torch.equal(list(cut(volume, "axial"))[1], volume[..., 1])
 
 
-def test_slices_without_brain_are_left_out():
-    assert useful_slices(subject(), "axial", 1.0) == [1, 2, 3, 4, 5, 6, 7]
+def positions(sample, share):
+    return [place for _, place in SliceDataset([sample], "axial", empty_slices=share).addresses]
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_slices_without_brain_are_left_out():
 )
 def test_a_share_of_the_slices_without_tumour_is_kept(share, kept):
     # Slices 1, 2, 5, 6 and 7 hold brain and no tumour.
-    assert useful_slices(subject(), "axial", share) == kept
+    assert positions(subject(), share) == kept
 
 
 def test_without_labels_every_slice_with_brain_counts():
     sample = subject()
     del sample["label"]
-    assert useful_slices(sample, "axial", 0.0) == [1, 2, 3, 4, 5, 6, 7]
+    assert positions(sample, 0.0) == [1, 2, 3, 4, 5, 6, 7]
     assert "label" not in SliceDataset([sample], "axial")[0]
 
 

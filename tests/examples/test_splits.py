@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from kdnet.data.layouts import Subject
 from kdnet.data.splits import Split, share_labels, split_subjects
+from kdnet.data.subjects import Subject
 from kdnet.errors import UserError
 
 
@@ -148,7 +148,7 @@ def test_more_subjects_than_there_are_is_refused(numbers):
 
 
 def test_a_part_that_leaves_nothing_is_refused():
-    with pytest.raises(UserError, match="1 labelled training subjects cannot be dealt"):
+    with pytest.raises(UserError, match="1 labelled training patients cannot be dealt"):
         shared(labelled=1, leave_out=(0, 2))
 
 

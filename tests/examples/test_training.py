@@ -11,12 +11,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import faulty_training
 from faulty_training import Samples, case, equal, losses, send, weights, wrapper
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.errors import UserError
+from kdnet.stopping import StoppedError, deferring
 from kdnet.training.checkpoint import is_finished, load_state, read_metadata
 from kdnet.training.history import History, build_logger, read_history
 from kdnet.training.loop import build_scheduler, mean_dice
-from kdnet.training.runtime import Interruption, NonFiniteError, TrainingStoppedError
+from kdnet.training.runtime import NonFiniteError
 
 
 def network():
@@ -38,7 +39,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, n
     whole, parts = case(tmp_path / "whole", **settings), case(tmp_path / "parts", **settings)
     train(whole)
     with pytest.raises(
-        TrainingStoppedError, match="2 of 4 epochs and 2 of 3 steps of the next are kept"
+        StoppedError, match="2 of 4 epochs and 2 of 3 steps of the next are kept"
     ) as stop:
         train(parts, Samples(5, at=13, call=send(number)))
     assert stop.value.exit_status == 128 + number
@@ -53,7 +54,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, n
 
 def test_a_run_stopped_in_its_first_epoch_goes_on_inside_it(tmp_path, capsys):
     work = case(tmp_path)
-    with pytest.raises(TrainingStoppedError, match=r"epoch 1 .* 0 of 4 epochs and 1 of 3 steps"):
+    with pytest.raises(StoppedError, match=r"epoch 1 .* 0 of 4 epochs and 1 of 3 steps"):
         train(work, Samples(5, at=1, call=send(signal.SIGTERM)))
     train(work, rest := Samples(5))
     assert "baseline: continues in epoch 1, after step 1 of 3 (1 in all)" in capsys.readouterr().out
@@ -76,7 +77,7 @@ def test_a_run_stopped_at_every_step_and_in_every_validation_is_the_same(tmp_pat
                 train(parts, Samples(5, at=3, call=stop))
             else:
                 train(parts, validation=Samples(3, at=2, call=stop))
-        except TrainingStoppedError:
+        except StoppedError:
             stops += 1
         assert stops < 40
     assert stops == 7
@@ -88,10 +89,10 @@ def test_a_run_stopped_at_every_step_and_in_every_validation_is_the_same(tmp_pat
 def test_a_pause_of_an_older_epoch_is_not_gone_on_with(tmp_path):
     """A kill between the state of an epoch and the removal of what was kept inside it."""
     work = case(tmp_path)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=3, call=send(signal.SIGTERM)))
     old = work.pause_file.read_bytes()
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=10, call=send(signal.SIGTERM)))
     assert load_state(work.state_file)["epoch"] >= 1
     work.pause_file.write_bytes(old)
@@ -102,7 +103,7 @@ def test_a_pause_of_an_older_epoch_is_not_gone_on_with(tmp_path):
 
 def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
     work = case(tmp_path)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
     work.pause_file.write_bytes(b"half")
     with pytest.raises(UserError, match=r"pause.safetensors alone to go on after epoch 1"):
@@ -118,7 +119,7 @@ def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
 def test_a_run_goes_on_with_another_number_of_steps_in_an_epoch(tmp_path, schedule, at):
     """As with another number of devices: the schedule counts epochs, and so does the state."""
     work = case(tmp_path, schedule=schedule, plateau_patience=2)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=at, call=send(signal.SIGTERM)))
     train(work, batch=1)
     epochs = [(row["epoch"], row["step"]) for row in losses(work)]
@@ -133,7 +134,7 @@ def test_a_run_goes_on_with_another_number_of_steps_in_an_epoch(tmp_path, schedu
 @pytest.mark.parametrize("at", [7, 10])
 def test_the_state_of_another_network_is_refused_with_both_descriptions(tmp_path, at):
     work = case(tmp_path)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=at, call=send(signal.SIGTERM)))
     other = replace(work.metadata, backbone="multiresunet", modalities=("t2",))
     with pytest.raises(UserError, match=r"(?s)another network.*Expected .*t2.*Found .*t1ce"):
@@ -152,7 +153,7 @@ def test_a_finished_training_vouches_for_its_weights(tmp_path):
 
 def test_a_signal_during_the_last_validation_leaves_before_its_next_batch(tmp_path):
     work = case(tmp_path)
-    with pytest.raises(TrainingStoppedError, match="3 of 4 epochs and 3 of 3 steps of the next"):
+    with pytest.raises(StoppedError, match="3 of 4 epochs and 3 of 3 steps of the next"):
         train(work, validation=Samples(3, at=11, call=send(signal.SIGUSR1)))
     assert not is_finished(work.folder)
     train(work, rest := Samples(5))
@@ -170,7 +171,7 @@ def test_a_signal_during_the_very_last_batch_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr("kdnet.training.loop.mean_dice", dice)
     work = case(tmp_path)
-    with pytest.raises(TrainingStoppedError, match=r"Stopped in epoch 4 .* 4 of 4 epochs are kept"):
+    with pytest.raises(StoppedError, match=r"Stopped in epoch 4 .* 4 of 4 epochs are kept"):
         train(work)
     assert is_finished(work.folder)
 
@@ -276,14 +277,14 @@ def test_validation_dice_averages_regions_and_counts_empty_pairs_as_one():
 
 def test_signals_act_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM)
-    with Interruption() as interruption:
+    with deferring() as interruption:
         send(signal.SIGTERM)()
         assert interruption.received == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_signals_that_follow_change_nothing_but_the_third_key_leaves():
-    with Interruption() as interruption:
+    with deferring() as interruption:
         send(signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)()
         assert interruption.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):

@@ -150,7 +150,7 @@ def png_file(subject):
     image(subject).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
 
 
-@fault("less than a header")
+@fault("does not begin with the header")
 def shorter_than_a_header(subject):
     image(subject).write_bytes(image(subject).read_bytes()[:200])
 
@@ -226,12 +226,12 @@ def one_axis(subject):
     reshape(image(subject), 1728)
 
 
-@fault("an axis has no voxels")
+@fault("the header tells of 3 axes")
 def axis_of_size_zero(subject):
     reshape(image(subject), 12, 0, 12)
 
 
-@fault("an axis has no voxels")
+@fault("the header tells of 3 axes")
 def axis_of_negative_size(subject):
     reshape(image(subject), 12, -12, 12)
 
@@ -320,17 +320,17 @@ def voxels_begin_in_the_header(subject):
 # --- types and scales
 
 
-@fault("a data type 999 that is not known")
+@fault("data type 999")
 def unknown_type(subject):
     edit(image(subject), datatype=999)
 
 
-@fault("type int16 has 16 bits per voxel, it says 8")
+@fault("int16, of 8 bits")
 def wrong_number_of_bits(subject):
     edit(image(subject), bitpix=8)
 
 
-@fault("expected plain numbers, found type complex64")
+@fault("expected plain numbers, complex64")
 def complex_numbers(subject):
     save(image(subject), np.ones((SIZE,) * 3, dtype=np.complex64))
 
@@ -345,7 +345,7 @@ def infinite_slope(subject):
     edit(image(subject), scl_slope=np.inf)
 
 
-@fault("the header scales voxels by 2 and adds nan")
+@fault("invalid intercept nan")
 def intercept_that_is_no_number(subject):
     edit(image(subject), scl_slope=2, scl_inter=np.nan)
 
@@ -421,6 +421,26 @@ def label_beyond_its_type(subject):
 @fault("unknown label 0.5")
 def scaled_labels(subject):
     edit(label_map(subject), scl_slope=0.5, scl_inter=0)
+
+
+@fault("unknown label 1.00234997 in 1 voxels")
+def label_almost_whole(subject):
+    set_value(label_map(subject), 1.00235)
+
+
+@fault("a Git LFS pointer")
+def git_lfs_pointer(subject):
+    image(subject).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+
+
+@fault("a web page")
+def web_page(subject):
+    compress(image(subject)).write_text("\n<!DOCTYPE html><html><body>Log in</body></html>")
+
+
+@sound
+def labels_with_a_slope(subject):
+    edit(label_map(subject), scl_slope=0.99999994, scl_inter=0)
 
 
 @fault("cut short")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "brats_kdnet"), str(ROOT / "tests")]
 
 from faulty_training import GRID, MODALITIES, Network, Samples, case
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.loading import build_loader
 from kdnet.training.loop import fit
 from privdistill import (

@@ -13,16 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from crossval import CrossvalOptions
 from faulty_training import Network, Samples, case, equal, train, weights, wrapper
 from kdnet import errors
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.training import TrainingConfig
-from kdnet.data.loading import build_loader
-from kdnet.data.parallel import map_parallel
+from kdnet.command import exit_status
+from kdnet.config import DataConfig, TrainingConfig
+from kdnet.data.loading import build_loader, map_parallel
 from kdnet.errors import ExhaustedError, explain, explained
-from kdnet.runs import schedule
-from kdnet.runs.command import exit_status
-from kdnet.runs.plan import CrossvalOptions
+from kdnet.runs import pool
 from kdnet.training.checkpoint import load_state
 
 
@@ -140,7 +138,7 @@ def test_work_in_parallel_names_the_item_that_did_not_fit():
 def test_a_unit_that_the_kernel_killed_says_what_to_lower(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("Epoch 3\n")
-    words = schedule._last_words(log, -signal.SIGKILL)
+    words = pool._last_words(log, -signal.SIGKILL)
     assert "killed by signal 9, as the kernel does when memory runs out; lower --jobs" in words
 
 

@@ -15,16 +15,16 @@ from rich.console import Console
 from faults.corpus import write_subject
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import Description, load_description
-from kdnet.data.layouts import Subject, find_subjects
 from kdnet.data.loading import cache_key
 from kdnet.data.splits import Split
+from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
 from kdnet.files import is_name
-from kdnet.recipes.rows import Row, _row, sweep
 from kdnet.results.crossval_folder import CrossvalFolder
 from kdnet.results.text_table import TextTable
-from kdnet.runs.folder import read_summary
-from kdnet.runs.folds import load_folds
+from kdnet.rows import Row, _row, sweep
+from kdnet.runs.folder import Folder
+from kdnet.runs.plan import load_folds
 
 BRATS = load_description("brats2021")
 PARTS = (
@@ -143,9 +143,13 @@ def test_a_row_is_called_by_a_name_for_folders(name):
 def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp() / "crossval"
     root.mkdir(exist_ok=True)
-    facts = {"rows": [name], "seeds": [0], "folds": 1}
-    (root / "crossval.json").write_text(json.dumps(facts))
-    for read in (lambda: CrossvalFolder(root).rows, lambda: read_summary(root)["rows"]):
+    facts = {"rows": [{"name": name}], "seeds": [0], "folds": [0]}
+    (root / "plan.json").write_text(json.dumps(facts))
+    folder = Folder(root)
+    for read in (
+        lambda: CrossvalFolder(root).rows,
+        lambda: [row["name"] for row in folder.read_plan()["rows"]],
+    ):
         try:
             rows = read()
         except UserError:
@@ -156,18 +160,17 @@ def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, na
 @pytest.mark.parametrize(
     "facts",
     [
-        {"rows": "baseline", "seeds": [0], "folds": 1},
-        {"rows": ["a"], "seeds": ["x"], "folds": 1},
-        {"rows": ["a"], "seeds": [0], "folds": 10**12},
-        {"rows": ["a"], "seeds": [0], "folds": "many"},
-        {"rows": [["a"]], "seeds": [0], "folds": 1},
-        {"rows": ["a"], "seeds": [0], "folds": 1, "labels": ["x"]},
+        {"rows": "baseline", "seeds": [0], "folds": [0]},
+        {"rows": [{"name": "a"}], "seeds": ["x"], "folds": [0]},
+        {"rows": [{"name": "a"}], "seeds": [0], "folds": "many"},
+        {"rows": ["a"], "seeds": [0], "folds": [0]},
+        {"rows": [{"name": "../a"}], "seeds": [0], "folds": [0]},
     ],
     ids=str,
 )
 def test_facts_that_make_no_sense_are_told(tmp_path, facts):
-    (tmp_path / "crossval.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=r"crossval\.json: (rows|seeds|folds|labels) must be"):
+    (tmp_path / "plan.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"plan\.json: (rows|seeds|folds) must be"):
         _ = CrossvalFolder(tmp_path).facts
 
 

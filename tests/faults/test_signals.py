@@ -5,9 +5,9 @@ import signal
 import pytest
 
 from faulty_training import Samples, case, equal, losses, send, train, weights
+from kdnet.stopping import StoppedError
 from kdnet.training import checkpoint
 from kdnet.training.checkpoint import load_state
-from kdnet.training.runtime import TrainingStoppedError
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def whole(tmp_path_factory):
 def test_nothing_of_a_step_is_lost(tmp_path, whole, number, read):
     """Two reads are a step, five an epoch of three."""
     task = case(tmp_path / "parts")
-    with pytest.raises(TrainingStoppedError) as stop:
+    with pytest.raises(StoppedError) as stop:
         train(task, Samples(5, read, send(number)))
     epoch, inside = divmod(read - 1, 5)
     kept = load_state(task.pause_file)
@@ -51,7 +51,7 @@ def test_further_signals_while_saving_change_nothing(tmp_path, whole, monkeypatc
     task = case(tmp_path / "parts")
     with monkeypatch.context() as patch:
         during_saving(patch, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        with pytest.raises(TrainingStoppedError, match="1 of 4 epochs and 2 of 3 steps"):
+        with pytest.raises(StoppedError, match="1 of 4 epochs and 2 of 3 steps"):
             train(task, Samples(5, 8, send(signal.SIGINT)))
     assert load_state(task.pause_file)["step"] == 5
     train(task)

@@ -39,6 +39,12 @@ ON_GPU = pytest.param(
 )
 
 
+@pytest.mark.parametrize(("accumulation", "steps"), [(2, 4), (3, 4)])
+def test_micro_batches_do_not_count_as_steps(example, accumulation, steps):
+    kd, _ = example.train(2, accumulation=accumulation)
+    assert kd.steps == steps
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16", ON_GPU])
 def test_the_student_learns_and_the_teacher_stays(example, precision, capsys):
     kd, loss = example.train(2, mixed_precision=precision)

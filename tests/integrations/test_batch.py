@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from privdistill import GroundTruth, LatentKL, ObjectiveError, SoftTargetDiceBCE, kdnet
-from privdistill.integrations.batch import check_names, check_options, step_arguments
+from privdistill import ObjectiveError
+from privdistill.integrations.batch import check_names, step_arguments
 
 IMAGE, TARGET = torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4)
 
@@ -40,39 +40,6 @@ def test_names_are_by_argument():
         check_names({"mask": "image"})
 
 
-@pytest.mark.parametrize(
-    ("batch", "there"),
-    [
-        ({"image": IMAGE, "label": TARGET}, "it has image, label"),
-        ({"image": IMAGE, "target": None}, "it has image, target"),
-        ({"image": IMAGE, "labelled": torch.tensor([True])}, "it has image, labelled"),
-        (IMAGE, "it is an image alone"),
-        ([IMAGE], "it is an image alone"),
-    ],
-)
-@pytest.mark.parametrize("objective", [kdnet(), 1.0 * GroundTruth()])
-def test_a_reference_that_is_not_found_is_refused(batch, there, objective):
-    said = rf"no target, which the objective reads; {there}\. .*names={{'target': entry}}.*labelled"
-    with pytest.raises(ObjectiveError, match=said):
-        step_arguments(batch, {}, objective)
-
-
-@pytest.mark.parametrize("labelled", [torch.tensor([False]), [False]])
-@pytest.mark.parametrize("names", [{}, {"target": "label"}])
-def test_a_batch_may_say_that_it_has_no_reference(labelled, names):
-    batch = {"image": IMAGE, "labelled": labelled}
-    assert step_arguments(batch, names, kdnet()) == batch
-
-
-def test_an_objective_that_reads_no_reference_needs_none():
-    objective = SoftTargetDiceBCE() + LatentKL()
-    assert step_arguments({"image": IMAGE}, {}, objective) == {"image": IMAGE}
-
-
-@pytest.mark.parametrize(
-    ("option", "instead"),
-    [("loss_function", r"DistillationWrapper\(objective=...\)"), ("prepare_batch", "names=")],
-)
-def test_options_that_a_wrapper_stands_in_for_are_refused(option, instead):
-    with pytest.raises(ObjectiveError, match=rf"Loop: {option}= is not taken.*{instead}"):
-        check_options({"amp": True, option: print}, "Loop")
+def test_beside_an_entry_labelled_there_may_be_no_target():
+    batch = {"image": IMAGE, "labelled": torch.tensor([False])}
+    assert step_arguments(batch, {"target": "label"}) == batch

@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader
 
 from privdistill import (
     DistillationWrapper,
-    GroundTruth,
-    HolisticAdversarial,
     LifecycleError,
     ModalityError,
     ObjectiveError,
@@ -89,6 +87,18 @@ def test_a_training_equals_the_plain_loop(build):
         kd(batch["image"], batch["label"]).loss.backward()
         optimizer.step()
     torch.testing.assert_close(trained.state_dict(), kd.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("accumulation", "steps"), [(1, 3), (2, 2), (3, 1), (4, 1)])
+def test_schedules_count_steps_of_the_optimizer(build, accumulation, steps):
+    kd, taken = build(), []
+    optimizer = torch.optim.SGD(kd.parameters(), lr=1e-2)
+    optimizer.register_step_post_hook(lambda *_: taken.append(int(kd.steps)))
+    batches = [*loader(), *loader(batch_size=4)]
+    DistillationTrainer(
+        "cpu", 2, batches, kd, optimizer, accumulation_steps=accumulation, decollate=False
+    ).run()
+    assert taken == list(range(1, 2 * steps + 1))
 
 
 @pytest.mark.gpu
@@ -248,12 +258,6 @@ def test_names_that_no_step_takes_are_refused(build):
         train(build(), 1, loader(), names={"seg": "label"})
 
 
-def test_a_critic_is_refused(build):
-    kd = build(objective=GroundTruth() + HolisticAdversarial(nn.Conv2d(4, 1, 1)))
-    with pytest.raises(LifecycleError, match="DistillationTrainer: a term has a critic"):
-        train(kd, 1, loader())
-
-
 @pytest.mark.parametrize("names", [None, {}, {"image": "image"}])
 def test_the_target_is_called_label_unless_it_is_named(build, names):
     trainer = train(build(), 1, loader(), names=names)
@@ -265,12 +269,33 @@ def _called_seg():
 
 
 def test_a_reference_that_is_not_found_is_refused(build):
-    with pytest.raises(ObjectiveError, match="which the objective reads; it has image, seg"):
+    with pytest.raises(ObjectiveError, match="target"):
         train(build(), 1, _called_seg())
-    with pytest.raises(ObjectiveError, match="which the objective reads; it has image, seg"):
+    with pytest.raises(ObjectiveError, match="target"):
         DistillationEvaluator("cpu", _called_seg(), build()).run()
     named = train(build(), 1, _called_seg(), names={"target": "seg"})
     assert "train_ground_truth" in named.state.metrics
+
+
+@pytest.mark.parametrize("inferer", [None, SlidingWindowInferer((8, 8))])
+def test_outputs_are_called_as_the_batch_calls_them(build, inferer):
+    batches = [{"scan": b["image"], "seg": b["label"], "label": "a"} for b in loader()]
+    names = {"image": "scan", "target": "seg"}
+    dice = MeanDice(output_transform=from_engine(["pred", "seg"]))
+    evaluator = DistillationEvaluator(
+        *("cpu", batches, build()),
+        names=names,
+        inferer=inferer,
+        postprocessing=AsDiscreted(keys=("pred", "seg"), argmax=(True, False), to_onehot=3),
+        key_val_metric={"val_dice": dice},
+    )
+    evaluator.run()
+    assert 0 < evaluator.state.metrics["val_dice"] < 1
+    trainer = train(build(), 1, batches, names=names, decollate=False)
+    for engine in (evaluator, trainer):
+        found = engine.state.output if engine is trainer else engine.state.output[0]
+        assert {"scan", "seg", "pred"} <= set(found)
+        assert "image" not in found
 
 
 def test_with_an_inferer_no_reference_is_needed(build):
@@ -282,17 +307,17 @@ def test_with_an_inferer_no_reference_is_needed(build):
 
 
 @pytest.mark.parametrize("option", ["prepare_batch", "loss_function"])
-def test_options_that_the_wrapper_stands_in_for_are_refused(build, option):
-    with pytest.raises(ObjectiveError, match=f"DistillationTrainer: {option}= is not taken"):
+def test_options_that_the_wrapper_stands_in_for_are_not_taken(build, option):
+    with pytest.raises(TypeError, match=option):
         train(build(), 1, loader(), **{option: print})
-    with pytest.raises(ObjectiveError, match=f"DistillationEvaluator: {option}= is not taken"):
+    with pytest.raises(TypeError, match=option):
         DistillationEvaluator("cpu", loader(), build(), **{option: print})
 
 
 def test_a_network_that_is_no_wrapper_is_refused():
-    with pytest.raises(LifecycleError, match="DistillationTrainer: the network is a Conv2d"):
+    with pytest.raises(LifecycleError, match="network is a Conv2d"):
         train(nn.Conv2d(1, 2, 1), 1, loader())
-    with pytest.raises(LifecycleError, match="DistillationEvaluator: the network is a Conv2d"):
+    with pytest.raises(LifecycleError, match="network is a Conv2d"):
         DistillationEvaluator("cpu", loader(), nn.Conv2d(1, 2, 1))
 
 

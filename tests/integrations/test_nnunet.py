@@ -1,11 +1,12 @@
 """nnU-Net's real trainer on tiny plans: steps, checkpoints, the folder that stock nnU-Net reads."""
 
-import importlib
 import json
 import os
 import re
+import runpy
 import sys
 import zipfile
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -36,14 +37,16 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from privdistill.integrations import (
-    nnunet_folder,
-    nnunet_options,
-    nnunet_plans,
-    nnunet_reading,
+from privdistill.integrations.nnunet import (
+    nnUNetTrainerDistillation,
+    write_student_folder,
 )
-from privdistill.integrations.nnunet import nnUNetTrainerDistillation
-from privdistill.integrations.nnunet_student import StudentTrainer
+from privdistill.integrations.nnunet import (
+    plans as nnunet_plans,
+)
+from privdistill.integrations.nnunet import (
+    trainer as nnunet_trainer,
+)
 
 pytestmark = pytest.mark.filterwarnings("default")  # of a package that is not ours
 
@@ -222,6 +225,13 @@ def weights(network):
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
+def test_the_plans_of_all_channels_stay_as_they_are():
+    given, described = plans() | {"continue_training": False}, description()
+    before = deepcopy((given, described))
+    nnUNetTrainerDistillation(given, "tiny", 0, described, torch.device("cpu"))
+    assert (given, described) == before
+
+
 def test_a_step_moves_the_student_and_never_the_teacher(teach):
     teach()
     student = trainer()
@@ -233,6 +243,7 @@ def test_a_step_moves_the_student_and_never_the_teacher(teach):
     assert any(not torch.equal(before[0][name], after[0][name]) for name in after[0])
     assert all(torch.equal(before[1][name], after[1][name]) for name in after[1])
     assert not student.kd.teacher.training
+    assert isinstance(student.kd.teacher(batch(student)["data"]), torch.Tensor)  # one head
     assert student.network.encoder.stages[0][0].convs[0].conv.in_channels == 1
 
 
@@ -313,6 +324,22 @@ def test_where_the_reference_is_ignored_the_teacher_teaches(teach):
     assert np.isfinite(result["loss"])
 
 
+def test_images_are_augmented_whole(monkeypatch):
+    monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
+    given, usual = [], nnUNetTrainer.get_training_transforms
+
+    def see(*arguments, **more):
+        given.append(more["use_mask_for_norm"])
+        return usual(*arguments, **more)
+
+    monkeypatch.setattr(nnUNetTrainer, "get_training_transforms", staticmethod(see))
+    student = trainer()
+    student.initialize()
+    images = next(student.get_dataloaders()[0])["data"]
+    assert given == [[True, False, True]]
+    assert images.shape[1] == 3
+
+
 def test_validation_steps_see_the_students_channels(teach):
     teach()
     student = trainer()
@@ -354,6 +381,9 @@ def test_a_training_goes_on_with_its_adapters(teach, tmp_path):
     first = trainer(OfFeatures, architecture=narrow)
     first.initialize()
     assert len(first.kd.adapters) == 1
+    trained = [weight for group in first.optimizer.param_groups for weight in group["params"]]
+    assert len(trained) == len({*trained})
+    assert {*trained} == {*first.kd.parameters()}
     first.train_step(batch(first))
     first.on_train_epoch_start()
     for key in ("mean_fg_dice", "ema_fg_dice"):
@@ -409,15 +439,15 @@ def test_a_damaged_checkpoint_is_named(teach, kept):
 
 def test_a_file_of_something_else_is_no_checkpoint(tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(LifecycleError, match=r"other\.pth is damaged, or no checkpoint"):
-        nnunet_reading.load_checkpoint(tmp_path / "other.pth")
+    with pytest.raises(LifecycleError, match=r"other\.pth is damaged"):
+        nnunet_plans.read(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("text", ["", '{"a": ', "[1, 2]", "5"])
 def test_damaged_plans_are_named(teach, text):
     teach()
     (Path(os.environ["PRIVDISTILL_TEACHER"]) / "plans.json").write_text(text)
-    with pytest.raises(LifecycleError, match=r"plans\.json is damaged: it is no JSON object"):
+    with pytest.raises(LifecycleError, match=r"plans\.json is damaged"):
         trainer().initialize()
 
 
@@ -486,10 +516,11 @@ def test_the_folder_holds_what_belongs_to_the_students_channels(written):
     assert "optimizer_state" not in torch.load(file, weights_only=True)
 
 
-def test_the_folder_is_written_again_from_the_command_line(written, tmp_path, capsys):
+def test_the_folder_is_written_again_from_the_command_line(written, tmp_path, monkeypatch, capsys):
     student, folder = written
     out = tmp_path / "elsewhere"
-    nnunet_folder.main([student.output_folder_base, "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["program", student.output_folder_base, str(out)])
+    runpy.run_module("privdistill.integrations.nnunet", run_name="__main__")
     assert str(out) in capsys.readouterr().out
     assert {p.name for p in out.rglob("*")} == {p.name for p in folder.rglob("*")}
 
@@ -497,7 +528,7 @@ def test_the_folder_is_written_again_from_the_command_line(written, tmp_path, ca
 def test_a_model_that_is_not_ours_is_not_overwritten(written):
     student, folder = written
     (folder / "privdistill.json").unlink()
-    with pytest.raises(LifecycleError, match="was not written from a distillation"):
+    with pytest.raises(LifecycleError, match=f"{folder.name} and this training are no one model"):
         student.on_train_start()
 
 
@@ -525,15 +556,15 @@ def test_two_trainers_do_not_share_a_folder(monkeypatch):
     monkeypatch.setenv("PRIVDISTILL_IMITATION", "0")
     _, first = trained_fold()
     other, second = trained_fold(AnotherName, fold=1)
-    out = nnunet_folder.write_student_folder(first)
+    out = write_student_folder(first)
     before = content(out)
-    said = "written_from: nnUNetTrainerDistillation__.* and AnotherName__.*--out FOLDER"
+    said = "written_from: nnUNetTrainerDistillation__.* and AnotherName__.*TRAINED FOLDER"
     with pytest.raises(LifecycleError, match=said):
-        nnunet_folder.write_student_folder(second)
+        write_student_folder(second)
     with pytest.raises(LifecycleError, match=said):
         other.on_train_start()
     assert content(out) == before
-    elsewhere = nnunet_folder.write_student_folder(second, out.with_name("elsewhere"))
+    elsewhere = write_student_folder(second, out.with_name("elsewhere"))
     assert (elsewhere / "fold_1" / "checkpoint_final.pth").is_file()
 
 
@@ -546,14 +577,14 @@ def test_folds_that_were_told_different_things_are_no_one_model(teach, monkeypat
     plain.save_checkpoint(str(other))
     trained_fold()
     _, base = trained_fold(fold=1)  # a fold has a teacher of its own: no difference
-    out = nnunet_folder.write_student_folder(base)
+    out = write_student_folder(base)
     assert sorted(path.name for path in out.glob("fold_*")) == ["fold_0", "fold_1"]
     monkeypatch.setenv("PRIVDISTILL_IMITATION", "0.7")
     trained_fold(fold=1)
     with pytest.raises(LifecycleError, match=r"fold_0.* and fold_1.* imitation: 0\.5 and 0\.7"):
-        nnunet_folder.write_student_folder(base)
-    with pytest.raises(LifecycleError, match=r"there and here\) imitation: 0\.5 and 0\.7"):
-        nnunet_folder.write_student_folder(base, fold=1)
+        write_student_folder(base, out.with_name("elsewhere"))
+    with pytest.raises(LifecycleError, match=rf"{out.name} and fold_1.* imitation: 0\.5 and 0\.7"):
+        write_student_folder(base, fold=1)
 
 
 @pytest.mark.parametrize("broken_off", range(5))
@@ -571,9 +602,9 @@ def test_a_write_that_is_broken_off_is_mended_by_the_next(monkeypatch, broken_of
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            nnunet_folder.write_student_folder(base)
-    out = nnunet_folder.write_student_folder(base)
-    whole = nnunet_folder.write_student_folder(base, base.with_name("whole"))
+            write_student_folder(base)
+    out = write_student_folder(base)
+    whole = write_student_folder(base, base.with_name("whole"))
     assert {p.name for p in out.rglob("*.json")} == {p.name for p in whole.rglob("*.json")}
     assert torch.load(out / "fold_0" / "checkpoint_final.pth", weights_only=True)
 
@@ -583,13 +614,13 @@ def test_nothing_is_written_before_everything_is_read(monkeypatch):
     _, base = trained_fold()
     (base / "dataset_fingerprint.json").unlink()
     with pytest.raises(LifecycleError, match="does not exist"):
-        nnunet_folder.write_student_folder(base)
+        write_student_folder(base)
     assert not base.with_name("nnUNetTrainer__nnUNetPlans_t1ce_baseline__tiny").exists()
 
 
 def test_nothing_to_write_is_said(tmp_path):
     with pytest.raises(LifecycleError, match=r"has no fold_\*/checkpoint_final\.pth"):
-        nnunet_folder.write_student_folder(tmp_path / "A__B__C")
+        write_student_folder(tmp_path / "A__B__C")
 
 
 def test_nnunet_finds_the_trainer_where_users_put_it(monkeypatch):
@@ -632,7 +663,7 @@ def test_without_a_teacher_the_message_says_how_to_name_one():
 def test_a_folder_that_is_no_model_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PRIVDISTILL_TEACHER", str(tmp_path))
     with pytest.raises(
-        LifecycleError, match=r"plans\.json does not exist. Expected a model folder"
+        LifecycleError, match=r"plans\.json does not exist.* Expected a model folder"
     ):
         trainer().initialize()
 
@@ -683,7 +714,7 @@ def test_a_teacher_that_was_trained_under_numpy_1_is_read(teach, tmp_path):
                 assert b"numpy._core.multiarray" in content
                 content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             target.writestr(name, content)
-    assert nnunet_reading.load_checkpoint(old)["_best_ema"] == 0.5
+    assert nnunet_plans.read(old)["_best_ema"] == 0.5
 
 
 def test_a_second_stage_of_a_cascade_is_refused():
@@ -693,7 +724,7 @@ def test_a_second_stage_of_a_cascade_is_refused():
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(LifecycleError, match="trains in one process"):
+    with pytest.raises(LifecycleError, match="one process"):
         trainer()
 
 
@@ -703,7 +734,7 @@ def test_a_term_that_reads_the_reference_is_refused(teach):
             return SoftTargetDiceBCE() + GroundTruth()
 
     teach()
-    with pytest.raises(ObjectiveError, match="nnU-Net's own loss does already"):
+    with pytest.raises(ObjectiveError, match=r"GroundTruth.* its weight is 1 - imitation"):
         trainer(Twice).initialize()
 
 
@@ -727,25 +758,14 @@ def crop_and_normalise(image):
     return normalised
 
 
-def test_without_nnunet_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nnunetv2", None)
-    for name in [name for name in sys.modules if name.startswith("nnunetv2.")]:
-        monkeypatch.setitem(sys.modules, name, None)
-    ours = "privdistill.integrations.nnunet"
-    for name in [name for name in sys.modules if name.startswith(ours)]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ImportError, match=r"pip install '\./privdistill\[nnunet\]'"):
-        importlib.import_module(ours)
-
-
 def test_the_reference_page_names_what_the_trainer_has():
     page = (Path(__file__).parents[2] / "docs/reference/integrations.md").read_text("utf-8")
     section = page.partition("## nnU-Net")[2]
     lines = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
     names = [cells[1].strip(" `()") for cells in lines]
     assert all(hasattr(nnUNetTrainerDistillation, name) for name in names)
-    annotated = {*nnUNetTrainerDistillation.__annotations__, *StudentTrainer.__annotations__}
+    annotated = {*nnUNetTrainerDistillation.__annotations__}
     assert annotated - {*names} == {"network", "loss", "dataset_class"}
     variables = {cells[2].strip(" `") for cells in lines} - {""}
-    source = Path(nnunet_options.__file__).read_text("utf-8")
+    source = Path(nnunet_trainer.__file__).read_text("utf-8")
     assert variables == {*re.findall(r"PRIVDISTILL_[A-Z]+", source)}

@@ -3,13 +3,7 @@ import math
 import pytest
 import torch
 
-from privdistill.losses.functional import (
-    binarise,
-    latent_kl,
-    mix_logits,
-    probabilities,
-    resize,
-)
+from privdistill.functional import binarise, latent_kl, mix_logits, probabilities, resize
 
 NORMALISATIONS = ["softmax", "softmax_channel", "softmax_spatial", "l1"]
 

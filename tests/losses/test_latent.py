@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from privdistill import LatentKL, LayerNotFoundError, ObjectiveError, ShapeMismatchError, TapPair
-from privdistill.losses.functional import latent_kl
-from privdistill.output import Step
+from privdistill.functional import latent_kl
+from privdistill.step import Step
 
 
 @pytest.mark.parametrize("normalisation", ["softmax", "l1"])

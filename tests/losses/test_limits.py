@@ -1,13 +1,24 @@
 """What every term must bear: one voxel, one class, nothing but background, equal networks."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from terms import KINDS, make
 
-from privdistill import GroundTruth, LatentKL, SoftTargetDiceBCE, Step, TapPair, losses
-from privdistill.losses import Term
+from privdistill import (
+    AttentionTransfer,
+    CenteredKernelAlignment,
+    ChannelWise,
+    GroundTruth,
+    LatentKL,
+    ObjectiveError,
+    PairwiseSimilarity,
+    SoftTargetDiceBCE,
+    Step,
+    TapPair,
+)
 
-KINDS = [getattr(losses, name) for name in losses.__all__]
-KINDS = [k for k in KINDS if isinstance(k, type) and issubclass(k, Term) and k is not Term]
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -19,7 +30,7 @@ def step(term, student, teacher, labels, **options):
 
 
 def assert_learnable(kind, student, teacher, labels, **options):
-    term = kind()
+    term = make(kind)
     student.requires_grad_()
     given = step(term, student, teacher, labels, **options)
     term.build(given)
@@ -32,10 +43,12 @@ def assert_learnable(kind, student, teacher, labels, **options):
 @EVERY
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_one_voxel(kind, axes):
-    if kind is losses.CenteredKernelAlignment:
-        pytest.skip("an alignment needs two examples, and says so")
     student, teacher = torch.randn(2, 2, 3, *[1] * axes).unbind()
-    assert_learnable(kind, student, teacher, torch.ones(2, *[1] * axes, dtype=torch.long))
+    labels = torch.ones(2, *[1] * axes, dtype=torch.long)
+    # Some compare nothing that one voxel has, and would be zero for any features.
+    voxels = (AttentionTransfer, CenteredKernelAlignment, ChannelWise, PairwiseSimilarity)
+    with pytest.raises(ObjectiveError) if kind in voxels else nullcontext():
+        assert_learnable(kind, student, teacher, labels)
 
 
 @EVERY

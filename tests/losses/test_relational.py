@@ -12,7 +12,7 @@ from privdistill.losses import (
     PairwiseSimilarity,
     PrototypeSimilarity,
 )
-from privdistill.output import Step
+from privdistill.step import Step
 
 SIZES = [(6,), (4, 6), (4, 2, 4)]
 TERMS = {
@@ -353,7 +353,7 @@ def test_terms_compile_without_a_break(name):
     ("make", "message"),
     [
         (lambda: PairwiseSimilarity(scale=1.5), r"`scale` must be in \(0, 1\]; got 1.5"),
-        (lambda: PairwiseSimilarity(max_positions=0), "`max_positions` must be positive"),
+        (lambda: PairwiseSimilarity(max_positions=0), "`max_positions` must be a whole number"),
         (lambda: LocalConsistency(reduction="max"), "`reduction` must be one of"),
         (lambda: LocalConsistency(activation="tanh"), "`activation` must be one of"),
         (lambda: CenteredKernelAlignment(over="rows"), "`over` must be one of"),
@@ -396,6 +396,6 @@ def test_repr_shows_what_was_chosen():
     assert repr(PrototypeSimilarity()) == "PrototypeSimilarity(tap='decoder')"
     assert repr(LocalConsistency()) == "LocalConsistency()"
     chosen = LocalConsistency(reduction="sum", activation="sigmoid")
-    assert repr(chosen) == "LocalConsistency(reduction='sum', activation='sigmoid')"
+    assert repr(chosen) == "LocalConsistency(activation='sigmoid', reduction='sum')"
     chosen = CenteredKernelAlignment(over="samples")
     assert repr(chosen) == "CenteredKernelAlignment(tap='bottleneck', over='samples')"

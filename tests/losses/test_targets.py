@@ -8,7 +8,7 @@ LOGITS = torch.zeros(2, 3, 4, 4)
 
 
 def convert(target, activation="softmax", logits=LOGITS, validate=True):
-    return as_channels(target, logits, activation, term="ground_truth", validate=validate)
+    return as_channels(target, logits, activation, owner="ground_truth", validate=validate)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (2, 1, 4, 4)])

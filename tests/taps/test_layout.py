@@ -18,6 +18,9 @@ from privdistill.taps.layout import Layout, as_map, find_layout
         ((2, 32, 96), (32, 32, 16), Layout("tokens", (4, 4, 2))),
         ((2, 8, 50), (100,), Layout("map", (50,))),
         ((2, 50, 128), (100,), Layout("channels_last", (50,))),
+        ((2, 8, 1, 4, 4), (16, 16), Layout("map", (4, 4))),
+        ((2, 1, 4, 4, 96), (16, 16), Layout("channels_last", (4, 4))),
+        ((2, 8, 5, 4, 4), (16, 16), None),
         ((2, 96), (16, 16), None),
         ((2, 7, 96), (16, 16), None),
     ],
@@ -38,3 +41,9 @@ def test_channels_last_are_moved_and_maps_stay():
     grid = torch.randn(1, 64, 2, 2)
     assert as_map(grid, (8, 8)) is grid
     assert as_map(torch.zeros(1, 64), (8, 8)) is None
+
+
+def test_an_axis_of_size_one_is_left_out_of_the_map():
+    features = torch.randn(2, 8, 1, 4, 4)
+    assert torch.equal(as_map(features, (16, 16)), features[:, :, 0])
+    assert torch.equal(as_map(features.movedim(1, -1), (16, 16)), features[:, :, 0])

@@ -478,3 +478,286 @@ def test_pooling_to_one_voxel_is_a_level_where_the_image_is_small():
     net = nn.Sequential(*level, nn.Upsample(4), nn.Conv2d(8, 2, 1)).eval()
     with torch.no_grad():
         assert locate_bottleneck(net, torch.zeros(1, 1, 4, 4)).name == "2"
+
+
+class Flat(nn.Module):
+    """Layers that are attributes of the network itself, run one after the other, then resampled."""
+
+    def __init__(self, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        y = x
+        for layer in self.children():
+            y = layer(y)
+        return F.interpolate(y, size=x.shape[2:])
+
+
+class Residual(nn.Module):
+    """The block of a dilated ResNet: its first convolution still works at the finer resolution."""
+
+    def __init__(self, i, o, stride=1):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(i, o, 1), nn.Conv2d(o, o, 3, stride, 1)
+        self.skip = nn.Conv2d(i, o, 1, stride)
+
+    def forward(self, x):
+        return self.skip(x) + self.conv2(self.conv1(x).relu())
+
+
+def test_a_flat_segmenter_has_its_bottleneck_before_the_head():
+    found = locate(
+        Flat(l1=nn.Conv2d(1, 8, 3, 4, 1), l2=nn.Conv2d(8, 8, 3, 1, 1), cls=nn.Conv2d(8, 2, 1))
+    )
+    assert found.name == "l2"
+    assert "nothing finer follows" in found.how
+
+
+def dilated():
+    return {
+        "conv1": down(1, 4),
+        "layer1": Residual(4, 4),
+        "layer2": Residual(4, 8, 2),
+        "layer3": Residual(8, 8),
+        "layer4": Residual(8, 8),
+    }
+
+
+def test_a_dilated_residual_network_gives_the_same_layer_flat_and_nested():
+    head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1))
+    assert locate(Flat(**dilated(), head=head)).name == "layer4"
+    assert locate(nn.Sequential(Flat(**dilated(), head=head))).name == "0.layer4"
+    nested = Flat(backbone=nn.Sequential(*dilated().values()), head=head)
+    assert locate(nested).name == "backbone"
+
+
+@pytest.mark.parametrize("stem", [nn.Conv2d(1, 8, 4, 4), nn.Sequential(down(1, 8), down(8, 8))])
+def test_a_flat_transformer_gives_its_last_block(stem):
+    class ViT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch_embed = stem
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            maps = self.patch_embed(x)
+            tokens = self.head(self.norm(self.blocks(maps.flatten(2).transpose(1, 2))))
+            return F.interpolate(tokens.transpose(1, 2).unflatten(2, maps.shape[2:]), size=16)
+
+    assert locate(ViT()).name == "norm"
+
+
+def test_a_head_that_is_rearranged_into_voxels_is_no_bottleneck():
+    class Net(Flat):
+        def forward(self, x):
+            return F.pixel_shuffle(self.head(self.body(self.stem(x))), 4)
+
+    net = Net(stem=nn.Conv2d(1, 8, 4, 4), body=nn.Conv2d(8, 8, 1), head=nn.Conv2d(8, 32, 1))
+    assert locate(net).name == "body"
+
+
+class Returning(nn.Module):
+    """A segmenter that returns more than its logits."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.down, self.deep, self.head = down(1, 4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.further, self.form = nn.Sequential(down(4, 4), nn.Conv2d(4, 2, 1)), form
+
+    def forward(self, x):
+        features = self.deep(self.down(x))
+        logits = F.interpolate(self.head(features), size=x.shape[2:])
+        others = {"features": features, "further": self.further(features)}
+        return {
+            "tuple": (logits, *others.values()),
+            "mapping": {"out": logits, **others},
+            "alone": logits,
+        }[self.form]
+
+
+@pytest.mark.parametrize("form", ["alone", "tuple", "mapping"])
+def test_what_a_network_returns_besides_its_logits_changes_nothing(form):
+    assert locate(Returning(form)).name == "deep"
+
+
+def test_the_selector_says_what_the_logits_are():
+    net = Returning("tuple").eval()
+    with torch.no_grad():
+        found = locate_bottleneck(net, IMAGE, lambda output, _axes: [output[2]])
+    assert found.name == "further.0"
+
+
+def test_an_axis_of_size_one_inside_changes_nothing():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.deep = (
+                nn.Conv3d(1, 4, (1, 3, 3), (1, 2, 2), (0, 1, 1)),
+                nn.Conv3d(4, 4, 1),
+            )
+            self.up, self.head = nn.Upsample(scale_factor=(1, 2, 2)), nn.Conv3d(4, 2, 1)
+
+        def forward(self, x):
+            return self.head(self.up(self.deep(self.down(x[:, :, None]))))[:, :, 0]
+
+    found = locate(Net())
+    assert (found.name, found.shape) == ("deep", (1, 4, 1, 8, 8))
+
+
+def test_class_scores_that_are_summed_up_are_no_bottleneck():
+    class Net(nn.Module):
+        """Scores of two levels, as in FCN-16s."""
+
+        def __init__(self):
+            super().__init__()
+            self.pool1, self.pool2 = down(1, 4), down(4, 8)
+            self.score1, self.score2 = nn.Conv2d(4, 2, 3, 1, 1), nn.Conv2d(8, 2, 3, 1, 1)
+            self.up = nn.ConvTranspose2d(2, 2, 2, 2)
+
+        def forward(self, x):
+            first = self.pool1(x)
+            summed = self.up(self.score2(self.pool2(first))) + self.score1(first)
+            return F.interpolate(summed, size=x.shape[2:])
+
+    assert locate(Net()).name == "pool2"
+
+
+def levels(**further):
+    return Flat(down1=down(1, 2), down2=down(2, 4), deep=nn.Conv2d(4, 4, 3, 1, 1), **further)
+
+
+def test_a_module_that_ends_in_upsampling_is_a_decoder():
+    up = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Upsample(scale_factor=2))
+    assert locate(levels(up=up, head=nn.Conv2d(4, 2, 1))).name == "deep"
+
+
+class TopDown(nn.Module):
+    """Lateral projections, summed from coarse to fine."""
+
+    def __init__(self):
+        super().__init__()
+        self.lateral1, self.lateral2 = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+        self.smooth2 = nn.Conv2d(4, 4, 3, 1, 1)
+
+    def forward(self, fine, coarse):
+        coarse = self.lateral2(coarse)
+        merged = F.interpolate(coarse, size=fine.shape[2:]) + self.lateral1(fine)
+        return merged + F.interpolate(self.smooth2(coarse), size=fine.shape[2:])
+
+
+class Pyramid(TopDown):
+    def __init__(self):
+        super().__init__()
+        self.down1, self.down2, self.head = down(1, 2), down(2, 4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        fine = self.down1(x)
+        return F.interpolate(self.head(super().forward(fine, self.down2(fine))), size=x.shape[2:])
+
+
+def test_lateral_projections_are_no_bottleneck():
+    assert locate(Pyramid()).name == "down2"
+
+
+def test_encoder_and_pyramid_may_share_a_module():
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.pyramid = nn.ModuleList([down(1, 2), down(2, 4)]), TopDown()
+
+        def forward(self, x):
+            fine = self.body[0](x)
+            return self.pyramid(fine, self.body[1](fine))
+
+    assert locate(Flat(backbone=Backbone(), head=nn.Conv2d(4, 2, 1))).name == "backbone.body.1"
+
+
+def test_a_flat_network_with_pyramid_pooling_gives_what_was_pooled():
+    class Net(Flat):
+        def forward(self, x):
+            deep = self.deep(self.down2(self.down1(x)))
+            pooled = F.interpolate(self.bin(F.adaptive_avg_pool2d(deep, 1)), size=deep.shape[2:])
+            joined = self.project(torch.cat((self.branch(deep), pooled), 1))
+            return F.interpolate(self.head(joined), size=x.shape[2:])
+
+    layers = {
+        "down1": down(1, 2), "down2": down(2, 4), "deep": nn.Conv2d(4, 4, 3, 1, 1),
+        "branch": nn.Conv2d(4, 4, 1), "bin": nn.Conv2d(4, 4, 1),
+        "project": nn.Conv2d(8, 4, 1), "head": nn.Conv2d(4, 2, 1),
+    }  # fmt: skip
+    assert locate(Net(**layers)).name == "deep"
+
+
+def test_a_learned_layer_that_runs_several_times_is_left_out():
+    class Net(Flat):
+        def forward(self, x):
+            deep = self.shared(self.down2(self.shared(self.down1(x))))
+            return self.head(F.interpolate(deep, size=x.shape[2:]))
+
+    net = Net(
+        down1=down(1, 4), down2=down(4, 4), shared=nn.Conv2d(4, 4, 1), head=nn.Conv2d(4, 2, 1)
+    )
+    assert locate(net).name == "down2"
+
+
+def test_unpadded_convolutions_are_measured_by_their_stride():
+    """The decoder ends with fewer voxels than the bottleneck."""
+    up = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 13))
+    net = Flat(down=nn.Conv2d(1, 4, 2, 2), deep=nn.Conv2d(4, 4, 1), up=up)
+    assert locate(net).name == "deep"
+    assert locate(net).shape == (1, 4, 8, 8)
+
+
+def test_a_bottleneck_may_hold_its_own_upsampling():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enc1, self.enc2 = nn.Conv2d(1, 2, 1), down(2, 4)
+            up = nn.ConvTranspose2d(8, 4, 2, 2)
+            self.center = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 8, 3, 1, 1), nn.ReLU(), up)
+            self.dec2, self.dec1 = nn.Conv2d(8, 2, 3, 1, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            first = self.enc1(x)
+            second = self.enc2(first)
+            wide = self.dec2(torch.cat((second, self.center(second)), 1))
+            return self.dec1(torch.cat((first, F.interpolate(wide, size=x.shape[2:])), 1))
+
+    assert locate(Net()).name == "center.2"
+
+
+def test_of_heads_of_one_size_the_one_that_depends_on_most_counts():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down1, self.down2, self.up2 = down(1, 4), down(4, 4), nn.Conv2d(4, 4, 1)
+            self.heads = nn.ModuleList([nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)])
+
+        def forward(self, x):
+            first = self.down1(x)
+            second = first + self.up2(F.interpolate(self.down2(first), size=first.shape[2:]))
+            maps = zip(self.heads, (first, second), strict=True)
+            return [F.interpolate(head(m), size=x.shape[2:]) for head, m in maps]
+
+    assert locate(Nested()).name == "down2"
+
+
+def test_an_error_lists_at_most_eight_candidates():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList([down(1, 1) for _ in range(12)])
+            self.head = nn.Conv2d(12, 2, 1)
+
+        def forward(self, x):
+            maps = torch.cat([branch(x) for branch in self.branches], 1)
+            return self.head(F.interpolate(maps, size=x.shape[2:]))
+
+    with pytest.raises(LayerNotFoundError, match=r"branches\.11") as error:
+        locate(Net())
+    assert sum(line.startswith("  ") for line in str(error.value).splitlines()) <= 8
+    assert "5 others" in str(error.value)

@@ -61,7 +61,7 @@ def test_unlike_any_layer_lists_the_top_ones(net):
 
 
 def test_module_of_another_network_is_refused(net):
-    with pytest.raises(LayerNotFoundError, match="not a layer of it"):
+    with pytest.raises(LayerNotFoundError, match="teacher has no such ReLU"):
         find_layer(net, nn.ReLU(), tap="t", role="teacher")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from privdistill import LifecycleError
+from privdistill import LifecycleError, Tap
 from privdistill.taps.recorder import Recorder
 
 
@@ -81,7 +81,7 @@ def test_output_that_is_no_tensor_is_an_error():
     with recorder.recording() as captured:
         net(IMAGE)
     with pytest.raises(
-        LifecycleError, match=r"returned a tuple; it holds 0: \(.*Layer\('0', select=1\)"
+        LifecycleError, match=r"tuple of \{0: \(1, 1, 2, 2\).*Layer\('0', select=1\)"
     ):
         recorder.check(captured)
 
@@ -122,3 +122,15 @@ def test_a_twin_clones_what_the_original_clones(net):
     recorder = Recorder(net, {"a": "0"}, role="student")
     recorder.cloned.add("a")
     assert recorder.twin(net).cloned == {"a"}
+
+
+def test_a_tap_that_is_silent_names_what_may_be_the_cause_and_the_nearest_layers(build, tiny_unet):
+    student = tiny_unet(1)
+    student.bottleneck.append(nn.BatchNorm2d(8))
+    kd = build(student=student, taps={"bottleneck": Tap("bottleneck", "bottleneck.2")}).eval()
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(kd)
+    with pytest.raises(LifecycleError) as caught:
+        kd(torch.randn(2, 4, 8, 8), torch.randint(0, 3, (2, 8, 8)))
+    message = str(caught.value)
+    for quoted in ("replaced", "convert_sync_batchnorm", "compiled", "TorchScript", "'bottleneck'"):
+        assert quoted in message

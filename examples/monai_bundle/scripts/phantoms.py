@@ -18,18 +18,7 @@ def files(
     seed: int = 0,
     modalities: Sequence[str] = MODALITIES,
 ) -> list[dict[str, Any]]:
-    """Write phantoms, unless they are there, and list them.
-
-    Args:
-        root: Folder to fill.
-        subjects: How many.
-        size: Voxels along each axis.
-        seed: Of everything random.
-        modalities: Those that are read, in channel order.
-
-    Returns:
-        For each subject the files of these modalities, "image", and its segmentation, "label".
-    """
+    """Write phantoms, unless they are there, and list each subject's "image" files and "label"."""
     folder = generate_phantoms(
         Path(root), subjects=subjects, seed=seed, size=size, progress=False, workers=1
     )

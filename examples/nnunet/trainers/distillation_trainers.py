@@ -15,15 +15,7 @@ __all__ = ["nnUNetTrainerDistillation", "nnUNetTrainerDistillationShort", "nnUNe
 
 
 class nnUNetTrainerShort(nnUNetTrainer):  # noqa: N801
-    """nnU-Net's trainer with 4 epochs of 60 steps instead of 1,000 of 250.
-
-    Args:
-        plans: As for every trainer of nnU-Net, and so are the others.
-        configuration: Name.
-        fold: Number, or "all".
-        dataset_json: What `dataset.json` holds.
-        device: Where to train.
-    """
+    """nnU-Net's trainer with 4 epochs of 60 steps instead of 1,000 of 250."""
 
     def __init__(
         self,

@@ -8,8 +8,9 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import ImageFile, Subject
-from kdnet.data.parallel import map_parallel
-from kdnet.data.preprocessing import UnknownLabelError, read_classes
+from kdnet.data.loading import map_parallel
+from kdnet.data.preprocessing import read_classes
+from kdnet.data.subjects import ImageFile, Subject
 from kdnet.data.volumes import Geometry, UnreadableVolumeError, read_geometry, read_volume
 from kdnet.errors import UserError, printable
 
@@ -38,32 +39,42 @@ _UNITS = {1: "metres", 3: "micrometres"}
 _PLACES_TOLERANCE = 0.5
 #: Squares of intensities must fit into single precision, as z-scores need them.
 _LARGEST_VALUE = 1e15
+#: How many times more or fewer non-zero voxels than usual, or larger voxels, are told.
+_UNUSUAL_SHARE, _UNUSUAL_SIZE = 2.5, 1.5
+#: Share of voxels next to the value of the corner that makes them background, and how near.
+_BACKGROUND, _NEAR = 0.05, 1e-4
 #: File systems allow 255 bytes; names of subjects get endings such as those of the cache.
 _LONGEST_NAME = 180
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that keeps a subject from being used.
+    """Something that keeps a subject from being used, or only looks wrong.
 
     Attributes:
         subject: Name of the subject.
         file: The file at fault; None where a file is missing.
         reason: What was expected and found.
+        warning: Whether the subject can be used all the same.
     """
 
     subject: str
     file: Path | None
     reason: str
+    warning: bool = False
 
 
 @dataclass(frozen=True)
 class _Findings:
-    """What one subject's files say: problems, how axes run, and digests of images by modality."""
+    """What one subject's files say: problems, how axes run, and of images by modality a digest.
+
+    So is the share of non-zero voxels.
+    """
 
     problems: list[Problem]
     orientation: str | None = None
     digests: dict[str, bytes] = field(default_factory=dict)
+    nonzero: dict[str, float] = field(default_factory=dict)
 
 
 def check_subjects(
@@ -75,6 +86,7 @@ def check_subjects(
     need_segmentation: bool = True,
     modalities: Sequence[str] | None = None,
     distinct: bool = True,
+    typical: Mapping[str, float] | None = None,
 ) -> list[Problem]:
     """Read every file once and collect whatever is wrong with any of them."""
     used = tuple(description.modalities if modalities is None else modalities)
@@ -89,11 +101,66 @@ def check_subjects(
     )
     turned = _turned(subjects, used, [own.orientation for own in found])
     copies = _copies(subjects, [own.digests if distinct else {} for own in found])
+    unusual = outlying(subjects, [own.nonzero for own in found], typical or {})
     return [
         problem
-        for own, *more in zip(found, turned, copies, strict=True)
+        for own, *more in zip(found, turned, copies, unusual, strict=True)
         for problem in itertools.chain(own.problems, *more)
     ]
+
+
+def outlying(
+    subjects: Sequence[Subject],
+    shares: Sequence[Mapping[str, float]],
+    typical: Mapping[str, float],
+) -> list[list[Problem]]:
+    """Warn of images whose share of non-zero voxels, which are taken for brain, is not the usual.
+
+    Usual is what the other subjects have in the modality, or what is said to be typical of it; and
+    what the other modalities of the subject have.
+    """
+    medians = {
+        name: statistics.median(own[name] for own in shares if name in own)
+        for name in dict.fromkeys(itertools.chain(*shares))
+    } | dict(typical)
+    problems = []
+    for subject, own in zip(subjects, shares, strict=True):
+        within = statistics.median(own.values()) if own else 0.0
+        found = [
+            (name, share, usual, of_what)
+            for name, share in own.items()
+            for usual, of_what in ((medians[name], "most subjects"), (within, "its others"))
+            if not 1 / _UNUSUAL_SHARE <= share / usual <= _UNUSUAL_SHARE
+        ]
+        problems.append(
+            [
+                Problem(
+                    subject.name,
+                    subject.images[name].path,
+                    f"{share:.0%} of its voxels are not 0 and so taken for brain, in {of_what} "
+                    f"{usual:.0%}; is the background 0, is the skull removed as in the others?",
+                    warning=True,
+                )
+                for name, share, usual, of_what in {item[0]: item for item in found[::-1]}.values()
+            ]
+        )
+    return problems
+
+
+def unlike_training(
+    subjects: Sequence[Subject], modalities: Sequence[str], spacing: Sequence[float]
+) -> list[Problem]:
+    """Warn of voxels whose size is far from what a network was trained on; it sees shapes."""
+    problems = []
+    for subject in subjects:
+        file = next(subject.images[name] for name in modalities if name in subject.images)
+        found = read_geometry(file).spacing
+        ratios = [own / usual for own, usual in zip(found, spacing, strict=False) if usual > 0]
+        if not all(1 / _UNUSUAL_SIZE <= ratio <= _UNUSUAL_SIZE for ratio in ratios):
+            own, usual = (" x ".join(f"{n:.3g}" for n in size) for size in (found, spacing))
+            reason = f"voxels measure {own} mm, in training {usual} mm; resample the image first"
+            problems.append(Problem(subject.name, file.path, reason, warning=True))
+    return problems
 
 
 def _turned(
@@ -124,7 +191,7 @@ def _copies(
             other, name = first.setdefault(content, (subject, modality))
             if other is not subject:
                 of_others.setdefault(other.name, []).append(modality)
-            elif name != modality:
+            elif name != modality and subject.images[name] != subject.images[modality]:
                 reason = f"it holds the same voxels as its image of {name}; one of them is a copy"
                 found.append(Problem(subject.name, subject.images[modality].path, reason))
         for other_name, copied in of_others.items():
@@ -136,8 +203,9 @@ def _copies(
     return problems
 
 
-def raise_for_problems(problems: Sequence[Problem]) -> None:
-    """Stop if there are problems."""
+def raise_for_problems(problems: Sequence[Problem], *, strict: bool = False) -> None:
+    """Stop if there are problems, or warnings if those count as well."""
+    problems = [problem for problem in problems if strict or not problem.warning]
     if not problems:
         return
     subjects = len({problem.subject for problem in problems})
@@ -168,7 +236,7 @@ def problems_as_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
         {
             "subject": printable(problem.subject),
             "file": "" if problem.file is None else printable(str(problem.file)),
-            "reason": printable(problem.reason),
+            "reason": "warning: " * problem.warning + printable(problem.reason),
         }
         for problem in problems
     ]
@@ -178,7 +246,7 @@ def keep_usable(
     subjects: Sequence[Subject], problems: Sequence[Problem]
 ) -> tuple[list[Subject], list[str]]:
     """Leave out the subjects that have problems."""
-    broken = dict.fromkeys(problem.subject for problem in problems)
+    broken = dict.fromkeys(problem.subject for problem in problems if not problem.warning)
     kept = [subject for subject in subjects if subject.name not in broken]
     if not kept:
         raise_for_problems(problems)
@@ -194,7 +262,7 @@ def _check_subject(
 ) -> _Findings:
     images = {name: subject.images[name] for name in modalities if name in subject.images}
     problems = list(_name_faults(subject.name))
-    problems += _rivalries(subject, (*modalities, "segmentation"))
+    problems += _rivalries(subject, description, (*modalities, "segmentation"))
     if subject.unlisted:
         reason = f"its folder cannot be looked into ({subject.unlisted})"
         return _Findings([*problems, Problem(subject.name, None, reason)])
@@ -205,18 +273,20 @@ def _check_subject(
     geometries, broken = _headers(subject.name, files)
     problems += broken
     problems += _disagreements(subject.name, geometries)
-    digests: dict[str, bytes] = {}
+    findings = _Findings(problems)
     for file, geometry in geometries:
         reasons = [_spacing_fault(geometry, description), _placement_fault(geometry)]
-        if file is subject.segmentation:
-            reasons.append(_label_fault(file, description))
-        else:
-            fault, content = _image_fault(file)
-            reasons.append(fault)
-            digests |= {name: content for name, own in images.items() if own is file and content}
+        try:
+            if file is subject.segmentation:
+                read_classes(file, description)
+            else:
+                names = [name for name, own in images.items() if own is file]
+                reasons.append(_look_at(file, names, findings))
+        except UnreadableVolumeError as error:
+            reasons.append(error.reason)
         problems += [Problem(subject.name, file.path, reason) for reason in reasons if reason]
     seen = [geometry.orientation for file, geometry in geometries if file in images.values()]
-    return _Findings(problems, next(iter(seen), None), digests)
+    return replace(findings, orientation=next(iter(seen), None))
 
 
 def _name_faults(name: str) -> Iterator[Problem]:
@@ -229,17 +299,31 @@ def _name_faults(name: str) -> Iterator[Problem]:
         yield Problem(name, None, reason)
 
 
-def _rivalries(subject: Subject, roles: Iterable[str]) -> Iterator[Problem]:
+def _rivalries(
+    subject: Subject, description: Description, roles: Iterable[str]
+) -> Iterator[Problem]:
+    patterns = {**description.modalities, "segmentation": description.segmentation}
+    files = {**subject.images, "segmentation": subject.segmentation}
     for role in roles:
-        file = subject.segmentation if role == "segmentation" else subject.images.get(role)
-        if role in subject.rivals and file is not None:
-            names = ", ".join(path.name for path in subject.rivals[role])
-            what = "the label map" if role == "segmentation" else f"modality {role}"
-            yield Problem(
-                subject.name,
-                file.path,
-                f"{names} claims to be {what} too; remove one, or make the pattern stricter",
+        file, rivals = files.get(role), subject.rivals.get(role, ())
+        # The same file in two roles: the pattern of either also fits what the other means.
+        others = {name: own.path for name, own in files.items() if own and name != role}
+        shared = {
+            name: path
+            for name, path in others.items()
+            if path in rivals or (file == files[name] and len(patterns[role]) < len(patterns[name]))
+        }
+        if file is None or not (rivals or shared):
+            continue
+        what = "the label map" if role == "segmentation" else f"modality {role}"
+        names = ", ".join(path.name for path in rivals)
+        reason = f"{names} claims to be {what} too; remove one, or make the pattern stricter"
+        for name, path in shared.items():
+            reason = (
+                f"the pattern of {what}, '{patterns[role]}', is too wide: it also fits "
+                f"{path.name}, which is {name}"
             )
+        yield Problem(subject.name, file.path, reason)
 
 
 def _missing(
@@ -335,14 +419,19 @@ def _placement_fault(geometry: Geometry) -> str | None:
     )
 
 
-def _image_fault(file: ImageFile) -> tuple[str | None, bytes | None]:
-    """What is wrong with an image, or a digest of its voxels."""
-    try:
-        volume = read_volume(file)
-    except UnreadableVolumeError as error:
-        return error.reason, None
-    reason = _value_fault(volume)
-    return reason, None if reason else _digest(volume)
+def _look_at(file: ImageFile, names: Sequence[str], findings: _Findings) -> str | None:
+    """What is wrong with an image; of a sound one, note what it is compared with others by."""
+    volume = read_volume(file)
+    if reason := _value_fault(volume):
+        return reason
+    findings.digests.update(dict.fromkeys(names, _digest(volume)))
+    if reason := _background_fault(volume):
+        subject = Path(file.path).name
+        findings.problems.append(Problem(subject, file.path, reason, warning=True))
+    else:
+        share = np.count_nonzero(volume) / volume.size
+        findings.nonzero.update(dict.fromkeys(names, share))
+    return None
 
 
 def _digest(volume: NDArray[Any]) -> bytes:
@@ -363,9 +452,16 @@ def _value_fault(volume: NDArray[Any]) -> str | None:
     return None
 
 
-def _label_fault(file: ImageFile, description: Description) -> str | None:
-    try:
-        read_classes(file, description)
-    except (UnreadableVolumeError, UnknownLabelError) as error:
-        return error.reason
-    return None
+def _background_fault(volume: NDArray[Any]) -> str | None:
+    """Brain is told from background by 0, which interpolation and offsets take away."""
+    corner = float(volume[0, 0, 0])
+    near = _NEAR * (float(volume.max()) - float(volume.min()))
+    background = (volume >= corner - near) & (volume <= corner + near)
+    background &= volume != 0
+    share = np.count_nonzero(background) / volume.size
+    if share <= _BACKGROUND:
+        return None
+    return (
+        f"{share:.0%} of its voxels are about {corner:.3g}, as in its corner, and not 0: "
+        "background would be taken for brain; set it to 0"
+    )

@@ -16,6 +16,10 @@ Size = tuple[int, int, int]
 _WILDCARDS = re.compile(r"\*+|\?|\[[^\]]+\]|\{[^}]*\}")
 _CLASSES = re.compile(r"\[[^\]]+\]")
 _MOST_WILDCARDS = 8
+#: What a label map can be written with (int32), unsigned or not.
+_LABELS = range(-(2**31), 2**31)
+#: Class indices are kept in a byte each.
+_MOST_CLASSES = 256
 
 DATASETS_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
 
@@ -38,6 +42,8 @@ class Description:
         channels: Modality name to its index along the fourth axis, for 4-D files.
         phantom: Whether the images are synthetic.
         citation: Whom to cite where results are shown.
+        patient: Pattern of the names of subjects, such as "{patient}_*", that tells whose visits
+            they are; those of one patient stay in one part of every split. Empty: known forms.
     """
 
     name: str
@@ -52,10 +58,17 @@ class Description:
     channels: dict[str, int] = field(default_factory=dict)
     phantom: bool = False
     citation: str = ""
+    patient: str = ""
 
     def __post_init__(self) -> None:
         for problem in _contradictions(self):
             raise UserError(f"Description of data set {self.name!r}: {problem}")
+
+    @property
+    def visits(self) -> str:
+        """Pattern of the names that tell a patient's visits apart; empty for the known forms."""
+        sessions = any("{session" in pattern for pattern in self.modalities.values())
+        return self.patient or ("{patient}_{session}" if sessions else "")
 
     @property
     def export_labels(self) -> dict[int, int]:
@@ -138,6 +151,7 @@ def _converted(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values in the types of the attributes; lists become tuples, string keys numbers."""
     converted = dict(values)
     converted["name"] = str(values["name"])
+    converted["patient"] = str(values.get("patient") or "")
     converted["modalities"] = {str(k): str(v) for k, v in values["modalities"].items()}
     converted["labels"] = {_integer(k): _integer(v) for k, v in values["labels"].items()}
     converted["classes"] = _strings(values["classes"])
@@ -193,6 +207,10 @@ def _file_contradictions(description: Description) -> list[str]:
         for alternative in pattern.split("|")
         if (fault := _pattern_fault(alternative.strip()))
     ]
+    if description.patient and "{patient}" not in description.patient:
+        problems.append(f"patient is '{description.patient}'; expected a pattern with {{patient}}.")
+    if fault := _pattern_fault(description.patient):
+        problems.append(f"the pattern '{description.patient}' of 'patient' {fault}.")
     if "segmentation" in description.modalities:
         problems.append("a modality cannot be called 'segmentation', which is the label map.")
     if not description.modalities:
@@ -246,6 +264,14 @@ def _label_contradictions(description: Description) -> list[str]:
     count = len(description.classes)
     if description.labels.get(0) != 0:
         problems.append("labels must map 0 to 0 (background).")
+    outside = [value for value in description.labels if value not in _LABELS]
+    if outside:
+        problems.append(
+            f"labels names the value {outside[0]}; files hold those from {_LABELS.start} to "
+            f"{_LABELS.stop - 1}."
+        )
+    if count > _MOST_CLASSES:
+        problems.append(f"classes names {count}; expected at most {_MOST_CLASSES}.")
     if set(description.labels.values()) != set(range(count)):
         problems.append(
             f"labels maps to class indices {sorted(set(description.labels.values()))}, but "

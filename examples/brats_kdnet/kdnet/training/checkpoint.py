@@ -19,17 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.description import Description
-from kdnet.data.headers import LIMIT_VARIABLE, HeaderFaultError, largest_volume
 from kdnet.data.preprocessing import Preprocessing, Sample
-from kdnet.data.slicing import Plane, plane_of
+from kdnet.data.samples import Plane, plane_of
 from kdnet.data.targets import number_of_outputs
+from kdnet.data.volumes import LIMIT_VARIABLE, largest_volume
+from kdnet.environment import versions
 from kdnet.errors import UserError, explain
 from kdnet.files import atomic, file_digest, first_line
 from kdnet.models import build_network
 from kdnet.models.trust import check_trusted
-from kdnet.runs.run_folder import versions
 from kdnet.training.runtime import MemoryFormat, load_optimizer, load_weights, whole
 from privdistill import DistillationWrapper
 
@@ -67,6 +67,8 @@ class ModelMetadata:
         slices: Plane of the slices that it sees of the grid; None if it is three-dimensional.
         any_subset: Whether it was trained for any subset of its modalities, an absent one being a
             channel of zeros.
+        spacing: Median voxel size of the training images, mm; empty if it is not known.
+        nonzero: Median share of non-zero voxels of the training images, by modality.
         created_with: Versions of the packages.
     """
 
@@ -89,6 +91,8 @@ class ModelMetadata:
     patch: tuple[int, int, int] | None = None
     slices: Plane | None = None
     any_subset: bool = False
+    spacing: tuple[float, ...] = ()
+    nonzero: tuple[float, ...] = ()
     created_with: dict[str, str] = field(default_factory=versions)
 
     def preprocessing(self) -> Preprocessing:
@@ -138,7 +142,7 @@ class ModelMetadata:
         """Read what `to_strings` gave."""
         values = {item.name: json.loads(strings[item.name]) for item in fields(cls)}
         values["description"] = Description.from_dict(values["description"])
-        for name in ("modalities", "crop", "grid", "patch", "seen_cases"):
+        for name in ("modalities", "crop", "grid", "patch", "seen_cases", "spacing", "nonzero"):
             values[name] = None if values[name] is None else tuple(values[name])
         wrong = [name for name, fits in _fitting(values).items() if not fits]
         if wrong:
@@ -170,12 +174,18 @@ def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
         "grid and patch": values["grid"] is not None or values["patch"] is not None,
         "slices": values["slices"] in {None, *get_args(Plane)},
         "orientation": isinstance(values["orientation"], str),
+        "spacing": _are_numbers(values["spacing"], 3),
+        "nonzero": _are_numbers(values["nonzero"], len(modalities)),
         "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
     }
 
 
 def _is_count(value: Any, expected: int | None) -> bool:
     return type(value) is int and value >= 1 and value == (expected or value)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return not values or (len(values) == count and all(type(value) is float for value in values))
 
 
 def _is_size(value: Any) -> bool:
@@ -277,8 +287,6 @@ def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
         return ModelMetadata.from_strings(strings)
     except UserError as error:
         raise UserError(f"{path}: its metadata cannot be used. {error}") from error
-    except HeaderFaultError as error:
-        raise UserError(f"{error.reason}.") from error
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
 

@@ -12,15 +12,14 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.loading import Batch, start_epoch
 from kdnet.data.targets import predict_classes, to_target
 from kdnet.evaluation.inference import predict_volume
+from kdnet.stopping import Interruption, StoppedError, deferring
 from kdnet.training.checkpoint import Checkpoint, Means, ModelMetadata, Position, RandomState, Task
 from kdnet.training.history import History, TrainingProgress, build_logger
 from kdnet.training.runtime import (
-    Interruption,
-    TrainingStoppedError,
     check_image,
     check_step,
     gathered,
@@ -79,7 +78,7 @@ def fit(
     """Train the student of a wrapper, from the start or from where it was interrupted."""
     training = set_up(fabric, kd, train, validation, task)
     position = training.position = training.checkpoint.resume()
-    with shown(training) as (history, progress), training.interruption:
+    with shown(training) as (history, progress), deferring() as training.interruption:
         while position.epoch < task.settings.epochs:
             train_epoch(training, progress)
             row = close_epoch(training)
@@ -297,7 +296,7 @@ def stop_if_asked(training: Training, random: RandomState | None = None) -> None
         training.checkpoint.pause(position, random or RandomState.now(training.fabric.device))
     kept, epochs = position.epoch, task.settings.epochs
     inside = f" and {position.batch} of {training.steps} steps of the next" * bool(position.batch)
-    raise TrainingStoppedError(
+    raise StoppedError(
         received,
         f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} "
         f"epochs{inside} are kept in {task.folder}. Give the same command to go on.",

@@ -3,15 +3,12 @@
 import copy
 import itertools
 import resource
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from types import FrameType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -20,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.loading import Batch
 from kdnet.errors import UserError
 from privdistill import DistillationWrapper, Output, PrivilegedInput
@@ -29,9 +26,6 @@ MemoryFormat = Literal["channels_last", "contiguous"]
 
 #: A way to take steps is measured for this long.
 _MEASURED_SECONDS = 2.0
-# SLURM sends the last one some time before the end of a job: sbatch --signal=USR1@120.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_KEYS = 3  # Ctrl-C as often as this leaves at once
 _SHOWN = 5
 
 
@@ -242,55 +236,6 @@ def _like(value: Any, other: Any) -> Any:
     if not (isinstance(other, DTensor) and value.shape == other.shape):
         return value
     return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
-
-
-# Signals
-
-
-class TrainingStoppedError(Exception):
-    """The training was asked to stop; its checkpoints are complete."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_status = 128 + number
-
-
-class Interruption:
-    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request that is honoured after the current step."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._keys = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        # Python delivers signals to the main thread alone and lets no other one set handlers.
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        while self._previous:
-            signal.signal(*self._previous.popitem())
-
-    def agreed(self, fabric: Fabric) -> int | None:
-        """Return the signal that any process has received; all must ask, and get one answer."""
-        if fabric.world_size == 1:
-            return self.received
-        mine = torch.tensor(self.received or 0, device=fabric.device)
-        return int(torch.as_tensor(fabric.all_reduce(mine, reduce_op="max"))) or None
-
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.received = self.received or number
-        self._keys += number == signal.SIGINT
-        if self._keys == _KEYS - 1 and signal.SIGINT in self._previous:
-            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
 
 
 # Numbers that are not finite

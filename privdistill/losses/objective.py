@@ -1,0 +1,397 @@
+"""A loss term, and objectives: weighted sums of terms."""
+
+import copy
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain, count
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from privdistill.exceptions import ObjectiveError
+from privdistill.losses.functional import resize
+from privdistill.losses.schedules import Schedule, Weight
+from privdistill.losses.targets import labelled_only
+from privdistill.step import Step
+
+_PLAIN = (int, float, str, tuple, list, type(None))
+
+
+class Term(nn.Module, ABC):
+    """One loss with a name. Weigh terms with `*`, add them with `+`.
+
+    A subclass stores its options, says what it reads, and computes a scalar from a `Step`. Terms
+    that compare features or logits have less to do: see `FeatureTerm` and `ResponseTerm`.
+
+    Attributes:
+        name: Key in `Output.terms`; by default the class name in snake case.
+        taps: Names of the taps it reads.
+        needs_teacher: Whether it reads the teacher's logits.
+        needs_target: Whether it reads the target. Of a batch in which some samples have none, it
+            then sees those that have one, as if there were no others.
+        masks_unlabelled: Whether it leaves samples without a reference out by itself, as the
+            library's own terms do; it then sees the whole batch, and `Step.labelled`.
+        per_head: Whether it is computed for each head under deep supervision; terms that read
+            nothing but taps, or `step.student_output`, need it once.
+        equal_channels: Whether the features it compares need the same number of channels.
+
+    Example:
+        >>> class Confidence(Term):
+        ...     def forward(self, step):
+        ...         return step.student.softmax(1).amax(1).mean()
+        >>> 0.5 * Confidence() + 2 * Confidence().named("other")
+        0.5 * Confidence() + 2 * Confidence().named('other')
+    """
+
+    taps: tuple[str, ...] = ()
+    needs_teacher: bool = False
+    needs_target: bool = False
+    masks_unlabelled: ClassVar[bool] = False
+    per_head: ClassVar[bool] = True
+    equal_channels: ClassVar[bool] = True
+    # Options that `extra_repr` shows also where they are the default.
+    _shown: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = _snake_case(type(self).__name__)
+
+    @abstractmethod
+    def forward(self, step: Step) -> Tensor:
+        """Compute the unweighted term.
+
+        Args:
+            step: Outputs, taps and target of the step.
+
+        Returns:
+            A scalar tensor, in float32 unless the logits are float64.
+        """
+
+    def build(self, step: Step) -> None:
+        """Make the term's own networks from the shapes of a dry run; most terms have none.
+
+        Args:
+            step: Logits, features and view of the example; only shapes, dtype and device matter.
+        """
+
+    def named(self, name: str) -> Self:
+        """Return this term under another name; options and parameters are shared.
+
+        Args:
+            name: Key in `Output.terms`.
+
+        Returns:
+            A shallow copy.
+
+        Raises:
+            ObjectiveError: If the name is empty or holds a dot.
+        """
+        if not isinstance(name, str) or not name or "." in name:
+            raise ObjectiveError(f"A term's name must not be empty or hold a dot; got {name!r}.")
+        # Shallow, so that networks that `build` makes later are those of both names.
+        twin = copy.copy(self)
+        twin.name = name
+        return twin
+
+    def __mul__(self, weight: float | Schedule) -> "Objective":
+        return Objective([(weight, self)])
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: "Term | Objective") -> "Objective":
+        return 1.0 * self + other
+
+    def __radd__(self, other: Any) -> "Objective":
+        # sum() begins with 0.
+        return 1.0 * self if other == 0 else as_objective(other) + self
+
+    def extra_repr(self) -> str:
+        """Show the options that differ from their defaults, as they would be typed."""
+        options = {n: p.default for n, p in inspect.signature(type(self)).parameters.items()}
+        own = vars(self)
+        return ", ".join(
+            f"{name}={own[name]!r}"
+            for name, usual in options.items()
+            # Networks and tensors that were passed are no options to be typed.
+            if name in own and isinstance(own[name], _PLAIN)
+            if name in self._shown or own[name] != usual
+        )
+
+    def __repr__(self) -> str:
+        call = f"{type(self).__name__}({self.extra_repr()})"
+        usual = self.name == _snake_case(type(self).__name__)
+        return call if usual else f"{call}.named({self.name!r})"
+
+
+class Objective(nn.Module):
+    """A weighted sum of terms, made with `*` and `+`.
+
+    Args:
+        weighted: Pairs of a weight and a term. A weight is a finite number, or a function of the
+            number of steps taken, such as `Ramp`.
+        balanced: See `balanced()`.
+
+    Raises:
+        ObjectiveError: If there is no term, or a weight is neither a finite number nor a function.
+
+    Example:
+        >>> from privdistill import GroundTruth, LatentKL
+        >>> 2 * (GroundTruth() + 0.5 * LatentKL())
+        2 * GroundTruth() + 1 * LatentKL(tap='bottleneck')
+    """
+
+    magnitudes: Tensor | None
+
+    def __init__(
+        self,
+        weighted: Sequence[tuple[float | Schedule | Weight, Term]],
+        *,
+        balanced: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not weighted:
+            raise ObjectiveError("An objective needs at least one term, e.g. GroundTruth().")
+        if balanced is not None and not 0 <= balanced < 1:
+            raise ObjectiveError(f"balanced: `decay` must be in [0, 1); got {balanced}.")
+        pairs = [(Weight(1.0).times(weight), term) for weight, term in weighted]
+        terms = [term for _, term in pairs]
+        self.terms = nn.ModuleList(terms)
+        #: Weight and term by name; duplicates are numbered from 2.
+        self.named_terms = dict(zip(_free_names(terms), pairs, strict=True))
+        computed = [term for weight, term in pairs if weight.factor]
+        #: Names of all taps that are read, without repetition; a term that weighs 0 reads nothing.
+        self.taps = tuple(dict.fromkeys(tap for term in computed for tap in term.taps))
+        #: Whether any term reads the teacher's logits, and whether any reads the target.
+        self.needs_teacher_logits = any(term.needs_teacher for term in computed)
+        self.needs_target = any(term.needs_target for term in computed)
+        self._teaches_without_target = not all(term.needs_target for term in computed)
+        self.decay = balanced
+        # Zero says that a term has not been seen yet.
+        unseen = None if balanced is None else torch.zeros(len(weighted))
+        self.register_buffer("magnitudes", unseen)
+
+    def build(self, step: Step) -> None:
+        """Make the networks of all terms that weigh anything, on the student's device.
+
+        Args:
+            step: Logits, features and view of the example.
+        """
+        # A term under two names is one module.
+        for term in dict.fromkeys(term for weight, term in self._pairs() if weight.factor):
+            term.build(step)
+            term.to(step.student.device)
+
+    def balanced(self, decay: float = 0.99) -> "Objective":
+        """Divide each term by the running mean of its own size, so that weights are shares.
+
+        Terms of different units then need no tuning of magnitudes. Sizes are averaged over
+        training steps, begin anew where objectives are weighed or added, and are in the
+        `state_dict()`; DistributedDataParallel takes those of its first process.
+
+        Args:
+            decay: Share of the mean that is kept in each step, in [0, 1).
+
+        Returns:
+            A new objective over the same terms.
+
+        Raises:
+            ObjectiveError: If the decay is outside of [0, 1).
+
+        Example:
+            >>> from privdistill import GroundTruth, LatentKL
+            >>> (GroundTruth() + LatentKL()).balanced()
+            (1 * GroundTruth() + 1 * LatentKL(tap='bottleneck')).balanced(0.99)
+
+        Source:
+            Ours; the step from a fixed factor (Hu et al. 2020, section 3.2: alpha is "needed to
+            balance the magnitude") to a measured one.
+        """
+        return Objective(self._pairs(), balanced=decay)
+
+    def forward(
+        self, step: Step, heads: Sequence[tuple[float, Step]] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the sum, and each term.
+
+        Args:
+            step: Outputs, taps and target of the step.
+            heads: Under deep supervision, weight and step of each head; a term is then the
+                weighted mean over them.
+
+        Returns:
+            The weighted sum, and the terms by name, unweighted and detached. Left out of both are
+            terms that weigh 0, and without a target those that need one, if there are others.
+
+        Raises:
+            ObjectiveError: If a term returns anything but a scalar tensor, or reads what it does
+                not declare.
+        """
+        index = torch.as_tensor(step.index)
+        # The empty sum keeps the graph of an objective in which no term counts.
+        total, values = 0.0 * index + step.student[:0].sum(), {}
+        for position, (name, (weight, term)) in enumerate(self.named_terms.items()):
+            missing = step.target is None and term.needs_target and self._teaches_without_target
+            if missing or not weight.factor:
+                continue
+            if heads and term.per_head:
+                value = 0.0 * index
+                for share, head in heads:
+                    value = value + share * _scalar(term, _at(head, step, term))
+            else:
+                value = _scalar(term, step)
+            values[name] = value.detach()
+            if self.magnitudes is not None:
+                value = self._sized(position, value, advance=step.advance)
+            total = total + (weight.at(index) if weight.schedules else weight.factor) * value
+        return total, values
+
+    def _sized(self, position: int, value: Tensor, *, advance: bool) -> Tensor:
+        """What a value is of its usual size."""
+        magnitudes: Any = self.magnitudes
+        size, now = magnitudes[position], value.detach().abs()
+        if self.training and torch.is_grad_enabled():
+            # A micro-batch counts only where no step was taken before.
+            decay = (self.decay or 0.0) if advance else 1.0
+            # A term that is zero in a step, for instance without labels, says nothing of its size.
+            mean = torch.where(size > 0, decay * size + (1 - decay) * now, now)
+            size.copy_(torch.where((now > 0) & now.isfinite(), mean, size))
+        # The next step writes into the buffer, perhaps before this one's backward pass.
+        seen = magnitudes[position].clone()
+        return value / torch.where(seen > 0, seen, torch.ones_like(seen)).to(value.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = self.magnitudes
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if kept is not None and self.magnitudes is not None:
+            device = self.magnitudes.device
+            # A running mean stalls in half precision; one that comes from meta has no values yet.
+            unseen = kept.is_meta and device.type != "meta"
+            self.magnitudes = torch.zeros(kept.shape, device=device) if unseen else kept.to(device)
+        return self
+
+    def __mul__(self, factor: float | Schedule) -> "Objective":
+        pairs = [(weight.times(factor), term) for weight, term in self._pairs()]
+        return Objective(pairs, balanced=self.decay)
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: "Term | Objective") -> "Objective":
+        more = as_objective(other)
+        if self.decay != more.decay:
+            raise ObjectiveError(
+                "A balanced objective and one that is not cannot be added. Add the terms first: "
+                "(a + b).balanced()."
+            )
+        return Objective([*self._pairs(), *more._pairs()], balanced=self.decay)
+
+    def __radd__(self, other: Any) -> "Objective":
+        # sum() begins with 0.
+        return self if other == 0 else as_objective(other) + self
+
+    def _pairs(self) -> list[tuple[Weight, Term]]:
+        return list(self.named_terms.values())
+
+    def __repr__(self) -> str:
+        formula = " + ".join(f"{weight!r} * {term!r}" for weight, term in self._pairs())
+        return formula if self.decay is None else f"({formula}).balanced({self.decay:g})"
+
+
+def as_objective(objective: Any) -> Objective:
+    """Return a lone term as an objective of weight 1.
+
+    Args:
+        objective: A term or an objective.
+
+    Returns:
+        An objective.
+
+    Raises:
+        ObjectiveError: If it is neither.
+    """
+    if isinstance(objective, Term):
+        return 1.0 * objective
+    if isinstance(objective, Objective):
+        return objective
+    raise ObjectiveError(
+        f"`objective` is a {type(objective).__name__}; expected a term or a sum of terms, e.g. "
+        "0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth()."
+    )
+
+
+def _at(head: Step, step: Step, term: Term) -> Step:
+    """A head's step; references are never resized, so a coarse head meets them at full size."""
+    if not term.needs_target or head.student.shape == step.student.shape:
+        return head
+    student = resize(head.student, step.student.shape[2:])
+    return replace(head, student=student, teacher=step.teacher, members=step.members)
+
+
+def _scalar(term: Term, step: Step) -> Tensor:
+    if step.target is None and term.needs_target:
+        raise ObjectiveError(
+            f"{term.name}: the step has no target. Call the wrapper as kd(image, target)."
+        )
+    labelled = None if term.masks_unlabelled else step.labelled
+    if labelled is not None and not term.needs_target:
+        step = replace(step, target=None)
+    elif labelled is not None:
+        if not labelled.any():
+            return _nothing(term, step)
+        step = labelled_only(step, labelled, term.name)
+    try:
+        value = term(step)
+    except (AttributeError, KeyError, TypeError) as error:
+        advice = _undeclared(term, step, error)
+        if not advice:
+            raise
+        raise ObjectiveError(
+            f"{term!r} failed with {type(error).__name__}: {error}. A step holds what its terms "
+            f"declare: {' or '.join(advice)}, as attributes of the class."
+        ) from error
+    if not isinstance(value, Tensor) or value.ndim:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ObjectiveError(
+            f"{term!r} returned {found}; a term must return a scalar tensor. Reduce it, for "
+            "instance with .mean()."
+        )
+    return value
+
+
+def _nothing(term: Term, step: Step) -> Tensor:
+    """Zero, as the empty sum of all that the term would have read: none of it loses its graph."""
+    zero = torch.zeros((), device=step.student.device)
+    taps = [step.taps[tap].student for tap in term.taps if tap in step.taps]
+    for values in (step.student, *taps, *term.parameters()):
+        zero = zero + values.flatten()[:0].sum()
+    return zero
+
+
+def _undeclared(term: Term, step: Step, error: Exception) -> list[str]:
+    """What to declare, if a term seems to have read what it does not declare."""
+    if isinstance(error, KeyError):
+        tap = error.args[0] if error.args else None
+        absent = isinstance(tap, str) and tap not in step.taps and tap not in term.taps
+        return [f"if it reads this tap, taps = ({tap!r},)"] * absent
+    advice = []
+    if "NoneType" in str(error) and step.teacher is None and not term.needs_teacher:
+        advice.append("if it reads step.teacher, needs_teacher = True")
+    if "NoneType" in str(error) and step.target is None and not term.needs_target:
+        advice.append("if it reads step.target, needs_target = True")
+    return advice
+
+
+def _free_names(terms: Sequence[Term]) -> list[str]:
+    names: list[str] = []
+    for term in terms:
+        numbered = (f"{term.name}_{number}" for number in count(2))
+        names.append(next(name for name in chain([term.name], numbered) if name not in names))
+    return names
+
+
+def _snake_case(name: str) -> str:
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
+    return re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", words).lower()

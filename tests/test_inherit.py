@@ -1,0 +1,175 @@
+"""The student starts from the teacher's weights, its first layer cut to what it sees."""
+
+import pytest
+import torch
+from torch import nn
+
+from privdistill import (
+    LayerNotFoundError,
+    ModalityError,
+    PrivilegedInput,
+    ShapeMismatchError,
+    inherit,
+)
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+
+
+def views(student, **options):
+    return PrivilegedInput(FOUR, student=student, **options)
+
+
+def network(channels, *, axes=2, width=8):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    return nn.Sequential(conv(channels, width, 3, padding=1), nn.ReLU(), conv(width, 3, 1))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("seen", [("t1ce",), ("t2", "flair"), ("flair", "t1", "t2")])
+def test_the_student_answers_as_the_teacher_does_without_the_other_modalities(axes, seen):
+    inputs = views(seen)
+    teacher, student = network(4, axes=axes), network(len(seen), axes=axes)
+    report = inherit(student, teacher, inputs)
+    image = torch.randn(2, 4, *[6] * axes)
+    hidden = torch.tensor([[name in seen for name in FOUR]]).expand(2, -1)
+    wanted = teacher(inputs.for_teacher(image, hidden))
+    torch.testing.assert_close(student(inputs.for_student(image)), wanted)
+    assert report.cut == ("0.weight",)
+    assert report.left == {}
+    assert report.share == 1
+
+
+def test_channels_are_those_of_the_teachers_view():
+    inputs = views(("t2",), teacher=("t2", "t1ce"))
+    teacher, student = network(2), network(1)
+    inherit(student, teacher, inputs)
+    assert torch.equal(student[0].weight, teacher[0].weight[:, :1])
+
+
+def test_a_modality_of_several_channels_is_cut_whole():
+    inputs = PrivilegedInput({"depth": 1, "rgb": 3}, student=("rgb",))
+    teacher, student = network(4), network(3)
+    inherit(student, teacher, inputs)
+    assert torch.equal(student[0].weight, teacher[0].weight[:, 1:])
+
+
+def test_a_linear_embedding_of_single_voxels_is_cut():
+    teacher, student = nn.Linear(4, 5), nn.Linear(1, 5)
+    inherit(student, teacher, views(("t1",)))
+    assert torch.equal(student.weight, teacher.weight[:, 1:2])
+
+
+def test_an_embedding_whose_channels_cannot_be_told_is_left():
+    teacher = nn.Sequential(nn.Linear(4 * 9, 5), nn.Linear(5, 50))
+    student = nn.Sequential(nn.Linear(1 * 9, 5), nn.Linear(5, 50))
+    report = inherit(student, teacher, views(("t1",)))
+    assert "5 x 36" in report.left["0.weight"]
+    assert report.share == pytest.approx(305 / 350)
+
+
+def test_a_normalisation_of_the_input_is_cut_with_its_statistics():
+    def net(channels):
+        return nn.Sequential(nn.BatchNorm2d(channels), nn.Conv2d(channels, 8, 1))
+
+    teacher, student = net(4), net(1)
+    teacher[0].running_mean.copy_(torch.arange(4.0))
+    report = inherit(student, teacher, views(("t1ce",)))
+    assert student[0].running_mean == 2
+    assert report.stale == ()
+
+
+def test_the_normalisation_behind_the_cut_is_named():
+    def net(channels):
+        return nn.Sequential(
+            nn.Conv2d(channels, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        )
+
+    report = inherit(net(1), net(4), views(("t1ce",)))
+    assert report.stale == ("1",)
+    assert "1: its running statistics" in str(report)
+
+
+def test_one_filter_per_modality_is_cut_as_filters():
+    def net(channels):
+        return nn.Sequential(
+            nn.Conv2d(channels, channels, 3, groups=channels), nn.Conv2d(channels, 8, 1)
+        )
+
+    teacher, student = net(4), net(2)
+    inputs = views(("t2", "t1"))
+    assert inherit(student, teacher, inputs).share == 1
+    assert torch.equal(student[0].weight, teacher[0].weight[[3, 1]])
+    assert torch.equal(student[0].bias, teacher[0].bias[[3, 1]])
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_groups_that_read_other_modalities_are_left_though_shapes_agree(width):
+    teacher = nn.Sequential(nn.Conv2d(4, width, 3, groups=4), nn.Conv2d(width, 99, 1))
+    student = nn.Sequential(nn.Conv2d(1, width, 3), nn.Conv2d(width, 99, 1))
+    assert teacher[0].weight.shape == student[0].weight.shape
+    before = student[0].weight.clone()
+    report = inherit(student, teacher, views(("t1ce",)))
+    assert "0.weight" in report.left
+    assert torch.equal(student[0].weight, before)
+
+
+def test_all_modalities_in_another_order_move_the_first_layers_channels():
+    inputs = views(FOUR[::-1])
+    teacher, student = network(4), network(4)
+    inherit(student, teacher, inputs)
+    image = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(student(inputs.for_student(image)), teacher(image))
+
+
+def test_another_order_is_refused_where_several_layers_could_be_the_first():
+    teacher, student = network(4, width=4), network(4, width=4)
+    with pytest.raises(LayerNotFoundError, match=r"'0\.weight', '2\.weight'"):
+        inherit(student, teacher, views(FOUR[::-1]))
+
+
+def test_a_modality_that_the_teacher_does_not_see_is_refused():
+    with pytest.raises(ModalityError, match="t1ce"):
+        inherit(network(1), network(1), views(("t1ce",), teacher=("t1",)))
+
+
+def test_too_little_in_common_is_refused_and_nothing_is_written():
+    teacher, student = network(4, width=6), network(1)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(ShapeMismatchError, match=r"'0.weight'.*minimum=0"):
+        inherit(student, teacher, views(("t1ce",)))
+    after = student.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    report = inherit(student, teacher, views(("t1ce",)), minimum=0)
+    assert report.copied == ("2.bias",)
+    assert torch.equal(student[2].bias, teacher[2].bias)
+
+
+def test_buffers_that_no_state_dict_holds_are_copied_too():
+    def net(value):
+        module = nn.Conv2d(1, 1, 1)
+        module.register_buffer("scale", torch.tensor(value), persistent=False)
+        return module
+
+    student = net(1.0)
+    inherit(student, net(5.0))
+    assert student.scale == 5
+
+
+def test_modes_flags_and_the_teacher_stay():
+    teacher, student = network(4).eval(), network(1).train()
+    student[2].requires_grad_(False)
+    weights = [p.clone() for p in teacher.parameters()]
+    inherit(student, teacher, views(("t1",)))
+    assert student.training
+    assert not student[2].weight.requires_grad
+    assert student[0].weight.requires_grad
+    assert student[0].weight.grad_fn is None
+    assert all(map(torch.equal, teacher.parameters(), weights))
+
+
+def test_prefixes_of_the_compiler_and_of_ddp_are_seen_through():
+    teacher, student = network(4), network(1)
+    wrapped = nn.Module()
+    wrapped.module = teacher
+    assert inherit(torch.compile(student), torch.compile(wrapped), views(("t1",))).share == 1
+    assert torch.equal(student[2].weight, teacher[2].weight)
