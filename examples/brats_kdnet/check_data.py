@@ -26,7 +26,7 @@ from kdnet.data.checks import check_subjects, problem_table, problems_as_rows
 from kdnet.data.description import Description, load_description
 from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError, printable
-from kdnet.writing import write_text
+from kdnet.files import write_text
 
 
 def check_data(options: argparse.Namespace, console: Console) -> int:

@@ -111,7 +111,7 @@ def resume(out: Path, flags: list[str]) -> dict[str, Any]:
     whole = trained(out / "whole", *flags)
     process = subprocess.Popen(command("train", out / "stopped", *flags))  # noqa: S603
     teacher = Folder(out / "stopped").unit("teacher/fold0-seed0")
-    while process.poll() is None and not (teacher.root / "state.pt").is_file():
+    while process.poll() is None and not (teacher.root / "state.safetensors").is_file():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     status = process.wait()

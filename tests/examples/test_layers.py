@@ -10,13 +10,14 @@ ENTRIES = {path.stem for path in PACKAGE.parent.glob("*.py")}
 #: From the bottom up; those on one line do not import each other.
 LAYERS = (
     ("errors", "environment", "stopping"),
-    ("names", "reading", "writing", "exhaustion"),
+    ("files",),
     ("command",),
     ("config",),
     ("rows",),
     ("data", "models"),
     ("recipes",),
-    ("training", "evaluation"),
+    ("evaluation",),
+    ("training",),
     ("runs", "exported"),
     ("results",),
     ("studies",),
@@ -25,7 +26,6 @@ HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 #: What does not keep to it yet; the list shrinks, and nothing is added to it.
 VIOLATIONS = {
     "runs.subjects -> phantoms",
-    "training.loop -> evaluation.inference",
 }
 
 

@@ -56,9 +56,9 @@ def test_a_state_is_refused(tmp_path, trap, write):
     task.folder.mkdir()
     for file in (task.state_file, task.pause_file):
         write(file)
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="cannot be gone on with"):
             load_state(file)
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="cannot be gone on with"):
             train(task)
         file.unlink()
     assert not trap.exists()
@@ -67,7 +67,7 @@ def test_a_state_is_refused(tmp_path, trap, write):
 @HOSTILE
 def test_a_model_file_is_refused(tmp_path, trap, write):
     write(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="not a model of this application, or it is damaged"):
+    with pytest.raises(UserError, match="no file of this application, or it is damaged"):
         load_model(tmp_path / "model.safetensors")
     assert not trap.exists()
 
@@ -123,13 +123,6 @@ def compressed(path):
 BOMBS = pytest.mark.parametrize(
     ("write", "words"), [(repeating, "repeats its numbers"), (compressed, "is compressed")]
 )
-
-
-@BOMBS
-def test_a_state_that_unfolds_is_refused(tmp_path, write, words):
-    write(tmp_path / "state.pt")
-    with pytest.raises(UserError, match=f"cannot be read .*{words}"):
-        load_state(tmp_path / "state.pt")
 
 
 @pytest.mark.parametrize("write", [repeating, compressed])

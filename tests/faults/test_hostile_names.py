@@ -18,7 +18,7 @@ from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.splits import Split
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
-from kdnet.names import is_name
+from kdnet.files import is_name
 from kdnet.results.stored import read_folder
 from kdnet.results.tables import Table
 from kdnet.rows import Row, _row, sweep

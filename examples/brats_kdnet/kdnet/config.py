@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_yaml
+from kdnet.files import UnreadableError, read_yaml
 
 _FOLDER = Path(__file__).parents[1] / "configs"
 PRESETS = ("demo", "cpu", "paper", "native")
@@ -239,6 +239,8 @@ class TrainingConfig:
             The paper leaves it open.
         validation_loss: "objective", what the network is trained on, or "ground_truth", the
             L_GT part alone, which is the same for teacher and baseline. The paper leaves it open.
+        logger: Where the curves go: "tensorboard", "csv", or "wandb" and "mlflow", which need their
+            package and lightning. history.csv is written beside all of them.
         precision: Precision of the trainings; 16-mixed needs a GPU. It changes the numbers, so it
             is never chosen by a clock: train.py --benchmark measures and recommends.
         memory_format: Layout of images and weights.
@@ -275,6 +277,7 @@ class TrainingConfig:
     gradient_clip: float = 0.0
     selection: Literal["best", "last"] = "best"
     validation_loss: Literal["objective", "ground_truth"] = "objective"
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     compile: bool = False

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from kdnet.errors import UserError
+from kdnet.files import atomic, first_line
 from kdnet.training.checkpoint import (
     ModelMetadata,
     load_model,
     parse_metadata,
     save_model,
 )
-from kdnet.writing import atomic, first_line
 from privdistill import DistillationWrapper, GroundTruth
 
 #: Largest difference of logits between onnxruntime and torch, as a share of the largest logit

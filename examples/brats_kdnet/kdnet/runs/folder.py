@@ -16,9 +16,9 @@ from kdnet.data.description import Description
 from kdnet.data.subjects import States, changed_files
 from kdnet.environment import environment
 from kdnet.errors import UserError
-from kdnet.names import is_name
-from kdnet.reading import UnreadableError, is_number, read_json, read_yaml
-from kdnet.writing import WriteError, write_text
+from kdnet.files import is_name
+from kdnet.files import UnreadableError, is_number, read_json, read_yaml
+from kdnet.files import WriteError, write_text
 
 #: Options that may change between a run and its continuation: they choose where it runs and where
 #: its files go, and no experiment.

@@ -26,7 +26,7 @@ from kdnet.recipes import Recipe, Setting, recipe_of
 from kdnet.rows import Row
 from kdnet.recipes.comparators import privileged_modalities
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
-from kdnet.training.performance import check_precision, device_type
+from kdnet.training.runtime import check_precision, device_type
 from privdistill import DistillationWrapper
 
 

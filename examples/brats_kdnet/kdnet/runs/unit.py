@@ -34,7 +34,7 @@ from kdnet.errors import UserError
 from kdnet.evaluation.inference import volume_predictor
 from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
 from kdnet.evaluation.scoring import evaluate, write_scores
-from kdnet.exhaustion import explained
+from kdnet.errors import explained
 from kdnet.recipes import Recipe, recipe_of
 from kdnet.runs.folder import UnitFolder, locked, with_digest
 from kdnet.runs.networks import (
@@ -51,19 +51,19 @@ from kdnet.runs.networks import (
 from kdnet.runs.plan import Plan, Unit
 from kdnet.runs.preparation import experiment_of
 from kdnet.runs.subjects import DataSet, orientation_of, prepare_parts
+from kdnet.files import file_digest
 from kdnet.training.checkpoint import (
     ModelMetadata,
-    file_digest,
+    Task,
+    is_finished,
     load_model,
     read_metadata,
     save_model,
     save_state,
 )
-from kdnet.training.loop import fit, is_finished
-from kdnet.training.performance import Stopwatch, peak_memory, torch_format
-from kdnet.training.progress import counting
-from kdnet.training.sharding import shard
-from kdnet.training.task import Task
+from kdnet.training.loop import fit
+from kdnet.training.history import counting
+from kdnet.training.runtime import Stopwatch, peak_memory, shard, torch_format
 from privdistill import DistillationWrapper, Ensemble, GroundTruth, TeacherCache
 
 
@@ -199,7 +199,9 @@ class Experiment:
         row, split = self.unit.row, self.split
         seen = [*split.train, *split.validation]
         if row.teachers:
-            taught = [name for path in self.teacher_files for name in read_metadata(path).seen_cases]
+            taught = [
+                name for path in self.teacher_files for name in read_metadata(path).seen_cases
+            ]
             seen += [*split.unlabelled, *taught]
         train = self.datasets["train"]
         nonzero = dict(zip(self.modalities, train.typical("nonzero"), strict=True))
@@ -369,7 +371,10 @@ def adopt_teacher(experiment: Experiment, path: Path) -> None:
         # Whatever its own run called it, it is this run's teacher.
         save_model(folder.model, network, replace(metadata, role=experiment.unit.row.name))
         files = {folder.model.name: file_digest(folder.model)}
-        save_state(folder.root / "state.pt", {"finished": True, "epoch": metadata.epoch, "files": files})
+        save_state(
+            folder.root / "state.safetensors",
+            {"finished": True, "epoch": metadata.epoch, "files": files},
+        )
     experiment.fabric.barrier()
     experiment.console.print(
         f"{experiment.unit.name}: read from {path}", highlight=False, soft_wrap=True
