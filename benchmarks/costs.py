@@ -40,7 +40,7 @@ from kdnet.runs.networks import build, describe_network  # noqa: E402
 from kdnet.runs.subjects import find_description  # noqa: E402
 from kdnet.runs.trial import try_out  # noqa: E402
 from kdnet.runs.views import stacked  # noqa: E402
-from kdnet.training.performance import Performance, peak_memory, torch_format  # noqa: E402
+from kdnet.training.runtime import Performance, peak_memory, torch_format  # noqa: E402
 from phantoms import generate_phantoms  # noqa: E402
 from privdistill import DistillationWrapper, PrivilegedInput  # noqa: E402
 

@@ -27,7 +27,7 @@ from kdnet.data.checks import Problem, check_subjects, problem_table, problems_a
 from kdnet.data.description import Description, load_description
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
-from kdnet.writing import write_text
+from kdnet.files import write_text
 
 
 def check_data(options: argparse.Namespace, console: Console) -> int:

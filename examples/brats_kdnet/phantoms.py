@@ -25,8 +25,7 @@ from kdnet.data.loading import map_parallel
 from kdnet.data.phantom_images import make_phantom
 from kdnet.data.subjects import PHANTOM_MARKER
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
-from kdnet.writing import atomic_folder, remove_abandoned, write_text
+from kdnet.files import UnreadableError, atomic_folder, read_json, remove_abandoned, write_text
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
 _VERSION = 1

@@ -65,7 +65,7 @@ def benchmark(config: Config, console: Console) -> None:
     """Say which precision and memory format are fast here; a run never chooses by a clock."""
     from kdnet.runs.networks import build, describe_network  # noqa: PLC0415
     from kdnet.runs.subjects import find_data  # noqa: PLC0415
-    from kdnet.training.performance import recommend  # noqa: PLC0415
+    from kdnet.training.runtime import recommend  # noqa: PLC0415
 
     metadata = describe_network("student", config, find_data(config, console).description)
     shape = (config.training.batch_size, metadata.in_channels, *metadata.input_size)

@@ -10,8 +10,7 @@ ENTRIES = {path.stem for path in PACKAGE.parent.glob("*.py")}
 #: From the bottom up; those on one line do not import each other.
 LAYERS = (
     ("errors", "environment", "stopping"),
-    ("names", "reading", "writing", "exhaustion"),
-    ("command",),
+    ("files", "command"),
     ("config",),
     ("rows",),
     ("data", "models"),

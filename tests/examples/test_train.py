@@ -381,7 +381,7 @@ def test_a_stopped_process_continues_with_the_same_command(arguments, tmp_path, 
     out = tmp_path / "run"
     command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out), "--epochs", "120"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not (unit(out, "teacher").root / "state.pt").is_file():
+    while not (unit(out, "teacher").root / "state.safetensors").is_file():
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, number)
@@ -396,7 +396,7 @@ def test_a_stopped_process_continues_with_the_same_command(arguments, tmp_path, 
 def stop_in_teacher(command, out):
     """Start a run, and stop it after the first epoch of its teacher."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not (unit(out, "teacher").root / "state.pt").is_file():
+    while not (unit(out, "teacher").root / "state.safetensors").is_file():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)

@@ -35,10 +35,9 @@ from kdnet.rows import Row
 from kdnet.runs.folder import Folder
 from kdnet.runs.networks import build, describe_network, rehearse
 from kdnet.stopping import StoppedError
-from kdnet.training.checkpoint import ModelMetadata, read_metadata
+from kdnet.training.checkpoint import ModelMetadata, Task, read_metadata
 from kdnet.training.history import read_history
 from kdnet.training.loop import fit, mean_dice
-from kdnet.training.task import Task
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
 
 SIZES = (12, 20, 14, 18, 16, 15)

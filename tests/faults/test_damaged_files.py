@@ -14,7 +14,7 @@ from kdnet.config import parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
-from kdnet.reading import UnreadableError, read_json, read_rows, read_yaml
+from kdnet.files import UnreadableError, read_json, read_rows, read_yaml
 from kdnet.results.slices import load_slices
 from kdnet.runs.folder import Folder, UnitFolder
 from kdnet.runs.plan import load_folds

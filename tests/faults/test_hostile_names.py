@@ -19,7 +19,7 @@ from kdnet.data.loading import cache_key
 from kdnet.data.splits import Split
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
-from kdnet.names import is_name
+from kdnet.files import is_name
 from kdnet.results.crossval_folder import CrossvalFolder
 from kdnet.results.text_table import TextTable
 from kdnet.rows import Row, _row, sweep

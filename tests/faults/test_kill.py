@@ -42,7 +42,7 @@ def commands(tmp_path_factory):
     """Programs with their arguments, but for the folder."""
     file = tmp_path_factory.mktemp("file") / "killed.yaml"
     file.write_text(yaml.safe_dump(STUDY))
-    few = ["--study", str(file), *SMALL, "--epochs", "1", "--folds", "2"]
+    few = ["--study", str(file), *SMALL, "--phantoms", "8", "--epochs", "1", "--folds", "2"]
     return {
         "train": (train, SMALL),
         "study": (study, [*few, "--jobs", "1"]),
@@ -68,8 +68,10 @@ def whole(commands, tmp_path_factory):
 
 
 def assert_same(one, other):
-    units = sorted(str(path.parent.relative_to(one)) for path in one.rglob("state.pt"))
-    assert units == sorted(str(path.parent.relative_to(other)) for path in other.rglob("state.pt"))
+    units = sorted(str(path.parent.relative_to(one)) for path in one.rglob("state.safetensors"))
+    assert units == sorted(
+        str(path.parent.relative_to(other)) for path in other.rglob("state.safetensors")
+    )
     for unit in units:
         for name in ("model.safetensors", "last.safetensors"):
             first, second = (load_file(run / unit / name) for run in (one, other))
@@ -140,12 +142,12 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_run(
 
 
 TARGETS = {
-    "a checkpoint's state": "half torch[.]save .*state[.]pt$",
+    "a checkpoint's state": "half save_file .*state[.]safetensors$",
     "an entry of the teacher cache": "half torch[.]save .*[.]partial$",
-    "weights": "half save_file",
+    "weights": "half save_file .*(model|last)[.]safetensors$",
     "a history": "half writerows",
     "weights renamed, state not": "after replace model.safetensors",
-    "a state before its folder is flushed": "after replace state.pt",
+    "a state before its folder is flushed": "after replace state.safetensors",
     "a subject in the cache": "before replace Phantom",
     "the configuration": "after replace config.yaml",
     "the case lists": "before replace folds.json$",

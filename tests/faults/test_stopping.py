@@ -214,5 +214,5 @@ def test_the_units_of_a_killed_pool_keep_their_step_and_leave(tmp_path):
     for file in logs:
         assert wait_for(file, "Give the same command to go on", 120), file.read_text()
         # An epoch that was begun is kept beside the finished ones, which are all there.
-        kept = load_state(file.parent / "state.pt")
+        kept = load_state(file.parent / "state.safetensors")
         assert kept["epoch"] == len(read_history(file.parent / "history.csv")) >= 1

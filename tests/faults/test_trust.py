@@ -1,6 +1,5 @@
 """A model file of a stranger: what it may ask for, and that nothing of it runs."""
 
-import functools
 import json
 import sys
 from dataclasses import replace
@@ -15,7 +14,6 @@ from kdnet.config import NetworkConfig
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.models import build_network, trust
-from kdnet.models.outline import outline
 from kdnet.models.trust import HARMLESS, OWN, check_trusted
 from kdnet.results.costs import costs
 from kdnet.results.crossval_folder import CrossvalFolder
@@ -34,28 +32,6 @@ class Net(nn.Module):
 def call(**words):
     pathlib.Path({mark!r}).write_text("called")
 """
-
-
-#: Arguments of small networks, of those whose usual ones are large or missing.
-SMALL: dict[str, dict[str, object]] = {
-    "kdnet": {"channels": [2, 4]},
-    "no_new_net": {"channels": [2, 4]},
-    "synthesis": {"synthesised": 1},
-    "timm_unet": {"encoder": "resnet18"},
-    "monai.networks.nets.AttentionUnet": {"channels": [2, 4], "strides": [2], "spatial_dims": 3},
-    "monai.networks.nets.BasicUNet": {"features": [2] * 6},
-    "monai.networks.nets.BasicUNetPlusPlus": {"features": [2] * 6},
-    "monai.networks.nets.DynUNet": {
-        "spatial_dims": 3,
-        "kernel_size": [3] * 3,
-        "strides": [1, 2, 2],
-        "filters": [2] * 3,
-        "upsample_kernel_size": [2, 2],
-    },
-    "monai.networks.nets.SwinUNETR": {"feature_size": 12},
-    "monai.networks.nets.UNet": {"channels": [2, 4], "strides": [2], "spatial_dims": 3},
-    "monai.networks.nets.UNETR": {"img_size": [32] * 3, "hidden_size": 48, "num_heads": 4},
-}
 
 
 def metadata(backbone="kdnet", arguments=None) -> ModelMetadata:
@@ -162,39 +138,6 @@ def test_every_network_that_is_called_harmless_exists():
     assert all(hasattr(monai.networks.nets, name.rpartition(".")[2]) for name in HARMLESS)
     assert {*OWN} == {*sys.modules["kdnet.models"]._BUILT_IN}
     assert trust.__doc__
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("kdnet", {"channels": [100_000, 200_000]}),
-        ("kdnet", {"channels": [2] * 2_000}),
-        ("timm_unet", {"encoder": "convnext_xxlarge"}),
-        ("monai.networks.nets.UNETR", {"img_size": [16] * 3, "hidden_size": 12 * 10**6}),
-        ("monai.networks.nets.SwinUNETR", {"feature_size": 12 * 10**5}),
-        ("monai.networks.nets.SwinUNETR", {"feature_size": 12, "depths": [2, 10**12, 2, 2]}),
-    ],
-    ids=["wide", "deep", "timm", "unetr", "swin", "swin-deep"],
-)
-def test_a_file_without_their_weights_gets_no_huge_network(hostile, monkeypatch, name, arguments):
-    write, _ = hostile
-    real = []
-    monkeypatch.setattr(
-        "torch.nn.Parameter.__init__", lambda self, *_: real.append(self.device.type != "meta")
-    )
-    with pytest.raises(UserError, match=r"another network|Building stopped|cannot be built"):
-        load_model(write(name, arguments))
-    assert real
-    assert not any(real)
-
-
-@pytest.mark.parametrize("name", sorted(OWN | HARMLESS))
-def test_the_outline_of_a_network_is_its_state(name):
-    given = SMALL.get(name, {})
-    channels = {"in_channels": 3 if name == "synthesis" else 2, "out_channels": 2}
-    build = functools.partial(build_network, name, given, **channels)
-    built = {key: tuple(tensor.shape) for key, tensor in build().state_dict().items()}
-    assert outline(build, most=1000 + 10 * len(built)) == built
 
 
 def test_predict_refuses_and_takes_the_users_word(hostile, tmp_path, capsys):

@@ -31,7 +31,7 @@ def exit_status(action: Callable[[], int | None]) -> int:
 def _explained(error: Exception) -> str | None:
     """What the library, or a machine that is too small, means by an error; None for a fault."""
     # Only now, as --help does not wait for PyTorch.
-    from kdnet.exhaustion import explain  # noqa: PLC0415
+    from kdnet.errors import explain  # noqa: PLC0415
     from privdistill import PrivDistillError  # noqa: PLC0415
 
     if isinstance(error, PrivDistillError):

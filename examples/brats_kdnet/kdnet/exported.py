@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnet.errors import UserError
+from kdnet.files import atomic, first_line, write_text
 from kdnet.training.checkpoint import (
     ModelMetadata,
     load_model,
@@ -32,8 +33,7 @@ from kdnet.training.checkpoint import (
     parse_metadata,
     save_model,
 )
-from kdnet.training.digests import check_archive, check_tensors
-from kdnet.writing import atomic, first_line, write_tensors, write_text
+from kdnet.training.digests import check_archive, check_tensors, write_tensors
 from privdistill import DistillationWrapper, GroundTruth
 
 #: Largest difference of logits between onnxruntime and torch, as a share of the largest logit

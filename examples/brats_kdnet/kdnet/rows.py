@@ -17,8 +17,7 @@ from kdnet.config import (
     changed,
 )
 from kdnet.errors import UserError
-from kdnet.names import LONGEST, is_name
-from kdnet.reading import UnreadableError, read_yaml
+from kdnet.files import LONGEST, UnreadableError, is_name, read_yaml
 
 _BUILT_IN = Path(__file__).with_name("rows.yaml")
 _SMALL_PRESETS = ("demo", "cpu")

@@ -9,8 +9,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from kdnet.errors import UserError
-from kdnet.names import is_name
-from kdnet.reading import UnreadableError, read_yaml
+from kdnet.files import UnreadableError, is_name, read_yaml
 
 Size = tuple[int, int, int]
 

@@ -24,9 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdnet.data.preprocessing import Preprocessing, Sample
 from kdnet.data.subjects import Subject
-from kdnet.errors import UserError
-from kdnet.exhaustion import explained
-from kdnet.writing import WriteError, atomic, first_line, remove_abandoned
+from kdnet.errors import UserError, explained
+from kdnet.files import WriteError, atomic, first_line, remove_abandoned
 
 #: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
 FLIP_CODES = 8

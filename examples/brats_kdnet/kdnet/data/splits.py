@@ -17,8 +17,7 @@ from typing import Any
 from kdnet.data.description import Description
 from kdnet.data.subjects import Subject, patient_of
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
-from kdnet.writing import write_text
+from kdnet.files import UnreadableError, read_json, write_text
 
 
 @dataclass(frozen=True)

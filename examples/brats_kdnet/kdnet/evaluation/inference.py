@@ -18,7 +18,7 @@ from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.samples import Plane, cut, stack
 from kdnet.data.targets import predict_classes
 from kdnet.errors import UserError
-from kdnet.writing import atomic
+from kdnet.files import atomic
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 

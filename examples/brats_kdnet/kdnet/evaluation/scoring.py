@@ -27,8 +27,7 @@ from kdnet.evaluation.metrics import (
     surface_scores,
 )
 from kdnet.evaluation.postprocessing import remove_small
-from kdnet.reading import UnreadableError, read_rows
-from kdnet.writing import atomic
+from kdnet.files import UnreadableError, atomic, read_rows
 
 Space = Literal["grid", "native"]
 

@@ -15,10 +15,10 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from kdnet.files import atomic
 from kdnet.results.stats import Gain, cells, interval
 from kdnet.results.study_tables import Study
 from kdnet.results.tables import Label, number
-from kdnet.writing import atomic
 
 # The colours of the page; on it, ink and rules follow its own, light or dark.
 _INK, _SOFT, _RULE = "#1d2327", "#5d676e", "#dcdfdb"

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdnet.errors import UserError, printable
+from kdnet.files import write_text
 from kdnet.results.cost import cost_table
 from kdnet.results.figures import Picture, case_gains, colours_of, learning_curves, study_pictures
 from kdnet.results.slices import cut_slices, pictures
@@ -34,7 +35,6 @@ from kdnet.results.tables import (
     subset_table,
 )
 from kdnet.training.history import read_history
-from kdnet.writing import write_text
 
 _TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 _PAPER = ("Table 1", "Table 2")

@@ -25,9 +25,9 @@ from kdnet.data.preprocessing import read_classes
 from kdnet.data.subjects import ImageFile, Subject, find_subjects
 from kdnet.data.volumes import read_geometry, read_volume
 from kdnet.errors import UserError
+from kdnet.files import atomic
 from kdnet.results.stored import Results
 from kdnet.results.tables import number
-from kdnet.writing import atomic
 
 Grey = NDArray[np.uint8]
 

@@ -14,8 +14,7 @@ import pandas as pd
 from kdnet.data.description import Description
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import COLUMNS, read_scores, read_table
-from kdnet.names import is_name
-from kdnet.reading import UnreadableError, read_yaml
+from kdnet.files import UnreadableError, is_name, read_yaml
 from kdnet.training.history import read_history
 
 PLAN, ROWS, FACTS = "plan.json", "rows.csv", "study.json"

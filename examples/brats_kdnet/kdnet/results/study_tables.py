@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
+from kdnet.files import UnreadableError, read_json
 from kdnet.results.stats import (
     Gain,
     Interval,

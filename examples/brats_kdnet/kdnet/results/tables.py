@@ -15,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from kdnet.errors import UserError, printable
-from kdnet.reading import read_yaml
+from kdnet.files import read_yaml
 from kdnet.results.stats import METRICS, Gain, Interval, Moments, cells, interval, moments
 
 SPACES = {"native": "native space", "grid": "training grid"}

@@ -16,16 +16,16 @@ from kdnet.data.description import Description
 from kdnet.data.subjects import States, changed_files
 from kdnet.environment import environment
 from kdnet.errors import UserError
-from kdnet.names import is_name
-from kdnet.reading import UnreadableError, is_number, read_json, read_yaml
-from kdnet.writing import WriteError, write_text
+from kdnet.files import is_name
+from kdnet.files import UnreadableError, is_number, read_json, read_yaml
+from kdnet.files import WriteError, write_text
 
 #: Options that may change between a run and its continuation: they choose where it runs and where
 #: its files go, and no experiment.
 FREE_OPTIONS = frozenset(
     {
         *("out", "preset", "cache_dir", "workers", "predictions", "trust_backbone"),
-        *("teacher_cache", "teacher_cache_gib", "accelerator", "devices", "num_nodes", "strategy"),
+        *("teacher_cache", "teacher_cache_gib", "logger", "accelerator", "devices", "num_nodes", "strategy"),
     }
 )
 

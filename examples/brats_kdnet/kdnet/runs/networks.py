@@ -27,7 +27,7 @@ from kdnet.recipes.recipe import lesson_of
 from kdnet.rows import Row
 from kdnet.recipes.synthesis import privileged_modalities
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
-from kdnet.training.performance import check_precision, device_type
+from kdnet.training.runtime import check_precision, device_type
 from privdistill import DistillationWrapper
 
 

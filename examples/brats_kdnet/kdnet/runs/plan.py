@@ -10,7 +10,7 @@ from kdnet.config import Config
 from kdnet.data.splits import Split, patients_of, split_subjects
 from kdnet.data.subjects import Subject
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
+from kdnet.files import UnreadableError, read_json
 from kdnet.rows import Row, with_part_teachers
 from kdnet.runs.folder import Folder, UnitFolder
 from kdnet.runs.subjects import DataSet, shared_out

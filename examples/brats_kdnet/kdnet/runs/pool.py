@@ -17,7 +17,7 @@ from rich.table import Table
 
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
-from kdnet.exhaustion import explained
+from kdnet.errors import explained
 from kdnet.runs.plan import Plan, Unit
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.unit import run_unit

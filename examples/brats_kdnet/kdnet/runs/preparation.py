@@ -25,7 +25,7 @@ from kdnet.runs.networks import (
 from kdnet.runs.plan import Plan, Unit, folds_text
 from kdnet.runs.subjects import check_files, make_phantoms, prepare_parts, record_skipped
 from kdnet.training.checkpoint import ModelMetadata
-from kdnet.writing import remove_abandoned, write_text
+from kdnet.files import remove_abandoned, write_text
 from privdistill import PrivDistillError
 
 

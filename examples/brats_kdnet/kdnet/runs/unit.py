@@ -34,7 +34,8 @@ from kdnet.errors import UserError
 from kdnet.evaluation.inference import volume_predictor
 from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
 from kdnet.evaluation.scoring import evaluate, write_scores
-from kdnet.exhaustion import explained
+from kdnet.errors import explained
+from kdnet.files import file_digest
 from kdnet.recipes.lesson import Lesson
 from kdnet.recipes.recipe import lesson_of
 from kdnet.runs.folder import UnitFolder, locked, with_digest
@@ -54,17 +55,17 @@ from kdnet.runs.preparation import experiment_of
 from kdnet.runs.subjects import DataSet, orientation_of, prepare_parts
 from kdnet.training.checkpoint import (
     ModelMetadata,
-    file_digest,
+    is_finished,
     load_model,
     read_metadata,
     save_model,
     save_state,
 )
-from kdnet.training.loop import fit, is_finished
-from kdnet.training.performance import Stopwatch, peak_memory, torch_format
-from kdnet.training.progress import counting
-from kdnet.training.sharding import shard
-from kdnet.training.task import Task
+from kdnet.training.loop import fit
+from kdnet.training.runtime import Stopwatch, peak_memory, torch_format
+from kdnet.training.history import counting
+from kdnet.training.runtime import shard
+from kdnet.training.checkpoint import Task
 from privdistill import DistillationWrapper, Ensemble, GroundTruth, TeacherCache
 
 
@@ -295,6 +296,9 @@ def train(experiment: Experiment) -> None:
     )
     with experiment.watch.phase("training"), explained(f"The training of {unit.name}"):
         teach(experiment, lesson_of(unit.row, setting), metadata)
+    if experiment.fabric.is_global_zero:
+        # A kill in what follows must not cost these times.
+        experiment.record()
 
 
 def announce(experiment: Experiment) -> None:
@@ -370,7 +374,7 @@ def adopt_teacher(experiment: Experiment, path: Path) -> None:
         # Whatever its own run called it, it is this run's teacher.
         save_model(folder.model, network, replace(metadata, role=experiment.unit.row.name))
         files = {folder.model.name: file_digest(folder.model)}
-        save_state(folder.root / "state.pt", {"finished": True, "epoch": metadata.epoch, "files": files})
+        save_state(folder.root / "state.safetensors", {"finished": True, "epoch": metadata.epoch, "files": files})
     experiment.fabric.barrier()
     experiment.console.print(
         f"{experiment.unit.name}: read from {path}", highlight=False, soft_wrap=True

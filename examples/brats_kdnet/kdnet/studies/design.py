@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from kdnet.config import Arguments
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_yaml
+from kdnet.files import UnreadableError, read_yaml
 from kdnet.rows import ROW_OPTIONS, Row
 
 if TYPE_CHECKING:

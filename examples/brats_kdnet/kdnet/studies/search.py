@@ -20,13 +20,13 @@ from kdnet.config import Config
 from kdnet.data.splits import split_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import gather_scores
+from kdnet.files import write_text
 from kdnet.rows import Row
 from kdnet.runs.plan import Fold, Plan, make_plan
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import run_unit
 from kdnet.studies.design import BASELINE, TEACHER, Design, Search, count_of, plain_row
-from kdnet.writing import write_text
 
 _INNER_FOLDS = 4
 

@@ -1,6 +1,5 @@
-"""Digests that tell a damaged file from a sound one."""
+"""Files of tensors that torch writes, read without trusting their form."""
 
-import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,23 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def digest(value: Any) -> str:
-    """Return SHA-256 over the numbers, texts and tensors of a state."""
-    total = hashlib.sha256()
-    _add(total, value)
-    return total.hexdigest()
+from kdnet.files import atomic, first_line
 
 
-def digests(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of every entry, so that a damaged one can be named."""
-    return {name: digest(value) for name, value in values.items()}
-
-
-def damaged(values: Mapping[str, Any], expected: Mapping[str, str]) -> list[str]:
-    """Return the names of entries that are not what they were, or are not there."""
-    found = digests(values)
-    return [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+def write_tensors(path: Path, content: Any) -> None:
+    """Write what `torch.load` reads with `weights_only=True`, atomically."""
+    with atomic(path) as partial, partial.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            # What torch's writer makes of a full disk says nothing of one.
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(first_line(error)) from error
 
 
 def check_archive(path: Path) -> None:
@@ -50,22 +44,3 @@ def check_tensors(value: Any) -> None:
     elif isinstance(value, list | tuple):
         for entry in value:
             check_tensors(entry)
-
-
-def _add(total: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        total.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode())
-        # Bytes as they lie in memory, of every number format that there is.
-        flat = value.detach().cpu().contiguous().flatten()
-        total.update(flat.view(torch.uint8).numpy().data)
-    elif isinstance(value, Mapping):
-        total.update(f"mapping {len(value)}:".encode())
-        for key, entry in value.items():
-            _add(total, key)
-            _add(total, entry)
-    elif isinstance(value, list | tuple):
-        total.update(f"{type(value).__name__} {len(value)}:".encode())
-        for entry in value:
-            _add(total, entry)
-    else:
-        total.update(f"{type(value).__name__} {value!r}:".encode())
