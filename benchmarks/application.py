@@ -235,4 +235,5 @@ def write_model(role: str, folder: Path) -> Path:
 
 def segment(model: Path, images: Sequence[str], out: Path) -> None:
     """Do what predict.py does for one case: read, run, bring back to the original grid, write."""
-    predict.predict(model, images, out, device="cpu", console=QUIET)
+    arguments = ["--model", str(model), "--input", *images, "--out", str(out), "--device", "cpu"]
+    predict.predict(predict.parser().parse_args(arguments), QUIET)

@@ -15,7 +15,7 @@ from contest import Interval
 from draw import draw
 from figures import FIGURES, Row
 from kdnet.config import ObjectiveConfig
-from kdnet.recipes.distillation import student_objective
+from kdnet.recipes.kdnet import student_objective
 from privdistill import Step, TapPair
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from crossval import CROSSVAL
-from kdnet.config import Config, parse_config, parse_for
+from kdnet.config import RECIPE_FILE, Config, parse_config, parse_for
 from kdnet.errors import UserError
+from kdnet.studies.design import read_design
 
 CPU = ["--data-root", "x", "--preset", "cpu"]
 
@@ -172,3 +173,10 @@ def test_native_preset_has_patches_and_no_grid():
     assert config.network == paper.network
     assert config.objective == paper.objective
     assert config.training == paper.training
+
+
+def test_recipe_auto_is_what_the_study_chose():
+    """Changing configs/recipes/auto.yaml needs another study: studies/lgg.yaml, when-it-helps."""
+    design = read_design("lgg")
+    chosen = design.chosen["20-labelled"]
+    assert yaml.safe_load(RECIPE_FILE.read_text()) == design.recipes[chosen].options

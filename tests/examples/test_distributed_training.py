@@ -21,7 +21,7 @@ import faulty_training
 from faulty_training import MODALITIES, case, send
 from kdnet.config import Config, ObjectiveConfig, TrainingConfig
 from kdnet.data.loading import build_loader
-from kdnet.recipes import distillation
+from kdnet.recipes import kdnet
 from kdnet.runs.unit import launch
 from kdnet.stopping import StoppedError
 from kdnet.training.history import read_history
@@ -83,13 +83,13 @@ def distil(fabric, folder, samples, whole=None, batch=None):
         for dataset, shuffle in ((samples, True), (Samples(5), False))
     ]
     teacher, student = Net(4, seed=1), Net(1, seed=2)
-    objective = distillation.student_objective(ObjectiveConfig())
+    objective = kdnet.student_objective(ObjectiveConfig())
     with DistillationWrapper(
         teacher,
         student,
         objective=objective,
         inputs=PrivilegedInput(MODALITIES, student=("t1ce",)),
-        taps=distillation.bottleneck(ObjectiveConfig(), student, objective),
+        taps=kdnet.bottleneck(ObjectiveConfig(), student, objective),
         example=torch.zeros(1, 4, *GRID),
     ) as kd:
         fit(fabric, kd, *loaders, work)

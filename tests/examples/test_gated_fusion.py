@@ -107,12 +107,3 @@ def test_every_weight_receives_a_gradient_from_the_whole_loss():
 def test_it_works_in_two_dimensions():
     network = GatedFusionNet(2, 3, (4, 8), style_channels=2, spatial_dims=2)
     assert network(torch.randn(1, 2, 8, 6))["reconstruction"].shape == (1, 2, 8, 6)
-
-
-def test_extra_terms_have_the_published_weights():
-    weighted = small().extra_terms().named_terms
-    assert {name: weight.at(0) for name, (weight, _) in weighted.items()} == {
-        "reconstruction": 0.1,
-        "style_divergence": 0.1,
-    }
-    assert weighted["reconstruction"][1].distance == "absolute"

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -188,3 +190,15 @@ def test_a_network_of_other_axes_is_refused(network, axes, message):
 def test_a_network_without_convolutions_of_other_axes_is_left_alone():
     check_axes("net", nn.Sequential(nn.Linear(2, 2)), 2)
     check_axes("net", nn.Sequential(nn.Conv1d(1, 1, 1), nn.Conv3d(1, 1, 1)), 3)
+
+
+def test_a_network_of_the_users_own_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "class Tiny(nn.Conv3d):\n"
+        "    def __init__(self, in_channels, out_channels):\n"
+        "        super().__init__(in_channels, out_channels, 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert build_network("mynet.Tiny", {}, in_channels=1, out_channels=4).out_channels == 4

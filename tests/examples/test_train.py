@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import train
+from kdnet.config import ObjectiveConfig
 from kdnet.evaluation.scoring import read_scores
-from kdnet.recipes.recipe import lesson_of
+from kdnet.models import KDNet
+from kdnet.recipes import kdnet, recipe_of
 from kdnet.runs import networks
 from kdnet.runs.folder import Folder
 from kdnet.training.checkpoint import load_model, read_metadata, save_model
@@ -140,10 +143,10 @@ def test_another_loss_is_another_experiment_and_never_an_old_result(
     copy, arguments, capsys, monkeypatch
 ):
     def doubled(row, setting):
-        lesson = lesson_of(row, setting)
-        return replace(lesson, objective=2.0 * lesson.objective) if row.teacher else lesson
+        recipe = recipe_of(row, setting)
+        return replace(recipe, objective=2.0 * recipe.objective) if row.teacher else recipe
 
-    monkeypatch.setattr(networks, "lesson_of", doubled)
+    monkeypatch.setattr(networks, "recipe_of", doubled)
     for _ in range(2):
         message = refusal(capsys, [*arguments, "--out", str(copy)])
         assert str(unit(copy, "student").root) in message
@@ -373,6 +376,32 @@ def test_help_does_not_wait_for_pytorch(program):
         check=True,
     )
     assert f"{program}.py --" in shown.stdout
+
+
+def test_objective_is_equation_five():
+    terms = kdnet.student_objective(ObjectiveConfig()).named_terms
+    weights = {name: weight.factor for name, (weight, _) in terms.items()}
+    assert weights == {"soft_target_dice_bce": 0.75, "ground_truth": 0.25, "latent_kl": 10.0}
+
+
+def test_terms_of_weight_zero_cost_nothing():
+    terms = kdnet.student_objective(ObjectiveConfig(imitation=0, latent_weight=0)).named_terms
+    assert list(terms) == ["ground_truth"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "network", "tap"),
+    [
+        ("auto", KDNet(1, 2, channels=(2, 4)), "bottleneck"),
+        ("encoder.0", KDNet(1, 2, channels=(2, 4)), "encoder.0"),
+        ("auto", nn.Sequential(nn.Conv3d(1, 1, 1)), None),
+    ],
+)
+def test_bottleneck_is_named_where_the_network_names_it(layer, network, tap):
+    options = ObjectiveConfig(bottleneck_layer=layer)
+    taps = kdnet.bottleneck(options, network, kdnet.student_objective(options))
+    assert (taps["bottleneck"].student if taps else None) == tap
+    assert kdnet.bottleneck(options, network, kdnet.ground_truth(options)) == {}
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from kdnet.errors import UserError
 from kdnet.evaluation.inference import predict_volume
 from kdnet.evaluation.scoring import read_scores
 from kdnet.models import KDNet, build_network
-from kdnet.recipes.distillation import bottleneck, student_objective
+from kdnet.recipes.kdnet import bottleneck, student_objective
 from kdnet.rows import Row
 from kdnet.runs.folder import Folder
 from kdnet.runs.networks import build, describe_network, rehearse

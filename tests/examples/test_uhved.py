@@ -150,11 +150,3 @@ def test_encoders_pass_on_their_whole_width_and_decoders_read_half_of_it():
     assert widths == [8, 16, 32, 64]
     assert [level[2].in_channels for level in network.decoder.levels] == [32 + 16, 16 + 8, 8 + 4]
     assert len(network.reconstructors) == 4
-
-
-def test_extra_terms_have_the_published_weights():
-    weighted = small().extra_terms().named_terms
-    assert {name: weight.at(0) for name, (weight, _) in weighted.items()} == {
-        "subset_divergence": 0.1,
-        "reconstruction": 0.1,
-    }

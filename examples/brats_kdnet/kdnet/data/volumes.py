@@ -178,7 +178,7 @@ def _parse(block: bytes) -> Any:
     if not 1 <= axes <= 7 or min(header["dim"][1 : axes + 1]) < 1:
         raise ValueError(f"the header tells of {axes} axes of {header['dim'][1:].tolist()} voxels")
     code, bits = int(header["datatype"]), int(header["bitpix"])
-    dtype = header.get_data_dtype() if code in header._data_type_codes.value_set() else None
+    dtype = header.get_data_dtype() if code in header._data_type_codes.value_set() else None  # noqa: SLF001
     if dtype is None or dtype.kind not in "iuf" or bits != 8 * dtype.itemsize:
         raise ValueError(f"expected plain numbers, found data type {code}, {dtype}, of {bits} bits")
     offset, first = float(header["vox_offset"]), 544 if length == 540 else 352

@@ -22,10 +22,9 @@ from kdnet.data.targets import number_of_outputs
 from kdnet.errors import UserError
 from kdnet.models import build_network, check_axes, in_two_dimensions
 from kdnet.models.trust import check_trusted
-from kdnet.recipes.lesson import Lesson, Setting
-from kdnet.recipes.recipe import lesson_of
+from kdnet.recipes import Recipe, Setting, recipe_of
 from kdnet.rows import Row
-from kdnet.recipes.synthesis import privileged_modalities
+from kdnet.recipes.comparators import privileged_modalities
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
 from kdnet.training.runtime import check_precision, device_type
 from privdistill import DistillationWrapper
@@ -148,20 +147,20 @@ def rehearse(
         tuple(example.shape),
     )
     teachers = () if teacher is None else tuple(build(teacher) for _ in row.teachers)
-    lesson = lesson_of(row, setting_of(row, config, description, network, teachers))
+    recipe = recipe_of(row, setting_of(row, config, description, network, teachers))
     DistillationWrapper(
-        lesson.teacher,
-        lesson.network,
-        objective=lesson.objective,
-        inputs=lesson.inputs,
-        taps=lesson.taps,
+        recipe.teacher,
+        recipe.network,
+        objective=recipe.objective,
+        inputs=recipe.inputs,
+        taps=recipe.taps,
         activation=metadata.activation,
         example=torch.zeros(1, len(stacked(config.data, description)), *metadata.input_size),
     ).close()
     return {
         "row": {"recipe": row.recipe, "role": row.role, "teachers": list(row.teachers)},
-        "objective": str(lesson.objective),
-        "sources": _sources(lesson),
+        "objective": str(recipe.objective),
+        "sources": _sources(recipe),
     }
 
 
@@ -179,9 +178,9 @@ def _check_scored_view(row: Row, config: Config, description: Description) -> No
         )
 
 
-def _sources(lesson: Lesson) -> dict[str, str]:
+def _sources(recipe: Recipe) -> dict[str, str]:
     """Digests of the code that a row is trained by: recipes, losses, network; not of others'."""
-    parts = (*lesson.network.modules(), *lesson.objective.modules())
+    parts = (*recipe.network.modules(), *recipe.objective.modules())
     modules = {type(part).__module__ for part in parts}
     files = {name: inspect.getsourcefile(sys.modules[name]) for name in modules}
     found = {

@@ -36,8 +36,7 @@ from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
 from kdnet.evaluation.scoring import evaluate, write_scores
 from kdnet.errors import explained
 from kdnet.files import file_digest
-from kdnet.recipes.lesson import Lesson
-from kdnet.recipes.recipe import lesson_of
+from kdnet.recipes import Recipe, recipe_of
 from kdnet.runs.folder import UnitFolder, locked, with_digest
 from kdnet.runs.networks import (
     build,
@@ -295,7 +294,7 @@ def train(experiment: Experiment) -> None:
         unit.row, experiment.config, experiment.data.description, network, teachers
     )
     with experiment.watch.phase("training"), explained(f"The training of {unit.name}"):
-        teach(experiment, lesson_of(unit.row, setting), metadata)
+        teach(experiment, recipe_of(unit.row, setting), metadata)
     if experiment.fabric.is_global_zero:
         # A kill in what follows must not cost these times.
         experiment.record()
@@ -317,21 +316,21 @@ def announce(experiment: Experiment) -> None:
         experiment.console.print(remark, highlight=False, soft_wrap=True)
 
 
-def teach(experiment: Experiment, lesson: Lesson, metadata: ModelMetadata) -> None:
+def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> None:
     """Put teacher and student together, and train."""
     config, fabric = experiment.config, experiment.fabric
     seen = [frozenset(read_metadata(path).seen_cases) for path in experiment.teacher_files]
     example = torch.zeros(1, len(experiment.modalities), *metadata.input_size)
     with (
         DistillationWrapper(
-            lesson.teacher,
-            lesson.network,
-            objective=lesson.objective,
-            inputs=lesson.inputs,
-            taps=lesson.taps,
+            recipe.teacher,
+            recipe.network,
+            objective=recipe.objective,
+            inputs=recipe.inputs,
+            taps=recipe.taps,
             activation=config.network.activation,
             example=example,
-            cache=teacher_cache(experiment, lesson.teacher),
+            cache=teacher_cache(experiment, recipe.teacher),
         ) as kd,
         counted(experiment, kd.cache),
     ):
@@ -345,7 +344,7 @@ def teach(experiment: Experiment, lesson: Lesson, metadata: ModelMetadata) -> No
             volumes=whole_volumes(experiment.datasets["validation"], config.data),
             seen_by_teachers=tuple(seen),
         )
-        batches = experiment.loader("train", unlabelled=lesson.teacher is not None)
+        batches = experiment.loader("train", unlabelled=recipe.teacher is not None)
         fit(fabric, kd, batches, experiment.loader("validation"), task)
 
 
