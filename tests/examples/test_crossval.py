@@ -112,7 +112,6 @@ def test_the_plan_says_what_the_results_are_of(finished):
     assert plan["grades"] == {"not stated": 6}
     digest = hashlib.sha256((finished / "folds.json").read_bytes()).hexdigest()
     assert plan["folds_sha256"] == digest
-    assert digest in (finished / "report.html").read_text(encoding="utf-8")
     assert plan["protocol"] == (
         "phantom (phantoms, not patients), 6 cases, 2 folds, seed 0, student sees t1ce, grid "
         "8x8x8, kdnet (softmax), lambda 0.75, T 5, alpha 10, 1 epoch, 32-true, contiguous"
@@ -171,10 +170,11 @@ def test_a_network_that_has_seen_the_test_fold_is_refused(copy, arguments, capsy
 
 def test_a_score_file_that_lacks_cases_is_named(copy, arguments, capsys):
     lost = unit(copy, "baseline").scores
-    lost.write_text(lost.read_text().splitlines()[0] + "\n")
+    header, first, *_ = lost.read_text().splitlines(keepends=True)
+    lost.write_text(header + first)
     message = failure(capsys, arguments, copy)
     assert str(lost) in message
-    assert "lacks 3 of the held-out subjects" in message
+    assert "lacks 2 of the held-out subjects" in message
 
 
 @pytest.mark.parametrize("name", ["folds.json", "plan.json"])

@@ -42,7 +42,7 @@ def commands(tmp_path_factory):
     """Programs with their arguments, but for the folder."""
     file = tmp_path_factory.mktemp("file") / "killed.yaml"
     file.write_text(yaml.safe_dump(STUDY))
-    few = ["--study", str(file), *SMALL, "--epochs", "1", "--folds", "2"]
+    few = ["--study", str(file), *SMALL, "--phantoms", "8", "--epochs", "1", "--folds", "2"]
     return {
         "train": (train, SMALL),
         "study": (study, [*few, "--jobs", "1"]),

@@ -246,6 +246,8 @@ class TrainingConfig:
         memory_format: Layout of images and weights.
         compile: Compile the networks with torch.compile; on CPUs that took a minute for each
             network and gained nothing.
+        logger: Where the curves go: "tensorboard", "csv", or "wandb" and "mlflow", which need their
+            package and lightning. history.csv is written beside all of them.
         teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
             flip: "disk" (with the preprocessed subjects; processes and later runs share it),
             "memory", or "off". "auto" is "disk", but "off" on a CUDA GPU, where reading what the
@@ -281,6 +283,7 @@ class TrainingConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     compile: bool = False
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
     teacher_cache: Literal["auto", "off", "memory", "disk"] = "auto"
     teacher_cache_storage: Literal["full", "half"] = "full"
     teacher_cache_gib: float = 20.0

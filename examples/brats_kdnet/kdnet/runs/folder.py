@@ -25,7 +25,7 @@ from kdnet.files import WriteError, write_text
 FREE_OPTIONS = frozenset(
     {
         *("out", "preset", "cache_dir", "workers", "predictions", "trust_backbone"),
-        *("teacher_cache", "teacher_cache_gib", "accelerator", "devices", "num_nodes", "strategy"),
+        *("teacher_cache", "teacher_cache_gib", "logger", "accelerator", "devices", "num_nodes", "strategy"),
     }
 )
 

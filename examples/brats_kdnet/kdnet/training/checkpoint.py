@@ -174,18 +174,18 @@ def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
         "grid and patch": values["grid"] is not None or values["patch"] is not None,
         "slices": values["slices"] in {None, *get_args(Plane)},
         "orientation": isinstance(values["orientation"], str),
+        "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
         "spacing": _are_numbers(values["spacing"], 3),
         "nonzero": _are_numbers(values["nonzero"], len(modalities)),
-        "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
     }
-
-
-def _is_count(value: Any, expected: int | None) -> bool:
-    return type(value) is int and value >= 1 and value == (expected or value)
 
 
 def _are_numbers(values: Any, count: int) -> bool:
     return not values or (len(values) == count and all(type(value) is float for value in values))
+
+
+def _is_count(value: Any, expected: int | None) -> bool:
+    return type(value) is int and value >= 1 and value == (expected or value)
 
 
 def _is_size(value: Any) -> bool:
