@@ -27,10 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "brats_kdnet"))
 
 import train as application  # noqa: E402
-from kdnet.config import (
-    Config,
-    parse_config,
-)
+from kdnet.config import Config, parse_config  # noqa: E402
 from kdnet.data.checks import check_subjects  # noqa: E402
 from kdnet.data.loading import build_loader, prepare, start_epoch  # noqa: E402
 from kdnet.data.subjects import Subject, find_subjects  # noqa: E402
@@ -175,7 +172,7 @@ def measure(config: Config, subjects: list[Subject], cache: Path, options: Any) 
             student.preprocessing(),
             description,
             student.activation,
-            role="student",
+            unit={"row": "student"},
         )
     )
     weights = sum(p.numel() for p in kd.student.parameters())

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from kdnet.command import exit_status
 from kdnet.data.checks import (
     Problem,
     check_subjects,
@@ -40,11 +41,13 @@ from kdnet.data.inputs import Inputs, stem_of
 from kdnet.data.subjects import Subject
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
-from kdnet.evaluation.inference import volume_predictor
-from kdnet.evaluation.label_maps import write_label_map
-from kdnet.evaluation.scoring import native_classes, predict_finite
+from kdnet.evaluation.inference import (
+    native_classes,
+    predict_finite,
+    volume_predictor,
+    write_label_map,
+)
 from kdnet.exported import open_model
-from kdnet.runs.command import exit_status
 from kdnet.training.checkpoint import ModelMetadata
 from privdistill import DistillationWrapper, GroundTruth
 
@@ -70,9 +73,9 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     run = volume_predictor(
         runner(network, options.device), patch=metadata.patch, slices=metadata.slices
     )
-    pairs = zip(subjects, targets, strict=True)
-    shown = {"console": console, "disable": not console.is_terminal, "total": len(subjects)}
-    for subject, target in track(pairs, "Segmenting", **shown):
+    pairs = [*zip(subjects, targets, strict=True)]
+    quiet = not console.is_terminal
+    for subject, target in track(pairs, "Segmenting", console=console, disable=quiet):
         segment(run, subject, target, metadata, inputs.present(subject))
     what = "1 label map" if len(subjects) == 1 else f"{len(subjects)} label maps"
     console.print(f"{what} in {out}", highlight=False, soft_wrap=True)

@@ -21,10 +21,10 @@ from kdnet.config import Config, ObjectiveConfig, TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.recipes import kdnet
-from kdnet.runs.devices import launch
+from kdnet.runs.unit import launch
+from kdnet.stopping import StoppedError
 from kdnet.training.checkpoint import ModelMetadata
 from kdnet.training.history import read_history
-from kdnet.training.interruption import TrainingStoppedError
 from kdnet.training.loop import fit
 from kdnet.training.task import Task
 from privdistill import DistillationWrapper, PrivilegedInput
@@ -136,7 +136,7 @@ def work(rank, folder, port, strategy):
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     options = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
-    fabric = launch(Config(training=TrainingConfig(**options)), "32-true")
+    fabric = launch(Config(training=TrainingConfig(**options)))
     distil(fabric, Path(folder) / "two", Samples(8))
     distil(fabric, Path(folder) / "patches", Samples(8), volumes())
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -145,7 +145,7 @@ def work(rank, folder, port, strategy):
         samples = Samples(8, number=number if rank == 1 else None, at=5)
         try:
             distil(fabric, part, samples)
-        except TrainingStoppedError as stop:
+        except StoppedError as stop:
             (part / f"{rank}.txt").write_text(f"{stop.exit_status - 128}: {stop}")
         fabric.barrier()
         if rank == 0:

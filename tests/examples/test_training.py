@@ -16,10 +16,10 @@ from kdnet.config import TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.errors import UserError
+from kdnet.stopping import StoppedError, deferring
 from kdnet.training.checkpoint import ModelMetadata, load_state, read_metadata
 from kdnet.training.finite import NonFiniteError
 from kdnet.training.history import History, read_history
-from kdnet.training.interruption import Interruption, TrainingStoppedError
 from kdnet.training.loop import build_scheduler, fit, is_finished, mean_dice
 from kdnet.training.task import Task
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
@@ -110,7 +110,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, n
     whole, parts = task(tmp_path / "whole", **settings), task(tmp_path / "parts", **settings)
     train(whole)
     with pytest.raises(
-        TrainingStoppedError, match="2 of 4 epochs and 2 of 3 steps of the next are kept"
+        StoppedError, match="2 of 4 epochs and 2 of 3 steps of the next are kept"
     ) as stop:
         train(parts, Samples(5, at=13, call=send(number)))
     assert stop.value.exit_status == 128 + number
@@ -127,7 +127,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, n
 
 def test_a_run_stopped_in_its_first_epoch_goes_on_inside_it(tmp_path, capsys):
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError, match=r"epoch 1 .* 0 of 4 epochs and 1 of 3 steps"):
+    with pytest.raises(StoppedError, match=r"epoch 1 .* 0 of 4 epochs and 1 of 3 steps"):
         train(work, Samples(5, at=1, call=send(signal.SIGTERM)))
     train(work, rest := Samples(5))
     assert "baseline: continues in epoch 1, after step 1 of 3 (1 in all)" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_a_run_stopped_at_every_step_and_in_every_validation_is_the_same(tmp_pat
                 train(parts, Samples(5, at=3, call=stop))
             else:
                 train(parts, validation=Samples(3, at=2, call=stop))
-        except TrainingStoppedError:
+        except StoppedError:
             stops += 1
         assert stops < 40
     assert stops == 7
@@ -165,10 +165,10 @@ def test_a_run_stopped_at_every_step_and_in_every_validation_is_the_same(tmp_pat
 def test_a_pause_of_an_older_epoch_is_not_gone_on_with(tmp_path):
     """A kill between the state of an epoch and the removal of what was kept inside it."""
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=3, call=send(signal.SIGTERM)))
     old = work.pause_file.read_bytes()
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=10, call=send(signal.SIGTERM)))
     assert load_state(work.state_file)["epoch"] >= 1
     work.pause_file.write_bytes(old)
@@ -179,7 +179,7 @@ def test_a_pause_of_an_older_epoch_is_not_gone_on_with(tmp_path):
 
 def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
     work.pause_file.write_bytes(b"half")
     with pytest.raises(UserError, match=r"pause.pt alone to go on after epoch 1"):
@@ -193,7 +193,7 @@ def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
 @pytest.mark.parametrize("at", [7, 10])
 def test_the_state_of_another_network_is_refused_with_both_descriptions(tmp_path, at):
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=at, call=send(signal.SIGTERM)))
     other = replace(work.metadata, backbone="multiresunet", modalities=("t2",))
     with pytest.raises(UserError, match=r"(?s)another network.*Expected .*t2.*Found .*t1ce"):
@@ -212,7 +212,7 @@ def test_a_finished_training_vouches_for_its_weights(tmp_path):
 
 def test_a_state_from_before_pauses_still_goes_on(tmp_path):
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
     work.pause_file.unlink()
     state = load_state(work.state_file)
@@ -225,7 +225,7 @@ def test_a_state_from_before_pauses_still_goes_on(tmp_path):
 
 def test_a_signal_during_the_last_validation_leaves_before_its_next_batch(tmp_path):
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError, match="3 of 4 epochs and 3 of 3 steps of the next"):
+    with pytest.raises(StoppedError, match="3 of 4 epochs and 3 of 3 steps of the next"):
         train(work, validation=Samples(3, at=11, call=send(signal.SIGUSR1)))
     assert not is_finished(work.folder)
     train(work, rest := Samples(5))
@@ -244,7 +244,7 @@ def test_a_signal_during_the_very_last_batch_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr("kdnet.training.loop.mean_dice", dice)
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError, match=r"Stopped in epoch 4 .* 4 of 4 epochs are kept"):
+    with pytest.raises(StoppedError, match=r"Stopped in epoch 4 .* 4 of 4 epochs are kept"):
         train(work)
     assert is_finished(work.folder)
 
@@ -348,14 +348,14 @@ def test_validation_dice_averages_regions_and_counts_empty_pairs_as_one():
 
 def test_signals_act_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM)
-    with Interruption() as interruption:
+    with deferring() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.received == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_signals_that_follow_change_nothing_but_the_third_key_leaves():
-    with Interruption() as interruption:
+    with deferring() as interruption:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert interruption.received == signal.SIGINT
@@ -365,7 +365,7 @@ def test_signals_that_follow_change_nothing_but_the_third_key_leaves():
 
 def test_an_unfinished_state_holds_what_a_resume_needs(tmp_path):
     work = task(tmp_path)
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
     state = load_state(work.state_file)
     assert {"weights", "optimizer", "scheduler", "random", "best", "epoch", "step"} <= state.keys()

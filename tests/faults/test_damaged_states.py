@@ -8,15 +8,15 @@ import torch
 
 from faulty_training import case, train
 from kdnet.errors import UserError
+from kdnet.stopping import StoppedError
 from kdnet.training.checkpoint import load_state, save_state
-from kdnet.training.interruption import TrainingStoppedError
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
     """The state after an epoch, and that inside the next one."""
     task = case(tmp_path_factory.mktemp("states"))
-    with pytest.raises(TrainingStoppedError):
+    with pytest.raises(StoppedError):
         train(task, at=8, call=lambda _: os.kill(os.getpid(), signal.SIGTERM))
     return load_state(task.state_file), load_state(task.pause_file)
 

@@ -15,14 +15,14 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
+from crossval import CrossvalOptions
 from faults.tiny import Network, Samples, task, wrapper
 from kdnet import exhaustion
+from kdnet.command import exit_status
 from kdnet.config import DataConfig, TrainingConfig
 from kdnet.data.loading import build_loader, map_parallel
 from kdnet.exhaustion import ExhaustedError, explain, explained
-from kdnet.runs import schedule
-from kdnet.runs.command import exit_status
-from kdnet.runs.plan import CrossvalOptions
+from kdnet.runs import pool
 from kdnet.training import loop
 from kdnet.training.checkpoint import load_state
 
@@ -175,7 +175,7 @@ def test_work_in_parallel_names_the_item_that_did_not_fit():
 def test_a_unit_that_the_kernel_killed_says_what_to_lower(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("Epoch 3\n")
-    words = schedule._last_words(log, -signal.SIGKILL)
+    words = pool._last_words(log, -signal.SIGKILL)
     assert "killed by signal 9, as the kernel does when memory runs out; lower --jobs" in words
 
 

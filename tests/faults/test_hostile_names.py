@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
-import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -23,9 +22,9 @@ from kdnet.errors import UserError, printable
 from kdnet.names import is_name
 from kdnet.results.crossval_folder import CrossvalFolder
 from kdnet.results.text_table import TextTable
-from kdnet.rows import Row, read_rows, sweep
-from kdnet.runs.folder import read_summary
-from kdnet.runs.folds import load_folds
+from kdnet.rows import Row, _row, sweep
+from kdnet.runs.folder import Folder
+from kdnet.runs.plan import load_folds
 
 BRATS = load_description("brats2021")
 PARTS = (
@@ -130,11 +129,9 @@ def test_descriptions_of_any_content_are_refused_in_words(value):
 @example("../../outside")
 @example("/etc")
 @example("predictions")
-def test_a_row_is_called_by_a_name_for_folders(tmp_path_factory, name):
-    path = tmp_path_factory.getbasetemp() / "rows.yaml"
-    path.write_text(yaml.safe_dump({"rows": {name: {"label": "x"}}}), encoding="utf-8")
+def test_a_row_is_called_by_a_name_for_folders(name):
     try:
-        row = read_rows(path)[0][name]
+        row = _row(Path("rows.yaml"), name, {"label": "x"})
     except UserError:
         return
     assert is_name(row.name)
@@ -146,9 +143,13 @@ def test_a_row_is_called_by_a_name_for_folders(tmp_path_factory, name):
 def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp() / "crossval"
     root.mkdir(exist_ok=True)
-    facts = {"rows": [name], "seeds": [0], "folds": 1}
-    (root / "crossval.json").write_text(json.dumps(facts))
-    for read in (lambda: CrossvalFolder(root).rows, lambda: read_summary(root)["rows"]):
+    facts = {"rows": [{"name": name}], "seeds": [0], "folds": [0]}
+    (root / "plan.json").write_text(json.dumps(facts))
+    folder = Folder(root)
+    for read in (
+        lambda: CrossvalFolder(root).rows,
+        lambda: [row["name"] for row in folder.read_plan()["rows"]],
+    ):
         try:
             rows = read()
         except UserError:
@@ -159,18 +160,17 @@ def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, na
 @pytest.mark.parametrize(
     "facts",
     [
-        {"rows": "baseline", "seeds": [0], "folds": 1},
-        {"rows": ["a"], "seeds": ["x"], "folds": 1},
-        {"rows": ["a"], "seeds": [0], "folds": 10**12},
-        {"rows": ["a"], "seeds": [0], "folds": "many"},
-        {"rows": [["a"]], "seeds": [0], "folds": 1},
-        {"rows": ["a"], "seeds": [0], "folds": 1, "labels": ["x"]},
+        {"rows": "baseline", "seeds": [0], "folds": [0]},
+        {"rows": [{"name": "a"}], "seeds": ["x"], "folds": [0]},
+        {"rows": [{"name": "a"}], "seeds": [0], "folds": "many"},
+        {"rows": ["a"], "seeds": [0], "folds": [0]},
+        {"rows": [{"name": "../a"}], "seeds": [0], "folds": [0]},
     ],
     ids=str,
 )
 def test_facts_that_make_no_sense_are_told(tmp_path, facts):
-    (tmp_path / "crossval.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=r"crossval\.json: (rows|seeds|folds|labels) must be"):
+    (tmp_path / "plan.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"plan\.json: (rows|seeds|folds) must be"):
         _ = CrossvalFolder(tmp_path).facts
 
 

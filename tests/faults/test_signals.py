@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from faulty_training import case, equal, train, weights
+from kdnet.stopping import StoppedError
 from kdnet.training.checkpoint import load_state
 from kdnet.training.history import read_history
-from kdnet.training.interruption import TrainingStoppedError
 
 
 def send(*numbers):
@@ -37,7 +37,7 @@ def losses(task):
 def test_nothing_of_a_step_is_lost(tmp_path, whole, number, read):
     """Two reads are a step, five an epoch of three."""
     task = case(tmp_path / "parts")
-    with pytest.raises(TrainingStoppedError) as stop:
+    with pytest.raises(StoppedError) as stop:
         train(task, at=read, call=send(number))
     epoch, inside = divmod(read - 1, 5)
     step = 3 * epoch + inside // 2 + 1
@@ -67,7 +67,7 @@ def test_further_signals_while_saving_change_nothing(tmp_path, whole, monkeypatc
     task = case(tmp_path / "parts")
     with monkeypatch.context() as patch:
         during_saving(patch, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        with pytest.raises(TrainingStoppedError, match="1 of 4 epochs and 2 of 3 steps"):
+        with pytest.raises(StoppedError, match="1 of 4 epochs and 2 of 3 steps"):
             train(task, at=8, call=send(signal.SIGINT))
     assert load_state(task.pause_file)["step"] == 5
     train(task)

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,7 @@ from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.models import NETWORKS, build_network
 from kdnet.models.trust import HARMLESS, check_trusted
-from kdnet.results.costs import costs
-from kdnet.results.crossval_folder import CrossvalFolder
+from kdnet.results.cost import cost_table
 from kdnet.training.checkpoint import ModelMetadata, load_model, read_metadata, save_weights
 
 CANARY = """
@@ -156,13 +156,10 @@ def test_training_refuses_the_file_of_a_teacher_before_anything_is_built(hostile
 
 def test_a_report_leaves_out_what_a_foreign_network_costs(hostile, tmp_path):
     write, mark = hostile
-    root = tmp_path / "crossval"
-    (root / "fold0-seed0" / "mine").mkdir(parents=True)
-    write().rename(root / "fold0-seed0" / "mine" / "model.safetensors")
-    (root / "crossval.json").write_text(json.dumps({"rows": ["mine"], "folds": 1, "seeds": [0]}))
-    table = costs(CrossvalFolder(root))
-    assert table.rows == []
-    assert "mine: " in table.notes[-1]
+    write()
+    results = SimpleNamespace(rows=["mine"], units=lambda _: [tmp_path], label=str)
+    table = cost_table(results)
+    assert table.frame.empty
     assert "--trust_backbone canary.Net" in table.notes[-1]
     assert not mark.exists()
 

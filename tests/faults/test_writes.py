@@ -16,7 +16,7 @@ import torch
 
 from faulty_training import case, equal, network, train, weights
 from kdnet import writing
-from kdnet.evaluation.label_maps import write_label_map
+from kdnet.evaluation.inference import write_label_map
 from kdnet.evaluation.scoring import write_scores
 from kdnet.training.checkpoint import load_state, read_metadata, save_model, save_state
 from kdnet.training.history import History, read_history

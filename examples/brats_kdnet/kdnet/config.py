@@ -239,13 +239,11 @@ class TrainingConfig:
             The paper leaves it open.
         validation_loss: "objective", what the network is trained on, or "ground_truth", the
             L_GT part alone, which is the same for teacher and baseline. The paper leaves it open.
-        performance: "auto" takes the precision, memory format and compilation that are fastest in
-            a trial of a few seconds on the network at hand, "plain" 32-true, contiguous and no
-            compilation. Either way the next three options win where they are not "auto".
-        precision: Precision of the trainings.
+        precision: Precision of the trainings; 16-mixed needs a GPU. It changes the numbers, so it
+            is never chosen by a clock: train.py --benchmark measures and recommends.
         memory_format: Layout of images and weights.
-        compile: Compile the networks with torch.compile. "auto" tries it in long runs on a GPU; on
-            CPUs it took a minute for each network and gained nothing.
+        compile: Compile the networks with torch.compile; on CPUs that took a minute for each
+            network and gained nothing.
         teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
             flip: "disk" (with the preprocessed subjects; processes and later runs share it),
             "memory", or "off". "auto" is "disk", but "off" on a CUDA GPU, where reading what the
@@ -277,10 +275,9 @@ class TrainingConfig:
     gradient_clip: float = 0.0
     selection: Literal["best", "last"] = "best"
     validation_loss: Literal["objective", "ground_truth"] = "objective"
-    performance: Literal["auto", "plain"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    compile: bool = False
     teacher_cache: Literal["auto", "off", "memory", "disk"] = "auto"
     teacher_cache_storage: Literal["full", "half"] = "full"
     teacher_cache_gib: float = 20.0
@@ -386,7 +383,19 @@ class Program:
     out: str = "runs/PRESET"
 
 
-TRAIN = Program("train.py", _DESCRIPTION)
+@dataclass(frozen=True)
+class TrainOptions:
+    """What train.py does.
+
+    Args:
+        benchmark: Train nothing: measure a step of the student's network in every precision and
+            memory format that this machine has, and recommend the options to give.
+    """
+
+    benchmark: bool = False
+
+
+TRAIN = Program("train.py", _DESCRIPTION, TrainOptions)
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):

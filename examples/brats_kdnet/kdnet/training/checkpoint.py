@@ -18,10 +18,10 @@ from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.samples import Plane, plane_of
 from kdnet.data.targets import number_of_outputs
 from kdnet.data.volumes import LIMIT_VARIABLE, largest_volume
+from kdnet.environment import versions
 from kdnet.errors import UserError
 from kdnet.models import build_network
 from kdnet.models.trust import check_trusted
-from kdnet.runs.run_folder import versions
 from kdnet.training.digests import check_archive, check_tensors, damaged, digest, digests
 from kdnet.training.states import misfits
 from kdnet.writing import atomic, first_line, write_tensors

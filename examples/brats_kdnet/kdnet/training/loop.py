@@ -21,11 +21,11 @@ from kdnet.data.preprocessing import Sample
 from kdnet.data.targets import predict_classes, to_target
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import predict_volume
+from kdnet.stopping import Interruption, StoppedError, deferring
 from kdnet.training.checkpoint import ModelMetadata, file_digest, load_state
 from kdnet.training.continuation import Checkpoint, Means, Position, RandomState
 from kdnet.training.finite import Guard, Seen
 from kdnet.training.history import History
-from kdnet.training.interruption import Interruption, TrainingStoppedError
 from kdnet.training.performance import torch_format
 from kdnet.training.progress import TrainingProgress
 from kdnet.training.sharding import gathered, whole
@@ -277,7 +277,7 @@ def stop_if_asked(
         company.checkpoint.pause(position, here)
     task, kept = training.task, position.epoch
     inside = f" and {position.batch} of {training.steps} steps of the next" * bool(position.batch)
-    raise TrainingStoppedError(
+    raise StoppedError(
         received,
         f"Stopped in epoch {min(kept + 1, task.settings.epochs)} of the {task.role}; {kept} of "
         f"{task.settings.epochs} epochs{inside} are kept in {task.folder}. Give the same command "
@@ -380,7 +380,7 @@ def accompanied(
     with (
         History(task.folder / "history.csv", task.scalars, epoch=epoch) as history,
         TrainingProgress(console, task.role, epochs=epochs, steps=steps, done=epoch) as progress,
-        Interruption() as interruption,
+        deferring() as interruption,
     ):
         guard = Guard(training.fabric, training.kd)
         yield Company(history, progress, interruption, checkpoint, guard)
