@@ -73,9 +73,9 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     run = volume_predictor(
         runner(network, options.device), patch=metadata.patch, slices=metadata.slices
     )
-    pairs = zip(subjects, targets, strict=True)
-    shown = {"console": console, "disable": not console.is_terminal, "total": len(subjects)}
-    for subject, target in track(pairs, "Segmenting", **shown):
+    pairs = [*zip(subjects, targets, strict=True)]
+    quiet = not console.is_terminal
+    for subject, target in track(pairs, "Segmenting", console=console, disable=quiet):
         segment(run, subject, target, metadata, inputs.present(subject))
     what = "1 label map" if len(subjects) == 1 else f"{len(subjects)} label maps"
     console.print(f"{what} in {out}", highlight=False, soft_wrap=True)

@@ -1,7 +1,29 @@
 """KD-Net from data to table: teacher, baseline, student, and what the student gained.
 
-    python examples/brats_kdnet/train.py                        phantoms, a few minutes
-    python examples/brats_kdnet/train.py --data-root BraTS2021  real subjects
+Train a teacher that sees every modality, freeze it, train a one-modality network without it (the
+baseline) and with it (the student), and compare the three on held-out subjects.
+
+Examples:
+  train.py
+      phantoms, a few minutes on two cores
+  train.py --data-root BraTS2021 --preset cpu --out runs/brats
+      real subjects; BraTS 2018, 2020, 2021, 2023 and MSD Task01 are recognised
+  train.py --data-root PATIENTS --description patients.yaml --student_modalities t2 --preset cpu
+      your own data set, described in one file, and which modality the student sees
+  train.py --data-root BraTS2018 --preset paper --fold 1
+      the recipe of arXiv:2106.09564, second of three folds
+  train.py --data-root BraTS2021 --preset native
+      patches of 128^3 at full resolution, predictions by sliding window
+  train.py --data-root BraTS2021 --preset cpu --slices axial --backbone timm_unet
+      two-dimensional networks, slice by slice
+  train.py --teacher_backbone kdnet --backbone multiresunet
+      a teacher of another kind
+  train.py --backbone monai.networks.nets.SegResNet --backbone_arguments '{"init_filters": 16}'
+      any other encoder-decoder
+  torchrun --nproc-per-node 4 train.py --data-root BraTS2018 --preset paper --devices 4
+      several GPUs
+
+A run that was stopped goes on when the same command is given again.
 
 Source: Hu, Maillard et al. 2020, "Knowledge distillation from multi-modal to mono-modal
 segmentation networks", arXiv:2106.09564.
@@ -9,6 +31,7 @@ segmentation networks", arXiv:2106.09564.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -77,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run."""
 
     def run() -> None:
-        config, options = parse_for(TRAIN, arguments)
+        config, options = parse_for(replace(TRAIN, description=__doc__), arguments)
         # Names of cases and folders are shown as they are, brackets and all.
         console = Console(markup=False)
         benchmark(config, console) if options.benchmark else distil(config, console)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import train
 from crossval import CROSSVAL
 from kdnet.config import RECIPE_FILE, Config, parse_config, parse_for
 from kdnet.errors import UserError
@@ -119,7 +120,7 @@ def test_a_file_with_an_unknown_key_is_refused(tmp_path):
 
 def test_help_shows_every_option_with_examples_and_sources(capsys):
     with pytest.raises(SystemExit) as leaving:
-        parse_config(["--help"])
+        train.main(["--help"])
     text = capsys.readouterr().out
     assert leaving.value.code == 0
     assert "train.py --data-root BraTS2021 --preset cpu --out runs/brats\n" in text

@@ -137,7 +137,7 @@ def test_work_in_parallel_names_the_item_that_did_not_fit():
 def test_a_unit_that_the_kernel_killed_says_what_to_lower(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("Epoch 3\n")
-    words = schedule._last_words(log, -signal.SIGKILL)
+    words = pool._last_words(log, -signal.SIGKILL)
     assert "killed by signal 9, as the kernel does when memory runs out; lower --jobs" in words
 
 

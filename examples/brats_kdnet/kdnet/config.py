@@ -279,7 +279,6 @@ class TrainingConfig:
     gradient_clip: float = 0.0
     selection: Literal["best", "last"] = "best"
     validation_loss: Literal["objective", "ground_truth"] = "objective"
-    logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     compile: bool = False
@@ -345,33 +344,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-_DESCRIPTION = """\
-Train a teacher that sees every modality, freeze it, train a one-modality network without it (the
-baseline) and with it (the student), and compare the three on held-out subjects.
-
-Examples:
-  train.py
-      phantoms, a few minutes on two cores
-  train.py --data-root BraTS2021 --preset cpu --out runs/brats
-      real subjects; BraTS 2018, 2020, 2021, 2023 and MSD Task01 are recognised
-  train.py --data-root PATIENTS --description patients.yaml --preset cpu
-      your own data set, described in one file
-  train.py --data-root BraTS2018 --preset paper --fold 1
-      the recipe of arXiv:2106.09564, second of three folds
-  train.py --data-root BraTS2021 --preset native
-      patches of 128^3 at full resolution, predictions by sliding window
-  train.py --data-root BraTS2021 --preset cpu --slices axial --backbone timm_unet
-      two-dimensional networks, slice by slice
-  train.py --teacher_backbone kdnet --backbone multiresunet
-      a teacher of another kind
-  train.py --backbone monai.networks.nets.SegResNet --backbone_arguments '{"init_filters": 16}'
-      any other encoder-decoder
-  torchrun --nproc-per-node 4 train.py --data-root BraTS2018 --preset paper --devices 4
-      several GPUs
-
-A run that was stopped goes on when the same command is given again."""
-
-
 @dataclass(frozen=True)
 class Program:
     """A command that reads the configuration, perhaps with options of its own.
@@ -384,7 +356,7 @@ class Program:
     """
 
     name: str
-    description: str
+    description: str = ""
     options: type | None = None
     out: str = "runs/PRESET"
 
@@ -401,7 +373,8 @@ class TrainOptions:
     benchmark: bool = False
 
 
-TRAIN = Program("train.py", _DESCRIPTION, TrainOptions)
+#: Its description is what train.py says of itself.
+TRAIN = Program("train.py", options=TrainOptions)
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -469,7 +442,7 @@ def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options"
     for group in (*filter(None, [program.options]), *_groups().values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
-    if recipe == "auto" and program == TRAIN:
+    if recipe == "auto" and program.name == TRAIN.name:
         parser.set_defaults(read_values(RECIPE_FILE))
     return parser
 

@@ -80,7 +80,7 @@ class Row:
     def configure(self, config: Config) -> Config:
         """Return the configuration that this row is trained with."""
         counts = {"labelled": self.labelled, "unlabelled": self.unlabelled}
-        chosen = {name: count for name, count in counts.items() if count is not None}
+        chosen: dict[str, Any] = {name: n for name, n in counts.items() if n is not None}
         chosen |= self.options
         shared, own = config.network.of(self.role)
         arguments = chosen.get("backbone_arguments", {})

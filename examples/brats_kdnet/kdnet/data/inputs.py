@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -140,7 +141,7 @@ class Inputs:
             for modality, pattern in layout.modalities.items()
             for part in pattern.split("|")
             if not layout.channels
-            and fnmatch(path.name, _file_part(part).replace("{subject}", "?*"))
+            and fnmatch(path.name, re.sub(r"\{[^}]*\}", "?*", _file_part(part)))
         }
 
 

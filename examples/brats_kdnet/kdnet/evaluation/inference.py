@@ -20,8 +20,6 @@ from kdnet.data.targets import predict_classes
 from kdnet.errors import UserError
 from kdnet.files import atomic
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-
 #: Overlap of windows, and width of the Gaussian that weights them, as a share of the window.
 #: Source of both: nnU-Net (Isensee et al. 2021): half a patch, an eighth of a patch. MONAI lets no
 #: weight fall below a thousandth of the centre's.
@@ -80,18 +78,6 @@ def native_classes(
     # `predict_classes` cuts at a logit of zero, which is a probability of one half; the argmax of
     # exclusive classes does not notice the shift.
     return predict_classes(native[None] - 0.5, description, activation)[0].numpy()
-
-
-def stem_of(path: Path) -> str:
-    """File name without `.nii` or `.nii.gz`.
-
-    >>> stem_of(Path("BraTS2021_00006_t1ce.nii.gz"))
-    'BraTS2021_00006_t1ce'
-    """
-    for suffix in NIFTI_SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.name
 
 
 def write_label_map(
