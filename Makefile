@@ -56,8 +56,12 @@ format: env  ## rewrite files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-gpu: env  ## what only a CUDA device can show: paper preset, AMP, compile, kill and resume
-	$(BIN)/python examples/brats_kdnet/gpu_check.py
+GPU_PARTS ?= compile resume nnunet study steps
+
+gpu: env  ## what only a CUDA device can show, a part at a time: compile, resume, nnU-Net, study, steps
+	@status=0; for part in $(GPU_PARTS); do \
+	    $(BIN)/python examples/brats_kdnet/gpu_check.py --part $$part || status=1; \
+	done; exit $$status
 	$(BIN)/python -m pytest -m gpu
 
 clean:  ## remove the environment, caches and runs

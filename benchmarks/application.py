@@ -20,8 +20,7 @@ from contest import Report, silent
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 
 import predict
-from kdnet.configuration.config import Config
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import Config, parse_config
 from kdnet.data.description import load_description
 from kdnet.runs.networks import build, describe_network
 from kdnet.runs.opening import open_experiment
@@ -236,4 +235,5 @@ def write_model(role: str, folder: Path) -> Path:
 
 def segment(model: Path, images: Sequence[str], out: Path) -> None:
     """Do what predict.py does for one case: read, run, bring back to the original grid, write."""
-    predict.predict(model, images, out, device="cpu", console=QUIET)
+    arguments = ["--model", str(model), "--input", *images, "--out", str(out), "--device", "cpu"]
+    predict.predict(predict.parser().parse_args(arguments), QUIET)

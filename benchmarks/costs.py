@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "brats_kdnet"))
 
 import train as application  # noqa: E402
-from kdnet.configuration.config import Config  # noqa: E402
-from kdnet.configuration.parsing import parse_config  # noqa: E402
+from kdnet.config import Config, parse_config  # noqa: E402
 from kdnet.data.checks import check_subjects  # noqa: E402
-from kdnet.data.layouts import Subject, find_subjects  # noqa: E402
 from kdnet.data.loading import build_loader, prepare, start_epoch  # noqa: E402
+from kdnet.data.subjects import Subject, find_subjects  # noqa: E402
 from kdnet.data.targets import to_target  # noqa: E402
 from kdnet.evaluation.scoring import evaluate  # noqa: E402
 from kdnet.runs.networks import build, describe_network  # noqa: E402
 from kdnet.runs.subjects import find_description  # noqa: E402
-from kdnet.runs.trial import try_out  # noqa: E402
 from kdnet.runs.views import stacked  # noqa: E402
-from kdnet.training.performance import Performance, peak_memory, torch_format  # noqa: E402
+from kdnet.training.runtime import measure_steps, peak_memory, torch_format  # noqa: E402
 from phantoms import generate_phantoms  # noqa: E402
 from privdistill import DistillationWrapper, PrivilegedInput  # noqa: E402
 
@@ -80,6 +78,14 @@ def preparing(config: Config, subjects: list[Subject], cache: Path) -> tuple[dic
 def raw_size(subject: Subject) -> int:
     files = {image.path for image in subject.images.values()}
     return sum(path.stat().st_size for path in files)
+
+
+@dataclass(frozen=True)
+class Performance:
+    """One way to take a training step."""
+
+    precision: str = "32-true"
+    memory_format: str = "contiguous"
 
 
 def step_of(config: Config, role: str, way: Performance) -> tuple[Step, DistillationWrapper]:
@@ -156,7 +162,10 @@ def measure(config: Config, subjects: list[Subject], cache: Path, options: Any) 
     )
     batch = next(iter(loader))
     student = describe_network("student", config, description)
-    way, found["trial_seconds"] = try_out(config, student, "cpu", 1)
+    shape = (config.training.batch_size, student.in_channels, *student.input_size)
+    measured = measure_steps(build(student), shape, "cpu")
+    found["trial_seconds"] = {", ".join(way): seconds for way, seconds in measured.items()}
+    way = Performance(*next(iter(measured)))
     for name, chosen in (("plain", Performance()), ("chosen", way)):
         steps = {role: step_of(config, role, chosen) for role in ("teacher", "baseline", "student")}
         found[name] = asdict(chosen) | {
@@ -173,7 +182,7 @@ def measure(config: Config, subjects: list[Subject], cache: Path, options: Any) 
             student.preprocessing(),
             description,
             student.activation,
-            role="student",
+            unit={"row": "student"},
         )
     )
     weights = sum(p.numel() for p in kd.student.parameters())

@@ -1,31 +1,40 @@
-"""A training of seconds whose data set can do something harmful when it is read."""
+"""A training of seconds whose data set or network can do something harmful."""
+
+import os
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import TrainingConfig
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.models import build_network
-from kdnet.training.checkpoint import ModelMetadata
+from kdnet.training.checkpoint import ModelMetadata, Task
+from kdnet.training.history import read_history
 from kdnet.training.loop import fit
-from kdnet.training.task import Task
-from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
+from privdistill import DistillationWrapper, GroundTruth, HintonKL, PrivilegedInput
 
 DESCRIPTION = load_description("brats2021")
+MODALITIES = tuple(DESCRIPTION.modalities)
 GRID = (4, 4, 4)
+NAN, INFINITY = float("nan"), float("inf")
 
 
 class Samples(torch.utils.data.Dataset):
-    """Random volumes; reading the chosen one calls a function first."""
+    """Random volumes; reading the chosen one calls a function first, and one voxel may be odd."""
 
-    def __init__(self, count, at=None, call=None):
+    grid = GRID
+
+    def __init__(self, count, at=None, call=None, *, case=None, modality="t2", value=NAN):
         generator = torch.Generator().manual_seed(1)
-        self.images = torch.randn(count, 4, *GRID, generator=generator)
-        self.labels = torch.randint(0, 4, (count, 1, *GRID), generator=generator).byte()
+        self.images = torch.randn(count, 4, *self.grid, generator=generator)
+        self.labels = torch.randint(0, 4, (count, 1, *self.grid), generator=generator).byte()
         self.reads, self.at, self.call = 0, at, call
+        if case is not None:
+            self.images[case, MODALITIES.index(modality), 0, 1, 2] = value
 
     def __len__(self):
         return len(self.images)
@@ -37,16 +46,43 @@ class Samples(torch.utils.data.Dataset):
         return {"image": self.images[index], "label": self.labels[index], "name": f"case{index}"}
 
 
+class Network(nn.Module):
+    """One convolution; a voxel above a limit gives NaN, and gradients are spoilt from a call on."""
+
+    def __init__(self, channels=1, limit=INFINITY, spoil_from=None, call=None, at=None):
+        super().__init__()
+        torch.manual_seed(5)
+        self.norm = nn.BatchNorm3d(channels)
+        self.head = nn.Conv3d(channels, 4, 1)
+        self.limit, self.spoil_from, self.calls = limit, spoil_from, 0
+        self.at, self.call = at, call
+
+    def forward(self, x):
+        logits = self.head(self.norm(x))
+        self.calls += 1
+        if self.calls == self.at:
+            self.call()
+        if self.spoil_from is not None and self.calls >= self.spoil_from and logits.requires_grad:
+            self.head.weight.register_hook(lambda slope: slope * NAN)
+        too_large = (x > self.limit).flatten(1).any(1)
+        return logits + torch.where(too_large, NAN, 0.0)[:, None, None, None, None]
+
+
+def send(*numbers):
+    """Return what sends this process signals."""
+    return lambda *_: [os.kill(os.getpid(), number) for number in numbers]
+
+
 def network(width=2, channels=1, classes=4):
     torch.manual_seed(7)
     arguments = {"channels": [width, 2 * width]}
     return build_network("kdnet", arguments, in_channels=channels, out_channels=classes)
 
 
-def case(folder, width=2, **settings):
+def case(folder, width=2, role="baseline", **settings):
     """A task of four epochs of three steps."""
     metadata = ModelMetadata(
-        role="baseline",
+        role=role,
         backbone="kdnet",
         backbone_arguments={"channels": [width, 2 * width]},
         in_channels=1,
@@ -62,22 +98,31 @@ def case(folder, width=2, **settings):
     return Task(
         metadata=metadata,
         settings=TrainingConfig(**(usual | settings)),
-        folder=folder / "baseline",
-        scalars=folder / "tensorboard" / "baseline",
+        folder=folder / role,
+        scalars=folder / "curves" / role,
         memory_format="contiguous",
         console=Console(quiet=True),
     )
 
 
-def train(task, at=None, call=None):
-    """Train on five subjects, validate on three."""
-    inputs = PrivilegedInput(tuple(DESCRIPTION.modalities), student=("t1ce",))
-    loaders = [
-        build_loader(dataset, 2, shuffle=shuffle, seed=3, flips=shuffle, workers=0)
-        for dataset, shuffle in ((Samples(5, at, call), True), (Samples(3), False))
-    ]
-    with DistillationWrapper(None, network(), objective=GroundTruth(), inputs=inputs) as kd:
-        fit(Fabric(accelerator="cpu", devices=1), kd, *loaders, task)
+def wrapper(student=None, teacher=None):
+    objective = GroundTruth() + HintonKL() if teacher else 1.0 * GroundTruth()
+    inputs = PrivilegedInput(MODALITIES, student=("t1ce",))
+    return DistillationWrapper(teacher, student or network(), objective=objective, inputs=inputs)
+
+
+def train(task, samples=None, validation=None, *, kd=None, batch=2, shuffle=True, **loading):
+    """Train on five subjects, validate on three; return the student."""
+    loading = {"workers": 0} | loading
+    batches = build_loader(
+        samples or Samples(5), batch, shuffle=shuffle, seed=3, flips=shuffle, **loading
+    )
+    others = build_loader(
+        validation or Samples(3), 2, shuffle=False, seed=3, flips=False, workers=0
+    )
+    with kd or wrapper() as wrapped:
+        fit(Fabric(accelerator="cpu", devices=1), wrapped, batches, others, task)
+        return wrapped.student
 
 
 def weights(task):
@@ -88,3 +133,9 @@ def weights(task):
 
 def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def losses(task):
+    """Rows of the history, but for the time that they took."""
+    rows = read_history(task.folder / "history.csv")
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

@@ -1,4 +1,4 @@
-"""Start train.py in a process of its own that kills itself at a chosen moment.
+"""Start a program in a process of its own that kills itself at a chosen moment.
 
 A moment is a call of one of the functions that write files or take a step: half of the file is
 written, or it is complete but not yet renamed, or it has just been renamed. Nothing in the
@@ -115,12 +115,13 @@ def arm(moments):
     kdnet.training.loop.take_step = moments.around("take_step", kdnet.training.loop.take_step)
 
 
-def start(arguments, log, *, at=None, wanted="", after=None):
-    """Run train.py.
+def start(arguments, log, *, program=train, at=None, wanted="", after=None):
+    """Run a program.
 
     Args:
         arguments: Its command line.
         log: Where the moments are written.
+        program: Its module.
         at: In which moment it dies; None for none.
         wanted: Which moments count.
         after: Seconds after which it is killed from outside.
@@ -139,7 +140,7 @@ def start(arguments, log, *, at=None, wanted="", after=None):
             os.dup2(stream.fileno(), 2)
             sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
             arm(Moments(log, at, wanted))
-            code = train.main(arguments)
+            code = program.main(arguments)
         finally:
             os._exit(code)
     if after is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crossval import CROSSVAL
-from kdnet.configuration.parsing import parse_config, parse_for
+from kdnet.config import parse_config, parse_for
 from study import STUDY
 
 ROOT = Path(__file__).parents[1]

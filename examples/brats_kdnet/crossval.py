@@ -6,22 +6,18 @@ python examples/brats_kdnet/crossval.py --data-root BraTS2021  real subjects
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from kdnet.configuration.parsing import parse_for
-from kdnet.configuration.program import Program
-from kdnet.evaluation.lesions import load_panoptica
-from kdnet.runs.command import exit_status
-from kdnet.runs.folder import open_plan
-from kdnet.runs.plan import CrossvalOptions, Plan
-from kdnet.runs.results import collect_lesions, show_results
-from kdnet.runs.run_folder import RunFolder
-from kdnet.runs.schedule import command_of, train_units
-from kdnet.runs.subjects import read_subjects
-from kdnet.runs.unit import run_unit
-from kdnet.runs.view import View
+from kdnet.command import exit_status
+from kdnet.config import Config, Program, parse_for
+from kdnet.errors import UserError
+
+if TYPE_CHECKING:
+    from kdnet.runs.plan import Plan
 
 _DESCRIPTION = """\
 Cross-validate any number of rows (teacher, baseline, KD-Net, comparators) and show the paper's
@@ -43,41 +39,124 @@ Every fold, seed and row is a unit. A unit that is done is never trained again; 
 stopped goes on. Further rows, seeds and processes may be added at any time by giving the same
 command with them."""
 
+
+@dataclass(frozen=True)
+class CrossvalOptions:
+    """Rows, folds and units of a cross-validation.
+
+    Args:
+        rows: Rows and groups of rows, such as baseline,kdnet or table1; teachers come by
+            themselves. Groups: paper (teacher, baseline, gt_kl, gt_kd, kdnet), table1, table2,
+            comparators, negative, objectives; kdnet/rows.yaml lists all.
+        rows_file: YAML file with rows of your own, in the form of kdnet/rows.yaml.
+        folds_file: JSON file with the case names of every fold, instead of --folds.
+        repeats: How often the subjects are dealt into folds anew.
+        seeds: Seeds of weights and order; each row is trained once for every fold and seed. --seed
+            if none is given; that one also deals the folds.
+        sweep: "modalities" repeats every row of the student for each single modality.
+        subsets: Score networks that take any subset of modalities on all subsets, too.
+        lesions: Score single lesions too, into lesions.csv; needs panoptica and the label maps.
+        jobs: Units trained at a time: a number, or "auto": one for each GPU; on a CPU one for
+            every processor, up to 4, each with its share of threads.
+        unit: Train this unit alone, by its name (kdnet/fold0-seed0) or number, and stop; for
+            array jobs. Its teacher is trained first if that has not been done.
+        show: "units" lists the units with their numbers, "status" shows how far each one is; both
+            prepare the folder if that has not been done, and train nothing.
+    """
+
+    rows: tuple[str, ...] = ("paper",)
+    rows_file: Path | None = None
+    folds_file: Path | None = None
+    repeats: int = 1
+    seeds: tuple[int, ...] = ()
+    sweep: Literal["none", "modalities"] = "none"
+    subsets: bool = True
+    lesions: bool = False
+    jobs: int | Literal["auto"] = "auto"
+    unit: str | None = None
+    show: Literal["units", "status"] | None = None
+
+
 CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, out="runs/crossval-PRESET")
 
 
 def cross_validate(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing and show the results."""
     config, options = parse_for(CROSSVAL, arguments)
+    # What needs PyTorch is imported only now, so that --help comes at once.
+    from kdnet.results.collected import collect_lesions, show_results  # noqa: PLC0415
+    from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
+
     if options.lesions:
+        from kdnet.evaluation.lesions import load_panoptica  # noqa: PLC0415
+
         load_panoptica()
-    plan = open_plan(config, options, console)
-    if options.show is not None:
-        show_plan(plan, options.show, console)
-        return 0
-    if options.unit is not None:
-        run_unit(plan, plan.find(options.unit), console)
-        return 0
+    plan = plan_rows(config, options, console)
     command = command_of(Path(__file__), arguments)
-    failed = train_units(plan, plan.units(), options.jobs, command, console)
+    plan, failed = carry_out(plan, plan.units(), options, command, console)
+    if failed is None:
+        return 0
     show_results(plan, console)
     if options.lesions:
-        description, subjects = read_subjects(plan.config, RunFolder(plan.root), console)
-        path = collect_lesions(plan, subjects, description)
-        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
-    for name, reason in failed.items():
-        console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"Written: {collect_lesions(plan)}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
-def show_plan(plan: Plan, what: str, console: Console) -> None:
-    """List the units, or show how far they are."""
-    if what == "status":
-        console.print(View(plan, plan.units()).table())
-        return
-    for number, unit in enumerate(plan.units()):
-        done = "  done" if plan.is_done(unit) else ""
-        console.print(f"{number:4d}  {unit.name}{done}", highlight=False)
+def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Plan":
+    """Resolve rows and folds; nothing is written."""
+    from kdnet.rows import read_rows, select_rows, sweep  # noqa: PLC0415
+    from kdnet.runs.plan import deal, load_folds, make_plan  # noqa: PLC0415
+    from kdnet.runs.subjects import find_data  # noqa: PLC0415
+
+    refuse(config)
+    refuse_options(options)
+    # Each row says how it is taught.
+    config = replace(config, objective=replace(config.objective, recipe="options"))
+    data = find_data(config, console)
+    rows = select_rows(options.rows, *read_rows(options.rows_file))
+    if options.sweep == "modalities":
+        rows = sweep(rows, config.data.teacher_modalities or tuple(data.description.modalities))
+    validation = config.data.validation_fraction > 0
+    folds = (
+        deal(data.foldable, config, options.repeats)
+        if options.folds_file is None
+        else load_folds(options.folds_file, data.foldable, validation=validation)
+    )
+    seeds, subsets = options.seeds, options.subsets
+    return make_plan(
+        "crossval", "Cross-validation", config, rows, folds, data, seeds=seeds, subsets=subsets
+    )
+
+
+def refuse(config: Config) -> None:
+    """Refuse options that choose a single fold, or several devices for one."""
+    refused = {
+        "--split_file": config.data.split_file is not None,
+        "--fold": config.data.fold != 0,
+        "--devices": config.training.devices not in {1, "auto"},
+        "--num_nodes": config.training.num_nodes != 1,
+    }
+    for flag, given in refused.items():
+        if given:
+            raise UserError(
+                f"crossval.py does not take {flag}: it trains every fold, each unit on one device. "
+                "Case lists of your own: --folds_file. One unit: --unit. A single fold on several "
+                "devices: train.py."
+            )
+
+
+def refuse_options(options: CrossvalOptions) -> None:
+    """Refuse what the types of the options allow and no cross-validation can use."""
+    seeds = options.seeds
+    problems = {
+        f"--repeats is {options.repeats}; expected 1 or more": options.repeats < 1,
+        "--rows names no row": not options.rows,
+        f"--seeds names a seed twice: {', '.join(map(str, seeds))}": len({*seeds}) < len(seeds),
+        f"--seeds must be 0 or more, below 2^32: {seeds}": any(not 0 <= s < 2**32 for s in seeds),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise UserError(f"{problem}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,8 +2,8 @@
 
     python export.py --model runs/demo/student/model.safetensors --out student.onnx
 
-The ending names the format: .safetensors, .pt (a plain state_dict, metadata in a JSON file beside
-it), .pt2 (torch.export), or .onnx (compared with torch in onnxruntime). predict.py runs each.
+The ending names the format: .safetensors, .pt2 (torch.export), or .onnx (compared with torch in
+onnxruntime). predict.py runs each.
 TorchScript is not offered: PyTorch has deprecated it, and torch.export takes its place.
 """
 

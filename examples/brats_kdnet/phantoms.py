@@ -21,12 +21,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from kdnet.data.layouts import PHANTOM_MARKER
-from kdnet.data.parallel import map_parallel
+from kdnet.data.loading import map_parallel
 from kdnet.data.phantom_images import make_phantom
+from kdnet.data.subjects import PHANTOM_MARKER
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
-from kdnet.writing import atomic_folder, remove_abandoned, write_text
+from kdnet.files import UnreadableError, atomic_folder, read_json, remove_abandoned, write_text
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
 _VERSION = 1
@@ -59,16 +58,13 @@ def generate_phantoms(
             f"{root}: expected {subjects} phantoms at most, found also {', '.join(surplus[:3])}. "
             "Give another folder, or ask for at least as many."
         )
-    missing = [index for index, name in enumerate(names) if not (root / name).is_dir()]
-    write = functools.partial(_write_subject, root, seed=seed, size=size)
-    if missing:
-        map_parallel(
-            write,
-            missing,
-            workers=workers or os.cpu_count() or 1,
-            title="Making phantoms",
-            progress=progress,
-        )
+    map_parallel(
+        functools.partial(_write_subject, root, seed=seed, size=size),
+        [index for index, name in enumerate(names) if not (root / name).is_dir()],
+        workers=workers or os.cpu_count() or 1,
+        title="Making phantoms",
+        progress=progress,
+    )
     return root
 
 
@@ -81,27 +77,23 @@ def _claim(root: Path, settings: Mapping[str, Any]) -> None:
     """Mark a new folder as made of phantoms; refuse one that holds anything else."""
     marker = root / PHANTOM_MARKER
     if marker.exists():
-        found = _read_marker(marker)
+        try:
+            found = read_json(marker)
+        except UnreadableError as error:
+            raise UserError(f"{marker}: expected the settings of phantoms; {error}.") from error
         if found != settings:
             raise UserError(
                 f"{root}: holds phantoms with the settings {found}, expected {dict(settings)}. "
                 "Give another folder, or delete this one."
             )
-        return
-    if root.exists() and (not root.is_dir() or any(root.glob("[!.]*"))):
+    elif root.exists() and (not root.is_dir() or any(root.glob("[!.]*"))):
         raise UserError(
             f"{root}: expected a new or empty folder for phantoms, found other files, which "
             "would be mistaken for phantoms. Give another folder."
         )
-    root.mkdir(parents=True, exist_ok=True)
-    write_text(marker, json.dumps(settings, indent=2) + "\n")
-
-
-def _read_marker(marker: Path) -> Any:
-    try:
-        return read_json(marker)
-    except UnreadableError as error:
-        raise UserError(f"{marker}: expected the settings of phantoms; {error}.") from error
+    else:
+        root.mkdir(parents=True, exist_ok=True)
+        write_text(marker, json.dumps(settings, indent=2) + "\n")
 
 
 def _write_subject(root: Path, index: int, *, seed: int, size: int) -> None:

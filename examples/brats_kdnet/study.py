@@ -13,20 +13,9 @@ from typing import Literal
 
 from rich.console import Console
 
-from crossval import show_plan
-from kdnet.configuration.parsing import parse_for
-from kdnet.configuration.program import Program
+from kdnet.command import exit_status
+from kdnet.config import Config, Program, parse_for
 from kdnet.errors import UserError
-from kdnet.runs.command import exit_status
-from kdnet.runs.folder import open_plan
-from kdnet.runs.plan import CrossvalOptions, Plan
-from kdnet.runs.schedule import command_of, train_units
-from kdnet.runs.unit import run_unit
-from kdnet.studies.collect import check_distinct, collect
-from kdnet.studies.design import Design, read_design
-from kdnet.studies.search import search
-from kdnet.studies.trials import trials_table
-from report import write_reports
 
 _DESCRIPTION = """\
 Train a student by several recipes, with several numbers of labelled and unlabelled subjects, folds
@@ -86,48 +75,59 @@ STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
 
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
+    # What needs PyTorch is imported only now, so that --help comes at once.
+    from kdnet.results.collected import show_results  # noqa: PLC0415
+    from kdnet.runs.plan import deal, make_plan  # noqa: PLC0415
+    from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
+    from kdnet.runs.subjects import find_data  # noqa: PLC0415
+    from kdnet.studies.design import check_distinct, read_design  # noqa: PLC0415
+
     design = read_design(named_study(arguments))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)
+    refuse(config, options, design.name)
+    if options.search is not None:
+        from kdnet.results.study_tables import trials_table  # noqa: PLC0415
+        from kdnet.studies.search import search  # noqa: PLC0415
+
+        folder = search(design, options.search, config, trials=options.trials, console=console)
+        console.print(trials_table(folder).text(), highlight=False, soft_wrap=True)
+        return 0
+
+    data, (rows, seeds) = find_data(config, console), design.rows()
+    folds = deal(data.foldable, config)
+    facts = design.facts() | {"commands": [published(arguments)]}
+    plan = make_plan("study", design.title, config, rows, folds, data, own_seeds=seeds, facts=facts)
+    check_distinct(plan, design)
+    units = plan.with_teachers(unit for unit in plan.units() if (options.only or "") in unit.name)
+    if not units:
+        raise UserError(f"--only {options.only}: no unit has such a name; --show units lists them.")
+    units = [unit for unit in plan.units() if unit in units]  # numbered as without --only
+    command = command_of(Path(__file__), arguments)
+    plan, failed = carry_out(plan, units, options, command, console)
+    if failed is None:
+        return 0
+    show_results(plan, console)
+    return 1 if failed else 0
+
+
+def refuse(config: Config, options: StudyOptions, name: str) -> None:
+    """Refuse what a study has no use for."""
     if config.network.teacher_model is not None:
         raise UserError(
             "study.py does not take --teacher_model: it trains a teacher for every fold and number "
             "of labelled subjects."
         )
-    refuse_together(options)
-    if read_design(options.study).name != design.name:
-        raise UserError(
-            f"The configuration file names the study {options.study}, which sets the defaults and "
-            "must be known before; give --study on the command line."
-        )
-    if options.search is not None:
-        found = search(design, options.search, config, trials=options.trials, console=console)
-        console.print(trials_table(found).rich())
-        return 0
-    rows, seeds = design.rows()
-    units = CrossvalOptions(jobs=options.jobs, unit=options.unit, show=options.show)
-    plan = open_plan(config, units, console, rows=rows, own_seeds=seeds)
-    check_distinct(plan, design)
-    if options.show is not None:
-        show_plan(plan, options.show, console)
-        return 0
-    if options.unit is not None:
-        run_unit(plan, plan.find(options.unit), console)
-        return 0
-    failed = train(plan, options, arguments, console)
-    show(plan, design, arguments, console)
-    for name, reason in failed.items():
-        console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
-    return 1 if failed else 0
-
-
-def refuse_together(options: StudyOptions) -> None:
-    """Refuse what chooses units beside a search, which has its own."""
     others = [name for name in ("unit", "only", "show") if getattr(options, name) is not None]
     if options.search is not None and others:
         raise UserError(
             f"--search {options.search} makes trials one after the other; --{others[0]} chooses "
             "among the units of the study. Give one of them."
+        )
+    if Path(options.study).stem != name:
+        raise UserError(
+            f"The configuration file names the study {options.study}, which sets the defaults and "
+            "must be known before; give --study on the command line."
         )
 
 
@@ -142,33 +142,6 @@ def named_study(arguments: Sequence[str]) -> str:
                 raise UserError("--study: expected the name of a study or a file behind it.")
             found = arguments[position + 1]
     return found
-
-
-def train(
-    plan: Plan, options: StudyOptions, arguments: Sequence[str], console: Console
-) -> dict[str, str]:
-    """Train every wanted unit that is not done, after its teacher."""
-    wanted = {unit.name for unit in plan.units() if (options.only or "") in unit.name}
-    if not wanted:
-        raise UserError(f"--only {options.only}: no unit has such a name; --show units lists them.")
-    teachers = {
-        teacher.name
-        for unit in plan.units()
-        if unit.name in wanted
-        for teacher in plan.teachers_of(unit)
-    }
-    units = [unit for unit in plan.units() if unit.name in wanted | teachers]
-    command = command_of(Path(__file__), arguments)
-    return train_units(plan, units, options.jobs, command, console)
-
-
-def show(plan: Plan, design: Design, arguments: Sequence[str], console: Console) -> None:
-    """Store the rows of all finished units, and make tables and figures of them."""
-    path = collect(plan, design, [published(arguments)])
-    for written in (path, *write_reports(plan.root, plan.trusted)):
-        console.print(f"Written: {written}", highlight=False, soft_wrap=True)
-    figures = ", ".join(sorted(path.stem for path in plan.root.glob("*.png")))
-    console.print(f"Figures beside them, as .png and .svg: {figures or 'none'}", soft_wrap=True)
 
 
 def published(arguments: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from application import plain_objective
 from contest import Interval
 from draw import draw
 from figures import FIGURES, Row
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.recipes.distillation import student_objective
+from kdnet.config import ObjectiveConfig
+from kdnet.recipes.kdnet import student_objective
 from privdistill import Step, TapPair
 
 ROOT = Path(__file__).parents[2]

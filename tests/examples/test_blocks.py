@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from kdnet.models.blocks import InstanceNorm, check_image, check_widths, resize_like
+from kdnet.models.blocks import (
+    InstanceNorm,
+    check_image,
+    check_widths,
+    draw_subset,
+    every_subset,
+    find_present,
+)
 
 
 @pytest.mark.parametrize("axes", [2, 3])
@@ -21,12 +28,6 @@ def test_a_single_voxel_is_scaled_and_shifted_but_not_erased():
         norm.bias.copy_(torch.tensor([0.0, 1.0]))
     voxel = torch.tensor([5.0, 7.0]).reshape(1, 2, 1, 1, 1)
     assert norm(voxel).flatten().tolist() == [10.0, 22.0]
-
-
-@pytest.mark.parametrize("mode", ["nearest", "trilinear"])
-def test_features_take_the_size_of_others(mode):
-    like = torch.zeros(1, 1, 5, 6, 7)
-    assert resize_like(torch.ones(1, 2, 2, 3, 3), like, mode).shape == (1, 2, 5, 6, 7)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,32 @@ def test_images_with_other_modalities_or_too_few_voxels_are_refused():
         check_image("HeMIS", torch.zeros(1, 3, 8, 8, 8), 4, 4)
     with pytest.raises(ValueError, match="8 voxels or more along each axis"):
         check_image("HeMIS", torch.zeros(1, 4, 8, 8, 7), 4, 4)
+
+
+def test_a_modality_of_zeros_is_absent():
+    image = torch.zeros(2, 3, 4, 4)
+    image[0, 1, 2, 3] = -1.0
+    image[1] = 1.0
+    assert find_present(image).tolist() == [[False, True, False], [True, True, True]]
+
+
+def test_every_subset_of_three_is_equally_likely_and_none_is_empty():
+    drawn = draw_subset(torch.ones(7000, 3, dtype=torch.bool))
+    counts = (drawn.long() * torch.tensor([1, 2, 4])).sum(1).bincount(minlength=8)
+    assert counts[0] == 0
+    # 1000 are expected of each, with a standard deviation of 29.
+    assert ((counts[1:] - 1000).abs() < 120).all()
+
+
+def test_a_subset_keeps_to_what_a_sample_has():
+    assert len({*every_subset(4)}) == 15
+    few = torch.tensor([[False, True], [False, False]])
+    assert draw_subset(few).tolist() == few.tolist()
+    present = torch.tensor([[False, True, False, True]]).expand(300, 4)
+    drawn = draw_subset(present)
+    assert not (drawn & ~present).any()
+    assert {tuple(row) for row in drawn[:, [1, 3]].tolist()} == {
+        (True, False),
+        (False, True),
+        (True, True),
+    }

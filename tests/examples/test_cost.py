@@ -1,13 +1,13 @@
 import json
-import math
 
-import pytest
 import torch
 from torch import nn
 
-from kdnet.errors import UserError
+from invented_runs import write_plan
+from kdnet.data.description import load_description
 from kdnet.models import build_network
-from kdnet.results.cost import cost, cost_table, flops, parameters, scoring_seconds
+from kdnet.results.cost import cost_table, flops, parameters
+from kdnet.results.stored import read_folder
 
 CONVOLUTION = nn.Conv3d(2, 8, 3, padding=1)
 SHAPE = (1, 2, 4, 6, 8)
@@ -42,26 +42,13 @@ def test_network_of_the_paper_counts_without_being_run():
     assert next(network.parameters()).device == torch.device("cpu")
 
 
-def test_seconds_come_from_the_history(tmp_path):
-    history = tmp_path / "history.csv"
-    history.write_text("epoch,step,seconds\n1,5,10.0\n2,10,14.0\n")
-    measured = cost("kdnet", CONVOLUTION, SHAPE, history, training_cases=6)
-    assert (measured.epochs, measured.training_seconds) == (2, 24.0)
-    assert measured.training_seconds_per_case == 2.0
-    absent = cost("kdnet", CONVOLUTION, SHAPE, tmp_path / "none.csv", training_cases=6)
-    assert math.isnan(absent.training_seconds)
-    assert cost_table([measured, absent]).rows[0][0] == "kdnet"
-    with pytest.raises(ValueError, match="1 training case or more, got 0"):
-        cost("kdnet", CONVOLUTION, SHAPE, history, training_cases=0)
-
-
-def test_scoring_takes_its_share_of_the_evaluation(tmp_path):
-    summary = tmp_path / "summary.json"
-    assert math.isnan(scoring_seconds(summary, 3, 10))
-    summary.write_text(json.dumps({"seconds": {"teacher": 9.0, "evaluation": 60.0}}))
-    assert scoring_seconds(summary, 3, 10) == 2.0
-    summary.write_text("{}")
-    with pytest.raises(UserError, match="expected a summary with seconds"):
-        scoring_seconds(summary, 3, 10)
-    with pytest.raises(ValueError, match="got 0 networks"):
-        scoring_seconds(summary, 0, 10)
+def test_seconds_and_memory_come_from_the_first_unit(tmp_path):
+    root = write_plan(tmp_path / "run", load_description("phantom"), cases=1)
+    unit = root / "units" / "student" / "fold0-seed0"
+    (unit / "history.csv").write_text("epoch,step,seconds\n1,5,50.0\n2,10,70.0\n")
+    (unit / "unit.json").write_text(json.dumps({"peak_mib": {"process": 10, "device": 20.4}}))
+    (root / "units" / "teacher" / "fold0-seed0" / "history.csv").unlink()
+    teacher, _, student = cost_table(read_folder(root)).frame.to_numpy().tolist()
+    assert student[0] == "student"
+    assert student[3:] == ["2", "2.0", "60.0", "20"]
+    assert teacher[3:6] == ["0", "\N{EN DASH}", "\N{EN DASH}"]

@@ -35,17 +35,13 @@ def test_brats_descriptions_share_modalities_classes_and_regions(name):
 def test_label_four_becomes_three_and_four_again_on_export(brats):
     assert brats.labels == {0: 0, 1: 1, 2: 2, 4: 3}
     assert brats.export_labels == {0: 0, 1: 1, 2: 2, 3: 4}
+    assert replace(brats, labels={0: 0, 1: 1, 5: 1, 2: 2, 4: 3}).export_labels[1] == 1
 
 
 def test_decathlon_labels_one_and_two_stand_the_other_way_round():
     description = load_description(Path("msd_task01"))
     assert description.export_labels == {0: 0, 1: 2, 2: 1, 3: 3}
     assert description.channels == {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}
-
-
-def test_the_first_of_several_values_of_a_class_is_exported(brats):
-    merged = replace(brats, labels={0: 0, 1: 1, 5: 1, 2: 2, 4: 3})
-    assert merged.export_labels[1] == 1
 
 
 def test_unknown_and_missing_keys_are_all_named(brats):
@@ -72,7 +68,7 @@ def test_unknown_and_missing_keys_are_all_named(brats):
         ({"modalities": {"t1": "t1.nii"}}, r"no \{subject\}"),
         ({"modalities": {}}, "modalities is empty"),
         ({"channels": {"adc": 0}}, "channels names adc"),
-        ({"classes": "background"}, "list of names"),
+        ({"classes": "background"}, "list of numbers or names"),
     ],
 )
 def test_contradictions_are_refused(brats, change, message):
@@ -84,23 +80,9 @@ def test_a_yaml_file_of_the_user_is_read(tmp_path, brats):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(brats.to_dict() | {"name": "Mine"}))
     assert load_description(file) == replace(brats, name="Mine")
-
-
-def test_yaml_that_would_run_code_is_refused(tmp_path):
-    file = tmp_path / "evil.yaml"
-    file.write_text("name: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(UserError, match=r"evil\.yaml: expected a YAML file"):
-        load_description(file)
-
-
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""])
-def test_files_that_are_no_mapping_are_refused(tmp_path, text):
-    file = tmp_path / "bad.yaml"
-    file.write_text(text)
-    with pytest.raises(UserError, match=r"bad\.yaml: expected"):
-        load_description(file)
-
-
-def test_a_missing_file_names_the_shipped_descriptions(tmp_path):
+    for text in ("[1, 2]", "a: [", "", "name: !!python/object/apply:os.getcwd []"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"mine\.yaml: expected"):
+            load_description(file)
     with pytest.raises(UserError, match="brats2018, brats2021, brats2023, lgg"):
         load_description(tmp_path / "lgg2.yaml")

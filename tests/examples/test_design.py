@@ -30,8 +30,10 @@ def test_teachers_come_first_and_know_the_labels_of_their_students():
     rows, _ = design(Block(("baseline", "soft"), labelled=(5,))).rows()
     by_name = {row.name: row for row in rows}
     assert by_name["5-labelled_soft"].teacher == "5-labelled_teacher"
-    assert by_name["5-labelled_teacher"].options == {"labelled": 5, "unlabelled": 0}
-    assert by_name["5-labelled_soft"].options == {"imitation": 0.9, "labelled": 5}
+    teacher, soft = by_name["5-labelled_teacher"], by_name["5-labelled_soft"]
+    assert (teacher.labelled, teacher.unlabelled, teacher.options) == (5, 0, {})
+    assert (soft.labelled, soft.unlabelled, soft.options) == (5, None, {"imitation": 0.9})
+    assert soft.against == "5-labelled_baseline"
     assert [row.name for row in rows].index("5-labelled_teacher") < 2
 
 

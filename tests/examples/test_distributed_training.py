@@ -8,52 +8,34 @@ import os
 import shutil
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.training import TrainingConfig
-from kdnet.data.description import load_description
+import faulty_training
+from faulty_training import MODALITIES, case, send
+from kdnet.config import Config, ObjectiveConfig, TrainingConfig
 from kdnet.data.loading import build_loader
-from kdnet.recipes import distillation
-from kdnet.runs.devices import launch
-from kdnet.training.checkpoint import ModelMetadata
+from kdnet.recipes import kdnet
+from kdnet.runs.unit import launch
+from kdnet.stopping import StoppedError
 from kdnet.training.history import read_history
-from kdnet.training.interruption import TrainingStoppedError
 from kdnet.training.loop import fit
-from kdnet.training.task import Task
 from privdistill import DistillationWrapper, PrivilegedInput
 
 pytestmark = pytest.mark.slow
-DESCRIPTION = load_description(Path("brats2021"))
-MODALITIES = tuple(DESCRIPTION.modalities)
 GRID = (8, 8, 8)
 
 
-class Samples(torch.utils.data.Dataset):
-    """Random volumes; reading the chosen one in a chosen process sends it a signal."""
+class Samples(faulty_training.Samples):
+    """Random volumes of another grid; reading the chosen one sends this process a signal."""
 
-    def __init__(self, count, number=None, at=0):
-        generator = torch.Generator().manual_seed(1)
-        self.images = torch.randn(count, 4, *GRID, generator=generator)
-        self.labels = torch.randint(0, 4, (count, 1, *GRID), generator=generator).byte()
-        self.reads, self.number, self.at = 0, number, at
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        self.reads += 1
-        if self.number is not None and self.reads == self.at:
-            os.kill(os.getpid(), self.number)
-        return {"image": self.images[index], "label": self.labels[index], "name": f"case{index}"}
+    grid = GRID
 
 
 class Net(nn.Module):
@@ -78,36 +60,15 @@ def volumes():
 
 
 def task(folder, batch_size, whole):
-    metadata = ModelMetadata(
-        role="student",
-        backbone="kdnet",
-        backbone_arguments={},
-        in_channels=1,
-        out_channels=4,
-        modalities=("t1ce",),
-        activation="softmax",
-        description=DESCRIPTION,
-        crop=None,
-        grid=None if whole else GRID,
-        patch=GRID if whole else None,
-    )
-    settings = TrainingConfig(
-        epochs=3, batch_size=batch_size, learning_rate=0.01, schedule="onecycle", gradient_clip=1.0
-    )
-    return Task(
-        metadata=metadata,
-        settings=settings,
-        folder=folder / "student",
-        scalars=folder / "tensorboard",
-        memory_format="contiguous",
-        console=Console(quiet=True),
-        volumes=whole,
-    )
+    settings = {"epochs": 3, "batch_size": batch_size, "gradient_clip": 1.0}
+    work = case(folder, role="student", **settings)
+    size = {"grid": None, "patch": GRID} if whole else {"grid": GRID}
+    return replace(work, metadata=replace(work.metadata, **size), volumes=whole)
 
 
-def distil(fabric, folder, samples, whole=None):
-    """The student of the paper, four subjects in a step over all processes."""
-    work = task(folder, 4 // fabric.world_size, whole)
+def distil(fabric, folder, samples, whole=None, batch=None):
+    """The student of the paper, four subjects in a step over all processes unless it is said."""
+    work = task(folder, batch or 4 // fabric.world_size, whole)
     loaders = [
         build_loader(
             dataset,
@@ -122,13 +83,13 @@ def distil(fabric, folder, samples, whole=None):
         for dataset, shuffle in ((samples, True), (Samples(5), False))
     ]
     teacher, student = Net(4, seed=1), Net(1, seed=2)
-    objective = distillation.student_objective(ObjectiveConfig())
+    objective = kdnet.student_objective(ObjectiveConfig())
     with DistillationWrapper(
         teacher,
         student,
         objective=objective,
         inputs=PrivilegedInput(MODALITIES, student=("t1ce",)),
-        taps=distillation.bottleneck(ObjectiveConfig(), student, objective),
+        taps=kdnet.bottleneck(ObjectiveConfig(), student, objective),
         example=torch.zeros(1, 4, *GRID),
     ) as kd:
         fit(fabric, kd, *loaders, work)
@@ -144,14 +105,15 @@ def work(rank, folder, port, strategy):
     for number in (signal.SIGTERM, signal.SIGUSR1):
         part = Path(folder) / number.name
         # Only the second process is asked to stop, in the second of its epochs of two steps.
-        samples = Samples(8, number=number if rank == 1 else None, at=5)
+        samples = Samples(8, at=5 if rank == 1 else None, call=send(number))
         try:
             distil(fabric, part, samples)
-        except TrainingStoppedError as stop:
+        except StoppedError as stop:
             (part / f"{rank}.txt").write_text(f"{stop.exit_status - 128}: {stop}")
         fabric.barrier()
         if rank == 0:
-            shutil.copytree(part, part.with_suffix(".alone"))
+            for name in (".alone", ".other"):
+                shutil.copytree(part, part.with_suffix(name))
         fabric.barrier()
         distil(fabric, part, Samples(8))
     torch.distributed.destroy_process_group()
@@ -208,3 +170,10 @@ def test_what_was_stopped_goes_on_to_the_same_end(folder, number):
 def test_what_two_processes_began_one_can_finish(folder):
     distil(Fabric(accelerator="cpu", devices=1), folder / "SIGTERM.alone", Samples(8))
     assert_same_weights(folder / "two", folder / "SIGTERM.alone", atol=1e-5, rtol=1e-5)
+
+
+def test_one_process_goes_on_with_its_own_number_of_steps(folder):
+    """The batch of a device stays what it was, so that an epoch has twice as many steps."""
+    part = folder / "SIGTERM.other"
+    distil(Fabric(accelerator="cpu", devices=1), part, Samples(8), batch=2)
+    assert [row["step"] for row in history(part)] == [2, 6, 10]

@@ -1,7 +1,6 @@
 """Whole volumes from a network that sees parts: by hand for windows, slice by slice for planes."""
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,8 @@ import pytest
 import torch
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import find_subjects
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import find_subjects
 from kdnet.evaluation.inference import predict_volume, volume_predictor
 from kdnet.evaluation.scoring import evaluate
 
@@ -106,11 +105,14 @@ def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_
     predict = volume_predictor(
         lambda part: edema.expand(1, -1, *part.shape[2:]), patch=(8, 8, 8), slices=None
     )
-    scores = evaluate(predict, subjects[:1], preprocessing, description, "softmax", role="student")
-    native = {score.region: score for score in scores if score.space == "native"}
-    assert native["WT"].dice == pytest.approx(2 * 8**3 / (8**3 + 12**3))
-    assert native["ET"].dice == 0
-    assert [replace(score, space="native") for score in scores[:3]] == scores[3:]
+    scores = evaluate(
+        predict, subjects[:1], preprocessing, description, "softmax", unit={"row": "student"}
+    )
+    lines = scores.to_dict("records")
+    native = {line["region"]: line for line in lines if line["space"] == "native"}
+    assert native["WT"]["dice"] == pytest.approx(2 * 8**3 / (8**3 + 12**3))
+    assert native["ET"]["dice"] == 0
+    assert [{**line, "space": "native"} for line in lines[:3]] == lines[3:]
 
 
 def test_preprocessing_without_a_grid_keeps_every_voxel(brats_folder):

@@ -1,4 +1,3 @@
-import csv
 import sys
 
 import nibabel as nib
@@ -6,13 +5,13 @@ import numpy as np
 import pytest
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import ImageFile, Subject
+from kdnet.data.subjects import ImageFile, Subject
 from kdnet.errors import UserError
-from kdnet.evaluation.lesions import score_folder, score_lesions, write_lesions
+from kdnet.evaluation.lesions import score_folder, score_lesions
 
 BRATS = load_description("brats2021")
 LGG = load_description("lgg")
-WHO = {"role": "student", "case": "a", "spacing": (1.0, 1.0, 1.0)}
+WHO = {"row": "student", "case": "a", "spacing": (1.0, 1.0, 1.0)}
 
 
 @pytest.fixture
@@ -34,11 +33,11 @@ def test_one_lesion_found_one_missed_one_false(panoptica):
     predicted = cubes((2, 2, 3))  # 48 of 64 voxels shared: Dice 0.75, one voxel away
     predicted[18, 18, 18] = 1
     (score,) = score_lesions(predicted, reference, LGG, **WHO)
-    assert (score.reference_lesions, score.predicted_lesions, score.matched) == (2, 2, 1)
-    assert score.dice == pytest.approx(0.75 / 3)
+    assert (score["reference_lesions"], score["predicted_lesions"], score["matched"]) == (2, 2, 1)
+    assert score["dice"] == pytest.approx(0.75 / 3)
     # Spacing of this data set is nominal; the diagonal is that of 20 voxels in each direction.
-    assert score.hd95 == pytest.approx((1.0 + 2 * 20 * 3**0.5) / 3)
-    assert score.hd95_unit == "voxel"
+    assert score["hd95"] == pytest.approx((1.0 + 2 * 20 * 3**0.5) / 3)
+    assert score["hd95_unit"] == "voxel"
 
 
 def test_large_lesion_hides_a_missed_one_from_dice_alone(panoptica):
@@ -46,46 +45,44 @@ def test_large_lesion_hides_a_missed_one_from_dice_alone(panoptica):
     predicted = reference.copy()
     reference[17, 17, 17] = 1
     (score,) = score_lesions(predicted, reference, LGG, **WHO)
-    assert score.dice == 0.5  # the Dice of the region is above 0.999
+    assert score["dice"] == 0.5  # the Dice of the region is above 0.999
 
 
 def test_empty_masks(panoptica):
     empty, tumour = cubes(), cubes((2, 2, 2))
     (nothing,) = score_lesions(empty, empty, LGG, **WHO)
-    assert (nothing.dice, nothing.hd95, nothing.reference_lesions) == (1.0, 0.0, 0)
+    assert (nothing["dice"], nothing["hd95"], nothing["reference_lesions"]) == (1.0, 0.0, 0)
     for predicted, reference in ((empty, tumour), (tumour, empty)):
         (score,) = score_lesions(predicted, reference, LGG, **WHO)
-        assert (score.dice, score.matched) == (0.0, 0)
-        assert score.hd95 == pytest.approx(20 * 3**0.5)
+        assert (score["dice"], score["matched"]) == (0.0, 0)
+        assert score["hd95"] == pytest.approx(20 * 3**0.5)
 
 
 def test_lesions_that_do_not_touch_make_no_pair(panoptica):
     (score,) = score_lesions(cubes((2, 2, 2)), cubes((12, 12, 12)), LGG, **WHO)
-    assert (score.matched, score.dice) == (0, 0.0)
+    assert (score["matched"], score["dice"]) == (0, 0.0)
 
 
 def test_distances_follow_the_spacing(panoptica):
     reference, predicted = 3 * cubes((2, 2, 2)), 3 * cubes((2, 2, 3))
     scores = score_lesions(predicted, reference, BRATS, **(WHO | {"spacing": (1.0, 1.0, 2.5)}))
-    assert [score.region for score in scores] == ["ET", "TC", "WT"]
-    assert {(score.hd95, score.hd95_unit) for score in scores} == {(2.5, "mm")}
+    assert [score["region"] for score in scores] == ["ET", "TC", "WT"]
+    assert {(score["hd95"], score["hd95_unit"]) for score in scores} == {(2.5, "mm")}
 
 
-def test_folder_of_label_maps_to_csv(panoptica, tmp_path):
+def test_folder_of_label_maps(panoptica, tmp_path):
     path = tmp_path / "a_seg.nii.gz"
     nib.save(nib.Nifti1Image(cubes((2, 2, 2)), np.eye(4)), path)
     subject = Subject("a", {}, ImageFile(path))
-    scores = score_folder(tmp_path, [subject], LGG, role="kdnet", modalities="t1ce", fold=2)
-    write_lesions(tmp_path / "lesions.csv", scores)
-    with (tmp_path / "lesions.csv").open(newline="") as stream:
-        (row,) = csv.DictReader(stream)
-    assert (row["role"], row["case"], row["dice"], row["fold"]) == ("kdnet", "a", "1.0", "2")
+    place = {"row": "kdnet", "fold": 2}
+    (score,) = score_folder(tmp_path, [subject], LGG, **place).to_dict("records")
+    assert (score["row"], score["case"], score["dice"], score["fold"]) == ("kdnet", "a", 1.0, 2)
 
 
 def test_missing_label_map_is_named(tmp_path):
     subject = Subject("a", {}, ImageFile(tmp_path / "reference.nii.gz"))
     with pytest.raises(UserError, match=r"expected .*a_seg\.nii\.gz, found none"):
-        score_folder(tmp_path, [subject], LGG, role="kdnet")
+        score_folder(tmp_path, [subject], LGG, row="kdnet")
 
 
 def test_absent_panoptica_is_explained(monkeypatch):

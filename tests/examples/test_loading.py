@@ -4,25 +4,25 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import kdnet.data.loading
 from kdnet.data.description import load_description
-from kdnet.data.layouts import find_subjects
 from kdnet.data.loading import (
     EpochSampler,
-    MappedSamples,
     build_loader,
     flip,
     prepare,
     start_epoch,
 )
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import find_subjects
+from kdnet.data.volumes import read_volume
 from kdnet.errors import UserError
 from phantoms import generate_phantoms
 
@@ -66,6 +66,10 @@ def test_each_subject_is_read_once(subjects, preprocessing, tmp_path):
             assert torch.equal(dataset[index]["image"], direct["image"])
             assert torch.equal(dataset[index]["label"], direct["label"])
     assert preprocessing.reads == 3
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[0]["image"], dataset[0]["image"])
+    other = CountingPreprocessing(preprocessing.description, ("t1", "t1ce"), None, (4, 4, 4))
+    dataset = prepare(subjects, other, tmp_path / "cache", 1, progress=False)
+    assert dataset[0]["image"].shape == (2, 4, 4, 4)
 
 
 def test_a_changed_file_is_read_again(subjects, preprocessing, tmp_path, write_volume):
@@ -82,16 +86,9 @@ def test_a_changed_file_is_read_again(subjects, preprocessing, tmp_path, write_v
     assert torch.equal(dataset[1]["image"], direct["image"])
 
 
-def test_another_setting_never_reuses_old_files(subjects, preprocessing, tmp_path):
-    prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
-    other = CountingPreprocessing(preprocessing.description, ("t1", "t1ce"), None, (4, 4, 4))
-    dataset = prepare(subjects, other, tmp_path / "cache", 1, progress=False)
-    assert dataset[0]["image"].shape == (2, 4, 4, 4)
-
-
 def test_a_cache_file_cut_short_is_made_again(subjects, preprocessing, tmp_path):
     prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
-    file = next((tmp_path / "cache").rglob("*.pt"))
+    file = next((tmp_path / "cache").rglob("*.safetensors"))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
     assert all(dataset[index]["image"].shape == (2, 6, 6, 6) for index in range(3))
@@ -103,21 +100,21 @@ def test_a_failure_leaves_no_partial_file(subjects, preprocessing, tmp_path):
     with pytest.raises(UserError, match=r"BraTS2021_00002_t1\.nii: cannot be opened"):
         prepare(subjects, preprocessing, tmp_path / "cache", 2, progress=False)
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert all(path.suffix == ".pt" for path in left)
+    assert all(path.suffix == ".safetensors" for path in left)
 
 
-def test_an_unwritable_cache_is_one_message(subjects, preprocessing, tmp_path):
-    (tmp_path / "cache").write_text("a file")
+def test_a_cache_that_cannot_be_written_is_one_message(
+    subjects, preprocessing, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("a file")
     with pytest.raises(UserError, match="cache cannot be written"):
-        prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
+        prepare(subjects, preprocessing, tmp_path / "file", 1, progress=False)
 
+    def save(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
 
-def test_a_full_disk_is_one_message(subjects, preprocessing, tmp_path, monkeypatch):
-    def save(sample, stream):
-        stream.write(b"half")
-        raise RuntimeError("unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(kdnet.data.loading, "save_file", save)
     with pytest.raises(UserError, match="cache cannot be written"):
         prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
@@ -144,14 +141,6 @@ def test_the_key_names_the_flip_of_image_and_label(subjects, preprocessing, tmp_
             assert torch.equal(label, flip(samples[name]["label"], int(code)).long())
 
 
-def test_bits_of_a_flip_code_are_axes():
-    volume = torch.arange(8).reshape(1, 2, 2, 2)
-    assert torch.equal(flip(volume, 0), volume)
-    assert torch.equal(flip(volume, 1), volume.flip(1))
-    assert torch.equal(flip(volume, 6), volume.flip(2, 3))
-    assert torch.equal(flip(flip(volume, 5), 5), volume)
-
-
 def test_an_epoch_depends_on_seed_and_epoch_alone(subjects, preprocessing, tmp_path):
     dataset = prepare(subjects * 4, preprocessing, tmp_path / "cache", 1, progress=False)
     straight = [keys(loader(dataset), epoch) for epoch in range(3)]
@@ -170,27 +159,6 @@ def test_every_flip_is_equally_likely():
     assert counts.max() < 1150
 
 
-def test_processes_share_an_epoch_in_equal_parts():
-    def parts(shuffle):
-        samplers = [
-            EpochSampler(10, shuffle=shuffle, seed=0, flips=False, replicas=4, rank=rank)
-            for rank in range(4)
-        ]
-        assert [len(sampler) for sampler in samplers] == [len(list(s)) for s in samplers]
-        return [[index for index, _ in sampler] for sampler in samplers]
-
-    training = parts(shuffle=True)
-    assert {len(part) for part in training} == {3}
-    assert {index for part in training for index in part} == set(range(10))
-    assert sorted(index for part in parts(shuffle=False) for index in part) == list(range(10))
-
-
-def test_subjects_without_labels_give_batches_without_labels(subjects, preprocessing, tmp_path):
-    unlabelled = [replace(subject, segmentation=None) for subject in subjects]
-    dataset = prepare(unlabelled, preprocessing, tmp_path / "cache", 1, progress=False)
-    assert all("label" not in batch for batch in loader(dataset))
-
-
 def test_start_epoch_refuses_a_foreign_loader():
     with pytest.raises(TypeError, match="use_distributed_sampler=False"):
         start_epoch(torch.utils.data.DataLoader([1, 2]), 0)
@@ -206,18 +174,12 @@ def test_fabric_does_not_change_the_epoch(subjects, preprocessing, tmp_path):
     assert keys(wrapped, 7) == keys(loader(dataset), 7)
 
 
-def test_the_data_set_travels_to_other_processes(subjects, preprocessing, tmp_path):
-    dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
-    again = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(again[0]["image"], dataset[0]["image"])
-
-
 _PEAK_OF_A_RUN = """
 import resource, sys
 from pathlib import Path
 import torch
 import kdnet.data.loading
-from kdnet.data.layouts import find_subjects
+from kdnet.data.subjects import find_subjects
 from kdnet.data.loading import build_loader, prepare
 from kdnet.data.preprocessing import Preprocessing
 
@@ -249,30 +211,58 @@ def test_memory_does_not_grow_with_the_number_of_subjects(tmp_path):
     assert peak(40) - peak(8) < 60
 
 
-def test_mapped_subjects_are_those_prepared(subjects, preprocessing, tmp_path):
+def test_a_subject_whose_file_was_removed_is_prepared_again(subjects, preprocessing, tmp_path):
     dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
-    mapped = MappedSamples(dataset)
-    assert len(mapped) == 3
-    for index in range(3):
-        assert torch.equal(mapped[index]["image"], dataset[index]["image"])
-        assert mapped[index]["name"] == dataset[index]["name"]
-    next((tmp_path / "cache").glob("*/*_00001-*.pt")).unlink()
-    assert torch.equal(mapped[1]["image"], dataset[1]["image"])
+    before = dataset[1]["image"].clone()
+    next((tmp_path / "cache").glob("*/*_00001-*.safetensors")).unlink()
+    assert torch.equal(dataset[1]["image"], before)
+
+
+def test_prepared_subjects_know_what_their_files_are_like(subjects, preprocessing, tmp_path):
+    dataset = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
+    shares = [
+        [read_volume(s.images[m]).astype(bool).mean() for m in ("t1", "t1ce")] for s in subjects
+    ]
+    assert dataset.typical("nonzero") == pytest.approx(np.median(shares, axis=0))
+    assert dataset.typical("spacing") == (1.0, 1.0, 1.0)
+    assert (
+        prepare([], preprocessing, tmp_path / "cache", 1, progress=False).typical("spacing") == ()
+    )
 
 
 def test_random_numbers_of_positions_leave_order_and_flips_alone():
-    def sampler(draws):
-        return list(EpochSampler(20, shuffle=True, seed=0, flips=True, draws=draws))
+    def sampler(moves):
+        return list(EpochSampler(20, shuffle=True, seed=0, flips=True, moves=moves))
 
-    assert [address[:2] for address in sampler(draws=True)] == sampler(draws=False)
-    assert len({address[2] for address in sampler(draws=True)}) == 20
+    assert [address[:2] for address in sampler(moves=True)] == sampler(moves=False)
+    assert len({address[2] for address in sampler(moves=True)}) == 20
 
 
-@pytest.mark.parametrize("code", range(4))
-def test_a_slice_flipped_twice_is_itself(code):
-    part = torch.rand(1, 3, 4)
-    assert torch.equal(flip(flip(part, code, 2), code, 2), part)
-    assert torch.equal(flip(part, 2, 2), part.flip(2))
+def test_bits_of_a_flip_code_are_axes():
+    volume = torch.rand(1, 2, 3, 4)
+    assert torch.equal(flip(volume, 0), volume)
+    assert torch.equal(flip(volume, 1), volume.flip(1))
+    assert torch.equal(flip(volume, 6), volume.flip(2, 3))
+    assert torch.equal(flip(volume[0], 2, 2), volume[0].flip(2))
+
+
+@pytest.mark.parametrize(
+    ("size", "per_epoch", "replicas", "each"), [(10, 0, 4, 3), (4, 9, 2, 5), (2, 0, 8, 1)]
+)
+def test_processes_share_an_epoch_in_equal_parts(size, per_epoch, replicas, each):
+    def parts(shuffle):
+        chosen = {"shuffle": shuffle, "seed": 0, "flips": False, "per_epoch": per_epoch}
+        samplers = [
+            EpochSampler(size, **chosen, replicas=replicas, rank=rank) for rank in range(replicas)
+        ]
+        assert [len(sampler) for sampler in samplers] == [len(list(s)) for s in samplers]
+        return [[index for index, _ in sampler] for sampler in samplers]
+
+    training = parts(shuffle=True)
+    assert {len(part) for part in training} == {each}
+    assert {index for part in training for index in part} == set(range(size))
+    # Validation is neither shortened nor made longer.
+    assert sorted(n for part in parts(shuffle=False) for n in part) == list(range(size))
 
 
 @pytest.mark.parametrize("count", [3, 10, 25])
@@ -282,31 +272,8 @@ def test_an_epoch_has_as_many_samples_as_asked_for(count):
     assert len(indices) == len(sampler) == count
     times = [indices.count(index) for index in range(10)]
     assert max(times) - min(times) <= 1
-
-
-def test_the_length_of_an_epoch_does_not_change_its_beginning():
-    whole = [*EpochSampler(10, shuffle=True, seed=3, flips=True)]
-    assert [*EpochSampler(10, shuffle=True, seed=3, flips=True, per_epoch=25)][:10] == whole
-
-
-def test_validation_is_never_shortened():
-    assert len(EpochSampler(10, shuffle=False, seed=0, flips=False, per_epoch=3)) == 10
-
-
-def test_processes_share_a_long_epoch():
-    parts = [
-        [*EpochSampler(4, shuffle=True, seed=0, flips=False, per_epoch=9, replicas=2, rank=rank)]
-        for rank in range(2)
-    ]
-    assert [len(part) for part in parts] == [5, 5]
-
-
-def test_no_process_is_left_without_a_sample():
-    parts = [
-        [*EpochSampler(2, shuffle=True, seed=0, flips=False, replicas=8, rank=rank)]
-        for rank in range(8)
-    ]
-    assert [len(part) for part in parts] == [1] * 8
+    whole = [index for index, _ in EpochSampler(10, shuffle=True, seed=0, flips=False)]
+    assert indices[:10] == whole[:count]
 
 
 def test_batches_say_which_samples_have_a_label():
@@ -318,3 +285,5 @@ def test_batches_say_which_samples_have_a_label():
     batch = next(iter(loader))
     assert batch["labelled"].tolist() == [True, False]
     assert batch["label"].sum((1, 2, 3, 4)).tolist() == [8, 0]
+    alone = build_loader(samples[1:], 1, shuffle=False, seed=0, flips=False, workers=0)
+    assert "label" not in next(iter(alone))

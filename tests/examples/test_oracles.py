@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 ORACLES = Path(__file__).with_name("oracles.json")
 STUDIES = ROOT / "docs/results/when-it-helps"
 ROLES = ("teacher", "baseline", "student")
+KEYS = ("row", "fold", "case", "region", "space", "postprocessing")
 PLAIN = [
     *("--preset", "demo", "--phantoms", "8", "--batch_size", "2", "--seed", "0"),
     *("--precision", "32-true", "--memory_format", "contiguous", "--compile", "false"),
@@ -92,12 +93,18 @@ def read_table(path, keys, values):
 
 
 def scores_of(folder):
-    keys = ("role", "fold", "case", "region", "space", "postprocessing")
-    return read_table(folder / "scores.csv", keys, ("dice", "hd95", "predicted_voxels"))
+    return read_table(folder / "scores.csv", KEYS, ("dice", "hd95", "predicted_voxels"))
 
 
 def rows_of(folder):
-    return read_table(folder / "rows.csv", ("kind", "fold", "case", "region", "space"), ("dice",))
+    """Dice of whole label maps by recipe, as the rows of a study were stored."""
+    found = read_table(folder / "scores.csv", KEYS, ("dice",))
+    whole = {key.removesuffix(" off"): dice for key, dice in found.items() if key.endswith(" off")}
+    return {key.partition("_")[2]: dice for key, dice in whole.items()}
+
+
+def place(row):
+    return f"units/{row}/fold0-seed0"
 
 
 def weights_of(folder):
@@ -105,7 +112,7 @@ def weights_of(folder):
     return {
         f"{role} {name}": [t.abs().sum().item(), t.norm().item()]
         for role in ROLES
-        for name, stored in sorted(load_file(folder / role / "model.safetensors").items())
+        for name, stored in sorted(load_file(folder / place(role) / "model.safetensors").items())
         for t in [stored.double()]
         if name.endswith(".weight")
     }
@@ -185,7 +192,9 @@ def test_the_demo_trains_the_same_three_networks(demo, stored, close):
 
 
 def test_the_demo_gives_the_same_scores(demo, stored, close):
-    assert close(scores_of(demo), stored["demo"]) == {}
+    # All plans score what is left without small regions, too; then train.py did not.
+    found = {key: value for key, value in scores_of(demo).items() if key.endswith(" off")}
+    assert close(found, stored["demo"]) == {}
 
 
 @pytest.mark.slow

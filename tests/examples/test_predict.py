@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from kdnet.data.description import load_description
-from kdnet.data.layouts import ImageFile, Subject
+from kdnet.data.inputs import Inputs
+from kdnet.data.subjects import ImageFile, Subject
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import native_classes
 from kdnet.models import build_network
 from kdnet.training.checkpoint import ModelMetadata, load_model, save_model
-from predict import find_inputs, main
+from predict import main
 
 GRID = (16, 16, 16)
 SHAPE = (20, 18, 15)
@@ -100,8 +101,12 @@ def test_same_input_gives_the_same_labels_alone_and_in_a_folder(model, tmp_path)
     np.testing.assert_array_equal(first, second)
 
 
+def find(*inputs, modalities=("t1ce",)):
+    return Inputs(load_description("brats2021"), modalities).find([*map(str, inputs)])
+
+
 def found(inputs, **options):
-    subjects = find_inputs([str(path) for path in inputs], metadata(**options))
+    subjects = find(*inputs, **options)
     return {
         subject.name: {name: file.path.name for name, file in subject.images.items()}
         for subject in subjects
@@ -229,7 +234,7 @@ def test_a_network_for_any_subset_refuses_what_is_of_none_of_them(
     assert "modality t1ce is missing" in capsys.readouterr().err
     lone = write_image(tmp_path / "scan.nii")
     assert run("--model", any_subset, "--input", lone, *out) == 2
-    assert "the name does not say which of flair, t1, t1ce, t2 it is" in capsys.readouterr().err
+    assert "found one of no known name" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -328,15 +333,15 @@ def test_equal_names_from_two_folders_are_refused(model, tmp_path, capsys):
 def test_lone_file_for_a_network_of_two_modalities_is_refused(tmp_path):
     image = write_image(tmp_path / "x.nii")
     with pytest.raises(UserError, match="--input flair=FILE --input t1ce=FILE"):
-        find_inputs([str(image)], metadata(("flair", "t1ce")))
+        find(image, modalities=("flair", "t1ce"))
 
 
 def test_unknown_or_repeated_modality_is_refused(tmp_path):
     image = write_image(tmp_path / "x.nii")
     with pytest.raises(UserError, match="before '=', found 't9'"):
-        find_inputs([f"t9={image}"], metadata())
+        find(f"t9={image}")
     with pytest.raises(UserError, match="each of t1ce once"):
-        find_inputs([f"t1ce={image}", f"t1ce={image}"], metadata())
+        find(f"t1ce={image}", f"t1ce={image}")
 
 
 def test_foreign_model_file_is_refused(tmp_path, capsys):
@@ -379,3 +384,20 @@ def test_memory_that_runs_out_ends_with_a_message(tmp_path, model, monkeypatch, 
     command = ["--model", str(model), "--input", str(image), "--out", str(tmp_path / "out")]
     assert main(command) == 2
     assert "Main memory was not enough" in capsys.readouterr().err
+
+
+def test_images_unlike_those_of_training_are_told_and_refused_if_strict(tmp_path, capsys):
+    """The image here has voxels of 1 x 1.5 x 3 mm, and of its voxels nearly all are not zero."""
+    image = write_image(tmp_path / "in" / "case_t1ce.nii.gz")
+    for name, spacing, share, warned in (
+        ("alike", (1.0, 1.5, 3.0), 0.99, None),
+        ("spacing", (1.0, 1.0, 1.0), 0.99, "voxels measure"),
+        ("skull", (1.0, 1.5, 3.0), 0.2, "of its voxels are not 0"),
+    ):
+        model = save(tmp_path / f"{name}.safetensors", spacing=spacing, nonzero=(share,))
+        given = ("--model", model, "--input", image, "--out", tmp_path / name)
+        assert run(*given) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("--strict" in said) == bool(warned)
+        assert run(*given, "--strict") == (2 if warned else 0)
+        assert (warned or "") in capsys.readouterr().err

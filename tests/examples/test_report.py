@@ -1,117 +1,186 @@
-"""The report of a run folder that is invented here: no number in it comes from a training."""
+"""The page of a folder that is invented here: no number in it comes from a training."""
 
 import base64
 import hashlib
+import json
 import re
+import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
-from invented_runs import write_run
+from invented_runs import invented_scores, write_plan
 from kdnet.data.description import load_description
-from kdnet.errors import UserError
+from kdnet.evaluation.scoring import read_scores, write_scores
+from kdnet.results.page import duration, write_report
 from page_links import read_links
-from report import main, write_report
+from report import main
+
+ROWS = ("teacher", "baseline", "gt_kl", "kdnet")
+NOTE = {"note": "<script>alert(1)</script>"}
 
 
 @pytest.fixture(scope="module")
-def phantom_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantom") / "run"
-    return write_run(folder, load_description("phantom"), {"note": "<script>alert(1)</script>"})
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantom") / "run"
+    return write_plan(root, load_description("phantom"), config=NOTE)
 
 
 @pytest.fixture(scope="module")
-def page(phantom_run):
-    return write_report(phantom_run).read_text(encoding="utf-8")
+def crossval(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantom") / "crossval"
+    description = load_description("phantom")
+    return write_plan(root, description, ROWS, folds=3, cases=4, seeds=(0, 1), kind="crossval")
 
 
-def test_page_loads_nothing(page):
-    loaded = [
-        link for link in read_links(page).found if not link.startswith(("data:image/png", "#"))
-    ]
-    assert loaded == []
+@pytest.fixture(scope="module")
+def run_page(run):
+    return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def crossval_page(crossval):
+    return write_report(crossval).read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=["run", "crossval"])
+def page(request):
+    return request.getfixturevalue(f"{request.param}_page")
+
+
+@pytest.fixture
+def copy(crossval, tmp_path):
+    """A folder to change, without slices and images, so that pages are made quickly."""
+    ignored = shutil.ignore_patterns("slices.npz", "predictions", "*.safetensors")
+    return shutil.copytree(crossval, tmp_path / "crossval", ignore=ignored)
+
+
+def text_of(page):
+    return re.sub(r"\s+", " ", " ".join(read_links(page).texts))
+
+
+def test_page_loads_nothing_and_has_every_identifier_once(page):
+    links = read_links(page)
+    assert [s for s in links.found if not s.startswith(("data:image/png", "#"))] == []
+    assert len(links.identifiers) == len(set(links.identifiers))
     assert re.findall(r"url\((?!#)", page) == []
     assert "default-src 'none'" in page
     assert "@import" not in page
 
 
-def test_identifiers_are_unique(page):
-    identifiers = read_links(page).identifiers
-    assert len(identifiers) == len(set(identifiers))
+def test_browser_is_told_the_only_script_it_may_run(page):
+    (kind, _), (_, script) = read_links(page).scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert kind == "application/json"
+    assert f"script-src 'sha256-{digest}'" in page
 
 
 def test_phantom_is_shown_large_and_with_every_section(page):
     assert "<strong>PHANTOM</strong>" in page
-    assert page.count('<span class="tag">phantom</span>') == 8
+    headings = re.findall(r"<h[23]>(.*?)</h[23]>", page)
+    untagged = [heading for heading in headings if "phantom" not in heading]
+    assert untagged == ["Run"]
     assert "(phantom)</title>" in page
 
 
 def test_real_data_are_not_called_phantoms(tmp_path):
     description = replace(load_description("brats2021"), name="Invented", citation="A. Author")
-    page = write_report(write_run(tmp_path / "run", description)).read_text(encoding="utf-8")
+    root = write_plan(tmp_path / "run", description, cases=2)
+    page = write_report(root).read_text(encoding="utf-8")
     assert "phantom" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower()
     assert "cites: A. Author" in page
+    assert "PHANTOM" not in (root / "tables.md").read_text(encoding="utf-8")
 
 
-def test_text_from_the_run_is_escaped(page):
-    kinds = [kind for kind, _ in read_links(page).scripts]
-    assert kinds == ["application/json", "text/javascript"]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+def test_page_states_both_conventions_counts_settings_cases_and_times(run_page):
+    text = text_of(run_page)
+    for wanted in (
+        *("Dice, reference present (n)", "cases with the region in the reference", "1 of 8"),
+        *("predicted all the same", "373.13 mm", "4.0 ± 0.0 mm", "temperature", "versions: torch"),
+        *("Case_b", "fold 0, train: 2", "1 min 1 s", "1234", "<script>alert(1)"),
+    ):
+        assert wanted in text, wanted
 
 
-def test_browser_is_told_the_only_script_it_may_run(page):
-    _, (_, script) = read_links(page).scripts
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in page
+def test_report_is_the_same_when_made_again(run, run_page):
+    assert write_report(run).read_text(encoding="utf-8") == run_page
 
 
-def test_page_states_both_conventions_and_counts(page):
-    assert "Dice, all cases" in page
-    assert "Dice, cases with the region in the reference" in page
-    assert "1 of 8" in page
-    assert "1 predicted all the same, 0 missed" in page
-    assert "HD95 [mm]" in page
-    assert "373.13 mm" in page
-
-
-def test_page_holds_settings_cases_times_and_memory(page):
-    for text in ("temperature", "versions: torch", "Case_b", "train: 2", "1 min 1 s", "1,234 MiB"):
-        assert text in page, text
-
-
-def test_strip_shows_what_the_student_sees_the_reference_and_the_networks(page):
-    pictures = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)"', page)
-    assert len(pictures) == 3 * 8  # three cases, five tiles and three modalities to unfold
-    shown = [text.split(": ")[1] for text in pictures[:8]]
-    strip = ["t1ce", "reference", "baseline", "student", "teacher"]
-    assert shown == [f"{name} (phantom)" for name in [*strip, "flair", "t1", "t2"]]
-
-
-def test_gain_charts_are_drawn_per_region(page):
-    labels = re.findall(r'aria-label="([^"]+)"', page)
-    assert "TC: Dice per case, baseline to student; 8 of 8 gain, 0 lose" in labels
+def test_outcome_and_charts_are_those_of_kdnet_over_the_baseline(crossval_page):
+    text = text_of(crossval_page)
+    assert "4 networks on phantoms: 3 folds, 2 seeds (0, 1), 12 held-out cases" in text
+    assert "Protocol: phantom, 12 cases, 3 folds, 3 epochs" in text
+    assert "KD-Net (GT+KL+KD) is better than baseline" in text
+    labels = re.findall(r'aria-label="([^"]+)"', crossval_page)
     assert sum("gain in Dice of every case" in label for label in labels) == 3
+    assert any(label.startswith("WT: ") and "12 of 12 gain" in label for label in labels)
+    for row in ("gt_kl", "KD-Net (GT+KL+KD)"):
+        assert f"{row} \N{MINUS SIGN} baseline" in text, row
 
 
-def test_report_is_the_same_when_made_again(phantom_run, page):
-    assert write_report(phantom_run).read_text(encoding="utf-8") == page
+def test_pictures_compare_without_help_with_it_and_the_teacher(crossval_page):
+    pictures = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)"', crossval_page)
+    assert len(pictures) == 3 * 8  # three cases, five tiles and three modalities to unfold
+    shown = [text.split(": ")[1].removesuffix(" (phantom)") for text in pictures[:8]]
+    assert shown == ["t1ce", "reference", "baseline", "kdnet", "teacher", "flair", "t1", "t2"]
+    data = json.loads(read_links(crossval_page).scripts[0][1])
+    order = ["reference", "baseline", "kdnet", "teacher", "gt_kl"]
+    assert [name for name, _ in data[0]["labels"]] == order
 
 
-def test_report_without_slices_history_and_summary(phantom_run, tmp_path):
-    for name in ("config.yaml", "scores.csv"):
-        (tmp_path / name).write_text((phantom_run / name).read_text())
-    page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "there is no figure" in page
-    assert "No history was kept" in page
+def test_tables_of_the_paper_stand_beside_the_published_numbers(crossval_page):
+    text = text_of(crossval_page)
+    assert text.index("Table 1 of the paper, training grid") < text.index("tables in native space")
+    for wanted in ("Table 2 of the paper", "71.67 ± 1.22", "not run", "T1ce alone, published"):
+        assert wanted in text, wanted
+    assert "(1) ours: phantom, 12 cases, 3 folds, 3 epochs." in text
 
 
-def test_folder_of_no_run_is_status_two(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
-    assert "found neither config.yaml nor crossval.json" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+def test_parts_that_were_not_run_are_left_out(copy):
+    scores = read_scores(copy / "scores.csv")
+    plain = scores[(scores["row"] == "baseline") & (scores["space"] == "native")]
+    write_scores(copy / "scores.csv", plain[plain["region"] == "WT"].assign(region="lesion"))
+    text = text_of(write_report(copy).read_text(encoding="utf-8"))
+    assert "There is no gain to report" in text
+    assert "The label maps were not kept, so there is no figure." in text
+    for absent in ("Paired gains", "Subsets", "On the training grid", "With small", "published"):
+        assert absent not in text, absent
 
 
-def test_run_without_scores_is_explained(tmp_path):
-    (tmp_path / "config.yaml").write_text("fold: 0\n")
-    with pytest.raises(UserError, match="expected the scores of a run"):
-        write_report(tmp_path)
+def test_post_processing_and_subsets_are_shown_where_they_were_scored(copy):
+    scores = read_scores(copy / "scores.csv")
+    native = scores[scores["space"] == "native"].assign(postprocessing="on")
+    write_scores(copy / "scores.csv", pd.concat([scores, native]))
+    subsets = invented_scores(rows=("hemis",), modalities="flair+t1ce")
+    write_scores(copy / "subsets.csv", subsets)
+    text = text_of(write_report(copy).read_text(encoding="utf-8"))
+    assert "small regions removed" in text
+    assert "hemis, ET" in text
+    assert "mean of 15" in text
+    assert "hemis, ET" in (copy / "tables.md").read_text(encoding="utf-8")
+
+
+def test_page_without_models_histories_and_records(copy):
+    shutil.rmtree(copy / "units")
+    for name in ("config.yaml", "environment.json", "folds.json", "description.json"):
+        (copy / name).unlink()
+    assert "No history was kept" in text_of(write_report(copy).read_text(encoding="utf-8"))
+
+
+def test_folder_of_no_run_or_without_scores_is_status_two(copy, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty")]) == 2
+    assert "plan.json" in capsys.readouterr().err
+    (copy / "scores.csv").unlink()
+    assert main([str(copy)]) == 2
+    assert "scores.csv" in capsys.readouterr().err
+    assert not [*(tmp_path / "empty").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.26, "0.3 s"), (59.4, "59.4 s"), (61, "1 min 1 s"), (3600, "1 h 0 min")],
+)
+def test_times_are_said_in_the_unit_that_fits(seconds, said):
+    assert duration(seconds) == said

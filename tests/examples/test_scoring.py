@@ -1,22 +1,26 @@
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from invented_runs import scores_of
 from kdnet.data.description import load_description
-from kdnet.data.layouts import find_subjects
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError
+from kdnet.evaluation.inference import native_classes
 from kdnet.evaluation.scoring import (
-    Score,
+    COLUMNS,
     evaluate,
+    gather_scores,
     grid_spacing,
-    native_classes,
     read_scores,
     score_case,
     write_scores,
@@ -75,7 +79,9 @@ def class_indices(values):
 
 
 def one(scores, **wanted):
-    (found,) = [s for s in scores if all(getattr(s, k) == v for k, v in wanted.items())]
+    for name, value in wanted.items():
+        scores = scores[scores[name] == value]
+    (found,) = scores.itertuples()
     return found
 
 
@@ -89,14 +95,14 @@ def test_regions_of_a_shifted_prediction_by_hand():
         predicted,
         reference,
         DESCRIPTION,
-        role="student",
+        row="student",
         case="a",
         space="grid",
         spacing=(1.0, 1.0, 1.0),
     )
-    assert [score.region for score in scores] == ["ET", "TC", "WT"]
-    assert [score.dice for score in scores] == [1.0, 32 / 33, 32 / 49]
-    assert [(s.reference_voxels, s.predicted_voxels) for s in scores] == [
+    assert [score["region"] for score in scores] == ["ET", "TC", "WT"]
+    assert [score["dice"] for score in scores] == [1.0, 32 / 33, 32 / 49]
+    assert [(s["reference_voxels"], s["predicted_voxels"]) for s in scores] == [
         (16, 16),
         (16, 17),
         (32, 17),
@@ -108,24 +114,24 @@ def test_nominal_spacing_gives_voxels_and_says_so():
     predicted = reference.copy()
     reference[1, 1, 1], predicted[4, 1, 1] = 3, 3
     nominal = replace(DESCRIPTION, spacing="nominal")
-    arguments = {"role": "student", "case": "a", "space": "native", "spacing": (2.0, 1.0, 1.0)}
+    arguments = {"row": "student", "case": "a", "space": "native", "spacing": (2.0, 1.0, 1.0)}
     (in_mm, *_) = score_case(predicted, reference, DESCRIPTION, **arguments)
     (in_voxels, *_) = score_case(predicted, reference, nominal, **arguments)
-    assert (in_mm.hd95, in_mm.hd95_unit) == (pytest.approx(6.0), "mm")
-    assert (in_voxels.hd95, in_voxels.hd95_unit) == (pytest.approx(3.0), "voxel")
-    assert in_mm.nsd == 0.0
-    assert math.isnan(in_voxels.nsd)  # a millimetre is not known
+    assert (in_mm["hd95"], in_mm["hd95_unit"]) == (pytest.approx(6.0), "mm")
+    assert (in_voxels["hd95"], in_voxels["hd95_unit"]) == (pytest.approx(3.0), "voxel")
+    assert in_mm["nsd"] == 0.0
+    assert math.isnan(in_voxels["nsd"])  # a millimetre is not known
     # Whole volumes are cut to the tumour before they are compared; the penalty is not.
     (missed, *_) = score_case(np.zeros_like(reference), reference, DESCRIPTION, **arguments)
-    assert missed.hd95 == pytest.approx(math.hypot(16, 4, 4))
+    assert missed["hd95"] == pytest.approx(math.hypot(16, 4, 4))
 
 
 def test_cases_without_any_tumour_agree():
     empty = np.zeros((4, 4, 4), dtype=np.uint8)
-    arguments = {"role": "student", "case": "a", "space": "grid", "spacing": (1.0, 1.0, 1.0)}
+    arguments = {"row": "student", "case": "a", "space": "grid", "spacing": (1.0, 1.0, 1.0)}
     for score in score_case(empty, empty, DESCRIPTION, **arguments):
-        assert (score.dice, score.hd95, score.nsd) == (1.0, 0.0, 1.0)
-        assert math.isnan(score.dice_reference_present)
+        assert (score["dice"], score["hd95"], score["nsd"]) == (1.0, 0.0, 1.0)
+        assert math.isnan(score["dice_reference_present"])
     with pytest.raises(ValueError, match="same grid"):
         score_case(empty, empty[:2], DESCRIPTION, **arguments)
 
@@ -145,15 +151,14 @@ def test_perfect_network_scores_one_everywhere(subjects):
         preprocessing(),
         DESCRIPTION,
         "softmax",
-        role="teacher",
-        fold=2,
-        seed=7,
+        unit={"row": "teacher", "fold": 2, "seed": 7, "labelled": 5, "against": "baseline"},
     )
     assert len(scores) == 2 * 3 * 2
-    assert {score.dice for score in scores} == {1.0}
-    assert {score.hd95 for score in scores} == {0.0}
-    assert {score.nsd for score in scores} == {1.0}
-    assert {(s.modalities, s.fold, s.seed) for s in scores} == {("t1ce", 2, 7)}
+    assert [*scores.columns] == [*COLUMNS]
+    for name, value in {"dice": 1.0, "hd95": 0.0, "nsd": 1.0, "modalities": "t1ce"}.items():
+        assert {*scores[name]} == {value}
+    for name, value in {"row": "teacher", "fold": 2, "seed": 7, "against": "baseline"}.items():
+        assert {*scores[name]} == {value}
     without = one(scores, case="BraTS2021_00002", region="ET", space="native")
     assert math.isnan(without.dice_reference_present)
 
@@ -167,7 +172,7 @@ def test_predictions_lie_on_the_original_grid_with_the_original_labels(subjects,
         preprocessing(),
         DESCRIPTION,
         "softmax",
-        role="student",
+        unit={"row": "student"},
         prediction_folder=folder,
     )
     written = nib.load(folder / "BraTS2021_00001_seg.nii.gz")
@@ -188,7 +193,7 @@ def test_native_label_maps_are_scored_before_and_after_postprocessing(subjects):
         preprocessing(),
         DESCRIPTION,
         "softmax",
-        role="student",
+        unit={"row": "student"},
         smallest_volume=500.0,
     )
     # 32 voxels of 2 x 1 x 3 mm are predicted as ET, 192 mm³; the second subject has none.
@@ -205,14 +210,14 @@ def test_tumour_outside_the_crop_counts_as_missed_in_native_space_only(subjects)
     inside = preprocessing(crop=(8, 8, 12), grid=(8, 8, 12))
     label = class_indices(label_values())[4:12, 4:12]
     scores = evaluate(
-        perfect([label]), subjects[:1], inside, DESCRIPTION, "softmax", role="student"
+        perfect([label]), subjects[:1], inside, DESCRIPTION, "softmax", unit={"row": "student"}
     )
     assert one(scores, region="WT", space="grid").dice == 1.0
     assert one(scores, region="WT", space="native").dice == 1.0  # the tumour fits the crop
     narrow = preprocessing(crop=(4, 8, 12), grid=(4, 8, 12))
     label = class_indices(label_values())[6:10, 4:12]
     scores = evaluate(
-        perfect([label]), subjects[:1], narrow, DESCRIPTION, "softmax", role="student"
+        perfect([label]), subjects[:1], narrow, DESCRIPTION, "softmax", unit={"row": "student"}
     )
     assert one(scores, region="WT", space="grid").dice == 1.0
     # Half of the 8 slabs lie in the crop: 2 * 0.5 / (1 + 0.5).
@@ -242,51 +247,72 @@ def test_output_that_is_not_finite_is_refused(subjects):
             preprocessing(),
             DESCRIPTION,
             "softmax",
-            role="student",
+            unit={"row": "student"},
         )
 
 
 def test_scores_survive_the_csv(tmp_path):
-    scores = [
-        Score("student", 'a,"b', "ET", "native", 0.1 + 0.2, math.nan, 373.13, "mm", 0, 12),
-        Score("teacher", "c", "WT", "grid", 1.0, 1.0, 0.0, "voxel", 5, 5, 0.5, "on", "t1+t2", 2, 3),
-    ]
+    odd = scores_of("student", {'a,"b': 0.1 + 0.2}, dice_reference_present=math.nan, seed=3)
+    scores = pd.concat([odd, scores_of("teacher", {"c": 1.0}, nsd=0.5, postprocessing="on")])
     write_scores(tmp_path / "scores.csv", scores)
-    first, second = read_scores(tmp_path / "scores.csv")
-    assert math.isnan(first.dice_reference_present)
-    assert math.isnan(first.nsd)
-    known = {"dice_reference_present": 0.0, "nsd": 0.0}
-    assert replace(first, **known) == replace(scores[0], **known)
-    assert second == scores[1]
+    pd.testing.assert_frame_equal(
+        read_scores(tmp_path / "scores.csv"), scores.reset_index(drop=True), check_exact=True
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
 
 
-def test_scores_of_an_older_run_get_the_defaults(tmp_path):
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("postprocessing", "perhaps"),
+        ("dice", "1.5"),
+        ("dice", "inf"),
+        ("hd95", "-1"),
+        ("hd95", "=1+1"),
+        ("fold", ""),
+        ("fold", "0.5"),
+        ("case", ""),
+    ],
+)
+def test_value_that_cannot_be_is_named_with_its_line(tmp_path, column, text):
     path = tmp_path / "scores.csv"
-    path.write_text(
-        "role,case,region,space,dice,dice_reference_present,hd95,hd95_unit,reference_voxels,"
-        "predicted_voxels\nstudent,a,ET,native,0.5,,3.0,mm,0,7\n"
-    )
-    (score,) = read_scores(path)
-    assert (score.dice, score.reference_voxels, score.predicted_voxels) == (0.5, 0, 7)
-    assert math.isnan(score.nsd)
-    assert (score.postprocessing, score.modalities, score.fold, score.seed) == ("off", "", 0, 0)
-
-
-def test_value_outside_its_choices_is_explained(tmp_path):
-    path = tmp_path / "scores.csv"
-    write_scores(path, [Score("a", "b", "ET", "native", 1.0, 1.0, 0.0, "mm", 1, 1)])
-    path.write_text(path.read_text().replace(",off,", ",perhaps,"))
-    with pytest.raises(UserError, match="'perhaps' is none of off, on"):
+    scores = scores_of("student", {"a": 0.5, "b": 0.5}).astype(object)
+    scores.loc[1, column] = text
+    write_scores(path, scores)
+    with pytest.raises(UserError, match=f"line 3: {column} is '{re.escape(text)}'"):
         read_scores(path)
 
 
-def test_missing_or_foreign_scores_are_explained(tmp_path):
+@pytest.mark.parametrize("content", ["", "case,dice\na,1\n", "row\n" * 3, "\0\0", "{"])
+def test_missing_or_foreign_scores_are_explained(tmp_path, content):
+    path = tmp_path / "scores.csv"
     with pytest.raises(UserError, match="no such file"):
-        read_scores(tmp_path / "scores.csv")
-    (tmp_path / "scores.csv").write_text("case,dice\na,1\n")
-    with pytest.raises(UserError, match="expected the columns role, case"):
-        read_scores(tmp_path / "scores.csv")
+        read_scores(path)
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"scores\.csv"):
+        read_scores(path)
+
+
+def test_lines_that_are_cut_short_or_twice_there_are_refused(tmp_path):
+    path = tmp_path / "scores.csv"
+    write_scores(path, scores_of("student", {"a": 0.5}))
+    whole = path.read_text()
+    path.write_text(whole[: whole.rindex(",")])
+    with pytest.raises(UserError, match="as long as the header"):
+        read_scores(path)
+    path.write_text(whole + whole.splitlines()[1])
+    with pytest.raises(UserError, match="two lines are about row student"):
+        read_scores(path)
+
+
+def test_tables_of_units_are_gathered(tmp_path):
+    assert gather_scores(tmp_path).empty
+    for seed in (0, 1):
+        folder = tmp_path / "units" / "student" / f"fold0-seed{seed}"
+        folder.mkdir(parents=True)
+        write_scores(folder / "scores.csv", scores_of("student", {"a": 0.5}, seed=seed))
+    assert gather_scores(tmp_path)["seed"].tolist() == [0, 1]
+    assert len(read_scores(tmp_path / "scores.csv")) == 2
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs real subjects, see PRIVDISTILL_DATA")
@@ -302,7 +328,7 @@ def test_reference_of_a_real_subject_survives_grid_and_back(tmp_path):
         brats,
         description,
         "softmax",
-        role="student",
+        unit={"row": "student"},
         prediction_folder=tmp_path,
     )
     assert one(scores, region="WT", space="grid").dice == 1.0

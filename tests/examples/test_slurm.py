@@ -9,7 +9,7 @@ import pytest
 
 import train
 from crossval import CROSSVAL
-from kdnet.configuration.parsing import parse_config, parse_for
+from kdnet.config import parse_config, parse_for
 
 FOLDER = Path(train.__file__).parent / "slurm"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

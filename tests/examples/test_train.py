@@ -1,3 +1,5 @@
+"""train.py from its command line to the files that it leaves."""
+
 import json
 import os
 import shutil
@@ -10,263 +12,380 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
 import train
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.parsing import parse_config
+from kdnet.config import ObjectiveConfig
 from kdnet.evaluation.scoring import read_scores
 from kdnet.models import KDNet
-from kdnet.recipes import distillation
-from kdnet.runs.networks import describe_network
-from kdnet.runs.opening import open_experiment
-from kdnet.runs.run_folder import ROLES, RunFolder
-from kdnet.runs.subjects import find_description
-from kdnet.runs.trial import show_trial, try_out
+from kdnet.recipes import kdnet, recipe_of
+from kdnet.runs import networks
+from kdnet.runs.folder import Folder
 from kdnet.training.checkpoint import load_model, read_metadata, save_model
 from kdnet.training.history import read_history
-from kdnet.training.performance import Performance
 from phantoms import generate_phantoms
 
 SCRIPT = Path(train.__file__)
+ROLES = ("teacher", "baseline", "student")
 NAMES = [f"Phantom_{number:04d}" for number in range(1, 7)]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
-    *("--precision", "32-true", "--memory_format", "contiguous", "--workers", "1"),
+    *("--precision", "32-true", "--workers", "1", "--epochs", "2", "--folds", "3"),
     # Weights are compared bit by bit, and a GPU adds in an order of its own.
-    *("--epochs", "2", "--folds", "3", "--accelerator", "cpu"),
+    *("--accelerator", "cpu", "--preset", "demo"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory) -> Path:
-    return generate_phantoms(
-        tmp_path_factory.mktemp("data") / "phantoms", subjects=6, seed=0, size=32, progress=False
-    )
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    return generate_phantoms(root, subjects=6, seed=0, size=32, progress=False)
 
 
 @pytest.fixture(scope="module")
 def arguments(subjects, tmp_path_factory) -> list[str]:
     out = tmp_path_factory.mktemp("runs") / "run"
-    return ["--data-root", str(subjects), "--preset", "demo", "--out", str(out), *SMALL]
+    return ["--data-root", str(subjects), *SMALL, "--out", str(out)]
 
 
 @pytest.fixture(scope="module")
-def run(arguments) -> RunFolder:
+def run(arguments) -> Path:
     threads = torch.get_num_threads()
     assert train.main(arguments) == 0
     torch.set_num_threads(threads)
-    return RunFolder(Path(arguments[arguments.index("--out") + 1]))
+    return Path(arguments[-1])
 
 
-def status_and_message(capsys, arguments):
-    status = train.main(arguments)
-    return status, capsys.readouterr().err
+@pytest.fixture
+def copy(run, tmp_path) -> Path:
+    return shutil.copytree(run, tmp_path / "copy")
 
 
-@pytest.mark.parametrize("share", ["0.25", "0"])
-def test_recipe_auto_says_what_the_teachers_lead_promises(subjects, tmp_path, capsys, share):
-    threads = torch.get_num_threads()
-    given = ["--data-root", str(subjects), "--preset", "demo", "--out", str(tmp_path), *SMALL]
-    given += ["--recipe", "auto", "--epochs", "1", "--validation_fraction", share]
-    if share == "0":
-        given += ["--selection", "last", "--schedule", "onecycle"]
-    assert train.main(given) == 0
-    torch.set_num_threads(threads)
-    lines = capsys.readouterr().out.splitlines()
-    leads = [line.startswith("The teacher leads the baseline by") for line in lines]
-    assert sum(leads) == (share != "0"), "once; never where nothing is validated"
+def unit(out, role, fold=0):
+    return Folder(out).unit(f"{role}/fold{fold}-seed0")
+
+
+def weights(out, role="student"):
+    return load_file(unit(out, role).model)
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def refusal(capsys, arguments):
+    assert train.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
 
 
 def test_a_run_leaves_everything_in_its_folder(run):
     for role in ROLES:
-        assert load_model(run.model(role))[1].role == role
-        assert len(read_history(run.role(role) / "history.csv")) == 2
-        assert len(list(run.predictions(role).glob("*_seg.nii.gz"))) == 2
-    scores = read_scores(run.scores)
-    assert len(scores) == 3 * 2 * 2 * 3  # networks, cases, spaces, regions
-    summary = json.loads(run.summary.read_text())
-    assert {"data", *ROLES, "evaluation"} <= summary["seconds"].keys()
-    assert summary["peak_mib"]["process"] > 0
-    assert (run.root / "report.html").is_file()
+        folder = unit(run, role)
+        assert load_model(folder.model)[1].role == role
+        assert len(read_history(folder.history)) == 2
+        assert len(list(folder.predictions.glob("*_seg.nii.gz"))) == 2
+        record = json.loads(folder.record.read_text())
+        assert {"data", "training", "evaluation"} <= record["seconds"].keys()
+        assert record["peak_mib"]["process"] > 0
+    scores = read_scores(run / "scores.csv")
+    # Networks, cases, regions, in both spaces and in native space without small regions, too.
+    assert len(scores) == 3 * 2 * 3 * 3
+    assert {*scores["against"][scores["row"] == "student"]} == {"baseline"}
+    assert (run / "report.html").is_file()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_run_on_a_gpu_comes_to_its_end_and_is_known_again(arguments, tmp_path, capsys):
+def test_a_run_on_a_gpu_comes_to_its_end_and_is_known_again(arguments, tmp_path):
     given = [*arguments, "--out", str(tmp_path / "run"), "--accelerator", "gpu"]
     assert train.main(given) == 0
-    found = RunFolder(tmp_path / "run")
-    summary = json.loads(found.summary.read_text())
-    assert summary["peak_mib"]["gpu"] > 0
-    assert "teacher_cache" not in summary, "--teacher_cache auto keeps nothing on a GPU"
-    capsys.readouterr()
+    record = json.loads(unit(tmp_path / "run", "student").record.read_text())
+    assert record["peak_mib"]["gpu"] > 0
+    assert "teacher_cache" not in record, "--teacher_cache auto keeps nothing on a GPU"
     assert train.main(given) == 0
-    said = capsys.readouterr().out
-    assert all(f"{role}: finished" in said for role in ROLES)
 
 
 def test_views_are_those_of_the_paper(run):
-    assert read_metadata(run.model("teacher")).modalities == ("flair", "t1", "t1ce", "t2")
-    assert read_metadata(run.model("baseline")).modalities == ("t1ce",)
-    assert read_metadata(run.model("student")).modalities == ("t1ce",)
-    assert read_metadata(run.model("student")).phantom
+    assert read_metadata(unit(run, "teacher").model).modalities == ("flair", "t1", "t1ce", "t2")
+    for role in ("baseline", "student"):
+        assert read_metadata(unit(run, role).model).modalities == ("t1ce",)
+    assert read_metadata(unit(run, "student").model).phantom
 
 
 def test_only_the_student_learns_from_the_teacher(run):
-    columns = {role: set(read_history(run.role(role) / "history.csv")[0]) for role in ROLES}
+    columns = {role: set(read_history(unit(run, role).history)[0]) for role in ROLES}
     assert columns["teacher"] == columns["baseline"]
     assert columns["student"] - columns["baseline"] == {
-        "train_soft_target_dice_bce",
-        "train_latent_kl",
-        "validation_soft_target_dice_bce",
-        "validation_latent_kl",
+        f"{part}_{term}"
+        for part in ("train", "validation")
+        for term in ("soft_target_dice_bce", "latent_kl")
     }
 
 
-def test_a_finished_run_is_not_trained_again(run, arguments, capsys):
-    before = load_file(run.model("student"))
+def test_a_finished_run_is_not_trained_again(run, arguments):
+    before = {role: unit(run, role).model.stat().st_mtime_ns for role in ROLES}
     assert train.main(arguments) == 0
-    output = capsys.readouterr().out
-    assert "it goes on" in output
-    assert all(f"{role}: finished" in output for role in ROLES)
-    assert "phantom" in output
-    assert all(torch.equal(before[k], v) for k, v in load_file(run.model("student")).items())
+    assert before == {role: unit(run, role).model.stat().st_mtime_ns for role in ROLES}
 
 
-def test_a_continued_run_keeps_the_choices_of_its_beginning(run, arguments, tmp_path, monkeypatch):
-    choice = Performance("32-true", "channels_last")
-    monkeypatch.setattr(
-        "kdnet.runs.trial.try_out", lambda *_: (choice, {"32-true, contiguous": 2.0})
-    )
-    open_run = ["--out", str(tmp_path / "run"), "--memory_format", "auto"]
-    config = parse_config([*arguments, *open_run, "--cache_dir", str(run.root / "cache")])
-    assert open_experiment(config, Console(quiet=True)).performance == choice
-    resolved = RunFolder(tmp_path / "run").resolved()
-    assert resolved["memory_format"] == "channels_last"
-    assert resolved["trial_seconds"] == {"32-true, contiguous": 2.0}
-    monkeypatch.setattr("kdnet.runs.trial.try_out", None)
-    again = open_experiment(config, Console(quiet=True))
-    assert again.performance == choice
-    assert again.build_network("student").head.weight.is_contiguous(
-        memory_format=torch.channels_last_3d
-    )
-    assert RunFolder(tmp_path / "run").resolved() == resolved
+def test_another_loss_is_another_experiment_and_never_an_old_result(
+    copy, arguments, capsys, monkeypatch
+):
+    def doubled(row, setting):
+        recipe = recipe_of(row, setting)
+        return replace(recipe, objective=2.0 * recipe.objective) if row.teacher else recipe
+
+    monkeypatch.setattr(networks, "recipe_of", doubled)
+    for _ in range(2):
+        message = refusal(capsys, [*arguments, "--out", str(copy)])
+        assert str(unit(copy, "student").root) in message
+        assert "objective: " in message
+    assert equal(weights(copy), weights(Path(arguments[-1])))
 
 
-def test_the_trial_is_shown_the_fastest_first(capsys):
-    seconds = {"32-true, contiguous": 0.2, "bf16-mixed, contiguous": 0.1}
-    show_trial(Console(), Performance("bf16-mixed"), seconds)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "Trial step:   0.1000 s  bf16-mixed, contiguous  <- taken",
-        "Trial step:   0.2000 s  32-true, contiguous",
-    ]
+NETWORK = """
+from kdnet.models import KDNet
+class Tiny(KDNet):
+    def forward(self, image):
+        return super().forward(image) * {factor}
+"""
 
 
-def test_compilation_is_used_where_it_is_asked_for(arguments):
-    config = parse_config([*arguments, "--compile", "true"])
-    metadata = describe_network("student", config, find_description(config))
-    assert try_out(config, metadata, "cpu", 1) == (Performance(compile=True), {})
+def test_edited_code_is_another_experiment_unless_a_comment_alone_is_new(
+    arguments, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = [*arguments, "--out", str(tmp_path / "run"), "--backbone", "ours.Tiny"]
+    given += ["--predictions", "false", "--epochs", "1"]
+    (tmp_path / "ours.py").write_text(NETWORK.format(factor=1))
+    assert train.main(given) == 0
+    (tmp_path / "ours.py").write_text("# the same\n" + NETWORK.format(factor=1))
+    assert train.main(given) == 0
+    (tmp_path / "ours.py").write_text(NETWORK.format(factor=2))
+    assert "changed since then: ours\n" in refusal(capsys, given)
+    sys.modules.pop("ours")
 
 
-def test_another_configuration_is_refused_in_the_same_folder(run, arguments, capsys):
-    status, message = status_and_message(capsys, [*arguments, "--epochs", "3"])
-    assert status == 2
-    assert "epochs: 2 there, 3 now" in message
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["--epochs", "3"], "epochs: 2 there, 3 now"),
+        (["--fold", "1"], "fold: 0 there, 1 now"),
+        (["--precision", "bf16-mixed"], "precision: '32-true' there"),
+    ],
+)
+def test_another_configuration_is_refused_in_the_same_folder(
+    run, arguments, capsys, changed, named
+):
+    assert named in refusal(capsys, [*arguments, *changed])
+
+
+def test_what_changes_no_number_may_change(run, arguments):
+    assert train.main([*arguments, "--teacher_cache", "off", "--workers", "2"]) == 0
+
+
+@pytest.mark.parametrize("file", ["folds.json", "description.json", "files.json"])
+def test_other_subjects_labels_or_files_than_it_began_with_are_refused(
+    copy, arguments, capsys, file
+):
+    content = json.loads((copy / file).read_text())
+    if file == "folds.json":
+        fold = content["folds"][0]
+        fold["train"], fold["test"] = fold["test"], fold["train"]
+    elif file == "description.json":
+        content["regions"] = {"WT": [1]}
+    else:
+        changed = next(iter(content[NAMES[0]]))
+        content[NAMES[0]][changed] = [1, 1]
+    (copy / file).write_text(json.dumps(content))
+    unit(copy, "student").scores.unlink()
+    message = refusal(capsys, [*arguments, "--out", str(copy)])
+    assert "changed since this run began" in message
+    assert (changed if file == "files.json" else file.partition(".")[0]) in message
+    assert not unit(copy, "student").scores.exists()
 
 
 def test_a_trained_teacher_can_be_given(run, arguments, tmp_path, capsys):
-    given = [*arguments, "--out", str(tmp_path / "run"), "--cache_dir", str(run.root / "cache")]
-    given += ["--teacher_model", str(run.model("teacher")), "--predictions", "false"]
-    assert train.main(given) == 0
-    first, second = (load_file(r.model("student")) for r in (run, RunFolder(tmp_path / "run")))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    given[given.index("--teacher_model") + 1] = str(run.model("student"))
-    status, message = status_and_message(capsys, [*given, "--out", str(tmp_path / "other")])
-    assert status == 2
-    assert "differs in modalities" in message
-
-
-def weights(run):
-    return load_file(run.model("student"))
+    given = [*arguments, "--out", str(tmp_path / "run"), "--cache_dir", str(run / "cache")]
+    given += ["--teacher_model", str(unit(run, "teacher").model), "--predictions", "false"]
+    for _ in range(2):
+        assert train.main(given) == 0
+        assert equal(weights(run), weights(tmp_path / "run"))
+    given[given.index("--teacher_model") + 1] = str(unit(run, "student").model)
+    assert "differs in modalities" in refusal(capsys, [*given, "--out", str(tmp_path / "other")])
 
 
 @pytest.mark.parametrize("place", ["off", "memory"])
 def test_the_student_is_the_same_without_the_teacher_cache(run, arguments, tmp_path, place):
-    out = RunFolder(tmp_path / "run")
-    more = ["--out", str(out.root), "--teacher_cache", place, "--predictions", "false"]
-    given = ["--teacher_model", str(run.model("teacher")), "--cache_dir", str(run.root / "cache")]
-    assert train.main([*arguments, *more, *given]) == 0
-    assert all(torch.equal(weights(run)[name], value) for name, value in weights(out).items())
-    assert ("teacher_cache" in json.loads(out.summary.read_text())) == (place != "off")
+    more = ["--out", str(tmp_path / "run"), "--teacher_cache", place, "--predictions", "false"]
+    more += ["--teacher_model", str(unit(run, "teacher").model)]
+    assert train.main([*arguments, *more, "--cache_dir", str(run / "cache")]) == 0
+    assert equal(weights(run), weights(tmp_path / "run"))
+    record = json.loads(unit(tmp_path / "run", "student").record.read_text())
+    assert ("teacher_cache" in record) == (place != "off")
 
 
-def test_the_summary_tells_what_the_teacher_cache_saved(run):
-    found = json.loads(run.summary.read_text())["teacher_cache"]
+def test_a_unit_tells_what_the_teacher_cache_saved(run):
+    found = json.loads(unit(run, "student").record.read_text())["teacher_cache"]
     # Two epochs of three training subjects under random flips, and one validation subject: that
     # one is served in the second epoch.
     assert found["hits"] + found["misses"] == 2 * (3 + 1)
     assert found["hits"] >= 1
     assert found["bytes"] > found["misses"] * 4 * 8**3 * 4 / 2
-    assert any((run.root / "cache" / "teacher").glob("*/*.pt"))
-
-
-def test_a_stopped_run_may_go_on_without_the_teacher_cache(run, arguments):
-    assert train.main([*arguments, "--teacher_cache", "off"]) == 0
+    assert any((run / "cache" / "teacher").glob("*/*.pt"))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (["--data-root", "/no/such/folder"], "/no/such/folder"),
-        (["--preset", "huge"], "Unknown preset 'huge'"),
-        (["--backbone", "resnet"], "Unknown network 'resnet'"),
-        (["--student_modalities", "pet"], "has no modality pet"),
+        (["--preset", "huge"], "'huge'"),
+        (["--backbone", "resnet"], "'resnet'"),
+        (["--student_modalities", "pet"], "no modality pet"),
         (["--description", "no.yaml"], "no.yaml"),
         (["--bottleneck_layer", "deep"], "deep"),
-        (["--grid", "1,1,1"], "KDNet: an input of (1, 1, 1) voxels"),
-        (["--teacher_model", "none.safetensors"], "there is no such model file"),
+        (["--teacher_bottleneck_layer", "deep"], "deep"),
+        (["--teacher_backbone_arguments", '{"channels": [4]}'], "Row 'teacher'"),
+        (["--teacher_backbone", "timm_unet"], "--slices axial"),
+        (["--grid", "1,1,1"], "(1, 1, 1)"),
+        (["--teacher_model", "none.safetensors"], "none.safetensors"),
         (["--accelerator", "abacus"], "Lightning Fabric cannot start"),
         (["--split_file", "none.json"], "none.json"),
-        (["--teacher_cache_gib", "0"], "teacher_cache_gib is 0.0; expected above 0"),
+        (["--teacher_cache_gib", "0"], "teacher_cache_gib"),
+        (["--precision", "bf16-mixed", "--grid", "4,4,4"], "depth 2"),
+        (["--labelled", "9"], "9"),
     ],
 )
-def test_unusable_input_is_one_message_and_status_two(
+def test_unusable_input_is_one_message_and_nothing_is_written(
     arguments, tmp_path, capsys, changed, message
 ):
     out = tmp_path / "run"
-    status, text = status_and_message(capsys, [*arguments, "--out", str(out), *changed])
-    assert status == 2
+    assert message in refusal(capsys, [*arguments, "--out", str(out), *changed])
     assert not out.exists()
-    assert message in text
-    assert "Traceback" not in text
 
 
-def test_damaged_subject_is_found_before_training(subjects, arguments, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--phantom_size", "8"], "phantom_size"),
+        (["--folds", "10", "--phantoms", "6"], "phantoms"),
+        (["--backbone_arguments", '{"in_channels": 2}'], "in_channels"),
+        (["--backbone_arguments", '{"channels": [8, -16]}'], "cannot be built"),
+        (["--imitation", "1", "--validation_loss", "ground_truth"], "validation_loss"),
+    ],
+)
+def test_mistakes_on_phantoms_leave_nothing_behind(flags, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert message in refusal(capsys, ["--out", str(out), *flags])
+    assert not out.exists()
+
+
+def test_a_damaged_subject_is_found_before_training(subjects, arguments, tmp_path, capsys):
     shutil.copytree(subjects, tmp_path / "data")
     victim = next((tmp_path / "data").glob("*_0003/*_t1ce.nii.gz"))
     victim.write_bytes(victim.read_bytes()[:200])
     changed = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
-    status, message = status_and_message(capsys, [*arguments, *changed])
-    assert status == 2
-    assert victim.name in message
+    assert victim.name in refusal(capsys, [*arguments, *changed])
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_something_else_is_left_alone(arguments, tmp_path, capsys):
+    (tmp_path / "letters.txt").write_text("dear")
+    assert "not a run folder" in refusal(capsys, [*arguments, "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+@pytest.mark.parametrize("made", ["found", "not made yet"])
+def test_a_teacher_of_another_fold_is_refused_before_anything_is_written(
+    run, arguments, tmp_path, capsys, made
+):
+    out = tmp_path / "fold1"
+    flags = ["--out", str(out), "--fold", "1", "--teacher_model", str(unit(run, "teacher").model)]
+    # Without --data-root the same six phantoms would be made by the run itself.
+    given = arguments if made == "found" else [*arguments[2:], "--phantoms", "6"]
+    assert "of the held-out fold 1" in refusal(capsys, [*given, *flags])
+    assert not out.exists()
+
+
+def split_file(path, train, validation, test):
+    path.write_text(json.dumps({"train": train, "validation": validation, "test": test}))
+    return ["--split_file", str(path)]
+
+
+def test_what_a_teacher_saw_its_student_has_seen_too(run, arguments, tmp_path, capsys):
+    network, metadata = load_model(unit(run, "teacher").model)
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "elsewhere"
+    # Whatever its file calls it, it is this run's teacher.
+    save_model(teacher, network, replace(metadata, role="student", seen_cases=(NAMES[5],)))
+    given = [*arguments, "--out", str(out), "--teacher_model", str(teacher)]
+    given += split_file(tmp_path / "split.json", NAMES[:2], NAMES[2:3], NAMES[3:5])
+    assert train.main(given) == 0
+    seen = {role: read_metadata(unit(out, role).model) for role in ROLES}
+    assert seen["teacher"].role == "teacher"
+    assert {*seen["baseline"].seen_cases} == {*NAMES[:3]}
+    assert {*seen["student"].seen_cases} == {*NAMES[:3], NAMES[5]}
+    assert len(seen["student"].orientation) == 3
+    chain = ["--teacher_model", str(unit(out, "student").model), "--teacher_modalities", "t1ce"]
+    chain += split_file(tmp_path / "other.json", NAMES[:2], NAMES[2:3], NAMES[5:])
+    message = refusal(capsys, [*arguments, *chain, "--out", str(tmp_path / "run")])
+    assert f"1 subjects of the held-out fold 0: {NAMES[5]}" in message
+
+
+def test_unlabelled_subjects_teach_the_student_alone_and_all_take_equal_steps(arguments, tmp_path):
+    out = tmp_path / "run"
+    given = [*arguments, "--out", str(out), "--labelled", "2", "--epochs", "1"]
+    assert train.main([*given, "--predictions", "false"]) == 0
+    steps = {role: read_history(unit(out, role).history)[-1]["step"] for role in ROLES}
+    assert len({*steps.values()}) == 1
+    seen = {role: len(read_metadata(unit(out, role).model).seen_cases) for role in ROLES}
+    assert seen == {"teacher": 3, "baseline": 3, "student": 4}
+
+
+def test_a_benchmark_recommends_and_trains_nothing(tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["--out", str(out), *SMALL, "--benchmark", "true"]
+    assert train.main(given) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "--precision" in last
+    assert "--memory_format" in last
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("program", ["train", "crossval", "study"])
+def test_help_does_not_wait_for_pytorch(program):
+    code = f"import sys, {program}; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    )
+    shown = subprocess.run(
+        [sys.executable, str(SCRIPT.with_name(f"{program}.py")), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{program}.py --" in shown.stdout
+
+
 def test_objective_is_equation_five():
-    terms = distillation.student_objective(ObjectiveConfig()).named_terms
+    terms = kdnet.student_objective(ObjectiveConfig()).named_terms
     weights = {name: weight.factor for name, (weight, _) in terms.items()}
     assert weights == {"soft_target_dice_bce": 0.75, "ground_truth": 0.25, "latent_kl": 10.0}
 
 
 def test_terms_of_weight_zero_cost_nothing():
-    terms = distillation.student_objective(
-        ObjectiveConfig(imitation=0, latent_weight=0)
-    ).named_terms
+    terms = kdnet.student_objective(ObjectiveConfig(imitation=0, latent_weight=0)).named_terms
     assert list(terms) == ["ground_truth"]
 
 
@@ -280,18 +399,18 @@ def test_terms_of_weight_zero_cost_nothing():
 )
 def test_bottleneck_is_named_where_the_network_names_it(layer, network, tap):
     options = ObjectiveConfig(bottleneck_layer=layer)
-    taps = distillation.bottleneck(options, network, distillation.student_objective(options))
+    taps = kdnet.bottleneck(options, network, kdnet.student_objective(options))
     assert (taps["bottleneck"].student if taps else None) == tap
-    assert distillation.bottleneck(options, network, distillation.ground_truth(options)) == {}
+    assert kdnet.bottleneck(options, network, kdnet.ground_truth(options)) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_stopped_process_continues_with_the_same_command(run, arguments, tmp_path, number):
+def test_a_stopped_process_continues_with_the_same_command(arguments, tmp_path, number):
     out = tmp_path / "run"
     command = [sys.executable, str(SCRIPT), *arguments, "--out", str(out), "--epochs", "120"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not (out / "teacher" / "state.pt").is_file():
+    while not (unit(out, "teacher").root / "state.safetensors").is_file():
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, number)
@@ -303,138 +422,53 @@ def test_a_stopped_process_continues_with_the_same_command(run, arguments, tmp_p
     assert (out / "report.html").is_file()
 
 
+def stop_in_teacher(command, out):
+    """Start a run, and stop it after the first epoch of its teacher."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not (unit(out, "teacher").root / "state.safetensors").is_file():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "strategy"),
-    [([], "ddp"), (TORCHRUN, "ddp"), (TORCHRUN, "fsdp")],
-    ids=["fabric", "torchrun", "sharded"],
-)
-def test_two_processes_train_together_however_started(run, arguments, tmp_path, launcher, strategy):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_two_processes_began_one_goes_on_with(arguments, tmp_path, strategy):
     out = tmp_path / "run"
-    flags = ["--accelerator", "cpu", "--devices", "2", "--strategy", strategy, "--batch_size", "1"]
-    # The second of two precisions to be told from the first process.
-    flags += ["--precision", "auto", "--out", str(out)]
-    command = [sys.executable, *launcher, str(SCRIPT), *arguments, *flags]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert len(read_history(out / "student" / "history.csv")) == 2
-    steps = -(-len(json.loads((out / "cases.json").read_text())["train"]) // 2)
-    assert read_history(out / "student" / "history.csv")[0]["step"] == steps
+    alone = [*arguments, "--batch_size", "1", "--epochs", "60", "--predictions", "false"]
+    alone += ["--out", str(out), "--schedule", "onecycle"]
+    two = [sys.executable, str(SCRIPT), *alone, "--devices", "2", "--strategy", strategy]
+    assert stop_in_teacher(two, out) == 128 + signal.SIGTERM
+    began = len(read_history(unit(out, "teacher").history))
+    # One process takes three steps in an epoch where two took two.
+    assert train.main(alone) == 0
+    rows = read_history(unit(out, "teacher").history)
+    assert len(rows) == 60
+    steps = [row["step"] for row in rows]
+    assert steps[began - 1] == 2 * began
+    assert steps[-1] - steps[-2] == 3
+    assert rows[-1]["learning_rate"] < rows[20]["learning_rate"]
+
+
+@pytest.mark.slow
+def test_two_processes_may_be_started_by_torchrun(arguments, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--devices", "2", "--strategy", "ddp", "--batch_size", "1", "--out", str(out)]
+    command = [sys.executable, *TORCHRUN, str(SCRIPT), *arguments, *flags]
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+    steps = -(-len(json.loads((out / "folds.json").read_text())["folds"][0]["train"]) // 2)
+    assert [row["step"] for row in read_history(unit(out, "student").history)] == [steps, 2 * steps]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [("--patch", "16,16,16", "--grid", "null"), ("--slices", "axial")])
-def test_sharded_networks_are_validated_on_whole_volumes(subjects, tmp_path, part):
+def test_sharded_networks_are_validated_on_whole_volumes(arguments, tmp_path, part):
     out = tmp_path / "run"
     # Of the one validation subject the second process has none.
-    flags = ["--accelerator", "cpu", "--devices", "2", "--strategy", "fsdp", "--batch_size", "2"]
-    flags += ["--data-root", str(subjects), "--preset", "demo", "--out", str(out), *SMALL, *part]
-    command = [sys.executable, *TORCHRUN, str(SCRIPT), *flags, "--epochs", "1"]
+    flags = ["--devices", "2", "--strategy", "fsdp", "--batch_size", "2", "--out", str(out), *part]
+    command = [sys.executable, *TORCHRUN, str(SCRIPT), *arguments, *flags, "--epochs", "1"]
     subprocess.run(command, check=True, capture_output=True, timeout=240)
-    assert len(json.loads((out / "cases.json").read_text())["validation"]) == 1
     for role in ROLES:
-        assert "validation_dice" in read_history(out / role / "history.csv")[0]
-
-
-def test_a_run_is_not_scored_on_other_subjects_than_it_began_with(run, arguments, tmp_path, capsys):
-    copy = tmp_path / "run"
-    shutil.copytree(run.root, copy)
-    (copy / "scores.csv").unlink()
-    cases = json.loads((copy / "cases.json").read_text())
-    cases["train"], cases["test"] = cases["test"], cases["train"]
-    (copy / "cases.json").write_text(json.dumps(cases))
-    again = [*arguments, "--out", str(copy)]
-    status, message = status_and_message(capsys, again)
-    assert status == 2
-    assert "the train subjects of this run are not those found now" in message
-    assert not (copy / "scores.csv").exists()
-
-
-def test_a_run_does_not_go_on_with_other_labels(run, arguments, tmp_path, capsys):
-    copy = tmp_path / "run"
-    shutil.copytree(run.root, copy)
-    description = json.loads((copy / "description.json").read_text())
-    description["regions"] = {"WT": [1]}
-    (copy / "description.json").write_text(json.dumps(description))
-    status, message = status_and_message(capsys, [*arguments, "--out", str(copy)])
-    assert status == 2
-    assert "the description of the data set has changed" in message
-
-
-@pytest.mark.parametrize("made", ["found", "not made yet"])
-def test_a_teacher_of_another_fold_is_refused_before_anything_is_written(
-    run, arguments, tmp_path, capsys, made
-):
-    out, teacher = tmp_path / "fold1", str(run.model("teacher"))
-    flags = ["--out", str(out), "--fold", "1", "--teacher_model", teacher]
-    # Without --data-root the same six phantoms would be made by the run itself.
-    given = arguments if made == "found" else [*arguments[2:], "--phantoms", "6"]
-    status, message = status_and_message(capsys, [*given, *flags])
-    assert status == 2
-    assert "of the held-out fold" in message
-    assert not out.exists()
-
-
-def split_file(path, train, validation, test):
-    path.write_text(json.dumps({"train": train, "validation": validation, "test": test}))
-    return ["--split_file", str(path)]
-
-
-@pytest.fixture(scope="module")
-def elsewhere(run, arguments, tmp_path_factory) -> RunFolder:
-    """A run whose teacher was trained on a subject that is no part of the run's split."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    network, metadata = load_model(run.model("teacher"))
-    teacher = folder / "teacher.safetensors"
-    save_model(teacher, network, replace(metadata, role="student", seen_cases=(NAMES[5],)))
-    flags = ["--out", str(folder / "run"), "--teacher_model", str(teacher)]
-    flags += split_file(folder / "split.json", NAMES[:2], NAMES[2:3], NAMES[3:5])
-    assert train.main([*arguments, *flags]) == 0
-    return RunFolder(folder / "run")
-
-
-def test_what_a_teacher_saw_its_student_has_seen_too(elsewhere, arguments, tmp_path, capsys):
-    seen = {role: set(read_metadata(elsewhere.model(role)).seen_cases) for role in ROLES}
-    assert seen["baseline"] == set(NAMES[:3])
-    assert seen["student"] == {*NAMES[:3], NAMES[5]}
-    given = ["--teacher_model", str(elsewhere.model("student")), "--teacher_modalities", "t1ce"]
-    given += split_file(tmp_path / "split.json", NAMES[:2], NAMES[2:3], NAMES[5:])
-    status, message = status_and_message(
-        capsys, [*arguments, *given, "--out", str(tmp_path / "run")]
-    )
-    assert status == 2
-    assert f"1 subjects of the held-out fold: {NAMES[5]}" in message
-
-
-def test_a_given_teacher_is_called_teacher_whatever_its_file_says(elsewhere):
-    assert read_metadata(elsewhere.model("teacher")).role == "teacher"
-    assert {score.role for score in read_scores(elsewhere.scores)} == set(ROLES)
-    assert len(list(elsewhere.predictions("teacher").glob("*_seg.nii.gz"))) == 2
-
-
-def test_a_model_knows_what_it_has_seen(run):
-    metadata = read_metadata(run.model("student"))
-    cases = json.loads(run.cases.read_text())
-    assert set(metadata.seen_cases) == {*cases["train"], *cases["validation"]}
-    assert len(metadata.orientation) == 3
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--phantom_size", "8"], "phantom_size is 8"),
-        (["--folds", "10", "--phantoms", "6"], "phantoms is 6"),
-        (["--weight_decay", "-1"], "weight_decay is -1"),
-        (["--plateau_factor", "2"], "plateau_factor is 2"),
-        (["--seed", "-1"], "seed is -1"),
-        (["--backbone_arguments", '{"in_channels": 2}'], "in_channels follow from"),
-        (["--backbone_arguments", '{"name": "x"}'], "cannot be built"),
-        (["--backbone_arguments", '{"channels": [8, -16]}'], "cannot be built"),
-        (["--imitation", "1", "--validation_loss", "ground_truth"], "leaves no such term"),
-    ],
-)
-def test_mistakes_on_phantoms_leave_nothing_behind(flags, message, tmp_path, capsys):
-    out = tmp_path / "run"
-    status, found = status_and_message(capsys, ["--out", str(out), *flags])
-    assert status == 2
-    assert message in found
-    assert not out.exists()
+        assert "validation_dice" in read_history(unit(out, role).history)[0]

@@ -16,36 +16,34 @@ from safetensors.torch import load_file
 
 import predict
 import train
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.objective import ObjectiveConfig
-from kdnet.configuration.parsing import parse_config
-from kdnet.configuration.training import TrainingConfig
+from kdnet.config import DataConfig, ObjectiveConfig, TrainingConfig, parse_config
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
-from kdnet.data.patches import FixedPatches, FreePatches
-from kdnet.data.sampling import cache_remark, plane_remark, samples_per_subject
+from kdnet.data.samples import (
+    FixedPatches,
+    FreePatches,
+    cache_remark,
+    plane_remark,
+    samples_per_subject,
+)
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import predict_volume
 from kdnet.evaluation.scoring import read_scores
 from kdnet.models import KDNet, build_network
-from kdnet.recipes.distillation import bottleneck, student_objective
-from kdnet.recipes.rows import Row
-from kdnet.results.run_page import crop_in_words
-from kdnet.runs.networks import build, describe_network
-from kdnet.runs.run_folder import RunFolder
-from kdnet.runs.subjects import find_description
-from kdnet.runs.teaching import rehearse
-from kdnet.training.checkpoint import ModelMetadata, read_metadata, save_model
+from kdnet.recipes.kdnet import bottleneck, student_objective
+from kdnet.rows import Row
+from kdnet.runs.folder import Folder
+from kdnet.runs.networks import build, describe_network, rehearse
+from kdnet.stopping import StoppedError
+from kdnet.training.checkpoint import ModelMetadata, Task, read_metadata
 from kdnet.training.history import read_history
-from kdnet.training.interruption import TrainingStoppedError
 from kdnet.training.loop import fit, mean_dice
-from kdnet.training.task import Task
-from privdistill import DistillationWrapper, GroundTruth, PrivDistillError, PrivilegedInput
+from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
 
 SIZES = (12, 20, 14, 18, 16, 15)
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4, 8]}', "--threads", "1", "--workers", "1"),
-    *("--performance", "plain", "--epochs", "1", "--folds", "3"),
+    *("--epochs", "1", "--folds", "3", "--accelerator", "cpu"),
 ]
 PATCHES = [*SMALL, "--preset", "native", "--patch", "16,16,16"]
 
@@ -63,7 +61,7 @@ def run(subjects, out, *options):
     status = train.main(["--data-root", str(subjects), "--out", str(out), *options])
     torch.set_num_threads(threads)
     assert status == 0
-    return RunFolder(out)
+    return lambda role: Folder(out).unit(f"{role}/fold0-seed0")
 
 
 def label_maps(folder):
@@ -73,11 +71,11 @@ def label_maps(folder):
 def assert_predict_agrees(found, subjects, out):
     """The model file alone must be enough to predict what the run predicted."""
     status = predict.main(
-        ["--model", str(found.model("student")), "--input", str(subjects), "--out", str(out)]
+        ["--model", str(found("student").model), "--input", str(subjects), "--out", str(out)]
     )
     assert status == 0
     again = label_maps(out)
-    maps = label_maps(found.predictions("student"))
+    maps = label_maps(found("student").predictions)
     assert len(maps) == 2
     for name, volume in maps.items():
         assert np.array_equal(volume, again[name.replace("_seg", "_t1ce_seg")])
@@ -87,20 +85,20 @@ def assert_predict_agrees(found, subjects, out):
 def test_patches_of_volumes_of_several_sizes(subjects, tmp_path, capsys):
     found = run(subjects, tmp_path / "run", *PATCHES)
     assert "Teacher cache: off, as patches at new positions" in capsys.readouterr().out
-    assert "teacher_cache" not in json.loads(found.summary.read_text())
-    metadata = read_metadata(found.model("student"))
+    assert "teacher_cache" not in found("student").read_record()
+    metadata = read_metadata(found("student").model)
     assert (metadata.patch, metadata.grid, metadata.crop) == ((16, 16, 16), None, None)
     for name, volume in assert_predict_agrees(found, subjects, tmp_path / "maps").items():
         assert volume.shape == (SIZES[int(name.split("_")[1])],) * 3
-    assert len(read_scores(found.scores)) == 3 * 2 * 2 * 3
-    assert "validation_dice" in read_history(found.role("student") / "history.csv")[0]
+    assert len(read_scores(tmp_path / "run" / "scores.csv")) == 3 * 2 * 3 * 3
+    assert "validation_dice" in read_history(found("student").history)[0]
 
 
 def test_the_cache_of_fixed_patches_keeps_its_limit(subjects, tmp_path):
     options = ["--patches_per_case", "2", "--teacher_cache", "memory", "--epochs", "2"]
     limit = ["--teacher_cache_gib", "0.0002", "--flips", "false", "--predictions", "false"]
     found = run(subjects, tmp_path / "run", *PATCHES, *options, *limit)
-    counts = json.loads(found.summary.read_text())["teacher_cache"]
+    counts = found("student").read_record()["teacher_cache"]
     assert 0 < counts["bytes"] <= 0.0002 * 2**30
     assert counts["hits"] > 0
     # Three subjects of two patches, one of three in the validation, twice.
@@ -110,13 +108,13 @@ def test_the_cache_of_fixed_patches_keeps_its_limit(subjects, tmp_path):
 def test_slices_of_a_grid(subjects, tmp_path):
     options = [*SMALL, "--grid", "12,16,8", "--crop", "12,12,12", "--slices", "axial"]
     found = run(subjects, tmp_path / "run", *options, "--preset", "demo")
-    metadata = read_metadata(found.model("teacher"))
+    metadata = read_metadata(found("teacher").model)
     assert metadata.input_size == (12, 16)
     assert metadata.backbone_arguments["spatial_dims"] == 2
     maps = assert_predict_agrees(found, subjects, tmp_path / "maps")
     assert {volume.ndim for volume in maps.values()} == {3}
-    cases = json.loads(found.cases.read_text())
-    counts = json.loads(found.summary.read_text())["teacher_cache"]
+    (cases,) = json.loads((tmp_path / "run" / "folds.json").read_text())["folds"]
+    counts = found("student").read_record()["teacher_cache"]
     # Eight slices of each, all of which hold brain.
     assert counts["hits"] + counts["misses"] == 8 * len(cases["train"] + cases["validation"])
 
@@ -187,37 +185,21 @@ def test_several_latent_layers_share_the_weight_whatever_they_are_called():
     assert [*bottleneck(options, kd.student, objective)] == ["layer_encoder_0", "bottleneck"]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--teacher_bottleneck_layer", "deep"], "deep"),
-        (["--teacher_backbone", "resnet"], "Unknown network 'resnet'"),
-        (["--teacher_backbone_arguments", '{"channels": [4]}'], "two widths or more"),
-        (["--slices", "axial", "--backbone_arguments", '{"spatial_dims": 3}'], "3-D convolutions"),
-        (["--teacher_backbone", "timm_unet"], "Give --slices axial"),
-        (["--grid", "null", "--patch", "2,2,2"], r"input of \(2, 2, 2\) voxels"),
-    ],
-)
-def test_a_misfit_is_found_before_anything_is_written(options, message, tmp_path):
-    config = parse_config([*SMALL, "--out", str(tmp_path / "run"), *options])
-    with pytest.raises((UserError, PrivDistillError), match=message):
-        train.rehearse_all(config, train.STUDENT)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_trained_teacher_may_be_of_any_kind(tmp_path):
-    config = parse_config([*SMALL, "--teacher_backbone", "multiresunet"])
-    metadata = describe_network("teacher", config, find_description(config))
-    save_model(tmp_path / "teacher", build(metadata), metadata)
-    given = ["--teacher_model", str(tmp_path / "teacher")]
-    train.rehearse_all(parse_config([*SMALL, *given]), train.STUDENT)
-    with pytest.raises(UserError, match="differs in slices"):
-        train.rehearse_all(parse_config([*SMALL, *given, "--slices", "axial"]), train.STUDENT)
+def test_a_trained_teacher_may_be_of_any_kind(subjects, tmp_path, capsys):
+    options = [*SMALL, "--teacher_backbone", "multiresunet", "--preset", "demo"]
+    options += ["--teacher_backbone_arguments", '{"filters": [4, 8]}', "--grid", "8,8,8"]
+    options += ["--crop", "12,12,12", "--predictions", "false"]
+    found = run(subjects, tmp_path / "run", *options)
+    assert read_metadata(found("teacher").model).backbone == "multiresunet"
+    given = [*options, "--teacher_model", str(found("teacher").model), "--slices", "axial"]
+    given += ["--data-root", str(subjects), "--out", str(tmp_path / "other")]
+    assert train.main(given) == 2
+    assert "differs in slices" in capsys.readouterr().err
 
 
 def test_teacher_and_student_are_built_as_they_are_described():
     config = parse_config([*SMALL, "--slices", "coronal", "--teacher_backbone", "multiresunet"])
-    description = find_description(config)
+    description = load_description(Path("phantom"))
     teacher, student = (describe_network(r, config, description) for r in ("teacher", "student"))
     assert (teacher.backbone, student.backbone) == ("multiresunet", "kdnet")
     assert teacher.in_channels == 4
@@ -299,9 +281,7 @@ def train_on_patches(task, at=None):
 def test_a_resumed_training_sees_the_patches_of_an_uninterrupted_one(tmp_path):
     whole, parts = patch_task(tmp_path / "whole"), patch_task(tmp_path / "parts")
     train_on_patches(whole)
-    with pytest.raises(
-        TrainingStoppedError, match="1 of 3 epochs and 1 of 2 steps of the next are kept"
-    ):
+    with pytest.raises(StoppedError, match="1 of 3 epochs and 1 of 2 steps of the next are kept"):
         train_on_patches(parts, at=6)
     train_on_patches(parts)
     expected, found = (load_file(task.folder / "last.safetensors") for task in (whole, parts))
@@ -355,27 +335,13 @@ def test_rows_of_the_teachers_role_train_the_network_that_they_name():
     assert Row("baseline").configure(config).network.of("student")[0] == "kdnet"
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, "the whole volume, in patches of 4x4x4"),
-        ({"crop": (8, 8, 8)}, "the central 8 x 8 x 8 voxels, in patches of 4x4x4"),
-        (
-            {"patch": None, "grid": (4, 4, 4), "slices": "axial"},
-            "the whole volume resampled to 4 x 4 x 4 voxels, in axial slices of grid 4x4x4",
-        ),
-        ({"patch": None, "grid": (4, 4, 4)}, "the whole volume resampled to 4 x 4 x 4 voxels"),
-    ],
-)
-def test_a_page_says_what_the_networks_see(tmp_path, changes, words):
-    assert crop_in_words(replace(patch_task(tmp_path).metadata, **changes)) == words
+PHANTOM = load_description(Path("phantom"))
 
 
 def test_what_segments_beside_a_synthesis_is_two_dimensional_too():
     config = parse_config([*SMALL, "--slices", "axial"])
     row = Row("synthesised", recipe="synthesised", options={"backbone": "synthesis"})
-    own = row.configure(config)
-    network = build(describe_network("student", own, find_description(own)))
+    network = build(describe_network("student", row.configure(config), PHANTOM))
     assert network(torch.zeros(1, 1, 16, 16)).shape == (1, 4, 16, 16)
 
 
@@ -384,9 +350,8 @@ def test_a_synthesis_makes_as_many_modalities_as_are_privileged(view, made):
     options = {"backbone": "synthesis", "student_modalities": [view]}
     row = Row("synthesised", recipe="synthesised", options=options)
     own = row.configure(parse_config(SMALL))
-    network = build(describe_network("student", own, find_description(own)))
-    assert network.synthesised == made
-    rehearse(own, row, None)
+    assert build(describe_network("student", own, PHANTOM)).synthesised == made
+    rehearse(row, own, PHANTOM, None)
     given = replace(row, options=options | {"backbone_arguments": {"synthesised": 2}})
     with pytest.raises(UserError, match="but the network makes 2"):
-        rehearse(given.configure(parse_config(SMALL)), given, None)
+        rehearse(given, given.configure(parse_config(SMALL)), PHANTOM, None)

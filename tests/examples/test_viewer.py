@@ -8,12 +8,9 @@ import subprocess
 
 import pytest
 
-from invented_runs import write_crossval, write_run
+from invented_runs import write_plan
 from kdnet.data.description import load_description
-from kdnet.results.pictures import viewer_cases
-from kdnet.results.slices import load_slices
-from page_links import read_links
-from report import write_report
+from kdnet.results.page import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -97,41 +94,9 @@ def browse(page, folder):
     return json.loads(html.unescape(seen.group(1))), complaints
 
 
-def write_page(folder, kind):
-    description = load_description("phantom")
-    write = {"run": write_run, "crossval": write_crossval}[kind]
-    return write_report(write(folder / kind, description)).read_text(encoding="utf-8")
-
-
-def test_data_of_the_viewer_can_be_read_back(tmp_path):
-    page = write_page(tmp_path, "run")
-    (kind, text), _ = read_links(page).scripts
-    assert kind == "application/json"
-    (first, *others) = json.loads(text)
-    assert len(others) == 2
-    assert [name for name, _ in first["labels"]] == ["reference", "baseline", "student", "teacher"]
-    assert first["numbers"][first["start"]] == 4
-
-
-def test_names_cannot_leave_the_data_of_the_viewer(tmp_path):
-    page = write_page(tmp_path, "run")
-    cases = load_slices(tmp_path / "run" / "slices.npz")[1]
-    assert "</script" not in read_links(page).scripts[0][1]
-    shown, _ = viewer_cases(cases, ("student",))
-    assert [name for name, _ in shown[0]["labels"]] == ["reference", "student"]
-
-
-def test_cases_beyond_the_budget_are_left_out_and_named(tmp_path):
-    write_page(tmp_path, "run")
-    cases = load_slices(tmp_path / "run" / "slices.npz")[1]
-    rows = ("student",)
-    (one, *_), none = viewer_cases(cases, rows)
-    assert none == []
-    room = len(one["image"]) + sum(len(sheet) for _, sheet in one["labels"])
-    shown, left_out = viewer_cases(cases, rows, budget=2 * room)
-    assert len(shown) + len(left_out) == 3
-    assert left_out
-    assert viewer_cases(cases, rows, budget=0) == ([], [case.name for case in cases])
+def write_page(folder, rows, kind):
+    root = write_plan(folder / kind, load_description("phantom"), rows, kind=kind)
+    return write_report(root).read_text(encoding="utf-8")
 
 
 needs_browser = pytest.mark.skipif(
@@ -143,11 +108,12 @@ needs_browser = pytest.mark.skipif(
 @needs_browser
 @pytest.mark.parametrize(
     ("kind", "rows"),
-    [("run", ["baseline", "student", "teacher"]), ("crossval", ["baseline", "kdnet", "teacher"])],
+    [("train", ["baseline", "student", "teacher"]), ("crossval", ["baseline", "kdnet", "teacher"])],
 )
 def test_slices_can_be_leafed_through(tmp_path, kind, rows):
     # The page's own policy would forbid the probe, as it forbids any script but one.
-    page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", write_page(tmp_path, kind))
+    page = write_page(tmp_path, rows, kind)
+    page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page)
     seen, complaints = browse(page.replace("</body>", f"<script>{PROBE}</script></body>"), tmp_path)
     assert complaints == []
     assert seen["loaded"] == []
@@ -163,9 +129,8 @@ def test_slices_can_be_leafed_through(tmp_path, kind, rows):
 
 @pytest.mark.slow
 @needs_browser
-@pytest.mark.parametrize("kind", ["run", "crossval"])
-def test_page_as_it_is_complains_of_nothing_and_fits_a_phone(tmp_path, kind):
-    page = write_page(tmp_path, kind)
+def test_page_as_it_is_complains_of_nothing_and_fits_a_phone(tmp_path):
+    page = write_page(tmp_path, ("teacher", "baseline", "kdnet"), "crossval")
     (there, room), complaints = browse(PHONE.format(page=html.escape(page)), tmp_path)
     assert complaints == []
     assert there == room

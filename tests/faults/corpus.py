@@ -132,44 +132,6 @@ def compress(path: Path) -> Path:
     return target
 
 
-# --- files that are no NIfTI, or only the beginning of one
-
-
-@fault("the file is empty")
-def empty_file(subject):
-    image(subject).write_bytes(b"")
-
-
-@fault("does not begin with the header of a NIfTI file")
-def text_file(subject):
-    image(subject).write_text("not an image\n" * 100)
-
-
-@fault("does not begin with the header of a NIfTI file")
-def png_file(subject):
-    image(subject).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
-
-
-@fault("less than a header")
-def shorter_than_a_header(subject):
-    image(subject).write_bytes(image(subject).read_bytes()[:200])
-
-
-@fault("cut short")
-def header_alone(subject):
-    image(subject).write_bytes(image(subject).read_bytes()[:352])
-
-
-@fault("the magic of NIfTI files is n+1 or n+2")
-def wrong_magic(subject):
-    edit(image(subject), magic=b"abc")
-
-
-@fault("voxels lie in another file")
-def header_of_a_pair(subject):
-    edit(image(subject), magic=b"ni1")
-
-
 @fault("cut short")
 def truncated(subject):
     content = image(subject).read_bytes()
@@ -198,67 +160,6 @@ def gzip_with_a_wrong_checksum(subject):
     path.write_bytes(bytes(content))
 
 
-@fault("the name does not end in .gz")
-def gzip_called_nii(subject):
-    image(subject).write_bytes(gzip.compress(image(subject).read_bytes()))
-
-
-@fault("the content is not gzip-compressed")
-def nii_called_gzip(subject):
-    image(subject).rename(image(subject).with_suffix(".nii.gz"))
-
-
-# --- shapes
-
-
-@fault("expected three axes, found shape (12, 12, 6, 2)")
-def four_axes(subject):
-    reshape(image(subject), 12, 12, 6, 2)
-
-
-@fault("expected three axes, found shape (12, 144)")
-def two_axes(subject):
-    reshape(image(subject), 12, 144)
-
-
-@fault("expected three axes, found shape (1728,)")
-def one_axis(subject):
-    reshape(image(subject), 1728)
-
-
-@fault("an axis has no voxels")
-def axis_of_size_zero(subject):
-    reshape(image(subject), 12, 0, 12)
-
-
-@fault("an axis has no voxels")
-def axis_of_negative_size(subject):
-    reshape(image(subject), 12, -12, 12)
-
-
-@fault("the header tells of 0 axes")
-def no_axes(subject):
-    edit(image(subject), dim=(0, 0))
-
-
-@fault("the header tells of 9 axes")
-def nine_axes(subject):
-    edit(image(subject), dim=(0, 9))
-
-
-@fault("shape (12, 12, 11), but")
-def another_shape(subject):
-    reshape(image(subject), 12, 12, 11)
-
-
-# --- promises that would exhaust memory, disk or patience
-
-
-@fault("more than the 536,870,912 that are read")
-def huge_shape(subject):
-    reshape(image(subject), 32767, 32767, 32767)
-
-
 @fault("more than the 536,870,912 that are read")
 def huge_shape_of_nifti_2(subject):
     header = nib.Nifti2Header()
@@ -266,11 +167,6 @@ def huge_shape_of_nifti_2(subject):
     header["vox_offset"], header["magic"] = 544, b"n+2"
     header["datatype"], header["bitpix"] = 4, 16
     image(subject).write_bytes(header.binaryblock + bytes(1000))
-
-
-@fault("cut short")
-def larger_shape_than_the_file(subject):
-    reshape(image(subject), 800, 800, 800)
 
 
 @fault("cut short")
@@ -292,150 +188,6 @@ def gzip_bomb_behind_the_voxels(subject):
     path.write_bytes(path.read_bytes() + ZEROS * 256)
 
 
-@fault("goes on for")
-def much_behind_the_voxels(subject):
-    image(subject).write_bytes(image(subject).read_bytes() + bytes(2**21))
-
-
-@fault("cut short")
-def voxels_begin_behind_the_end(subject):
-    edit(image(subject), vox_offset=1_000_000)
-
-
-@fault("voxels begin at byte 1e+30")
-def voxels_begin_nowhere(subject):
-    edit(image(subject), vox_offset=1e30)
-
-
-@fault("voxels begin at byte nan")
-def voxels_begin_at_nan(subject):
-    edit(image(subject), vox_offset=np.nan)
-
-
-@fault("voxels begin at byte 0")
-def voxels_begin_in_the_header(subject):
-    edit(image(subject), vox_offset=0)
-
-
-# --- types and scales
-
-
-@fault("a data type 999 that is not known")
-def unknown_type(subject):
-    edit(image(subject), datatype=999)
-
-
-@fault("type int16 has 16 bits per voxel, it says 8")
-def wrong_number_of_bits(subject):
-    edit(image(subject), bitpix=8)
-
-
-@fault("expected plain numbers, found type complex64")
-def complex_numbers(subject):
-    save(image(subject), np.ones((SIZE,) * 3, dtype=np.complex64))
-
-
-@fault("expected plain numbers")
-def colours(subject):
-    save(image(subject), np.ones((SIZE,) * 3, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]))
-
-
-@fault("the header scales voxels by inf")
-def infinite_slope(subject):
-    edit(image(subject), scl_slope=np.inf)
-
-
-@fault("the header scales voxels by 2 and adds nan")
-def intercept_that_is_no_number(subject):
-    edit(image(subject), scl_slope=2, scl_inter=np.nan)
-
-
-@fault("too large for single precision")
-def enormous_slope(subject):
-    edit(image(subject), scl_slope=1e38, scl_inter=0)
-
-
-@fault("too large for single precision")
-def enormous_values(subject):
-    set_value(image(subject), 1e300, np.float64)
-
-
-# --- values
-
-
-@fault("1728 voxels are not finite")
-def all_nan(subject):
-    save(image(subject), np.full((SIZE,) * 3, np.nan, dtype=np.float32))
-
-
-@fault("1 voxels are not finite")
-def one_nan(subject):
-    set_value(image(subject), np.nan)
-
-
-@fault("1 voxels are not finite")
-def one_infinity(subject):
-    set_value(image(subject), np.inf)
-
-
-@fault("1 voxels are not finite")
-def one_negative_infinity(subject):
-    set_value(image(subject), -np.inf)
-
-
-@fault("empty, all zero")
-def all_zero(subject):
-    save(image(subject), np.zeros((SIZE,) * 3, dtype=np.int16))
-
-
-@fault("every voxel is 7")
-def constant(subject):
-    save(image(subject), np.full((SIZE,) * 3, 7, dtype=np.int16))
-
-
-@fault("unknown label 7 in 1 voxels")
-def label_seven(subject):
-    set_value(label_map(subject), 7, np.uint8)
-
-
-@fault("unknown label -1 in 1 voxels")
-def negative_label(subject):
-    set_value(label_map(subject), -1, np.int16)
-
-
-@fault("unknown label 1.5 in 1 voxels")
-def label_between_two(subject):
-    set_value(label_map(subject), 1.5)
-
-
-@fault("unknown label nan in 1 voxels")
-def label_that_is_no_number(subject):
-    set_value(label_map(subject), np.nan)
-
-
-@fault("unknown label -5536 in 1 voxels")
-def label_beyond_its_type(subject):
-    set_value(label_map(subject), np.uint16(60000).astype(np.int16), np.int16)
-
-
-@fault("unknown label 0.5")
-def scaled_labels(subject):
-    edit(label_map(subject), scl_slope=0.5, scl_inter=0)
-
-
-@fault("cut short")
-def truncated_label_map(subject):
-    label_map(subject).write_bytes(label_map(subject).read_bytes()[:-1])
-
-
-@fault("shape (6, 12, 24), but")
-def label_map_of_another_shape(subject):
-    reshape(label_map(subject), 6, 12, 24)
-
-
-# --- places
-
-
 @fault("affine differs from that of")
 def shifted(subject):
     affine = np.eye(4)
@@ -455,68 +207,10 @@ def flipped(subject):
         save(path, volume_of(path), np.diag([-1.0, 1, 1, 1]))
 
 
-@fault("the affine is not finite")
-def affine_that_is_no_number(subject):
-    edit(image(subject), srow_x=(1, np.nan))
-
-
-@fault("the affine is singular")
-def singular_affine(subject):
-    edit(image(subject), srow_y=np.zeros(4))
-
-
-@fault("the affine holds 1e+30 mm")
-def affine_beyond_the_moon(subject):
-    edit(image(subject), srow_z=(3, 1e30))
-
-
-@fault("the affine cannot be worked out")
-def impossible_rotation(subject):
-    edit(image(subject), sform_code=0, qform_code=1, quatern_b=2, quatern_c=2)
-
-
-@fault("voxels measure 0 x 1 x 1 mm")
-def voxels_of_size_zero(subject):
-    edit(image(subject), pixdim=(1, 0))
-
-
-@fault("voxels measure -1 x 1 x 1 mm")
-def voxels_of_negative_size(subject):
-    edit(image(subject), pixdim=(1, -1))
-
-
-@fault("voxels measure 1e+05 x 1 x 1 mm")
-def voxels_as_large_as_houses(subject):
-    edit(image(subject), pixdim=(1, 1e5))
-
-
-@fault("voxels measure nan x 1 x 1 mm")
-def voxels_of_no_size(subject):
-    edit(image(subject), pixdim=(1, np.nan))
-
-
-@fault("its affine says 1 x 1 x 1 mm")
-def two_voxel_sizes(subject):
-    edit(image(subject), pixdim=(3, 4))
-
-
 @fault("sform and qform place voxels up to 3 mm apart")
 def two_places(subject):
     save(image(subject), volume_of(image(subject)))
     edit(image(subject), qform_code=1, quatern_b=0, quatern_c=0, quatern_d=0, qoffset_x=3)
-
-
-@fault("a qform that cannot be worked out")
-def impossible_rotation_beside_an_sform(subject):
-    edit(image(subject), qform_code=1, quatern_b=2, quatern_c=2)
-
-
-@fault("distances in micrometres")
-def micrometres(subject):
-    edit(image(subject), xyzt_units=3)
-
-
-# --- copies; that is told of the later one in the order of names
 
 
 def copy_of(path: Path, other: str) -> None:
@@ -531,44 +225,16 @@ def whole_copy_of_another_subject(subject):
         copy_of(path, "good1")
 
 
-@fault("t1ce: the same voxels as in subject good2")
-def one_image_of_another_subject(subject):
-    copy_of(image(subject), "good2")
-
-
 @fault("the same voxels as its image of t1;")
 def one_image_twice(subject):
     path = image(subject)
     path.write_bytes(path.with_name(f"{subject.name}_t1.nii").read_bytes())
 
 
-# --- files and folders
-
-
-@fault("modality t1ce is missing")
-def missing_modality(subject):
-    image(subject).unlink()
-
-
-@fault("the label map is missing")
-def missing_label_map(subject):
-    label_map(subject).unlink()
-
-
 @fault("modality flair is missing")
 def names_that_fit_no_pattern(subject):
     for path in subject.glob("*.nii"):
         path.rename(path.with_name(f"scan-{path.name}"))
-
-
-@fault("claims to be modality t1ce too")
-def two_files_for_one_modality(subject):
-    image(subject).with_suffix(".nii.gz").write_bytes(gzip.compress(image(subject).read_bytes()))
-
-
-@fault("claims to be the label map too")
-def two_label_maps(subject):
-    label_map(subject).with_name(f"{subject.name}_seg.nii.old").write_bytes(b"")
 
 
 @fault("Too many levels of symbolic links")
@@ -601,18 +267,10 @@ def link_to_a_device(subject):
     image(subject).symlink_to("/dev/zero")
 
 
-# --- odd and sound
-
-
 @sound
 def big_endian(subject):
     header = nib.load(image(subject), mmap=False).header.as_byteswapped(">")
     nib.save(nib.Nifti1Image(volume_of(image(subject)), np.eye(4), header), image(subject))
-
-
-@sound
-def fourth_axis_of_one(subject):
-    reshape(image(subject), SIZE, SIZE, SIZE, 1)
 
 
 @sound
@@ -628,36 +286,11 @@ def labels_as_int64(subject):
 
 
 @sound
-def labels_as_whole_floats(subject):
-    save(label_map(subject), volume_of(label_map(subject)).astype(np.float64))
-
-
-@sound
-def label_map_without_tumour(subject):
-    save(label_map(subject), np.zeros((SIZE,) * 3, dtype=np.uint8))
-
-
-@sound
-def slope_of_zero(subject):
-    edit(image(subject), scl_slope=0)
-
-
-@sound
-def slope_that_is_no_number(subject):
-    edit(image(subject), scl_slope=np.nan)
-
-
-@sound
 def extension_that_lies_about_its_size(subject):
     content = image(subject).read_bytes()
     extension = np.array([2**31 - 16, 4], dtype=np.int32).tobytes() + bytes(8)
     image(subject).write_bytes(content[:348] + b"\1\0\0\0" + extension + content[352:])
     edit(image(subject), vox_offset=368)
-
-
-@sound
-def a_few_bytes_behind_the_voxels(subject):
-    image(subject).write_bytes(image(subject).read_bytes() + bytes(512))
 
 
 @sound
@@ -672,3 +305,217 @@ def folder_that_is_a_link(subject):
     elsewhere = subject.parent.parent / f"elsewhere-{subject.name}"
     subject.rename(elsewhere)
     subject.symlink_to(elsewhere)
+
+
+FAULTS |= {
+    "empty_file": (lambda s: image(s).write_bytes(b""), "the file is empty"),
+    "text_file": (
+        lambda s: image(s).write_text("not an image\n" * 100),
+        "does not begin with the header of a NIfTI file",
+    ),
+    "png_file": (
+        lambda s: image(s).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000)),
+        "does not begin with the header of a NIfTI file",
+    ),
+    "shorter_than_a_header": (
+        lambda s: image(s).write_bytes(image(s).read_bytes()[:200]),
+        "does not begin with the header",
+    ),
+    "header_alone": (lambda s: image(s).write_bytes(image(s).read_bytes()[:352]), "cut short"),
+    "wrong_magic": (
+        lambda s: edit(image(s), magic=b"abc"),
+        "the magic of NIfTI files is n+1 or n+2",
+    ),
+    "header_of_a_pair": (lambda s: edit(image(s), magic=b"ni1"), "voxels lie in another file"),
+    "gzip_called_nii": (
+        lambda s: image(s).write_bytes(gzip.compress(image(s).read_bytes())),
+        "the name does not end in .gz",
+    ),
+    "nii_called_gzip": (
+        lambda s: image(s).rename(image(s).with_suffix(".nii.gz")),
+        "the content is not gzip-compressed",
+    ),
+    "four_axes": (
+        lambda s: reshape(image(s), 12, 12, 6, 2),
+        "expected three axes, found shape (12, 12, 6, 2)",
+    ),
+    "two_axes": (
+        lambda s: reshape(image(s), 12, 144),
+        "expected three axes, found shape (12, 144)",
+    ),
+    "one_axis": (lambda s: reshape(image(s), 1728), "expected three axes, found shape (1728,)"),
+    "axis_of_size_zero": (lambda s: reshape(image(s), 12, 0, 12), "the header tells of 3 axes"),
+    "axis_of_negative_size": (
+        lambda s: reshape(image(s), 12, -12, 12),
+        "the header tells of 3 axes",
+    ),
+    "no_axes": (lambda s: edit(image(s), dim=(0, 0)), "the header tells of 0 axes"),
+    "nine_axes": (lambda s: edit(image(s), dim=(0, 9)), "the header tells of 9 axes"),
+    "another_shape": (lambda s: reshape(image(s), 12, 12, 11), "shape (12, 12, 11), but"),
+    "huge_shape": (
+        lambda s: reshape(image(s), 32767, 32767, 32767),
+        "more than the 536,870,912 that are read",
+    ),
+    "larger_shape_than_the_file": (lambda s: reshape(image(s), 800, 800, 800), "cut short"),
+    "much_behind_the_voxels": (
+        lambda s: image(s).write_bytes(image(s).read_bytes() + bytes(2**21)),
+        "goes on for",
+    ),
+    "voxels_begin_behind_the_end": (lambda s: edit(image(s), vox_offset=1_000_000), "cut short"),
+    "voxels_begin_nowhere": (
+        lambda s: edit(image(s), vox_offset=1e30),
+        "voxels begin at byte 1e+30",
+    ),
+    "voxels_begin_at_nan": (
+        lambda s: edit(image(s), vox_offset=np.nan),
+        "voxels begin at byte nan",
+    ),
+    "voxels_begin_in_the_header": (
+        lambda s: edit(image(s), vox_offset=0),
+        "voxels begin at byte 0",
+    ),
+    "unknown_type": (lambda s: edit(image(s), datatype=999), "a data type 999 that is not known"),
+    "wrong_number_of_bits": (lambda s: edit(image(s), bitpix=8), "int16, of 8 bits"),
+    "complex_numbers": (
+        lambda s: save(image(s), np.ones((SIZE,) * 3, dtype=np.complex64)),
+        "complex64",
+    ),
+    "colours": (
+        lambda s: save(
+            image(s), np.ones((SIZE,) * 3, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+        ),
+        "expected plain numbers",
+    ),
+    "infinite_slope": (
+        lambda s: edit(image(s), scl_slope=np.inf),
+        "the header scales voxels by inf",
+    ),
+    "intercept_that_is_no_number": (
+        lambda s: edit(image(s), scl_slope=2, scl_inter=np.nan),
+        "invalid intercept nan",
+    ),
+    "enormous_slope": (
+        lambda s: edit(image(s), scl_slope=1e38, scl_inter=0),
+        "too large for single precision",
+    ),
+    "enormous_values": (
+        lambda s: set_value(image(s), 1e300, np.float64),
+        "too large for single precision",
+    ),
+    "all_nan": (
+        lambda s: save(image(s), np.full((SIZE,) * 3, np.nan, dtype=np.float32)),
+        "1728 voxels are not finite",
+    ),
+    "one_nan": (lambda s: set_value(image(s), np.nan), "1 voxels are not finite"),
+    "one_infinity": (lambda s: set_value(image(s), np.inf), "1 voxels are not finite"),
+    "one_negative_infinity": (lambda s: set_value(image(s), -np.inf), "1 voxels are not finite"),
+    "all_zero": (
+        lambda s: save(image(s), np.zeros((SIZE,) * 3, dtype=np.int16)),
+        "empty, all zero",
+    ),
+    "constant": (
+        lambda s: save(image(s), np.full((SIZE,) * 3, 7, dtype=np.int16)),
+        "every voxel is 7",
+    ),
+    "label_seven": (lambda s: set_value(label_map(s), 7, np.uint8), "unknown label 7 in 1 voxels"),
+    "negative_label": (
+        lambda s: set_value(label_map(s), -1, np.int16),
+        "unknown label -1 in 1 voxels",
+    ),
+    "label_between_two": (lambda s: set_value(label_map(s), 1.5), "unknown label 1.5 in 1 voxels"),
+    "label_that_is_no_number": (
+        lambda s: set_value(label_map(s), np.nan),
+        "unknown label nan in 1 voxels",
+    ),
+    "label_beyond_its_type": (
+        lambda s: set_value(label_map(s), np.uint16(60000).astype(np.int16), np.int16),
+        "unknown label -5536 in 1 voxels",
+    ),
+    "scaled_labels": (
+        lambda s: edit(label_map(s), scl_slope=0.5, scl_inter=0),
+        "unknown label 0.5",
+    ),
+    "label_almost_whole": (
+        lambda s: set_value(label_map(s), 1.00235),
+        "unknown label 1.00234997 in 1 voxels",
+    ),
+    "git_lfs_pointer": (
+        lambda s: image(s).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"
+        ),
+        "a Git LFS pointer",
+    ),
+    "web_page": (
+        lambda s: compress(image(s)).write_text(
+            "\n<!DOCTYPE html><html><body>Log in</body></html>"
+        ),
+        "a web page",
+    ),
+    "truncated_label_map": (
+        lambda s: label_map(s).write_bytes(label_map(s).read_bytes()[:-1]),
+        "cut short",
+    ),
+    "label_map_of_another_shape": (
+        lambda s: reshape(label_map(s), 6, 12, 24),
+        "shape (6, 12, 24), but",
+    ),
+    "affine_that_is_no_number": (
+        lambda s: edit(image(s), srow_x=(1, np.nan)),
+        "the affine is not finite",
+    ),
+    "singular_affine": (lambda s: edit(image(s), srow_y=np.zeros(4)), "the affine is singular"),
+    "affine_beyond_the_moon": (
+        lambda s: edit(image(s), srow_z=(3, 1e30)),
+        "the affine holds 1e+30 mm",
+    ),
+    "impossible_rotation": (
+        lambda s: edit(image(s), sform_code=0, qform_code=1, quatern_b=2, quatern_c=2),
+        "the affine cannot be worked out",
+    ),
+    "voxels_of_size_zero": (lambda s: edit(image(s), pixdim=(1, 0)), "voxels measure 0 x 1 x 1 mm"),
+    "voxels_of_negative_size": (
+        lambda s: edit(image(s), pixdim=(1, -1)),
+        "voxels measure -1 x 1 x 1 mm",
+    ),
+    "voxels_as_large_as_houses": (
+        lambda s: edit(image(s), pixdim=(1, 1e5)),
+        "voxels measure 1e+05 x 1 x 1 mm",
+    ),
+    "voxels_of_no_size": (
+        lambda s: edit(image(s), pixdim=(1, np.nan)),
+        "voxels measure nan x 1 x 1 mm",
+    ),
+    "two_voxel_sizes": (lambda s: edit(image(s), pixdim=(3, 4)), "its affine says 1 x 1 x 1 mm"),
+    "impossible_rotation_beside_an_sform": (
+        lambda s: edit(image(s), qform_code=1, quatern_b=2, quatern_c=2),
+        "a qform that cannot be worked out",
+    ),
+    "micrometres": (lambda s: edit(image(s), xyzt_units=3), "distances in micrometres"),
+    "one_image_of_another_subject": (
+        lambda s: copy_of(image(s), "good2"),
+        "t1ce: the same voxels as in subject good2",
+    ),
+    "missing_modality": (lambda s: image(s).unlink(), "modality t1ce is missing"),
+    "missing_label_map": (lambda s: label_map(s).unlink(), "the label map is missing"),
+    "two_files_for_one_modality": (
+        lambda s: image(s).with_suffix(".nii.gz").write_bytes(gzip.compress(image(s).read_bytes())),
+        "claims to be modality t1ce too",
+    ),
+    "two_label_maps": (
+        lambda s: label_map(s).with_name(f"{s.name}_seg.nii.old").write_bytes(b""),
+        "claims to be the label map too",
+    ),
+}
+SOUND |= {
+    "labels_with_a_slope": lambda s: edit(label_map(s), scl_slope=0.99999994, scl_inter=0),
+    "fourth_axis_of_one": lambda s: reshape(image(s), SIZE, SIZE, SIZE, 1),
+    "labels_as_whole_floats": lambda s: save(
+        label_map(s), volume_of(label_map(s)).astype(np.float64)
+    ),
+    "label_map_without_tumour": lambda s: save(label_map(s), np.zeros((SIZE,) * 3, dtype=np.uint8)),
+    "slope_of_zero": lambda s: edit(image(s), scl_slope=0),
+    "slope_that_is_no_number": lambda s: edit(image(s), scl_slope=np.nan),
+    "a_few_bytes_behind_the_voxels": lambda s: image(s).write_bytes(
+        image(s).read_bytes() + bytes(512)
+    ),
+}

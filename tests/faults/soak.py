@@ -28,8 +28,8 @@ from scipy.stats import linregress, t
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "brats_kdnet"), str(ROOT / "tests")]
 
-from faults.tiny import GRID, MODALITIES, Network, Samples, task
-from kdnet.configuration.training import TrainingConfig
+from faulty_training import GRID, MODALITIES, Network, Samples, case
+from kdnet.config import TrainingConfig
 from kdnet.data.loading import build_loader
 from kdnet.training.loop import fit
 from privdistill import (
@@ -62,7 +62,6 @@ class Watched(Samples):
     def __getitem__(self, index):
         if self.reads % BATCH == 0:
             self.noted[self.reads // BATCH] = held(self.networks)
-        self.reads += 1
         return super().__getitem__(index)
 
 
@@ -116,7 +115,7 @@ def soak(folder, steps=2000, warm_up=WARM_UP):
         for dataset, shuffle in ((samples, True), (Samples(4), False))
     ]
     settings = TrainingConfig(epochs=epochs, batch_size=BATCH, schedule="plateau")
-    work = replace(task(Path(folder)), settings=settings)
+    work = replace(case(Path(folder)), settings=settings)
     cache = TeacherCache(Path(folder) / "teacher")
     started = time.perf_counter()
     with DistillationWrapper(

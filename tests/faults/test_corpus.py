@@ -10,7 +10,7 @@ import pytest
 from faults.corpus import FAULTS, NAMES, SOUND, SOUND_NAMES, image, write_corpus, write_subject
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import load_description
-from kdnet.data.layouts import find_subjects
+from kdnet.data.subjects import find_subjects
 
 
 def problems_of(root):

@@ -9,32 +9,33 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from invented_runs import write_run
+from invented_runs import write_plan
+from kdnet.config import parse_config
 from kdnet.data.description import load_description
-from kdnet.data.splits import Split
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
-from kdnet.reading import UnreadableError, read_json, read_rows, read_yaml
+from kdnet.files import UnreadableError, read_json, read_rows, read_yaml
+from kdnet.results.page import write_reports
 from kdnet.results.slices import load_slices
-from kdnet.runs.folder import read_json as read_crossval_json
-from kdnet.runs.folds import load_folds
-from kdnet.runs.run_folder import RunFolder
+from kdnet.runs.folder import Folder, UnitFolder
+from kdnet.runs.plan import load_folds
 from kdnet.training.history import read_history
-from kdnet.training.performance import performance_of
-from report import write_reports
 
 DEEP = b"[" * 100_000
 DEEP_KEYS = b'{"a":' * 20_000
 GARBAGE = b"\xff\xfe\x00\x01" * 9
+UNIT = "units/student/fold0-seed0"
 FILES = (
-    *("config.yaml", "environment.json", "cases.json", "summary.json", "scores.csv"),
-    *("slices.npz", "student/history.csv", "student/model.safetensors"),
+    *("config.yaml", "environment.json", "folds.json", "plan.json", "description.json"),
+    *("scores.csv", "slices.npz", f"{UNIT}/unit.json", f"{UNIT}/history.csv"),
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("damaged") / "run", load_description("brats2021"))
+    root = write_plan(tmp_path_factory.mktemp("damaged") / "run", load_description("brats2021"))
+    write_reports(root)  # cuts the slices
+    return root
 
 
 @pytest.fixture
@@ -53,19 +54,17 @@ def report(folder):
 
 def go_on(folder):
     """What train.py reads in a folder that it goes on with."""
-    run = RunFolder(folder)
+    run, unit = Folder(folder), UnitFolder(folder)
     readers = [
-        run.resolved,
-        run.read_summary,
+        run.read_plan,
         run.read_skipped,
-        lambda: run.has_description(load_description("brats2021")),
-        lambda: performance_of(run.resolved(), run.environment),
-        lambda: Split.read(run.cases),
-        lambda: read_scores(run.scores),
+        unit.read_record,
+        lambda: run.check_config(parse_config([])),
+        lambda: run.check_unchanged(load_description("brats2021"), '{"folds": []}', {}),
+        lambda: read_scores(unit.scores),
         lambda: load_slices(folder / "slices.npz"),
-        lambda: read_history(folder / "student" / "history.csv"),
-        lambda: read_crossval_json(folder / "crossval.json"),
-        lambda: load_folds(folder / "folds.json", [], validation=True),
+        lambda: read_history(unit.history),
+        lambda: load_folds(run.folds, [], validation=True),
         lambda: load_description(folder / "description.json"),
     ]
     messages = []
@@ -91,39 +90,20 @@ def test_a_damaged_file_is_named(run, file, content):
     assert "allow_pickle" not in message
 
 
-WRONG = {
-    "summary.json": [
+@pytest.mark.parametrize(
+    "content",
+    [
         {"seconds": 5},
-        {"seconds": {"teacher": "long"}},
-        {"seconds": {"teacher": float("nan")}},
+        {"seconds": {"training": "long"}},
+        {"seconds": {"training": float("nan")}},
         {"peak_mib": {"process": None}},
         {"peak_mib": []},
         {"teacher_cache": {"hits": "many"}},
-        {"total_seconds": [1]},
-    ],
-    "environment.json": [{"resolved": []}, {"resolved": "32-true"}],
-}
-
-
-@pytest.mark.parametrize(("file", "content"), [(f, c) for f, cs in WRONG.items() for c in cs])
-def test_wrong_types_are_a_message(run, file, content):
-    (run / file).write_text(json.dumps(content))
-    assert any(file in message for message in go_on(run))
-
-
-@pytest.mark.parametrize(
-    "resolved",
-    [
-        {},
-        {"precision": "32-true"},
-        {"precision": "none", "memory_format": "contiguous", "compile": False},
-        {"precision": "32-true", "memory_format": ["contiguous"], "compile": False},
-        {"precision": "32-true", "memory_format": "contiguous", "compile": "yes"},
     ],
 )
-def test_a_choice_that_is_not_whole_is_a_message(tmp_path, resolved):
-    with pytest.raises(UserError, match=r"environment.json is damaged: expected '\w+' of 'resol"):
-        performance_of(resolved, tmp_path / "environment.json")
+def test_wrong_types_are_a_message(run, content):
+    (run / "unit.json").write_text(json.dumps(content))
+    assert any("unit.json" in message for message in go_on(run))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +126,15 @@ def bytes_of(seed):
     return changed | st.binary(max_size=60)
 
 
-NAMES = (*FILES, "description.json", "skipped.json", "folds.json", "crossval.json")
+NAMES = (
+    *FILES,
+    "description.json",
+    "skipped.json",
+    "folds.json",
+    "plan.json",
+    "unit.json",
+    "history.csv",
+)
 KEYS = st.sampled_from(["seconds", "resolved", "peak_mib", "train", "test", "folds"]) | st.text(
     max_size=4
 )
@@ -161,7 +149,7 @@ def test_what_goes_on_reads_or_says_why_not(finished, tmp_path, data, file):
     sound = (finished / file).read_bytes() if (finished / file).is_file() else b'{"subjects": []}'
     content = data.draw(bytes_of(sound) | JSON.map(lambda v: json.dumps(v).encode()))
     folder = tmp_path / "run"
-    (folder / "student").mkdir(parents=True, exist_ok=True)
+    (folder / UNIT).mkdir(parents=True, exist_ok=True)
     (folder / file).write_bytes(content)
     go_on(folder)
     (folder / file).unlink()

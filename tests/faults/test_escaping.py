@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from invented_runs import write_crossval, write_run
+from invented_runs import write_plan
 from kdnet.data.description import load_description
 from kdnet.evaluation.scoring import read_scores, write_scores
+from kdnet.results.page import write_report
 from page_links import read_links
-from report import write_report
 
 TEXT = """<hostile onmouseover=alert(1)>"'</script></style><script>alert(2)</script>{{ 7*7 }}"""
 PROBLEM = {"subject": TEXT, "file": f"/data/{TEXT}", "reason": TEXT}
@@ -36,57 +36,47 @@ def hostile(case: str) -> str:
 
 def rename(folder) -> None:
     """Give every case and configuration of a folder a hostile name, as a stranger could."""
-    scores = [
-        replace(score, case=hostile(score.case)) for score in read_scores(folder / "scores.csv")
-    ]
-    write_scores(folder / "scores.csv", scores)
+    scores = read_scores(folder / "scores.csv")
+    write_scores(folder / "scores.csv", scores.assign(case=scores["case"].map(hostile)))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {TEXT: TEXT, "note": [TEXT]}))
     environment = {"versions": {TEXT: TEXT}, "seed": TEXT}
     (folder / "environment.json").write_text(json.dumps(environment))
     skipped = {"subjects": [TEXT], "problems": [PROBLEM]}
     (folder / "skipped.json").write_text(json.dumps(skipped))
+    lists = [{"train": [TEXT], "test": [hostile("Case_0")], TEXT: [TEXT], "number": TEXT}]
+    (folder / "folds.json").write_text(json.dumps({"folds": lists}))
+    for record in folder.glob("units/*/*/unit.json"):
+        record.write_text(json.dumps({"seconds": {TEXT: 3}, "peak_mib": {TEXT: 3}}))
+    plan = json.loads((folder / "plan.json").read_text())
+    plan |= {"title": TEXT, "protocol": TEXT, "dataset": TEXT, "commands": [TEXT]}
+    plan["rows"] = [row | {"label": TEXT + row["name"]} for row in plan["rows"]]
+    (folder / "plan.json").write_text(json.dumps(plan))
 
 
 def rename_slices(path) -> None:
     arrays = dict(np.load(path, allow_pickle=False))
-    cases = json.loads(str(arrays["cases"]))
-    for case in cases:
+    facts = json.loads(str(arrays["facts"]))
+    for case in facts["cases"]:
         case["name"], case["why"], case["modality"] = hostile(case["name"]), TEXT, TEXT
-    arrays["cases"] = np.array(json.dumps(cases))
-    arrays["classes"] = np.array(json.dumps([TEXT] * 4))
+    arrays["facts"] = np.array(json.dumps(facts | {"classes": [TEXT] * 4}))
     np.savez_compressed(path, **arrays)
 
 
-@pytest.fixture(scope="module")
-def run_page(tmp_path_factory):
+@pytest.fixture(scope="module", params=["train", "study"])
+def page(request, tmp_path_factory):
     description = replace(load_description("brats2021"), name=TEXT, citation=TEXT)
-    run = write_run(tmp_path_factory.mktemp("run") / "run", description)
-    rename(run)
-    rename_slices(run / "slices.npz")
-    lists = {"train": [TEXT], "validation": ["a"], "test": [hostile("Case_0")], TEXT: [TEXT]}
-    (run / "cases.json").write_text(json.dumps(lists))
-    (run / "summary.json").write_text(json.dumps({"seconds": {TEXT: 3}, "peak_mib": {TEXT: 3}}))
-    return write_report(run).read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def crossval_page(tmp_path_factory):
-    description = replace(load_description("brats2021"), name=TEXT, citation=TEXT)
-    root = write_crossval(tmp_path_factory.mktemp("cv") / "cv", description, folds=2, cases=4)
+    root = write_plan(tmp_path_factory.mktemp("cv") / "cv", description, folds=2, cases=4)
     write_report(root)  # cuts the slices
     rename(root)
     rename_slices(root / "slices.npz")
-    facts = json.loads((root / "crossval.json").read_text())
-    facts |= {"labels": dict.fromkeys(facts["rows"], TEXT), "protocol": TEXT, "dataset": TEXT}
-    facts |= {"grades": {TEXT: 3}, "folds_sha256": TEXT}
-    (root / "crossval.json").write_text(json.dumps(facts))
+    if request.param == "study":
+        plan = json.loads((root / "plan.json").read_text())
+        plan |= {"kind": "study", "labels": dict.fromkeys(["teacher", "baseline", TEXT], TEXT)}
+        for row in plan["rows"]:
+            row["kind"] = {"student": TEXT}.get(row["name"], row["name"])
+        (root / "plan.json").write_text(json.dumps(plan))
     return write_report(root).read_text(encoding="utf-8")
-
-
-@pytest.fixture(params=["run", "crossval"])
-def page(request):
-    return request.getfixturevalue(f"{request.param}_page")
 
 
 def test_hostile_names_make_no_elements_and_no_attributes(page):

@@ -12,33 +12,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
-from safetensors.torch import load_file
 
-from faults.tiny import Network, Samples, task, wrapper
-from kdnet import exhaustion
-from kdnet.configuration.data import DataConfig
-from kdnet.configuration.training import TrainingConfig
-from kdnet.data.loading import build_loader
-from kdnet.data.parallel import map_parallel
-from kdnet.exhaustion import ExhaustedError, explain, explained
-from kdnet.runs import schedule
-from kdnet.runs.command import exit_status
-from kdnet.runs.plan import CrossvalOptions
-from kdnet.training import loop
+from crossval import CrossvalOptions
+from faulty_training import Network, Samples, case, equal, train, weights, wrapper
+from kdnet import errors
+from kdnet.command import exit_status
+from kdnet.config import DataConfig, TrainingConfig
+from kdnet.data.loading import build_loader, map_parallel
+from kdnet.errors import ExhaustedError, explain, explained
 from kdnet.training.checkpoint import load_state
 
 
 class FailingSamples(Samples):
     """Does something when a chosen case is read, until there is a file that says not to."""
 
-    def __init__(self, count, at, call, mended):
-        super().__init__(count)
-        self.at, self.call, self.mended = at, call, mended
+    def __init__(self, call, mended):
+        super().__init__(4)
+        self.failing, self.mended = call, mended
 
     def __getitem__(self, index):
-        if index == self.at and not self.mended.exists():
-            self.call()
+        if index == 3 and not self.mended.exists():
+            self.failing()
         return super().__getitem__(index)
 
 
@@ -54,75 +48,47 @@ def hang():
     time.sleep(60)
 
 
-def fit(folder, samples, *, workers, network=None):
-    folder.mkdir(exist_ok=True)
-    work = task(folder)
-    train = build_loader(
-        samples, 2, shuffle=False, seed=3, flips=False, workers=workers, patience=2.0
+def status_of(folder, samples, network=None, **loading):
+    work = case(folder, epochs=3, schedule="constant")
+    kd = wrapper(network or Network())
+    status = exit_status(
+        lambda: train(work, samples, Samples(2), kd=kd, shuffle=False, **loading) and None
     )
-    validation = build_loader(Samples(2), 2, shuffle=False, seed=3, flips=False, workers=0)
-    torch.manual_seed(5)
-    with wrapper(network or Network()) as kd:
-        loop.fit(Fabric(accelerator="cpu", devices=1), kd, train, validation, work)
-    return work
+    return work, status
 
 
 def is_one_message(text, *parts):
     return "Traceback" not in text and all(part in text for part in parts)
 
 
+LOADING = "A process that loads data was lost"
+
+
 @pytest.mark.parametrize(
-    ("call", "parts"),
+    ("call", "words"),
     [
-        (kill_yourself, ("was killed", "Lower --workers", "killed by signal: Killed")),
-        (leave, ("ended by itself", "check_data.py", "exited unexpectedly")),
+        (kill_yourself, "killed by signal: Killed"),
+        (leave, "exited unexpectedly"),
         # PyTorch waits five seconds for a process that hangs before it ends it.
-        pytest.param(
-            hang, ("must hang", "network drive", "timed out after 2"), marks=pytest.mark.faults
-        ),
+        pytest.param(hang, "timed out after 2", marks=pytest.mark.faults),
     ],
 )
 def test_a_loading_process_that_fails_ends_the_run_and_the_next_start_finishes_it(
-    tmp_path, capsys, call, parts
+    tmp_path, capsys, call, words
 ):
-    mended = tmp_path / "mended"
-    samples = FailingSamples(4, 3, call, mended)
-    assert exit_status(lambda: fit(tmp_path / "run", samples, workers=1) and None) == 2
-    assert is_one_message(capsys.readouterr().err, *parts, "the same command goes on")
-    mended.touch()
-    work = fit(tmp_path / "run", samples, workers=1)
-    assert load_state(work.state_file)["finished"]
-    whole = fit(tmp_path / "whole", Samples(4), workers=0)
-    first, second = load_file(work.model_file), load_file(whole.model_file)
-    assert all(torch.equal(first[name], second[name]) for name in second)
-
-
-class Greedy(Network):
-    """Asks for too much in one of its calls."""
-
-    def __init__(self, at, call):
-        super().__init__()
-        self.at, self.call = at, call
-
-    def forward(self, x):
-        out = super().forward(x)
-        if self.calls == self.at:
-            self.call()
-        return out
+    samples = FailingSamples(call, tmp_path / "mended")
+    loading = {"workers": 1, "patience": 2.0}
+    assert status_of(tmp_path / "run", samples, **loading)[1] == 2
+    assert is_one_message(capsys.readouterr().err, LOADING, words, "the same command goes on")
+    (tmp_path / "mended").touch()
+    work, status = status_of(tmp_path / "run", samples, **loading)
+    assert status == 0
+    whole, _ = status_of(tmp_path / "whole", Samples(4))
+    assert equal(weights(work), weights(whole))
 
 
 def gpu_is_full():
-    raise torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
-    )
-
-
-def gpu_is_full_elsewhere():
-    raise RuntimeError("CUDA error: out of memory")
-
-
-def main_memory_of_torch():
-    torch.empty(2**60, dtype=torch.uint8)
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB of 79.10 GiB")
 
 
 def main_memory_of_numpy():
@@ -133,51 +99,45 @@ def main_memory_of_numpy():
     ("call", "parts"),
     [
         (gpu_is_full, ("The GPU's memory", "--batch_size", "--patch", "79.10 GiB")),
-        (gpu_is_full_elsewhere, ("The GPU's memory", "nvidia-smi")),
-        (main_memory_of_torch, ("Main memory", "--workers", "--teacher_cache_storage half")),
-        (main_memory_of_numpy, ("Main memory", "Unable to allocate")),
+        (main_memory_of_numpy, ("Main memory", "--workers", "Unable to allocate")),
     ],
 )
 def test_memory_that_runs_out_ends_the_run_with_its_epochs_kept(tmp_path, capsys, call, parts):
     # Two steps and one validation batch per epoch: the fifth call is in epoch 2.
-    greedy = Greedy(5, call)
-    status = exit_status(lambda: fit(tmp_path, Samples(4), workers=0, network=greedy) and None)
-    assert status == 2
+    assert status_of(tmp_path, Samples(4), Network(at=5, call=call))[1] == 2
     assert is_one_message(capsys.readouterr().err, *parts)
-    work = fit(tmp_path, Samples(4), workers=0)
-    assert load_state(work.state_file)["finished"]
-    assert load_state(work.state_file)["epoch"] == 3
+    work, status = status_of(tmp_path, Samples(4))
+    assert status == 0
+    assert load_state(work.state_file) == load_state(work.state_file) | {
+        "finished": True,
+        "epoch": 3,
+    }
 
 
 def test_a_lack_of_memory_in_a_loading_process_is_explained_too(tmp_path, capsys):
-    samples = FailingSamples(4, 3, main_memory_of_numpy, tmp_path / "mended")
-    assert exit_status(lambda: fit(tmp_path / "run", samples, workers=1) and None) == 2
+    samples = FailingSamples(main_memory_of_numpy, tmp_path / "mended")
+    assert status_of(tmp_path, samples, workers=1)[1] == 2
     assert "Main memory was not enough" in capsys.readouterr().err
 
 
 def test_a_killed_process_of_a_pool_is_explained():
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         future = pool.submit(kill_yourself)
-        with pytest.raises(ExhaustedError, match="was killed"), explained("Preparing"):
+        with pytest.raises(ExhaustedError, match=LOADING), explained("Preparing"):
             future.result()
 
 
 def test_work_in_parallel_names_the_item_that_did_not_fit():
     items = [SimpleNamespace(name=f"BraTS_{number}", size=2 ** (60 * number)) for number in (0, 1)]
+    options = {"workers": 2, "title": "Preparing subjects", "progress": False}
     with pytest.raises(ExhaustedError, match=r"^Preparing subjects: BraTS_1 stopped\. Main memory"):
-        map_parallel(
-            lambda item: np.empty(item.size, np.uint8),
-            items,
-            workers=2,
-            title="Preparing subjects",
-            progress=False,
-        )
+        map_parallel(lambda item: np.empty(item.size, np.uint8), items, **options)
 
 
 def test_a_unit_that_the_kernel_killed_says_what_to_lower(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("Epoch 3\n")
-    words = schedule._last_words(log, -signal.SIGKILL)
+    words = pool._last_words(log, -signal.SIGKILL)
     assert "killed by signal 9, as the kernel does when memory runs out; lower --jobs" in words
 
 
@@ -189,12 +149,10 @@ def test_other_errors_pass_as_they_are(error):
 
 
 def test_every_option_that_is_recommended_exists():
-    texts = [kind for _, kind in exhaustion._KINDS]
+    texts = [errors._GPU, errors._CPU, errors._LOADING]
     named = {name for text in texts for name in re.findall(r"(?<!run )--([a-z][a-z_]+)", text)}
     known = {item.name for kind in (DataConfig, TrainingConfig) for item in fields(kind)}
-    known |= {item.name for item in fields(CrossvalOptions)} | {"out"}
-    # Docker's own.
-    assert named - known == {"ipc"}
+    assert named <= known | {item.name for item in fields(CrossvalOptions)} | {"out"}
 
 
 def test_a_hanging_loader_can_only_be_seen_from_outside():

@@ -1,7 +1,6 @@
 """Names from files never lead out of the folder that they are put into."""
 
 import contextlib
-import io
 import json
 import os
 from dataclasses import replace
@@ -10,21 +9,21 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from faults.corpus import write_subject
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import Description, load_description
-from kdnet.data.layouts import Subject, find_subjects
-from kdnet.data.loading import cache_key
+from kdnet.data.loading import PreparedSubjects
+from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.splits import Split
+from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
-from kdnet.names import is_name
-from kdnet.recipes.rows import Row, _row, sweep
-from kdnet.results.crossval_folder import CrossvalFolder
-from kdnet.results.text_table import TextTable
-from kdnet.runs.folder import read_summary
-from kdnet.runs.folds import load_folds
+from kdnet.files import is_name
+from kdnet.results.stored import read_folder
+from kdnet.results.tables import Table
+from kdnet.rows import Row, _row, sweep
+from kdnet.runs.folder import Folder
+from kdnet.runs.plan import load_folds
 
 BRATS = load_description("brats2021")
 PARTS = (
@@ -143,32 +142,18 @@ def test_a_row_is_called_by_a_name_for_folders(name):
 def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp() / "crossval"
     root.mkdir(exist_ok=True)
-    facts = {"rows": [name], "seeds": [0], "folds": 1}
-    (root / "crossval.json").write_text(json.dumps(facts))
-    for read in (lambda: CrossvalFolder(root).rows, lambda: read_summary(root)["rows"]):
+    facts = {"rows": [{"name": name}], "seeds": [0], "folds": [0]}
+    (root / "plan.json").write_text(json.dumps(facts))
+    folder = Folder(root)
+    for read in (
+        lambda: read_folder(root).rows,
+        lambda: [row["name"] for row in folder.read_plan()["rows"]],
+    ):
         try:
             rows = read()
         except UserError:
             continue
         assert all(map(is_name, rows))
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {"rows": "baseline", "seeds": [0], "folds": 1},
-        {"rows": ["a"], "seeds": ["x"], "folds": 1},
-        {"rows": ["a"], "seeds": [0], "folds": 10**12},
-        {"rows": ["a"], "seeds": [0], "folds": "many"},
-        {"rows": [["a"]], "seeds": [0], "folds": 1},
-        {"rows": ["a"], "seeds": [0], "folds": 1, "labels": ["x"]},
-    ],
-    ids=str,
-)
-def test_facts_that_make_no_sense_are_told(tmp_path, facts):
-    (tmp_path / "crossval.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=r"crossval\.json: (rows|seeds|folds|labels) must be"):
-        _ = CrossvalFolder(tmp_path).facts
 
 
 @given(st.lists(hostile, min_size=1, max_size=3))
@@ -190,7 +175,8 @@ def test_case_lists_name_subjects_that_were_found_or_are_refused(tmp_path_factor
 
 def test_files_of_the_cache_are_called_by_names(root):
     _, subjects = find_subjects(root, BRATS)
-    assert all(is_name(cache_key(subject).decode()) for subject in subjects)
+    prepared = PreparedSubjects(subjects, Preprocessing(BRATS, ("t1",), None, None), Path("cache"))
+    assert all(is_name(prepared.file(subject).stem) for subject in subjects)
 
 
 def test_a_link_out_of_the_data_set_is_followed(tmp_path, root):
@@ -202,7 +188,6 @@ def test_a_link_out_of_the_data_set_is_followed(tmp_path, root):
 
 @given(hostile)
 def test_a_table_in_a_terminal_sends_nothing_that_it_would_obey(text):
-    shown = io.StringIO()
-    table = TextTable(text, [text, "b"], [[text, text]], [text])
-    Console(file=shown, force_terminal=True, color_system=None, width=300).print(table.rich())
-    assert not {"\x1b", "\x07", "\u202e", "\0"} & {*shown.getvalue().replace("\x1b[2m", "")}
+    table = Table.of(text, [text, "b"], [[text, text]], [text])
+    for shown in (table.text(), table.markdown()):
+        assert not {"\x1b", "\x07", "\u202e", "\0"} & {*shown}

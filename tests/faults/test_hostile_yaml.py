@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 import train
-from kdnet.configuration.parsing import changed, parse_config
+from kdnet.config import changed, parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
-from kdnet.recipes.rows import read_rows
-from kdnet.results.page import read_mapping
-from kdnet.runs.run_folder import RunFolder
+from kdnet.results.stored import read_mapping
+from kdnet.rows import read_rows
+from kdnet.runs.folder import Folder
 
 APPLICATION = Path(train.__file__).parent
 SOURCES = [
@@ -97,10 +97,9 @@ def test_descriptions_rows_and_run_folders_make_no_objects(tmp_path, tag):
         for read in (load_description, read_rows, read_mapping):
             with pytest.raises(UserError):
                 read(path)
-    run = RunFolder(tmp_path)
-    run.environment.write_text(f"resolved: {tag}\n")
+    (tmp_path / "config.yaml").write_text(f"epochs: {tag}\n")
     with pytest.raises(UserError):
-        run.resolved()
+        Folder(tmp_path).check_config(parse_config([]))
 
 
 @pytest.mark.parametrize(

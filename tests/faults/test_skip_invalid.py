@@ -1,6 +1,7 @@
 """--skip_invalid: sound subjects are used, the others named, and they stay the same ones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,20 +9,17 @@ from rich.console import Console
 
 import crossval
 import train
-from faults.corpus import FAULTS, image, label_map, write_subject
-from kdnet.configuration.parsing import parse_config
-from kdnet.data.splits import Split
+from faults.corpus import FAULTS, image, label_map, save, volume_of, write_subject
+from kdnet.config import parse_config
 from kdnet.errors import UserError
-from kdnet.runs.run_folder import RunFolder
-from kdnet.runs.soundness import usable
-from kdnet.runs.splits import split_of
-from kdnet.runs.subjects import read_subjects
+from kdnet.runs.folder import Folder
+from kdnet.runs.subjects import find_data, split_of
 
 BROKEN = ("truncated", "label_seven", "all_nan")
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--crop", "null"),
-    *("--threads", "1", "--precision", "32-true", "--memory_format", "contiguous"),
-    *("--workers", "1", "--epochs", "1", "--folds", "3", "--performance", "plain"),
+    *("--threads", "1", "--accelerator", "cpu"),
+    *("--workers", "1", "--epochs", "1", "--folds", "3"),
     *("--preset", "demo", "--description", "brats2021"),
 ]
 
@@ -36,6 +34,12 @@ def data(tmp_path):
     return root
 
 
+def set_background(path: Path) -> None:
+    volume = volume_of(path).astype("float32")
+    volume[:6] = 1e-5
+    save(path, volume)
+
+
 def arguments(data: Path, out: Path, *more: str) -> list[str]:
     return ["--data-root", str(data), "--out", str(out), *SMALL, *more]
 
@@ -48,44 +52,49 @@ def test_without_the_flag_all_problems_are_told_and_nothing_is_trained(data, tmp
     assert not (tmp_path / "run").exists()
 
 
-def opened(data, tmp_path, *more):
-    config = parse_config(arguments(data, tmp_path / "run", "--skip_invalid", "true", *more))
-    run = RunFolder(tmp_path / "run")
-    console = Console(quiet=True)
-    description, subjects = read_subjects(config, run, console)
-    return config, run, *usable(config, run, description, subjects, console)
+def found(data, tmp_path):
+    config = parse_config(arguments(data, tmp_path / "run", "--skip_invalid", "true"))
+    return config, find_data(config, Console(quiet=True))
 
 
 def test_the_sound_ones_are_dealt_as_if_the_others_were_not_there(data, tmp_path):
-    config, _, kept, problems = opened(data, tmp_path)
-    assert [subject.name for subject in kept] == [f"good{number}" for number in range(6)]
-    assert {problem.subject for problem in problems} == {*BROKEN}
+    config, kept = found(data, tmp_path)
+    assert [*kept.subjects] == [f"good{number}" for number in range(6)]
+    assert {problem.subject for problem in kept.skipped} == {*BROKEN}
     for name in BROKEN:
-        for path in (data / name).iterdir():
-            path.unlink()
-        (data / name).rmdir()
-    _, _, alone, _ = opened(data, tmp_path)
-    assert split_of(config, kept) == split_of(config, alone)
+        shutil.rmtree(data / name)
+    _, alone = found(data, tmp_path)
+    assert split_of(config, kept.foldable) == split_of(config, alone.foldable)
 
 
 def test_a_run_that_goes_on_leaves_out_the_same_ones_though_they_were_repaired(data, tmp_path):
-    config, run, kept, _ = opened(data, tmp_path)
-    run.begin(config)
-    run.write_skipped(BROKEN, [])
+    config, kept = found(data, tmp_path)
+    folder = Folder(tmp_path / "run")
+    folder.begin(config, kept.description)
+    folder.write_skipped(BROKEN, [])
     label_map(data / "label_seven").write_bytes(label_map(data / "good0").read_bytes())
     image(data / "good0").write_bytes(b"")  # found where it is read; the folds stay
-    _, _, again, problems = opened(data, tmp_path)
-    assert again == kept
-    assert problems == []
+    _, again = found(data, tmp_path)
+    assert again.subjects == kept.subjects
+    assert again.skipped is None
 
 
-def test_a_damaged_list_of_those_left_out_is_told(data, tmp_path):
-    run = RunFolder(tmp_path / "run")
-    run.root.mkdir()
-    for content in ("", "{}", "[1]", '{"subjects": 3}'):
-        run.skipped.write_text(content)
-        with pytest.raises(UserError, match=r"skipped\.json is damaged"):
-            opened(data, tmp_path)
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"subjects": 3}'])
+def test_a_damaged_list_of_those_left_out_is_told(data, tmp_path, content):
+    folder = Folder(tmp_path / "run")
+    folder.root.mkdir()
+    folder.skipped.write_text(content)
+    with pytest.raises(UserError, match=r"skipped\.json is damaged"):
+        found(data, tmp_path)
+
+
+def test_what_only_looks_wrong_is_told_and_left_in(data, tmp_path, capsys):
+    set_background(image(data / "good0"))
+    config = parse_config(arguments(data, tmp_path / "run", "--skip_invalid", "true"))
+    kept = find_data(config, Console())
+    assert "good0" in kept.subjects
+    assert {problem.subject for problem in kept.skipped} == {*BROKEN}
+    assert "1 images look unusual" in " ".join(capsys.readouterr().out.split())
 
 
 def test_nothing_to_train_on_is_told_with_all_reasons(tmp_path, capsys):
@@ -108,11 +117,13 @@ def test_a_run_trains_on_the_others_says_so_and_goes_on(data, tmp_path, capsys):
     assert sorted(skipped["subjects"]) == sorted(BROKEN)
     assert any("unknown label 7" in problem["reason"] for problem in skipped["problems"])
     assert "3 subjects were left out" in (out / "report.html").read_text()
-    split = Split.read(out / "cases.json")
-    assert {*split.train, *split.validation, *split.test} == {f"good{n}" for n in range(6)}
-    (out / "scores.csv").unlink()
+    folds = (out / "folds.json").read_text()
+    (fold,) = json.loads(folds)["folds"]
+    used = {name for part in ("train", "validation", "test") for name in fold[part]}
+    assert used == {f"good{n}" for n in range(6)}
+    next(out.glob("units/student/*/scores.csv")).unlink()
     assert train.main(command) == 0
-    assert Split.read(out / "cases.json") == split
+    assert (out / "folds.json").read_text() == folds
     assert train.main(arguments(data, out)) == 2
     assert "skip_invalid: True there, False now" in capsys.readouterr().err
 

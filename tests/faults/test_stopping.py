@@ -11,23 +11,23 @@ import pytest
 
 import report
 import train
+from kdnet.command import exit_status
 from kdnet.errors import UserError
-from kdnet.runs.command import exit_status
-from kdnet.runs.schedule import Pool
-from kdnet.runs.stopping import PARENT, StoppedError, leave_with_parent, stoppable
+from kdnet.runs import pool
+from kdnet.stopping import PARENT, StoppedError, deferring, leave_with_parent, stoppable
 from kdnet.training.checkpoint import load_state
 from kdnet.training.history import read_history
-from kdnet.training.interruption import Interruption, TrainingStoppedError
 from phantoms import generate_phantoms
 
 APPLICATION = Path(train.__file__).parent
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_sentence_and_a_status(capsys, number):
     before = signal.getsignal(number)
     cleared = []
@@ -40,21 +40,28 @@ def test_a_signal_is_a_sentence_and_a_status(capsys, number):
             cleared.append(True)
 
     assert exit_status(action) == 128 + number
-    message = capsys.readouterr().err
-    assert message == (
-        f"Stopped by {number.name}. What is finished is kept; give the same command to go on.\n"
-    )
+    assert f"Stopped by {number.name}" in capsys.readouterr().err
     assert cleared
     assert signal.getsignal(number) is before
 
 
-def test_a_training_inside_keeps_its_own_way_of_stopping():
+def test_a_step_inside_is_finished_before_the_signal_is_looked_at():
     with stoppable():
-        with Interruption() as interruption:
+        with deferring() as interruption:
             send(signal.SIGTERM)
+            send(signal.SIGINT)
         assert interruption.received == signal.SIGTERM
         with pytest.raises(StoppedError):
             send(signal.SIGTERM)
+
+
+def test_the_third_ctrl_c_leaves_at_once():
+    with stoppable(), deferring() as interruption:
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        assert interruption.received == signal.SIGINT
+        with pytest.raises(StoppedError):
+            send(signal.SIGINT)
 
 
 def swallowing():
@@ -70,20 +77,21 @@ def test_no_handler_of_errors_takes_it_for_one():
 
 
 @pytest.mark.parametrize(
-    "place", ["opening.check", "opening.prepare_parts", "trial.try_out", "opening.announce"]
+    "place", ["preparation.check_files", "preparation.prepare_parts", "unit.teach"]
 )
 def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
     tmp_path, monkeypatch, capsys, place
 ):
     data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
-    monkeypatch.setattr(f"kdnet.runs.{place}", lambda *_, **__: send(signal.SIGTERM))
     given = ["--data-root", str(data), "--preset", "demo", "--grid", "8,8,8", "--workers", "1"]
-    given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3"]
-    out = tmp_path / "run"
-    assert train.main([*given, "--out", str(out)]) == 128 + signal.SIGTERM
+    given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3", "--epochs", "1"]
+    given += ["--out", str(tmp_path / "run"), "--accelerator", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"kdnet.runs.{place}", lambda *_, **__: send(signal.SIGTERM))
+        assert train.main(given) == 128 + signal.SIGTERM
     assert "Stopped by SIGTERM" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.partial*"))
-    assert not (out / ".lock.json").exists()
+    assert train.main(given) == 0
 
 
 def test_a_report_is_stopped_like_the_others(tmp_path, monkeypatch, capsys):
@@ -95,7 +103,7 @@ def test_a_report_is_stopped_like_the_others(tmp_path, monkeypatch, capsys):
 CHILD = """
 import sys, time
 from pathlib import Path
-from kdnet.runs.stopping import StoppedError, leave_with_parent, stoppable
+from kdnet.stopping import StoppedError, leave_with_parent, stoppable
 try:
     with stoppable():
         leave_with_parent()
@@ -106,7 +114,7 @@ except StoppedError as stop:
 """
 POOL = """
 import os, subprocess, sys, time
-from kdnet.runs.stopping import PARENT
+from kdnet.stopping import PARENT
 environment = os.environ | ({PARENT: str(os.getpid())} if sys.argv[3] == "pool" else {})
 subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=environment,
                  start_new_session=True)
@@ -126,9 +134,9 @@ def wait_for(path, text, seconds):
 def test_a_unit_ends_with_its_pool_but_not_with_a_shell(tmp_path, kind):
     environment = os.environ | {"PYTHONPATH": str(APPLICATION)}
     command = [sys.executable, "-c", POOL, CHILD, str(tmp_path / "said"), kind]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as pool:
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as parent:
         assert wait_for(tmp_path / "said", "ready", 60)
-        pool.kill()
+        parent.kill()
     ended = wait_for(tmp_path / "said", "Stopped by SIGTERM", 20 if kind == "pool" else 1)
     assert ended == (kind == "pool")
 
@@ -140,18 +148,25 @@ def test_a_pool_that_is_gone_already_stops_the_unit_at_once(monkeypatch):
     assert PARENT not in os.environ
 
 
+def start_pool(out, *more, log):
+    command = [
+        *(sys.executable, str(APPLICATION / "crossval.py"), "--preset", "demo", "--jobs", "2"),
+        *("--phantoms", "6", "--phantom_size", "16", "--grid", "8,8,8", "--threads", "1"),
+        *("--backbone_arguments", '{"channels": [2, 4]}', "--workers", "1", "--folds", "2"),
+        *("--rows", "baseline", "--out", str(out), *more),
+    ]
+    return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+
 def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monkeypatch):
-    class Plan:
-        root = tmp_path
-
-    class Unit:
-        name = "unit"
-
     class Process:
         ended = ()
 
         def __init__(self, *_, **__):
             send(signal.SIGTERM)
+
+        def poll(self):
+            return None
 
         def terminate(self):
             self.ended += ("terminated",)
@@ -160,12 +175,24 @@ def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monk
             send(signal.SIGTERM)  # nor does a second one keep the pool from waiting
             self.ended += ("waited for",)
 
-    monkeypatch.setattr("kdnet.runs.schedule.subprocess.Popen", Process)
-    pool = Pool(Plan(), [], 1, [])
-    with pytest.raises(TrainingStoppedError) as stop, pool._stopping():
-        pool._start(Unit())
+    class Plan:
+        root = tmp_path
+
+        def is_done(self, unit):
+            return False
+
+        def teachers_of(self, unit):
+            return []
+
+    unit = type("Unit", (), {"name": "unit"})()
+    monkeypatch.setattr(pool.subprocess, "Popen", Process)
+    monkeypatch.setattr(pool.Pool, "_say", lambda *_: None)
+    monkeypatch.setattr(pool.Pool, "_log", lambda _, name: tmp_path / name)
+    running = pool.Pool(Plan(), [unit], 1, [])
+    with pytest.raises(StoppedError) as stop:
+        running.run(pool.Console(quiet=True))
     assert stop.value.exit_status == 128 + signal.SIGTERM
-    ((process, _),) = pool.running.values()
+    ((process, _),) = running.running.values()
     assert process.ended == ("terminated", "waited for")
 
 
@@ -174,25 +201,18 @@ def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monk
 @pytest.mark.skipif(sys.platform != "linux", reason="a signal of Linux")
 def test_the_units_of_a_killed_pool_keep_their_step_and_leave(tmp_path):
     out = tmp_path / "run"
-    command = [
-        *(sys.executable, str(APPLICATION / "crossval.py"), "--preset", "demo", "--jobs", "2"),
-        *("--phantoms", "6", "--phantom_size", "16", "--grid", "8,8,8", "--threads", "1"),
-        *("--backbone_arguments", '{"channels": [2, 4]}', "--performance", "plain"),
-        *("--workers", "1", "--folds", "2", "--batch_size", "1", "--epochs", "5000"),
-        *("--rows", "baseline", "--out", str(out)),
-    ]
     with (tmp_path / "log.txt").open("wb") as log:
-        pool = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        parent = start_pool(out, "--batch_size", "1", "--epochs", "5000", log=log)
     end = time.monotonic() + 400
     while len(list(out.rglob("history.csv"))) < 2 and time.monotonic() < end:
-        assert pool.poll() is None, (tmp_path / "log.txt").read_text()
+        assert parent.poll() is None, (tmp_path / "log.txt").read_text()
         time.sleep(0.2)
-    pool.kill()
-    pool.wait()
-    logs = list(out.glob("*/*/log.txt"))
+    parent.kill()
+    parent.wait()
+    logs = list(out.rglob("log.txt"))
     assert len(logs) == 2
     for file in logs:
         assert wait_for(file, "Give the same command to go on", 120), file.read_text()
         # An epoch that was begun is kept beside the finished ones, which are all there.
-        kept = load_state(file.parent / "state.pt")
+        kept = load_state(file.parent / "state.safetensors")
         assert kept["epoch"] == len(read_history(file.parent / "history.csv")) >= 1

@@ -1,6 +1,5 @@
 """A model file of a stranger: what it may ask for, and that nothing of it runs."""
 
-import functools
 import json
 import sys
 from dataclasses import replace
@@ -11,14 +10,15 @@ from safetensors.torch import load_file, save_file
 
 import predict
 import train
-from kdnet.configuration.network import NetworkConfig
+from invented_runs import scores_of
+from kdnet.config import NetworkConfig
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
-from kdnet.models import build_network, trust
-from kdnet.models.outline import outline
-from kdnet.models.trust import HARMLESS, OWN, check_trusted
-from kdnet.results.costs import costs
-from kdnet.results.crossval_folder import CrossvalFolder
+from kdnet.evaluation.scoring import write_scores
+from kdnet.models import NETWORKS, build_network
+from kdnet.models.trust import HARMLESS, check_trusted
+from kdnet.results.cost import cost_table
+from kdnet.results.stored import read_folder
 from kdnet.training.checkpoint import ModelMetadata, load_model, read_metadata, save_weights
 
 CANARY = """
@@ -34,28 +34,6 @@ class Net(nn.Module):
 def call(**words):
     pathlib.Path({mark!r}).write_text("called")
 """
-
-
-#: Arguments of small networks, of those whose usual ones are large or missing.
-SMALL: dict[str, dict[str, object]] = {
-    "kdnet": {"channels": [2, 4]},
-    "no_new_net": {"channels": [2, 4]},
-    "synthesis": {"synthesised": 1},
-    "timm_unet": {"encoder": "resnet18"},
-    "monai.networks.nets.AttentionUnet": {"channels": [2, 4], "strides": [2], "spatial_dims": 3},
-    "monai.networks.nets.BasicUNet": {"features": [2] * 6},
-    "monai.networks.nets.BasicUNetPlusPlus": {"features": [2] * 6},
-    "monai.networks.nets.DynUNet": {
-        "spatial_dims": 3,
-        "kernel_size": [3] * 3,
-        "strides": [1, 2, 2],
-        "filters": [2] * 3,
-        "upsample_kernel_size": [2, 2],
-    },
-    "monai.networks.nets.SwinUNETR": {"feature_size": 12},
-    "monai.networks.nets.UNet": {"channels": [2, 4], "strides": [2], "spatial_dims": 3},
-    "monai.networks.nets.UNETR": {"img_size": [32] * 3, "hidden_size": 48, "num_heads": 4},
-}
 
 
 def metadata(backbone="kdnet", arguments=None) -> ModelMetadata:
@@ -93,14 +71,8 @@ def hostile(tmp_path, monkeypatch):
 
 def test_a_foreign_network_is_refused_before_its_module_is_imported(hostile):
     write, mark = hostile
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"'canary\.Net'.*--trust_backbone canary\.Net"):
         load_model(write())
-    assert str(caught.value).endswith(
-        "model.safetensors asks for the network 'canary.Net', which is neither of this application "
-        "nor known to be harmless: building it imports and runs code that the author of the file "
-        "has chosen. Nothing was imported. If you know that class and trust it, say so with "
-        "--trust_backbone canary.Net."
-    )
     assert not mark.exists()
     assert "canary" not in sys.modules
 
@@ -150,7 +122,7 @@ def test_arguments_that_reach_for_files_or_addresses_are_refused(name, arguments
 
 
 def test_own_networks_and_those_of_monai_need_no_word():
-    for name in OWN | HARMLESS:
+    for name in HARMLESS:
         check_trusted("model", name, {"channels": [4, 8], "norm": "INSTANCE"})
     small = {"channels": [2, 4], "strides": [2], "spatial_dims": 3}
     build_network("monai.networks.nets.UNet", small, in_channels=1, out_channels=2)
@@ -159,42 +131,8 @@ def test_own_networks_and_those_of_monai_need_no_word():
 def test_every_network_that_is_called_harmless_exists():
     import monai.networks.nets
 
-    assert all(hasattr(monai.networks.nets, name.rpartition(".")[2]) for name in HARMLESS)
-    assert {*OWN} == {*sys.modules["kdnet.models"]._BUILT_IN}
-    assert trust.__doc__
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("kdnet", {"channels": [100_000, 200_000]}),
-        ("kdnet", {"channels": [2] * 2_000}),
-        ("timm_unet", {"encoder": "convnext_xxlarge"}),
-        ("monai.networks.nets.UNETR", {"img_size": [16] * 3, "hidden_size": 12 * 10**6}),
-        ("monai.networks.nets.SwinUNETR", {"feature_size": 12 * 10**5}),
-        ("monai.networks.nets.SwinUNETR", {"feature_size": 12, "depths": [2, 10**12, 2, 2]}),
-    ],
-    ids=["wide", "deep", "timm", "unetr", "swin", "swin-deep"],
-)
-def test_a_file_without_their_weights_gets_no_huge_network(hostile, monkeypatch, name, arguments):
-    write, _ = hostile
-    real = []
-    monkeypatch.setattr(
-        "torch.nn.Parameter.__init__", lambda self, *_: real.append(self.device.type != "meta")
-    )
-    with pytest.raises(UserError, match=r"another network|Building stopped|cannot be built"):
-        load_model(write(name, arguments))
-    assert real
-    assert not any(real)
-
-
-@pytest.mark.parametrize("name", sorted(OWN | HARMLESS))
-def test_the_outline_of_a_network_is_its_state(name):
-    given = SMALL.get(name, {})
-    channels = {"in_channels": 3 if name == "synthesis" else 2, "out_channels": 2}
-    build = functools.partial(build_network, name, given, **channels)
-    built = {key: tuple(tensor.shape) for key, tensor in build().state_dict().items()}
-    assert outline(build, most=1000 + 10 * len(built)) == built
+    foreign = HARMLESS - {*NETWORKS}
+    assert all(hasattr(monai.networks.nets, name.rpartition(".")[2]) for name in foreign)
 
 
 def test_predict_refuses_and_takes_the_users_word(hostile, tmp_path, capsys):
@@ -221,11 +159,13 @@ def test_training_refuses_the_file_of_a_teacher_before_anything_is_built(hostile
 def test_a_report_leaves_out_what_a_foreign_network_costs(hostile, tmp_path):
     write, mark = hostile
     root = tmp_path / "crossval"
-    (root / "fold0-seed0" / "mine").mkdir(parents=True)
-    write().rename(root / "fold0-seed0" / "mine" / "model.safetensors")
-    (root / "crossval.json").write_text(json.dumps({"rows": ["mine"], "folds": 1, "seeds": [0]}))
-    table = costs(CrossvalFolder(root))
-    assert table.rows == []
+    unit = root / "units" / "mine" / "fold0-seed0"
+    unit.mkdir(parents=True)
+    write().rename(unit / "model.safetensors")
+    (root / "plan.json").write_text(json.dumps({"rows": [{"name": "mine"}]}))
+    write_scores(root / "scores.csv", scores_of("mine", {"a": 0.5}))
+    table = cost_table(read_folder(root))
+    assert table.frame.empty
     assert "mine: " in table.notes[-1]
     assert "--trust_backbone canary.Net" in table.notes[-1]
     assert not mark.exists()

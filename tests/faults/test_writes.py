@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from faulty_training import case, equal, network, train, weights
-from kdnet import writing
-from kdnet.evaluation.label_maps import write_label_map
+from faulty_training import Samples, case, equal, network, train, weights
+from invented_runs import scores_of
+from kdnet import files
+from kdnet.evaluation.inference import write_label_map
 from kdnet.evaluation.scoring import write_scores
+from kdnet.files import WriteError, atomic, atomic_folder, remove_abandoned, write_text
 from kdnet.training.checkpoint import load_state, read_metadata, save_model, save_state
 from kdnet.training.history import History, read_history
-from kdnet.writing import WriteError, write_text
 from privdistill import CacheWarning, PrivilegedInput, TeacherCache
 
-APPLICATION = Path(writing.__file__).parents[1]
+APPLICATION = Path(files.__file__).parents[1]
 LIBRARY = Path(sys.modules[PrivilegedInput.__module__].__file__).parent
 ALWAYS = {
     *("save_file", "savez", "savez_compressed", "savefig", "to_filename", "tofile"),
@@ -33,16 +34,18 @@ ALWAYS = {
 BY_OWNER = {"save": {"torch", "nib", "np"}, "dump": {"json", "yaml", "pickle"}, "copy": {"shutil"}}
 #: All functions that change files outside of a block of `atomic`, and why they may.
 WRITERS = {
-    ("writing.py", "atomic"): "the application's helper for files",
-    ("writing.py", "_rename_folder"): "the application's helper for folders",
+    ("files.py", "atomic"): "the application's helper for files",
+    ("files.py", "_rename_folder"): "the application's helper for folders",
     ("stores.py", "_write"): "the library's helper",
     ("nnunet_folder.py", "_write_whole"): "the helper for files that nnU-Net reads",
     ("phantoms.py", "_write"): "into the folder that atomic_folder gives",
-    ("schedule.py", "_start"): "a log to which another process appends",
-    ("charts.py", "_drawn"): "into memory",
+    ("pool.py", "_start"): "a log to which another process appends",
+    ("figures.py", "_inline"): "into memory",
     ("figures.py", "save"): "into memory",
-    ("check_data.py", "_as_csv"): "into memory",
+    ("check_data.py", "check_data"): "into memory",
     ("rows.py", "write_rows"): "into memory",
+    ("stats.py", "_paired"): "other names of columns",
+    ("check_data.py", "_as_csv"): "into memory",
 }
 
 
@@ -91,6 +94,65 @@ def test_every_write_goes_through_the_helper_of_its_layer():
     assert found == set(WRITERS)
 
 
+def test_a_file_appears_only_when_it_is_complete(tmp_path):
+    file = tmp_path / "deep" / "result.txt"
+
+    def write(text, error=None):
+        with atomic(file) as partial:
+            partial.write_text(text)
+            assert partial.suffix == ".txt"
+            if error is not None:
+                raise error
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write("half", RuntimeError("half way"))
+    assert list(file.parent.iterdir()) == []
+    write("whole")
+    assert file.read_text() == "whole"
+
+
+def test_content_and_name_are_on_the_disk_before_the_writer_goes_on(tmp_path, monkeypatch):
+    order = []
+    flush, replace = files._flush, type(tmp_path).replace
+    monkeypatch.setattr(files, "_flush", lambda path: (order.append(path.is_dir()), flush(path)))
+    monkeypatch.setattr(
+        type(tmp_path), "replace", lambda *paths: (order.append("renamed"), replace(*paths))
+    )
+    write_text(tmp_path / "file", "text")
+    assert order == [False, "renamed", True]
+
+
+def test_a_folder_appears_only_when_all_its_files_are_there(tmp_path):
+    def write(error=None):
+        with atomic_folder(tmp_path / "case") as partial:
+            (partial / "one").write_text("1")
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyError):
+        write(KeyError())
+    assert list(tmp_path.iterdir()) == []
+    write()
+    write()  # a process that comes second leaves the first one's files
+    assert [path.name for path in tmp_path.rglob("*")] == ["case", "one"]
+
+
+def test_only_what_was_abandoned_is_removed(tmp_path):
+    for name in (".a.partial.old", ".b.partial.new", ".7.old.partial", "kept"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".c.partial.folder").mkdir()
+    for name in (".a.partial.old", ".7.old.partial", "kept", ".c.partial.folder"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_abandoned(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.partial.new", "kept"]
+
+
+def test_the_folder_of_a_lost_run_is_not_made_anew(tmp_path):
+    with pytest.raises(WriteError, match=r"state\.safetensors cannot be written \(No such file"):
+        write_text(tmp_path / "gone" / "student" / "state.safetensors", "")
+    assert not (tmp_path / "gone").exists()
+
+
 @contextmanager
 def files_end_at(size):
     """Let every write beyond so many bytes of a file fail, as on a full disk."""
@@ -110,25 +172,19 @@ def big_label_map(path):
 
 
 WRITES = {
-    "state.pt": lambda path: save_state(path, {"weights": torch.randn(4000)}),
+    "state.safetensors": lambda path: save_state(path, {"weights": torch.randn(4000), "epoch": 1}),
     "model.safetensors": lambda path: save_model(path, network(40), case(path.parent).metadata),
     "map.nii.gz": big_label_map,
     "report.html": lambda path: write_text(path, "x" * 9000),
     "history.csv": lambda path: [
-        History(path, path.parent / "events", epoch=0).add(
-            {"epoch": 1} | {f"column{i}": 0.5 for i in range(900)}
-        )
+        History(path, epoch=0).add({"epoch": 1} | {f"column{i}": 0.5 for i in range(900)})
     ],
     "scores.csv": lambda path: write_scores(path, scores()),
 }
 
 
 def scores():
-    from kdnet.evaluation.scoring import Score
-
-    fields = {"role": "student", "case": "c", "region": "WT", "space": "grid"}
-    defaults = dict.fromkeys(Score.__dataclass_fields__, 0.0)
-    return [Score(**(defaults | fields)) for _ in range(200)]
+    return scores_of("student", {f"c{number}": 0.5 for number in range(200)})
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -168,7 +224,7 @@ def test_a_run_without_room_stops_and_goes_on_from_its_last_checkpoint(tmp_path,
         (tmp_path / "run").rename(tmp_path / "away")
 
     with files_end_at(resource.getrlimit(resource.RLIMIT_FSIZE)[0]), pytest.raises(WriteError):
-        train(task, at=8, call={"full": full, "gone": gone}[lost])
+        train(task, Samples(5, 8, {"full": full, "gone": gone}[lost]))
     if lost == "gone":
         assert not (tmp_path / "run").exists()
         (tmp_path / "away").rename(tmp_path / "run")
@@ -196,7 +252,7 @@ def test_a_small_disk_that_is_really_full(tmp_path):
             (disk / "filler").write_bytes(b"x" * free)
 
         with pytest.raises(WriteError, match="No space left on device"):
-            train(task, at=8, call=fill)
+            train(task, Samples(5, 8, fill))
         assert load_state(task.state_file)["epoch"] == 1
         (disk / "filler").unlink()
         train(task)

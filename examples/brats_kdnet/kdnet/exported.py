@@ -3,7 +3,6 @@
 | file | holds | metadata |
 |---|---|---|
 | `.safetensors` | weights | inside |
-| `.pt` | plain state_dict | `<file>.json` beside it |
 | `.pt2` | program of torch.export | inside |
 | `.onnx` | graph, for onnxruntime | inside |
 
@@ -25,15 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from kdnet.errors import UserError
+from kdnet.files import atomic, first_line
 from kdnet.training.checkpoint import (
     ModelMetadata,
     load_model,
-    network_of,
     parse_metadata,
     save_model,
 )
-from kdnet.training.digests import check_archive, check_tensors
-from kdnet.writing import atomic, first_line, write_tensors, write_text
 from privdistill import DistillationWrapper, GroundTruth
 
 #: Largest difference of logits between onnxruntime and torch, as a share of the largest logit
@@ -43,24 +40,21 @@ TOLERANCE = 1e-4
 Shape = tuple[int | str | torch.SymInt | None, ...]
 
 _ENTRY = "privdistill"
-FORMATS = (".safetensors", ".pt", ".pt2", ".onnx")
+FORMATS = (".safetensors", ".pt2", ".onnx")
 
 
 def export(path: Path, network: nn.Module, metadata: ModelMetadata) -> float | None:
-    """Write a network in the format that the file's ending names."""
+    """Write a network in the format of the file's ending; return how far ONNX is from torch."""
     check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".onnx":
+        return _write_onnx(path, network, metadata)
     if path.suffix == ".safetensors":
         save_model(path, network, metadata)
-    elif path.suffix == ".pt":
-        write_tensors(path, network.state_dict())
-        write_text(_sidecar(path), json.dumps(metadata.to_strings(), indent=2) + "\n")
-    elif path.suffix == ".pt2":
-        program = _program(path, network, metadata)
-        with atomic(path) as partial:
-            torch.export.save(program, partial, extra_files={_ENTRY: _text(metadata)})
-    else:
-        return _write_onnx(path, network, metadata)
+        return None
+    program = _program(path, network, metadata)
+    with atomic(path) as partial:
+        torch.export.save(program, partial, extra_files={_ENTRY: _text(metadata)})
     return None
 
 
@@ -77,21 +71,16 @@ def open_model(
     path: Path, *, trusted: Collection[str] = (), trust_program: bool = False
 ) -> tuple[nn.Module, ModelMetadata]:
     """Open a model in any of the formats."""
+    if path.suffix not in {".pt2", ".onnx"}:
+        return load_model(path, trusted=trusted)
     if path.suffix == ".pt2" and not trust_program:
         raise UserError(
             f"{path}: opening a program of torch.export can run code that its author put there. "
             "If you wrote the file, give --trust_program; else use .safetensors or .onnx."
         )
-    readers: dict[str, Callable[[], tuple[nn.Module, ModelMetadata]]] = {
-        ".pt": lambda: _read_state(path, trusted),
-        ".pt2": lambda: _read_program(path),
-        ".onnx": lambda: _read_onnx(path),
-    }
-    if path.suffix not in readers:
-        return load_model(path, trusted=trusted)
     if not path.is_file():
         raise UserError(f"{path}: there is no such model file.")
-    return readers[path.suffix]()
+    return _read_program(path) if path.suffix == ".pt2" else _read_onnx(path)
 
 
 class _Logits(nn.Module):
@@ -132,7 +121,7 @@ def _program(path: Path, network: nn.Module, metadata: ModelMetadata) -> Any:
     except Exception as error:  # whatever a network of somebody else makes torch.export raise
         raise UserError(
             f"{path}: torch.export cannot turn {metadata.backbone} into a program "
-            f"({first_line(error)}). Export its weights: .safetensors or .pt."
+            f"({first_line(error)}). Export its weights: .safetensors."
         ) from error
 
 
@@ -165,26 +154,6 @@ def _compare(path: Path, partial: Path, network: nn.Module, metadata: ModelMetad
             f"than {allowed:.2g}. Nothing was written; export to .pt2 or .safetensors."
         )
     return difference
-
-
-def _read_state(path: Path, trusted: Collection[str]) -> tuple[nn.Module, ModelMetadata]:
-    sidecar = _sidecar(path)
-    if not sidecar.is_file():
-        raise UserError(
-            f"{path}: its metadata are missing, expected {sidecar.name} beside it. Copy both files."
-        )
-    metadata = _metadata(sidecar, sidecar.read_bytes())
-    _check_whole(path)
-    try:
-        check_archive(path)
-        weights = dict(torch.load(path, map_location="cpu", weights_only=True))
-        check_tensors(weights)
-    except Exception as error:  # torch.load raises many kinds
-        raise UserError(
-            f"{path} does not hold the weights of a network ({first_line(error)}). Expected a file "
-            "that export.py wrote."
-        ) from error
-    return network_of(path, metadata, weights, trusted=trusted), metadata
 
 
 def _read_program(path: Path) -> tuple[nn.Module, ModelMetadata]:
@@ -227,18 +196,14 @@ def _check_whole(path: Path) -> None:
 
 def _check_shapes(path: Path, shapes: tuple[Shape, Shape], metadata: ModelMetadata) -> None:
     """Refuse metadata of another network; sizes that are no numbers are free."""
-    wanted = (metadata.in_channels, *metadata.input_size), (metadata.out_channels,)
-    found = shapes[0][1:], shapes[1][1:2]
-    fits = all(
-        len(sizes) == len(own)
-        and all(size == known for size, known in zip(sizes, own, strict=True) if type(known) is int)
-        for sizes, own in zip(wanted, found, strict=True)
-    )
-    if not fits:
+    image = (metadata.in_channels, *metadata.input_size)
+    wanted, found = (*image, metadata.out_channels), (*shapes[0][1:], *shapes[1][1:2])
+    known = [size if type(size) is int else own for size, own in zip(found, wanted, strict=False)]
+    if len(found) != len(wanted) or known != [*wanted]:
         raise UserError(
-            f"{path}: its metadata are those of another network. They say {wanted[0]} (channels, "
-            f"voxels) for the image and {wanted[1][0]} channels of logits; it takes {found[0]} and "
-            f"gives {(*found[1], None)[0]}. Export the network again."
+            f"{path}: its metadata are those of another network. They say {image} (channels, "
+            f"voxels) for the image and {metadata.out_channels} channels of logits; it takes "
+            f"{found[:-1]} and gives {found[-1]}. Export the network again."
         )
 
 
@@ -265,7 +230,7 @@ def _read_onnx(path: Path) -> tuple[nn.Module, ModelMetadata]:
     return _Function(run), metadata
 
 
-def _metadata(path: Path, text: str | bytes) -> ModelMetadata:
+def _metadata(path: Path, text: str) -> ModelMetadata:
     try:
         strings = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
@@ -277,10 +242,6 @@ def _metadata(path: Path, text: str | bytes) -> ModelMetadata:
 
 def _text(metadata: ModelMetadata) -> str:
     return json.dumps(metadata.to_strings())
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
 
 
 def _package(name: str, path: Path) -> Any:

@@ -8,8 +8,9 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import ImageFile, Subject
-from kdnet.data.parallel import map_parallel
-from kdnet.data.preprocessing import UnknownLabelError, read_classes
+from kdnet.data.loading import map_parallel
+from kdnet.data.preprocessing import read_classes
+from kdnet.data.subjects import SEGMENTATION, ImageFile, Subject
 from kdnet.data.volumes import Geometry, UnreadableVolumeError, read_geometry, read_volume
 from kdnet.errors import UserError, printable
 
@@ -38,32 +39,46 @@ _UNITS = {1: "metres", 3: "micrometres"}
 _PLACES_TOLERANCE = 0.5
 #: Squares of intensities must fit into single precision, as z-scores need them.
 _LARGEST_VALUE = 1e15
+#: By what factor the share of non-zero voxels, and a voxel's size, may differ from the usual ones.
+_SHARE_FACTOR, _SIZE_FACTOR = 2.5, 1.5
+#: Voxels near the value of the corner are background if they are so many, and near so far.
+_BACKGROUND, _NEAR = 0.05, 1e-4
 #: File systems allow 255 bytes; names of subjects get endings such as those of the cache.
 _LONGEST_NAME = 180
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that keeps a subject from being used.
+    """Something that keeps a subject from being used, or only looks wrong.
 
     Attributes:
         subject: Name of the subject.
         file: The file at fault; None where a file is missing.
         reason: What was expected and found.
+        warning: Whether the subject can be used all the same.
     """
 
     subject: str
     file: Path | None
     reason: str
+    warning: bool = False
 
 
 @dataclass(frozen=True)
 class _Findings:
-    """What one subject's files say: problems, how axes run, and digests of images by modality."""
+    """What one subject's files say.
+
+    Attributes:
+        problems: What is wrong with them alone.
+        orientation: How their axes run.
+        digests: Of the voxels of sound images, by modality.
+        nonzero: Shares of their voxels that are not zero, by modality.
+    """
 
     problems: list[Problem]
     orientation: str | None = None
     digests: dict[str, bytes] = field(default_factory=dict)
+    nonzero: dict[str, float] = field(default_factory=dict)
 
 
 def check_subjects(
@@ -75,69 +90,72 @@ def check_subjects(
     need_segmentation: bool = True,
     modalities: Sequence[str] | None = None,
     distinct: bool = True,
+    typical: Mapping[str, float] | None = None,
 ) -> list[Problem]:
     """Read every file once and collect whatever is wrong with any of them."""
-    used = tuple(description.modalities if modalities is None else modalities)
     check = functools.partial(
         _check_subject,
         description=description,
-        modalities=used,
+        modalities=tuple(description.modalities if modalities is None else modalities),
         need_segmentation=need_segmentation,
     )
     found = map_parallel(
         check, subjects, workers=workers, title="Checking subjects", progress=progress
     )
-    turned = _turned(subjects, used, [own.orientation for own in found])
-    copies = _copies(subjects, [own.digests if distinct else {} for own in found])
-    return [
-        problem
-        for own, *more in zip(found, turned, copies, strict=True)
-        for problem in itertools.chain(own.problems, *more)
+    problems = [
+        *itertools.chain.from_iterable(own.problems for own in found),
+        *_turned(subjects, [own.orientation for own in found]),
+        *(_copies(subjects, [own.digests for own in found]) if distinct else ()),
+        *outlying(subjects, [own.nonzero for own in found], typical or {}),
     ]
+    places = {subject.name: place for place, subject in enumerate(subjects)}
+    return sorted(problems, key=lambda problem: places[problem.subject])
 
 
-def _turned(
-    subjects: Sequence[Subject], modalities: Sequence[str], orientations: Sequence[str | None]
-) -> list[list[Problem]]:
-    """Subjects whose axes run otherwise than in most; a network would see them turned."""
-    known = [orientation for orientation in orientations if orientation is not None]
-    usual = max(known, key=known.count, default="")
-    problems: list[list[Problem]] = []
-    for subject, found in zip(subjects, orientations, strict=True):
-        reason = f"its axes run {found}, those of most subjects {usual}; reorient it first"
-        files = [subject.images[name].path for name in modalities if name in subject.images]
-        turned = found not in {None, usual}
-        problems.append([Problem(subject.name, files[0], reason)] if turned else [])
-    return problems
+def outlying(
+    subjects: Sequence[Subject],
+    shares: Sequence[Mapping[str, float]],
+    typical: Mapping[str, float],
+) -> Iterator[Problem]:
+    """Warn of unusual shares of non-zero voxels: these are what normalisation takes for brain.
+
+    Usual is what is typical of a modality, or else what most subjects have, and what the other
+    images of the subject have.
+    """
+    names = dict.fromkeys(itertools.chain(*shares))
+    usual = {n: statistics.median(own[n] for own in shares if n in own) for n in names}
+    usual |= typical
+    for subject, own in zip(subjects, shares, strict=True):
+        for name, share in own.items():
+            for expected in (usual[name], statistics.median(own.values())):
+                if not 1 / _SHARE_FACTOR <= share / expected <= _SHARE_FACTOR:
+                    reason = (
+                        f"{share:.0%} of its voxels are not 0, usual are {expected:.0%}: is the "
+                        "background 0, and is there a skull as in the other images?"
+                    )
+                    yield Problem(subject.name, subject.images[name].path, reason, warning=True)
+                    break
 
 
-def _copies(
-    subjects: Sequence[Subject], digests: Sequence[dict[str, bytes]]
-) -> list[list[Problem]]:
-    """Images with the voxels of an earlier one: a patient under two names, or a file misnamed."""
-    first: dict[bytes, tuple[Subject, str]] = {}
-    problems: list[list[Problem]] = []
-    for subject, own in zip(subjects, digests, strict=True):
-        of_others: dict[str, list[str]] = {}
-        found: list[Problem] = []
-        for modality, content in own.items():
-            other, name = first.setdefault(content, (subject, modality))
-            if other is not subject:
-                of_others.setdefault(other.name, []).append(modality)
-            elif name != modality:
-                reason = f"it holds the same voxels as its image of {name}; one of them is a copy"
-                found.append(Problem(subject.name, subject.images[modality].path, reason))
-        for other_name, copied in of_others.items():
+def unlike_training(
+    subjects: Sequence[Subject], modalities: Sequence[str], spacing: Sequence[float]
+) -> Iterator[Problem]:
+    """Warn of voxels of another size than a network was trained on, to which all else is larger."""
+    for subject in subjects:
+        file = next(subject.images[name] for name in modalities if name in subject.images)
+        found = read_geometry(file).spacing
+        # Models of before spacing was kept have none.
+        ratios = [own / usual for own, usual in zip(found, spacing, strict=False)]
+        if not all(1 / _SIZE_FACTOR <= ratio <= _SIZE_FACTOR for ratio in ratios):
             reason = (
-                f"{', '.join(copied)}: the same voxels as in subject {other_name}; remove the copy"
+                f"voxels measure {_edges(found)} mm, in training {_edges(spacing)} mm; resample it"
             )
-            found.append(Problem(subject.name, subject.images[copied[0]].path, reason))
-        problems.append(found)
-    return problems
+            yield Problem(subject.name, file.path, reason, warning=True)
 
 
-def raise_for_problems(problems: Sequence[Problem]) -> None:
-    """Stop if there are problems."""
+def raise_for_problems(problems: Sequence[Problem], *, strict: bool = False) -> None:
+    """Stop if there are problems, or warnings if those count as well."""
+    problems = [problem for problem in problems if strict or not problem.warning]
     if not problems:
         return
     subjects = len({problem.subject for problem in problems})
@@ -168,7 +186,7 @@ def problems_as_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
         {
             "subject": printable(problem.subject),
             "file": "" if problem.file is None else printable(str(problem.file)),
-            "reason": printable(problem.reason),
+            "reason": "warning: " * problem.warning + printable(problem.reason),
         }
         for problem in problems
     ]
@@ -178,7 +196,7 @@ def keep_usable(
     subjects: Sequence[Subject], problems: Sequence[Problem]
 ) -> tuple[list[Subject], list[str]]:
     """Leave out the subjects that have problems."""
-    broken = dict.fromkeys(problem.subject for problem in problems)
+    broken = dict.fromkeys(problem.subject for problem in problems if not problem.warning)
     kept = [subject for subject in subjects if subject.name not in broken]
     if not kept:
         raise_for_problems(problems)
@@ -192,88 +210,107 @@ def _check_subject(
     modalities: tuple[str, ...],
     need_segmentation: bool,
 ) -> _Findings:
-    images = {name: subject.images[name] for name in modalities if name in subject.images}
-    problems = list(_name_faults(subject.name))
-    problems += _rivalries(subject, (*modalities, "segmentation"))
-    if subject.unlisted:
-        reason = f"its folder cannot be looked into ({subject.unlisted})"
-        return _Findings([*problems, Problem(subject.name, None, reason)])
-    problems += _missing(subject, description, modalities, need_segmentation)
-    files = list(images.values())
-    if subject.segmentation is not None:
-        files.append(subject.segmentation)
-    geometries, broken = _headers(subject.name, files)
-    problems += broken
-    problems += _disagreements(subject.name, geometries)
-    digests: dict[str, bytes] = {}
-    for file, geometry in geometries:
-        reasons = [_spacing_fault(geometry, description), _placement_fault(geometry)]
-        if file is subject.segmentation:
-            reasons.append(_label_fault(file, description))
-        else:
-            fault, content = _image_fault(file)
-            reasons.append(fault)
-            digests |= {name: content for name, own in images.items() if own is file and content}
-        problems += [Problem(subject.name, file.path, reason) for reason in reasons if reason]
-    seen = [geometry.orientation for file, geometry in geometries if file in images.values()]
-    return _Findings(problems, next(iter(seen), None), digests)
-
-
-def _name_faults(name: str) -> Iterator[Problem]:
-    """Names become file names, cells of tables and lines of logs."""
-    if not name.isprintable():
-        reason = "its name holds characters that cannot be printed; rename its files"
-        yield Problem(name, None, reason)
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        reason = f"its name is longer than {_LONGEST_NAME} bytes, too long for names of files"
-        yield Problem(name, None, reason)
-
-
-def _rivalries(subject: Subject, roles: Iterable[str]) -> Iterator[Problem]:
-    for role in roles:
-        file = subject.segmentation if role == "segmentation" else subject.images.get(role)
-        if role in subject.rivals and file is not None:
-            names = ", ".join(path.name for path in subject.rivals[role])
-            what = "the label map" if role == "segmentation" else f"modality {role}"
-            yield Problem(
-                subject.name,
-                file.path,
-                f"{names} claims to be {what} too; remove one, or make the pattern stricter",
-            )
-
-
-def _missing(
-    subject: Subject, description: Description, modalities: Iterable[str], need_segmentation: bool
-) -> Iterator[Problem]:
-    for modality in modalities:
-        if modality not in subject.images:
-            pattern = _pattern(description.modalities[modality], subject)
-            yield Problem(subject.name, None, f"modality {modality} is missing, expected {pattern}")
-    if need_segmentation and subject.segmentation is None:
-        pattern = _pattern(description.segmentation, subject)
-        yield Problem(subject.name, None, f"the label map is missing, expected {pattern}")
-
-
-def _pattern(pattern: str, subject: Subject) -> str:
-    filled = pattern.replace("{subject}", subject.name)
-    return re.sub(r"\{grade[^}]*\}", subject.grade or "*", filled)
-
-
-def _headers(
-    name: str, files: Iterable[ImageFile]
-) -> tuple[list[tuple[ImageFile, Geometry]], list[Problem]]:
-    """Headers of the files that have one, and a problem for each of the others."""
-    geometries: list[tuple[ImageFile, Geometry]] = []
-    problems: list[Problem] = []
+    roles = (*modalities, SEGMENTATION)
+    problems = [
+        Problem(subject.name, file, reason)
+        for file, reason in (
+            *_name_faults(subject.name),
+            *_rivalries(subject, description.patterns, roles),
+            *_missing(subject, description.patterns, roles if need_segmentation else modalities),
+        )
+    ]
+    findings = _Findings(problems)
+    files = [file for role, file in subject.files.items() if role in roles]
+    geometries = []
     for file in files:
         try:
             geometries.append((file, read_geometry(file)))
         except UnreadableVolumeError as error:
-            problems.append(Problem(name, file.path, error.reason))
-    return geometries, problems
+            problems.append(Problem(subject.name, file.path, error.reason))
+    problems += [Problem(subject.name, *found) for found in _disagreements(geometries)]
+    for file, geometry in geometries:
+        reasons = [_spacing_fault(geometry, description), _placement_fault(geometry)]
+        try:
+            if file is subject.segmentation:
+                read_classes(file, description)
+            else:
+                reasons += _look_at(subject, file, findings)
+        except UnreadableVolumeError as error:
+            reasons.append(error.reason)
+        problems += [Problem(subject.name, file.path, reason) for reason in reasons if reason]
+    seen = [own.orientation for file, own in geometries if file is not subject.segmentation]
+    return replace(findings, orientation=next(iter(seen), None))
 
 
-def _disagreements(name: str, geometries: list[tuple[ImageFile, Geometry]]) -> Iterator[Problem]:
+def _look_at(subject: Subject, file: ImageFile, findings: _Findings) -> Iterator[str]:
+    """Say what is wrong with an image; note what a sound one is compared with others by."""
+    volume = read_volume(file)
+    names = [name for name, own in subject.images.items() if own is file]
+    if fault := _value_fault(volume):
+        yield fault
+        return
+    findings.digests.update(dict.fromkeys(names, _digest(volume)))
+    if fault := _background_fault(volume):
+        findings.problems.append(Problem(subject.name, file.path, fault, warning=True))
+    else:
+        share = float(np.count_nonzero(volume) / volume.size)
+        findings.nonzero.update(dict.fromkeys(names, share))
+
+
+def _name_faults(name: str) -> Iterator[tuple[None, str]]:
+    """Names become file names, cells of tables and lines of logs."""
+    if not name.isprintable():
+        yield None, "its name holds characters that cannot be printed; rename its files"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        yield None, f"its name is longer than {_LONGEST_NAME} bytes, too long for names of files"
+
+
+def _rivalries(
+    subject: Subject, patterns: Mapping[str, str], roles: Iterable[str]
+) -> Iterator[tuple[Path, str]]:
+    """Several files for one role, or one file for several, as a pattern that is too wide finds."""
+    for role in roles:
+        file, rivals = subject.files.get(role), subject.rivals.get(role, ())
+        if file is None:
+            continue
+        # Of two patterns that fit one file the longer one means it.
+        width = (len(patterns[role]), role)
+        others = {
+            name: other.path
+            for name, other in subject.files.items()
+            if (other.path in rivals and name != role)
+            or (other == file and (len(patterns[name]), name) > width)
+        }
+        what = "the label map" if role == SEGMENTATION else f"modality {role}"
+        for name, path in others.items():
+            reason = (
+                f"the pattern of {what}, '{patterns[role]}', is too wide: it also fits "
+                f"{path.name}, which is {name}; make it stricter"
+            )
+            yield file.path, reason
+        claims = ", ".join(path.name for path in rivals)
+        if rivals and not others:
+            reason = f"{claims} claims to be {what} too; remove one, or make the pattern stricter"
+            yield file.path, reason
+
+
+def _missing(
+    subject: Subject, patterns: Mapping[str, str], roles: Iterable[str]
+) -> Iterator[tuple[None, str]]:
+    if subject.unlisted:
+        yield None, f"its folder cannot be looked into ({subject.unlisted})"
+        return
+    for role in roles:
+        if role not in subject.files:
+            what = "the label map" if role == SEGMENTATION else f"modality {role}"
+            filled = patterns[role].replace("{subject}", subject.name)
+            expected = re.sub(r"\{grade[^}]*\}", subject.grade or "*", filled)
+            yield None, f"{what} is missing, expected {expected}"
+
+
+def _disagreements(
+    geometries: Sequence[tuple[ImageFile, Geometry]],
+) -> Iterator[tuple[Path, str]]:
     """Files of one subject that do not lie on the grid of most of its files."""
     if not geometries:
         return
@@ -282,17 +319,22 @@ def _disagreements(name: str, geometries: list[tuple[ImageFile, Geometry]]) -> I
     )
     for file, geometry in geometries:
         if geometry.shape != usual.shape:
-            reason = f"shape {geometry.shape}, but {usual_file.path.name} has {usual.shape}"
-            yield Problem(name, file.path, reason)
+            yield file.path, f"shape {geometry.shape}, but {usual_file.path.name} has {usual.shape}"
         elif not _on_one_grid(geometry, usual):
             difference = np.abs(geometry.affine - usual.affine).max()
-            reason = f"affine differs from that of {usual_file.path.name} by up to {difference:.3g}"
-            yield Problem(name, file.path, reason)
+            yield (
+                file.path,
+                f"affine differs from that of {usual_file.path.name} by up to {difference:.3g}",
+            )
 
 
 def _on_one_grid(one: Geometry, other: Geometry) -> bool:
     near = np.allclose(one.affine, other.affine, atol=_AFFINE_TOLERANCE)
     return bool(near) and one.shape == other.shape
+
+
+def _edges(size: Iterable[float]) -> str:
+    return " x ".join(f"{edge:.4g}" for edge in size)
 
 
 def _spacing_fault(geometry: Geometry, description: Description) -> str | None:
@@ -303,13 +345,12 @@ def _spacing_fault(geometry: Geometry, description: Description) -> str | None:
     unit = _UNITS.get(int(geometry.header["xyzt_units"]) & 7)
     if unit is not None:
         return f"the header gives distances in {unit}; expected millimetres"
-    said = " x ".join(f"{size:.4g}" for size in geometry.spacing)
+    said = f"the header says that voxels measure {_edges(geometry.spacing)} mm"
     if not all(low <= size <= high for size in geometry.spacing):
-        return f"the header says that voxels measure {said} mm; expected {low:g} to {high:g}"
+        return f"{said}; expected {low:g} to {high:g}"
     lengths = np.linalg.norm(geometry.affine[:3, :3], axis=0)
     if not np.allclose(lengths, geometry.spacing, rtol=_SPACING_TOLERANCE):
-        other = " x ".join(f"{size:.4g}" for size in lengths)
-        return f"the header says that voxels measure {said} mm, its affine says {other} mm"
+        return f"{said}, its affine says {_edges(lengths)} mm"
     return None
 
 
@@ -326,30 +367,12 @@ def _placement_fault(geometry: Geometry) -> str | None:
     except (HeaderDataError, ValueError, ArithmeticError) as error:
         return f"the header has an sform, and a qform that cannot be worked out ({error})"
     apart = np.linalg.norm(between[:, :3], axis=1).max()
-    size = np.linalg.norm(geometry.affine[:3, :3], axis=0).min()
-    if apart <= _PLACES_TOLERANCE * size:
+    if apart <= _PLACES_TOLERANCE * np.linalg.norm(geometry.affine[:3, :3], axis=0).min():
         return None
     return (
         f"sform and qform place voxels up to {apart:.3g} mm apart; set the code of the wrong one "
         "to 0"
     )
-
-
-def _image_fault(file: ImageFile) -> tuple[str | None, bytes | None]:
-    """What is wrong with an image, or a digest of its voxels."""
-    try:
-        volume = read_volume(file)
-    except UnreadableVolumeError as error:
-        return error.reason, None
-    reason = _value_fault(volume)
-    return reason, None if reason else _digest(volume)
-
-
-def _digest(volume: NDArray[Any]) -> bytes:
-    total = hashlib.blake2b(f"{volume.dtype} {volume.shape}".encode(), digest_size=16)
-    # As it lies in memory, so that nothing is copied.
-    total.update(volume.reshape(-1, order="F").view(np.uint8).data)
-    return total.digest()
 
 
 def _value_fault(volume: NDArray[Any]) -> str | None:
@@ -363,9 +386,52 @@ def _value_fault(volume: NDArray[Any]) -> str | None:
     return None
 
 
-def _label_fault(file: ImageFile, description: Description) -> str | None:
-    try:
-        read_classes(file, description)
-    except (UnreadableVolumeError, UnknownLabelError) as error:
-        return error.reason
-    return None
+def _background_fault(volume: NDArray[Any]) -> str | None:
+    """Brain is told from background by 0, which interpolation and offsets take away."""
+    corner = float(volume[0, 0, 0])
+    near = _NEAR * (float(volume.max()) - float(volume.min()))
+    background = (volume >= corner - near) & (volume <= corner + near) & (volume != 0)
+    share = np.count_nonzero(background) / volume.size
+    if share <= _BACKGROUND:
+        return None
+    return (
+        f"{share:.0%} of its voxels are about {corner:.3g}, as in its corner, and not 0: "
+        "background would be taken for brain; set it to 0"
+    )
+
+
+def _digest(volume: NDArray[Any]) -> bytes:
+    total = hashlib.blake2b(f"{volume.dtype} {volume.shape}".encode(), digest_size=16)
+    # As it lies in memory, so that nothing is copied.
+    total.update(volume.reshape(-1, order="F").view(np.uint8).data)
+    return total.digest()
+
+
+def _turned(subjects: Sequence[Subject], orientations: Sequence[str | None]) -> Iterator[Problem]:
+    """Subjects whose axes run otherwise than in most; a network would see them turned."""
+    known = [orientation for orientation in orientations if orientation is not None]
+    usual = max(known, key=known.count, default="")
+    for subject, found in zip(subjects, orientations, strict=True):
+        if found not in {None, usual}:
+            reason = f"its axes run {found}, those of most subjects {usual}; reorient it first"
+            yield Problem(subject.name, next(iter(subject.images.values())).path, reason)
+
+
+def _copies(
+    subjects: Sequence[Subject], digests: Sequence[Mapping[str, bytes]]
+) -> Iterator[Problem]:
+    """Images with the voxels of an earlier one: a patient under two names, or a file misnamed."""
+    first: dict[bytes, tuple[Subject, str]] = {}
+    for subject, own in zip(subjects, digests, strict=True):
+        of_others: dict[str, list[str]] = {}
+        for modality, content in own.items():
+            other, name = first.setdefault(content, (subject, modality))
+            file = subject.images[modality]
+            if other is not subject:
+                of_others.setdefault(other.name, []).append(modality)
+            elif file != subject.images[name]:
+                reason = f"it holds the same voxels as its image of {name}; one of them is a copy"
+                yield Problem(subject.name, file.path, reason)
+        for name, copied in of_others.items():
+            reason = f"{', '.join(copied)}: the same voxels as in subject {name}; remove the copy"
+            yield Problem(subject.name, subject.images[copied[0]].path, reason)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from kdnet.errors import UserError
-from kdnet.names import is_name
-from kdnet.reading import UnreadableError, read_yaml
+from kdnet.files import UnreadableError, is_name, read_yaml
 
 Size = tuple[int, int, int]
 
 _WILDCARDS = re.compile(r"\*+|\?|\[[^\]]+\]|\{[^}]*\}")
 _CLASSES = re.compile(r"\[[^\]]+\]")
 _MOST_WILDCARDS = 8
+#: What a label map can be written with (int32), unsigned or not.
+_LABELS = range(-(2**31), 2**31)
+#: Class indices are kept in a byte each.
+_MOST_CLASSES = 256
 
 DATASETS_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
 
@@ -39,6 +42,8 @@ class Description:
         channels: Modality name to its index along the fourth axis, for 4-D files.
         phantom: Whether the images are synthetic.
         citation: Whom to cite where results are shown.
+        patient: Pattern of the names of subjects, such as "{patient}_*", that tells whose visits
+            they are; those of one patient stay in one part of every split. Empty: known forms.
     """
 
     name: str
@@ -53,10 +58,22 @@ class Description:
     channels: dict[str, int] = field(default_factory=dict)
     phantom: bool = False
     citation: str = ""
+    patient: str = ""
 
     def __post_init__(self) -> None:
         for problem in _contradictions(self):
             raise UserError(f"Description of data set {self.name!r}: {problem}")
+
+    @property
+    def visits(self) -> str:
+        """Pattern of the names that tell a patient's visits apart; empty for the known forms."""
+        sessions = any("{session" in pattern for pattern in self.modalities.values())
+        return self.patient or ("{patient}_{session}" if sessions else "")
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """Patterns of the modalities and, as "segmentation", of the label map."""
+        return {**self.modalities, "segmentation": self.segmentation}
 
     @property
     def export_labels(self) -> dict[int, int]:
@@ -119,35 +136,38 @@ def _locate(path: Path) -> Path:
 
 def _check_keys(values: Mapping[str, Any]) -> None:
     known = {item.name: item for item in fields(Description)}
-    required = [
+    unknown = [str(key) for key in values if key not in known]
+    missing = [
         name
         for name, item in known.items()
-        if item.default is MISSING and item.default_factory is MISSING
+        if item.default is MISSING and item.default_factory is MISSING and name not in values
     ]
-    unknown = [str(key) for key in values if key not in known]
-    missing = [key for key in required if key not in values]
-    if unknown or missing:
+    found = [
+        f"{what} keys {', '.join(names)}; "
+        for what, names in (("unknown", unknown), ("missing", missing))
+        if names
+    ]
+    if found:
         raise UserError(
-            "Description of a data set: "
-            + (f"unknown keys {', '.join(unknown)}; " if unknown else "")
-            + (f"missing keys {', '.join(missing)}; " if missing else "")
-            + f"known keys are {', '.join(known)}."
+            f"Description of a data set: {''.join(found)}known keys are {', '.join(known)}."
         )
 
 
 def _converted(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values in the types of the attributes; lists become tuples, string keys numbers."""
-    converted = dict(values)
-    converted["name"] = str(values["name"])
-    converted["modalities"] = {str(k): str(v) for k, v in values["modalities"].items()}
-    converted["labels"] = {_integer(k): _integer(v) for k, v in values["labels"].items()}
-    converted["classes"] = _strings(values["classes"])
-    converted["regions"] = {str(k): _integers(v) for k, v in values["regions"].items()}
-    converted["grid"] = _integers(values["grid"])
-    crop = values.get("crop")
-    converted["crop"] = None if crop is None else _integers(crop)
-    converted["channels"] = {str(k): _integer(v) for k, v in (values.get("channels") or {}).items()}
-    return converted
+    crop, channels = values.get("crop"), values.get("channels") or {}
+    return {
+        **values,
+        "name": str(values["name"]),
+        "patient": str(values.get("patient") or ""),
+        "modalities": {str(k): str(v) for k, v in values["modalities"].items()},
+        "labels": {_integer(k): _integer(v) for k, v in values["labels"].items()},
+        "classes": tuple(map(str, _list(values["classes"]))),
+        "regions": {str(k): _integers(v) for k, v in values["regions"].items()},
+        "grid": _integers(values["grid"]),
+        "crop": None if crop is None else _integers(crop),
+        "channels": {str(k): _integer(v) for k, v in channels.items()},
+    }
 
 
 def _integer(value: Any) -> int:
@@ -158,50 +178,47 @@ def _integer(value: Any) -> int:
 
 
 def _integers(value: Any) -> tuple[int, ...]:
+    return tuple(map(_integer, _list(value)))
+
+
+def _list(value: Any) -> Any:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise ValueError(f"expected a list of numbers, found {value!r}")
-    return tuple(_integer(item) for item in value)
+        raise ValueError(f"expected a list of numbers or names, found {value!r}")
+    return value
 
 
-def _strings(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise ValueError(f"expected a list of names, found {value!r}")
-    return tuple(str(item) for item in value)
-
-
-def _contradictions(description: Description) -> list[str]:
+def _contradictions(description: Description) -> Iterator[str]:
     """What in a description cannot be true at once, one sentence each."""
-    return [
-        *_file_contradictions(description),
-        *_name_contradictions(description),
-        *_label_contradictions(description),
-        *_size_contradictions(description),
-    ]
+    yield from _file_contradictions(description)
+    yield from _name_contradictions(description)
+    yield from _label_contradictions(description)
+    for name, size in (("grid", description.grid), ("crop", description.crop)):
+        if size is not None and (len(size) != 3 or min(size) < 1):
+            yield f"{name} is {size}; expected three positive numbers of voxels."
+    if description.spacing not in {"header", "nominal"}:
+        yield f"spacing is '{description.spacing}'; expected 'header' or 'nominal'."
 
 
-def _file_contradictions(description: Description) -> list[str]:
-    patterns = {**description.modalities, "segmentation": description.segmentation}
-    problems = [
-        f"the pattern of '{name}' has no {{subject}} in '{alternative}', so files cannot be told "
-        "apart; write it like '{subject}/{subject}_t1.nii*'."
-        for name, pattern in patterns.items()
-        for alternative in pattern.split("|")
-        if "{subject}" not in alternative
-    ]
-    problems += [
-        f"the pattern '{alternative}' of '{name}' {fault}."
-        for name, pattern in patterns.items()
-        for alternative in pattern.split("|")
-        if (fault := _pattern_fault(alternative.strip()))
-    ]
+def _file_contradictions(description: Description) -> Iterator[str]:
+    for name, pattern in description.patterns.items():
+        for alternative in map(str.strip, pattern.split("|")):
+            if "{subject}" not in alternative:
+                yield (
+                    f"the pattern of '{name}' has no {{subject}} in '{alternative}', so files "
+                    "cannot be told apart; write it like '{subject}/{subject}_t1.nii*'."
+                )
+            if fault := _pattern_fault(alternative):
+                yield f"the pattern '{alternative}' of '{name}' {fault}."
+    if description.patient and "{patient}" not in description.patient:
+        yield f"patient is '{description.patient}'; expected a pattern with {{patient}}."
+    if fault := _pattern_fault(description.patient):
+        yield f"the pattern '{description.patient}' of 'patient' {fault}."
     if "segmentation" in description.modalities:
-        problems.append("a modality cannot be called 'segmentation', which is the label map.")
+        yield "a modality cannot be called 'segmentation', which is the label map."
     if not description.modalities:
-        problems.append("modalities is empty; name at least one with its file pattern.")
-    stray = sorted(set(description.channels) - set(description.modalities))
-    if stray:
-        problems.append(f"channels names {', '.join(stray)}, which modalities does not.")
-    return problems
+        yield "modalities is empty; name at least one with its file pattern."
+    if stray := sorted(set(description.channels) - set(description.modalities)):
+        yield f"channels names {', '.join(stray)}, which modalities does not."
 
 
 def _pattern_fault(pattern: str) -> str:
@@ -223,51 +240,41 @@ def _pattern_fault(pattern: str) -> str:
     return ""
 
 
-def _name_contradictions(description: Description) -> list[str]:
+def _name_contradictions(description: Description) -> Iterator[str]:
     """Names that could not stand in a table, a file or the name of a folder."""
     named = {
         "modality": description.modalities,
         "class": description.classes,
         "region": description.regions,
     }
-    problems = [
-        f"the {kind} {name!r} must be called by a word of at most 100 bytes, of printable "
-        "characters without slashes, that does not begin with a dot, =, +, - or @."
-        for kind, names in named.items()
-        for name in names
-        if not is_name(name)
-    ]
+    for kind, names in named.items():
+        for name in names:
+            if not is_name(name):
+                yield (
+                    f"the {kind} {name!r} must be called by a word of at most 100 bytes, of "
+                    "printable characters without slashes, that does not begin with a dot, =, +, "
+                    "- or @."
+                )
     if not description.name.isprintable():
-        problems.append("its name holds characters that cannot be printed.")
-    return problems
+        yield "its name holds characters that cannot be printed."
 
 
-def _label_contradictions(description: Description) -> list[str]:
-    problems = []
-    count = len(description.classes)
+def _label_contradictions(description: Description) -> Iterator[str]:
+    count, indices = len(description.classes), {*description.labels.values()}
     if description.labels.get(0) != 0:
-        problems.append("labels must map 0 to 0 (background).")
-    if set(description.labels.values()) != set(range(count)):
-        problems.append(
-            f"labels maps to class indices {sorted(set(description.labels.values()))}, but "
-            f"classes names {count}, so exactly the indices 0 to {count - 1} are expected."
+        yield "labels must map 0 to 0 (background)."
+    if outside := [value for value in description.labels if value not in _LABELS]:
+        yield (
+            f"labels names the value {outside[0]}; files hold those from {_LABELS.start} to "
+            f"{_LABELS.stop - 1}."
+        )
+    if indices != {*range(count)} or count > _MOST_CLASSES:
+        yield (
+            f"labels maps to class indices {sorted(indices)}, but classes names {count}, so "
+            f"exactly the indices 0 to {count - 1} are expected, and no more than {_MOST_CLASSES}."
         )
     if not description.regions:
-        problems.append("regions is empty; name at least one with its class indices.")
-    problems += [
-        f"region '{name}' joins {list(indices)}; expected some of the classes 1 to {count - 1}."
-        for name, indices in description.regions.items()
-        if not indices or not set(indices) <= set(range(1, count))
-    ]
-    return problems
-
-
-def _size_contradictions(description: Description) -> list[str]:
-    problems = [
-        f"{name} is {size}; expected three positive numbers of voxels."
-        for name, size in (("grid", description.grid), ("crop", description.crop))
-        if size is not None and (len(size) != 3 or min(size) < 1)
-    ]
-    if description.spacing not in {"header", "nominal"}:
-        problems.append(f"spacing is '{description.spacing}'; expected 'header' or 'nominal'.")
-    return problems
+        yield "regions is empty; name at least one with its class indices."
+    for name, joined in description.regions.items():
+        if not joined or not {*joined} <= {*range(1, count)}:
+            yield f"region '{name}' joins {list(joined)}; expected some of 1 to {count - 1}."

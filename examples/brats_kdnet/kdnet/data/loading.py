@@ -1,26 +1,32 @@
-"""Subjects preprocessed once into a cache on disk, and batches in a reproducible order."""
+"""Subjects preprocessed once into a cache on disk, and batches in a reproducible order.
+
+`FlippedDataset` is the place where samples change from epoch to epoch: what augmentation does is
+decided by the code that `EpochSampler` draws, so that a continued run and a teacher cache see it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import pickle
 import random
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar, cast
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kdnet.data.layouts import Subject
-from kdnet.data.parallel import map_parallel
 from kdnet.data.preprocessing import Preprocessing, Sample
-from kdnet.errors import UserError
-from kdnet.training.digests import check_archive, check_tensors
-from kdnet.writing import WriteError, first_line, remove_abandoned, write_tensors
+from kdnet.data.subjects import Subject
+from kdnet.errors import UserError, explained
+from kdnet.files import WriteError, atomic, first_line, remove_abandoned
 
 #: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
 FLIP_CODES = 8
@@ -28,12 +34,8 @@ FLIP_CODES = 8
 _DRAWS = 2**62
 #: Seconds; a batch of whole volumes from a slow network drive takes a minute.
 PATIENCE = 600.0
-#: What a file that was cut short, overwritten or written by somebody else can raise.
-_DAMAGE = (
-    *(OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError),
-    zipfile.BadZipFile,
-)
-T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Batch(TypedDict):
@@ -70,112 +72,119 @@ def prepare(
     return prepared
 
 
-def cache_key(subject: Subject) -> bytes:
-    """Names the state of a subject's files."""
-    digest = hashlib.sha256()
-    files = {**subject.images, "segmentation": subject.segmentation}
-    for role, file in sorted(files.items()):
-        if file is not None:
-            try:
-                status = file.path.stat()
-            except OSError as error:
-                raise UserError(f"{file.path}: cannot be read ({error}).") from error
-            path = file.path.resolve()
-            state = (role, str(path), file.channel, status.st_size, status.st_mtime_ns)
-            digest.update(repr(state).encode())
-    return f"{subject.name}-{digest.hexdigest()[:24]}".encode()
+def map_parallel(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    title: str,
+    progress: bool = True,
+) -> list[Result]:
+    """Apply a function to every item with threads, behind one progress bar."""
+
+    def named(item: Item) -> Result:
+        with explained(f"{title}: {getattr(item, 'name', item)}"):
+            return function(item)
+
+    work = list(items)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress
+    )
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool, bar:
+        futures = [pool.submit(named, item) for item in work]
+        try:
+            results = (future.result() for future in futures)
+            return list(bar.track(results, total=len(work), description=title))
+        finally:
+            for future in futures:
+                future.cancel()
 
 
+@dataclass(eq=False)
 class PreparedSubjects(Dataset[Sample]):
     """Preprocessed subjects, each in a file of its own."""
 
-    def __init__(self, data: list[Subject], preprocessing: Preprocessing, folder: Path) -> None:
-        self.data = data
-        self.preprocessing = preprocessing
-        self.folder = folder
+    data: list[Subject]
+    preprocessing: Preprocessing
+    folder: Path
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.read(index)
+        sample = {**self.read(index), "name": self.data[index].name}
+        return cast("Sample", sample)
 
     def file(self, subject: Subject) -> Path:
-        """Return where a subject lies in its present state."""
-        return self.folder / f"{cache_key(subject).decode()}.pt"
+        """Return where a subject lies in the present state of its files."""
+        digest = hashlib.sha256()
+        for role, file in sorted(subject.files.items()):
+            try:
+                status = file.path.stat()
+            except OSError as error:
+                raise UserError(f"{file.path}: cannot be read ({error}).") from error
+            path = str(file.path.resolve())
+            state = (role, path, file.channel, status.st_size, status.st_mtime_ns)
+            digest.update(repr(state).encode())
+        return self.folder / f"{subject.name}-{digest.hexdigest()[:24]}.safetensors"
 
     def fill(self, subject: Subject) -> None:
         """Write the file of a subject, if there is none that is complete."""
         file = self.file(subject)
-        # A file cut short by a full disk has lost the directory at its end.
-        if file.is_file() and zipfile.is_zipfile(file):
-            return
-        sample = self.preprocessing(subject)
         try:
-            write_tensors(file, sample)
-        except WriteError as error:
-            raise UserError(f"{self.folder}: the cache cannot be written. {error}") from error
+            # Its header is compared with the size of the file.
+            with safe_open(file, framework="pt"):
+                return
+        except (SafetensorError, OSError):
+            sample = self.preprocessing(subject)
+        tensors = {key: value for key, value in sample.items() if isinstance(value, Tensor)}
+        try:
+            with atomic(file) as partial:
+                save_file(tensors, partial)
+        except (WriteError, SafetensorError) as error:
+            raise UserError(
+                f"{self.folder}: the cache cannot be written. {first_line(error)}"
+            ) from error
 
-    def read(self, index: int, *, mapped: bool = False) -> Sample:
-        """Read a subject; one whose file was removed meanwhile is preprocessed again."""
+    def read(self, index: int, *names: str) -> dict[str, Tensor]:
+        """Read what a subject's file holds, or some of it; from a file that was removed, anew."""
         file = self.file(self.data[index])
         if not file.is_file():
             self.fill(self.data[index])
         try:
-            check_archive(file)
-            sample = torch.load(file, mmap=mapped, weights_only=True)
-            check_tensors(sample)
-            return cast("Sample", sample)
-        except _DAMAGE as error:
+            # Mapped: of a volume that is cut, only the part is read from the disk.
+            with safe_open(file, framework="pt") as content:
+                return {name: content.get_tensor(name) for name in names or content.keys()}
+        except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{file} is damaged ({first_line(error)}). Remove it; the subject is then "
                 "preprocessed again."
             ) from error
 
-
-class MappedSamples(Dataset[Sample]):
-    """Preprocessed subjects of which only what is looked at is read from the disk."""
-
-    def __init__(self, prepared: PreparedSubjects) -> None:
-        self.prepared = prepared
-
-    def __len__(self) -> int:
-        return len(self.prepared)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.prepared.read(index, mapped=True)
+    def typical(self, name: Literal["nonzero", "spacing"]) -> tuple[float, ...]:
+        """Median over the subjects of what their files are like; empty if there are none."""
+        if not self.data:
+            return ()
+        values = torch.stack([self.read(index, name)[name] for index in range(len(self))])
+        return tuple(values.median(dim=0).values.tolist())
 
 
 def build_loader(
     dataset: Dataset[Sample],
     batch_size: int,
     *,
-    shuffle: bool,
-    seed: int,
-    flips: bool,
     workers: int,
+    seed: int,
     patience: float = PATIENCE,
-    moves: bool = False,
-    per_epoch: int = 0,
     mixed: bool = False,
-    replicas: int = 1,
-    rank: int = 0,
+    **order: Any,
 ) -> DataLoader[Any]:
-    """Batches whose order and flips depend on the seed and the epoch alone."""
-    sampler = EpochSampler(
-        len(dataset),  # type: ignore[arg-type]
-        shuffle=shuffle,
-        seed=seed,
-        flips=flips,
-        draws=moves,
-        per_epoch=per_epoch,
-        replicas=replicas,
-        rank=rank,
-    )
+    """Batches whose order and flips, as `EpochSampler` takes them, follow from seed and epoch."""
     return DataLoader(
         FlippedDataset(dataset, mixed=mixed),
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=EpochSampler(len(dataset), seed=seed, **order),  # type: ignore[arg-type]
         num_workers=workers,
         persistent_workers=workers > 0,
         timeout=patience if workers else 0,
@@ -198,31 +207,37 @@ def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
     sampler.done = done * cast("int", loader.batch_size)
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[tuple[int, ...]]):
-    """Pairs of sample index and flip code, a function of seed and epoch."""
+    """Pairs of sample index and flip code, a function of seed and epoch.
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        flips: bool,
-        draws: bool = False,
-        per_epoch: int = 0,
-        replicas: int = 1,
-        rank: int = 0,
-    ) -> None:
-        self.size = size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.flips = flips
-        self.draws = draws
-        self.count = per_epoch if shuffle and per_epoch and size else size
-        self.replicas = replicas
-        self.rank = rank
-        self.epoch = 0
-        self.done = 0
+    Attributes:
+        size: Samples of the data set.
+        shuffle: Whether their order changes; processes then get equally many.
+        seed: Of order, flips and numbers.
+        flips: Whether samples are flipped.
+        moves: Whether a third number decides where the sample lies in its subject.
+        per_epoch: Samples of an epoch in training; 0 takes each once.
+        replicas: Processes that share an epoch.
+        rank: Which of them this is.
+        epoch: The coming one.
+        done: Samples of it that have been taken.
+    """
+
+    size: int
+    shuffle: bool
+    seed: int
+    flips: bool
+    moves: bool = False
+    per_epoch: int = 0
+    replicas: int = 1
+    rank: int = 0
+    epoch: int = 0
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        longer = self.shuffle and self.per_epoch and self.size
+        self.count = self.per_epoch if longer else self.size
 
     def __len__(self) -> int:
         return len(self._mine(list(range(self.count))))
@@ -235,7 +250,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         while len(places) < self.count:
             places += self._pass(generator)
         for index, code, draw in self._mine(places[: self.count])[self.done :]:
-            yield (index, code, draw) if self.draws else (index, code)
+            yield (index, code, draw) if self.moves else (index, code)
 
     def _pass(self, generator: torch.Generator) -> list[tuple[int, int, int]]:
         """Each sample once, with a flip code and a number."""
@@ -248,19 +263,19 @@ class EpochSampler(Sampler[tuple[int, ...]]):
             for index in (order.tolist() if self.shuffle else range(self.size))
         ]
 
-    def _mine(self, places: list[T]) -> list[T]:
+    def _mine(self, places: list[Item]) -> list[Item]:
         missing = -len(places) % self.replicas if self.shuffle else 0
         # More than once where processes outnumber samples: none may be left without a step.
         repeated = itertools.islice(itertools.cycle(places), len(places) + missing)
         return list(repeated)[self.rank :: self.replicas]
 
 
+@dataclass(eq=False)
 class FlippedDataset(Dataset[dict[str, Tensor | str]]):
     """Samples under a flip, addressed by index and flip code."""
 
-    def __init__(self, samples: Dataset[Sample], *, mixed: bool = False) -> None:
-        self.samples = samples
-        self.mixed = mixed
+    samples: Dataset[Sample]
+    mixed: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 import numpy as np
@@ -22,23 +21,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnet.data.description import Description, Size
-from kdnet.data.layouts import ImageFile, Subject
-from kdnet.data.volumes import Geometry, read_geometry, read_volume
+from kdnet.data.subjects import ImageFile, Subject
+from kdnet.data.volumes import Geometry, UnreadableVolumeError, read_geometry, read_volume
 from kdnet.errors import UserError
 
 Normalise = Literal["before_crop", "after_crop"]
 Resample = Literal["trilinear", "area"]
 
 #: Part of the fingerprint: raise it whenever the same settings begin to give other numbers.
-_VERSION = 1
+_VERSION = 2
+#: How far a label may lie from a whole number, as scaling and interpolation leave it.
+_LABEL_TOLERANCE = 1e-3
 
 
 class Sample(TypedDict):
-    """One preprocessed subject: image (M, *grid) float32, label (1, *grid) uint8."""
+    """One preprocessed subject: image (M, *grid) float32, label (1, *grid) uint8.
+
+    Of the files it tells the share of non-zero voxels, (M,), and the voxel size, (3,) mm.
+    """
 
     image: Tensor
     label: NotRequired[Tensor]
     name: str
+    nonzero: NotRequired[Tensor]
+    spacing: NotRequired[Tensor]
 
 
 class NativeLabel(NamedTuple):
@@ -48,14 +54,6 @@ class NativeLabel(NamedTuple):
     affine: NDArray[np.float64]
     header: Any
     spacing: tuple[float, float, float]
-
-
-class UnknownLabelError(UserError):
-    """A label map holds values that the description does not name."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.reason = reason
 
 
 class Preprocessing(Transform):
@@ -78,8 +76,12 @@ class Preprocessing(Transform):
                 f"Data set '{description.name}' has the modalities "
                 f"{', '.join(description.modalities)}; asked for {', '.join(modalities) or 'none'}."
             )
-        _check_option("normalise", normalise, get_args(Normalise))
-        _check_option("resample", resample, get_args(Resample))
+        for name, value, known in (
+            ("normalise", normalise, get_args(Normalise)),
+            ("resample", resample, get_args(Resample)),
+        ):
+            if value not in known:
+                raise UserError(f"{name}: expected one of {', '.join(known)}, found '{value}'.")
         self.description = description
         self.modalities = tuple(modalities)
         self.crop = crop
@@ -92,7 +94,8 @@ class Preprocessing(Transform):
 
     def __call__(self, data: Subject) -> Sample:
         """Read one subject."""
-        channels = [self._read_channel(_image_of(data, name)) for name in self.modalities]
+        files = [_image_of(data, name) for name in self.modalities]
+        channels, nonzero = zip(*map(self._read_channel, files), strict=True)
         if len({channel.shape for channel in channels}) > 1:
             shapes = ", ".join(str(tuple(channel.shape[1:])) for channel in channels)
             raise UserError(f"Subject '{data.name}': modalities differ in shape: {shapes}.")
@@ -101,7 +104,12 @@ class Preprocessing(Transform):
             image = _plain(self._z_score(image))
         if self._resize_image is not None:
             image = self._resize_image(image)
-        sample = Sample(image=_plain(image), name=data.name)
+        sample = Sample(
+            image=_plain(image),
+            name=data.name,
+            nonzero=torch.tensor(nonzero),
+            spacing=torch.tensor(read_geometry(files[0]).spacing),
+        )
         if data.segmentation is not None:
             _refuse_rivals(data, "segmentation")
             classes = read_classes(data.segmentation, self.description)
@@ -154,13 +162,14 @@ class Preprocessing(Transform):
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def _read_channel(self, file: ImageFile) -> Tensor:
-        """One modality, cropped, (1, X, Y, Z) float32."""
+    def _read_channel(self, file: ImageFile) -> tuple[Tensor, float]:
+        """One modality, cropped, (1, X, Y, Z) float32, and its share of non-zero voxels."""
         volume = read_volume(file)
+        nonzero = np.count_nonzero(volume) / volume.size
         if self.normalise == "before_crop":
             whole = torch.from_numpy(volume.astype(np.float32))[None]
             volume = _plain(self._z_score(whole))[0].numpy()
-        return torch.from_numpy(self._cropped(volume).astype(np.float32))[None]
+        return torch.from_numpy(self._cropped(volume).astype(np.float32))[None], nonzero
 
     def _cropped(self, volume: NDArray[Any]) -> NDArray[Any]:
         if self.crop is None:
@@ -183,18 +192,22 @@ def central_window(size: int, crop: int) -> tuple[slice, slice]:
 def read_classes(file: ImageFile, description: Description) -> NDArray[np.uint8]:
     """Read a label map as class indices."""
     values = read_volume(file)
+    whole = values
+    if values.dtype.kind == "f":
+        whole = np.rint(values)
+        whole[~(np.abs(values - whole) <= _LABEL_TOLERANCE)] = np.nan
     classes = np.zeros(values.shape, dtype=np.uint8)
     known = np.zeros(values.shape, dtype=bool)
     for value, index in description.labels.items():
-        found = values == value
+        found = whole == value
         classes[found] = index
         known |= found
     if not known.all():
         unknown = np.unique(values[~known])
-        listed = ", ".join(f"{value:g}" for value in unknown[:5])
+        listed = ", ".join(f"{value:.9g}" for value in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise UnknownLabelError(
-            file.path,
+        raise UnreadableVolumeError(
+            file,
             f"unknown label {listed}{more} in {int((~known).sum())} voxels; data set "
             f"'{description.name}' names {', '.join(map(str, description.labels))}",
         )
@@ -218,11 +231,6 @@ def _refuse_rivals(subject: Subject, role: str) -> None:
             f"Subject '{subject.name}': expected one file for {role}, found {others} too. Remove "
             "all but one, or make the pattern of the description stricter."
         )
-
-
-def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{name}: expected one of {', '.join(known)}, found '{value}'.")
 
 
 def _plain(tensor: Any) -> Tensor:

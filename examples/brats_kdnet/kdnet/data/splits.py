@@ -1,18 +1,23 @@
-"""Which subjects train, validate and test: stratified folds that a seed fixes."""
+"""Which subjects train, validate and test: stratified folds that a seed fixes.
+
+All subjects of a patient, who may have come several times, stay in one part.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from kdnet.data.layouts import Subject
+from kdnet.data.description import Description
+from kdnet.data.subjects import Subject, patient_of
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
-from kdnet.writing import write_text
+from kdnet.files import UnreadableError, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -24,23 +29,23 @@ class Split:
         validation: Subjects that choose the checkpoint and the learning rate.
         test: Subjects that are scored once, at the end.
         unlabelled: Subjects without a reference, from which students learn what the teacher says.
+        patients: Whose visits subjects are, where that is not a patient of the subject's name.
     """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
     unlabelled: tuple[str, ...] = ()
+    patients: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def save(self, path: Path) -> None:
         """Write the names as JSON; the file appears when it is complete."""
         write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
-    def to_dict(self) -> dict[str, Sequence[str]]:
-        """Return the lists by name; that of unlabelled subjects only where there are any."""
-        lists = asdict(self)
-        if not self.unlabelled:
-            del lists["unlabelled"]
-        return lists
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parts by name; unlabelled subjects and patients only where there are any."""
+        optional = {"unlabelled": self.unlabelled, "patients": self.patients}
+        return {k: v for k, v in asdict(self).items() if v or k not in optional}
 
     @classmethod
     def read(cls, path: Path) -> Split:
@@ -50,30 +55,57 @@ class Split:
     @classmethod
     def load(cls, path: Path, subjects: Iterable[Subject]) -> Split:
         """Read a split and check it against the subjects that were found."""
-        split = cls.read(path)
+        subjects = list(subjects)
+        split = replace(cls.read(path), patients=patients_of(subjects))
         _check_names(path, split, {subject.name for subject in subjects})
+        if torn := split.torn():
+            raise UserError(f"{path}: {torn}")
         return split
+
+    def torn(self) -> str:
+        """Say which patients stand in more than one part; empty if none do."""
+        parts = ((*self.train, *self.unlabelled), self.validation, self.test)
+        found = [{self.patients.get(name, name) for name in part} for part in parts]
+        shared = sorted(found[0] & found[1] | found[0] & found[2] | found[1] & found[2])
+        if not shared:
+            return ""
+        return (
+            f"{len(shared)} patients stand in more than one part: {', '.join(shared[:5])}. Keep "
+            "all their visits in one, or say in the description's `patient` whose visit a name is."
+        )
+
+
+def patients_of(subjects: Iterable[Subject]) -> dict[str, str]:
+    """Return whose visits subjects are; one that is not listed is a patient of its own."""
+    return {s.name: s.patient for s in subjects if s.patient not in {"", s.name}}
+
+
+def seen_before(names: Iterable[str], seen: Iterable[str], description: Description) -> list[str]:
+    """Return the subjects of whose patients a network has seen any visit."""
+    patients = {patient_of(name, description.visits) for name in seen}
+    return sorted(name for name in names if patient_of(name, description.visits) in patients)
 
 
 def split_subjects(
     subjects: Sequence[Subject], *, folds: int, fold: int, validation_fraction: float, seed: int
 ) -> Split:
     """Deal subjects into folds, each with its share of every grade."""
-    _check_numbers(len(subjects), folds, fold, validation_fraction)
     order = _stratified_order(subjects, seed)
+    _check_numbers(len(order), folds, fold, validation_fraction)
     test = order[fold::folds]
-    rest = [name for index, name in enumerate(order) if index % folds != fold]
+    rest = [patient for index, patient in enumerate(order) if index % folds != fold]
     count = max(1, round(validation_fraction * len(rest))) if validation_fraction else 0
     # Evenly spaced places in an order sorted by grade take the same share of each grade.
     places = {int((index + 0.5) * len(rest) / count) for index in range(count)}
-    validation = [name for index, name in enumerate(rest) if index in places]
-    train = [name for index, name in enumerate(rest) if index not in places]
+    validation = [patient for index, patient in enumerate(rest) if index in places]
+    train = [patient for index, patient in enumerate(rest) if index not in places]
     if not train:
         raise UserError(
-            f"{len(subjects)} subjects in {folds} folds with {count} for validation leave none to "
+            f"{len(order)} patients in {folds} folds with {count} for validation leave none to "
             "train on; use fewer folds or a smaller validation fraction."
         )
-    return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
+    patients = patients_of(subjects)
+    return Split(_names(train), _names(validation), _names(test), patients=patients)
 
 
 def share_labels(
@@ -83,50 +115,76 @@ def share_labels(
     unlabelled: int | None,
     leave_out: tuple[int, int] | None = None,
 ) -> Split:
-    """Take the reference from some of the training subjects."""
+    """Take the reference from some of the training subjects.
+
+    Of a patient with several visits all keep it or none, so there may be fewer than asked for.
+    """
     if labelled is None and unlabelled is None and leave_out is None:
         return split
-    order = sorted(split.train)
-    random.Random("labelled:" + "/".join(order)).shuffle(order)
-    count = len(order) if labelled is None else labelled
-    rest = order[count:]
-    more = len(rest) if unlabelled is None else unlabelled
-    if count > len(order) or more > len(rest):
+    order = _groups(sorted(split.train), split.patients)
+    random.Random("labelled:" + "/".join(sorted(split.train))).shuffle(order)
+    total = len(split.train)
+    count = total if labelled is None else labelled
+    more = max(total - count, 0) if unlabelled is None else unlabelled
+    if count + more > total:
         raise UserError(
             f"--labelled {count} and --unlabelled {more} ask for {count + more} training subjects; "
-            f"this fold has {len(order)}. Ask for fewer, or give further subjects without a "
+            f"this fold has {total}. Ask for fewer, or give further subjects without a "
             "reference in a folder of their own: --unlabelled_root."
         )
-    part, parts = leave_out or (-1, 1)
-    if parts > count:
+    chosen, rest = _first(order, count)
+    if not chosen:
         raise UserError(
-            f"{count} labelled training subjects cannot be dealt into {parts} parts; set "
+            f"--labelled {count}: the first patient has {len(order[0])} visits. Ask for more."
+        )
+    part, parts = leave_out or (-1, 1)
+    if parts > len(chosen):
+        raise UserError(
+            f"{len(chosen)} labelled training patients cannot be dealt into {parts} parts; set "
             "--out_of_fold to a smaller number."
         )
-    used = [name for place, name in enumerate(order[:count]) if place % parts != part]
+    used = [patient for place, patient in enumerate(chosen) if place % parts != part]
     if not used:
         raise UserError(f"--leave_out {part},{parts} leaves none of {count} labelled subjects.")
     return replace(
         split,
-        train=tuple(sorted(used)),
-        unlabelled=(*split.unlabelled, *sorted(rest[:more])),
+        train=_names(used),
+        unlabelled=(*split.unlabelled, *_names(_first(rest, more)[0])),
     )
 
 
-def _stratified_order(subjects: Sequence[Subject], seed: int) -> list[str]:
-    """Names grouped by grade, shuffled within each grade."""
-    strata: dict[str, list[str]] = defaultdict(list)
-    for subject in subjects:
-        strata[subject.grade or ""].append(subject.name)
-    order: list[str] = []
-    for grade in sorted(strata):
-        names = sorted(strata[grade])
-        random.Random(f"{seed}:{grade}").shuffle(names)
-        order += names
+def _groups(names: Iterable[str], patients: Mapping[str, str]) -> list[list[str]]:
+    """Names by patient, in the order of each one's first."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[patients.get(name, name)].append(name)
+    return list(groups.values())
+
+
+def _first(groups: Sequence[list[str]], count: int) -> tuple[list[list[str]], list[list[str]]]:
+    """As many of the first groups as have at most so many members, and the others."""
+    sizes = itertools.accumulate(len(group) for group in groups)
+    place = sum(size <= count for size in sizes)
+    return list(groups[:place]), list(groups[place:])
+
+
+def _names(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(sorted(itertools.chain.from_iterable(groups)))
+
+
+def _stratified_order(subjects: Sequence[Subject], seed: int) -> list[list[str]]:
+    """Patients grouped by grade, shuffled within each grade."""
+    grades = {subject.name: subject.grade or "" for subject in subjects}
+    groups = _groups(sorted(grades), patients_of(subjects))
+    order: list[list[str]] = []
+    for grade in sorted({*grades.values()}):
+        own = [group for group in groups if grades[group[0]] == grade]
+        random.Random(f"{seed}:{grade}").shuffle(own)
+        order += own
     return order
 
 
-def _check_numbers(subjects: int, folds: int, fold: int, validation_fraction: float) -> None:
+def _check_numbers(patients: int, folds: int, fold: int, validation_fraction: float) -> None:
     if folds < 2 or not 0 <= fold < folds:
         raise UserError(
             f"folds must be at least 2 and fold between 0 and folds - 1; found folds {folds}, "
@@ -136,24 +194,25 @@ def _check_numbers(subjects: int, folds: int, fold: int, validation_fraction: fl
         raise UserError(
             f"validation_fraction must be at least 0 and below 1; found {validation_fraction}."
         )
-    if subjects < folds:
-        raise UserError(f"{folds} folds need as many subjects; found {subjects}.")
+    if patients < folds:
+        raise UserError(f"{folds} folds need as many patients; found {patients}.")
 
 
-def _read_parts(path: Path) -> dict[str, tuple[str, ...]]:
+def _read_parts(path: Path) -> dict[str, Any]:
     try:
         parts = read_json(path)
     except UnreadableError as error:
         raise UserError(f"{path}: expected a split as JSON; {error}.") from error
     names = ("train", "validation", "test")
-    if not isinstance(parts, dict) or {*parts} - {"unlabelled"} != {*names}:
+    if not isinstance(parts, dict) or {*parts} - {"unlabelled", "patients"} != {*names}:
         found = ", ".join(parts) if isinstance(parts, dict) else type(parts).__name__
         raise UserError(
             f"{path}: expected the keys {', '.join(names)}, and perhaps unlabelled; found {found}."
         )
-    if not all(isinstance(listed, list) for listed in parts.values()):
+    patients = parts.pop("patients", {})
+    if not isinstance(patients, dict) or not all(isinstance(own, list) for own in parts.values()):
         raise UserError(f"{path}: expected a list of names for each of {', '.join(parts)}.")
-    return {name: tuple(map(str, listed)) for name, listed in parts.items()}
+    return {name: tuple(map(str, own)) for name, own in parts.items()} | {"patients": patients}
 
 
 def _check_names(path: Path, split: Split, known: set[str]) -> None:

@@ -1,24 +1,57 @@
-"""Reading volumes, with every failure told as the file and its reason."""
+"""Reading NIfTI files with nibabel, with every failure told as the file and its reason.
+
+A header of 348 bytes can ask for more memory than any machine has, and a compressed file of a few
+kilobytes can unfold to gigabytes. So what decides how much is read is compared with the size of
+the file and with a limit first, and no more than the promised bytes is ever unfolded.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import zlib
 from dataclasses import dataclass
-from typing import Any, cast
+from io import IOBase
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import array_from_file
 from numpy.typing import NDArray
 
-from kdnet.data.headers import Header, HeaderFaultError, read_header, read_voxels
-from kdnet.data.layouts import ImageFile
+from kdnet.data.subjects import ImageFile
 from kdnet.errors import UserError
+
+#: Voxels of a volume that is read: 4 GiB as the float64 that scaling gives, beside the stored
+#: numbers. 512 x 512 x 2000 fits.
+LARGEST_VOLUME = 2**29
+#: Environment variable with another limit, in voxels, for whoever has larger volumes.
+LIMIT_VARIABLE = "PRIVDISTILL_LARGEST_VOLUME"
 
 #: No scanner is this far from its own origin, mm; beyond it, orientations cannot be worked out.
 _LARGEST_COORDINATE = 1e6
-_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
+#: Where voxels may begin at the latest, and bytes after the last one that some writers pad with.
+_LARGEST_OFFSET, _PADDING = 2**26, 2**20
+#: Deflate cannot unfold a byte to more (https://zlib.net/zlib_tech.html).
+_RATIOS = {".nii": 1, ".gz": 1032}
+_ORDERS: dict[Literal["little", "big"], str] = {"little": "<", "big": ">"}
+_HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+#: What lies under the name of a volume where a download went wrong, by how it begins.
+_FOREIGN = {
+    b"version https://git-lfs": "it is a Git LFS pointer, not the file itself; run git lfs pull",
+    b"/annex/": "it is a git-annex pointer, not the file itself; run git annex get",
+    b"<": "it is a web page (HTML or XML), perhaps of a login; download the file again",
+    b"pk\x03\x04": "it is a ZIP archive; unpack it",
+}
+_ERRORS = (OSError, EOFError, ValueError, OverflowError, ArithmeticError, zlib.error)
+
+# nibabel repairs small faults and tells its own logger; what matters is refused here.
+_SILENT = logging.Logger("nifti")
+_SILENT.disabled = True
 
 
 class UnreadableVolumeError(UserError):
@@ -55,49 +88,153 @@ class Geometry:
 
 def read_geometry(file: ImageFile) -> Geometry:
     """Read the header of a volume."""
-    header = _open(file)
+    header = _header(file)
+    spacing = tuple(map(float, header["pixdim"][1:4]))
+    affine = _affine(header, file)
+    # A label map that is written with this header has no extensions, so its voxels begin earlier.
+    header["vox_offset"] = 0
     return Geometry(
-        shape=cast("tuple[int, int, int]", header.shape[:3]),
-        affine=_affine(header, file),
-        header=header.content,
-        spacing=header.spacing,
+        shape=header.get_data_shape()[:3],
+        affine=affine,
+        header=header,
+        spacing=cast("tuple[float, float, float]", spacing),
     )
 
 
 def read_volume(file: ImageFile) -> NDArray[Any]:
     """Read the voxels of a volume in the type that the file stores, scaled by its header."""
-    header = _open(file)
+    header = _header(file)
+    shape, dtype = header.get_data_shape()[:3], header.get_data_dtype()
+    bytes_of_one = math.prod(shape) * dtype.itemsize
+    start = int(header["vox_offset"]) + (file.channel or 0) * bytes_of_one
     try:
-        return read_voxels(file.path, header, file.channel)
-    except HeaderFaultError as error:
-        raise UnreadableVolumeError(file, error.reason) from error
+        with Opener(str(file.path)) as stream:
+            stored = array_from_file(shape, dtype, cast("IOBase", stream), offset=start, mmap=False)
+            # To the end, where the checksum of a compressed file stands.
+            _finish(stream, _end(header) - start - bytes_of_one)
+        return _scaled(stored, *header.get_slope_inter())
     except MemoryError as error:
-        gigabytes = header.voxels * header.dtype.itemsize / 2**30
-        raise UnreadableVolumeError(
-            file, f"{header.shape} voxels, {gigabytes:.1f} GiB, do not fit into memory"
-        ) from error
-    except _READ_ERRORS as error:
+        size = f"{shape} voxels, {bytes_of_one / 2**30:.1f} GiB, do not fit into memory"
+        raise UnreadableVolumeError(file, size) from error
+    except _ERRORS as error:
         raise UnreadableVolumeError(
             file, f"the voxels cannot be read, the file is damaged or cut short ({error})"
         ) from error
 
 
-def _open(file: ImageFile) -> Header:
+def largest_volume() -> int:
+    """Return how many voxels a volume may have."""
+    given = os.environ.get(LIMIT_VARIABLE, str(LARGEST_VOLUME))
+    if not given.isdecimal() or not int(given):
+        raise UserError(f"{LIMIT_VARIABLE} is {given!r}; expected a number of voxels.")
+    return int(given)
+
+
+def _header(file: ImageFile) -> Any:
+    """The header of a file, without extensions, which may say who the patient is."""
     try:
-        header = read_header(file.path)
-    except HeaderFaultError as error:
-        raise UnreadableVolumeError(file, f"cannot be opened as NIfTI: {error.reason}") from error
-    except _READ_ERRORS as error:
-        raise UnreadableVolumeError(file, f"cannot be opened as NIfTI ({error})") from error
-    _check_shape(header.shape, file)
+        size = _check_file(file.path)
+        with Opener(str(file.path)) as stream:
+            header = _parse(stream.read(544))
+        _check_promise(file.path, header, size)
+    except (*_ERRORS, HeaderDataError, KeyError) as error:
+        raise UnreadableVolumeError(file, f"cannot be opened as NIfTI: {error}") from error
+    _check_axes(header.get_data_shape(), file)
     return header
 
 
-def _affine(header: Header, file: ImageFile) -> NDArray[np.float64]:
+def _check_file(path: Path) -> int:
+    """Size of a regular file that is what its name says, as far as its first bytes tell."""
+    if not path.is_file():
+        path.stat()
+        raise ValueError(
+            f"expected a file, found a {'folder' if path.is_dir() else 'pipe or a device'}"
+        )
+    with path.open("rb") as plain:
+        start = plain.read(512)
+    if not start:
+        raise ValueError("the file is empty")
+    for signature, what in _FOREIGN.items():
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(signature):
+            raise ValueError(what)
+    named, compressed = path.suffix.lower() == ".gz", start.startswith(b"\x1f\x8b")
+    if named != compressed:
+        found = "gzip-compressed" if compressed else "not gzip-compressed"
+        ends = "ends" if named else "does not end"
+        raise ValueError(f"the content is {found}, the name {ends} in .gz; rename the file")
+    return path.stat().st_size
+
+
+def _parse(block: bytes) -> Any:
+    lengths = {order: int.from_bytes(block[:4], order) for order in _ORDERS}
+    order = next((own for own, length in lengths.items() if length in _HEADERS), None)
+    if order is None or len(block) < lengths[order]:
+        raise ValueError("it does not begin with the header of a NIfTI file")
+    length = lengths[order]
+    header = _HEADERS[length](block[:length], endianness=_ORDERS[order], check=False)
+    axes, magic = int(header["dim"][0]), bytes(header["magic"].item())[:3]
+    if magic not in {b"n+1", b"n+2"}:
+        pair = " as of a header whose voxels lie in another file; join them" * (magic[:2] == b"ni")
+        raise ValueError(f"the magic of NIfTI files is n+1 or n+2, found {magic!r}{pair}")
+    if not 1 <= axes <= 7 or min(header["dim"][1 : axes + 1]) < 1:
+        raise ValueError(f"the header tells of {axes} axes of {header['dim'][1:].tolist()} voxels")
+    code, bits = int(header["datatype"]), int(header["bitpix"])
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise ValueError(f"the header names a data type {code} that is not known") from error
+    if dtype.kind not in "iuf" or bits != 8 * dtype.itemsize:
+        raise ValueError(f"expected plain numbers, found {dtype}, of {bits} bits")
+    offset, first = float(header["vox_offset"]), 544 if length == 540 else 352
+    # Also false for NaN.
+    if not first <= offset <= _LARGEST_OFFSET or offset != int(offset):
+        raise ValueError(f"its voxels begin at byte {offset:g}; expected {first} or some more")
+    if math.isinf(header["scl_slope"]):
+        raise ValueError(f"the header scales voxels by {header['scl_slope']}")
+    header.get_slope_inter()
+    return header
+
+
+def _end(header: Any) -> int:
+    """Where the voxels end, bytes."""
+    count = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    return int(header["vox_offset"]) + int(count)
+
+
+def _check_promise(path: Path, header: Any, size: int) -> None:
+    shape, end = header.get_data_shape()[:3], _end(header)
+    if math.prod(shape) > largest_volume():
+        raise ValueError(
+            f"the header promises {' x '.join(map(str, shape))} voxels, more than the "
+            f"{largest_volume():,} that are read; if it is true, set {LIMIT_VARIABLE}"
+        )
+    ratio = _RATIOS.get(path.suffix.lower())
+    if ratio is not None and end > ratio * size:
+        raise ValueError(
+            f"the file is cut short: its header promises {end} bytes, which {size} cannot hold"
+        )
+    if ratio == 1 and size > end + _PADDING:
+        raise ValueError(f"the file goes on for {size - end} bytes after its last voxel")
+
+
+def _check_axes(shape: tuple[int, ...], file: ImageFile) -> None:
+    # Some writers add axes of a single volume.
+    if file.channel is None and (len(shape) < 3 or math.prod(shape[3:]) > 1):
+        raise UnreadableVolumeError(
+            file, f"expected three axes, found shape {shape}; name its `channels` if it is 4-D"
+        )
+    if file.channel is not None and (len(shape) != 4 or shape[3] <= file.channel):
+        raise UnreadableVolumeError(
+            file, f"expected four axes with a channel {file.channel}, found shape {shape}"
+        )
+
+
+def _affine(header: Any, file: ImageFile) -> NDArray[np.float64]:
     """The affine, if it says where voxels lie."""
     try:
         with np.errstate(all="ignore"):
-            affine = np.asarray(header.content.get_best_affine(), dtype=np.float64)
+            header.check_fix(logger=_SILENT, error_level=40)
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError, ArithmeticError) as error:
         raise UnreadableVolumeError(file, f"the affine cannot be worked out ({error})") from error
     if not np.isfinite(affine).all():
@@ -109,13 +246,22 @@ def _affine(header: Header, file: ImageFile) -> NDArray[np.float64]:
     return affine
 
 
-def _check_shape(shape: tuple[int, ...], file: ImageFile) -> None:
-    # Some writers add axes of a single volume.
-    if file.channel is None and (len(shape) < 3 or math.prod(shape[3:]) > 1):
-        raise UnreadableVolumeError(
-            file, f"expected three axes, found shape {shape}; name its `channels` if it is 4-D"
-        )
-    if file.channel is not None and (len(shape) != 4 or shape[3] <= file.channel):
-        raise UnreadableVolumeError(
-            file, f"expected four axes with a channel {file.channel}, found shape {shape}"
-        )
+def _finish(stream: Any, promised: int) -> None:
+    """Read to the end, which is at most the padding further than what is promised."""
+    more = -promised
+    while block := stream.read(2**20):
+        more += len(block)
+        if more > _PADDING:
+            raise ValueError("the file goes on for long after its last voxel")
+    if more < 0:
+        raise EOFError("it ends before its last voxel")
+
+
+def _scaled(stored: NDArray[Any], slope: float | None, inter: float | None) -> NDArray[Any]:
+    """Voxels in the machine's byte order and, if the header asks for it, scaled to float64."""
+    if slope is None or (slope, inter) == (1, 0):
+        return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    with np.errstate(all="ignore"):
+        scaled: NDArray[Any] = np.multiply(stored, slope, dtype=np.float64)
+        scaled += inter
+    return scaled

@@ -1,16 +1,24 @@
-"""Logits of a whole volume from a network that sees a part of it at a time."""
+"""From a network that sees a part of a volume at a time to the label map of the whole volume."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
 
+import nibabel as nib
+import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kdnet.data.description import Size
-from kdnet.data.slicing import Plane, cut, stack
+from kdnet.data.description import Description, Size
+from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.samples import Plane, cut, stack
+from kdnet.data.targets import predict_classes
+from kdnet.errors import UserError
+from kdnet.files import atomic
 
 #: Overlap of windows, and width of the Gaussian that weights them, as a share of the window.
 #: Source of both: nnU-Net (Isensee et al. 2021): half a patch, an eighth of a patch. MONAI lets no
@@ -40,6 +48,61 @@ def volume_predictor(
 ) -> Callable[[Tensor], Tensor]:
     """Make a function of whole volumes of a function of their parts."""
     return lambda image: predict_volume(predict, image, patch=patch, slices=slices)
+
+
+def predict_finite(network_predict: Callable[[Tensor], Tensor], image: Tensor, name: str) -> Tensor:
+    """Run a network on one image without gradients and refuse an output that means nothing."""
+    with torch.no_grad():
+        logits = network_predict(image[None]).float().cpu()
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            f"{name}: expected finite network outputs, found NaN or infinity. The image may hold "
+            "extreme intensities, or the training of this model diverged."
+        )
+    return logits
+
+
+def native_classes(
+    logits: Tensor,
+    shape: tuple[int, int, int],
+    preprocessing: Preprocessing,
+    description: Description,
+    activation: str,
+) -> NDArray[np.integer]:
+    """Class indices on the original grid from the logits of the training grid."""
+    softmax = activation == "softmax"
+    probabilities = logits.softmax(dim=1) if softmax else logits.sigmoid()
+    native = preprocessing.to_native(
+        probabilities[0].float(), shape, outside=1.0 if softmax else 0.0
+    )
+    # `predict_classes` cuts at a logit of zero, which is a probability of one half; the argmax of
+    # exclusive classes does not notice the shift.
+    return predict_classes(native[None] - 0.5, description, activation)[0].numpy()
+
+
+def write_label_map(
+    path: Path,
+    classes: NDArray[np.integer],
+    *,
+    affine: NDArray[np.float64],
+    header: nib.Nifti1Header,
+    export_labels: Mapping[int, int],
+    note: str = "",
+) -> None:
+    """Write class indices as a NIfTI label map that lies on the original image."""
+    dtype = np.uint8 if max(export_labels.values()) < 256 else np.int16
+    table = np.zeros(max(export_labels) + 1, dtype=dtype)
+    for index, value in export_labels.items():
+        table[index] = value
+    new_image: Any = nib.Nifti1Image  # nibabel is not typed
+    image = new_image(table[classes], affine, header)
+    image.set_data_dtype(dtype)
+    # The header may carry the display window of the intensities.
+    image.header["cal_max"] = image.header["cal_min"] = 0
+    image.header["descrip"] = note.encode("ascii", "replace")[:79]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial:
+        nib.save(image, partial)
 
 
 def _by_windows(predict: Callable[[Tensor], Tensor], image: Tensor, patch: Size) -> Tensor:

@@ -6,61 +6,25 @@ The BraTS evaluations have counted lesions since 2023.
 
 from __future__ import annotations
 
-import csv
 import importlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import ImageFile, Subject
 from kdnet.data.preprocessing import read_classes
+from kdnet.data.subjects import ImageFile, Subject
 from kdnet.data.targets import to_regions
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.metrics import bounding_box, check_shapes, image_diagonal
-from kdnet.writing import atomic
-
-
-@dataclass(frozen=True)
-class LesionScore:
-    """The lesions of one region in one case, in native space.
-
-    Attributes:
-        role: Name of the network.
-        case: Name of the subject.
-        region: Name of the region.
-        reference_lesions: Connected components of the reference.
-        predicted_lesions: Connected components of the prediction.
-        matched: Pairs of a reference and a predicted lesion.
-        dice: Sum of the Dice of the pairs, divided by pairs, missed and false lesions together;
-            1 if there is no lesion at all.
-        hd95: Mean HD95 of the pairs, missed and false lesions, which count the diagonal of the
-            image; 0 if there is no lesion at all.
-        hd95_unit: "mm", or "voxel" where the spacing in the files is nominal.
-        modalities: What the network saw.
-        fold: Index of the fold.
-        seed: Seed of the training.
-    """
-
-    role: str
-    case: str
-    region: str
-    reference_lesions: int
-    predicted_lesions: int
-    matched: int
-    dice: float
-    hd95: float
-    hd95_unit: str
-    modalities: str = ""
-    fold: int = 0
-    seed: int = 0
 
 
 def score_lesions(
@@ -68,14 +32,10 @@ def score_lesions(
     reference: NDArray[np.integer],
     description: Description,
     *,
-    role: str,
-    case: str,
     spacing: Sequence[float],
-    modalities: str = "",
-    fold: int = 0,
-    seed: int = 0,
-) -> list[LesionScore]:
-    """Score the lesions of every region of one case."""
+    **place: Any,
+) -> list[dict[str, Any]]:
+    """Score the lesions of every region of one case in native space, a line of a table each."""
     # Source: The pairing is that of the BraTS evaluation of 2026 (largest bipartite matching on
     # Dice); what a missed or false lesion costs, and an empty case, is that of 2023. Departures:
     # the penalty is the diagonal (373.13 mm in BraTS) where they print 373 or 374, lesions are not
@@ -84,72 +44,50 @@ def score_lesions(
     nominal = description.spacing == "nominal"
     steps = (1.0,) * predicted.ndim if nominal else tuple(map(float, spacing))
     tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
-    regions = to_regions(reference[tumour], description)
+    references = to_regions(reference[tumour], description)
     scores = []
     for region, mask in to_regions(predicted[tumour], description).items():
-        found = _matched(mask, regions[region], steps)
+        found = _matched(mask, references[region], steps)
         lesions = found.reference + found.predicted - found.pairs
-        unmatched = lesions - found.pairs
-        penalty = unmatched * image_diagonal(predicted.shape, steps)
+        penalty = (lesions - found.pairs) * image_diagonal(predicted.shape, steps)
         scores.append(
-            LesionScore(
-                role=role,
-                case=case,
-                region=region,
-                reference_lesions=found.reference,
-                predicted_lesions=found.predicted,
-                matched=found.pairs,
-                dice=found.dice / lesions if lesions else 1.0,
-                hd95=(found.hd95 + penalty) / lesions if lesions else 0.0,
-                hd95_unit="voxel" if nominal else "mm",
-                modalities=modalities,
-                fold=fold,
-                seed=seed,
-            )
+            place
+            | {
+                "region": region,
+                "reference_lesions": found.reference,
+                "predicted_lesions": found.predicted,
+                "matched": found.pairs,
+                # Missed and false lesions count 0 and the diagonal; no lesion at all 1 and 0.
+                "dice": found.dice / lesions if lesions else 1.0,
+                "hd95": (found.hd95 + penalty) / lesions if lesions else 0.0,
+                "hd95_unit": "voxel" if nominal else "mm",
+            }
         )
     return scores
 
 
 def score_folder(
-    predictions: Path,
-    subjects: Iterable[Subject],
-    description: Description,
-    *,
-    role: str,
-    modalities: str = "",
-    fold: int = 0,
-    seed: int = 0,
-) -> list[LesionScore]:
+    predictions: Path, subjects: Iterable[Subject], description: Description, **place: Any
+) -> pd.DataFrame:
     """Score the lesions of label maps that `evaluate` wrote."""
-    scores: list[LesionScore] = []
+    scores: list[dict[str, Any]] = []
     for subject in subjects:
         path = predictions / f"{subject.name}_seg.nii.gz"
         if subject.segmentation is None or not path.is_file():
             missing = path if subject.segmentation else f"a segmentation of {subject.name}"
             raise UserError(
-                f"Lesions of {role}: expected {missing}, found none. Label maps are written by a "
-                "run with --predictions true."
+                f"Lesions: expected {missing}, found none. Label maps are written by a run with "
+                "--predictions true."
             )
         scores += score_lesions(
             read_classes(ImageFile(path), description),
             read_classes(subject.segmentation, description),
             description,
-            role=role,
-            case=subject.name,
             spacing=read_geometry(subject.segmentation).spacing,
-            modalities=modalities,
-            fold=fold,
-            seed=seed,
+            **place,
+            case=subject.name,
         )
-    return scores
-
-
-def write_lesions(path: Path, scores: Iterable[LesionScore]) -> None:
-    """Write scores as CSV, one row per role, case and region."""
-    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(LesionScore)])
-        writer.writeheader()
-        writer.writerows(asdict(score) for score in scores)
+    return pd.DataFrame(scores)
 
 
 @dataclass(frozen=True)

@@ -42,29 +42,9 @@ def dice(prediction: Mask, reference: Mask) -> float:
     return 2.0 * int(np.logical_and(prediction, reference).sum()) / total
 
 
-def dice_reference_present(prediction: Mask, reference: Mask) -> float:
-    """Dice under the second convention: a case whose reference is empty is left out."""
-    check_shapes(prediction, reference)
-    return dice(prediction, reference) if reference.any() else math.nan
-
-
 def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
     """Diagonal of a volume, the HD95 of a region that only one of the two masks has."""
     return math.hypot(*(n * size for n, size in zip(shape, spacing, strict=True)))
-
-
-def hd95(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> float:
-    """95th-percentile Hausdorff distance between two surfaces, as MONAI computes it."""
-    return surface_scores(prediction, reference, spacing)[0]
-
-
-def surface_dice(
-    prediction: Mask, reference: Mask, spacing: Sequence[float], tolerance: float = 1.0
-) -> float:
-    """Normalised surface Dice: the share of both surfaces that lies close to the other one."""
-    # Source: Nikolov et al. 2018, arXiv:1809.04430. The tolerance of 1 mm is the larger of the two
-    # that the BraTS evaluation of 2024 reports.
-    return surface_scores(prediction, reference, spacing, tolerance)[1]
 
 
 def surface_scores(
@@ -74,7 +54,9 @@ def surface_scores(
     tolerance: float = 1.0,
     diagonal: float | None = None,
 ) -> tuple[float, float]:
-    """Both scores of the surface from one computation of its distances."""
+    """95th-percentile Hausdorff distance and surface Dice, as MONAI measures the distances."""
+    # Source of surface Dice: Nikolov et al. 2018, arXiv:1809.04430. The tolerance of 1 mm is the
+    # larger of the two that the BraTS evaluation of 2024 reports.
     check_shapes(prediction, reference)
     present = bool(prediction.any()), bool(reference.any())
     if present == (False, False):

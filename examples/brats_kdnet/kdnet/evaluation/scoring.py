@@ -1,82 +1,61 @@
-"""Scores of one network on held-out cases, at the training grid and in native space."""
+"""Scores of one network on held-out cases, and the one long table that keeps them: scores.csv."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
+import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kdnet.data.description import Description
-from kdnet.data.layouts import Subject
 from kdnet.data.preprocessing import Preprocessing
+from kdnet.data.subjects import Subject
 from kdnet.data.targets import predict_classes, to_regions
 from kdnet.errors import UserError
-from kdnet.evaluation.label_maps import write_label_map
+from kdnet.evaluation.inference import native_classes, predict_finite, write_label_map
 from kdnet.evaluation.metrics import (
     bounding_box,
     check_shapes,
     dice,
-    dice_reference_present,
     image_diagonal,
     surface_scores,
 )
 from kdnet.evaluation.postprocessing import remove_small
-from kdnet.reading import UnreadableError, read_rows
-from kdnet.writing import atomic
+from kdnet.files import UnreadableError, atomic, read_rows
 
 Space = Literal["grid", "native"]
-Postprocessing = Literal["off", "on"]
 
-
-@dataclass(frozen=True)
-class Score:
-    """What one network reached in one region of one case.
-
-    Attributes:
-        role: Name of the network, such as "teacher", "baseline" or "student".
-        case: Name of the subject.
-        region: Name of the region, such as "ET".
-        space: "grid" for the resampled training grid, "native" for the original volume.
-        dice: Dice; 1 if reference and prediction are both empty, 0 if one of them is.
-        dice_reference_present: The same, NaN if the reference is empty.
-        hd95: 95th-percentile Hausdorff distance in `hd95_unit`; 0 if both are empty, the diagonal
-            of the image if one of them is.
-        hd95_unit: "mm", or "voxel" where the spacing in the files is nominal.
-        reference_voxels: Size of the region in the reference.
-        predicted_voxels: Size of the region in the prediction.
-        nsd: Surface Dice at 1 mm; 1 if both are empty, 0 if one of them is; NaN where the spacing
-            is nominal.
-        postprocessing: Whether small predictions were removed, see `postprocessing.py`.
-        modalities: What the network saw, joined by plus signs, such as "t1ce" or "flair+t1";
-            empty if that was not recorded.
-        fold: Index of the fold whose held-out cases are scored.
-        seed: Seed of the training.
-    """
-
-    role: str
-    case: str
-    region: str
-    space: Space
-    dice: float
-    dice_reference_present: float
-    hd95: float
-    hd95_unit: str
-    reference_voxels: int
-    predicted_voxels: int
-    nsd: float = math.nan
-    postprocessing: Postprocessing = "off"
-    modalities: str = ""
-    fold: int = 0
-    seed: int = 0
+#: Which unit a score belongs to; `against` is the row that it is compared with.
+UNIT = ("row", "fold", "seed", "labelled", "unlabelled", "against")
+#: What only one line of a table may have.
+PLACE = ("row", "fold", "seed", "case", "region", "space", "postprocessing", "modalities")
+#: Columns and what they hold: a name, perhaps none, a count, a number from 0, one up to 1, or one
+#: of some words. Numbers that do not exist are empty.
+COLUMNS: dict[str, str | tuple[str, ...]] = {
+    "row": "name",
+    "fold": "count",
+    "seed": "count",
+    "labelled": "count",
+    "unlabelled": "count",
+    "against": "text",
+    "case": "name",
+    "region": "name",
+    "space": ("native", "grid"),  # the original volume, or the resampled grid of the training
+    "postprocessing": ("off", "on"),  # on: small predictions removed, see postprocessing.py
+    "modalities": "text",  # what the network saw, such as flair+t1
+    "dice": "share",
+    "dice_reference_present": "share",  # empty if the reference is
+    "hd95": "number",
+    "hd95_unit": ("mm", "voxel"),  # voxel where the spacing in the files is nominal
+    "nsd": "share",  # surface Dice at 1 mm; empty where the spacing is nominal
+    "reference_voxels": "count",
+    "predicted_voxels": "count",
+}
 
 
 def score_case(
@@ -84,44 +63,33 @@ def score_case(
     reference: NDArray[np.integer],
     description: Description,
     *,
-    role: str,
-    case: str,
-    space: Space,
     spacing: Sequence[float],
-    postprocessing: Postprocessing = "off",
-    modalities: str = "",
-    fold: int = 0,
-    seed: int = 0,
-) -> list[Score]:
-    """Score every region of one case."""
+    **place: Any,
+) -> list[dict[str, Any]]:
+    """Score every region of one case, a line of the table each; `place` says whose they are."""
     check_shapes(predicted, reference)
     nominal = description.spacing == "nominal"
     steps = (1.0,) * predicted.ndim if nominal else tuple(spacing)
     diagonal = image_diagonal(predicted.shape, steps)
     # Every region lies inside; a full volume holds twenty times as much.
     tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
-    regions = to_regions(reference[tumour], description)
+    references = to_regions(reference[tumour], description)
     scores = []
     for region, mask in to_regions(predicted[tumour], description).items():
-        distance, surface = surface_scores(mask, regions[region], steps, diagonal=diagonal)
+        distance, surface = surface_scores(mask, references[region], steps, diagonal=diagonal)
+        overlap, voxels = dice(mask, references[region]), int(references[region].sum())
         scores.append(
-            Score(
-                role=role,
-                case=case,
-                region=region,
-                space=space,
-                dice=dice(mask, regions[region]),
-                dice_reference_present=dice_reference_present(mask, regions[region]),
-                hd95=distance,
-                hd95_unit="voxel" if nominal else "mm",
-                reference_voxels=int(regions[region].sum()),
-                predicted_voxels=int(mask.sum()),
-                nsd=math.nan if nominal else surface,
-                postprocessing=postprocessing,
-                modalities=modalities,
-                fold=fold,
-                seed=seed,
-            )
+            place
+            | {
+                "region": region,
+                "dice": overlap,
+                "dice_reference_present": overlap if voxels else math.nan,
+                "hd95": distance,
+                "hd95_unit": "voxel" if nominal else "mm",
+                "nsd": math.nan if nominal else surface,
+                "reference_voxels": voxels,
+                "predicted_voxels": int(mask.sum()),
+            }
         )
     return scores
 
@@ -135,24 +103,6 @@ def grid_spacing(
     return tuple(float(step) * n / cells for n, cells, step in sizes)
 
 
-def native_classes(
-    logits: Tensor,
-    shape: tuple[int, int, int],
-    preprocessing: Preprocessing,
-    description: Description,
-    activation: str,
-) -> NDArray[np.integer]:
-    """Class indices on the original grid from the logits of the training grid."""
-    softmax = activation == "softmax"
-    probabilities = logits.softmax(dim=1) if softmax else logits.sigmoid()
-    native = preprocessing.to_native(
-        probabilities[0].float(), shape, outside=1.0 if softmax else 0.0
-    )
-    # `predict_classes` cuts at a logit of zero, which is a probability of one half; the argmax of
-    # exclusive classes does not notice the shift.
-    return predict_classes(native[None] - 0.5, description, activation)[0].numpy()
-
-
 def evaluate(
     network_predict: Callable[[Tensor], Tensor],
     subjects: Iterable[Subject],
@@ -160,46 +110,45 @@ def evaluate(
     description: Description,
     activation: str,
     *,
-    role: str,
-    fold: int = 0,
-    seed: int = 0,
+    unit: Mapping[str, Any],
+    modalities: str | None = None,
     smallest_volume: float | None = None,
     prediction_folder: Path | None = None,
     on_case: Callable[[str], None] | None = None,
-) -> list[Score]:
+) -> pd.DataFrame:
     """Predict and score held-out subjects, at the training grid and in native space."""
-    scores: list[Score] = []
+    place: dict[str, Any] = {
+        "labelled": 0,
+        "unlabelled": 0,
+        "against": "",
+        "fold": 0,
+        "seed": 0,
+        **unit,
+    }
+    place["modalities"] = modalities or "+".join(preprocessing.modalities)
+    scores: list[dict[str, Any]] = []
     for subject in subjects:
+        place["case"] = subject.name
         sample = preprocessing(subject)
         logits = predict_finite(network_predict, sample["image"], subject.name)
         on_grid = predict_classes(logits, description, activation)[0].numpy()
         native = preprocessing.native_label(subject)
         shape = cast("tuple[int, int, int]", native.classes.shape)
         predicted = native_classes(logits, shape, preprocessing, description, activation)
-        compare = partial(
-            score_case,
-            description=description,
-            role=role,
-            case=subject.name,
-            modalities="+".join(preprocessing.modalities),
-            fold=fold,
-            seed=seed,
-        )
         cells = grid_spacing(preprocessing, shape, native.spacing)
-        scores += compare(on_grid, sample["label"][0].numpy(), space="grid", spacing=cells)
-        in_native = partial(
-            compare, reference=native.classes, space="native", spacing=native.spacing
-        )
+        label = sample["label"][0].numpy()
+        here = place | {"space": "grid", "postprocessing": "off", "spacing": cells}
+        scores += score_case(on_grid, label, description, **here)
+        here |= {"space": "native", "spacing": native.spacing}
         # Without a grid and a crop both spaces are one; whole volumes are not compared twice.
-        one_space = preprocessing.grid is None and preprocessing.crop is None
-        scores += (
-            [replace(score, space="native") for score in scores[-len(description.regions) :]]
-            if one_space
-            else in_native(predicted)
-        )
+        if preprocessing.grid is None and preprocessing.crop is None:
+            scores += [{**s, "space": "native"} for s in scores[-len(description.regions) :]]
+        else:
+            scores += score_case(predicted, native.classes, description, **here)
         if smallest_volume is not None:
             cleaned = remove_small(predicted, description, native.spacing, smallest_volume)
-            scores += in_native(cleaned, postprocessing="on")
+            here["postprocessing"] = "on"
+            scores += score_case(cleaned, native.classes, description, **here)
         if prediction_folder is not None:
             write_label_map(
                 prediction_folder / f"{subject.name}_seg.nii.gz",
@@ -211,79 +160,77 @@ def evaluate(
             )
         if on_case is not None:
             on_case(subject.name)
+    return pd.DataFrame(scores, columns=[*COLUMNS])
+
+
+def write_scores(path: Path, scores: pd.DataFrame) -> None:
+    """Write a table of scores."""
+    with atomic(path) as incomplete:
+        scores.to_csv(incomplete, index=False, lineterminator="\n", encoding="utf-8")
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read what `write_scores` wrote, or what a stranger made of it."""
+    return read_table(path, COLUMNS, PLACE)
+
+
+def gather_scores(root: Path, name: str = "scores.csv") -> pd.DataFrame:
+    """Put the tables of all units of a plan into one at its root."""
+    parts = [read_scores(path) for path in sorted((root / "units").glob(f"*/*/{name}"))]
+    if not parts:
+        return pd.DataFrame(columns=[*COLUMNS])
+    scores = pd.concat(parts, ignore_index=True)
+    write_scores(root / name, scores)
     return scores
 
 
-def predict_finite(network_predict: Callable[[Tensor], Tensor], image: Tensor, name: str) -> Tensor:
-    """Run a network on one image without gradients and refuse an output that means nothing."""
-    with torch.no_grad():
-        logits = network_predict(image[None]).float().cpu()
-    if not bool(torch.isfinite(logits).all()):
-        raise UserError(
-            f"{name}: expected finite network outputs, found NaN or infinity. The image may hold "
-            "extreme intensities, or the training of this model diverged."
-        )
-    return logits
-
-
-def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """Write scores as CSV, one row per role, case, region and space."""
-    with (
-        atomic(path) as incomplete,
-        incomplete.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        writer = csv.DictWriter(stream, fieldnames=[field.name for field in fields(Score)])
-        writer.writeheader()
-        writer.writerows(_to_row(score) for score in scores)
-
-
-def read_scores(path: Path) -> list[Score]:
-    """Read what `write_scores` wrote."""
+def read_table(
+    path: Path, columns: Mapping[str, str | tuple[str, ...]], place: Sequence[str]
+) -> pd.DataFrame:
+    """Read a CSV file of known columns, of which no two lines may be about the same."""
     if not path.is_file():
-        raise UserError(f"{path}: expected the scores of a run, found no such file.")
-    needed = [field.name for field in fields(Score) if field.default is MISSING]
+        raise UserError(f"{path}: expected a table of scores, found no such file.")
     try:
-        return [_from_row(row) for row in read_rows(path, needed)]
-    except (UnreadableError, KeyError, TypeError, ValueError) as error:
-        names = ", ".join(field.name for field in fields(Score))
-        raise UserError(f"{path}: expected the columns {names}; {error!r} went wrong.") from error
+        frame = pd.DataFrame(read_rows(path, [*columns]), columns=[*columns], dtype=object)
+        for name, form in columns.items():
+            frame[name] = _column(frame[name], form)
+    except (UnreadableError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path}: expected the columns {', '.join(columns)}; {error}. Restore the file from a "
+            "copy, or make it again."
+        ) from error
+    if frame.empty:
+        raise UserError(f"{path}: expected at least one line of scores, found none.")
+    twice = frame.duplicated([*place])
+    if twice.any():
+        where = ", ".join(f"{name} {frame[name][twice.idxmax()]}" for name in place)
+        raise UserError(f"{path}: two lines are about {where}. Remove one of them.")
+    return frame
 
 
-def _to_row(score: Score) -> dict[str, object]:
-    return {
-        name: "" if isinstance(value, float) and math.isnan(value) else value
-        for name, value in asdict(score).items()
-    }
-
-
-def _from_row(row: dict[str, str]) -> Score:
-    values: dict[str, Any] = {}
-    for field in fields(Score):
-        if field.name in row:
-            values[field.name] = _READERS[str(field.type)](row[field.name])
-        elif field.default is MISSING:
-            raise KeyError(field.name)
-    return Score(**values)
+def _column(texts: pd.Series[Any], form: str | tuple[str, ...]) -> pd.Series[Any]:
+    """Texts as what they stand for; the first that is none of it is an error."""
+    if form == "text":
+        return texts
+    numbers = texts.map(_number).astype(float)
+    if isinstance(form, tuple):
+        right, form = texts.isin(form), f"one of {', '.join(form)}"
+    elif form == "name":
+        right = texts.str.strip() != ""
+    else:
+        top = {"share": 1.0, "count": 2.0**53}.get(form, float(np.finfo(float).max))
+        right = numbers.between(0, top) | (texts.str.lower().isin(["", "nan"]) & (form != "count"))
+        right &= (numbers % 1 == 0) | (form != "count")
+    if not right.all():
+        line = int((~right).to_numpy().argmax())
+        raise ValueError(f"line {line + 2}: {texts.name} is {texts.iloc[line]!r}, no {form}")
+    if form == "count":
+        return numbers.astype(int)
+    return numbers if form in {"share", "number"} else texts
 
 
 def _number(text: str) -> float:
-    return float(text) if text else math.nan
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(f"'{text}' is none of {', '.join(allowed)}")
-        return text
-
-    return read
-
-
-# Annotations are text in this module.
-_READERS: dict[str, Callable[[str], object]] = {
-    "str": str,
-    "int": int,
-    "float": _number,
-    "Space": _one_of("grid", "native"),
-    "Postprocessing": _one_of("off", "on"),
-}
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,6 +18,7 @@ from kdnet.models.timm_unet import TimmUNet
 from kdnet.models.uhved import UHVED
 
 __all__ = [
+    "NETWORKS",
     "UHVED",
     "GatedFusionNet",
     "HeMIS",
@@ -27,10 +30,11 @@ __all__ = [
     "in_two_dimensions",
 ]
 
-# KD-Net's network is No New-Net's: widths, two convolutions with instance norm and leaky ReLU of
-# slope 0.01 at each resolution, trilinear upsampling, halved channels before it (Isensee et al.
-# 2018). What differs is how they are trained: No New-Net on regions, which is --activation sigmoid.
-_BUILT_IN: dict[str, type[nn.Module] | str] = {
+#: Networks that have a name. KD-Net's is No New-Net's: widths, two convolutions with instance norm
+#: and leaky ReLU of slope 0.01 at each resolution, trilinear upsampling, halved channels before it
+#: (Isensee et al. 2018). What differs is how they are trained: No New-Net on regions, which is
+#: --activation sigmoid.
+NETWORKS: dict[str, type[nn.Module] | str] = {
     "kdnet": KDNet,
     "multiresunet": MultiResUNet,
     "no_new_net": KDNet,
@@ -57,7 +61,7 @@ def build_network(
             f"--backbone_arguments: {', '.join(reserved)} follow from the modalities and classes "
             "of the data set; leave them out."
         )
-    keywords = _parameter_names(backbone)
+    keywords = list(inspect.signature(backbone).parameters)
     channels = {
         _channel_keyword(name, keywords, _IN_CHANNELS): in_channels,
         _channel_keyword(name, keywords, _OUT_CHANNELS): out_channels,
@@ -73,19 +77,17 @@ def build_network(
 
 def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Add `spatial_dims=2` to the arguments of a network that knows it and was not told."""
-    known = "spatial_dims" in _parameter_names(_find_class(name))
-    return dict(arguments) | (
-        {"spatial_dims": 2} if known and "spatial_dims" not in arguments else {}
-    )
+    known = "spatial_dims" in inspect.signature(_find_class(name)).parameters
+    return ({"spatial_dims": 2} if known else {}) | dict(arguments)
 
 
 def check_axes(name: str, network: nn.Module, axes: int) -> None:
     """Refuse a network whose convolutions are made for another number of axes."""
-    kinds: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    kinds = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
     found = {
-        kinds.index(kind) + 1: layer
+        number: layer
         for layer, module in network.named_modules()
-        for kind in kinds
+        for kind, number in kinds.items()
         if isinstance(module, kind)
     }
     if not found or axes in found:
@@ -104,17 +106,21 @@ def check_axes(name: str, network: nn.Module, axes: int) -> None:
 
 
 def _find_class(name: str) -> type[nn.Module]:
-    known = _BUILT_IN.get(name, name)
+    known = NETWORKS.get(name, name)
     if not isinstance(known, str):
         return known
-    module_name, _, class_name = known.rpartition(".")
-    if not module_name:
+    module, _, class_name = known.rpartition(".")
+    if not module:
         raise UserError(
-            f"Unknown network {name!r}: expected one of {', '.join(_BUILT_IN)}, or the import "
+            f"Unknown network {name!r}: expected one of {', '.join(NETWORKS)}, or the import "
             f"path of a class, such as monai.networks.nets.SegResNet."
         )
+    # Programs look beside themselves; a network of the user's own lies in the current folder.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        found = getattr(importlib.import_module(module), class_name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"Network {name!r} cannot be imported: {error}.") from error
     # Model files carry this name: only network classes, so that a file can call nothing else.
@@ -123,11 +129,7 @@ def _find_class(name: str) -> type[nn.Module]:
     return found
 
 
-def _parameter_names(backbone: type[nn.Module]) -> tuple[str, ...]:
-    return tuple(name for name in inspect.signature(backbone.__init__).parameters if name != "self")
-
-
-def _channel_keyword(name: str, keywords: tuple[str, ...], candidates: tuple[str, ...]) -> str:
+def _channel_keyword(name: str, keywords: list[str], candidates: tuple[str, ...]) -> str:
     for candidate in candidates:
         if candidate in keywords:
             return candidate

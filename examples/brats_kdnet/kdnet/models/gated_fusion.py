@@ -9,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnet.models.blocks import CONVOLUTION, InstanceNorm, check_image, check_widths, resize_like
+from kdnet.models.blocks import (
+    CONVOLUTION,
+    InstanceNorm,
+    check_image,
+    check_widths,
+    draw_subset,
+    find_present,
+    resize_like,
+    spread,
+)
 from kdnet.models.hemis import encode
-from kdnet.models.modalities import draw_subset, find_present, spread
-from kdnet.recipes.terms import Reconstruction, StyleDivergence
-from privdistill import Objective
 
 
 class ConvolutionUnit(nn.Sequential):
@@ -273,7 +279,3 @@ class GatedFusionNet(nn.Module):
             "style_mean": torch.stack(means, dim=1),
             "style_log_variance": torch.stack(log_variances, dim=1),
         }
-
-    def extra_terms(self) -> Objective:
-        """Return what the loss holds besides the segmentation: 0.1 of each, as published."""
-        return 0.1 * Reconstruction("absolute") + 0.1 * StyleDivergence()

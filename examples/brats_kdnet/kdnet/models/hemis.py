@@ -14,9 +14,10 @@ from kdnet.models.blocks import (
     at_least_float32,
     check_image,
     check_widths,
+    find_present,
     resize_like,
+    spread,
 )
-from kdnet.models.modalities import find_present, spread
 
 
 class HeteroModalBlock(nn.Sequential):

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+from kdnet.models.blocks import CONVOLUTION, LINEAR, POOLING, resize_like
+
 _NORMALISATION = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-_POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 
 
 class ConvolutionBlock(nn.Sequential):
@@ -18,7 +16,7 @@ class ConvolutionBlock(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, spatial_dims: int) -> None:
         super().__init__()
-        convolution = _CONVOLUTION[spatial_dims]
+        convolution = CONVOLUTION[spatial_dims]
         self.convolution = convolution(in_channels, out_channels, kernel_size=3, padding=1)
         self.norm = _NORMALISATION[spatial_dims](out_channels, affine=True)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
@@ -41,7 +39,7 @@ class DecoderLevel(nn.Module):
     ) -> None:
         super().__init__()
         self.skip = skip
-        self.mode = _INTERPOLATION[spatial_dims]
+        self.mode = LINEAR[spatial_dims]
         self.reduce = ConvolutionBlock(in_channels, out_channels, spatial_dims)
         joined = 2 * out_channels if skip else out_channels
         self.fuse = ConvolutionBlock(joined, out_channels, spatial_dims)
@@ -49,9 +47,7 @@ class DecoderLevel(nn.Module):
     def forward(self, features: Tensor, encoded: Tensor) -> Tensor:
         """Return the features at the resolution of `encoded`."""
         # The size of the encoder's features, not a factor of two, so that odd sizes work too.
-        features = F.interpolate(
-            self.reduce(features), size=encoded.shape[2:], mode=self.mode, align_corners=False
-        )
+        features = resize_like(self.reduce(features), encoded, self.mode)
         joined = torch.cat((encoded, features), dim=1) if self.skip else features
         return cast("Tensor", self.fuse(joined))
 
@@ -82,7 +78,7 @@ class KDNet(nn.Module):
         self.encoder = nn.ModuleList(
             EncoderLevel(widths[i], widths[i + 1], spatial_dims) for i in range(levels)
         )
-        self.pool = _POOLING[spatial_dims](kernel_size=2)
+        self.pool = POOLING[spatial_dims](kernel_size=2)
         self.bottleneck = ConvolutionBlock(channels[-2], channels[-1], spatial_dims)
         self.decoder = nn.ModuleList(
             DecoderLevel(
@@ -94,7 +90,7 @@ class KDNet(nn.Module):
             for i in reversed(range(levels))
         )
         self.last = ConvolutionBlock(channels[0], channels[0], spatial_dims)
-        self.head = _CONVOLUTION[spatial_dims](channels[0], out_channels, kernel_size=1)
+        self.head = CONVOLUTION[spatial_dims](channels[0], out_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
@@ -124,7 +120,7 @@ class KDNet(nn.Module):
 
 
 def _check_arguments(channels: Sequence[int], skip_connections: int, spatial_dims: int) -> None:
-    if spatial_dims not in _CONVOLUTION:
+    if spatial_dims not in CONVOLUTION:
         raise ValueError(f"KDNet: spatial_dims is 2 or 3, not {spatial_dims}.")
     if len(channels) < 2:
         raise ValueError(f"KDNet: channels needs two widths or more, not {tuple(channels)}.")

@@ -1,17 +1,18 @@
 """MultiResUNet in two or three dimensions (Ibtehaz and Rahman 2020)."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdnet.models.blocks import CONVOLUTION, POOLING
+
 Norm = Literal["instance", "batch"]
 
-_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _NORMALISATION: dict[str, dict[int, type[nn.Module]]] = {
     "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
     "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
@@ -19,57 +20,42 @@ _NORMALISATION: dict[str, dict[int, type[nn.Module]]] = {
 _SHARES = (0.167, 0.333, 0.5)
 
 
-def _normalisation(channels: int, norm: Norm, spatial_dims: int) -> nn.Module:
-    return _NORMALISATION[norm][spatial_dims](channels, affine=True)
+@dataclass(frozen=True)
+class _Layers:
+    """Makes layers of a network's kind of norm and number of axes."""
 
+    kind: Norm
+    spatial_dims: int
 
-class _Convolution(nn.Sequential):
-    """Convolution without bias, normalisation, optional ReLU."""
+    def norm(self, channels: int) -> nn.Module:
+        return _NORMALISATION[self.kind][self.spatial_dims](channels, affine=True)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel_size: int,
-        norm: Norm,
-        spatial_dims: int,
-        activation: bool = True,
-    ) -> None:
-        super().__init__()
-        self.convolution = _CONVOLUTION[spatial_dims](
+    def convolution(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, activation: bool = True
+    ) -> nn.Sequential:
+        """Convolution without bias, normalisation, optional ReLU."""
+        convolution = CONVOLUTION[self.spatial_dims](
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
         )
-        self.norm = _normalisation(out_channels, norm, spatial_dims)
+        parts = OrderedDict(convolution=convolution, norm=self.norm(out_channels))
         if activation:
-            self.activation = nn.ReLU()
+            parts["activation"] = nn.ReLU()
+        return nn.Sequential(parts)
 
 
 class MultiResBlock(nn.Module):
     """Three successive convolutions whose outputs are concatenated, and a shortcut of kernel 1."""
 
-    def __init__(
-        self, in_channels: int, filters: int, *, alpha: float, norm: Norm, spatial_dims: int
-    ) -> None:
+    def __init__(self, in_channels: int, filters: int, alpha: float, layers: _Layers) -> None:
         super().__init__()
         widths = [int(share * alpha * filters) for share in _SHARES]
         self.out_channels = sum(widths)
         inputs = [in_channels, *widths[:-1]]
-        self.convolutions = nn.ModuleList(
-            _Convolution(i, o, kernel_size=3, norm=norm, spatial_dims=spatial_dims)
-            for i, o in zip(inputs, widths, strict=True)
-        )
-        self.shortcut = _Convolution(
-            in_channels,
-            self.out_channels,
-            kernel_size=1,
-            norm=norm,
-            spatial_dims=spatial_dims,
-            activation=False,
-        )
-        self.norm_joined = _normalisation(self.out_channels, norm, spatial_dims)
+        self.convolutions = nn.ModuleList(map(layers.convolution, inputs, widths))
+        self.shortcut = layers.convolution(in_channels, self.out_channels, 1, activation=False)
+        self.norm_joined = layers.norm(self.out_channels)
         self.activation = nn.ReLU()
-        self.norm_output = _normalisation(self.out_channels, norm, spatial_dims)
+        self.norm_output = layers.norm(self.out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features of three receptive fields, (B, out_channels, *spatial)."""
@@ -86,26 +72,14 @@ class MultiResBlock(nn.Module):
 class ResPath(nn.Module):
     """Residual convolutions on a skip connection."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, length: int, norm: Norm, spatial_dims: int
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, length: int, layers: _Layers) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (length - 1)
-        self.convolutions, self.shortcuts = (
-            nn.ModuleList(
-                _Convolution(
-                    i,
-                    out_channels,
-                    kernel_size=kernel_size,
-                    norm=norm,
-                    spatial_dims=spatial_dims,
-                    activation=activation,
-                )
-                for i in inputs
-            )
-            for kernel_size, activation in ((3, True), (1, False))
+        self.convolutions = nn.ModuleList(layers.convolution(i, out_channels) for i in inputs)
+        self.shortcuts = nn.ModuleList(
+            layers.convolution(i, out_channels, 1, activation=False) for i in inputs
         )
-        self.norms = nn.ModuleList(_normalisation(out_channels, norm, spatial_dims) for _ in inputs)
+        self.norms = nn.ModuleList(layers.norm(out_channels) for _ in inputs)
         self.activation = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -135,30 +109,27 @@ class MultiResUNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(filters, alpha, norm, spatial_dims)
-        block_of = partial(MultiResBlock, alpha=alpha, norm=norm, spatial_dims=spatial_dims)
-        path_of = partial(ResPath, norm=norm, spatial_dims=spatial_dims)
-        levels = len(filters) - 1
+        layers = _Layers(norm, spatial_dims)
+        *finer, deepest = filters
         self.encoder = nn.ModuleList()
         self.paths = nn.ModuleList()
         width = in_channels
-        for i in range(levels):
-            block = block_of(width, filters[i])
+        for i, count in enumerate(finer):
+            block = MultiResBlock(width, count, alpha, layers)
             self.encoder.append(block)
-            self.paths.append(path_of(block.out_channels, filters[i], length=levels - i))
+            self.paths.append(ResPath(block.out_channels, count, len(finer) - i, layers))
             width = block.out_channels
-        self.pool = _POOLING[spatial_dims](kernel_size=2)
-        self.bottleneck = block_of(width, filters[-1])
+        self.pool = POOLING[spatial_dims](kernel_size=2)
+        self.bottleneck = MultiResBlock(width, deepest, alpha, layers)
         self.upsampling = nn.ModuleList()
         self.decoder = nn.ModuleList()
         width = self.bottleneck.out_channels
-        for i in reversed(range(levels)):
-            self.upsampling.append(
-                _TRANSPOSED[spatial_dims](width, filters[i], kernel_size=2, stride=2)
-            )
-            block = block_of(2 * filters[i], filters[i])
+        for count in reversed(finer):
+            self.upsampling.append(_TRANSPOSED[spatial_dims](width, count, kernel_size=2, stride=2))
+            block = MultiResBlock(2 * count, count, alpha, layers)
             self.decoder.append(block)
             width = block.out_channels
-        self.head = _CONVOLUTION[spatial_dims](width, out_channels, kernel_size=1)
+        self.head = CONVOLUTION[spatial_dims](width, out_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
@@ -185,7 +156,7 @@ class MultiResUNet(nn.Module):
 
 
 def _check_arguments(filters: Sequence[int], alpha: float, norm: str, spatial_dims: int) -> None:
-    if spatial_dims not in _CONVOLUTION:
+    if spatial_dims not in CONVOLUTION:
         raise ValueError(f"MultiResUNet: spatial_dims is 2 or 3, not {spatial_dims}.")
     if norm not in _NORMALISATION:
         raise ValueError(f"MultiResUNet: norm is 'instance' or 'batch', not {norm!r}.")

@@ -8,37 +8,14 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from kdnet.errors import UserError
+from kdnet.models import NETWORKS
 
-#: Networks of this application, by the names that `build_network` knows.
-OWN = frozenset(
-    {
-        "kdnet",
-        "multiresunet",
-        "no_new_net",
-        "hemis",
-        "uhved",
-        "gated_fusion",
-        "synthesis",
-        "timm_unet",
-    }
-)
 #: Classes of MONAI that only build layers from numbers and words; importing them runs MONAI alone.
-HARMLESS = frozenset(
-    f"monai.networks.nets.{name}"
-    for name in (
-        "AttentionUnet",
-        "BasicUNet",
-        "BasicUNetPlusPlus",
-        "DynUNet",
-        "SegResNet",
-        "SegResNetDS",
-        "SwinUNETR",
-        "UNet",
-        "UNETR",
-        "VNet",
-    )
+_MONAI = (
+    *("AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "SegResNet", "SegResNetDS"),
+    *("SwinUNETR", "UNet", "UNETR", "VNet"),
 )
-_SYNTHESES = ("synthesis", "kdnet.models.synthesis.SynthesisNetwork")
+HARMLESS = frozenset({*NETWORKS, *(f"monai.networks.nets.{name}" for name in _MONAI)})
 _PARTS = ("segmenter", "generator")
 #: Paths, addresses and the names of hubs hold one of them.
 _REACHING = frozenset("/\\:")
@@ -51,7 +28,7 @@ def check_trusted(
     for name, given in _networks(backbone, arguments):
         if name in trusted:
             continue
-        if name not in OWN | HARMLESS:
+        if name not in HARMLESS:
             raise UserError(
                 f"{source} asks for the network {name!r}, which is neither of this application "
                 "nor known to be harmless: building it imports and runs code that the author of "
@@ -67,29 +44,24 @@ def check_trusted(
             )
 
 
-def is_known(backbone: str, arguments: Mapping[str, Any]) -> bool:
-    """Say whether a network is of this application or known to be harmless, with all its parts."""
-    return all(name in OWN | HARMLESS for name, _ in _networks(backbone, arguments))
-
-
 def _networks(backbone: Any, arguments: Any) -> Iterator[tuple[str, Any]]:
-    """A network, and those that it is made of, each with its arguments."""
-    yield str(backbone), arguments
-    if backbone in _SYNTHESES and isinstance(arguments, Mapping):
-        for part in _PARTS:
-            if arguments.get(part) is not None:
-                yield from _networks(arguments[part], arguments.get(f"{part}_arguments") or {})
+    """A network, and those that it is made of, each with its own arguments."""
+    if not isinstance(arguments, Mapping):
+        yield str(backbone), arguments
+        return
+    # The arguments of a network inside another one are looked at under its own name.
+    yield str(backbone), {key: item for key, item in arguments.items() if key not in _PARTS}
+    for part in _PARTS:
+        if arguments.get(part) is not None:
+            yield from _networks(arguments[part], arguments.get(f"{part}_arguments") or {})
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """All words in arguments."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(key)
-            # Networks inside a network are looked at by themselves.
-            if key not in _PARTS:
-                yield from _texts(item)
+        yield from _texts([*value.keys(), *value.values()])
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)

@@ -6,11 +6,16 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from kdnet.models.blocks import at_least_float32, check_image, check_widths
+from kdnet.models.blocks import (
+    at_least_float32,
+    check_image,
+    check_widths,
+    draw_subset,
+    every_subset,
+    find_present,
+    spread,
+)
 from kdnet.models.hemis import HeteroModalDecoder, ModalityEncoder, encode
-from kdnet.models.modalities import draw_subset, every_subset, find_present, spread
-from kdnet.recipes.terms import Reconstruction, SubsetDivergence
-from privdistill import Objective
 
 # Log-variances beyond are cut off, as in the published configuration.
 _LIMIT = 50.0
@@ -139,7 +144,3 @@ class UHVED(nn.Module):
             "divergence": apart.mean(0),
             "present": present,
         }
-
-    def extra_terms(self) -> Objective:
-        """Return what the loss holds besides the segmentation: 0.1 of each, as published."""
-        return 0.1 * SubsetDivergence() + 0.1 * Reconstruction("squared")

@@ -1,13 +1,19 @@
-"""Objectives of the field, by the name that the configuration gives them."""
+"""Objectives of the field beside KD-Net's, by the name that the configuration gives them."""
 
-from typing import cast
+from collections.abc import Callable
 
 from torch import nn
 
-from kdnet.configuration.objective import ObjectiveConfig
 from kdnet.errors import UserError
-from kdnet.recipes.distillation import bottleneck, ground_truth, student_objective, views
-from kdnet.recipes.lesson import Lesson, Setting
+from kdnet.recipes.kdnet import (
+    Recipe,
+    Setting,
+    bottleneck,
+    ground_truth,
+    imitate,
+    student_objective,
+    uncompiled,
+)
 from kdnet.recipes.terms import ContrastWithinBatch
 from privdistill import (
     ContrastiveProjection,
@@ -25,54 +31,50 @@ from privdistill import (
     xie,
 )
 
+_PRESETS: dict[str, Callable[[], Objective]] = {
+    "hinton": hinton,
+    "generalized": generalized,
+    "xie": xie,
+    "structured": structured,
+    "pmkl": pmkl,
+}
 
-def taught_by_objective(setting: Setting) -> Lesson:
+
+def distilled(setting: Setting) -> Recipe:
     """Learn from the frozen teacher through the objective that the options name."""
-    options = setting.options
-    objective = objective_of(options.objective, options, classes=_classes(setting))
+    objective = objective_of(setting)
     if len(setting.teachers) > 1 and objective.taps:
         raise UserError(
-            f"The objective {options.objective} compares features, which come from one teacher; of "
-            "several, each was trained on a part of the subjects that it would teach. Set "
-            "--out_of_fold 1, or an objective of predictions alone, such as --latent_weight 0."
+            f"The objective {setting.options.objective} compares features, which come from one "
+            "teacher; of several, each was trained on a part of the subjects that it would teach. "
+            "Set --out_of_fold 1, or an objective of predictions alone, such as --latent_weight 0."
         )
-    return Lesson(
-        teacher=setting.together,
-        network=setting.network,
-        objective=objective,
-        inputs=views(setting),
-        taps=taps_of(objective, setting),
-    )
+    taps = bottleneck(setting.options, setting.network, objective, setting.teacher)
+    if "decoder" in objective.taps:
+        teacher, student = (
+            Layer(head_of(network)[0], at="input")
+            for network in (setting.teacher or setting.network, setting.network)
+        )
+        taps["decoder"] = Tap(teacher=teacher, student=student)
+    return imitate(setting, objective, taps)
 
 
-def objective_of(name: str, options: ObjectiveConfig, *, classes: int = 4) -> Objective:
-    """Return an objective with the constants of the library's preset of that name."""
-    match name:
-        case "kdnet":
-            return student_objective(options)
-        case "hinton":
-            preset = hinton()
-        case "generalized":
-            preset = generalized()
-        case "xie":
-            preset = xie()
-        case "structured":
-            preset = structured()
-        case "pmkl":
-            preset = pmkl()
-        case "protokd":
-            preset = protokd(classes=classes)
-        case _:
-            raise UserError(
-                f"There is no objective {name!r}: expected kdnet, hinton, generalized, xie, "
-                "structured, pmkl or protokd."
-            )
+def objective_of(setting: Setting) -> Objective:
+    """Return the objective that the options name, with the constants of the library's preset."""
+    name = setting.options.objective
+    if name == "kdnet":
+        return student_objective(setting.options)
+    if name == "protokd":
+        preset = protokd(classes=head_of(setting.network)[1].out_channels)
+    else:
+        preset = _PRESETS[name]()
     pairs = preset.named_terms.values()
-    return Objective([(weight, _adjusted(term, options)) for weight, term in pairs])
+    return Objective([(weight, _adjusted(term, setting)) for weight, term in pairs])
 
 
-def _adjusted(term: Term, options: ObjectiveConfig) -> Term:
+def _adjusted(term: Term, setting: Setting) -> Term:
     """The same term with the Dice and cross-entropy of all rows, and with lone subjects."""
+    options = setting.options
     if isinstance(term, GroundTruth):
         return ground_truth(options)
     if isinstance(term, SoftTargetDiceBCE):
@@ -85,28 +87,20 @@ def _adjusted(term: Term, options: ObjectiveConfig) -> Term:
             smoothing=options.smoothing,
         )
     if isinstance(term, ContrastiveProjection):
-        return ContrastWithinBatch(term.tap).named(term.name)
+        return ContrastWithinBatch(tap=term.tap).named(term.name)
     return term
 
 
-def taps_of(objective: Objective, setting: Setting) -> dict[str, Tap]:
-    """Name the layers that an objective reads, in both networks."""
-    taps = bottleneck(setting.options, setting.network, objective, setting.teacher)
-    if "decoder" not in objective.taps:
-        return taps
-    networks = [part for part in (setting.teacher, setting.network) if part is not None]
-    teacher, student = (Layer(head_of(part)[0], at="input") for part in (networks[0], networks[-1]))
-    return {"decoder": Tap(teacher=teacher, student=student)}
+_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def head_of(network: nn.Module) -> tuple[str, nn.Module]:
+def head_of(network: nn.Module) -> tuple[str, _Convolution]:
     """Find the layer that makes logits of the last decoder features."""
-    plain = getattr(network, "_orig_mod", network)
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    convolutions = {name: part for name, part in plain.named_modules() if isinstance(part, kinds)}
-    if "head" in convolutions:
-        return "head", convolutions["head"]
-    name, last = next(reversed(convolutions.items()), ("", None))
+    plain = uncompiled(network)
+    found = {name: part for name, part in plain.named_modules() if isinstance(part, _Convolution)}
+    if "head" in found:
+        return "head", found["head"]
+    name, last = next(reversed(found.items()), ("", None))
     if last is None or max(last.kernel_size) > 1:
         raise UserError(
             f"The last decoder features of {type(plain).__name__} cannot be told: it has no layer "
@@ -114,10 +108,3 @@ def head_of(network: nn.Module) -> tuple[str, nn.Module]:
             "Take an objective that does not read them, such as hinton, or another backbone."
         )
     return name, last
-
-
-def _classes(setting: Setting) -> int:
-    """Channels of the logits, where the objective asks for them."""
-    if setting.options.objective != "protokd":
-        return 4
-    return cast("int", head_of(setting.network)[1].out_channels)

@@ -4,62 +4,37 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_json
-from kdnet.results.tables import format_number
-from kdnet.results.text_table import TextTable
+from kdnet.results.stored import Results, read_mapping
+from kdnet.results.tables import Table, number
+from kdnet.training.checkpoint import load_model
 from kdnet.training.history import read_history
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one row of a table costs.
-
-    Attributes:
-        row: Name of the row.
-        parameters: Trainable numbers.
-        gflops: Floating-point operations of one forward pass of one sample, 10⁹: of a case, or of a
-            patch or slice of one.
-        epochs: Epochs it was trained for; 0 without a history.
-        training_seconds: Steps of all of them together, without validation; NaN without a history.
-        training_seconds_per_case: Of one epoch and one training case; NaN without a history.
-    """
-
-    row: str
-    parameters: int
-    gflops: float
-    epochs: int
-    training_seconds: float
-    training_seconds_per_case: float
-
-
-def cost(
-    row: str, network: nn.Module, shape: Sequence[int], history: Path, training_cases: int
-) -> Cost:
-    """Measure one network and read what its training took."""
-    if training_cases < 1:
-        raise ValueError(
-            f"The cost of '{row}' needs 1 training case or more, got {training_cases}."
-        )
-    seconds = [epoch["seconds"] for epoch in read_history(history)]
-    total = math.fsum(seconds) if seconds else math.nan
-    return Cost(
-        row=row,
-        parameters=parameters(network),
-        gflops=flops(network, shape) / 1e9,
-        epochs=len(seconds),
-        training_seconds=total,
-        training_seconds_per_case=total / (max(len(seconds), 1) * training_cases),
+def cost_table(results: Results, trusted: Collection[str] = ()) -> Table:
+    """Costs of every row on the first unit that trained it."""
+    lines, unread = [], []
+    for row in results.rows:
+        units = [unit for unit in results.units(row) if (unit / "model.safetensors").is_file()]
+        try:
+            lines += [[results.label(row), *_cost(unit, trusted)] for unit in units[:1]]
+        except UserError as error:
+            unread.append(f"{row}: {error}")
+    columns = ["network", "parameters (10⁶)", "GFLOP per pass", "epochs"]
+    columns += ["training (min)", "seconds per epoch", "peak memory (MiB)"]
+    note = (
+        "On the first fold and seed. Operations of convolutions and matrix products in one forward "
+        "pass of one sample: of a case, or of a patch or slice of one. Seconds: training steps, "
+        "without validation."
     )
+    return Table.of("Cost", columns, lines, [note, *unread])
 
 
 def parameters(network: nn.Module) -> int:
@@ -84,41 +59,19 @@ def _counted(network: nn.Module, image: torch.Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def scoring_seconds(summary: Path, networks: int, cases: int) -> float:
-    """Seconds per case and network of a run's evaluation: reading, prediction and scores."""
-    if networks < 1 or cases < 1:
-        raise ValueError(f"Expected 1 or more of each, got {networks} networks, {cases} cases.")
-    if not summary.is_file():
-        return math.nan
-    try:
-        content: dict[str, Any] = read_json(summary)
-        return float(content["seconds"].get("evaluation", math.nan)) / (networks * cases)
-    except (UnreadableError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{summary}: expected a summary with seconds; {error!r}.") from error
-
-
-def cost_table(costs: Sequence[Cost]) -> TextTable:
-    """The costs as a table."""
-    return TextTable(
-        title="Cost",
-        columns=[
-            "network",
-            "parameters (10⁶)",
-            "GFLOP per pass",
-            "epochs",
-            "training (h)",
-            "seconds per case and epoch",
-        ],
-        rows=[
-            [
-                cost.row,
-                format_number(cost.parameters / 1e6, 2),
-                format_number(cost.gflops, 1),
-                str(cost.epochs),
-                format_number(cost.training_seconds / 3600, 2),
-                format_number(cost.training_seconds_per_case, 3),
-            ]
-            for cost in costs
-        ],
-        notes=["Operations of convolutions and matrix products in one forward pass."],
+def _cost(unit: Path, trusted: Collection[str]) -> list[str]:
+    network, metadata = load_model(unit / "model.safetensors", trusted=trusted)
+    epochs = read_history(unit / "history.csv")
+    seconds = sum(epoch.get("seconds", math.nan) for epoch in epochs) if epochs else math.nan
+    peaks = read_mapping(unit / "unit.json").get("peak_mib")
+    sizes = (
+        [v for v in peaks.values() if type(v) in {int, float}] if isinstance(peaks, dict) else []
     )
+    return [
+        number(parameters(network) / 1e6, 2),
+        number(flops(network, (1, metadata.in_channels, *metadata.input_size)) / 1e9, 1),
+        str(len(epochs)),
+        number(seconds / 60, 1),
+        number(seconds / max(len(epochs), 1), 1),
+        number(max(sizes, default=math.nan), 0),
+    ]

@@ -1,14 +1,62 @@
-"""The networks that a configuration describes."""
+"""The networks of a run: what each sees, how it is described and built, and whether rows fit."""
+
+import ast
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from kdnet.configuration.config import Config
+import kdnet.recipes
+import privdistill.losses
+from kdnet.config import Config
+from kdnet.config import DataConfig
 from kdnet.data.description import Description
+from kdnet.data.splits import Split, seen_before
 from kdnet.data.targets import number_of_outputs
-from kdnet.runs.views import view_of
+from kdnet.errors import UserError
 from kdnet.models import build_network, check_axes, in_two_dimensions
-from kdnet.recipes.synthesis import privileged_modalities
-from kdnet.training.checkpoint import ModelMetadata
+from kdnet.models.trust import check_trusted
+from kdnet.recipes import Recipe, Setting, recipe_of
+from kdnet.rows import Row
+from kdnet.recipes.comparators import privileged_modalities
+from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
+from kdnet.training.runtime import check_precision, device_type
+from privdistill import DistillationWrapper
+
+
+def workers(data: DataConfig) -> int:
+    """Return how many processes read and preprocess."""
+    return data.workers or os.cpu_count() or 1
+
+
+def view_of(role: str, data: DataConfig, description: Description) -> tuple[str, ...]:
+    """Return the modalities that a network sees, in channel order."""
+    every = tuple(description.modalities)
+    return (data.teacher_modalities or every) if role == "teacher" else data.student_modalities
+
+
+def stacked(data: DataConfig, description: Description) -> tuple[str, ...]:
+    """Return the modalities that any network sees, in the order of the description."""
+    used = {name for role in ("teacher", "student") for name in view_of(role, data, description)}
+    return tuple(name for name in description.modalities if name in used)
+
+
+def check_views(data: DataConfig, description: Description) -> None:
+    """Make sure that the modalities of both networks exist."""
+    seen = dict.fromkeys(m for r in ("teacher", "student") for m in view_of(r, data, description))
+    unknown = [name for name in seen if name not in description.modalities]
+    if unknown:
+        raise UserError(
+            f"{description.name} has no modality {', '.join(unknown)}; it has "
+            f"{', '.join(description.modalities)}. Set --student_modalities and "
+            "--teacher_modalities."
+        )
 
 
 def describe_network(
@@ -48,7 +96,7 @@ def _synthesised(view: tuple[str, ...], teacher_view: tuple[str, ...]) -> dict[s
     return {"synthesised": len(privileged_modalities(view, teacher_view))} if more else {}
 
 
-def build(metadata: ModelMetadata) -> torch.nn.Module:
+def build(metadata: ModelMetadata) -> nn.Module:
     """Build the untrained network that metadata describe."""
     network = build_network(
         metadata.backbone,
@@ -58,3 +106,128 @@ def build(metadata: ModelMetadata) -> torch.nn.Module:
     )
     check_axes(metadata.backbone, network, len(metadata.input_size))
     return network
+
+
+def setting_of(
+    row: Row,
+    config: Config,
+    description: Description,
+    network: nn.Module,
+    teachers: Iterable[nn.Module] = (),
+) -> Setting:
+    """Return what the recipe of a row is given."""
+    return Setting(
+        network=network,
+        teachers=tuple(teachers),
+        options=config.objective,
+        modalities=stacked(config.data, description),
+        view=view_of(row.role, config.data, description),
+        teacher_view=view_of("teacher", config.data, description),
+    )
+
+
+def is_given(row: Row, config: Config) -> bool:
+    """Say whether a row's network is the one of --teacher_model, instead of being trained."""
+    plain = row.role == "teacher" and row.recipe == "supervised" and not row.options
+    return config.network.teacher_model is not None and plain
+
+
+def rehearse(
+    row: Row, config: Config, description: Description, teacher: ModelMetadata | None
+) -> dict[str, Any]:
+    """Put the networks of a row together once, and return what decides their numbers."""
+    _check_scored_view(row, config, description)
+    metadata = describe_network(row.role, config, description, row.name)
+    network = build(metadata)
+    example = torch.zeros(1, metadata.in_channels, *metadata.input_size)
+    check_precision(
+        config.training.precision,
+        device_type(config.training.accelerator),
+        network,
+        tuple(example.shape),
+    )
+    teachers = () if teacher is None else tuple(build(teacher) for _ in row.teachers)
+    recipe = recipe_of(row, setting_of(row, config, description, network, teachers))
+    DistillationWrapper(
+        recipe.teacher,
+        recipe.network,
+        objective=recipe.objective,
+        inputs=recipe.inputs,
+        taps=recipe.taps,
+        activation=metadata.activation,
+        example=torch.zeros(1, len(stacked(config.data, description)), *metadata.input_size),
+    ).close()
+    return {
+        "row": {"recipe": row.recipe, "role": row.role, "teachers": list(row.teachers)},
+        "objective": str(recipe.objective),
+        "sources": _sources(recipe),
+    }
+
+
+def _check_scored_view(row: Row, config: Config, description: Description) -> None:
+    """Refuse a network for any subset that never sees what it will be scored with."""
+    if row.recipe != "missing_modality":
+        return
+    trained, scored = (view_of(r, config.data, description) for r in (row.role, "student"))
+    unseen = [modality for modality in scored if modality not in trained]
+    if unseen:
+        raise UserError(
+            f"its network is trained with {', '.join(trained)} (--teacher_modalities) and scored "
+            f"with {', '.join(scored)} (--student_modalities), so that it would never have seen "
+            f"{', '.join(unseen)}. Give the teacher's modalities those of the student, too."
+        )
+
+
+def _sources(recipe: Recipe) -> dict[str, str]:
+    """Digests of the code that a row is trained by: recipes, losses, network; not of others'."""
+    parts = (*recipe.network.modules(), *recipe.objective.modules())
+    modules = {type(part).__module__ for part in parts}
+    files = {name: inspect.getsourcefile(sys.modules[name]) for name in modules}
+    found = {
+        name: Path(file)
+        for name, file in files.items()
+        if file is not None and (name.startswith("kdnet.") or "site-packages" not in file)
+    }
+    for package in (kdnet.recipes, privdistill.losses):
+        folder = Path(str(package.__file__)).parent
+        found |= {f"{package.__name__}.{path.stem}": path for path in folder.glob("*.py")}
+    return {name: _code_digest(found[name]) for name in sorted(found)}
+
+
+def _code_digest(path: Path) -> str:
+    """SHA-256 of what Python makes of a file, so that comments and line breaks do not matter."""
+    code = ast.dump(ast.parse(path.read_text(encoding="utf-8")))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def describe_teacher(path: Path, config: Config, description: Description) -> ModelMetadata:
+    """Describe a given teacher, which must fit the run and be one that may be built."""
+    found = read_metadata(path)
+    trusted = config.network.vouched(own=False)
+    check_trusted(str(path), found.backbone, found.backbone_arguments, trusted)
+    check_compatible(path, found, describe_network("teacher", config, description))
+    return found
+
+
+def check_unseen(path: Path, metadata: ModelMetadata, splits: Mapping[int, Split]) -> None:
+    """Refuse a network that has seen what it, or its student, will be tested on, by fold."""
+    for fold, split in splits.items():
+        _check_unseen(path, metadata, split, f"the held-out fold {fold}")
+
+
+def _check_unseen(path: Path, metadata: ModelMetadata, split: Split, held_out: str) -> None:
+    known = seen_before(split.unlabelled, metadata.seen_cases, metadata.description)
+    if known and metadata.role == "teacher":
+        raise UserError(
+            f"{path} was trained on {len(known)} of the subjects that shall have no reference, "
+            f"such as {known[0]}: it would bring their references in. Give a teacher that was "
+            "trained on labelled subjects alone."
+        )
+    leaked = seen_before(split.test, metadata.seen_cases, metadata.description)
+    if leaked:
+        raise UserError(
+            f"{path} was trained on {len(leaked)} subjects of {held_out}: "
+            f"{', '.join(leaked[:5])}. Its knowledge of them would reach the scores. Give the "
+            "network of this fold, or let every fold train its own teacher."
+        )
+

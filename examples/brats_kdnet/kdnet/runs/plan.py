@@ -1,52 +1,41 @@
-"""What a cross-validation consists of: rows, folds, seeds, and the units they make."""
+"""What a run consists of: rows, folds and seeds, and the units that they make."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from kdnet.configuration.config import Config
-from kdnet.runs.folds import Fold
+from kdnet.config import Config
+from kdnet.data.splits import Split, patients_of, split_subjects
+from kdnet.data.subjects import Subject
 from kdnet.errors import UserError
-from kdnet.recipes.rows import Row
-from kdnet.runs.run_folder import RunFolder
+from kdnet.files import UnreadableError, read_json
+from kdnet.rows import Row, with_part_teachers
+from kdnet.runs.folder import Folder, UnitFolder
+from kdnet.runs.subjects import DataSet, shared_out
+
+_PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class CrossvalOptions:
-    """Rows, folds and units of a cross-validation.
+class Fold:
+    """One split of the subjects.
 
-    Args:
-        rows: Rows and groups of rows, such as baseline,kdnet or table1; teachers come by
-            themselves. Groups: paper (teacher, baseline, gt_kl, gt_kd, kdnet), table1, table2,
-            comparators, negative, objectives; kdnet/recipes/rows.yaml lists all.
-        rows_file: YAML file with rows of your own, in the form of kdnet/recipes/rows.yaml.
-        folds_file: JSON file with the case names of every fold, instead of --folds.
-        repeats: How often the subjects are dealt into folds anew.
-        seeds: Seeds of weights and order; each row is trained once for every fold and seed. --seed
-            if none is given; that one also deals the folds.
-        sweep: "modalities" repeats every row of the student for each single modality.
-        subsets: Score networks that take any subset of modalities on all subsets, too.
-        lesions: Score single lesions too, into lesions.csv; needs panoptica and the label maps.
-        jobs: Units trained at a time: a number, or "auto": one for each GPU; on a CPU one for
-            every processor, up to 4, each with its share of threads.
-        unit: Train this unit alone, by its name (fold0-seed0/kdnet) or number, and stop; for
-            array jobs. Its teacher is trained first if that has not been done.
-        show: "units" lists the units with their numbers, "status" shows how far each one is; both
-            prepare the folder if that has not been done, and train nothing.
+    Attributes:
+        number: From 0, through all repeats.
+        repeat: Which dealing of the subjects it belongs to, from 0; within one, every subject is
+            tested at most once.
+        split: Names of training, validation and test subjects.
     """
 
-    rows: tuple[str, ...] = ("paper",)
-    rows_file: Path | None = None
-    folds_file: Path | None = None
-    repeats: int = 1
-    seeds: tuple[int, ...] = ()
-    sweep: Literal["none", "modalities"] = "none"
-    subsets: bool = True
-    lesions: bool = False
-    jobs: int | Literal["auto"] = "auto"
-    unit: str | None = None
-    show: Literal["units", "status"] | None = None
+    number: int
+    repeat: int
+    split: Split
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its numbers and lists of names."""
+        return {"number": self.number, "repeat": self.repeat, **self.split.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -54,56 +43,66 @@ class Unit:
     """One row on one fold with one seed: what a process trains and scores.
 
     Attributes:
+        row: Which network.
         fold: Which subjects.
         seed: Of weights and order.
-        row: Which network.
     """
 
+    row: Row
     fold: Fold
     seed: int
-    row: Row
 
     @property
     def place(self) -> str:
-        """Folder of its fold and seed."""
+        """Its fold and seed."""
         return f"fold{self.fold.number}-seed{self.seed}"
 
     @property
     def name(self) -> str:
-        """Folder and row, such as fold0-seed0/kdnet."""
-        return f"{self.place}/{self.row.name}"
+        """Row, fold and seed, such as kdnet/fold0-seed0; its folder below units/."""
+        return f"{self.row.name}/{self.place}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A cross-validation, resolved.
+    """A run, resolved: whatever its command, it is a list of units.
 
     Attributes:
+        kind: "train", "crossval" or "study".
+        title: Of its page.
         config: What the rows share.
-        rows: Teachers before their students.
+        configs: Of each row, with its own options.
+        rows: In the order of the tables.
         folds: Case lists.
-        seeds: Of weights and order.
-        subsets: Whether networks for any subset are scored on all of them.
-        own_seeds: Seeds of rows that have others than `seeds`.
+        seeds: Of weights and order, by row.
+        data: The data set.
+        subsets: Whether networks for any subset of modalities are scored on all of them.
+        facts: What plan.json says besides, for whoever reads the results.
+        experiments: What decides the numbers of each row, as units record it; filled by
+            `rehearse_rows`.
     """
 
+    kind: Literal["train", "crossval", "study"]
+    title: str
     config: Config
+    configs: Mapping[str, Config]
     rows: tuple[Row, ...]
     folds: tuple[Fold, ...]
-    seeds: tuple[int, ...]
+    seeds: Mapping[str, tuple[int, ...]]
+    data: DataSet
     subsets: bool = True
-    own_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    _by_name: Mapping[str, Row] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_name", {row.name: row for row in self.rows})
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    experiments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
-        """Folder of the cross-validation."""
-        if self.config.run.out is None:
-            raise ValueError("A plan needs a resolved configuration, with a run folder.")
-        return self.config.run.out
+        """The folder given by --out."""
+        return self.config.run.out or Path("runs") / self.config.run.preset
+
+    @property
+    def files(self) -> Folder:
+        """Its files."""
+        return Folder(self.root)
 
     @property
     def cache(self) -> Path:
@@ -113,73 +112,199 @@ class Plan:
     @property
     def trusted(self) -> frozenset[str]:
         """Networks that its rows name, so that its own model files may be built again."""
-        networks = [row.configure(self.config).network for row in self.rows]
+        networks = [config.network for config in self.configs.values()]
         return frozenset().union(*(network.vouched(own=True) for network in networks))
+
+    def row(self, name: str) -> Row:
+        """Return a row by its name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def configure(self, unit: Unit) -> Config:
+        """Return the configuration of a unit."""
+        config = self.configs[unit.row.name]
+        folds = max(config.data.folds, unit.fold.number + 1)
+        data = replace(config.data, folds=folds, fold=unit.fold.number, cache_dir=self.cache)
+        return replace(config, data=data, training=replace(config.training, seed=unit.seed))
+
+    def split(self, unit: Unit) -> Split:
+        """Return the subjects of a unit, with the references that its row has."""
+        return shared_out(self.configure(unit).data, unit.fold.split, self.data)
 
     def units(self) -> list[Unit]:
         """Return all units: every teacher, on all folds, before everything else."""
         teachers = {teacher for row in self.rows for teacher in row.teachers}
         order = {row.name: (self._generation(row), row.name not in teachers) for row in self.rows}
         return [
-            Unit(fold, seed, row)
+            Unit(row, fold, seed)
             for row in sorted(self.rows, key=lambda row: order[row.name])
-            for seed in self.seeds_of(row.name)
+            for seed in self.seeds[row.name]
             for fold in self.folds
         ]
-
-    def seeds_of(self, row: str) -> tuple[int, ...]:
-        """Return the seeds that a row is trained with."""
-        # Teachers that do without a part of the subjects have the seeds of the one that does not.
-        whole = row.partition("-without-")[0]
-        return self.own_seeds.get(row, self.own_seeds.get(whole, self.seeds))
 
     def teachers_of(self, unit: Unit) -> list[Unit]:
         """Return the units whose networks a unit imitates, on the same fold."""
         found = []
         for name in unit.row.teachers:
-            seeds = self.seeds_of(name)
+            seeds = self.seeds[name]
             seed = unit.seed if unit.seed in seeds else seeds[0]
-            found.append(replace(unit, row=self._by_name[name], seed=seed))
+            found.append(replace(unit, row=self.row(name), seed=seed))
         return found
+
+    def with_teachers(self, units: Iterable[Unit]) -> list[Unit]:
+        """Return units behind their teachers, and theirs, each once."""
+        found: dict[str, Unit] = {}
+        for unit in units:
+            for one in (*self.with_teachers(self.teachers_of(unit)), unit):
+                found.setdefault(one.name, one)
+        return list(found.values())
 
     def find(self, wanted: str | int) -> Unit:
         """Return a unit by its name or number."""
         units = self.units()
-        by_name = {unit.name: unit for unit in units}
-        numbered = {str(number): unit for number, unit in enumerate(units)}
-        found = by_name.get(str(wanted)) or numbered.get(str(wanted))
-        if found is None:
-            raise UserError(
-                f"--unit: there is no unit {wanted!r}; there are 0 to {len(units) - 1}, from "
-                f"{units[0].name} to {units[-1].name}. --show units lists them."
-            )
-        return found
-
-    def folder(self, unit: Unit) -> RunFolder:
-        """Return the run folder of a unit, in which its row is one part."""
-        return RunFolder(self.root / unit.place, part=unit.row.name)
-
-    def configure(self, unit: Unit) -> Config:
-        """Return the configuration of a unit's fold and seed, without the options of its row."""
-        data = replace(
-            self.config.data,
-            folds=max(2, len(self.folds)),
-            fold=unit.fold.number,
-            cache_dir=self.cache,
+        for number, unit in enumerate(units):
+            if str(wanted) in {unit.name, str(number)}:
+                return unit
+        raise UserError(
+            f"--unit: there is no unit {wanted!r}; there are 0 to {len(units) - 1}, from "
+            f"{units[0].name} to {units[-1].name}. --show units lists them."
         )
-        return replace(
-            self.config,
-            data=data,
-            training=replace(self.config.training, seed=unit.seed),
-            run=replace(self.config.run, out=self.root / unit.place),
-        )
+
+    def folder(self, unit: Unit) -> UnitFolder:
+        """Return the folder of a unit."""
+        return self.files.unit(unit.name)
 
     def is_done(self, unit: Unit) -> bool:
         """Say whether a unit is trained and scored, with all subsets if that is wanted."""
-        run = self.folder(unit)
+        folder = self.folder(unit)
         wanted = self.subsets and unit.row.recipe == "missing_modality"
-        return run.part_scores.is_file() and (run.subsets.is_file() or not wanted)
+        return folder.scores.is_file() and (folder.subsets.is_file() or not wanted)
 
     def _generation(self, row: Row) -> int:
-        taught = [1 + self._generation(self._by_name[name]) for name in row.teachers]
+        taught = [1 + self._generation(self.row(name)) for name in row.teachers]
         return max(taught, default=0)
+
+
+def make_plan(
+    kind: Literal["train", "crossval", "study"],
+    title: str,
+    config: Config,
+    rows: Sequence[Row],
+    folds: Sequence[Fold],
+    data: DataSet,
+    *,
+    seeds: tuple[int, ...] = (),
+    own_seeds: Mapping[str, tuple[int, ...]] | None = None,
+    subsets: bool = True,
+    facts: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Resolve a run; nothing is written."""
+    parts = with_part_teachers(rows, config)
+    every = dict.fromkeys((row.name for row in parts), seeds or (config.training.seed,))
+    every |= own_seeds or {}
+    whole = {row.name: row.teacher for row in rows}
+    for row in parts:
+        # Teachers that do without a part of the subjects have the seeds of the one that does not.
+        for name in {*row.teachers} - {*(own_seeds or every)}:
+            every[name] = every[str(whole[row.name])]
+    configs = {row.name: row.configure(config) for row in parts}
+    plan = Plan(kind, title, config, configs, parts, tuple(folds), every, data, subsets, facts or {})
+    for unit in plan.units():
+        plan.split(unit)  # refuses more labelled subjects or parts than there are
+    return plan
+
+
+def deal(subjects: Sequence[Subject], config: Config, repeats: int = 1) -> list[Fold]:
+    """Deal the subjects into folds, once or several times."""
+    data = config.data
+    return [
+        Fold(
+            number=repeat * data.folds + fold,
+            repeat=repeat,
+            split=split_subjects(
+                subjects,
+                folds=data.folds,
+                fold=fold,
+                validation_fraction=data.validation_fraction,
+                seed=config.training.seed + repeat,
+            ),
+        )
+        for repeat in range(repeats)
+        for fold in range(data.folds)
+    ]
+
+
+def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = True) -> list[Fold]:
+    """Read case lists and check them against each other and the data set."""
+    subjects = list(subjects)
+    known, patients = {subject.name for subject in subjects}, patients_of(subjects)
+    folds = [
+        Fold(
+            int(content.get("number", number)),
+            int(content.get("repeat", 0)),
+            Split(**{p: tuple(map(str, content[p])) for p in _PARTS}, patients=patients),
+        )
+        for number, content in enumerate(_read(path))
+    ]
+    needed = [part for part in _PARTS if validation or part != "validation"]
+    problems = [problem for fold in folds for problem in _problems(fold, known, needed)]
+    problems += _overlaps(folds)
+    if problems:
+        raise UserError(f"{path}: these folds cannot be used:\n" + "\n".join(problems))
+    return folds
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = read_json(path)
+    except UnreadableError as error:
+        raise UserError(f"--folds_file: {path} cannot be read: {error}.") from error
+    lists = content.get("folds") if isinstance(content, dict) else None
+    right = isinstance(lists, list) and all(
+        isinstance(fold, dict)
+        and all(isinstance(fold.get(part), list) for part in _PARTS)
+        and all(type(fold.get(n, 0)) is int and fold.get(n, 0) >= 0 for n in ("number", "repeat"))
+        for fold in lists
+    )
+    if not lists or not right:
+        raise UserError(
+            f'--folds_file: {path}: expected {{"folds": [{{"train": [...], "validation": [...], '
+            '"test": [...]}, ...]}, lists of case names for every fold, and perhaps "repeat", a '
+            "number from 0."
+        )
+    return list(lists)
+
+
+def _problems(fold: Fold, known: set[str], needed: Sequence[str]) -> list[str]:
+    listed = [name for part in _PARTS for name in getattr(fold.split, part)]
+    found = {
+        "no subjects for": [part for part in needed if not getattr(fold.split, part)],
+        "named more than once:": sorted({name for name in listed if listed.count(name) > 1}),
+        "not in the data set:": sorted({*listed} - known),
+    }
+    torn = [f"  fold {fold.number}: {text}"] if (text := fold.split.torn()) else []
+    return torn + [
+        f"  fold {fold.number}: {what} {', '.join(names[:10])}"
+        + f" and {len(names) - 10} more" * (len(names) > 10)
+        for what, names in found.items()
+        if names
+    ]
+
+
+def _overlaps(folds: Sequence[Fold]) -> list[str]:
+    """Test sets of one repeat that share subjects; such a case would count twice."""
+    problems = []
+    for index, fold in enumerate(folds):
+        for other in folds[index + 1 :]:
+            shared = sorted({*fold.split.test} & {*other.split.test})
+            if shared and fold.repeat == other.repeat:
+                problems.append(
+                    f"  folds {fold.number} and {other.number}: their test sets overlap: "
+                    f"{', '.join(shared[:10])}. Repeated splits carry different numbers under "
+                    '"repeat".'
+                )
+    return problems
+
+
+def folds_text(folds: Iterable[Fold]) -> str:
+    """Return case lists as JSON, in the form that `load_folds` reads."""
+    return json.dumps({"folds": [fold.to_dict() for fold in folds]}, indent=2) + "\n"

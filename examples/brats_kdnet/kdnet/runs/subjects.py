@@ -1,20 +1,78 @@
-"""The data set that a configuration names, and its subjects."""
+"""The subjects of a run: found once, checked, dealt into parts, and prepared for networks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from kdnet.configuration.config import Config
-from kdnet.configuration.data import DataConfig
+from kdnet.config import Config
+from kdnet.config import DataConfig
+from kdnet.data.checks import (
+    Problem,
+    check_subjects,
+    keep_usable,
+    problem_table,
+    problems_as_rows,
+    raise_for_problems,
+)
 from kdnet.data.description import Description, load_description
-from kdnet.data.layouts import Subject, find_subjects
-from kdnet.data.splits import Split
+from kdnet.data.loading import prepare
+from kdnet.data.samples import samples_per_subject
+from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
+from kdnet.data.subjects import Subject, find_subjects
 from kdnet.data.volumes import read_geometry
-from kdnet.runs.folders import cache_folder
-from kdnet.runs.views import check_view
-from phantoms import generate_phantoms
-from kdnet.runs.run_folder import RunFolder
+from kdnet.errors import UserError, printable
+from kdnet.runs.folder import Folder
+from kdnet.runs.networks import check_views, describe_network, stacked, workers
+from phantoms import generate_phantoms, phantom_names
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set and its subjects.
+
+    Attributes:
+        description: What it is.
+        subjects: By name; of phantoms that are not made yet the names alone.
+        further: Names of those among them that have no reference and belong to no fold.
+        skipped: What is wrong with others, which were left out; None if nobody asked.
+    """
+
+    description: Description
+    subjects: Mapping[str, Subject]
+    further: tuple[str, ...] = ()
+    skipped: tuple[Problem, ...] | None = None
+
+    @property
+    def foldable(self) -> list[Subject]:
+        """The subjects that folds are made of."""
+        further = {*self.further}
+        return [subject for name, subject in self.subjects.items() if name not in further]
+
+    def named(self, names: Iterable[str], *, hidden: Iterable[str] = ()) -> list[Subject]:
+        """Return subjects in the order of the data set, some of them without their reference."""
+        wanted, bare = {*names}, {*hidden}
+        return [
+            replace(subject, segmentation=None) if name in bare else subject
+            for name, subject in self.subjects.items()
+            if name in wanted
+        ]
+
+
+def find_data(config: Config, console: Console) -> DataSet:
+    """Find the subjects; nothing is written, and no image is read unless unsound ones are left out."""
+    data = config.data
+    if data.data_root is None:
+        description = load_description(Path("phantom"))
+        subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
+    else:
+        description, subjects = find_subjects(data.data_root, own_description(data))
+    check_views(data, description)
+    found = DataSet(description, {subject.name: subject for subject in subjects})
+    found = _without_unsound(config, found, console) if data.data_root is not None else found
+    return _with_further(data, found)
 
 
 def own_description(data: DataConfig) -> Description | None:
@@ -22,44 +80,160 @@ def own_description(data: DataConfig) -> Description | None:
     return None if data.description is None else load_description(Path(data.description))
 
 
-def find_description(config: Config) -> Description:
-    """Describe the data set without reading or writing any image."""
-    data = config.data
-    if data.data_root is None:
-        description = load_description(Path("phantom"))
-    else:
-        description, _ = find_subjects(data.data_root, own_description(data))
-    for role in ("teacher", "student"):
-        check_view(role, data, description)
-    return description
+def make_phantoms(config: Config, data: DataSet, cache: Path, console: Console) -> DataSet:
+    """Make the phantoms that a run asks for, unless they are there."""
+    if config.data.data_root is not None:
+        return data
+    count, size, seed = config.data.phantoms, config.data.phantom_size, config.training.seed
+    root = cache / f"phantoms-{count}-{size}-seed{seed}"
+    generate_phantoms(root, subjects=count, seed=seed, size=size, progress=console.is_terminal)
+    _, subjects = find_subjects(root)
+    return replace(data, subjects={**data.subjects, **{one.name: one for one in subjects}})
 
 
-def read_subjects(
-    config: Config, run: RunFolder, console: Console
-) -> tuple[Description, list[Subject]]:
-    """Find the subjects, or generate phantoms."""
-    data = config.data
-    if data.data_root is None:
-        if not run.config.is_file():
-            run.begin(config)
-        size, seed = data.phantom_size, config.training.seed
-        root = cache_folder(config) / f"phantoms-{data.phantoms}-{size}-seed{seed}"
-        generate_phantoms(
-            root, subjects=data.phantoms, seed=seed, size=size, progress=console.is_terminal
+def _with_further(data: DataConfig, found: DataSet) -> DataSet:
+    """Add the subjects of --unlabelled_root, which belong to no fold."""
+    if data.unlabelled_root is None:
+        return found
+    _, more = find_subjects(data.unlabelled_root, found.description)
+    known = seen_before((one.name for one in more), found.subjects, found.description)
+    if known:
+        raise UserError(
+            f"--unlabelled_root: {data.unlabelled_root} holds {len(known)} patients of the data "
+            f"set, such as {known[0]}, which may be among those that test. Remove them there, or "
+            "give them other names if they are other patients."
         )
-        description, subjects = find_subjects(root)
-    else:
-        description, subjects = find_subjects(data.data_root, own_description(data))
-    return description, subjects
+    every = {**found.subjects, **{subject.name: subject for subject in more}}
+    return replace(found, subjects=every, further=tuple(subject.name for subject in more))
 
 
-def orientation_of(subjects: Iterable[Subject], split: Split) -> str:
+def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSet:
+    """Leave out the subjects whose files are not sound, if that is asked for."""
+    if not config.data.skip_invalid:
+        return found
+    before = Folder(config.run.out or Path()).read_skipped()
+    if before is not None:
+        kept = {name: one for name, one in found.subjects.items() if name not in {*before}}
+        return replace(found, subjects=kept)
+    subjects = list(found.subjects.values())
+    checked = check_subjects(
+        found.description,
+        subjects,
+        workers=workers(config.data),
+        progress=console.is_terminal,
+        modalities=stacked(config.data, found.description),
+    )
+    problems = told(checked, console)
+    usable, left_out = keep_usable(subjects, problems)
+    if problems:
+        console.print(problem_table(problems))
+        names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
+        console.print(f"Left out: {len(left_out)} of {len(subjects)} subjects: {names}")
+    kept = {subject.name: subject for subject in usable}
+    return replace(found, subjects=kept, skipped=tuple(problems))
+
+
+def record_skipped(folder: Folder, data: DataSet) -> None:
+    """Note whom a run does without, as soon as its folder is there."""
+    if data.skipped is not None and folder.read_skipped() is None:
+        names = dict.fromkeys(problem.subject for problem in data.skipped)
+        folder.write_skipped(list(names), problems_as_rows(data.skipped))
+
+
+def split_of(config: Config, subjects: Sequence[Subject]) -> Split:
+    """Return the split of a file, or the fold that the configuration names."""
+    data = config.data
+    if data.split_file is not None:
+        split = Split.load(data.split_file, subjects)
+        empty = [part for part in ("train", "validation", "test") if not getattr(split, part)]
+        if empty:
+            raise UserError(f"{data.split_file}: {' and '.join(empty)} must not be empty.")
+        return split
+    return split_subjects(
+        subjects,
+        folds=data.folds,
+        fold=data.fold,
+        validation_fraction=data.validation_fraction,
+        seed=config.training.seed,
+    )
+
+
+def shared_out(data: DataConfig, split: Split, found: DataSet) -> Split:
+    """Return the split in which as many subjects have a reference as the configuration says."""
+    shared = share_labels(
+        split, labelled=data.labelled, unlabelled=data.unlabelled, leave_out=data.leave_out
+    )
+    return replace(shared, unlabelled=(*shared.unlabelled, *found.further))
+
+
+def with_equal_steps(config: Config, split: Split, found: DataSet) -> Config:
+    """Make all trainings as long as that of the student, which alone sees unlabelled subjects."""
+    split = shared_out(config.data, split, found)
+    if not split.unlabelled or config.training.samples_per_epoch:
+        return config
+    grid = describe_network("student", config, found.description).grid
+    count = (len(split.train) + len(split.unlabelled)) * samples_per_subject(config.data, grid)
+    return replace(config, training=replace(config.training, samples_per_epoch=count))
+
+
+def check_files(config: Config, data: DataSet, splits: Sequence[Split], console: Console) -> None:
+    """Read every file of the subjects that are used and report all problems together."""
+    labelled = {name for s in splits for name in (*s.train, *s.validation, *s.test)}
+    unlabelled = {name for s in splits for name in s.unlabelled} - labelled
+    if data.skipped is not None:
+        # All others have been read a moment ago.
+        labelled, unlabelled = set(), unlabelled & {*data.further}
+    problems = [
+        problem
+        for names, need in ((labelled, True), (unlabelled, False))
+        for problem in check_subjects(
+            data.description,
+            data.named(names, hidden=() if need else names),
+            workers=workers(config.data),
+            progress=console.is_terminal,
+            need_segmentation=need,
+            modalities=stacked(config.data, data.description),
+        )
+    ]
+    raise_for_problems(told(problems, console))
+
+
+def told(problems: list[Problem], console: Console) -> list[Problem]:
+    """Say in one line what only looks wrong, and return the rest."""
+    unusual = [problem for problem in problems if problem.warning]
+    if unusual:
+        example = f"{unusual[0].subject}, {unusual[0].reason}"
+        console.print(
+            f"{len(unusual)} images look unusual, which check_data.py lists: {example}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    return [problem for problem in problems if not problem.warning]
+
+
+def prepare_parts(
+    config: Config, data: DataSet, split: Split, cache: Path, console: Console
+) -> dict[str, Any]:
+    """Preprocess the subjects that train, validate or teach into the cache."""
+    description = data.description
+    preprocessing = replace(
+        describe_network("teacher", config, description),
+        modalities=stacked(config.data, description),
+    ).preprocessing()
+    return {
+        part: prepare(
+            data.named(getattr(split, part), hidden=split.unlabelled),
+            preprocessing,
+            cache,
+            workers(config.data),
+            progress=console.is_terminal,
+        )
+        for part in ("train", "validation", "unlabelled")
+    }
+
+
+def orientation_of(data: DataSet, split: Split) -> str:
     """Return the axis codes of the first training subject, such as "LPS"."""
-    first = next(subject for subject in subjects if subject.name == split.train[0])
+    first = data.subjects[split.train[0]]
     return read_geometry(next(iter(first.images.values()))).orientation
-
-
-def used(subjects: Iterable[Subject], split: Split) -> list[Subject]:
-    """Return the subjects that any part of a split names."""
-    names = {*split.train, *split.validation, *split.test, *split.unlabelled}
-    return [subject for subject in subjects if subject.name in names]

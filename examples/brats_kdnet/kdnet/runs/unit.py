@@ -1,115 +1,508 @@
-"""One unit: one row trained on one fold and scored on its held-out subjects."""
+"""One unit: a network is built, trained as its row says, and scored on its held-out subjects."""
 
-from dataclasses import replace
+import itertools
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, cast
 
+import pandas as pd
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
-from kdnet.configuration.config import Config
-from kdnet.runs.folder import waiting_for
-from kdnet.runs.plan import Plan, Unit
+from kdnet.config import Config
+from kdnet.data.loading import build_loader
+from kdnet.data.samples import (
+    cache_remark,
+    moves,
+    plane_remark,
+    training_samples,
+    validation_samples,
+    whole_volumes,
+)
+from kdnet.data.splits import Split
+from kdnet.errors import UserError
+from kdnet.evaluation.inference import volume_predictor
 from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
-from kdnet.evaluation.scoring import write_scores
-from kdnet.runs.devices import launch
-from kdnet.runs.experiment import Experiment
-from kdnet.runs.networks import build, describe_network
-from kdnet.runs.preparation import prepare_parts
-from kdnet.runs.soundness import check_unchanged
-from kdnet.runs.splits import without_references
-from kdnet.runs.subjects import read_subjects
-from kdnet.runs.views import stacked
-from kdnet.runs.held_out import score_network, score_subsets, score_with
-from kdnet.recipes.rows import Row
-from kdnet.runs.run_folder import RunFolder
-from kdnet.runs.teaching import load_trained, teach
-from kdnet.training.performance import Performance, Stopwatch, device_type, performance_of, unsafe_in_bf16
+from kdnet.evaluation.scoring import evaluate, write_scores
+from kdnet.errors import explained
+from kdnet.recipes import Recipe, recipe_of
+from kdnet.runs.folder import UnitFolder, locked, with_digest
+from kdnet.runs.networks import (
+    build,
+    check_unseen,
+    describe_network,
+    describe_teacher,
+    is_given,
+    setting_of,
+    stacked,
+    view_of,
+    workers,
+)
+from kdnet.runs.plan import Plan, Unit
+from kdnet.runs.preparation import experiment_of
+from kdnet.runs.subjects import DataSet, orientation_of, prepare_parts
+from kdnet.files import file_digest
+from kdnet.training.checkpoint import (
+    ModelMetadata,
+    Task,
+    is_finished,
+    load_model,
+    read_metadata,
+    save_model,
+    save_state,
+)
+from kdnet.training.loop import fit
+from kdnet.training.history import counting
+from kdnet.training.runtime import Stopwatch, peak_memory, shard, torch_format
+from privdistill import DistillationWrapper, Ensemble, GroundTruth, TeacherCache
 
 
 def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
-    """Train and score a unit, after its teacher; do nothing if that is done."""
-    if plan.is_done(unit):
+    """Train and score a unit, after its teachers; do nothing if that is done."""
+    fabric = launch(plan.configure(unit))
+    console = console if fabric.is_global_zero else Console(quiet=True)
+    if fabric.broadcast(plan.is_done(unit)):
         return
-    teachers = plan.teachers_of(unit)
-    for teacher in teachers:
+    for teacher in plan.teachers_of(unit):
         run_unit(plan, teacher, console)
-    run = plan.folder(unit)
-    run.role(run.part).mkdir(parents=True, exist_ok=True)
-    with waiting_for(run.role(run.part) / ".lock", f"{unit.name} is trained", console):
-        if not plan.is_done(unit):
-            _train_and_score(plan, unit, teachers, console)
+    with held_by_first(plan.folder(unit), unit.name, fabric, console):
+        # Another process may have done it meanwhile.
+        if not fabric.broadcast(plan.is_done(unit)):
+            with opened(plan, unit, fabric, console) as experiment:
+                train(experiment)
+                if fabric.is_global_zero:
+                    score(experiment, subsets=plan.subsets)
 
 
-def _train_and_score(plan: Plan, unit: Unit, teachers: list[Unit], console: Console) -> None:
-    with open_unit(plan, unit, console) as experiment:
-        files = [plan.folder(teacher).model(teacher.row.name) for teacher in teachers]
-        experiment.teacher_files = tuple(files)
-        networks = []
-        for teacher, path in zip(teachers, files, strict=True):
-            own = teacher.row.configure(plan.configure(teacher)).network
-            networks.append(load_trained(experiment, path, own.vouched(own=True)))
-        teach(experiment, unit.row, *networks)
-        with experiment.watch.phase("evaluation"):
-            score(experiment, unit.row, subsets=plan.subsets)
+def launch(config: Config) -> Fabric:
+    """Start Fabric, and its processes if there are several; once more, it finds them."""
+    training = config.training
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(mode=True)
+    # It would announce the precision once more.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    if training.strategy == "fsdp" and (training.compile or training.precision == "16-mixed"):
+        raise UserError(
+            "--strategy fsdp spreads weights over processes, for which neither --compile true nor "
+            "--precision 16-mixed is built here. Use --compile false, and bf16-mixed or 32-true; "
+            "or --strategy ddp."
+        )
+    # The others wait while the first process reads and preprocesses: hours for 100,000 subjects.
+    patience = timedelta(days=1)
+    strategies: dict[str, Any] = {
+        "ddp": DDPStrategy(timeout=patience),
+        "fsdp": ModelParallelStrategy(shard, timeout=patience),
+    }
+    try:
+        fabric = Fabric(
+            accelerator=training.accelerator,
+            devices=training.devices,
+            num_nodes=training.num_nodes,
+            strategy=strategies.get(training.strategy, training.strategy),
+            precision=training.precision,
+        )
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"Lightning Fabric cannot start: {error}") from error
+    return fabric
 
 
-def score(experiment: Experiment, row: Row, *, subsets: bool) -> None:
-    """Score the network of a row on the held-out subjects and keep the scores."""
-    run = experiment.run
-    flexible = row.recipe == "missing_modality"
-    if flexible and subsets:
-        write_scores(run.subsets, score_subsets(experiment, row.name))
-    # Native label maps are scored as they are, and without what is too small to be believed.
-    limit = SMALLEST_VOLUME
-    scores = (
-        score_with(experiment, row.name, experiment.view("student"), smallest_volume=limit)
-        if flexible
-        else score_network(experiment, row.name, smallest_volume=limit)
-    )
-    # Last, since it says that the unit is done.
-    write_scores(run.part_scores, scores)
+@contextmanager
+def held_by_first(
+    folder: UnitFolder, name: str, fabric: Fabric, console: Console
+) -> Iterator[None]:
+    """Let the first process hold the folder of a unit until all of them have left it."""
+    if not fabric.is_global_zero:
+        fabric.barrier()
+        yield
+        fabric.barrier()
+        return
+    with locked(folder.root / ".lock", f"{name} is trained", console):
+        fabric.barrier()
+        yield
+        fabric.barrier()
 
 
-def open_unit(plan: Plan, unit: Unit, console: Console) -> Experiment:
-    """Open the experiment of a unit in the folder that the plan has prepared."""
-    config = unit.row.configure(plan.configure(unit))
-    run = plan.folder(unit)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    performance = settled(plan, unit, config, console)
-    fabric = launch(config, performance.precision)
-    earlier = run.read_summary()
+@dataclass
+class Experiment:
+    """One unit, ready for training.
+
+    Attributes:
+        plan: Its run.
+        unit: Row, fold and seed.
+        config: The resolved configuration.
+        fabric: Launched.
+        console: Where progress is shown.
+        watch: Time per phase, that of earlier starts included.
+        split: Names of training, validation, test and unlabelled subjects.
+        datasets: Preprocessed training, validation and unlabelled subjects.
+        cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
+            process.
+    """
+
+    plan: Plan
+    unit: Unit
+    config: Config
+    fabric: Fabric
+    console: Console
+    watch: Stopwatch
+    split: Split
+    datasets: dict[str, Any]
+    cache_counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def data(self) -> DataSet:
+        """The data set."""
+        return self.plan.data
+
+    @property
+    def folder(self) -> UnitFolder:
+        """Where its files go."""
+        return self.plan.folder(self.unit)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the subjects' images stack, in channel order."""
+        return stacked(self.config.data, self.data.description)
+
+    @property
+    def teacher_files(self) -> list[Path]:
+        """Model files of its teachers."""
+        return [self.plan.folder(teacher).model for teacher in self.plan.teachers_of(self.unit)]
+
+    def record(self) -> None:
+        """Write what is trained and what it has taken so far to unit.json."""
+        content = with_digest(experiment_of(self.plan, self.unit))
+        content["seconds"] = {name: round(value, 2) for name, value in self.watch.seconds.items()}
+        content["peak_mib"] = peak_memory()
+        if self.cache_counts:
+            content["teacher_cache"] = self.cache_counts
+        content["device"] = str(self.fabric.device)
+        content["processes"] = self.fabric.world_size
+        self.folder.write_record(content)
+
+    def metadata(self) -> ModelMetadata:
+        """Describe the network as its model file will, with all that it or its teachers saw."""
+        row, split = self.unit.row, self.split
+        seen = [*split.train, *split.validation]
+        if row.teachers:
+            taught = [
+                name for path in self.teacher_files for name in read_metadata(path).seen_cases
+            ]
+            seen += [*split.unlabelled, *taught]
+        train = self.datasets["train"]
+        nonzero = dict(zip(self.modalities, train.typical("nonzero"), strict=True))
+        view = view_of(row.role, self.config.data, self.data.description)
+        return replace(
+            describe_network(row.role, self.config, self.data.description, row.name),
+            orientation=orientation_of(self.data, split),
+            spacing=train.typical("spacing"),
+            nonzero=tuple(nonzero[name] for name in view),
+            seen_cases=tuple(dict.fromkeys(seen)),
+            any_subset=row.recipe == "missing_modality",
+        )
+
+    def samples(self, part: str) -> Any:
+        """Return what networks are trained or validated on."""
+        samples_of = validation_samples if part == "validation" else training_samples
+        return samples_of(self.datasets[part], self.config.data, self.config.training.seed)
+
+    def loader(
+        self, part: Literal["train", "validation"], *, unlabelled: bool = False
+    ) -> Any | None:
+        """Return batches of a part of the training folds."""
+        data, training = self.config.data, self.config.training
+        if not getattr(self.split, part):
+            return None
+        samples = self.samples(part)
+        mixed = unlabelled and bool(self.split.unlabelled)
+        if mixed:
+            samples = ConcatDataset([samples, self.samples("unlabelled")])
+        on_cpu = self.fabric.device.type == "cpu"
+        return build_loader(
+            samples,
+            training.batch_size,
+            shuffle=part == "train",
+            seed=training.seed,
+            flips=data.flips and part == "train",
+            moves=part == "train" and moves(data),
+            per_epoch=training.samples_per_epoch,
+            mixed=mixed,
+            # On a CPU the processors are better spent on the training itself.
+            workers=0 if on_cpu else min(4, workers(data)),
+            replicas=self.fabric.world_size,
+            rank=self.fabric.global_rank,
+        )
+
+
+@contextmanager
+def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator[Experiment]:
+    """Prepare a unit's subjects, and record what it took however it ends."""
+    config, split = plan.configure(unit), plan.split(unit)
+    folder = plan.folder(unit)
+    folder.check_experiment(experiment_of(plan, unit))
+    earlier = folder.read_record()
     watch = Stopwatch(earlier.get("seconds"))
-    with watch.phase("data"):
-        # Phantoms are those of the plan, whatever the seed of the unit.
-        description, subjects = read_subjects(plan.config, RunFolder(plan.root), console)
-        check_unchanged(run, description, unit.fold.split)
-        subjects, split = without_references(config.data, description, subjects, unit.fold.split)
-        datasets = prepare_parts(config, description, subjects, split, console)
-    return Experiment(
-        config=config,
-        run=run,
-        fabric=fabric,
-        console=console,
-        watch=watch,
-        description=description,
-        modalities=stacked(config.data, description),
-        split=split,
-        subjects={subject.name: subject for subject in subjects},
-        datasets=datasets,
-        performance=performance,
-        cache_counts=earlier.get("teacher_cache", {}),
+    with watch.phase("data"), fabric.rank_zero_first():
+        datasets = prepare_parts(config, plan.data, split, plan.cache, console)
+    counts = earlier.get("teacher_cache", {})
+    experiment = Experiment(
+        plan, unit, config, fabric, console, watch, split, datasets, cache_counts=counts
+    )
+    try:
+        if fabric.is_global_zero:
+            experiment.record()
+        yield experiment
+    finally:
+        # Also after an interruption, so that the continuation adds to these times.
+        if fabric.is_global_zero:
+            experiment.record()
+
+
+def train(experiment: Experiment) -> None:
+    """Train the network of a unit, unless that is done."""
+    unit, console, folder = experiment.unit, experiment.console, experiment.folder
+    if is_finished(folder.root):
+        text = f"{unit.name}: trained, read from {folder.model}"
+        console.print(text, highlight=False, soft_wrap=True)
+        return
+    if is_given(unit.row, experiment.config):
+        adopt_teacher(experiment, cast("Path", experiment.config.network.teacher_model))
+        return
+    announce(experiment)
+    # Again for every network, so that its weights do not depend on what was built before.
+    experiment.fabric.seed_everything(experiment.config.training.seed, verbose=False)
+    metadata, training = experiment.metadata(), experiment.config.training
+    layout = torch_format(training.memory_format, len(metadata.input_size))
+    network = build(metadata).to(memory_format=layout)
+    teachers = load_teachers(experiment)
+    if training.compile:
+        network, teachers = compiled(network), list(map(compiled, teachers))
+    setting = setting_of(
+        unit.row, experiment.config, experiment.data.description, network, teachers
+    )
+    with experiment.watch.phase("training"), explained(f"The training of {unit.name}"):
+        teach(experiment, recipe_of(unit.row, setting), metadata)
+    if experiment.fabric.is_global_zero:
+        # A kill in what follows must not cost these times.
+        experiment.record()
+
+
+def announce(experiment: Experiment) -> None:
+    """Say what will be trained on whom."""
+    data, split, training = experiment.data, experiment.split, experiment.config.training
+    remarks = [
+        f"{experiment.unit.name}: {data.description.name}"
+        + " (phantom subjects, not patients)" * data.description.phantom
+        + f", {len(split.train)} training, "
+        + f"{len(split.unlabelled)} unlabelled, " * bool(split.unlabelled)
+        + f"{len(split.validation)} validation, {len(split.test)} held-out subjects; "
+        f"{training.precision}, {training.memory_format}" + ", compiled" * bool(training.compile),
+        plane_remark(experiment.config.data, orientation_of(data, split)),
+    ]
+    for remark in filter(None, remarks):
+        experiment.console.print(remark, highlight=False, soft_wrap=True)
+
+
+def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> None:
+    """Put teacher and student together, and train."""
+    config, fabric = experiment.config, experiment.fabric
+    seen = [frozenset(read_metadata(path).seen_cases) for path in experiment.teacher_files]
+    example = torch.zeros(1, len(experiment.modalities), *metadata.input_size)
+    with (
+        DistillationWrapper(
+            recipe.teacher,
+            recipe.network,
+            objective=recipe.objective,
+            inputs=recipe.inputs,
+            taps=recipe.taps,
+            activation=config.network.activation,
+            example=example,
+            cache=teacher_cache(experiment, recipe.teacher),
+        ) as kd,
+        counted(experiment, kd.cache),
+    ):
+        task = Task(
+            metadata=metadata,
+            settings=config.training,
+            folder=experiment.folder.root,
+            scalars=experiment.folder.root / "tensorboard",
+            memory_format=config.training.memory_format,
+            console=experiment.console,
+            volumes=whole_volumes(experiment.datasets["validation"], config.data),
+            seen_by_teachers=tuple(seen),
+        )
+        batches = experiment.loader("train", unlabelled=recipe.teacher is not None)
+        fit(fabric, kd, batches, experiment.loader("validation"), task)
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """Return the compiled network; its weights stay those of the network."""
+    return cast("nn.Module", torch.compile(network))
+
+
+def load_teachers(experiment: Experiment) -> list[nn.Module]:
+    """Read the trained networks of a unit's teachers, which have not seen its held-out subjects."""
+    networks = []
+    for path in experiment.teacher_files:
+        network, metadata = load_model(path, trusted=experiment.plan.trusted)
+        check_unseen(path, metadata, {experiment.unit.fold.number: experiment.split})
+        networks.append(network)
+    return networks
+
+
+def adopt_teacher(experiment: Experiment, path: Path) -> None:
+    """Take a trained teacher from a file into the unit's folder."""
+    config, folder = experiment.config, experiment.folder
+    metadata = describe_teacher(path, config, experiment.data.description)
+    check_unseen(path, metadata, {experiment.unit.fold.number: experiment.split})
+    network, _ = load_model(path, trusted=config.network.vouched(own=False))
+    if experiment.fabric.is_global_zero:
+        # Whatever its own run called it, it is this run's teacher.
+        save_model(folder.model, network, replace(metadata, role=experiment.unit.row.name))
+        files = {folder.model.name: file_digest(folder.model)}
+        save_state(
+            folder.root / "state.safetensors",
+            {"finished": True, "epoch": metadata.epoch, "files": files},
+        )
+    experiment.fabric.barrier()
+    experiment.console.print(
+        f"{experiment.unit.name}: read from {path}", highlight=False, soft_wrap=True
     )
 
 
-def settled(plan: Plan, unit: Unit, config: Config, console: Console) -> Performance:
-    """Return how the plan takes steps, in 32-true where bf16 would be wrong for this network."""
-    shared = RunFolder(plan.root)
-    choice = performance_of(shared.resolved(), shared.environment)
-    if choice.precision != "bf16-mixed" or device_type(config.training.accelerator) != "cpu":
-        return choice
-    description, _ = read_subjects(plan.config, RunFolder(plan.root), console)
-    metadata = describe_network(unit.row.role, config, description)
-    if not unsafe_in_bf16(build(metadata), (1, metadata.in_channels, *metadata.input_size)):
-        return choice
-    console.print(f"{unit.name}: in 32-true, as bf16 gradients would be wrong", highlight=False)
-    return replace(choice, precision="32-true")
+def teacher_cache(
+    experiment: Experiment, teacher: nn.Module | Ensemble | None
+) -> TeacherCache | None:
+    """Open the place where the teacher's outputs are kept."""
+    data, training = experiment.config.data, experiment.config.training
+    networks = teacher.networks if isinstance(teacher, Ensemble) else [teacher]
+    place = training.teacher_cache
+    if place == "auto":
+        place = "off" if experiment.fabric.device.type == "cuda" else "disk"
+    if not any(True for n in networks if n is not None for _ in n.parameters()):
+        return None
+    if remark := cache_remark(data, place):
+        experiment.console.print(remark, highlight=False, soft_wrap=True)
+    if place == "off" or moves(data):
+        return None
+    return TeacherCache(
+        experiment.plan.cache / "teacher" if place == "disk" else None,
+        storage=training.teacher_cache_storage,
+        max_bytes=int(training.teacher_cache_gib * 2**30),
+    )
+
+
+@contextmanager
+def counted(experiment: Experiment, cache: TeacherCache | None) -> Iterator[None]:
+    """Add what a cache did in the block to the counts, also if an exception leaves it."""
+    try:
+        yield
+    finally:
+        if cache is not None:
+            now, before = cache.statistics, experiment.cache_counts
+            experiment.cache_counts = {
+                "hits": before.get("hits", 0) + now.hits,
+                "misses": before.get("misses", 0) + now.misses,
+                "skipped": before.get("skipped", 0) + now.skipped,
+                "bytes": now.bytes,
+            }
+
+
+def score(experiment: Experiment, *, subsets: bool) -> None:
+    """Score the trained network on the held-out subjects; the scores say that the unit is done."""
+    folder, row = experiment.folder, experiment.unit.row
+    with experiment.watch.phase("evaluation"):
+        network, metadata = load_model(folder.model, trusted=experiment.plan.trusted)
+        every = seen = metadata.modalities
+        if row.recipe == "missing_modality":
+            seen = view_of("student", experiment.config.data, experiment.data.description)
+        if row.recipe == "missing_modality" and subsets:
+            parts = [
+                score_view(experiment, network, metadata, view)
+                for size in range(1, len(every) + 1)
+                for view in itertools.combinations(every, size)
+            ]
+            write_scores(folder.subsets, pd.concat(parts, ignore_index=True))
+        scores = score_view(experiment, network, metadata, seen, keep=True)
+    write_scores(folder.scores, scores)
+
+
+def score_view(
+    experiment: Experiment,
+    network: nn.Module,
+    metadata: ModelMetadata,
+    seen: Collection[str],
+    *,
+    keep: bool = False,
+) -> pd.DataFrame:
+    """Score a network that sees some of its modalities, the others set to zero."""
+    config, folder, view = experiment.config, experiment.folder, "+".join(seen)
+    subjects = experiment.data.named(experiment.split.test)
+    predict = volume_predictor(
+        predictor(network, experiment.fabric.device), patch=metadata.patch, slices=metadata.slices
+    )
+    unit, split = experiment.unit, experiment.split
+    further = {*metadata.seen_cases} - {*split.train, *split.validation}
+    place = {
+        "row": unit.row.name,
+        "fold": unit.fold.number,
+        "seed": unit.seed,
+        "labelled": len(split.train),
+        "unlabelled": len(further) if unit.row.teachers else 0,
+        "against": unit.row.against or "",
+    }
+    title = f"Scoring {unit.row.name} with {view}"
+    with counting(experiment.console, title, len(subjects)) as scored:
+        return evaluate(
+            hiding(predict, metadata.modalities, seen),
+            subjects,
+            metadata.preprocessing(),
+            experiment.data.description,
+            activation=metadata.activation,
+            unit=place,
+            modalities=view,
+            # Native label maps are scored as they are, and without what is too small.
+            smallest_volume=SMALLEST_VOLUME if keep else None,
+            prediction_folder=folder.predictions if keep and config.run.predictions else None,
+            on_case=scored,
+        )
+
+
+def hiding(
+    predict: Callable[[Tensor], Tensor], modalities: Sequence[str], seen: Collection[str]
+) -> Callable[[Tensor], Tensor]:
+    """Set the modalities that are not seen to zero before a network gets them."""
+    kept = torch.tensor([modality in seen for modality in modalities])
+    if bool(kept.all()):
+        return predict
+
+    def of_seen(image: Tensor) -> Tensor:
+        mask = kept.reshape(1, -1, *[1] * (image.ndim - 2))
+        return predict(torch.where(mask, image, 0.0))
+
+    return of_seen
+
+
+def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Wrap a trained network so that it maps images to logits on the CPU."""
+    kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
+
+    @torch.inference_mode()
+    def predict(image: Tensor) -> Tensor:
+        return kd.predict(image.to(device)).float().cpu()
+
+    return predict

@@ -5,15 +5,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from kdnet.configuration.arguments import Arguments
+from kdnet.config import Arguments
 from kdnet.errors import UserError
-from kdnet.reading import UnreadableError, read_yaml
-from kdnet.recipes.rows import ROW_OPTIONS, Row
+from kdnet.files import UnreadableError, read_yaml
+from kdnet.rows import ROW_OPTIONS, Row
+
+if TYPE_CHECKING:
+    from kdnet.runs.plan import Plan
 
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -136,7 +139,9 @@ class Design:
                 seeds[row.name] = tuple(sorted({*seeds.get(row.name, ()), *block.seeds}))
         for row in list(rows.values()):
             if row.teacher is not None and row.teacher not in rows:
-                rows[row.teacher] = plain_row(TEACHER, row.options.get("labelled", "all"))
+                rows[row.teacher] = plain_row(
+                    TEACHER, "all" if row.labelled is None else row.labelled
+                )
                 # Of the first block that needs it, so that blocks added later change nothing.
                 seeds[row.teacher] = first[row.name]
         ordered = sorted(rows.values(), key=lambda row: row.teacher is not None)
@@ -151,6 +156,12 @@ class Design:
             for row in self._rows_of(replace(block, recipes=(recipe,)))
         }
 
+    def facts(self) -> dict[str, Any]:
+        """Return what whoever reads the results has to know of it."""
+        labels = {BASELINE: BASELINE, TEACHER: TEACHER}
+        labels |= {name: recipe.label for name, recipe in self.recipes.items()}
+        return {"name": self.name, "labels": labels, "chosen": self.chosen, "kinds": self.kinds()}
+
     def _rows_of(self, block: Block) -> list[Row]:
         return [
             self._row(recipe, labelled, unlabelled)
@@ -162,13 +173,16 @@ class Design:
     def _row(self, recipe: str, labelled: Count, unlabelled: Count) -> Row:
         if recipe in {TEACHER, BASELINE}:
             return plain_row(recipe, labelled)
-        own, counts = self.recipes[recipe], {"labelled": labelled, "unlabelled": unlabelled}
+        own = self.recipes[recipe]
         return Row(
             name=row_name(recipe, labelled, unlabelled),
             recipe="distilled",
             teacher=row_name(TEACHER, labelled, "all"),
+            against=row_name(BASELINE, labelled, "all"),
+            labelled=count_of(labelled),
+            unlabelled=count_of(unlabelled),
             label=f"{own.label}, {labelled} labelled",
-            options=own.options | {name: n for name, n in counts.items() if n != "all"},
+            options=own.options,
         )
 
 
@@ -178,9 +192,32 @@ def plain_row(recipe: str, labelled: Count) -> Row:
         name=row_name(recipe, labelled, "all"),
         role="teacher" if recipe == TEACHER else "student",
         label=f"{recipe}, {labelled} labelled",
+        labelled=count_of(labelled),
         # What it never sees need not be prepared.
-        options={} if labelled == "all" else {"labelled": labelled, "unlabelled": 0},
+        unlabelled=None if labelled == "all" else 0,
     )
+
+
+def check_distinct(plan: "Plan", design: Design) -> None:
+    """Refuse numbers that mean the same before anything is trained."""
+    kinds, found = design.kinds(), dict[tuple[str, int, int, int], str]()
+    for unit in plan.units():
+        if unit.row.name not in kinds:
+            continue
+        split, kind = plan.split(unit), kinds[unit.row.name]
+        more = len(split.unlabelled) if kind not in {TEACHER, BASELINE} else 0
+        place = (kind, len(split.train), more, unit.fold.number)
+        if found.setdefault(place, unit.row.name) != unit.row.name:
+            raise UserError(
+                f"{found[place]} and {unit.row.name} are the same: {len(split.train)} labelled and "
+                f"{more} unlabelled subjects in fold {unit.fold.number}. Leave one of them out of "
+                "the study's file."
+            )
+
+
+def count_of(number: Count) -> int | None:
+    """Return a number of subjects as rows have it: None for all."""
+    return number if isinstance(number, int) else None
 
 
 def row_name(recipe: str, labelled: Count, unlabelled: Count) -> str:

@@ -16,35 +16,31 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from kdnet.configuration.config import Config
-from kdnet.data.splits import Split, split_subjects
+from kdnet.config import Config
+from kdnet.data.splits import split_subjects
 from kdnet.errors import UserError
-from kdnet.evaluation.scoring import read_scores
-from kdnet.recipes.rows import Row
-from kdnet.runs.folder import open_plan
-from kdnet.runs.folds import Fold, save_folds
-from kdnet.runs.plan import CrossvalOptions, Plan, Unit
-from kdnet.runs.run_folder import RunFolder
-from kdnet.runs.soundness import usable
-from kdnet.runs.subjects import read_subjects
+from kdnet.evaluation.scoring import gather_scores
+from kdnet.files import write_text
+from kdnet.rows import Row
+from kdnet.runs.plan import Fold, Plan, make_plan
+from kdnet.runs.preparation import prepare, rehearse_rows
+from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import run_unit
-from kdnet.studies.design import BASELINE, TEACHER, Design, Search, plain_row
-from kdnet.studies.trials import SEARCH, Trial, Tried, read_search, search_folder, write_trials
-from kdnet.writing import write_text
+from kdnet.studies.design import BASELINE, TEACHER, Design, Search, count_of, plain_row
 
 _INNER_FOLDS = 4
 
 
-def search(design: Design, wanted: str, config: Config, *, trials: int, console: Console) -> Tried:
+def search(design: Design, wanted: str, config: Config, *, trials: int, console: Console) -> Path:
     """Try options until so many trials have been made, those of earlier starts counted."""
     space = find_search(design, wanted)
-    root = search_folder(RunFolder(config.run.out or Path("runs/study")).root, wanted)
-    config = replace(config, run=replace(config.run, out=root / "units"))
-    folds = inner_folds(config, space, console)
+    root = (config.run.out or Path("runs/study")) / f"search-{wanted}"
+    config = replace(config, run=replace(config.run, out=root / "run"))
+    data = find_data(config, console)
+    folds = inner_folds(config, space, data)
     root.mkdir(parents=True, exist_ok=True)
-    save_folds(root / "inner-folds.json", folds)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_unchanged_search(root / SEARCH, space)
+    check_unchanged_search(root / "search.json", space)
     memory = optuna.create_study(
         storage=f"sqlite:///{root / 'trials.sqlite'}",
         study_name=wanted,
@@ -61,15 +57,17 @@ def search(design: Design, wanted: str, config: Config, *, trials: int, console:
         options = {name: json.loads(value) for name, value in trial.params.items()}
         chosen = space.options | options
         console.print(f"Trial {number + 1} of {trials}: {chosen}", highlight=False)
-        dice, gain = try_options(config, space, trial.number, chosen, console)
+        rows, seeds = trial_rows(space, trial.number, chosen)
+        plan = make_plan("study", "Search", config, rows, folds, data, own_seeds=seeds)
+        dice, gain = try_options(plan, console)
         if not math.isfinite(gain):
             raise UserError(f"Trial {trial.number}: its gain is {gain}; no Dice can be told.")
         trial.set_user_attr("dice", dice)
         memory.tell(trial, gain)
-        write_trials(root, map(trial_of, finished(memory)))
+        write_trials(root / "trials.json", memory)
         console.print(f"  Dice {dice:.3f}, gain {100 * gain:+.1f} points", highlight=False)
-    write_trials(root, map(trial_of, finished(memory)))
-    return read_search(root)
+    write_trials(root / "trials.json", memory)
+    return root
 
 
 def check_unchanged_search(path: Path, space: Search) -> None:
@@ -109,73 +107,61 @@ def find_search(design: Design, wanted: str) -> Search:
     return design.searches[wanted]
 
 
-def inner_folds(config: Config, space: Search, console: Console) -> list[Fold]:
+def inner_folds(config: Config, space: Search, found: DataSet) -> list[Fold]:
     """Split the training subjects of the search's folds once more."""
-    beyond = [fold for fold in space.folds if fold >= config.data.folds]
+    data, seed, subjects = config.data, config.training.seed, found.foldable
+    beyond = [fold for fold in space.folds if fold >= data.folds]
     if beyond:
         raise UserError(
-            f"The search is on fold {beyond[0]}, but the study has {config.data.folds} folds, "
+            f"The search is on fold {beyond[0]}, but the study has {data.folds} folds, "
             "counted from 0. Change folds of the search in the study's file."
         )
-    run = RunFolder(config.run.out or Path())
-    description, subjects = read_subjects(config, run, console)
-    subjects, _ = usable(config, run, description, subjects, console)
-    data, seed = config.data, config.training.seed
     folds = []
     for number, outer in enumerate(space.folds):
         split = split_subjects(
             subjects, folds=data.folds, fold=outer, validation_fraction=0, seed=seed
         )
-        rest = [subject for subject in subjects if subject.name in {*split.train}]
         inner = split_subjects(
-            rest,
+            found.named(split.train),
             folds=_INNER_FOLDS,
             fold=0,
             validation_fraction=data.validation_fraction,
             seed=seed,
         )
-        folds.append(Fold(number, number, Split(inner.train, inner.validation, inner.test)))
+        folds.append(Fold(number, number, inner))
     return folds
 
 
-def try_options(
-    config: Config, space: Search, number: int, options: Mapping[str, Any], console: Console
-) -> tuple[float, float]:
-    """Train one choice of options and its baseline, and compare them."""
+def trial_rows(
+    space: Search, number: int, options: Mapping[str, Any]
+) -> tuple[tuple[Row, Row, Row], dict[str, tuple[int, ...]]]:
+    """Return the teacher, the baseline and a student with some options, and the seeds of each."""
     teacher, baseline = (plain_row(name, space.labelled) for name in (TEACHER, BASELINE))
-    row = replace(
-        plain_row(TEACHER, space.labelled),
+    row = Row(
         name=f"trial-{number}",
         recipe="distilled",
-        role="student",
         teacher=teacher.name,
+        against=baseline.name,
+        labelled=count_of(space.labelled),
         label=f"trial {number}",
-        options=dict(options) | ({} if space.labelled == "all" else {"labelled": space.labelled}),
+        options=dict(options),
     )
-    plan = open_plan(
-        config,
-        CrossvalOptions(folds_file=config.run.out and config.run.out.parent / "inner-folds.json"),
-        console,
-        rows=(teacher, baseline, row),
-        own_seeds=dict.fromkeys((baseline.name, row.name), space.seeds)
-        | {teacher.name: space.seeds[:1]},
-    )
+    seeds = dict.fromkeys((baseline.name, row.name), space.seeds)
+    return (teacher, baseline, row), seeds | {teacher.name: space.seeds[:1]}
+
+
+def try_options(plan: Plan, console: Console) -> tuple[float, float]:
+    """Train one choice of options and its baseline, and compare them."""
+    plan = prepare(rehearse_rows(plan, plan.units(), console), plan.units(), console)
     for unit in plan.units():
         run_unit(plan, unit, console)
-    mine, theirs = (dice_of(plan, name) for name in (row, baseline))
-    gains = [mine[place] - theirs[place] for place in mine]
-    return sum(mine.values()) / len(mine), sum(gains) / len(gains)
-
-
-def dice_of(plan: Plan, row: Row) -> dict[tuple[str, str, int, int], float]:
-    """Return the Dice of a row at the training grid, by case, region, fold and seed."""
-    units: list[Unit] = [unit for unit in plan.units() if unit.row.name == row.name]
-    return {
-        (score.case, score.region, unit.fold.number, unit.seed): score.dice
-        for unit in units
-        for score in read_scores(plan.folder(unit).part_scores)
-        if score.space == "grid" and score.postprocessing == "off"
-    }
+    baseline, row = (row for row in plan.rows if row.role == "student")
+    scores = gather_scores(plan.root)
+    grid = scores[(scores["space"] == "grid") & (scores["postprocessing"] == "off")]
+    places = ["case", "region", "fold", "seed"]
+    dice = grid.pivot_table(index=places, columns="row", values="dice")[[row.name, baseline.name]]
+    dice = dice.dropna(subset=row.name)
+    return float(dice[row.name].mean()), float((dice[row.name] - dice[baseline.name]).mean())
 
 
 def finished(memory: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -183,7 +169,17 @@ def finished(memory: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return memory.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
 
 
-def trial_of(frozen: optuna.trial.FrozenTrial) -> Trial:
-    """Read a finished trial."""
-    options = {name: json.loads(value) for name, value in frozen.params.items()}
-    return Trial(frozen.number, options, frozen.user_attrs["dice"], float(frozen.values[0]))
+def write_trials(path: Path, memory: optuna.Study) -> None:
+    """Write what all trials reached, the best first, equal ones by their number."""
+    trials = sorted(finished(memory), key=lambda trial: (-float(trial.values[0]), trial.number))
+    content = [
+        {
+            "number": trial.number,
+            "options": {name: json.loads(value) for name, value in trial.params.items()},
+            # Mean Dice on the inner test subjects, and mean paired difference to their baseline.
+            "dice": trial.user_attrs["dice"],
+            "gain": float(trial.values[0]),
+        }
+        for trial in trials
+    ]
+    write_text(path, json.dumps(content, indent=2) + "\n")

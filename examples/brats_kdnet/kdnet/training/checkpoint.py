@@ -1,37 +1,44 @@
-"""Model files that explain themselves, and the state that continues a training exactly."""
+"""Model files that explain themselves, and the state that continues a training exactly.
 
-import functools
+Both are safetensors: numbers and text, of which no reader makes an object, with a digest of all.
+"""
+
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from lightning_fabric import Fabric
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from kdnet.config import TrainingConfig
 from kdnet.data.description import Description
-from kdnet.data.headers import LIMIT_VARIABLE, HeaderFaultError, largest_volume
-from kdnet.data.preprocessing import Preprocessing
-from kdnet.data.slicing import Plane, plane_of
+from kdnet.data.preprocessing import Preprocessing, Sample
+from kdnet.data.samples import Plane, plane_of
 from kdnet.data.targets import number_of_outputs
-from kdnet.errors import UserError
+from kdnet.data.volumes import LIMIT_VARIABLE, largest_volume
+from kdnet.environment import versions
+from kdnet.errors import UserError, explain
+from kdnet.files import atomic, file_digest, first_line
 from kdnet.models import build_network
-from kdnet.models.outline import outline
-from kdnet.models.trust import check_trusted, is_known
-from kdnet.runs.run_folder import versions
-from kdnet.training.digests import check_archive, check_tensors, damaged, digest, digests
-from kdnet.training.states import misfits
-from kdnet.writing import atomic, first_line, write_tensors
+from kdnet.models.trust import check_trusted
+from kdnet.training.runtime import MemoryFormat, load_optimizer, load_weights, whole
+from privdistill import DistillationWrapper
 
 FORMAT = "privdistill-brats-1"
-
-# Entries of a file beside the metadata: digests of its tensors, and of all other entries.
+_STATE_FORMAT = "privdistill-brats-state-1"
+# Entries beside the metadata: digests of the tensors, and of all other entries.
 _TENSORS, _DIGEST = "tensors_sha256", "sha256"
+# What a hostile or foreign state makes of reading it.
+_MISFITS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class ModelMetadata:
         slices: Plane of the slices that it sees of the grid; None if it is three-dimensional.
         any_subset: Whether it was trained for any subset of its modalities, an absent one being a
             channel of zeros.
+        spacing: Median voxel size of the training images, mm; empty if it is not known.
+        nonzero: Median share of non-zero voxels of the training images, by modality.
         created_with: Versions of the packages.
     """
 
@@ -82,6 +91,8 @@ class ModelMetadata:
     patch: tuple[int, int, int] | None = None
     slices: Plane | None = None
     any_subset: bool = False
+    spacing: tuple[float, ...] = ()
+    nonzero: tuple[float, ...] = ()
     created_with: dict[str, str] = field(default_factory=versions)
 
     def preprocessing(self) -> Preprocessing:
@@ -129,11 +140,9 @@ class ModelMetadata:
     @classmethod
     def from_strings(cls, strings: Mapping[str, str]) -> "ModelMetadata":
         """Read what `to_strings` gave."""
-        # Files from before there were patches, slices and subsets have none of them.
-        written = {"patch": "null", "slices": "null", "any_subset": "false"} | dict(strings)
-        values = {item.name: json.loads(written[item.name]) for item in fields(cls)}
+        values = {item.name: json.loads(strings[item.name]) for item in fields(cls)}
         values["description"] = Description.from_dict(values["description"])
-        for name in ("modalities", "crop", "grid", "patch", "seen_cases"):
+        for name in ("modalities", "crop", "grid", "patch", "seen_cases", "spacing", "nonzero"):
             values[name] = None if values[name] is None else tuple(values[name])
         wrong = [name for name, fits in _fitting(values).items() if not fits]
         if wrong:
@@ -166,7 +175,13 @@ def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
         "slices": values["slices"] in {None, *get_args(Plane)},
         "orientation": isinstance(values["orientation"], str),
         "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
+        "spacing": _are_numbers(values["spacing"], 3),
+        "nonzero": _are_numbers(values["nonzero"], len(modalities)),
     }
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return not values or (len(values) == count and all(type(value) is float for value in values))
 
 
 def _is_count(value: Any, expected: int | None) -> bool:
@@ -183,72 +198,97 @@ def _is_large(size: Sequence[int] | None) -> bool:
     return size is not None and math.prod(size) > largest_volume()
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is trained and where its files go.
+
+    Attributes:
+        metadata: Describes the network; its role names the training.
+        settings: Optimizer, schedule, selection.
+        folder: Folder of this network's files.
+        scalars: Folder of its curves.
+        memory_format: Layout of images and weights.
+        console: Where progress is shown.
+        volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
+            whole volumes.
+        seen_by_teachers: Subjects that each teacher was trained or selected on.
+    """
+
+    metadata: ModelMetadata
+    settings: TrainingConfig
+    folder: Path
+    scalars: Path
+    memory_format: MemoryFormat
+    console: Console
+    volumes: Sequence[Sample] | None = None
+    seen_by_teachers: tuple[frozenset[str], ...] = ()
+
+    def teacher_weights(self, names: Sequence[str]) -> Tensor | None:
+        """Say which teachers teach which samples: those that were not trained on them."""
+        if len(self.seen_by_teachers) < 2:
+            return None
+        cases = [name.partition("/")[0] for name in names]
+        new = torch.tensor([[c not in seen for seen in self.seen_by_teachers] for c in cases])
+        return (new | ~new.any(dim=1, keepdim=True)).float()
+
+    @property
+    def role(self) -> str:
+        """The network's role."""
+        return self.metadata.role
+
+    @property
+    def model_file(self) -> Path:
+        """The selected weights."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def last_file(self) -> Path:
+        """The weights after the last finished epoch."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def state_file(self) -> Path:
+        """What goes on after an epoch; written last, so that it vouches for the other files."""
+        return self.folder / "state.safetensors"
+
+    @property
+    def pause_file(self) -> Path:
+        """What goes on in the middle of an epoch; there only after an interruption."""
+        return self.folder / "pause.safetensors"
+
+
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
-    """Write weights and metadata as one safetensors file, atomically."""
+    """Write weights and metadata as one file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, network.state_dict(), metadata)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: ModelMetadata) -> None:
     """Write the weights of a network that need not be at hand, as `save_model` does."""
-    # Clones, because safetensors refuses weights that share memory.
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in weights.items()
-    }
-    strings = metadata.to_strings() | {_TENSORS: json.dumps(digests(plain))}
-    strings |= {_DIGEST: _digest(strings)}
-    with atomic(path) as partial:
-        try:
-            save_file(plain, partial, metadata=strings)
-        except SafetensorError as error:
-            # So its writer reports a full disk.
-            raise OSError(first_line(error)) from error
+    _write(path, weights, metadata.to_strings())
 
 
 def read_metadata(path: Path) -> ModelMetadata:
     """Read the metadata of a model file alone."""
-    strings, _ = _read(path, weights=False)
-    return parse_metadata(path, strings)
-
-
-def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
-    """Read metadata that came with a model."""
-    if strings.get("format") != FORMAT:
-        found = f"format {strings['format']!r}" if "format" in strings else "no format"
-        raise UserError(
-            f"{path} is not a model of this application: expected metadata of format "
-            f"{FORMAT!r}, as train.py writes them, found {found}."
-        )
-    # Files from before there were digests have neither; one alone has lost its name to damage.
-    known = _DIGEST in strings or _TENSORS in strings
-    if known and strings.get(_DIGEST) != _digest(strings):
-        raise UserError(
-            f"{path} is damaged: its metadata are not those that were written. Copy the file "
-            "again, or train the network again."
-        )
-    try:
-        return ModelMetadata.from_strings(strings)
-    except UserError as error:
-        raise UserError(f"{path}: its metadata cannot be used. {error}") from error
-    except HeaderFaultError as error:
-        raise UserError(f"{error.reason}.") from error
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
+    return parse_metadata(path, _read(path, FORMAT, tensors=False)[0])
 
 
 def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module, ModelMetadata]:
     """Rebuild a network from its file."""
-    strings, weights = _read(path, weights=True)
+    strings, weights = _read(path, FORMAT)
     metadata = parse_metadata(path, strings)
-    network = _network(path, metadata, weights, trusted)
-    spoilt = damaged(weights, json.loads(strings[_TENSORS])) if _TENSORS in strings else []
-    if spoilt:
-        raise UserError(
-            f"{path} is damaged: the numbers of {_listed(spoilt)} are not those that were written. "
-            "Copy the file again, or train the network again."
-        )
-    return _filled(path, network, metadata, weights), metadata
+    return network_of(path, metadata, weights, trusted=trusted), metadata
+
+
+def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
+    """Read metadata that came with a model."""
+    _check_format(path, strings, FORMAT)
+    try:
+        return ModelMetadata.from_strings(strings)
+    except UserError as error:
+        raise UserError(f"{path}: its metadata cannot be used. {error}") from error
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
 
 
 def network_of(
@@ -258,34 +298,23 @@ def network_of(
     *,
     trusted: Collection[str] = (),
 ) -> nn.Module:
-    """Rebuild a network from its metadata and weights, with the care of `load_model`."""
-    return _filled(path, _network(path, metadata, weights, trusted), metadata, weights)
-
-
-def _network(
-    path: Path, metadata: ModelMetadata, weights: Mapping[str, Tensor], trusted: Collection[str]
-) -> nn.Module:
-    """Build what the metadata ask for, after its outline was compared with the weights."""
+    """Rebuild a network from its metadata and weights."""
     check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
-    build = functools.partial(
-        build_network,
+    network = build_network(
         metadata.backbone,
         metadata.backbone_arguments,
         in_channels=metadata.in_channels,
         out_channels=metadata.out_channels,
     )
-    if is_known(metadata.backbone, metadata.backbone_arguments):
-        _check_outline(path, build, metadata, weights)
-    return build()
-
-
-def _filled(
-    path: Path, network: nn.Module, metadata: ModelMetadata, weights: Mapping[str, Tensor]
-) -> nn.Module:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise _another_network(path, metadata, weights) from error
+        total = sum(tensor.numel() for tensor in weights.values())
+        raise UserError(
+            f"{path} holds the weights of another network.\nExpected {metadata.summary()}\n"
+            f"Found {len(weights)} tensors with {total:,} numbers, such as "
+            f"{next(iter(weights), 'none')}"
+        ) from error
     return network.eval()
 
 
@@ -308,98 +337,404 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
         )
 
 
-def file_digest(path: Path) -> str:
-    """Return SHA-256 of a file, for a state that vouches for it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _write(path: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> None:
+    """Write tensors and text with digests of both, atomically."""
+    # Clones, because safetensors refuses tensors that share memory.
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    strings = {**strings, _TENSORS: _digest_of_tensors(plain)}
+    with atomic(path) as partial:
+        try:
+            save_file(plain, partial, metadata=strings | {_DIGEST: _digest(strings)})
+        except SafetensorError as error:
+            # So its writer reports a full disk.
+            raise OSError(first_line(error)) from error
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a training, atomically, with a digest of each of its entries."""
-    content = {name: value for name, value in state.items() if name != _DIGEST}
-    write_tensors(path, content | {_DIGEST: digests(content)})
-
-
-def load_state(path: Path, say: Callable[[str], None] | None = None) -> dict[str, Any] | None:
-    """Read what `save_state` wrote."""
-    if not path.is_file():
-        return None
-    try:
-        check_archive(path)
-        state = dict(torch.load(path, map_location="cpu", weights_only=True))
-        expected = state.pop(_DIGEST, None)
-        check_tensors(state)
-        # States from before there were digests have none.
-        spoilt = [] if expected is None else damaged(state, expected)
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be read ({error}). Remove {path.parent} to train this network again."
-        ) from error
-    if spoilt:
-        raise UserError(
-            f"{path} is damaged: {_listed(spoilt)} of it are not what was written. Restore it from "
-            f"a copy, or remove {path.parent} to train this network again."
-        )
-    wrong = misfits(state)
-    if wrong:
-        raise UserError(
-            f"{path} is not the state of a training: {_listed(wrong)} of it are missing or of "
-            f"another kind. Restore it, or remove {path.parent} to train this network again."
-        )
-    if expected is None and say is not None:
-        say(f"{path} has no digest, as an older version wrote it: damage in it cannot be seen")
-    return state
-
-
-def _read(path: Path, *, weights: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(
+    path: Path, form: str, *, tensors: bool = True
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read what `_write` wrote, or say why it is something else."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such model file.")
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys()) if weights else []
-            tensors = {name: file.get_tensor(name) for name in names}
-            return dict(file.metadata() or {}), tensors
+            strings = dict(file.metadata() or {})
+            names = file.keys() if tensors else ()
+            # Clones, as what is mapped from a file ends the process when the file is cut short.
+            values = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is not a model of this application, or it is damaged ({error}). Expected a "
-            "model.safetensors written by train.py."
+            f"{path} is no file of this application, or it is damaged ({first_line(error)})."
         ) from error
+    _check_format(path, strings, form)
+    # Digests are looked for whatever the file says, as damage may have hit the name of one.
+    whole_text = strings.pop(_DIGEST, "") == _digest(strings)
+    if not whole_text or (tensors and strings.get(_TENSORS) != _digest_of_tensors(values)):
+        what = "numbers" if whole_text else "metadata"
+        raise UserError(
+            f"{path} is damaged: its {what} are not those that were written. Copy the file again, "
+            "or train the network again."
+        )
+    return strings, values
+
+
+def _check_format(path: Path, strings: Mapping[str, str], form: str) -> None:
+    if strings.get("format") != form:
+        raise UserError(
+            f"{path} is not what is looked for: expected format {form!r}, as train.py writes it, "
+            f"found {strings.get('format', 'none')!r}."
+        )
 
 
 def _digest(strings: Mapping[str, str]) -> str:
-    return digest({name: strings[name] for name in sorted(strings) if name != _DIGEST})
+    return hashlib.sha256(json.dumps(strings, sort_keys=True).encode()).hexdigest()
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+def _digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}:".encode())
+        # Bytes as they lie in memory, of every number format that there is.
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
-def _check_outline(
-    path: Path,
-    build: Callable[[], nn.Module],
-    metadata: ModelMetadata,
-    weights: Mapping[str, Tensor],
-) -> None:
-    """Refuse a file that asks for a larger network than it has weights for, before it is built."""
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    # Some networks drop layers that they have built; none has many times more than it keeps.
-    if outline(build, most=1000 + 10 * len(found)) != found:
-        raise _another_network(path, metadata, weights)
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write how far a training is, atomically."""
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_as_json(state, tensors))
+    _write(path, tensors, {"format": _STATE_FORMAT, "state": text})
 
 
-def _another_network(
-    path: Path, metadata: ModelMetadata, weights: Mapping[str, Tensor]
-) -> UserError:
-    return UserError(
-        f"{path} holds the weights of another network.\n"
-        f"Expected {metadata.summary()}\n"
-        f"Found {_describe_weights(weights)}"
-    )
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read what `save_state` wrote; None if there is nothing."""
+    if not path.is_file():
+        return None
+    try:
+        strings, tensors = _read(path, _STATE_FORMAT)
+        state: dict[str, Any] = _from_json(json.loads(strings["state"]), tensors)
+        names = list(state.get("files", {}))
+        # Files are looked for beside the state, and nowhere else.
+        if type(state["epoch"]) is not int or any(Path(name).name != name for name in names):
+            raise ValueError("it is not the state of a training")
+        return state | {"finished": state["finished"] is True}
+    except (*_MISFITS, UserError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be gone on with ({first_line(error)}). Restore it from a copy, or "
+            f"remove {path.parent} to train this network again."
+        ) from error
 
 
-def _describe_weights(weights: Mapping[str, Tensor]) -> str:
-    total = sum(tensor.numel() for tensor in weights.values())
-    names = list(weights)
-    first = f"{names[0]} {tuple(weights[names[0]].shape)}" if names else "nothing"
-    return f"{len(names)} tensors with {total:,} numbers, the first one {first}"
+def is_finished(folder: Path) -> bool:
+    """Say whether a network's training has come to its end, with the files that it left."""
+    state = load_state(folder / "state.safetensors")
+    if state is None or not state["finished"]:
+        return False
+    # Unfinished states may be older than the files beside them.
+    for name, expected in state.get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != expected:
+            raise UserError(
+                f"{path} is not the file with which the training was finished: it is damaged, "
+                f"missing or another one. Restore it, or remove {folder} to train this network "
+                "again; a network from elsewhere can be given as --teacher_model."
+            )
+    return True
+
+
+def _as_json(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Put tensors into a table and mappings into pairs, as their keys may be numbers."""
+    if isinstance(value, Tensor):
+        tensors[name := str(len(tensors))] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"pairs": [[key, _as_json(entry, tensors)] for key, entry in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_as_json(entry, tensors) for entry in value]
+    return value
+
+
+def _from_json(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_from_json(entry, tensors) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    return {key: _from_json(entry, tensors) for key, entry in value["pairs"]}
+
+
+@dataclass
+class Means:
+    """Running means over cases.
+
+    Attributes:
+        sums: Sums by name, on the device; reading them is the only synchronisation.
+        cases: Number of cases by name.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    cases: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, values: Mapping[str, Tensor], cases: int | Tensor) -> None:
+        """Add the means over some cases; their number may lie on the device."""
+        for name, value in values.items():
+            count = torch.as_tensor(cases, dtype=torch.float64, device=value.device)
+            weighted = value.detach().double() * count
+            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+            self.cases[name] = self.cases[name] + count if name in self.cases else count
+
+    def packed(self, device: torch.device) -> Tensor:
+        """Return sums and numbers of cases, (2, names)."""
+        counts = [self.cases.get(name, torch.zeros(())).double().to(device) for name in self.sums]
+        return torch.stack([torch.stack([*self.sums.values()]).to(device), torch.stack(counts)])
+
+    @classmethod
+    def unpacked(cls, names: Sequence[str], packed: Tensor) -> "Means":
+        """Return the means whose names and `packed` these are."""
+        sums, cases = (dict(zip(names, row, strict=True)) for row in packed)
+        return cls(sums, cases)
+
+    def reduce(self, fabric: Fabric, prefix: str) -> dict[str, float]:
+        """Return the means over the cases of all processes, names prefixed."""
+        packed = self.packed(fabric.device)
+        sums, cases = torch.as_tensor(fabric.all_reduce(packed, reduce_op="sum"))
+        means = (sums / cases).tolist()
+        return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """State of PyTorch's random number generators in one process.
+
+    Attributes:
+        cpu: Of the CPU.
+        gpu: Of the process's GPU; empty without one.
+    """
+
+    cpu: Tensor
+    gpu: Tensor
+
+    @classmethod
+    def now(cls, device: torch.device) -> "RandomState":
+        """Return the present state."""
+        cuda = device.type == "cuda"
+        gpu = torch.cuda.get_rng_state(device) if cuda else torch.zeros(0, dtype=torch.uint8)
+        return cls(torch.get_rng_state(), gpu)
+
+    def restore(self) -> None:
+        """Go on with these random numbers."""
+        # Clones, because PyTorch reads them from the beginning of their memory.
+        torch.set_rng_state(self.cpu.cpu().clone())
+        if self.gpu.numel() and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.gpu.cpu().clone())
+
+
+@dataclass
+class Position:
+    """How far a training is.
+
+    Attributes:
+        epoch: Finished epochs.
+        step: Steps taken in all.
+        best: Lowest validation loss so far.
+        batch: Steps taken in the epoch that is not finished.
+        means: Losses of these steps.
+        seconds: Time that they took before the training was interrupted.
+        random: Random numbers with which the next step begins, if they have to be put back first.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float = float("inf")
+    batch: int = 0
+    means: Means = field(default_factory=Means)
+    seconds: float = 0.0
+    random: RandomState | None = None
+
+    def finish_epoch(self) -> None:
+        """Count an epoch as finished."""
+        self.epoch += 1
+        self.batch, self.seconds, self.means = 0, 0.0, Means()
+
+    def put_back_random(self) -> None:
+        """Go on with the random numbers of an interrupted epoch, after its loader drew its own."""
+        if self.random is not None:
+            self.random.restore()
+            self.random = None
+
+
+class Checkpoint:
+    """Files of a training after each epoch, and after an interruption in the middle of one.
+
+    They hold whole tensors and count epochs, so that a training may go on with another number of
+    processes, another batch or another strategy.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        kd: DistillationWrapper,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        task: Task,
+        *,
+        steps: int,
+    ) -> None:
+        self.fabric = fabric
+        self.kd = kd
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.task = task
+        self.steps = steps
+
+    def resume(self) -> Position:
+        """Put everything back to where the training was interrupted, or to its last epoch's end."""
+        state = load_state(self.task.state_file)
+        epoch = 0 if state is None else state["epoch"]
+        if (paused := self._paused(epoch)) is not None:
+            position = self._restored(paused)
+            where = f"in epoch {epoch + 1}, after step {position.batch} of {self.steps}"
+        elif state is not None:
+            position = self._restored(state)
+            position.put_back_random()
+            where = f"after epoch {epoch}"
+        else:
+            return Position()
+        self.fabric.print(f"{self.task.role}: continues {where} ({position.step} in all)")
+        return position
+
+    def save(self, position: Position, validation_loss: float) -> None:
+        """Write last weights, selected weights, and then the state that vouches for both."""
+        task = self.task
+        better = validation_loss < position.best
+        position.best = min(position.best, validation_loss)
+        network = getattr(self.kd.student, "_orig_mod", self.kd.student)
+        # Gathered from all processes where the network is sharded.
+        weights = whole(network.state_dict())
+        finished = position.epoch == task.settings.epochs
+        state = (
+            {"finished": True, "epoch": position.epoch}
+            if finished
+            else self._state(position, RandomState.now(self.fabric.device))
+        )
+        if not self.fabric.is_global_zero:
+            return
+        metadata = replace(task.metadata, epoch=position.epoch)
+        save_weights(task.last_file, weights, metadata)
+        if better or task.settings.selection == "last" or not task.model_file.is_file():
+            save_weights(task.model_file, weights, metadata)
+        # The last weights are of no further use once all is finished, and may be removed.
+        files = {task.model_file.name: file_digest(task.model_file)}
+        save_state(task.state_file, state | {"files": files})
+        task.pause_file.unlink(missing_ok=True)
+
+    def pause(self, position: Position, random: RandomState) -> None:
+        """Keep the middle of an epoch, beside the state of the last finished one."""
+        means = position.means
+        state = self._state(position, random) | {
+            "batch": position.batch,
+            "seconds": position.seconds,
+            "means": {
+                "names": list(means.sums),
+                "packed": self._gathered(means.packed(self.fabric.device)),
+            },
+        }
+        if self.fabric.is_global_zero:
+            save_state(self.task.pause_file, state)
+
+    def _state(self, position: Position, random: RandomState) -> dict[str, Any]:
+        return {
+            "finished": False,
+            "network": self.task.metadata.summary(),
+            "epoch": position.epoch,
+            "step": position.step,
+            "steps": self.steps,
+            "best": position.best,
+            "weights": whole(self.kd.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "scheduler": self.scheduler.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "random": {"cpu": self._gathered(random.cpu), "gpu": self._gathered(random.gpu)},
+        }
+
+    def _paused(self, epoch: int) -> dict[str, Any] | None:
+        """The interrupted epoch, if it is the one that comes next and can be gone on with."""
+        path = self.task.pause_file
+        try:
+            state = load_state(path)
+            # One that was left behind by a kill between two files is older than the state.
+            if state is None or state["epoch"] != epoch:
+                return None
+            processes, steps = len(state["random"]["cpu"]), state["steps"]
+        except (UserError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be gone on with ({error}).\nOr remove {path.name} alone to go on "
+                f"after epoch {epoch}."
+            ) from error
+        if (processes, steps) != (self.fabric.world_size, self.steps):
+            self.fabric.print(
+                f"{self.task.role}: epoch {epoch + 1} begins again, as it was interrupted with "
+                f"{processes} processes and {steps} steps in an epoch; now they are "
+                f"{self.fabric.world_size} and {self.steps}"
+            )
+            return None
+        return state
+
+    def _restored(self, state: Mapping[str, Any]) -> Position:
+        now = self.task.metadata.summary()
+        if state.get("network") != now:
+            raise UserError(
+                f"{self.task.state_file.parent} holds the state of another network.\n"
+                f"Expected {now}\nFound    {state.get('network')}\nChoose another --out."
+            )
+        try:
+            load_weights(self.kd, state["weights"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self._load_schedule(state)
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+            return self._position(state)
+        except _MISFITS as error:
+            if explain(error) is not None:
+                raise
+            raise UserError(
+                f"{self.task.state_file.parent}: its state does not fit this network and its "
+                f"optimizer ({first_line(error)}). Restore it, or remove the folder to train this "
+                "network again."
+            ) from error
+
+    def _load_schedule(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(self.scheduler, OneCycleLR) or state["steps"] == self.steps:
+            self.scheduler.load_state_dict(state["scheduler"])
+            return
+        # The end of the same epoch, in a schedule that counts the steps of now.
+        done = state["epoch"] * self.steps
+        self.scheduler.load_state_dict({"last_epoch": done - 1, "_step_count": done})
+        self.scheduler.step()
+
+    def _position(self, state: Mapping[str, Any]) -> Position:
+        rank, random = self.fabric.global_rank, state["random"]
+        # A process that is new begins with the random numbers of the first.
+        own = rank if rank < len(random["cpu"]) else 0
+        position = Position(
+            epoch=state["epoch"],
+            step=state["step"],
+            best=state["best"],
+            batch=state.get("batch", 0),
+            seconds=state.get("seconds", 0.0),
+            random=RandomState(random["cpu"][own], random["gpu"][own]),
+        )
+        if position.batch:
+            packed = state["means"]["packed"][rank].to(self.fabric.device)
+            position.means = Means.unpacked(state["means"]["names"], packed)
+        return position
+
+    def _gathered(self, own: Tensor) -> Tensor:
+        """One row for each process, on the CPU."""
+        if not own.numel():
+            return own.new_zeros(self.fabric.world_size, 0)
+        every = torch.as_tensor(self.fabric.all_gather(own))
+        return every.reshape(self.fabric.world_size, *own.shape).cpu()

@@ -3,9 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,28 +12,25 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from kdnet.configuration.training import TrainingConfig
-from kdnet.data.description import Description
+from kdnet.config import TrainingConfig
 from kdnet.data.loading import Batch, start_epoch
-from kdnet.data.preprocessing import Sample
 from kdnet.data.targets import predict_classes, to_target
-from kdnet.errors import UserError
 from kdnet.evaluation.inference import predict_volume
-from kdnet.training.checkpoint import ModelMetadata, file_digest, load_state
-from kdnet.training.continuation import Checkpoint, Means, Position, RandomState
-from kdnet.training.finite import Guard, Seen
-from kdnet.training.history import History
-from kdnet.training.interruption import Interruption, TrainingStoppedError
-from kdnet.training.performance import torch_format
-from kdnet.training.progress import TrainingProgress
-from kdnet.training.sharding import gathered, whole
-from kdnet.training.task import Task
+from kdnet.stopping import Interruption, StoppedError, deferring
+from kdnet.training.checkpoint import Checkpoint, Means, ModelMetadata, Position, RandomState, Task
+from kdnet.training.history import History, TrainingProgress, build_logger
+from kdnet.training.runtime import (
+    check_image,
+    check_step,
+    gathered,
+    torch_format,
+)
 from privdistill import DistillationWrapper, Output
 
 Loader = Any  # a DataLoader, or Fabric's wrapper around one
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
     """A network in training, and all that changes with it.
 
@@ -49,6 +44,8 @@ class Training:
         train: Shuffled batches.
         validation: Batches in fixed order; None if there are no validation subjects.
         task: Settings and files.
+        position: How far it is.
+        interruption: Knows whether it was asked to stop.
     """
 
     fabric: Fabric
@@ -60,48 +57,19 @@ class Training:
     train: Loader
     validation: Loader | None
     task: Task
+    position: Position = field(default_factory=Position)
+    interruption: Interruption = field(default_factory=Interruption)
 
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
         return len(self.train)
 
-
-@dataclass(frozen=True)
-class Company:
-    """What accompanies a training.
-
-    Attributes:
-        history: One row per epoch.
-        progress: Shown to the user.
-        interruption: Knows whether the training was asked to stop.
-        checkpoint: Keeps what the training goes on with.
-        guard: Looks at every step's numbers.
-    """
-
-    history: History
-    progress: TrainingProgress
-    interruption: Interruption
-    checkpoint: Checkpoint
-    guard: Guard
-
-
-def is_finished(folder: Path) -> bool:
-    """Say whether a network's training has come to its end."""
-    state = load_state(folder / "state.pt")
-    if state is None or not state["finished"]:
-        return False
-    # Unfinished states may be older than the files beside them; states from before there were
-    # digests vouch for none.
-    for name, expected in state.get("files", {}).items():
-        path = folder / name
-        if not path.is_file() or file_digest(path) != expected:
-            raise UserError(
-                f"{path} is not the file with which the training was finished: it is damaged, "
-                f"missing or another one. Restore it, or remove {folder} to train this network "
-                "again; a network from elsewhere can be given as --teacher_model."
-            )
-    return True
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is kept of it."""
+        parts = self.fabric, self.kd, self.optimizer, self.scheduler, self.task
+        return Checkpoint(*parts, steps=self.steps)
 
 
 def fit(
@@ -109,18 +77,17 @@ def fit(
 ) -> None:
     """Train the student of a wrapper, from the start or from where it was interrupted."""
     training = set_up(fabric, kd, train, validation, task)
-    checkpoint = Checkpoint(
-        fabric, kd, training.optimizer, training.scheduler, task, steps=training.steps
-    )
-    position = checkpoint.resume()
-    with accompanied(training, checkpoint, position) as company:
+    position = training.position = training.checkpoint.resume()
+    with shown(training) as (history, progress), deferring() as training.interruption:
         while position.epoch < task.settings.epochs:
-            started = time.perf_counter() - position.seconds
-            train_epoch(training, position, company, started)
-            row = close_epoch(training, position, company, started)
-            checkpoint.save(position, row.get("validation_loss", float("inf")))
+            train_epoch(training, progress)
+            row = close_epoch(training)
+            if fabric.is_global_zero:
+                history.add(row)
+            progress.epoch(position.epoch, row)
+            training.checkpoint.save(position, row.get("validation_loss", float("inf")))
             # A signal during the last batch of the validation must not be lost with the last epoch.
-            stop_if_asked(training, position, company)
+            stop_if_asked(training)
     fabric.barrier()
 
 
@@ -142,87 +109,6 @@ def set_up(
     return Training(fabric, kd, model, optimizer, stepping, scheduler, train, validation, task)
 
 
-def train_epoch(training: Training, position: Position, company: Company, started: float) -> None:
-    """Take the steps of an epoch that are still to be taken."""
-    start_epoch(training.train, position.epoch, done=position.batch)
-    training.model.train()
-    for batch in training.train:
-        position.put_back_random()
-        out, loss = take_step(training, batch, position, company.guard)
-        position.step += 1
-        position.batch += 1
-        add_terms(position.means, training.kd, out, batch.get("labelled"))
-        company.progress.step(loss)
-        position.seconds = time.perf_counter() - started
-        stop_if_asked(training, position, company)
-    company.guard.settle()
-    # Of an epoch that was interrupted in its validation no batch is left.
-    position.put_back_random()
-
-
-def take_step(
-    training: Training, batch: Batch, position: Position, guard: Guard
-) -> tuple[Output, float | None]:
-    """Change the weights by one batch."""
-    fabric, task = training.fabric, training.task
-    where = f"{task.role}, epoch {position.epoch + 1}, step {position.step + 1}"
-    guard.look_at_image(batch, where)
-    image, target = prepare(batch, task)
-    labelled, key = batch.get("labelled"), batch.get("key")
-    weights = task.teacher_weights(batch["name"])
-    out = cast(
-        "Output",
-        training.model(image, target, labelled=labelled, teacher_weights=weights, key=key),
-    )
-    fabric.backward(out.loss)
-    norm = fabric.clip_gradients(
-        training.model,
-        training.optimizer,
-        max_norm=task.settings.gradient_clip or float("inf"),
-        error_if_nonfinite=False,
-    )
-    loss = guard.look(Seen(batch, target, out, whole(norm), where))
-    training.stepping.step()
-    training.stepping.zero_grad()
-    if isinstance(training.scheduler, OneCycleLR):
-        training.scheduler.step()
-    return out, loss
-
-
-def close_epoch(
-    training: Training, position: Position, company: Company, started: float
-) -> dict[str, float]:
-    """Validate after the last step of an epoch, and add its row to the history."""
-    fabric, task = training.fabric, training.task
-    # Loaders draw random numbers when they begin.
-    random = RandomState.now(fabric.device)
-    # Processes have different numbers of validation batches, so that they could not agree inside.
-    alone = fabric.world_size == 1
-    between = partial(stop_if_asked, training, position, company, random) if alone else _go_on
-    measured = {}
-    if training.validation is not None:
-        measured = validate(fabric, training.kd, training.validation, task, between)
-    row = {
-        "epoch": position.epoch + 1,
-        "step": position.step,
-        "learning_rate": training.optimizer.param_groups[0]["lr"],
-        "seconds": time.perf_counter() - started,
-        **position.means.reduce(fabric, "train_"),
-        **measured,
-    }
-    if isinstance(training.scheduler, ReduceLROnPlateau):
-        training.scheduler.step(row["validation_loss"])
-    position.finish_epoch()
-    if fabric.is_global_zero:
-        company.history.add(row)
-    company.progress.epoch(position.epoch, row)
-    return row
-
-
-def _go_on() -> None:
-    """Between batches where nobody can stop."""
-
-
 def build_scheduler(
     optimizer: torch.optim.Optimizer, settings: TrainingConfig, *, steps: int
 ) -> LRScheduler:
@@ -242,6 +128,53 @@ def build_scheduler(
     return ConstantLR(optimizer, factor=1.0)
 
 
+def train_epoch(training: Training, progress: TrainingProgress) -> None:
+    """Take the steps of an epoch that are still to be taken."""
+    position = training.position
+    started = time.perf_counter() - position.seconds
+    start_epoch(training.train, position.epoch, done=position.batch)
+    training.model.train()
+    for batch in training.train:
+        position.put_back_random()
+        out, loss = take_step(training, batch)
+        position.step += 1
+        position.batch += 1
+        add_terms(position.means, training.kd, out, batch.get("labelled"))
+        progress.step(loss)
+        position.seconds = time.perf_counter() - started
+        stop_if_asked(training)
+    # Of an epoch that was interrupted in its validation no batch is left.
+    position.put_back_random()
+
+
+def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
+    """Change the weights by one batch; return what the wrapper gave, and the loss."""
+    fabric, task, position = training.fabric, training.task, training.position
+    where = f"{task.role}, epoch {position.epoch + 1}, step {position.step + 1}"
+    check_image(batch, training.kd, where)
+    image, target = prepare(batch, task)
+    out: Output = training.model(
+        image,
+        target,
+        labelled=batch.get("labelled"),
+        teacher_weights=task.teacher_weights(batch["name"]),
+        key=batch.get("key"),
+    )
+    fabric.backward(out.loss)
+    norm = fabric.clip_gradients(
+        training.model,
+        training.optimizer,
+        max_norm=task.settings.gradient_clip or float("inf"),
+        error_if_nonfinite=False,
+    )
+    loss = check_step(fabric, batch, out, norm, where)
+    training.stepping.step()
+    training.stepping.zero_grad()
+    if isinstance(training.scheduler, OneCycleLR):
+        training.scheduler.step()
+    return out, loss
+
+
 def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
     """Bring a batch into the form that the wrapper takes."""
     image = batch["image"]
@@ -252,69 +185,61 @@ def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
 
 def add_terms(means: Means, kd: DistillationWrapper, out: Output, labelled: Tensor | None) -> None:
     """Add loss and terms of a step to their means."""
-    count = len(first_head(out.student))
+    # Of several heads the first one is the logits.
+    count = len(out.student if isinstance(out.student, Tensor) else out.student[0])
     means.add({"loss": out.loss}, count)
     for name, value in out.terms.items():
         reads = labelled is not None and kd.objective.named_terms[name][1].needs_target
         means.add({name: value}, labelled.sum() if reads and labelled is not None else count)
 
 
-def first_head(logits: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return the logits, those of the first head where there are several."""
-    return logits if isinstance(logits, Tensor) else logits[0]
-
-
-def stop_if_asked(
-    training: Training, position: Position, company: Company, random: RandomState | None = None
-) -> None:
-    """Keep everything and leave the training after a signal to this or any other process."""
-    received = company.interruption.agreed(training.fabric)
-    if received is None:
-        return
-    company.guard.settle()
-    if position.batch:
-        here = RandomState.now(training.fabric.device) if random is None else random
-        company.checkpoint.pause(position, here)
-    task, kept = training.task, position.epoch
-    inside = f" and {position.batch} of {training.steps} steps of the next" * bool(position.batch)
-    raise TrainingStoppedError(
-        received,
-        f"Stopped in epoch {min(kept + 1, task.settings.epochs)} of the {task.role}; {kept} of "
-        f"{task.settings.epochs} epochs{inside} are kept in {task.folder}. Give the same command "
-        "to go on.",
-    )
+def close_epoch(training: Training) -> dict[str, float]:
+    """Validate after the last step of an epoch, and return its row of the history."""
+    position, started = training.position, time.perf_counter()
+    measured = validate(training)
+    row = {
+        "epoch": position.epoch + 1,
+        "step": position.step,
+        "learning_rate": training.optimizer.param_groups[0]["lr"],
+        "seconds": position.seconds + time.perf_counter() - started,
+        **position.means.reduce(training.fabric, "train_"),
+        **measured,
+    }
+    if isinstance(training.scheduler, ReduceLROnPlateau):
+        training.scheduler.step(row["validation_loss"])
+    position.finish_epoch()
+    return row
 
 
 @torch.no_grad()
-def validate(
-    fabric: Fabric,
-    kd: DistillationWrapper,
-    loader: Loader,
-    task: Task,
-    between: Callable[[], None],
-) -> dict[str, float]:
-    """Compute loss and Dice on the validation subjects."""
-    kd.eval()
-    with gathered(kd):
-        row = validate_batches(fabric, kd, loader, task, between)
-        if task.volumes is None:
+def validate(training: Training) -> dict[str, float]:
+    """Compute loss and Dice on the validation subjects, if there are any."""
+    if training.validation is None:
+        return {}
+    # Loaders draw random numbers when they begin.
+    random = RandomState.now(training.fabric.device)
+
+    def between() -> None:
+        # Processes have different numbers of batches, so that they could not agree in between.
+        if training.fabric.world_size == 1:
+            stop_if_asked(training, random)
+
+    training.kd.eval()
+    with gathered(training.kd):
+        row = validate_batches(training, between)
+        if training.task.volumes is None:
             return row
-        return row | validate_volumes(fabric, kd, task.volumes, task, between)
+        return row | validate_volumes(training, between)
 
 
-def validate_batches(
-    fabric: Fabric,
-    kd: DistillationWrapper,
-    loader: Loader,
-    task: Task,
-    between: Callable[[], None],
-) -> dict[str, float]:
+def validate_batches(training: Training, between: Callable[[], None]) -> dict[str, float]:
     """Compute loss and terms on batches, and Dice where they are whole subjects."""
+    fabric, kd, task = training.fabric, training.kd, training.task
     zero = torch.zeros((), dtype=torch.float64, device=fabric.device)
     # Named beforehand: a process whose share is empty must add up the same columns.
     names = ("loss", *(("dice",) if task.volumes is None else ()), *kd.objective.named_terms)
     means = Means(dict.fromkeys(names, zero))
-    for batch in loader:
+    for batch in cast("Loader", training.validation):
         between()
         image, target = prepare(batch, task)
         with fabric.autocast():
@@ -328,21 +253,16 @@ def validate_batches(
     return means.reduce(fabric, "validation_")
 
 
-def validate_volumes(
-    fabric: Fabric,
-    kd: DistillationWrapper,
-    volumes: Sequence[Sample],
-    task: Task,
-    between: Callable[[], None],
-) -> dict[str, float]:
+def validate_volumes(training: Training, between: Callable[[], None]) -> dict[str, float]:
     """Compute Dice of whole validation subjects, predicted window by window or slice by slice."""
+    fabric, kd, task = training.fabric, training.kd, training.task
+    metadata, volumes = task.metadata, task.volumes or ()
 
     def predict(part: Tensor) -> Tensor:
         layout = torch_format(task.memory_format, part.ndim - 2)
         with fabric.autocast():
             return kd.predict(part.to(fabric.device, memory_format=layout)).float().cpu()
 
-    metadata = task.metadata
     means = Means({"dice": torch.zeros((), dtype=torch.float64, device=fabric.device)})
     for index in range(fabric.global_rank, len(volumes), fabric.world_size):
         between()
@@ -355,10 +275,10 @@ def validate_volumes(
     return means.reduce(fabric, "validation_")
 
 
-def mean_dice(logits: Tensor, label: Tensor, metadata: ModelMetadata) -> Tensor:
+def mean_dice(logits: Tensor | Sequence[Tensor], label: Tensor, metadata: ModelMetadata) -> Tensor:
     """Compute Dice of the predicted regions, averaged over regions and subjects."""
-    description: Description = metadata.description
-    classes = predict_classes(logits, description, metadata.activation)[:, None]
+    description = metadata.description
+    classes = predict_classes(cast("Tensor", logits), description, metadata.activation)[:, None]
     predicted = to_target(classes, description, "sigmoid").flatten(2)
     reference = to_target(label, description, "sigmoid").flatten(2)
     size = predicted.sum(-1) + reference.sum(-1)
@@ -366,21 +286,35 @@ def mean_dice(logits: Tensor, label: Tensor, metadata: ModelMetadata) -> Tensor:
     return torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean()
 
 
+def stop_if_asked(training: Training, random: RandomState | None = None) -> None:
+    """Keep everything and leave the training after a signal to this or any other process."""
+    received = training.interruption.agreed(training.fabric)
+    if received is None:
+        return
+    task, position = training.task, training.position
+    if position.batch:
+        training.checkpoint.pause(position, random or RandomState.now(training.fabric.device))
+    kept, epochs = position.epoch, task.settings.epochs
+    inside = f" and {position.batch} of {training.steps} steps of the next" * bool(position.batch)
+    raise StoppedError(
+        received,
+        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} "
+        f"epochs{inside} are kept in {task.folder}. Give the same command to go on.",
+    )
+
+
 @contextmanager
-def accompanied(
-    training: Training, checkpoint: Checkpoint, position: Position
-) -> Iterator[Company]:
-    """Open what accompanies a training; processes other than the first write and show nothing."""
-    task, epoch = training.task, position.epoch
+def shown(training: Training) -> Iterator[tuple[History, TrainingProgress]]:
+    """Open table, curves and progress; processes other than the first write and show nothing."""
+    task, epoch = training.task, training.position.epoch
     first = training.fabric.is_global_zero
     console = task.console if first else Console(quiet=True)
     if first:
         task.folder.mkdir(parents=True, exist_ok=True)
+    logger = build_logger(task.settings.logger, task.scalars, epoch=epoch) if first else None
     epochs, steps = task.settings.epochs, training.steps
     with (
-        History(task.folder / "history.csv", task.scalars, epoch=epoch) as history,
+        History(task.folder / "history.csv", logger, epoch=epoch) as history,
         TrainingProgress(console, task.role, epochs=epochs, steps=steps, done=epoch) as progress,
-        Interruption() as interruption,
     ):
-        guard = Guard(training.fabric, training.kd)
-        yield Company(history, progress, interruption, checkpoint, guard)
+        yield history, progress

@@ -1,0 +1,42 @@
+"""How a command ends: with a message and an exit status, never with a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from kdnet.errors import UserError, printable
+from kdnet.stopping import StoppedError, leave_with_parent, stoppable
+
+
+def exit_status(action: Callable[[], int | None]) -> int:
+    """Carry out a command."""
+    try:
+        with stoppable():
+            leave_with_parent()
+            return action() or 0
+    except UserError as error:
+        # Messages hold names from files, which may hold what a terminal obeys.
+        sys.stderr.write(f"{printable(str(error), keep=chr(10))}\n")
+        return 2
+    except StoppedError as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.exit_status
+    except Exception as error:
+        text = _explained(error)
+        if text is None:
+            raise
+        sys.stderr.write(f"{printable(text, keep=chr(10))}\n")
+        return 2
+
+
+def _explained(error: Exception) -> str | None:
+    """What the library, or a machine that is too small, means by an error; None for a fault."""
+    # Only now, as --help does not wait for PyTorch.
+    from kdnet.errors import explain  # noqa: PLC0415
+    from privdistill import PrivDistillError  # noqa: PLC0415
+
+    if isinstance(error, PrivDistillError):
+        return str(error)
+    cause = explain(error)
+    if cause is None and isinstance(error, OSError):
+        cause = f"{error}. Give the same command to go on."
+    return None if cause is None else f"The run stopped. {cause}"

@@ -1,0 +1,612 @@
+"""Every option: what it means, its presets, and how it is read and checked."""
+
+import argparse
+import sys
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from kdnet.errors import UserError
+from kdnet.files import UnreadableError, read_yaml
+
+_FOLDER = Path(__file__).parents[1] / "configs"
+PRESETS = ("demo", "cpu", "paper", "native")
+#: What --recipe auto sets.
+RECIPE_FILE = _FOLDER / "recipes" / "auto.yaml"
+
+# jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
+# somebody else could make use of. In a mapping without types everything stays what it is.
+if TYPE_CHECKING:
+    Arguments: TypeAlias = dict[str, Any]
+else:
+    Arguments = dict
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Subjects, their preprocessing and their split.
+
+    Args:
+        data_root: Folder of the data set; phantoms are generated if none is given.
+        description: YAML file that describes a data set of your own, or the name of one in
+            datasets/; BraTS and MSD layouts need none.
+        student_modalities: What baseline and student see. Source: the paper, section 3.3.
+        teacher_modalities: What the teacher sees; all modalities of the data set if none are
+            given. Source: the paper, section 3.3.
+        crop: Central crop, voxels; the description's if none is given (BraTS: 128,128,128; the
+            paper, section 3.1).
+        grid: Training grid after resampling, voxels; the description's if none is given (BraTS:
+            64,64,64; the paper, section 3.1).
+        patch: Size of the patches that networks see of volumes at their own resolution, voxels;
+            then there is no grid. A volume that is smaller is padded.
+        patches_per_case: Patches of each subject at fixed positions, which the teacher cache
+            knows again, all seen in every epoch; 0 takes one at a new position in every epoch. A
+            third lies on tumour. Source: nnU-Net (Isensee et al. 2021).
+        slices: Plane of the slices of the grid that two-dimensional networks see, in volumes whose
+            axes run sideways, front to back and upwards: "axial" cuts across the third axis.
+        empty_slices: Share of the brain's slices without tumour that networks are trained on.
+        normalise: z-score over the non-zero voxels of the crop or of the whole volume. The paper
+            leaves the order open; it names the crop first.
+        resample: How images reach the grid: "trilinear", or "area" (mean of the voxels merged).
+            The paper leaves it open; labels are always taken from the nearest voxel.
+        folds: Number of cross-validation folds. Source: the paper, section 3.2.
+        fold: Which fold is held out, from 0.
+        validation_fraction: Share of the training folds that drives the learning rate and the
+            model selection; never part of the held-out fold. 0 sets none aside, which needs
+            --selection last and another schedule than plateau. The paper leaves it open.
+        split_file: JSON file with case names under train, validation and test instead of folds;
+            perhaps also under unlabelled, which teach through the teacher alone.
+        labelled: How many training subjects have a reference; all if none is given. The others
+            teach the student through the teacher's predictions alone; teacher and baseline never
+            see them. Of a smaller number the subjects are among those of a larger one.
+        unlabelled: How many of those others are used; all if none is given.
+        leave_out: Part of the labelled training subjects that is left out, and the number of parts,
+            such as 0,2 for the first half: of several teachers, each subject can then be taught by
+            those that were not trained on it.
+        unlabelled_root: Folder with further subjects, in the form of the data set but without a
+            reference (one that is there is not read), that teach the student likewise.
+        skip_invalid: Use the subjects whose files are sound where others are not; these are listed
+            in skipped.json and in the report. Without it nothing is trained until all are sound.
+        flips: Random flip along each axis. Source: the paper, section 3.1.
+        phantoms: Number of phantoms, if no data_root is given.
+        phantom_size: Edge of a phantom, voxels of 1 mm.
+        cache_dir: Where preprocessed subjects and phantoms are kept; the run folder if none is
+            given.
+        workers: Processes that read and preprocess; 0 means as many as there are processors.
+    """
+
+    data_root: Path | None = None
+    description: str | None = None
+    student_modalities: tuple[str, ...] = ("t1ce",)
+    teacher_modalities: tuple[str, ...] | None = None
+    crop: tuple[int, int, int] | None = None
+    grid: tuple[int, int, int] | None = None
+    patch: tuple[int, int, int] | None = None
+    patches_per_case: int = 0
+    slices: Literal["axial", "coronal", "sagittal"] | None = None
+    empty_slices: float = 1.0
+    normalise: Literal["after_crop", "before_crop"] = "after_crop"
+    resample: Literal["trilinear", "area"] = "trilinear"
+    folds: int = 3
+    fold: int = 0
+    validation_fraction: float = 0.15
+    split_file: Path | None = None
+    labelled: int | None = None
+    unlabelled: int | None = None
+    leave_out: tuple[int, int] | None = None
+    unlabelled_root: Path | None = None
+    skip_invalid: bool = False
+    flips: bool = True
+    phantoms: int = 48
+    phantom_size: int = 64
+    cache_dir: Path | None = None
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The networks: one for baseline and student, and for the teacher unless it has its own.
+
+    Args:
+        backbone: "kdnet" (the paper, Fig. 1), "multiresunet", or the import path of a class.
+        backbone_arguments: Arguments of its class, such as {channels: [8, 16, 32]}.
+        teacher_backbone: The teacher's; that of the student if none is given, as in the paper,
+            section 2.
+        teacher_backbone_arguments: Arguments of its class; those of the student if neither they
+            nor another teacher_backbone are given.
+        activation: "softmax" for exclusive classes (the paper, section 2.1), "sigmoid" for
+            overlapping regions.
+        teacher_model: model.safetensors of a trained teacher, instead of training one. One
+            that has seen a subject of the held-out fold is refused.
+        trust_backbone: Import paths of networks that the file of teacher_model may name. Importing
+            a module runs it, so a file alone gets networks of this application and some of MONAI.
+    """
+
+    backbone: str = "kdnet"
+    backbone_arguments: Arguments = field(default_factory=dict)
+    teacher_backbone: str | None = None
+    teacher_backbone_arguments: Arguments | None = None
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    teacher_model: Path | None = None
+    trust_backbone: tuple[str, ...] = ()
+
+    def vouched(self, *, own: bool) -> frozenset[str]:
+        """Return the networks that the user, not a file, has named."""
+        arguments = (self.backbone_arguments, self.teacher_backbone_arguments or {})
+        parts = [given.get(part) for given in arguments for part in ("segmenter", "generator")]
+        named = {str(name) for name in (self.backbone, self.teacher_backbone, *parts) if name}
+        return frozenset({*self.trust_backbone, *(name for name in named if own or "." in name)})
+
+    def of(self, role: str) -> tuple[str, dict[str, Any]]:
+        """Return backbone and arguments of a role's network."""
+        if role != "teacher":
+            return self.backbone, self.backbone_arguments
+        backbone = self.teacher_backbone or self.backbone
+        shared = self.backbone_arguments if backbone == self.backbone else {}
+        own = self.teacher_backbone_arguments
+        return backbone, shared if own is None else own
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
+
+    Args:
+        recipe: "auto" gives imitation, temperature, binarisation and latent_weight the values that
+            a study found best for small data (docs/results/when-it-helps), each of which may be
+            given as well; "options" leaves them as they are. For train.py; crossval.py's rows say
+            what they are.
+        objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
+            "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
+            The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
+        imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
+        temperature: T of the teacher's soft targets. Source: the paper, 3.2.
+        binarisation: What cross-entropy compares with: "auto" binarises the teacher's prediction as
+            the paper does ("argmax" under softmax, "positive" logits under sigmoid), "soft" takes
+            its probabilities.
+        imitation_start: lambda in the first step, from where it goes to `imitation` in
+            `imitation_steps` steps, along a straight line; constant if none is given.
+        imitation_steps: Length of that way, training steps.
+        region_weights: Weight of each output channel in the soft targets; all alike if none are
+            given.
+        out_of_fold: Into how many parts the labelled subjects are dealt, so that each is taught by
+            teachers that were not trained on it: a further teacher is trained without each part.
+            1 has the one teacher of the paper.
+        latent_weight: alpha, the weight of the latent divergence. Source: the paper, 3.2.
+        latent_layers: Layers of both networks whose divergences share alpha, instead of the
+            bottleneck alone, such as encoder.2,bottleneck.
+        bottleneck_layer: Layer whose output is E(x); "auto" takes the layer called "bottleneck"
+            where the network has one and lets the library locate it otherwise. The paper leaves
+            it open.
+        teacher_bottleneck_layer: The same for the teacher; "auto" takes the layer of the student
+            where both networks are of one class.
+        latent_normalisation: How a bottleneck becomes a distribution; "softmax" is over all
+            channels and voxels ("flattened and normalized", the paper, section 2.2).
+        latent_temperature: Softmax temperature of the bottleneck; the paper mentions none.
+        include_background: Whether the background channel counts in Dice and cross-entropy; the
+            paper leaves it open.
+        squared_denominator: Dice with squares in the denominator; the paper leaves it open.
+        batch_dice: Dice over the whole batch instead of per subject; the paper leaves it open.
+        smoothing: Added to Dice's numerator and denominator, voxels; the paper leaves it open.
+    """
+
+    recipe: Literal["options", "auto"] = "options"
+    objective: Literal["kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd"] = (
+        "kdnet"
+    )
+    imitation: float = 0.75
+    temperature: float = 5.0
+    binarisation: Literal["auto", "argmax", "positive", "soft"] = "auto"
+    imitation_start: float | None = None
+    imitation_steps: int = 1000
+    region_weights: tuple[float, ...] | None = None
+    out_of_fold: int = 1
+    latent_weight: float = 10.0
+    latent_layers: tuple[str, ...] | None = None
+    bottleneck_layer: str = "auto"
+    teacher_bottleneck_layer: str = "auto"
+    latent_normalisation: Literal["softmax", "softmax_channel", "softmax_spatial", "l1"] = "softmax"
+    latent_temperature: float = 1.0
+    include_background: bool = True
+    squared_denominator: bool = False
+    batch_dice: bool = False
+    smoothing: float = 1e-5
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How each of the three networks is trained.
+
+    Args:
+        epochs: Passes over the training subjects. Source: the paper, section 3.2.
+        samples_per_epoch: Samples of an epoch; 0 takes each training sample once. A number makes
+            trainings on few subjects as long as those on many: samples come again in a new order,
+            or wait for the next epoch.
+        batch_size: Subjects in a batch, on each device. The paper leaves it open; No New-Net,
+            where its network comes from, uses 2.
+        learning_rate: Of Adam; the peak under "onecycle". Source: the paper, section 3.2.
+        weight_decay: Of Adam; the paper mentions none.
+        schedule: "plateau" (the paper, section 3.2), "onecycle" for short trainings, "constant".
+        plateau_patience: Epochs without a lower validation loss before the learning rate drops.
+            Source: the paper, section 3.2.
+        plateau_factor: What the learning rate is multiplied by then. Source: the same.
+        gradient_clip: Largest gradient norm; 0 leaves gradients alone, as the paper does.
+        selection: Which weights are kept: of the "last" epoch, or of the "best" validation loss.
+            The paper leaves it open.
+        validation_loss: "objective", what the network is trained on, or "ground_truth", the
+            L_GT part alone, which is the same for teacher and baseline. The paper leaves it open.
+        logger: Where the curves go: "tensorboard", "csv", or "wandb" and "mlflow", which need their
+            package and lightning. history.csv is written beside all of them.
+        precision: Precision of the trainings; 16-mixed needs a GPU. It changes the numbers, so it
+            is never chosen by a clock: train.py --benchmark measures and recommends.
+        memory_format: Layout of images and weights.
+        compile: Compile the networks with torch.compile; on CPUs that took a minute for each
+            network and gained nothing.
+        logger: Where the curves go: "tensorboard", "csv", or "wandb" and "mlflow", which need their
+            package and lightning. history.csv is written beside all of them.
+        teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
+            flip: "disk" (with the preprocessed subjects; processes and later runs share it),
+            "memory", or "off". "auto" is "disk", but "off" on a CUDA GPU, where reading what the
+            teacher said takes about as long as running it (docs/performance); with several or large
+            teachers "disk" may pay there too.
+        teacher_cache_storage: "full" keeps every bit, so that the student's weights are those of
+            a training without the cache, but for rounding where the last batch is smaller; "half"
+            takes half and errs a little.
+        teacher_cache_gib: Limit of the cache in GiB; the teacher runs for what has no room.
+        accelerator: As in Lightning Fabric: auto, cpu, gpu, mps.
+        devices: Devices of one node: a number, or "auto" for all.
+        num_nodes: Nodes; start their processes with torchrun, or srun (slurm/array.sbatch).
+        strategy: As in Lightning Fabric: "auto", or "ddp" for several devices; "fsdp" spreads
+            weights, gradients and Adam's moments over the processes, for networks that one device
+            cannot train. Files are the same, and a run may go on with another strategy.
+        threads: CPU threads of each process; 0 leaves PyTorch's choice.
+        deterministic: Only deterministic algorithms; slower on a GPU, where some do not exist.
+        seed: Of weights, order, flips, splits and phantoms.
+    """
+
+    epochs: int = 500
+    samples_per_epoch: int = 0
+    batch_size: int = 2
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    schedule: Literal["plateau", "onecycle", "constant"] = "plateau"
+    plateau_patience: int = 50
+    plateau_factor: float = 0.2
+    gradient_clip: float = 0.0
+    selection: Literal["best", "last"] = "best"
+    validation_loss: Literal["objective", "ground_truth"] = "objective"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    compile: bool = False
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
+    teacher_cache: Literal["auto", "off", "memory", "disk"] = "auto"
+    teacher_cache_storage: Literal["full", "half"] = "full"
+    teacher_cache_gib: float = 20.0
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    threads: int = 0
+    deterministic: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where results go.
+
+    Args:
+        preset: Values to start from: "demo" (phantoms, minutes), "cpu" (small real run), "paper",
+            "native" (patches at full resolution). "demo" if there is no data_root, otherwise
+            "cpu".
+        out: Run folder; runs/PRESET if none is given.
+        predictions: Write the label maps of the held-out subjects.
+    """
+
+    preset: str = "demo"
+    out: Path | None = None
+    predictions: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run.
+
+    Args:
+        data: Subjects, preprocessing, split.
+        network: The networks.
+        objective: The student's objective.
+        training: The three trainings.
+        run: Where results go.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the flat form, plain values only, as it is written to config.yaml."""
+        flat: dict[str, Any] = {}
+        for group in fields(self):
+            flat |= asdict(getattr(self, group.name))
+        return {name: _plain(value) for name, value in flat.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command that reads the configuration, perhaps with options of its own.
+
+    Attributes:
+        name: Of its file.
+        description: What --help says first.
+        options: Dataclass of its own options; None if it has none.
+        out: Default run folder; PRESET stands for the preset.
+    """
+
+    name: str
+    description: str = ""
+    options: type | None = None
+    out: str = "runs/PRESET"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What train.py does.
+
+    Args:
+        benchmark: Train nothing: measure a step of the student's network in every precision and
+            memory format that this machine has, and recommend the options to give.
+    """
+
+    benchmark: bool = False
+
+
+#: Its description is what train.py says of itself.
+TRAIN = Program("train.py", options=TrainOptions)
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keep the line breaks of the examples."""
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> Config:
+    """Read the configuration: preset, then --config file, then flags; the later ones win."""
+    return parse_for(TRAIN, arguments)[0]
+
+
+def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple[Config, Any]:
+    """Read the configuration and the options of a program's own."""
+    tokens = _normalised(sys.argv[1:] if arguments is None else arguments, program)
+    preset, recipe = _find_layers(tokens)
+    try:
+        values = _build_parser(preset, program, recipe).parse_args(tokens)
+    except ArgumentError as error:
+        raise UserError(f"{error}\n{program.name} --help lists every option.") from error
+    own = None if program.options is None else _group(program.options, values)
+    return _compose(values, program), own
+
+
+def changed(config: Config, options: Mapping[str, Any]) -> Config:
+    """Return a configuration with other values for some options."""
+    try:
+        values = _build_parser(config.run.preset).parse_object({**config.to_dict(), **options})
+    except ArgumentError as error:
+        raise UserError(str(error)) from error
+    return _compose(values)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the options of a preset, a recipe or a configuration file."""
+    try:
+        values = read_yaml(path)
+    except UnreadableError as error:
+        raise UserError(f"--config: {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config: {path} must hold keys and values, such as 'epochs: 40'.")
+    return values
+
+
+def _preset_file(preset: str) -> Path:
+    if preset not in PRESETS:
+        raise UserError(f"Unknown preset {preset!r}: expected one of {', '.join(PRESETS)}.")
+    return _FOLDER / f"{preset}.yaml"
+
+
+def _groups() -> dict[str, Any]:
+    """The data classes of all options; where a run goes comes first in --help."""
+    return {"run": RunConfig} | {item.name: item.default_factory for item in fields(Config)}
+
+
+def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options") -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=program.name,
+        description=program.description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_config_files=[str(_preset_file(preset))],
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    for group in (*filter(None, [program.options]), *_groups().values()):
+        parser.add_class_arguments(group)
+    parser.set_defaults(preset=preset)
+    if recipe == "auto" and program.name == TRAIN.name:
+        parser.set_defaults(read_values(RECIPE_FILE))
+    return parser
+
+
+def _normalised(tokens: Sequence[str], program: Program) -> list[str]:
+    """Accept --data-root for --data_root, and t1,t2 or 64,64,32 without brackets."""
+    groups = (*filter(None, [program.options]), *_groups().values())
+    lists = {f"--{x.name}" for group in groups for x in fields(group) if "tuple[" in str(x.type)}
+
+    def bracketed(flag: str, value: str) -> str:
+        plain = flag not in lists or value == "null" or value.startswith("[")
+        return value if plain else f"[{value}]"
+
+    result: list[str] = []
+    flag = ""
+    for token in tokens:
+        if token.startswith("--"):
+            name, equals, value = token.partition("=")
+            flag = name.replace("-", "_").replace("__", "--", 1)
+            result.append(flag + equals + (bracketed(flag, value) if equals else ""))
+        else:
+            result.append(bracketed(flag, token))
+    return result
+
+
+def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
+    """Look for preset and recipe before anything else is read, as they set the defaults."""
+    first = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    for name in ("preset", "recipe", "config", "data_root"):
+        first.add_argument(f"--{name}", type=str)
+    try:
+        flags = vars(first.parse_known_args(list(tokens))[0])
+    except ArgumentError as error:
+        raise UserError(str(error)) from error
+    given = read_values(Path(flags["config"])) if flags["config"] else {}
+    given |= {name: value for name, value in flags.items() if value}
+    preset = str(given.get("preset") or ("cpu" if given.get("data_root") else "demo"))
+    values = {"recipe": "options"} | read_values(_preset_file(preset)) | given
+    return preset, str(values["recipe"])
+
+
+def _group(kind: Any, values: Namespace) -> Any:
+    return kind(**{item.name: values[item.name] for item in fields(kind)})
+
+
+def _compose(values: Namespace, program: Program = TRAIN) -> Config:
+    """Make the configuration of what was read, and check it."""
+    config = Config(**{name: _group(kind, values) for name, kind in _groups().items()})
+    preset = config.run.preset
+    out = config.run.out or Path(program.out.replace("PRESET", preset))
+    config = replace(
+        config,
+        network=_without_foreign(config.network, read_values(_preset_file(preset))),
+        run=replace(config.run, out=out),
+    )
+    wrong = [*_out_of_range(config), *_contradictions(config)]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return config
+
+
+def _without_foreign(network: NetworkConfig, preset: Mapping[str, Any]) -> NetworkConfig:
+    """Give the arguments of a preset to its own backbone and to no other."""
+    own = preset["backbone_arguments"]
+    if network.backbone == preset["backbone"]:
+        return network
+    if network.teacher_backbone == preset["backbone"] and (
+        network.teacher_backbone_arguments is None
+    ):
+        network = replace(network, teacher_backbone_arguments=own)
+    given = network.backbone_arguments.items()
+    kept = {name: value for name, value in given if name not in own or own[name] != value}
+    return replace(network, backbone_arguments=kept)
+
+
+#: What values an option may have where it has any: in words, as a test, and the options.
+_BOUNDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "0 or more",
+        lambda value: value >= 0,
+        (
+            *("workers", "patches_per_case", "unlabelled", "latent_weight", "samples_per_epoch"),
+            *("weight_decay", "gradient_clip", "threads"),
+        ),
+    ),
+    (
+        "1 or more",
+        lambda value: value >= 1,
+        (
+            *("labelled", "imitation_steps", "out_of_fold", "epochs", "batch_size"),
+            "plateau_patience",
+        ),
+    ),
+    ("above 0", lambda value: value > 0, ("temperature", "learning_rate", "teacher_cache_gib")),
+    (
+        "0 to 1",
+        lambda value: 0 <= value <= 1,
+        ("empty_slices", "imitation", "imitation_start"),
+    ),
+    ("above 0, below 1", lambda value: 0 < value < 1, ("plateau_factor",)),
+    ("0 or more, below 1", lambda value: 0 <= value < 1, ("validation_fraction",)),
+    ("0 to 2^32 - 1", lambda value: 0 <= value < 2**32, ("seed",)),
+    ("2 or more", lambda value: value >= 2, ("folds",)),
+    ("16 or more", lambda value: value >= 16, ("phantom_size",)),
+    ("one or more", bool, ("student_modalities",)),
+    ("positive", lambda size: min(size) > 0, ("crop", "grid", "patch")),
+    (
+        "a part from 0, and the number of parts, 2 or more",
+        lambda part: 0 <= part[0] < part[1] > 1,
+        ("leave_out",),
+    ),
+)
+
+
+def _out_of_range(config: Config) -> list[str]:
+    """Which options have a value that no run can use, one sentence each."""
+    groups = [vars(getattr(config, item.name)) for item in fields(config)]
+    values = {name: value for group in groups for name, value in group.items()}
+    found = [
+        f"{name} is {values[name]}; expected {wanted}."
+        for wanted, fits, names in _BOUNDS
+        for name in names
+        if values[name] is not None and not fits(values[name])
+    ]
+    data = config.data
+    if not 0 <= data.fold < data.folds:
+        found.append(f"fold is {data.fold}; expected 0 to {data.folds - 1}.")
+    if data.phantoms < max(6, data.folds):
+        found.append(f"phantoms is {data.phantoms}; expected 6 or more, and folds.")
+    return found
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Which options exclude one another, one sentence each."""
+    data, objective, training = config.data, config.objective, config.training
+    needs_validation = training.selection == "best" or training.schedule == "plateau"
+    has_bottleneck = objective.objective == "kdnet" and objective.latent_weight > 0
+    given_teacher = config.network.teacher_model is not None
+    problems = {
+        f"patch is {data.patch} and grid is {data.grid}: patches are cut from volumes at their "
+        "own resolution, which a grid would change. Leave one out: --grid null or --patch null.": (
+            data.patch is not None and data.grid is not None
+        ),
+        f"patch is {data.patch} and slices is {data.slices}: networks see either patches or "
+        "whole slices. Leave one out: --patch null or --slices null.": (
+            data.patch is not None and data.slices is not None
+        ),
+        f"patches_per_case is {data.patches_per_case}, but there are no patches. Give their "
+        "size, for example --patch 128,128,128.": (
+            data.patch is None and data.patches_per_case > 0
+        ),
+        f"empty_slices is {data.empty_slices}, but there are no slices. Give their plane, for "
+        "example --slices axial.": data.slices is None and data.empty_slices < 1,
+        f"out_of_fold is {objective.out_of_fold}, but teacher_model gives a teacher that was "
+        "trained already. Leave either out.": objective.out_of_fold > 1 and given_teacher,
+        f"out_of_fold is {objective.out_of_fold} and latent_weight {objective.latent_weight}: "
+        "bottlenecks come from one teacher, which was trained on a part of the subjects that "
+        "it would teach. Set --latent_weight 0.": objective.out_of_fold > 1 and has_bottleneck,
+        "validation_fraction is 0, but selection best and schedule plateau need validation "
+        "subjects. Set --selection last and --schedule onecycle, or a larger fraction.": (
+            data.validation_fraction == 0 and needs_validation
+        ),
+        "validation_loss is ground_truth, but imitation 1 leaves no such term.": (
+            training.validation_loss == "ground_truth" and objective.imitation == 1
+        ),
+    }
+    return [problem for problem, found in problems.items() if found]

@@ -1,1 +1,0 @@
-"""Options, their presets, and how they are read and checked."""

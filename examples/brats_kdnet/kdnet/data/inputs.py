@@ -1,0 +1,174 @@
+"""Images that are to be segmented: files, folders and modalities by name, as subjects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+from kdnet.data.description import DATASETS_FOLDER, Description, load_description
+from kdnet.data.subjects import BUILT_IN, ImageFile, Subject, find_subjects
+from kdnet.errors import UserError
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Finds what a network is to be given.
+
+    Attributes:
+        description: Of the data that it was trained on.
+        modalities: What is read, in channel order.
+        any_subset: Whether some of these are enough.
+    """
+
+    description: Description
+    modalities: tuple[str, ...]
+    any_subset: bool = False
+
+    def find(self, inputs: Sequence[str]) -> list[Subject]:
+        """Find the subjects that the arguments of --input name."""
+        named = [self._split(text) for text in inputs]
+        if any(modality is not None for modality, _ in named):
+            return [self._one_subject(named)]
+        return [
+            subject
+            for _, path in named
+            for subject in (self._in_folder(path) if path.is_dir() else [self._lone_file(path)])
+        ]
+
+    def present(self, subject: Subject) -> tuple[str, ...]:
+        """Return what the network is given of a subject, in channel order."""
+        return tuple(name for name in self.modalities if name in subject.images)
+
+    def first(self, subject: Subject) -> Path:
+        """Return the file that label maps are named after."""
+        return subject.images[self.present(subject)[0]].path
+
+    def _split(self, text: str) -> tuple[str | None, Path]:
+        name, equals, path = text.partition("=")
+        # A file name may hold an equals sign itself.
+        if not equals or Path(text).exists():
+            return None, Path(text)
+        known = self.description.modalities
+        if name not in known:
+            raise UserError(
+                f"--input {text}: expected one of the modalities {', '.join(known)} before '=', "
+                f"found '{name}'."
+            )
+        return name, Path(path)
+
+    def _one_subject(self, named: Sequence[tuple[str | None, Path]]) -> Subject:
+        images = {name: self._image(path, name) for name, path in named if name is not None}
+        subject = Subject(name="", images=images)
+        present = self.present(subject)
+        enough = bool(present) if self.any_subset else present == self.modalities
+        if len(images) < len(named) or not enough:
+            given = ", ".join(f"{name or '?'}={path}" for name, path in named)
+            which = "any" if self.any_subset else "each"
+            raise UserError(
+                f"--input: expected {which} of {', '.join(self.modalities)} once as "
+                f"MODALITY=FILE, found {given}."
+            )
+        return replace(subject, name=stem_of(self.first(subject)))
+
+    def _lone_file(self, path: Path) -> Subject:
+        """A file whose modality is told by its name, or is the only one that the network sees."""
+        said = self._said_by_name(path)
+        fitting = [name for name in self.modalities if name in said or len(self.modalities) == 1]
+        image = self._image(path, self.modalities[0])
+        alone = self.any_subset or len(self.modalities) == 1
+        if not alone or len(fitting) != 1 or (said and fitting[0] not in said):
+            by_name = f"of {', '.join(sorted(said))} by its name" if said else "of no known name"
+            wanted = " ".join(f"--input {name}=FILE" for name in self.modalities)
+            raise UserError(
+                f"--input {path}: expected an image of {', '.join(self.modalities)}, found one "
+                f"{by_name}. Say what is what: {wanted}; or give a folder of subjects."
+            )
+        channel = self.description.channels.get(fitting[0])
+        return Subject(stem_of(path), {fitting[0]: replace(image, channel=channel)})
+
+    def _image(self, path: Path, modality: str) -> ImageFile:
+        if not path.is_file():
+            raise UserError(f"--input {path}: expected a file or a folder, found nothing there.")
+        if not path.name.endswith(NIFTI_SUFFIXES):
+            raise UserError(f"--input {path}: expected a NIfTI file, .nii or .nii.gz.")
+        return ImageFile(path, self.description.channels.get(modality))
+
+    def _in_folder(self, folder: Path) -> list[Subject]:
+        """Subjects of the training data's layout, of a BraTS layout, or lone files."""
+        images = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+        layouts = [_subjects_of(folder, description) for description in self._layouts()]
+        # Where only other modalities are found, the subjects are kept for the checks to report.
+        best = max(layouts, key=lambda subjects: (self._seen(subjects), bool(subjects)), default=[])
+        if not best and not images:
+            raise UserError(
+                f"--input {folder}: expected NIfTI files or subject folders with the modality "
+                f"{self.modalities[0]}, found none. Layouts: BraTS 2018 to 2023, MSD Task01, that "
+                "of the training data, or files of one modality side by side."
+            )
+        if not best:
+            return [self._lone_file(path) for path in images]
+        used = {file.path for subject in best for file in subject.images.values()}
+        left = [path.name for path in images if path not in used]
+        if left:
+            raise UserError(
+                f"--input {folder}: {len(left)} files fit no subject: {', '.join(left[:5])}. Name "
+                f"them like the others, or give them as {self.modalities[0]}=FILE."
+            )
+        return [replace(subject, segmentation=None) for subject in best]
+
+    def _seen(self, subjects: Sequence[Subject]) -> int:
+        """Files that the network can use."""
+        return sum(len(self.present(subject)) for subject in subjects)
+
+    def _layouts(self) -> Iterator[Description]:
+        built_in = [load_description(DATASETS_FOLDER / f"{name}.yaml") for name in BUILT_IN]
+        every = [self.description, *built_in]
+        named = [layout for layout in every if {*self.modalities} <= {*layout.modalities}]
+        yield from named
+        # The same names without subject folders: all files side by side.
+        yield from (_flattened(layout) for layout in named if not layout.channels)
+
+    def _said_by_name(self, path: Path) -> set[str]:
+        """What a file is by its name, in any layout; empty if the name does not say."""
+        return {
+            modality
+            for layout in self._layouts()
+            for modality, pattern in layout.modalities.items()
+            for part in pattern.split("|")
+            if not layout.channels
+            and fnmatch(path.name, re.sub(r"\{[^}]*\}", "?*", _file_part(part)))
+        }
+
+
+def stem_of(path: Path) -> str:
+    """Return the name of a volume's file without its ending."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _subjects_of(folder: Path, description: Description) -> list[Subject]:
+    try:
+        return find_subjects(folder, description)[1]
+    except UserError:
+        return []
+
+
+def _flattened(description: Description) -> Description:
+    patterns = {
+        name: "|".join(map(_file_part, pattern.split("|")))
+        for name, pattern in description.modalities.items()
+    }
+    return replace(description, modalities=patterns, segmentation="{subject}_no_label_map.nii")
+
+
+def _file_part(pattern: str) -> str:
+    return pattern.strip().rpartition("/")[2]
+
+
+def _is_image(path: Path) -> bool:
+    hidden, label_map = path.name.startswith("."), stem_of(path).endswith("_seg")
+    return path.name.endswith(NIFTI_SUFFIXES) and path.is_file() and not hidden and not label_map

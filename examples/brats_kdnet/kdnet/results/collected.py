@@ -1,0 +1,87 @@
+"""What all units reached together: one file of scores, the tables in the terminal, the page."""
+
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from kdnet.errors import UserError
+from kdnet.evaluation.lesions import score_folder
+from kdnet.evaluation.scoring import gather_scores, read_scores, write_scores
+from kdnet.results.page import write_report
+from kdnet.results.stats import gains
+from kdnet.results.stored import read_folder
+from kdnet.results.tables import gain_table, paper_table, results_table
+from kdnet.runs.plan import Plan
+
+
+def collect(plan: Plan) -> bool:
+    """Put the scores of all finished units, of this and earlier starts, into one file."""
+    for unit in plan.units():
+        path = plan.folder(unit).scores
+        missing = (
+            sorted({*unit.fold.split.test} - {*read_scores(path)["case"]}) if path.is_file() else ()
+        )
+        if missing:
+            raise UserError(
+                f"{path} lacks {len(missing)} of the held-out subjects, such as {missing[0]}. "
+                "Delete it and give the same command: the unit is scored again, not trained."
+            )
+    gather_scores(plan.root, "subsets.csv")
+    return not gather_scores(plan.root).empty
+
+
+def collect_lesions(plan: Plan) -> Path:
+    """Score the single lesions of all label maps that were kept."""
+    parts = [
+        score_folder(
+            plan.folder(unit).predictions,
+            plan.data.named(unit.fold.split.test),
+            plan.data.description,
+            row=unit.row.name,
+            fold=unit.fold.number,
+            seed=unit.seed,
+        )
+        for unit in plan.units()
+        if plan.folder(unit).scores.is_file()
+    ]
+    path = plan.root / "lesions.csv"
+    write_scores(path, pd.concat(parts, ignore_index=True))
+    return path
+
+
+def show_results(plan: Plan, console: Console) -> None:
+    """Collect the scores, show the main tables, write the page, and say what the units took."""
+    if not collect(plan):
+        console.print("No unit is done, so there are no results yet.", highlight=False)
+        return
+    results = read_folder(plan.root)
+    scores, label = results.scores, results.label
+    native = scores[(scores["space"] == "native") & (scores["postprocessing"] == "off")]
+    tables = (
+        []
+        if results.is_study
+        else [
+            *(paper_table(which, scores, results.protocol) for which in ("Table 1", "Table 2")),
+            results_table(scores, label),
+            gain_table(gains(native), label),
+        ]
+    )
+    for table in tables:
+        if table is not None:
+            phantom = "PHANTOM: " * results.phantom
+            console.print(f"{phantom}{table.text()}", highlight=False, soft_wrap=True)
+    report = write_report(plan.root, plan.trusted)
+    total = 0.0
+    for unit in plan.units():
+        record = plan.folder(unit).read_record()
+        seconds = record.get("seconds", {})
+        total += sum(seconds.values())
+        counts = record.get("teacher_cache")
+        if counts:
+            asked = counts["hits"] + counts["misses"]
+            line = f"{unit.name}: teacher cache served {counts['hits']} of {asked} samples"
+            console.print(line, highlight=False, soft_wrap=True)
+    for path in (plan.root / "tables.md", report):
+        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
+    console.print(f"In all {total:.0f} s of training and scoring.", highlight=False)

@@ -1,0 +1,210 @@
+"""What real data sets hold that phantoms do not, each found on one that somebody used."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import check_data
+from kdnet.config import DataConfig
+from kdnet.data.checks import check_subjects
+from kdnet.data.description import load_description
+from kdnet.data.preprocessing import read_classes
+from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
+from kdnet.data.subjects import ImageFile, Subject, find_subjects, patient_of
+from kdnet.errors import UserError
+from kdnet.evaluation.label_maps import write_label_map
+from kdnet.runs.folds import deal, load_folds, save_folds
+from kdnet.runs.splits import without_references
+
+BRATS = load_description(Path("brats2021"))
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def visits(form="BraTS-GLI-{:05d}-{:03d}", patients=15):
+    """Subjects of patients of whom every other one came twice."""
+    names = [form.format(p, v) for p in range(patients) for v in range(1 + p % 2)]
+    return [Subject(name, {}, patient=patient_of(name)) for name in names]
+
+
+def patients(names):
+    return {patient_of(name) for name in names}
+
+
+@pytest.mark.parametrize("form", ["BraTS-GLI-{:05d}-{:03d}", "sub-{}_ses-{}", "TCGA_CS_{:04d}_{}"])
+def test_visits_of_a_patient_stay_in_one_part(form):
+    subjects = visits(form)
+    tested = []
+    for fold in deal(subjects, folds=3, repeats=1, validation_fraction=0.3, seed=1):
+        split = fold.split
+        parts = [patients(part) for part in (split.train, split.validation, split.test)]
+        assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+        tested += split.test
+        shared = share_labels(split, labelled=5, unlabelled=None)
+        assert len(shared.train) in {4, 5}
+        assert not patients(shared.train) & patients(shared.unlabelled)
+        halves = [
+            share_labels(split, labelled=6, unlabelled=None, leave_out=(n, 2)) for n in (0, 1)
+        ]
+        assert not patients(halves[0].train) & patients(halves[1].train)
+    assert sorted(tested) == sorted(subject.name for subject in subjects)
+
+
+def test_files_of_case_lists_keep_a_patient_in_one_part(tmp_path):
+    subjects = visits()
+    folds = deal(subjects, folds=3, repeats=1, validation_fraction=0.3, seed=1)
+    save_folds(tmp_path / "folds.json", folds)
+    assert load_folds(tmp_path / "folds.json", subjects) == folds
+    twice = [subject.name for subject in subjects if patient_of(subject.name).endswith("1")]
+    lists = {"train": twice[:1], "validation": ["BraTS-GLI-00000-000"], "test": twice[1:]}
+    (tmp_path / "split.json").write_text(json.dumps(lists))
+    (tmp_path / "mine.json").write_text(json.dumps({"folds": [lists]}))
+    with pytest.raises(UserError, match=r"BraTS-GLI-00001.*`patient`"):
+        Split.load(tmp_path / "split.json", subjects)
+    with pytest.raises(UserError, match="BraTS-GLI-00001"):
+        load_folds(tmp_path / "mine.json", subjects)
+
+
+def test_another_visit_of_a_test_patient_neither_teaches_nor_is_taught_without_labels(tmp_path):
+    description = load_description(Path("brats2023"))
+    seen = ["BraTS-GLI-00004-000"]
+    assert seen_before(["BraTS-GLI-00004-101", "x"], seen, description) == ["BraTS-GLI-00004-101"]
+    touch(tmp_path, "BraTS-GLI-00001-007/BraTS-GLI-00001-007-t1c.nii")
+    subjects = visits()
+    split = split_subjects(subjects, folds=3, fold=0, validation_fraction=0.2, seed=0)
+    with pytest.raises(UserError, match="BraTS-GLI-00001-007"):
+        without_references(DataConfig(unlabelled_root=tmp_path), description, subjects, split)
+
+
+def test_a_description_says_whose_visits_subjects_are(tmp_path):
+    touch(tmp_path, "anna_v_1/t1.nii", "anna_v_2/t1.nii", "ben/t1.nii")
+    mine = replace(BRATS, modalities={"t1": "{subject}/t1.nii"}, patient="{patient}_v_*")
+    assert [s.patient for s in find_subjects(tmp_path, mine)[1]] == ["anna", "anna", "ben"]
+    touch(tmp_path / "folders", "anna_b/v1/t1.nii", "anna_b/v2/t1.nii")
+    mine = replace(BRATS, modalities={"t1": "{subject}/{session}/t1.nii"})
+    subjects = find_subjects(tmp_path / "folders", mine)[1]
+    assert [(s.name, s.patient) for s in subjects] == [
+        ("anna_b_v1", "anna_b"),
+        ("anna_b_v2", "anna_b"),
+    ]
+    for wrong in ("no placeholder", "../{patient}", "{patient}" + "*?" * 9):
+        with pytest.raises(UserError, match="patient"):
+            replace(BRATS, patient=wrong)
+
+
+def brain(path, *, background=0.0, seed=0, share=0.2, modalities=("flair", "t1", "t1ce", "t2")):
+    """A subject whose brain fills some of each image, above a background."""
+    rng = np.random.default_rng([seed, 7])
+    for modality in modalities:
+        image = np.full((20, 20, 20), background, dtype=np.float32)
+        image[-round(20 * share) :] = rng.uniform(100, 900, size=(round(20 * share), 20, 20))
+        path.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), path / f"{path.name}_{modality}.nii")
+    label = nib.Nifti1Image((image > 500).astype(np.uint8), np.eye(4))
+    nib.save(label, path / f"{path.name}_seg.nii")
+
+
+def warnings_of(root, **settings):
+    description, subjects = find_subjects(root, BRATS)
+    found = check_subjects(description, subjects, workers=1, progress=False, **settings)
+    assert all(problem.warning for problem in found)
+    return {problem.file.name: problem.reason for problem in found}
+
+
+@pytest.mark.parametrize("background", [1e-5, -1e-5, -1024.0])
+def test_a_background_that_is_not_zero_is_told_even_of_every_image(tmp_path, background):
+    for number in range(3):
+        brain(tmp_path / f"s{number}", background=background, seed=number)
+    found = warnings_of(tmp_path)
+    assert len(found) == 12
+    assert all(f"{background:.3g}" in reason for reason in found.values())
+
+
+def test_a_share_of_brain_unlike_the_others_is_told(tmp_path, capsys):
+    for number in range(4):
+        brain(tmp_path / f"s{number}", seed=number, share=0.25 if number % 2 else 0.15)
+    assert warnings_of(tmp_path) == {}
+    brain(tmp_path / "skull", seed=5, share=0.9)
+    brain(tmp_path / "s1", seed=6, share=0.9, modalities=("t2",))
+    names = {*(f"skull_{name}.nii" for name in ("flair", "t1", "t1ce", "t2")), "s1_t2.nii"}
+    assert {*warnings_of(tmp_path)} == names
+    assert {*warnings_of(tmp_path, typical={"t1": 0.05})} > names
+    assert check_data.main(["--data-root", str(tmp_path), "--json", "-"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {Path(row["file"]).name for row in told["problems"]} == names
+    assert told["usable"] == 5
+
+
+@pytest.mark.parametrize("factor", [0.99999994, 1.0002])
+def test_labels_that_are_almost_whole_are_whole(tmp_path, factor):
+    stored = np.array([0, 1, 4], dtype=np.float32).reshape(3, 1, 1) * factor
+    nib.save(nib.Nifti1Image(stored, np.eye(4)), tmp_path / "seg.nii")
+    assert read_classes(ImageFile(tmp_path / "seg.nii"), BRATS).ravel().tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("value", [-3, 255, 300, 40000, 2**31 - 1])
+def test_labels_of_any_size_are_read_and_written_again(tmp_path, value):
+    mine = replace(BRATS, labels={0: 0, 1: 1, 2: 2, value: 3})
+    classes = np.array([0, 3, 1, 2], dtype=np.uint8).reshape(4, 1, 1)
+    header = nib.Nifti1Header()
+    path = tmp_path / "seg.nii.gz"
+    write_label_map(
+        path, classes, affine=np.eye(4), header=header, export_labels=mine.export_labels
+    )
+    assert np.asarray(nib.load(path).dataobj).ravel().tolist() == [0, value, 1, 2]
+    np.testing.assert_array_equal(read_classes(ImageFile(path), mine), classes)
+    with pytest.raises(UserError, match="2147483648"):
+        replace(BRATS, labels={0: 0, 1: 1, 2: 2, 2**31: 3})
+
+
+def test_a_pattern_that_is_too_wide_is_called_so(tmp_path):
+    wide = replace(
+        BRATS,
+        modalities={"t1": "{subject}/*T1w.nii", "t1ce": "{subject}/*ce-gd_T1w.nii"},
+        segmentation="{subject}/seg.nii",
+    )
+    for names in (["x_T1w", "x_ce-gd_T1w"], ["x_ce-gd_T1w"]):
+        root = tmp_path / str(len(names))
+        for name in (*names, "seg"):
+            touch(root, f"x/{name}.nii")
+            volume = np.zeros((4, 4, 4), dtype=np.uint8)
+            volume[2, 2, 1:] = (1, 2, len(name) % 5 % 3)
+            nib.save(nib.Nifti1Image(volume, np.eye(4)), root / f"x/{name}.nii")
+        _, subjects = find_subjects(root, wide)
+        (problem,) = check_subjects(wide, subjects, workers=1, progress=False)
+        assert "'{subject}/*T1w.nii', is too wide: it also fits x_ce-gd_T1w.nii" in problem.reason
+
+
+def test_bids_is_found_with_sessions_and_without(tmp_path):
+    anat = [f"sub-0{p}/ses-{s}/anat/sub-0{p}_ses-{s}" for p in (1, 2) for s in (1, 2)]
+    for stem in (*anat, "sub-03/anat/sub-03"):
+        touch(tmp_path, *(f"{stem}_{n}.nii.gz" for n in ("T1w", "ce-gd_T1w", "T2w", "FLAIR")))
+        touch(tmp_path, f"derivatives/masks/{stem}_desc-tumour_dseg.nii.gz")
+    description, subjects = find_subjects(tmp_path)
+    assert description.name == "BIDS"
+    assert [(s.name, s.patient) for s in subjects][1:4:2] == [
+        ("sub-01_ses-2", "sub-01"),
+        ("sub-02_ses-2", "sub-02"),
+    ]
+    assert all(len(s.images) == 4 and s.segmentation and not s.rivals for s in subjects)
+    assert len(subjects) == 5
+
+
+def test_raw_files_of_nnunet_are_not_taken_for_the_decathlon(tmp_path):
+    touch(
+        tmp_path, *(f"imagesTr/case_1_{n:04d}.nii.gz" for n in range(4)), "labelsTr/case_1.nii.gz"
+    )
+    with pytest.raises(UserError, match=r"case_1_000.*channel_names.*--description nnunet"):
+        find_subjects(tmp_path)
+    _, (subject,) = find_subjects(tmp_path, load_description(Path("nnunet")))
+    assert subject.name == "case_1"
+    assert subject.images["t1ce"].path.name == "case_1_0001.nii.gz"
+    assert subject.segmentation is not None

@@ -1,0 +1,183 @@
+"""Tables of results: what stands in their cells, and what names from files can do to them."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from invented_runs import scores_of
+from kdnet.errors import UserError
+from kdnet.results.stats import gains
+from kdnet.results.tables import (
+    Table,
+    case_table,
+    empty_table,
+    gain_table,
+    headline,
+    number,
+    p_value,
+    paper_table,
+    published,
+    published_table,
+    results_table,
+    subset_table,
+)
+
+NAMES = ("flair", "t1", "t1ce", "t2")
+
+
+def table(*parts):
+    return pd.concat(parts, ignore_index=True)
+
+
+def cells_of(found, name, column=0):
+    """Lines whose first cell is a name."""
+    frame = found.frame
+    return [list(line) for line in frame.to_numpy() if line[column] == name]
+
+
+def two_networks(differences, **changes):
+    base = {f"c{i}": 0.5 for i in range(len(differences))}
+    better = {f"c{i}": 0.5 + gain for i, gain in enumerate(differences)}
+    return table(scores_of("baseline", base, **changes), scores_of("student", better, **changes))
+
+
+def test_numbers_are_written_with_true_signs():
+    assert number(-0.12345) == "\N{MINUS SIGN}0.123"
+    assert number(0.5, 1, signed="+") == "+0.5"
+    assert number(-0.0001, signed="+") == "0.000"
+    assert p_value(0.0004) == "< 0.001"
+    assert p_value(math.nan) == "\N{EN DASH}"
+
+
+def test_both_conventions_spread_and_unit_stand_in_a_line():
+    scores = table(
+        scores_of("student", {"a": 0.8, "b": 0.6}, hd95_unit="voxel"),
+        scores_of(
+            "student",
+            {"c": 1.0},
+            reference_voxels=0,
+            dice_reference_present=math.nan,
+            hd95_unit="voxel",
+        ),
+    )
+    (line,) = results_table(scores, str.upper).frame.to_numpy()
+    assert line[:3].tolist() == ["STUDENT", "ET", "0.800 ± 0.200"]
+    assert line[3] == "0.800 (0.700 to 0.900)"
+    assert line[7] == "0.700 ± 0.141 (2)"
+    assert line[8].endswith("voxel")
+    assert (line[4], line[9], line[10]) == ("none", "\N{EN DASH}", "3")
+
+
+def test_spaces_and_post_processing_are_tables_of_their_own():
+    scores = two_networks([0.1] * 6)
+    scores = table(scores, scores.assign(postprocessing="on", dice=1.0))
+    on = results_table(scores, str, postprocessing="on")
+    assert "small regions removed" in on.title
+    assert {line[2] for line in on.frame.to_numpy()} == {"1.000 ± 0.000"}
+    assert results_table(scores, str, space="grid") is None
+
+
+def test_empty_regions_are_counted_by_hand():
+    scores = table(
+        scores_of("student", {"a": 1.0, "b": 0.0}, reference_voxels=0, predicted_voxels=0),
+        scores_of("student", {"b": 0.0}, reference_voxels=0, predicted_voxels=7, seed=1),
+        scores_of("student", {"e": 0.0}, reference_voxels=9, predicted_voxels=0),
+    )
+    (line,) = empty_table(scores, str).frame.to_numpy().tolist()
+    assert line == ["student", "ET", "2 of 3", "1", "1"]
+
+
+def test_gains_and_sentences_say_no_more_than_they_may():
+    better = gains(two_networks([0.1 + index / 1000 for index in range(9)]))
+    (line,) = gain_table(better, str).frame.to_numpy()
+    assert line[0] == "student \N{MINUS SIGN} baseline"
+    assert line[6] == "better"
+    (sentence,) = headline(better, str)
+    assert sentence.endswith("student is better than baseline.")
+    few = gains(two_networks([0.1, 0.2]))
+    assert "2 cases; at least 6 are needed" in gain_table(few, str).text()
+    assert headline(few, str)[0].endswith("Nothing can be concluded.")
+    assert "no difference is shown" in headline(gains(two_networks([0.1, -0.1] * 5)), str)[0]
+    assert gain_table([], str) is None
+
+
+def test_case_table_averages_seeds():
+    scores = table(scores_of("student", {"a": 0.2}), scores_of("student", {"a": 0.4}, seed=1))
+    assert case_table(scores, str).frame.to_numpy().tolist() == [["a", "0.300"]]
+
+
+def in_folds(row, values, region="ET", **changes):
+    """One case per value, three per fold."""
+    parts = [
+        scores_of(row, {f"c{index}": dice}, region, fold=index // 3, **changes)
+        for index, dice in enumerate(values)
+    ]
+    return table(*parts)
+
+
+def test_ours_over_folds_and_cases_stands_beside_the_published_numbers():
+    scores = in_folds("kdnet", [0.1, 0.2, 0.3, 0.5, 0.6, 0.7], space="grid")
+    found = paper_table("Table 1", scores, "phantoms, 2 folds")
+    over_folds, over_cases, theirs = cells_of(found, "KD-Net (GT + KL + KD)")
+    assert (
+        over_folds[1:]
+        == ["ours, over folds", "(1)", "40.00 ± 28.28"] + ["\N{EN DASH} ± \N{EN DASH}"] * 2
+    )
+    assert over_cases[1:4] == ["ours, over 6 cases", "(1)", "40.00 ± 23.66"]
+    assert theirs[1:] == [
+        "published, over folds",
+        "(2)",
+        "71.67 ± 1.22",
+        "81.45 ± 1.25",
+        "76.98 ± 1.54",
+    ]
+    assert "(1) ours: phantoms, 2 folds." in found.notes
+    assert cells_of(found, "U-HVED")[0][1] == "not run"
+    assert paper_table("Table 1", scores, "", space="native") is None
+    assert paper_table("Table 1", scores.assign(region="lesion"), "") is None
+
+
+def test_published_numbers_have_protocols_and_lie_between_zero_and_a_hundred():
+    rows = [row for rows in published()["tables"].values() for row in rows]
+    assert len(rows) == 5 + 10 + 32
+    for row in rows:
+        assert row["protocol"] in published()["protocols"]
+        for region in ("ET", "TC", "WT"):
+            mean, *sd = row[region] if isinstance(row[region], list) else [row[region]]
+            assert 0 < mean < 100
+            assert all(0 < value < 5 for value in sd)
+    note = published_table().notes[0]
+    assert "Only numbers of one protocol can be compared." in note
+
+
+def test_fifteen_subsets_and_their_mean():
+    scores = [scores_of("baseline", {"a": 0.5})]
+    subsets = [
+        list(subset.split("+"))
+        for subset in subset_table(scores[0], str, NAMES, "native").frame["modalities"][:-1]
+    ]
+    assert len(subsets) == 15
+    for index, subset in enumerate(subsets):
+        # The order within a subset is that of the network, not of the table.
+        seen = "+".join(reversed(subset))
+        scores.append(scores_of("hemis", {"a": index / 20, "b": index / 20}, modalities=seen))
+    found = subset_table(table(*scores), str, NAMES, "native").frame
+    assert found.to_numpy()[0].tolist() == ["flair", "not run", "0.00"]
+    assert found.to_numpy()[-1].tolist() == ["mean of 15", "\N{EN DASH}", "35.00"]
+    with pytest.raises(UserError, match="found adc"):
+        subset_table(scores_of("hemis", {"a": 0.5}, modalities="adc"), str, NAMES, "native")
+
+
+def test_names_are_shown_and_never_obeyed():
+    hostile = "<b>|\x1b[31m\n" + "long" * 30
+    found = Table.of(hostile, [hostile, "n"], [[hostile, "1"], [hostile, "2"]], [hostile])
+    markdown, text = found.markdown(), found.text()
+    assert "<b>" not in markdown
+    assert "\\|" in markdown
+    assert "\x1b" not in text + markdown
+    assert len([line for line in markdown.splitlines() if line.startswith("|")]) == 4
+    page = str(found.html())
+    assert "<b>" not in page
+    assert "long" * 30 in page  # nothing is cut
+    assert page.count("&lt;b&gt;") == 2  # the heading and the first line; repeats are blank

@@ -1,0 +1,329 @@
+"""Plans, their folds and folders, and what a unit keeps."""
+
+import io
+import itertools
+import json
+import os
+import threading
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from rich.console import Console
+
+from kdnet.config import parse_config
+from kdnet.data.splits import Split
+from kdnet.data.subjects import ImageFile, Subject, changed_files, file_states
+from kdnet.environment import git_revision
+from kdnet.errors import UserError
+from kdnet.evaluation.scoring import read_scores
+from kdnet.rows import Row
+from kdnet.runs.folder import Folder, UnitFolder, locked
+from kdnet.runs.networks import build, check_unseen
+from kdnet.runs.plan import Fold, Unit, deal, folds_text, load_folds, make_plan
+from kdnet.runs.preparation import prepare, rehearse_rows
+from kdnet.runs.subjects import DataSet, find_data
+from kdnet.runs.unit import launch, opened, score
+from kdnet.training.checkpoint import save_model
+from phantoms import generate_phantoms
+
+QUIET = Console(quiet=True)
+SUBJECTS = [Subject(f"case{i}", images={}, segmentation=None) for i in range(9)]
+SMALL = [
+    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--workers", "1", "--folds", "3", "--preset", "demo", "--accelerator", "cpu"),
+]
+
+
+def deal_nine(repeats=1):
+    return deal(SUBJECTS, parse_config(["--folds", "3", "--validation_fraction", "0.2"]), repeats)
+
+
+def test_every_subject_is_tested_once_in_each_repeat_and_repeats_differ():
+    folds = deal_nine(repeats=2)
+    assert [(fold.number, fold.repeat) for fold in folds] == [
+        *((0, 0), (1, 0), (2, 0)),
+        *((3, 1), (4, 1), (5, 1)),
+    ]
+    for repeat in (0, 1):
+        tested = [n for fold in folds if fold.repeat == repeat for n in fold.split.test]
+        assert sorted(tested) == [subject.name for subject in SUBJECTS]
+    assert {f.split.test for f in folds[:3]} != {f.split.test for f in folds[3:]}
+
+
+def test_written_folds_are_read_back(tmp_path):
+    folds = deal_nine(repeats=2)
+    (tmp_path / "folds.json").write_text(folds_text(folds))
+    assert load_folds(tmp_path / "folds.json", SUBJECTS) == folds
+
+
+def write_folds(tmp_path, *folds):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"folds": list(folds)}), encoding="utf-8")
+    return path
+
+
+def lists(train, validation, test, **more):
+    return {"train": train, "validation": validation, "test": test} | more
+
+
+def test_all_problems_of_case_lists_are_named_at_once(tmp_path):
+    path = write_folds(
+        tmp_path,
+        lists(["case0", "case0"], ["case1"], ["case2"]),
+        lists(["case3"], [], ["case2", "stranger"]),
+    )
+    with pytest.raises(UserError) as caught:
+        load_folds(path, SUBJECTS)
+    for said in ("more than once: case0", "fold 1: no", "stranger", "folds 0 and 1: .* case2"):
+        caught.match(said)
+
+
+def test_repeated_splits_may_test_a_subject_again(tmp_path):
+    first, second = (["case0"], ["case1"], ["case2"]), (["case1"], ["case0"], ["case2"])
+    path = write_folds(tmp_path, lists(*first), lists(*second, repeat=1))
+    assert load_folds(path, SUBJECTS)[1] == Fold(1, 1, Split(("case1",), ("case0",), ("case2",)))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"folds": []}', '{"folds": [{"train": []}]}'])
+def test_case_lists_of_another_form_are_refused(tmp_path, content):
+    (tmp_path / "mine.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="--folds_file"):
+        load_folds(tmp_path / "mine.json", SUBJECTS)
+
+
+ROWS = (
+    Row("teacher", role="teacher"),
+    Row("student", recipe="distilled", teacher="teacher", options={"latent_weight": 0.0}),
+)
+
+
+def plan_nine(*options, rows=ROWS, **seeds):
+    config = parse_config([*SMALL, *options])
+    data = DataSet(find_data(config, QUIET).description, {one.name: one for one in SUBJECTS})
+    return make_plan("crossval", "x", config, rows, deal_nine(), data, **seeds)
+
+
+def test_units_are_rows_times_seeds_times_folds_with_teachers_first():
+    plan = plan_nine(seeds=(0, 7))
+    assert [unit.name for unit in plan.units()] == [
+        f"{row}/fold{fold}-seed{seed}"
+        for row, seed, fold in itertools.product(("teacher", "student"), (0, 7), (0, 1, 2))
+    ]
+    assert plan.find("student/fold1-seed7") == plan.find(10)
+    (teacher,) = plan.teachers_of(plan.find(10))
+    assert teacher.name == "teacher/fold1-seed7"
+    config = plan.configure(plan.find(10))
+    assert (config.data.fold, config.training.seed, config.objective.latent_weight) == (1, 7, 0.0)
+
+
+def test_a_teacher_of_another_seed_teaches_where_there_is_none_of_its_own():
+    plan = plan_nine(own_seeds={"teacher": (3,), "student": (3, 4)})
+    (teacher,) = plan.teachers_of(plan.find("student/fold0-seed4"))
+    assert teacher.seed == 3
+
+
+def test_teachers_without_a_part_have_the_seeds_of_the_whole_one():
+    plan = plan_nine(
+        "--out_of_fold", "2", "--latent_weight", "0", own_seeds={"teacher": (3,), "student": (3, 4)}
+    )
+    student = plan.find("student/fold0-seed4")
+    taught = plan.teachers_of(student)
+    assert len(taught) == 2
+    assert {unit.seed for unit in taught} == {3}
+    assert plan.with_teachers([student]) == [*taught, student]
+
+
+def test_more_labels_than_there_are_are_refused_before_anything_is_written():
+    with pytest.raises(UserError, match="7"):
+        plan_nine(rows=(Row("few", options={"labelled": 7}),))
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    """Three subjects; the student sees t1 and flair; a row for any subset of all modalities."""
+    folder = tmp_path_factory.mktemp("runs")
+    subjects = generate_phantoms(folder / "data", subjects=3, seed=0, size=16, progress=False)
+    flags = ["--data-root", str(subjects), "--out", str(folder / "run")]
+    config = parse_config([*flags, *SMALL, "--student_modalities", "t1,flair"])
+    data = find_data(config, QUIET)
+    options = {"backbone": "hemis", "backbone_arguments": {"channels": [2, 4]}}
+    rows = (
+        *ROWS,
+        Row("any", recipe="missing_modality", role="teacher", options=options),
+    )
+    folds = deal(data.foldable, config)[:1]
+    plan = make_plan("crossval", "x", config, rows, folds, data)
+    return prepare(rehearse_rows(plan, plan.units(), QUIET), plan.units(), QUIET)
+
+
+def open_unit(plan, name):
+    unit = plan.find(f"{name}/fold0-seed0")
+    return opened(plan, unit, launch(plan.configure(unit)), QUIET)
+
+
+def label_map(folder):
+    (path,) = folder.predictions.glob("*_seg.nii.gz")
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_a_network_for_any_subset_is_scored_on_all_and_shown_with_the_students_view(plan):
+    with open_unit(plan, "any") as experiment:
+        metadata = experiment.metadata()
+        assert metadata.any_subset
+        torch.manual_seed(0)
+        save_model(experiment.folder.model, build(metadata), metadata)
+        score(experiment, subsets=True)
+    scores, subsets = (
+        read_scores(path) for path in (experiment.folder.scores, experiment.folder.subsets)
+    )
+    assert {*scores["row"]} == {"any"}
+    assert {*scores["modalities"]} == {"t1+flair"}
+    assert subsets["modalities"].nunique() == 15
+    assert {*scores["postprocessing"]} == {"on", "off"}
+    assert label_map(experiment.folder).shape == (16, 16, 16)
+
+
+def test_a_student_has_seen_what_all_its_teachers_have_seen(plan):
+    with open_unit(plan, "teacher") as experiment:
+        own = (*experiment.split.train, *experiment.split.validation)
+        taught = replace(experiment.metadata(), seen_cases=(own[0], "Elsewhere"))
+        save_model(experiment.folder.model, build(taught), taught)
+    with open_unit(plan, "student") as experiment:
+        assert experiment.metadata().seen_cases == (*own, "Elsewhere")
+
+
+def test_a_network_that_has_seen_a_held_out_subject_is_refused(plan, tmp_path):
+    with open_unit(plan, "teacher") as experiment:
+        metadata = experiment.metadata()
+    check_unseen(tmp_path, metadata, {0: experiment.split})
+    with pytest.raises(UserError, match="1 subjects of the held-out fold 4"):
+        check_unseen(tmp_path, metadata, {4: Split((), (), metadata.seen_cases[:1])})
+
+
+EXPERIMENT = {
+    "config": {"epochs": 2},
+    "objective": "L",
+    "sources": {"a": "1", "b": "2"},
+    "row": {"role": "student"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"config": {"epochs": 3}}, "epochs: 2 there, 3 now"),
+        ({"objective": "M"}, "objective: 'L' there, 'M' now"),
+        ({"sources": {"a": "1", "b": "3"}}, "changed since then: b"),
+        ({"row": {"role": "teacher"}}, "role: 'student' there"),
+    ],
+)
+def test_another_experiment_in_a_units_folder_is_refused_with_what_differs(
+    tmp_path, changed, named
+):
+    folder = UnitFolder(tmp_path)
+    folder.check_experiment(EXPERIMENT)
+    folder.write_record({"experiment": EXPERIMENT})
+    folder.check_experiment(EXPERIMENT)
+    with pytest.raises(UserError, match=named):
+        folder.check_experiment(EXPERIMENT | changed)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seconds": 5}', '{"experiment": []}'])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "unit.json").write_text(content)
+    with pytest.raises(UserError, match=r"unit\.json is damaged"):
+        UnitFolder(tmp_path).check_experiment(EXPERIMENT)
+
+
+@pytest.fixture
+def subject(tmp_path):
+    files = [tmp_path / name for name in ("t1.nii", "seg.nii")]
+    for file in files:
+        file.write_bytes(b"1234")
+    return Subject("a", {"t1": ImageFile(files[0])}, ImageFile(files[1]))
+
+
+@pytest.fixture
+def begun(plan, tmp_path, subject):
+    """A folder that began with the files of a subject, and a check of what they are now."""
+    folder = Folder(tmp_path / "run")
+    folder.begin(plan.config, plan.data.description)
+    folder.folds.write_text(folds_text(plan.folds))
+    folder.write_states(file_states([subject]))
+
+    def check():
+        states = file_states([subject])
+        folder.check_unchanged(plan.data.description, folds_text(plan.folds), states)
+
+    return folder, check
+
+
+def test_the_same_files_go_on_and_those_of_another_size_or_time_are_named(begun, subject):
+    folder, check = begun
+    check()
+    path = subject.segmentation.path
+    status = path.stat()
+    path.write_bytes(b"12345")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match=r"1 files .* changed .*: \S+seg\.nii"):
+        check()
+    os.utime(subject.images["t1"].path, ns=(1, 1))
+    with pytest.raises(UserError, match=r"2 files .*remove \S+files\.json to go on"):
+        check()
+    folder.states.unlink()
+    check()
+
+
+def test_files_that_are_gone_or_new_are_named(begun, subject):
+    before = file_states([subject])
+    fresh = file_states([replace(subject, segmentation=None)])
+    gone = [str(subject.segmentation.path)]
+    assert changed_files(before, fresh) == changed_files(fresh, before) == gone
+    subject.images["t1"].path.unlink()
+    with pytest.raises(UserError, match=r"t1\.nii"):
+        begun[1]()
+
+
+def test_a_folder_that_cannot_be_made_is_named(plan, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Folder(tmp_path / "file" / "run").begin(plan.config, plan.data.description)
+
+
+def test_a_run_records_versions_and_seed(plan):
+    content = json.loads((plan.root / "environment.json").read_text())
+    assert content["versions"]["torch"]
+    assert content["seed"] == 0
+
+
+def test_without_git_there_is_no_revision(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert git_revision() is None
+
+
+def test_a_lock_is_waited_for_and_the_user_is_told(tmp_path):
+    said, held = io.StringIO(), threading.Event()
+
+    def hold():
+        with FileLock(tmp_path / ".lock"):
+            held.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    with locked(tmp_path / ".lock", "kdnet is trained", Console(file=said, width=200)):
+        other.join(timeout=5)
+        assert not other.is_alive()
+    assert "kdnet is trained by another process" in said.getvalue()
+
+
+def test_a_unit_is_named_by_its_folder(plan):
+    unit = plan.units()[0]
+    assert unit == Unit(plan.rows[0], plan.folds[0], 0)
+    assert plan.folder(unit).root == plan.root / "units" / unit.name
