@@ -20,6 +20,7 @@ from kdnet.command import exit_status
 from kdnet.config import DataConfig, TrainingConfig
 from kdnet.data.loading import build_loader, map_parallel
 from kdnet.errors import ExhaustedError, explain, explained
+from kdnet.runs import pool
 from kdnet.training.checkpoint import load_state
 
 

@@ -239,8 +239,6 @@ class TrainingConfig:
             The paper leaves it open.
         validation_loss: "objective", what the network is trained on, or "ground_truth", the
             L_GT part alone, which is the same for teacher and baseline. The paper leaves it open.
-        logger: Where the curves go: "tensorboard", "csv", or "wandb" and "mlflow", which need their
-            package and lightning. history.csv is written beside all of them.
         precision: Precision of the trainings; 16-mixed needs a GPU. It changes the numbers, so it
             is never chosen by a clock: train.py --benchmark measures and recommends.
         memory_format: Layout of images and weights.
