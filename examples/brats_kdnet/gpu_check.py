@@ -165,10 +165,10 @@ def write_labels(source: Path, target: Path) -> None:
     import nibabel as nib  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    image = nib.load(source)
+    image: Any = nib.load(source)
     labels = np.asarray(image.dataobj).astype(np.uint8)
     labels[labels == 4] = 3
-    nib.save(nib.Nifti1Image(labels, image.affine), target)
+    nib.save(image.__class__(labels, image.affine), target)
 
 
 def study(out: Path, flags: list[str]) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
                 previous[number] = signal.signal(number, handler)
         yield
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)  # type: ignore[arg-type]
+        for handled, before in previous.items():
+            signal.signal(handled, before)  # type: ignore[arg-type]
 
 
 def leave_with_parent() -> None:

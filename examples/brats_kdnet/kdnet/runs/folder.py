@@ -253,9 +253,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     found = []
     for part in sorted(before.keys() | now.keys()):
         then, here = before.get(part), now.get(part)
-        if part == "sources" and isinstance(then, dict) and then != here:
+        if part == "sources" and isinstance(then, dict) and isinstance(here, dict):
             changed = [name for name in {**then, **here} if then.get(name) != here.get(name)]
-            found.append(f"  changed since then: {', '.join(changed)}")
+            found += [f"  changed since then: {', '.join(changed)}"] * bool(changed)
         elif isinstance(then, dict) and isinstance(here, dict):
             found += _changed_options(then, here)
         elif then != here:
