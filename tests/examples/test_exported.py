@@ -8,6 +8,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +22,7 @@ from kdnet.data.phantom_images import make_phantom
 from kdnet.errors import UserError
 from kdnet.exported import TOLERANCE, export, open_model
 from kdnet.models import build_network
-from kdnet.training.checkpoint import ModelMetadata, save_model
+from kdnet.training.checkpoint import ModelMetadata, save_model, save_weights
 
 DESCRIBED = load_description("brats2021").to_dict()
 NETWORK = {"channels": [4, 8], "skip_connections": 1}
@@ -178,7 +180,8 @@ def test_metadata_that_contradict_the_weights_or_themselves_are_refused(
     trained, copied, changes, message
 ):
     path = copied(".safetensors")
-    save_file(load_file(path), path, metadata=contradicting(trained, **changes))
+    strings = contradicting(trained, **changes)
+    save_weights(path, load_file(path), SimpleNamespace(to_strings=lambda: strings))
     with pytest.raises(UserError, match=rf"(?s)student\.safetensors.*{message}"):
         open_model(path)
 

@@ -349,7 +349,7 @@ def test_foreign_model_file_is_refused(tmp_path, capsys):
     image = write_image(tmp_path / "x.nii")
     model = tmp_path / "model.safetensors"
     assert run("--model", model, "--input", image, "--out", tmp_path / "out") == 2
-    assert "not a model of this application" in capsys.readouterr().err
+    assert "no file of this application" in capsys.readouterr().err
 
 
 def test_out_that_is_a_file_is_refused(model, tmp_path, capsys):

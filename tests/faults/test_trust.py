@@ -4,6 +4,8 @@ import json
 import sys
 from dataclasses import replace
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -180,8 +182,13 @@ def test_a_configuration_vouches_for_what_it_names_itself():
 
 
 def written_over(path, **strings):
-    described = metadata().to_strings() | {k: json.dumps(v) for k, v in strings.items()}
-    save_file(load_file(path), path, metadata=described)
+    return described_as(path, {key: json.dumps(value) for key, value in strings.items()})
+
+
+def described_as(path, strings):
+    """Whoever writes other metadata writes their digests, too."""
+    every = metadata().to_strings() | strings
+    save_weights(path, load_file(path), SimpleNamespace(to_strings=lambda: every))
     return path
 
 
@@ -230,7 +237,6 @@ def test_a_larger_volume_can_be_allowed(hostile, monkeypatch):
 def test_deep_nesting_is_told(hostile):
     write, _ = hostile
     path = write("kdnet")
-    strings = metadata().to_strings() | {"backbone_arguments": "[" * 100_000}
-    save_file(load_file(path), path, metadata=strings)
+    described_as(path, {"backbone_arguments": "[" * 100_000})
     with pytest.raises(UserError, match="its metadata are damaged"):
         load_model(path)
