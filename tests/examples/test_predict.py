@@ -377,7 +377,7 @@ def test_files_that_fit_no_subject_are_named(model, tmp_path, capsys):
 
 def test_memory_that_runs_out_ends_with_a_message(tmp_path, model, monkeypatch, capsys):
     def full(*_: object, **__: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        raise MemoryError("can't allocate memory")
 
     monkeypatch.setattr("predict.predict_finite", full)
     image = write_image(tmp_path / "one_t1ce.nii.gz")

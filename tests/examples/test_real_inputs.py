@@ -7,20 +7,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from rich.console import Console
 
 import check_data
-from kdnet.config import DataConfig
+from kdnet.config import Config, DataConfig, TrainingConfig, parse_config
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import load_description
 from kdnet.data.preprocessing import read_classes
-from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
+from kdnet.data.splits import Split, seen_before, share_labels
 from kdnet.data.subjects import ImageFile, Subject, find_subjects, patient_of
 from kdnet.errors import UserError
-from kdnet.evaluation.label_maps import write_label_map
-from kdnet.runs.folds import deal, load_folds, save_folds
-from kdnet.runs.splits import without_references
+from kdnet.evaluation.inference import write_label_map
+from kdnet.runs.plan import deal, folds_text, load_folds
+from kdnet.runs.subjects import find_data
 
 BRATS = load_description(Path("brats2021"))
+THIRDS = Config(data=DataConfig(folds=3, validation_fraction=0.3), training=TrainingConfig(seed=1))
 
 
 def touch(root, *names):
@@ -43,7 +45,7 @@ def patients(names):
 def test_visits_of_a_patient_stay_in_one_part(form):
     subjects = visits(form)
     tested = []
-    for fold in deal(subjects, folds=3, repeats=1, validation_fraction=0.3, seed=1):
+    for fold in deal(subjects, THIRDS):
         split = fold.split
         parts = [patients(part) for part in (split.train, split.validation, split.test)]
         assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
@@ -60,8 +62,8 @@ def test_visits_of_a_patient_stay_in_one_part(form):
 
 def test_files_of_case_lists_keep_a_patient_in_one_part(tmp_path):
     subjects = visits()
-    folds = deal(subjects, folds=3, repeats=1, validation_fraction=0.3, seed=1)
-    save_folds(tmp_path / "folds.json", folds)
+    folds = deal(subjects, THIRDS)
+    (tmp_path / "folds.json").write_text(folds_text(folds))
     assert load_folds(tmp_path / "folds.json", subjects) == folds
     twice = [subject.name for subject in subjects if patient_of(subject.name).endswith("1")]
     lists = {"train": twice[:1], "validation": ["BraTS-GLI-00000-000"], "test": twice[1:]}
@@ -77,11 +79,11 @@ def test_another_visit_of_a_test_patient_neither_teaches_nor_is_taught_without_l
     description = load_description(Path("brats2023"))
     seen = ["BraTS-GLI-00004-000"]
     assert seen_before(["BraTS-GLI-00004-101", "x"], seen, description) == ["BraTS-GLI-00004-101"]
-    touch(tmp_path, "BraTS-GLI-00001-007/BraTS-GLI-00001-007-t1c.nii")
-    subjects = visits()
-    split = split_subjects(subjects, folds=3, fold=0, validation_fraction=0.2, seed=0)
+    for root, name in (("mine", "BraTS-GLI-00001-000"), ("more", "BraTS-GLI-00001-007")):
+        touch(tmp_path / root, *(f"{name}/{name}-{m}.nii" for m in ("t1c", "t1n", "t2w", "t2f")))
+    roots = ["--data-root", str(tmp_path / "mine"), "--unlabelled_root", str(tmp_path / "more")]
     with pytest.raises(UserError, match="BraTS-GLI-00001-007"):
-        without_references(DataConfig(unlabelled_root=tmp_path), description, subjects, split)
+        find_data(parse_config(roots), Console(quiet=True))
 
 
 def test_a_description_says_whose_visits_subjects_are(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faulty_training import case, train
-from kdnet.data.loading import MappedSamples, prepare
+from kdnet.data.loading import prepare
 from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError
@@ -73,17 +73,15 @@ def test_a_model_file_is_refused(tmp_path, trap, write):
 
 
 @HOSTILE
-@pytest.mark.parametrize("mapped", [False, True])
-def test_a_prepared_subject_is_refused(tmp_path, trap, write, mapped):
+def test_a_prepared_subject_is_refused(tmp_path, trap, write):
     root = generate_phantoms(tmp_path / "p", subjects=1, seed=0, size=16, progress=False)
     description, subjects = find_subjects(root)
     preprocessing = Preprocessing(description, ("t1",), None, (6, 6, 6))
     prepared = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)
     file = prepared.file(subjects[0])
     write(file)
-    samples = MappedSamples(prepared) if mapped else prepared
     with pytest.raises(UserError, match=r"is damaged .*Remove it"):
-        samples[0]
+        prepared[0]
     # What is no archive at all is made again when the next run begins.
     if write is not in_torch:
         again = prepare(subjects, preprocessing, tmp_path / "cache", 1, progress=False)

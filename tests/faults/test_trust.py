@@ -3,12 +3,11 @@
 import json
 import sys
 from dataclasses import replace
-
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import predict
 import train
