@@ -43,9 +43,7 @@ WRITERS = {
     ("figures.py", "_inline"): "into memory",
     ("figures.py", "save"): "into memory",
     ("check_data.py", "check_data"): "into memory",
-    ("rows.py", "write_rows"): "into memory",
     ("stats.py", "_paired"): "other names of columns",
-    ("check_data.py", "_as_csv"): "into memory",
 }
 
 

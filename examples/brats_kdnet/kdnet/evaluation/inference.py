@@ -90,7 +90,9 @@ def write_label_map(
     note: str = "",
 ) -> None:
     """Write class indices as a NIfTI label map that lies on the original image."""
-    dtype = np.uint8 if max(export_labels.values()) < 256 else np.int16
+    low, high = min(export_labels.values()), max(export_labels.values())
+    limits = [(kind, np.iinfo(kind)) for kind in (np.uint8, np.int16, np.int32)]
+    dtype = next(kind for kind, own in limits if own.min <= low and high <= own.max)
     table = np.zeros(max(export_labels) + 1, dtype=dtype)
     for index, value in export_labels.items():
         table[index] = value
