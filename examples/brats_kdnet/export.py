@@ -1,6 +1,8 @@
 """Write a trained network in another format.
 
-    python export.py --model runs/demo/student/model.safetensors --out student.onnx
+    python export.py --model MODEL --out student.onnx
+
+MODEL is a model.safetensors of a run, such as that below runs/demo/units/student/.
 
 The ending names the format: .safetensors, .pt2 (torch.export), or .onnx (compared with torch in
 onnxruntime). predict.py runs each.

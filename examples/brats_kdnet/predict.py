@@ -1,6 +1,6 @@
 """Segment images with a trained network: no teacher, no reference segmentation needed.
 
-    python predict.py --model runs/demo/student/model.safetensors --input case_t1ce.nii.gz --out DIR
+    python predict.py --model MODEL --input case_t1ce.nii.gz --out DIR
     python predict.py --model MODEL --input FOLDER --out DIR
     python predict.py --model MODEL --input t1ce=a.nii.gz --input flair=b.nii.gz --out DIR
     python predict.py --model HEMIS --input FOLDER --modalities t1ce --out DIR

@@ -8,11 +8,11 @@ from kdnet.config import ObjectiveConfig
 from kdnet.errors import UserError
 from kdnet.models import UHVED, GatedFusionNet, HeMIS, KDNet, MultiResUNet, build_network
 from kdnet.models.synthesis import SynthesisNetwork
-from kdnet.recipes import Setting, recipe_of
+from kdnet.recipes import Setting, objectives, recipe_of
 from kdnet.recipes.comparators import privileged_modalities
 from kdnet.recipes.objectives import head_of
 from kdnet.rows import Row
-from privdistill import DistillationWrapper, GroundTruth
+from privdistill import DistillationWrapper, GroundTruth, HintonKL
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 WIDTHS = (4, 8)
@@ -95,6 +95,13 @@ def test_every_objective_has_the_reference_of_all_rows(name):
     terms = [term for _, term in found.objective.named_terms.values()]
     (reference,) = [term for term in terms if isinstance(term, GroundTruth)]
     assert (reference.include_background, reference.smoothing) == (False, 1.0)
+
+
+def test_another_supervised_loss_of_an_objective_stays(monkeypatch):
+    criterion = nn.CrossEntropyLoss()
+    monkeypatch.setitem(objectives._PRESETS, "xie", lambda: HintonKL() + GroundTruth(criterion))
+    found = distilled(objective="xie").objective
+    assert found.named_terms["ground_truth"][1].loss is criterion
 
 
 def test_constants_are_those_of_the_library():

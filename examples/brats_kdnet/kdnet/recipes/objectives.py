@@ -75,7 +75,7 @@ def objective_of(setting: Setting) -> Objective:
 def _adjusted(term: Term, setting: Setting) -> Term:
     """The same term with the Dice and cross-entropy of all rows, and with lone subjects."""
     options = setting.options
-    if isinstance(term, GroundTruth):
+    if isinstance(term, GroundTruth) and term.loss is None:
         return ground_truth(options)
     if isinstance(term, SoftTargetDiceBCE):
         return SoftTargetDiceBCE(
