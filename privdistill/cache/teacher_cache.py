@@ -149,7 +149,8 @@ class TeacherCache:
             served = self._joined(found, view.device)
             # What changes a teacher need not show in its weights.
             if self._served[teacher] % _EVERY == 0:
-                _check_agreement(served, run())
+                now = {name: self._narrowed(value) for name, value in run().items()}
+                _check_agreement(served, now)
             self._served[teacher] += 1
             return served
         self._statistics.misses += len(keys)
@@ -164,7 +165,9 @@ class TeacherCache:
 
     def _kept(self, value: Tensor, index: int) -> Tensor:
         # A copy: a slice would keep the whole batch, and the user may change its numbers.
-        value = value[index : index + 1].detach().to("cpu", copy=True)
+        return self._narrowed(value[index : index + 1].detach().to("cpu", copy=True))
+
+    def _narrowed(self, value: Tensor) -> Tensor:
         wide = value.dtype in (torch.float32, torch.float64)
         return value.clamp(-65504, 65504).half() if wide and self.storage == "half" else value
 
