@@ -77,7 +77,8 @@ class TeacherCache:
             without a limit, entries of other teachers go from a folder after two weeks.
 
     Raises:
-        CacheError: If the folder cannot be made, or an option has no meaning.
+        CacheError: If the folder cannot be made, a store lacks a method, or an option has no
+            meaning.
 
     Example:
         >>> from torch import nn
@@ -104,6 +105,12 @@ class TeacherCache:
             raise CacheError(f"TeacherCache: `storage` is {self.storage!r}; give 'full' or 'half'.")
         if self.store is not None and (self.folder, self.max_bytes) != (None, None):
             raise CacheError("TeacherCache: a `store` has its own `folder` and `max_bytes`.")
+        missing = [name for name in ("get", "put", "bytes") if not hasattr(self.store, name)]
+        if self.store is not None and missing:
+            raise CacheError(
+                f"TeacherCache: the `store`, a {type(self.store).__name__}, has no "
+                f"{' and no '.join(missing)}; expected an object with the methods of CacheStore."
+            )
         self._store: CacheStore = MemoryStore(self.max_bytes)
         if self.store is not None:
             self._store = self.store

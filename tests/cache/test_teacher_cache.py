@@ -205,6 +205,11 @@ def test_a_pickled_cache_opens_its_folder_again(tmp_path):
     assert counts(loaded) == (2, 2)
 
 
+def test_a_store_that_lacks_a_method_is_refused():
+    with pytest.raises(CacheError, match="a dict, has no put and no bytes"):
+        TeacherCache(store={})
+
+
 def test_a_printed_cache_shows_its_options(tmp_path):
     cache = TeacherCache(tmp_path, version="v2", storage="half", max_bytes=99)
     assert all(part in repr(cache) for part in (str(tmp_path), "v2", "half", "99"))
