@@ -212,6 +212,12 @@ class DistillationWrapper(nn.Module):
                 "The teacher of a wrapper is fixed when the wrapper is built, as are its taps and "
                 "adapters. Build another wrapper with the other teacher and this one's student."
             )
+        # Until the sides are there, it is the wrapper that is being built.
+        if name == "cache" and "_sides" in self.__dict__:
+            raise LifecycleError(
+                "The cache of a wrapper is fixed when the wrapper is built: pass cache= then. In a "
+                "step without `key` it is not asked."
+            )
         super().__setattr__(name, value)
         if name == "student" and getattr(self, "_sides", None):
             self._sides[0].run = value
