@@ -16,7 +16,7 @@ from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import Image, InputViews, as_views, plain, view_of
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective, Term, as_objective
-from privdistill.losses.options import check, one_of
+from privdistill.losses.options import check, listed, one_of
 from privdistill.sides import heads
 from privdistill.sides.build import attach, channels_of, give_back, try_out
 from privdistill.sides.cached import CachedSide, asked_of, check_cache
@@ -137,7 +137,7 @@ class DistillationWrapper(nn.Module):
         self.activation: Activation = activation
         self.validate = validate
         self.inputs = as_views(inputs)
-        self.head_weights = head_weights
+        self.head_weights = None if head_weights is None else listed(head_weights)
         networks = networks_of(teacher, student)
         self.cache = check_cache(cache, teacher, networks)
         check_networks(student, networks)
@@ -181,7 +181,7 @@ class DistillationWrapper(nn.Module):
         try:
             self._head_sizes = try_out(
                 self._sides, views, self._pairing, wanted,
-                activation=activation, weights=head_weights, shares=self._shares,
+                activation=activation, weights=self.head_weights, shares=self._shares,
             )  # fmt: skip
             if start == "teacher":
                 # Last, as it is the one thing that closing could not take back.
