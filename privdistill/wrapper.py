@@ -13,7 +13,7 @@ from privdistill import parallel
 from privdistill.cache import TeacherCache
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.inherit import Inheritance, inherit
-from privdistill.inputs import Image, InputViews, as_views, plain, view_of
+from privdistill.inputs import Image, InputViews, Presence, as_views, plain, view_of
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective, Term, as_objective
 from privdistill.losses.options import check, listed, one_of
@@ -238,10 +238,10 @@ class DistillationWrapper(nn.Module):
         image: Image,
         target: Tensor | None = None,
         *,
-        present: Tensor | None = None,
-        labelled: Tensor | None = None,
-        sample_weights: Tensor | None = None,
-        teacher_weights: Tensor | None = None,
+        present: Presence | None = None,
+        labelled: Tensor | Sequence[bool] | None = None,
+        sample_weights: Tensor | Sequence[float] | None = None,
+        teacher_weights: Tensor | Sequence[Sequence[float]] | None = None,
         key: Sequence[str] | None = None,
         advance: bool = True,
     ) -> Output:
@@ -300,6 +300,7 @@ class DistillationWrapper(nn.Module):
             parallel.check_synchronised(self.student, _beside_the_student(self))
         training = self.training and torch.is_grad_enabled()
         checks = self.validate == "always" or self._unchecked
+        labelled, sample_weights = _tensor(labelled), _tensor(sample_weights)
         if target is None:
             free = self.validate != "never" and labelled is not None and labelled.is_cpu
             _check_unlabelled(self.objective, labelled, checks=checks or free)
@@ -314,7 +315,8 @@ class DistillationWrapper(nn.Module):
         pairs = self._pairing(answer.features, of_teacher.features)
         shares: Sequence[float | Tensor] = self._shares
         if teacher_weights is not None:
-            shares = teacher_shares(teacher_weights, len(shares), view, check=checks)
+            given = torch.as_tensor(teacher_weights)
+            shares = teacher_shares(given, len(shares), view, check=checks)
         common = {
             "image": view,
             "taps": pairs,
@@ -340,7 +342,7 @@ class DistillationWrapper(nn.Module):
         return out
 
     def teacher_outputs(
-        self, image: Image, *, key: Sequence[str] | None = None, present: Tensor | None = None
+        self, image: Image, *, key: Sequence[str] | None = None, present: Presence | None = None
     ) -> Answer:
         """Return what the teachers say of an input, from the cache where it is known.
 
@@ -368,7 +370,7 @@ class DistillationWrapper(nn.Module):
             return self._teacher(view)
         return self._cached(view, key)
 
-    def predict(self, image: Image, *, present: Tensor | None = None) -> Tensor:
+    def predict(self, image: Image, *, present: Presence | None = None) -> Tensor:
         """Run the student alone, in eval mode.
 
         Works without the teacher and after `close()`; follows the caller's grad mode; training
@@ -469,6 +471,10 @@ class DistillationWrapper(nn.Module):
         lines += tap_lines(self.taps, self._sides, self._pairing)
         lines += [f"  cache: {self.cache!r}, {self.cache.statistics}"] if self.cache else []
         return "\n".join(lines)
+
+
+def _tensor(values: Any) -> Tensor | None:
+    return None if values is None else torch.as_tensor(values)
 
 
 def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:
