@@ -351,6 +351,7 @@ def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor,
     if not isinstance(target, Tensor):
         return None
     if labelled is not None:
+        labelled = torch.as_tensor(labelled)
         logits, target = logits[labelled.to(logits.device)], target[labelled.to(target.device)]
     axes, target = logits.ndim - 2, target.to(logits.device)
     # Under deep supervision, or a coarse network, the reference is what counts.

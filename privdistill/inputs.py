@@ -12,6 +12,8 @@ from privdistill.exceptions import ModalityError
 from privdistill.sides.restored import restored
 
 Image = Tensor | Mapping[str, Tensor]
+#: Which modalities each sample has, `(B, modalities)`.
+Presence = Tensor | Sequence[Sequence[bool]]
 
 
 class InputViews(Protocol):
@@ -248,7 +250,7 @@ def as_views(inputs: InputViews | None) -> InputViews:
 
 
 def view_of(
-    inputs: Any, kind: str, image: Image, present: Tensor | None = None, *, training: bool = False
+    inputs: Any, kind: str, image: Image, present: Presence | None = None, *, training: bool = False
 ) -> Tensor:
     """Return what one network, the "student" or the "teacher", is given of an input.
 
@@ -264,7 +266,7 @@ def view_of(
     if training and named:
         view = inputs.for_training
     # Views of the user's own need know neither of masks nor of tensors with metadata.
-    found: Tensor = view(image) if present is None else view(image, present)
+    found: Tensor = view(image) if present is None else view(image, torch.as_tensor(present))
     return found if named else plain(found)
 
 

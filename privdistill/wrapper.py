@@ -13,10 +13,10 @@ from privdistill import parallel
 from privdistill.cache import TeacherCache
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.inherit import Inheritance, inherit
-from privdistill.inputs import Image, InputViews, as_views, plain, view_of
+from privdistill.inputs import Image, InputViews, Presence, as_views, plain, view_of
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective, Term, as_objective
-from privdistill.losses.options import check, one_of
+from privdistill.losses.options import check, listed, one_of
 from privdistill.sides import heads
 from privdistill.sides.build import attach, channels_of, give_back, try_out
 from privdistill.sides.cached import CachedSide, asked_of, check_cache
@@ -137,7 +137,7 @@ class DistillationWrapper(nn.Module):
         self.activation: Activation = activation
         self.validate = validate
         self.inputs = as_views(inputs)
-        self.head_weights = head_weights
+        self.head_weights = None if head_weights is None else listed(head_weights)
         networks = networks_of(teacher, student)
         self.cache = check_cache(cache, teacher, networks)
         check_networks(student, networks)
@@ -181,7 +181,7 @@ class DistillationWrapper(nn.Module):
         try:
             self._head_sizes = try_out(
                 self._sides, views, self._pairing, wanted,
-                activation=activation, weights=head_weights, shares=self._shares,
+                activation=activation, weights=self.head_weights, shares=self._shares,
             )  # fmt: skip
             if start == "teacher":
                 # Last, as it is the one thing that closing could not take back.
@@ -212,6 +212,12 @@ class DistillationWrapper(nn.Module):
                 "The teacher of a wrapper is fixed when the wrapper is built, as are its taps and "
                 "adapters. Build another wrapper with the other teacher and this one's student."
             )
+        # Until the sides are there, it is the wrapper that is being built.
+        if name == "cache" and "_sides" in self.__dict__:
+            raise LifecycleError(
+                "The cache of a wrapper is fixed when the wrapper is built: pass cache= then. In a "
+                "step without `key` it is not asked."
+            )
         super().__setattr__(name, value)
         if name == "student" and getattr(self, "_sides", None):
             self._sides[0].run = value
@@ -232,10 +238,10 @@ class DistillationWrapper(nn.Module):
         image: Image,
         target: Tensor | None = None,
         *,
-        present: Tensor | None = None,
-        labelled: Tensor | None = None,
-        sample_weights: Tensor | None = None,
-        teacher_weights: Tensor | None = None,
+        present: Presence | None = None,
+        labelled: Tensor | Sequence[bool] | None = None,
+        sample_weights: Tensor | Sequence[float] | None = None,
+        teacher_weights: Tensor | Sequence[Sequence[float]] | None = None,
         key: Sequence[str] | None = None,
         advance: bool = True,
     ) -> Output:
@@ -294,6 +300,7 @@ class DistillationWrapper(nn.Module):
             parallel.check_synchronised(self.student, _beside_the_student(self))
         training = self.training and torch.is_grad_enabled()
         checks = self.validate == "always" or self._unchecked
+        labelled, sample_weights = _tensor(labelled), _tensor(sample_weights)
         if target is None:
             free = self.validate != "never" and labelled is not None and labelled.is_cpu
             _check_unlabelled(self.objective, labelled, checks=checks or free)
@@ -308,7 +315,8 @@ class DistillationWrapper(nn.Module):
         pairs = self._pairing(answer.features, of_teacher.features)
         shares: Sequence[float | Tensor] = self._shares
         if teacher_weights is not None:
-            shares = teacher_shares(teacher_weights, len(shares), view, check=checks)
+            given = torch.as_tensor(teacher_weights)
+            shares = teacher_shares(given, len(shares), view, check=checks)
         common = {
             "image": view,
             "taps": pairs,
@@ -334,7 +342,7 @@ class DistillationWrapper(nn.Module):
         return out
 
     def teacher_outputs(
-        self, image: Image, *, key: Sequence[str] | None = None, present: Tensor | None = None
+        self, image: Image, *, key: Sequence[str] | None = None, present: Presence | None = None
     ) -> Answer:
         """Return what the teachers say of an input, from the cache where it is known.
 
@@ -362,7 +370,7 @@ class DistillationWrapper(nn.Module):
             return self._teacher(view)
         return self._cached(view, key)
 
-    def predict(self, image: Image, *, present: Tensor | None = None) -> Tensor:
+    def predict(self, image: Image, *, present: Presence | None = None) -> Tensor:
         """Run the student alone, in eval mode.
 
         Works without the teacher and after `close()`; follows the caller's grad mode; training
@@ -463,6 +471,10 @@ class DistillationWrapper(nn.Module):
         lines += tap_lines(self.taps, self._sides, self._pairing)
         lines += [f"  cache: {self.cache!r}, {self.cache.statistics}"] if self.cache else []
         return "\n".join(lines)
+
+
+def _tensor(values: Any) -> Tensor | None:
+    return None if values is None else torch.as_tensor(values)
 
 
 def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:

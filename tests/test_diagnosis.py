@@ -408,3 +408,10 @@ def test_it_takes_less_than_two_seconds(build):
     start = time.perf_counter()
     diagnose(kd, [(torch.randn(2, 4, 64, 64), torch.randint(0, 3, (2, 64, 64)))])
     assert time.perf_counter() - start < 2
+
+
+def test_which_samples_are_labelled_may_be_a_list(build):
+    batch = {"image": torch.rand(2, 4, 8, 8), "target": torch.randint(0, 3, (2, 8, 8))}
+    kd = build()
+    tensor = diagnose(kd, [{**batch, "labelled": torch.tensor([True, False])}])
+    assert diagnose(kd, [{**batch, "labelled": [True, False]}]).classes == tensor.classes

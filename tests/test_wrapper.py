@@ -860,3 +860,20 @@ def test_the_step_counter_moves_schedules(build):
         out = kd(IMAGE, LABELS)
         wanted = out.terms["ground_truth"] + share * out.terms["latent_kl"]
         assert out.loss.item() == pytest.approx(wanted.item())
+
+
+def test_masks_and_weights_of_samples_may_be_lists(build, tiny_unet):
+    kd = build(teacher=[tiny_unet(4), tiny_unet(4)]).eval()
+    masks = {
+        "present": [[True, False, True, True], [True] * 4],
+        "labelled": [True, False],
+        "sample_weights": [2.0, 1.0],
+        "teacher_weights": [[1.0, 0.0], [0.5, 0.5]],
+    }
+    tensors = {name: torch.tensor(value) for name, value in masks.items()}
+    assert torch.equal(kd(IMAGE, LABELS, **masks).loss, kd(IMAGE, LABELS, **tensors).loss)
+    present = masks["present"]
+    assert torch.equal(
+        kd.predict(IMAGE, present=present), kd.predict(IMAGE, present=tensors["present"])
+    )
+    kd(IMAGE, labelled=[False, False])

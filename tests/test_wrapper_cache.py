@@ -405,3 +405,10 @@ def test_a_sharded_teacher_is_refused(monkeypatch):
         LifecycleError, match=r"The teacher is sharded by FSDP.*wait for each other"
     ):
         wrap(teacher, TeacherCache())
+
+
+def test_a_cache_that_is_set_after_the_wrapper_was_built_is_refused(build):
+    kd = build()
+    with pytest.raises(LifecycleError, match="fixed when the wrapper is built"):
+        kd.cache = TeacherCache()
+    assert kd.cache is None

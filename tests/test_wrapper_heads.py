@@ -1,5 +1,6 @@
 """Deep supervision: every head is distilled and supervised."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,6 +144,14 @@ def test_networks_of_different_resolution_are_refused_without_an_example_too(bui
     kd = build(student=Half(1), objective=1.0 * SoftTargetDiceBCE(), example=None)
     with pytest.raises(ShapeMismatchError, match="at the same resolution"):
         kd(IMAGE, LABELS)
+
+
+@pytest.mark.parametrize("form", [np.array, torch.tensor])
+def test_weights_of_heads_may_be_an_array_or_a_tensor(build, deep, form):
+    kd = build(student=deep(1), head_weights=form([3, 1]))
+    assert kd.head_weights == [3, 1]
+    assert "0.75 (8 x 8), 0.25 (4 x 4)" in str(kd)
+    kd(IMAGE, LABELS).loss.backward()
 
 
 def test_weights_for_heads_that_are_not_there_are_refused(build):

@@ -138,8 +138,9 @@ def test_weights_that_do_not_fit_the_teachers_are_refused(networks, weights):
         Ensemble([])
 
 
-def test_weights_of_teachers_may_be_an_array(networks):
-    weights = np.array([3, 1])
+@pytest.mark.parametrize("form", [np.array, torch.tensor])
+def test_weights_of_teachers_may_be_an_array_or_a_tensor(networks, form):
+    weights = form([3, 1])
     assert Ensemble([networks[0], networks[0]], weights).shares == (0.75, 0.25)
 
 

@@ -77,7 +77,8 @@ class TeacherCache:
             without a limit, entries of other teachers go from a folder after two weeks.
 
     Raises:
-        CacheError: If the folder cannot be made, or an option has no meaning.
+        CacheError: If the folder cannot be made, a store lacks a method, or an option has no
+            meaning.
 
     Example:
         >>> from torch import nn
@@ -104,6 +105,12 @@ class TeacherCache:
             raise CacheError(f"TeacherCache: `storage` is {self.storage!r}; give 'full' or 'half'.")
         if self.store is not None and (self.folder, self.max_bytes) != (None, None):
             raise CacheError("TeacherCache: a `store` has its own `folder` and `max_bytes`.")
+        missing = [name for name in ("get", "put", "bytes") if not hasattr(self.store, name)]
+        if self.store is not None and missing:
+            raise CacheError(
+                f"TeacherCache: the `store`, a {type(self.store).__name__}, has no "
+                f"{' and no '.join(missing)}; expected an object with the methods of CacheStore."
+            )
         self._store: CacheStore = MemoryStore(self.max_bytes)
         if self.store is not None:
             self._store = self.store
@@ -149,7 +156,8 @@ class TeacherCache:
             served = self._joined(found, view.device)
             # What changes a teacher need not show in its weights.
             if self._served[teacher] % _EVERY == 0:
-                _check_agreement(served, run())
+                now = {name: self._narrowed(value) for name, value in run().items()}
+                _check_agreement(served, now)
             self._served[teacher] += 1
             return served
         self._statistics.misses += len(keys)
@@ -164,7 +172,9 @@ class TeacherCache:
 
     def _kept(self, value: Tensor, index: int) -> Tensor:
         # A copy: a slice would keep the whole batch, and the user may change its numbers.
-        value = value[index : index + 1].detach().to("cpu", copy=True)
+        return self._narrowed(value[index : index + 1].detach().to("cpu", copy=True))
+
+    def _narrowed(self, value: Tensor) -> Tensor:
         wide = value.dtype in (torch.float32, torch.float64)
         return value.clamp(-65504, 65504).half() if wide and self.storage == "half" else value
 

@@ -1,6 +1,6 @@
 """What an option may be: one rule for each kind, and one place that refuses the rest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import field, fields
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +23,12 @@ def is_number(value: Any) -> bool:
     """Say whether a value is a real number, numpy's included."""
     # A tensor of one number is none: reading it would make a GPU wait.
     return isinstance(value, Real)
+
+
+def listed(values: Iterable[Any]) -> list[Any]:
+    """Return the numbers of a list, an array or a tensor as a list."""
+    tolist = getattr(values, "tolist", None)
+    return list(values) if tolist is None else tolist()
 
 
 def one_of(*choices: str | None) -> Rule:

@@ -15,7 +15,7 @@ from privdistill import parallel
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import InputViews, PrivilegedInput
 from privdistill.losses.objective import Objective
-from privdistill.losses.options import check, is_number, one_of
+from privdistill.losses.options import check, is_number, listed, one_of
 from privdistill.sides.frozen import Frozen, Resting
 from privdistill.taps.names import uncompiled
 
@@ -55,11 +55,11 @@ class Ensemble:
         count = len(self.networks)
         if not count:
             raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
-        weights = [1.0] * count if self.weights is None else self.weights
+        weights = [1.0] * count if self.weights is None else listed(self.weights)
         numbers = all(is_number(weight) and 0 < weight < float("inf") for weight in weights)
         if len(weights) != count or not numbers or sum(weights) == float("inf"):
             raise ObjectiveError(
-                f"Ensemble: the weights are {list(weights)} for {count} teachers. Pass one "
+                f"Ensemble: the weights are {weights} for {count} teachers. Pass one "
                 "positive finite number each."
             )
 

@@ -122,10 +122,13 @@ def locate_bottleneck(
     coarse = [item for item in stages if deepest > 1 and not _finer(item.node, deepest)]
     body = _without_head(coarse, logits)
     if not body:
+        repeated = [i for i in flow.outputs if runs[i.name, i.select] > 1 and not i.node.pooled]
+        again = [i.name for i in repeated if i.node.stride > 1]
+        outside = " outside its head" if coarse else ""
+        twice = f" and runs only once (unlike '{again[0]}')" if again else ""
         raise LayerNotFoundError(
-            f"Bottleneck of the {role}: no layer has a coarser output than the input"
-            f"{' outside its head' if coarse else ''}, so there is no bottleneck to find. Name a "
-            f"layer pair: {_REMEDY}"
+            f"Bottleneck of the {role}: no layer has a coarser output than the input{outside}"
+            f"{twice}, so there is no bottleneck to find. Name a layer pair: {_REMEDY}"
         )
     encoder, how = _encoder(maps, body, reached, role)
     last = _last(encoder)

@@ -127,6 +127,17 @@ def test_half_storage_rounds_and_stays_finite_beyond_the_range_of_float16():
     assert torch.equal(kept(value, storage="half"), expected)
 
 
+@pytest.mark.parametrize("least", [-float("inf"), -1e9])
+def test_half_storage_serves_a_teacher_that_rules_out_a_class(least):
+    def masking(view):
+        return {"logits.0.0": view.masked_fill(view == 0, least)}
+
+    cache = TeacherCache(storage="half")
+    fetch(cache, masking)
+    # The first batch that is served is compared with the teacher.
+    assert fetch(cache, masking)[0, 0, 0, :2].tolist() == [-65504.0, 1.0]
+
+
 @pytest.mark.parametrize("storage", ["full", "half"])
 def test_outputs_of_16_bits_stay_as_they_are(storage):
     value = torch.tensor([[[1e5, 1.0]]], dtype=torch.bfloat16)
@@ -192,6 +203,11 @@ def test_a_pickled_cache_opens_its_folder_again(tmp_path):
     assert repr(loaded) == repr(cache)
     fetch(loaded, teacher)
     assert counts(loaded) == (2, 2)
+
+
+def test_a_store_that_lacks_a_method_is_refused():
+    with pytest.raises(CacheError, match="a dict, has no put and no bytes"):
+        TeacherCache(store={})
 
 
 def test_a_printed_cache_shows_its_options(tmp_path):

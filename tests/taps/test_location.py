@@ -761,6 +761,19 @@ def test_of_heads_of_one_size_the_one_that_depends_on_most_counts():
     assert locate(Nested()).name == "down2"
 
 
+def test_that_the_coarser_layers_run_twice_is_said():
+    class Averaged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(down(1, 4), nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 1))
+
+        def forward(self, x):
+            return self.net(x) + self.net(x.flip(-1)).flip(-1)
+
+    with pytest.raises(LayerNotFoundError, match=r"runs only once \(unlike 'net\.0"):
+        locate(Averaged())
+
+
 def test_an_error_lists_at_most_eight_candidates():
     class Net(nn.Module):
         def __init__(self):
