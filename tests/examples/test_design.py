@@ -124,6 +124,18 @@ def test_a_study_that_makes_no_sense_is_refused(tmp_path, changes, message):
         read_design(str(file))
 
 
+def test_a_study_need_not_say_which_recipe_is_chosen(tmp_path):
+    content = {
+        "title": "t",
+        "options": {},
+        "recipes": {"soft": {"label": "soft"}},
+        "blocks": [{"recipes": ["baseline", "soft"]}],
+    }
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert list(read_design(str(file)).recipes) == ["soft"]
+
+
 def test_a_study_that_is_not_there_names_those_that_are():
     with pytest.raises(UserError, match="one of brats2021, lgg, phantoms"):
         read_design("nothing")

@@ -107,7 +107,7 @@ class Design:
         recipes: By name.
         blocks: What is trained.
         chosen: Recipe that the study is about; where it depends on the number of labels, recipes by
-            rows' names without that of the recipe, such as 20-labelled.
+            rows' names without that of the recipe, such as 20-labelled. Need not be given.
         searches: By name.
     """
 
@@ -264,7 +264,7 @@ def _design(path: Path, content: Any) -> Design:
     problems = _naming(design) or [
         *_empty(design),
         *_foreign_options(design),
-        *_unknown_choices(design),
+        *(_unknown_choices(design) if "chosen" in content else ()),
         *_missing_baselines(design.blocks),
         *_senseless_searches(design.searches),
     ]
