@@ -13,6 +13,7 @@ import pytest
 from invented_runs import invented_scores, write_plan
 from kdnet.data.description import load_description
 from kdnet.evaluation.scoring import read_scores, write_scores
+from kdnet.results.figures import learning_curves
 from kdnet.results.page import duration, write_report
 from page_links import read_links
 from report import main
@@ -184,3 +185,10 @@ def test_folder_of_no_run_or_without_scores_is_status_two(copy, tmp_path, capsys
 )
 def test_times_are_said_in_the_unit_that_fits(seconds, said):
     assert duration(seconds) == said
+
+
+def test_the_curve_of_a_single_epoch_shows_as_a_point():
+    (chart,) = learning_curves({"baseline": [{"train_loss": 1.4}]}, {"baseline": "#123456"})
+    assert "fill: #123456" in chart
+    (chart,) = learning_curves({"baseline": [{"train_loss": 1.4}] * 2}, {"baseline": "#123456"})
+    assert "fill: #123456" not in chart

@@ -99,7 +99,10 @@ def learning_curves(
                 values = [epoch[column] for epoch in histories[row]]
                 style = _DASHED if column.startswith("validation") else "-"
                 place = range(1, len(values) + 1)
-                axes.plot(place, values, color=colours.get(row, _INK), linestyle=style)
+                # A line through one point would not be seen.
+                marker = "o" if len(values) == 1 else ""
+                colour = colours.get(row, _INK)
+                axes.plot(place, values, color=colour, linestyle=style, marker=marker)
             axes.set_xlabel("epoch", color=_INK)
             axes.xaxis.get_major_locator().set_params(integer=True)
             drawn.append(_inline(figure, title))
