@@ -120,6 +120,11 @@ def locate_bottleneck(
     stages = [item for item in maps if item.learns or item.keeps]
     deepest = max((item.node.stride for item in stages), default=1.0)
     coarse = [item for item in stages if deepest > 1 and not _finer(item.node, deepest)]
+    # Where an encoder ends in a pooling, what comes behind it is the decoder.
+    pools = [n for n in reached if n.operator.startswith(("max_pool", "avg_pool")) and not n.pooled]
+    ends = {n for n in pools if deepest <= _ONE_LEVEL * n.stride}
+    decoded = behind(ends, reached)
+    coarse = [item for item in coarse if item.node not in decoded] or coarse
     body = _without_head(coarse, logits)
     if not body:
         repeated = [i for i in flow.outputs if runs[i.name, i.select] > 1 and not i.node.pooled]

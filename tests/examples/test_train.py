@@ -154,6 +154,16 @@ def test_another_loss_is_another_experiment_and_never_an_old_result(
     assert equal(weights(copy), weights(Path(arguments[-1])))
 
 
+def test_a_student_of_an_earlier_teacher_is_no_result_beside_a_new_one(copy, arguments, capsys):
+    network, metadata = load_model(unit(copy, "teacher").model)
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    shutil.rmtree(unit(copy, "teacher").root / "predictions")
+    save_model(unit(copy, "teacher").model, network, metadata)
+    message = refusal(capsys, [*arguments, "--out", str(copy)])
+    assert f"{unit(copy, 'student').root} was taught by another network" in message
+
+
 NETWORK = """
 from kdnet.models import KDNet
 class Tiny(KDNet):

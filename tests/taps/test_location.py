@@ -789,3 +789,12 @@ def test_an_error_lists_at_most_eight_candidates():
         locate(Net())
     assert sum(line.startswith("  ") for line in str(error.value).splitlines()) <= 8
     assert "5 others" in str(error.value)
+
+
+def test_what_follows_the_last_pooling_of_a_flat_encoder_is_its_decoder():
+    def conv(inside, out):
+        return nn.Conv2d(inside, out, 3, padding=1)
+
+    encoder = [conv(1, 8), nn.ReLU(), nn.MaxPool2d(2), conv(8, 8), nn.ReLU(), nn.MaxPool2d(2)]
+    decoder = [nn.Upsample(scale_factor=2), conv(8, 8), nn.ReLU(), nn.Upsample(scale_factor=2)]
+    assert locate(nn.Sequential(*encoder, *decoder, conv(8, 3))).name == "4"

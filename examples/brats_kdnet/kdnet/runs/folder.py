@@ -16,9 +16,16 @@ from kdnet.data.description import Description
 from kdnet.data.subjects import States, changed_files
 from kdnet.environment import environment
 from kdnet.errors import UserError
-from kdnet.files import is_name
-from kdnet.files import UnreadableError, is_number, read_json, read_yaml
-from kdnet.files import WriteError, write_text
+from kdnet.files import (
+    UnreadableError,
+    WriteError,
+    file_digest,
+    is_name,
+    is_number,
+    read_json,
+    read_yaml,
+    write_text,
+)
 
 #: Options that may change between a run and its continuation: they choose where it runs and where
 #: its files go, and no experiment.
@@ -55,10 +62,10 @@ class UnitFolder:
     def read_record(self) -> dict[str, Any]:
         """Return what an earlier start has recorded; empty if there was none."""
         content = read_mapping(self.record) if self.record.exists() else {}
-        for name in ("seconds", "peak_mib", "teacher_cache", "experiment"):
+        for name in ("seconds", "peak_mib", "teacher_cache", "experiment", "teachers"):
             values = content.get(name, {})
-            fits = isinstance(values, dict)
-            if not fits or (name != "experiment" and not all(map(is_number, values.values()))):
+            fits, texts = isinstance(values, dict), name in {"experiment", "teachers"}
+            if not fits or (not texts and not all(map(is_number, values.values()))):
                 raise UserError(
                     f"{self.record} is damaged: '{name}' must hold values by name. Restore it, or "
                     f"remove {self.root} to train this unit again."
@@ -83,6 +90,17 @@ class UnitFolder:
             f"students that it taught) to train it again. If it makes no difference to this unit, "
             f"remove {self.record.name} there to go on without this check."
         )
+
+    def check_teachers(self, models: Mapping[str, Path]) -> None:
+        """Refuse a result that another teacher has taught than the one that is there now."""
+        known = self.read_record().get("teachers", {})
+        for name, path in models.items():
+            if name in known and path.is_file() and file_digest(path) != known[name]:
+                raise UserError(
+                    f"{self.root} was taught by another network than {path}, which has been "
+                    "trained again since. Remove that folder to train it with this teacher, or "
+                    "choose another --out."
+                )
 
 
 class Folder:

@@ -178,8 +178,12 @@ def _check_scored_view(row: Row, config: Config, description: Description) -> No
         )
 
 
+#: What decides a network's numbers beside its recipe: what it is given, and how it is trained.
+_TRAINED_BY = ("data/loading", "data/preprocessing", "data/samples", "data/targets", "training/loop")
+
+
 def _sources(recipe: Recipe) -> dict[str, str]:
-    """Digests of the code that a row is trained by: recipes, losses, network; not of others'."""
+    """Digests of the code that a row is trained by; not of others'."""
     parts = (*recipe.network.modules(), *recipe.objective.modules())
     modules = {type(part).__module__ for part in parts}
     files = {name: inspect.getsourcefile(sys.modules[name]) for name in modules}
@@ -191,6 +195,8 @@ def _sources(recipe: Recipe) -> dict[str, str]:
     for package in (kdnet.recipes, privdistill.losses):
         folder = Path(str(package.__file__)).parent
         found |= {f"{package.__name__}.{path.stem}": path for path in folder.glob("*.py")}
+    application = Path(str(kdnet.recipes.__file__)).parents[1]
+    found |= {f"kdnet.{p.replace('/', '.')}": application / f"{p}.py" for p in _TRAINED_BY}
     return {name: _code_digest(found[name]) for name in sorted(found)}
 
 

@@ -71,10 +71,12 @@ def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
     """Train and score a unit, after its teachers; do nothing if that is done."""
     fabric = launch(plan.configure(unit))
     console = console if fabric.is_global_zero else Console(quiet=True)
-    if fabric.broadcast(plan.is_done(unit)):
-        return
-    for teacher in plan.teachers_of(unit):
+    done = fabric.broadcast(plan.is_done(unit))
+    for teacher in [] if done else plan.teachers_of(unit):
         run_unit(plan, teacher, console)
+    plan.folder(unit).check_teachers({t.name: plan.folder(t).model for t in plan.teachers_of(unit)})
+    if done:
+        return
     with held_by_first(plan.folder(unit), unit.name, fabric, console):
         # Another process may have done it meanwhile.
         if not fabric.broadcast(plan.is_done(unit)):
@@ -190,6 +192,10 @@ class Experiment:
         content["peak_mib"] = peak_memory()
         if self.cache_counts:
             content["teacher_cache"] = self.cache_counts
+        content["teachers"] = {
+            teacher.name: file_digest(self.plan.folder(teacher).model)
+            for teacher in self.plan.teachers_of(self.unit)
+        }
         content["device"] = str(self.fabric.device)
         content["processes"] = self.fabric.world_size
         self.folder.write_record(content)
