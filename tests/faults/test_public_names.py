@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -514,7 +514,6 @@ def test_weights_are_inherited_or_the_student_stays(channels, minimum):
     assert torch.equal(student.down.weight, before)
 
 
-@settings(max_examples=20)
 @given(st.data())
 def test_a_critic_is_trained_and_a_run_diagnosed_or_refused(data):
     draw = data.draw
