@@ -22,11 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
 import predict
 from kdnet.config import Config, parse_config
 from kdnet.data.description import load_description
+from kdnet.rows import Row
 from kdnet.runs.networks import build, describe_network
-from kdnet.runs.opening import open_experiment
-from kdnet.runs.teaching import teach
+from kdnet.runs.plan import Fold, make_plan
+from kdnet.runs.preparation import prepare, rehearse_rows
+from kdnet.runs.subjects import find_data, split_of
+from kdnet.runs.unit import launch, opened, train
 from kdnet.training.checkpoint import save_model
-from train import STUDENT
 
 QUIET = Console(quiet=True)
 NATIVE = (240, 240, 155)
@@ -42,13 +44,11 @@ class Clock:
         steps: Those of each step, what the application does with one batch.
         after: Called after each step, outside of both.
         rivals: What that took.
-        chosen: Precision and memory format.
         report: Is told the share that is done.
         expected: Number of steps.
     """
 
     after: Callable[[Batch], float] | None = None
-    chosen: str = ""
     report: Report = silent
     expected: int = 1
     epochs: list[float] = field(default_factory=list)
@@ -101,23 +101,31 @@ def training(
     """
     # Without flips every sample is cached after one epoch, instead of after some dozens.
     config = parse_config([*options, "--out", str(folder), "--flips", "false"])
-    with open_experiment(config, QUIET) as experiment:
-        teacher = experiment.build_network("teacher")
+    data = find_data(config, QUIET)
+    rows = (Row("teacher", role="teacher"), Row("student", recipe="distilled", teacher="teacher"))
+    fold = Fold(config.data.fold, 0, split_of(config, data.foldable))
+    plan = make_plan("train", "A student under the stopwatch", config, rows, [fold], data)
+    plan = rehearse_rows(plan, plan.units(), QUIET)
+    fabric = launch(config)
+    plan = prepare(plan, plan.units(), QUIET)
+    teacher, student = plan.units()
+    with opened(plan, teacher, fabric, QUIET) as experiment:
         # A student's description names what its teacher has seen.
-        save_model(experiment.run.model("teacher"), teacher, experiment.metadata("teacher"))
+        metadata = experiment.metadata()
+        save_model(experiment.folder.model, build(metadata), metadata)
+    with opened(plan, student, fabric, QUIET) as experiment:
         if against_plain:
-            networks = (experiment.build_network(role) for role in ("teacher", "student"))
-            column = experiment.modalities.index(*experiment.view("student"))
-            clock.after = plain_step(config, *networks, column)
-        resolved = experiment.run.resolved()
-        clock.chosen = f"{resolved['precision']}, {resolved['memory_format']}"
+            seen = experiment.metadata()
+            column = experiment.modalities.index(*seen.modalities)
+            clock.after = plain_step(config, build(metadata), build(seen), column)
         usual = experiment.loader
 
-        def loader(part: str) -> DataLoader:
-            return TimedLoader(usual(part), clock) if part == "train" else usual(part)
+        def loader(part: str, **options: Any) -> DataLoader:
+            batches = usual(part, **options)
+            return TimedLoader(batches, clock) if part == "train" else batches
 
         experiment.loader = loader
-        teach(experiment, STUDENT, teacher)
+        train(experiment)
         return len(experiment.split.train)
 
 

@@ -26,21 +26,26 @@ from rich.console import Console
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "brats_kdnet"))
 
-import train as application  # noqa: E402
 from kdnet.config import Config, parse_config  # noqa: E402
 from kdnet.data.checks import check_subjects  # noqa: E402
+from kdnet.data.description import Description  # noqa: E402
 from kdnet.data.loading import build_loader, prepare, start_epoch  # noqa: E402
 from kdnet.data.subjects import Subject, find_subjects  # noqa: E402
 from kdnet.data.targets import to_target  # noqa: E402
 from kdnet.evaluation.scoring import evaluate  # noqa: E402
-from kdnet.runs.networks import build, describe_network  # noqa: E402
-from kdnet.runs.subjects import find_description  # noqa: E402
-from kdnet.runs.views import stacked  # noqa: E402
+from kdnet.recipes import recipe_of  # noqa: E402
+from kdnet.rows import Row  # noqa: E402
+from kdnet.runs.networks import build, describe_network, setting_of, stacked  # noqa: E402
 from kdnet.training.runtime import measure_steps, peak_memory, torch_format  # noqa: E402
 from phantoms import generate_phantoms  # noqa: E402
-from privdistill import DistillationWrapper, PrivilegedInput  # noqa: E402
+from privdistill import DistillationWrapper  # noqa: E402
 
 Step = Callable[[dict[str, Any]], None]
+ROWS = (
+    Row("teacher", role="teacher"),
+    Row("baseline"),
+    Row("student", recipe="distilled", teacher="teacher"),
+)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -49,9 +54,10 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def preparing(config: Config, subjects: list[Subject], cache: Path) -> tuple[dict[str, Any], Any]:
+def preparing(
+    config: Config, description: Description, subjects: list[Subject], cache: Path
+) -> tuple[dict[str, Any], Any]:
     """Check and preprocess with one thread and with all, in turns."""
-    description = find_description(config)
     preprocessing = describe_network("teacher", config, description).preprocessing()
 
     def fill(workers: int, number: int) -> Any:
@@ -64,7 +70,7 @@ def preparing(config: Config, subjects: list[Subject], cache: Path) -> tuple[dic
     ]
     one, every = (min(times) / len(subjects) for times in zip(*turns, strict=True))
     dataset = fill(1, 0)
-    files = [file.stat().st_size for file in (cache / "0").rglob("*.pt")]
+    files = [file.stat().st_size for file in (cache / "0").rglob("*.safetensors")]
     return {
         "check_seconds": check / len(subjects),
         "prepare_seconds": one,
@@ -88,27 +94,22 @@ class Performance:
     memory_format: str = "contiguous"
 
 
-def step_of(config: Config, role: str, way: Performance) -> tuple[Step, DistillationWrapper]:
+def step_of(
+    config: Config, description: Description, row: Row, way: Performance
+) -> tuple[Step, DistillationWrapper]:
     """The step of the application's loop, without Fabric around it."""
-    description = find_description(config)
-    metadata = describe_network(role, config, description)
-    teacher = None
-    if role == "student":
-        teacher = build(describe_network("teacher", config, description))
-    options = config.objective
-    learns = (
-        application.student_objective(options) if teacher else application.ground_truth(options)
-    )
+    metadata = describe_network(row.role, config, description)
     network = build(metadata).to(memory_format=torch_format(way.memory_format))
-    modalities = stacked(config.data, description)
+    teachers = [build(describe_network("teacher", config, description)) for _ in row.teachers]
+    recipe = recipe_of(row, setting_of(row, config, description, network, teachers))
     kd = DistillationWrapper(
-        teacher,
-        network,
-        objective=learns,
-        inputs=PrivilegedInput(modalities, student=metadata.modalities, teacher=modalities),
-        taps=application.taps(options, network, learns),
+        recipe.teacher,
+        recipe.network,
+        objective=recipe.objective,
+        inputs=recipe.inputs,
+        taps=recipe.taps,
         activation=metadata.activation,
-        example=torch.zeros(1, len(modalities), *metadata.input_size),
+        example=torch.zeros(1, len(stacked(config.data, description)), *metadata.input_size),
     )
     optimizer = torch.optim.Adam(kd.parameters(), lr=1e-4)
 
@@ -152,11 +153,12 @@ def loading(loader: Any, step: Step, rounds: int) -> dict[str, float]:
     }
 
 
-def measure(config: Config, subjects: list[Subject], cache: Path, options: Any) -> dict[str, Any]:
+def measure(
+    config: Config, description: Description, subjects: list[Subject], cache: Path, options: Any
+) -> dict[str, Any]:
     torch.manual_seed(0)
-    found, dataset = preparing(config, subjects, cache)
+    found, dataset = preparing(config, description, subjects, cache)
     found = {"preset": config.run.preset, "subjects": len(subjects), **found}
-    description = find_description(config)
     loader = build_loader(
         dataset, config.training.batch_size, shuffle=True, seed=0, flips=True, workers=0
     )
@@ -167,10 +169,10 @@ def measure(config: Config, subjects: list[Subject], cache: Path, options: Any) 
     found["trial_seconds"] = {", ".join(way): seconds for way, seconds in measured.items()}
     way = Performance(*next(iter(measured)))
     for name, chosen in (("plain", Performance()), ("chosen", way)):
-        steps = {role: step_of(config, role, chosen) for role in ("teacher", "baseline", "student")}
+        steps = {row.name: step_of(config, description, row, chosen) for row in ROWS}
         found[name] = asdict(chosen) | {
-            f"{role}_step_seconds": shortest_step(step, batch, options.steps)
-            for role, (step, _) in steps.items()
+            f"{row}_step_seconds": shortest_step(step, batch, options.steps)
+            for row, (step, _) in steps.items()
         }
     step, kd = steps["student"]
     found |= loading(loader, step, options.rounds)
@@ -209,8 +211,9 @@ def main() -> None:
             Path(folder) / "phantoms", subjects=options.subjects, seed=0, size=64, progress=False
         )
         config = parse_config(["--preset", options.preset, "--data-root", str(root)])
-        subjects = find_subjects(root)[1][: options.subjects]
-        found = measure(config, subjects, Path(folder) / "cache", options)
+        description, every = find_subjects(root)
+        subjects = every[: options.subjects]
+        found = measure(config, description, subjects, Path(folder) / "cache", options)
     out = options.out or ROOT / "docs" / "performance" / f"costs-{options.preset}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=2) + "\n")
