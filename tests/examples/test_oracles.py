@@ -205,7 +205,8 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_networks_and_scor
         with subprocess.Popen(
             arguments, env=environment(ROOT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            while not (out / role / "history.csv").exists() and process.poll() is None:
+            history = out / place(role) / "history.csv"
+            while not history.exists() and process.poll() is None:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
