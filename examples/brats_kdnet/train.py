@@ -36,7 +36,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from kdnet.command import exit_status
-from kdnet.config import TRAIN, Config, parse_for
+from kdnet.config import TRAIN, Config, parse_for, recipe_text
 
 # What needs PyTorch is imported where it is used, so that --help comes at once.
 
@@ -49,16 +49,21 @@ def distil(config: Config, console: Console) -> None:
     from kdnet.runs.subjects import find_data, split_of, with_equal_steps  # noqa: PLC0415
     from kdnet.runs.unit import launch, run_unit  # noqa: PLC0415
 
+    if config.objective.recipe == "auto":
+        console.print(recipe_text(config), highlight=False, soft_wrap=True)
+
     # Subjects are found once. Of one fold, some train, some validate, and the others are held out.
     data = find_data(config, console)
     fold = Fold(config.data.fold, 0, split_of(config, data.foldable))
     config = with_equal_steps(config, fold.split, data)
 
+    trainings = 2 if config.network.start == "teacher" else 1
     rows = (
         # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
         Row("teacher", role="teacher"),
-        # 3.3 The baseline sees what the student sees, and learns like the teacher.
-        Row("baseline"),
+        # 3.3 The baseline sees what the student sees, and learns like the teacher. A student that
+        # starts from the teacher's weights has had two trainings, and so has its baseline.
+        Row("baseline", options={"epochs": trainings * config.training.epochs}),
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
         Row("student", recipe="distilled", teacher="teacher", against="baseline"),
     )

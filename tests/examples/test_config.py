@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,11 +6,12 @@ import yaml
 
 import train
 from crossval import CROSSVAL
-from kdnet.config import RECIPE_FILE, Config, parse_config, parse_for
+from kdnet.config import Config, parse_config, parse_for, recipe_file
 from kdnet.errors import UserError
 from kdnet.studies.design import read_design
 
 CPU = ["--data-root", "x", "--preset", "cpu"]
+NAMES = ("imitation", "temperature", "binarisation", "latent_weight")
 
 
 def test_without_arguments_the_demo_runs_on_phantoms_and_real_data_take_the_cpu_preset():
@@ -30,20 +32,29 @@ def test_paper_preset_is_the_paper():
     assert (training.weight_decay, training.gradient_clip) == (0, 0)
 
 
+def recipe(situation):
+    values = yaml.safe_load(recipe_file(situation).read_text())
+    return tuple(values[name] for name in NAMES)
+
+
 def constants(*arguments):
     found = parse_config(list(arguments)).objective
-    return found.imitation, found.temperature, found.binarisation, found.latent_weight
+    return tuple(getattr(found, name) for name in NAMES)
 
 
-@pytest.mark.parametrize("preset", ["paper", "native", "demo"])
-def test_presets_distil_with_the_constants_of_the_paper(preset):
-    assert constants("--data-root", "x", "--preset", preset) == (0.75, 5.0, "auto", 10.0)
+@pytest.mark.parametrize(("preset", "temperature"), [("paper", 5.0), ("native", "fit")])
+def test_presets_distil_with_the_constants_of_the_paper_but_for_the_temperature(
+    preset, temperature
+):
+    found = constants("--data-root", "x", "--preset", preset)
+    assert found == (0.75, temperature, "auto", 10.0)
 
 
 def test_small_data_follow_the_study_unless_they_are_told_otherwise():
-    chosen = (0.9, 1.0, "soft", 0.0)
-    assert constants(*CPU) == constants("--recipe", "auto") == constants("--recipe=auto") == chosen
-    assert constants(*CPU, "--imitation", "0.3") == (0.3, *chosen[1:])
+    every, few = (recipe(file) for file in ("all", "few"))
+    assert constants(*CPU) == constants("--recipe=auto", "--labelled", "null") == every
+    assert constants(*CPU, "--labelled", "9") == constants(*CPU, "--unlabelled_root", "y") == few
+    assert constants(*CPU, "--imitation", "0.3") == (0.3, *every[1:])
     assert constants(*CPU, "--recipe", "options")[0] == 0.75
     assert parse_for(CROSSVAL, CPU)[0].objective.imitation == 0.75
 
@@ -53,7 +64,7 @@ def test_options_in_a_file_win_over_the_recipe_in_it(tmp_path, form):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"data_root": "x", "recipe": "auto", "temperature": 3.0}))
     found = constants(*(part.replace("FILE", str(file)) for part in form))
-    assert found == (0.9, 3.0, "soft", 0.0)
+    assert found == (*recipe("all")[:1], 3.0, *recipe("all")[2:])
 
 
 @pytest.mark.parametrize("flag", ["--data-root", "--data_root"])
@@ -172,12 +183,13 @@ def test_native_preset_has_patches_and_no_grid():
     paper = parse_config(["--preset", "paper"])
     assert (config.data.patch, config.data.grid, config.data.crop) == ((128, 128, 128), None, None)
     assert config.network == paper.network
-    assert config.objective == paper.objective
+    assert replace(config.objective, temperature=5.0) == paper.objective
     assert config.training == paper.training
 
 
 def test_recipe_auto_is_what_the_study_chose():
-    """Changing configs/recipes/auto.yaml needs another study: studies/lgg.yaml, when-it-helps."""
+    """Changing configs/recipes needs another study: studies/lgg.yaml, when-it-helps."""
     design = read_design("lgg")
-    chosen = design.chosen["20-labelled"]
-    assert yaml.safe_load(RECIPE_FILE.read_text()) == design.recipes[chosen].options
+    for situation, setting in (("few", "20-labelled"), ("all", "all-labelled")):
+        recipe = design.recipes[design.chosen[setting]]
+        assert yaml.safe_load(recipe_file(situation).read_text()) == recipe.options

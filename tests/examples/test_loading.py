@@ -231,10 +231,10 @@ def test_prepared_subjects_know_what_their_files_are_like(subjects, preprocessin
 
 
 def test_random_numbers_of_positions_leave_order_and_flips_alone():
-    def sampler(moves):
-        return list(EpochSampler(20, shuffle=True, seed=0, flips=True, moves=moves))
+    def sampler(draws):
+        return list(EpochSampler(20, shuffle=True, seed=0, flips=True, draws=draws))
 
-    assert [address[:2] for address in sampler(moves=True)] == sampler(moves=False)
+    assert [address[:2] for address in sampler(draws=True)] == sampler(draws=False)
     assert len({address[2] for address in sampler(moves=True)}) == 20
 
 

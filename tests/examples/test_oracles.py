@@ -32,6 +32,8 @@ PLAIN = [
     *("--preset", "demo", "--phantoms", "8", "--batch_size", "2", "--seed", "0"),
     *("--precision", "32-true", "--memory_format", "contiguous", "--compile", "false"),
     *("--accelerator", "cpu", "--threads", "1", "--workers", "1"),
+    # What the presets said when the oracles were made.
+    *("--augment", "false", "--temperature", "5", "--labelled", "null", "--recipe", "options"),
 ]
 DEMO = [
     *PLAIN,

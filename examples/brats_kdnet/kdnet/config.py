@@ -15,8 +15,8 @@ from kdnet.files import UnreadableError, read_yaml
 
 _FOLDER = Path(__file__).parents[1] / "configs"
 PRESETS = ("demo", "cpu", "paper", "native")
-#: What --recipe auto sets.
-RECIPE_FILE = _FOLDER / "recipes" / "auto.yaml"
+#: Of the paper, section 3.2; no temperature that is fitted is larger.
+PAPER_TEMPERATURE = 5.0
 
 # jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
 # somebody else could make use of. In a mapping without types everything stays what it is.
@@ -72,6 +72,8 @@ class DataConfig:
         skip_invalid: Use the subjects whose files are sound where others are not; these are listed
             in skipped.json and in the report. Without it nothing is trained until all are sound.
         flips: Random flip along each axis. Source: the paper, section 3.1.
+        augment: Random rotation, scaling, contrast and brightness beside flips, of teacher,
+            baseline and student alike. The paper has flips alone.
         phantoms: Number of phantoms, if no data_root is given.
         phantom_size: Edge of a phantom, voxels of 1 mm.
         cache_dir: Where preprocessed subjects and phantoms are kept; the run folder if none is
@@ -101,6 +103,7 @@ class DataConfig:
     unlabelled_root: Path | None = None
     skip_invalid: bool = False
     flips: bool = True
+    augment: bool = False
     phantoms: int = 48
     phantom_size: int = 64
     cache_dir: Path | None = None
@@ -124,6 +127,8 @@ class NetworkConfig:
             that has seen a subject of the held-out fold is refused.
         trust_backbone: Import paths of networks that the file of teacher_model may name. Importing
             a module runs it, so a file alone gets networks of this application and some of MONAI.
+        start: What a distilled network starts from: "scratch", or the weights of its "teacher",
+            whose first layer is cut to the student's modalities. The paper starts from scratch.
     """
 
     backbone: str = "kdnet"
@@ -133,6 +138,7 @@ class NetworkConfig:
     activation: Literal["softmax", "sigmoid"] = "softmax"
     teacher_model: Path | None = None
     trust_backbone: tuple[str, ...] = ()
+    start: Literal["scratch", "teacher"] = "scratch"
 
     def vouched(self, *, own: bool) -> frozenset[str]:
         """Return the networks that the user, not a file, has named."""
@@ -156,15 +162,16 @@ class ObjectiveConfig:
     """The student's objective: lambda L_KD + (1 - lambda) L_GT + alpha L_KL.
 
     Args:
-        recipe: "auto" gives imitation, temperature, binarisation and latent_weight the values that
-            a study found best for small data (docs/results/when-it-helps), each of which may be
-            given as well; "options" leaves them as they are. For train.py; crossval.py's rows say
-            what they are.
+        recipe: "auto" takes what a study found best (docs/results/when-it-helps) where all subjects
+            are labelled, or where few are: configs/recipes/all.yaml or few.yaml, each of whose
+            options may be given as well; "options" leaves them as they are. For train.py;
+            crossval.py's rows say what they are.
         objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
             "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
             The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
         imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
-        temperature: T of the teacher's soft targets. Source: the paper, 3.2.
+        temperature: T of the teacher's soft targets, 5 in the paper, 3.2; "fit" takes the largest
+            up to 5 at which they still say what this teacher would predict.
         binarisation: What cross-entropy compares with: "auto" binarises the teacher's prediction as
             the paper does ("argmax" under softmax, "positive" logits under sigmoid), "soft" takes
             its probabilities.
@@ -199,7 +206,7 @@ class ObjectiveConfig:
         "kdnet"
     )
     imitation: float = 0.75
-    temperature: float = 5.0
+    temperature: float | Literal["fit"] = PAPER_TEMPERATURE
     binarisation: Literal["auto", "argmax", "positive", "soft"] = "auto"
     imitation_start: float | None = None
     imitation_steps: int = 1000
@@ -422,6 +429,20 @@ def _preset_file(preset: str) -> Path:
     return _FOLDER / f"{preset}.yaml"
 
 
+def recipe_file(situation: str) -> Path:
+    """Return what --recipe auto sets where few subjects are labelled, or all."""
+    return _FOLDER / "recipes" / f"{situation}.yaml"
+
+
+def recipe_text(config: Config) -> str:
+    """Say in one line what --recipe auto has chosen, and which of it was given otherwise."""
+    few = config.data.labelled is not None or config.data.unlabelled_root is not None
+    file = recipe_file("few" if few else "all")
+    values = {name: config.to_dict()[name] for name in read_values(file)}
+    chosen = ", ".join(f"{name} {value}" for name, value in values.items())
+    return f"Recipe for {'few labelled subjects' if few else 'all subjects labelled'}: {chosen}"
+
+
 def _groups() -> dict[str, Any]:
     """The data classes of all options; where a run goes comes first in --help."""
     return {"run": RunConfig} | {item.name: item.default_factory for item in fields(Config)}
@@ -440,8 +461,8 @@ def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options"
     for group in (*filter(None, [program.options]), *_groups().values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
-    if recipe == "auto" and program.name == TRAIN.name:
-        parser.set_defaults(read_values(RECIPE_FILE))
+    if recipe != "options" and program.name == TRAIN.name:
+        parser.set_defaults(read_values(recipe_file(recipe)))
     return parser
 
 
@@ -467,9 +488,12 @@ def _normalised(tokens: Sequence[str], program: Program) -> list[str]:
 
 
 def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
-    """Look for preset and recipe before anything else is read, as they set the defaults."""
+    """Look for preset and recipe before anything else is read, as they set the defaults.
+
+    A recipe is "options", which sets none, or that of a situation: "all" or "few".
+    """
     first = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
-    for name in ("preset", "recipe", "config", "data_root"):
+    for name in ("preset", "recipe", "config", "data_root", "labelled", "unlabelled_root"):
         first.add_argument(f"--{name}", type=str)
     try:
         flags = vars(first.parse_known_args(list(tokens))[0])
@@ -479,7 +503,10 @@ def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
     given |= {name: value for name, value in flags.items() if value}
     preset = str(given.get("preset") or ("cpu" if given.get("data_root") else "demo"))
     values = {"recipe": "options"} | read_values(_preset_file(preset)) | given
-    return preset, str(values["recipe"])
+    # What comes from the command line is text here.
+    few = any(values.get(name) not in {None, "null"} for name in ("labelled", "unlabelled_root"))
+    situation = "few" if few else "all"
+    return preset, situation if values["recipe"] == "auto" else "options"
 
 
 def _group(kind: Any, values: Namespace) -> Any:
@@ -534,7 +561,8 @@ _BOUNDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "plateau_patience",
         ),
     ),
-    ("above 0", lambda value: value > 0, ("temperature", "learning_rate", "teacher_cache_gib")),
+    ("above 0", lambda value: value > 0, ("learning_rate", "teacher_cache_gib")),
+    ("above 0, or fit", lambda value: value == "fit" or value > 0, ("temperature",)),
     (
         "0 to 1",
         lambda value: 0 <= value <= 1,

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from kdnet.data.augmentation import augment
 from kdnet.data.preprocessing import Preprocessing, Sample
 from kdnet.data.subjects import Subject
 from kdnet.errors import UserError, explained
@@ -178,13 +179,15 @@ def build_loader(
     seed: int,
     patience: float = PATIENCE,
     mixed: bool = False,
+    augmented: bool = False,
+    moves: bool = False,
     **order: Any,
 ) -> DataLoader[Any]:
     """Batches whose order and flips, as `EpochSampler` takes them, follow from seed and epoch."""
     return DataLoader(
-        FlippedDataset(dataset, mixed=mixed),
+        FlippedDataset(dataset, mixed=mixed, moves=moves, augmented=augmented),
         batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), seed=seed, **order),  # type: ignore[arg-type]
+        sampler=EpochSampler(len(dataset), seed=seed, draws=moves or augmented, **order),  # type: ignore[arg-type]
         num_workers=workers,
         persistent_workers=workers > 0,
         timeout=patience if workers else 0,
@@ -216,7 +219,8 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         shuffle: Whether their order changes; processes then get equally many.
         seed: Of order, flips and numbers.
         flips: Whether samples are flipped.
-        moves: Whether a third number decides where the sample lies in its subject.
+        draws: Whether a third number decides where a sample lies in its subject, or how it is
+            augmented.
         per_epoch: Samples of an epoch in training; 0 takes each once.
         replicas: Processes that share an epoch.
         rank: Which of them this is.
@@ -228,7 +232,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
     shuffle: bool
     seed: int
     flips: bool
-    moves: bool = False
+    draws: bool = False
     per_epoch: int = 0
     replicas: int = 1
     rank: int = 0
@@ -250,7 +254,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
         while len(places) < self.count:
             places += self._pass(generator)
         for index, code, draw in self._mine(places[: self.count])[self.done :]:
-            yield (index, code, draw) if self.moves else (index, code)
+            yield (index, code, draw) if self.draws else (index, code)
 
     def _pass(self, generator: torch.Generator) -> list[tuple[int, int, int]]:
         """Each sample once, with a flip code and a number."""
@@ -272,10 +276,19 @@ class EpochSampler(Sampler[tuple[int, ...]]):
 
 @dataclass(eq=False)
 class FlippedDataset(Dataset[dict[str, Tensor | str]]):
-    """Samples under a flip, addressed by index and flip code."""
+    """Samples under a flip, addressed by index, flip code and perhaps a number.
+
+    Attributes:
+        samples: As they are without.
+        mixed: Whether some have no reference, which batches then say.
+        moves: Whether the number says where the sample lies in its subject.
+        augmented: Whether it says how the sample is augmented beyond flips.
+    """
 
     samples: Dataset[Sample]
     mixed: bool = False
+    moves: bool = False
+    augmented: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
@@ -283,7 +296,9 @@ class FlippedDataset(Dataset[dict[str, Tensor | str]]):
     def __getitem__(self, address: tuple[int, ...]) -> dict[str, Tensor | str]:
         index, code, *draw = address
         # Samples that move are addressed by what decides their position as well.
-        sample: Sample = self.samples[(index, *draw) if draw else index]
+        sample: Sample = self.samples[(index, *draw) if self.moves else index]
+        if self.augmented:
+            sample = augment(sample, *draw)
         axes = sample["image"].ndim - 1
         code %= 2**axes
         flipped: dict[str, Tensor | str] = {

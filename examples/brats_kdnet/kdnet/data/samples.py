@@ -59,8 +59,13 @@ def samples_per_subject(data: DataConfig, grid: Size | None) -> int:
 
 
 def moves(data: DataConfig) -> bool:
-    """Say whether training samples lie elsewhere in every epoch, so that no key names them."""
+    """Say whether training samples lie elsewhere in every epoch."""
     return data.patch is not None and not data.patches_per_case
+
+
+def comes_back(data: DataConfig) -> bool:
+    """Say whether training samples are seen again, so that a teacher's answer may be kept."""
+    return not moves(data) and not data.augment
 
 
 def whole_volumes(subjects: Any, data: DataConfig) -> Any | None:
@@ -70,8 +75,13 @@ def whole_volumes(subjects: Any, data: DataConfig) -> Any | None:
 
 def cache_remark(data: DataConfig, place: str) -> str | None:
     """Say that the teacher cache, which was asked for, is off; None where that is not so."""
-    if not moves(data) or place == "off":
+    if comes_back(data) or place == "off":
         return None
+    if data.augment:
+        return (
+            "Teacher cache: off, as augmented samples do not come back; --augment false has flips "
+            "alone, which do."
+        )
     return (
         "Teacher cache: off, as patches at new positions in every epoch do not come back; "
         "--patches_per_case N gives each subject N positions to which they do."

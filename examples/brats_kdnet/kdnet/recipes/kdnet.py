@@ -10,7 +10,7 @@ from typing import cast
 
 from torch import nn
 
-from kdnet.config import ObjectiveConfig
+from kdnet.config import PAPER_TEMPERATURE, ObjectiveConfig
 from privdistill import (
     Ensemble,
     GroundTruth,
@@ -101,9 +101,12 @@ def ground_truth(options: ObjectiveConfig) -> Term:
 
 def student_objective(options: ObjectiveConfig) -> Objective:
     """Equation (5): lambda L_KD + (1 - lambda) L_GT + alpha L_KL."""
+    # Before there is a teacher to fit it to, while networks are only tried, it is the paper's.
+    fitted = options.temperature != "fit"
+    temperature = options.temperature if fitted else PAPER_TEMPERATURE
     # Equations (1) and (2): the teacher's logits, softened by T, are what Dice compares with.
     soft_targets = SoftTargetDiceBCE(
-        temperature=options.temperature,
+        temperature=temperature,
         binarisation=None if options.binarisation == "auto" else options.binarisation,
         class_weights=options.region_weights,
         include_background=options.include_background,

@@ -179,7 +179,7 @@ def _check_scored_view(row: Row, config: Config, description: Description) -> No
 
 
 #: What decides a network's numbers beside its recipe: what it is given, and how it is trained.
-_TRAINED_BY = ("data/loading", "data/preprocessing", "data/samples", "data/targets", "training/loop")
+_TRAINED_BY = ("data/loading", "data/augmentation", "data/preprocessing", "data/samples", "data/targets", "training/loop")
 
 
 def _sources(recipe: Recipe) -> dict[str, str]:

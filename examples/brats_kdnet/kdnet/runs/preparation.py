@@ -165,7 +165,7 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     repeats = len({fold.repeat for fold in plan.folds})
     cases = {name for fold in plan.folds for name in _names(fold.split)}
     constants = (
-        f"lambda {options.imitation:g}, T {options.temperature:g}, alpha {options.latent_weight:g}"
+        f"lambda {options.imitation:g}, T {options.temperature}, alpha {options.latent_weight:g}"
     )
     parts = [
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",

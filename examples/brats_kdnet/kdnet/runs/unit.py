@@ -19,10 +19,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from kdnet.config import Config
+from kdnet.config import Config, ObjectiveConfig
 from kdnet.data.loading import build_loader
 from kdnet.data.samples import (
     cache_remark,
+    comes_back,
     moves,
     plane_remark,
     training_samples,
@@ -61,10 +62,17 @@ from kdnet.training.checkpoint import (
     save_model,
     save_state,
 )
+from kdnet.training.diagnosis import fitted_temperature, show_diagnosis
 from kdnet.training.loop import fit
 from kdnet.training.history import counting
 from kdnet.training.runtime import Stopwatch, peak_memory, shard, torch_format
-from privdistill import DistillationWrapper, Ensemble, GroundTruth, TeacherCache
+from privdistill import (
+    DistillationWrapper,
+    Ensemble,
+    GroundTruth,
+    PrivilegedInput,
+    TeacherCache,
+)
 
 
 def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
@@ -153,6 +161,7 @@ class Experiment:
         datasets: Preprocessed training, validation and unlabelled subjects.
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
             process.
+        temperature: What was fitted to its teachers; None as long as it was not.
     """
 
     plan: Plan
@@ -164,6 +173,7 @@ class Experiment:
     split: Split
     datasets: dict[str, Any]
     cache_counts: dict[str, int] = field(default_factory=dict)
+    temperature: float | None = None
 
     @property
     def data(self) -> DataSet:
@@ -192,6 +202,8 @@ class Experiment:
         content["peak_mib"] = peak_memory()
         if self.cache_counts:
             content["teacher_cache"] = self.cache_counts
+        if self.temperature is not None:
+            content["temperature"] = self.temperature
         content["teachers"] = {
             teacher.name: file_digest(self.plan.folder(teacher).model)
             for teacher in self.plan.teachers_of(self.unit)
@@ -245,6 +257,7 @@ class Experiment:
             seed=training.seed,
             flips=data.flips and part == "train",
             moves=part == "train" and moves(data),
+            augmented=part == "train" and data.augment,
             per_epoch=training.samples_per_epoch,
             mixed=mixed,
             # On a CPU the processors are better spent on the training itself.
@@ -264,10 +277,10 @@ def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator
     watch = Stopwatch(earlier.get("seconds"))
     with watch.phase("data"), fabric.rank_zero_first():
         datasets = prepare_parts(config, plan.data, split, plan.cache, console)
-    counts = earlier.get("teacher_cache", {})
     experiment = Experiment(
-        plan, unit, config, fabric, console, watch, split, datasets, cache_counts=counts
-    )
+        plan, unit, config, fabric, console, watch, split, datasets,
+        cache_counts=earlier.get("teacher_cache", {}), temperature=earlier.get("temperature"),
+    )  # fmt: skip
     try:
         if fabric.is_global_zero:
             experiment.record()
@@ -297,14 +310,40 @@ def train(experiment: Experiment) -> None:
     teachers = load_teachers(experiment)
     if training.compile:
         network, teachers = compiled(network), list(map(compiled, teachers))
-    setting = setting_of(
-        unit.row, experiment.config, experiment.data.description, network, teachers
-    )
+    config = replace(experiment.config, objective=options_for(experiment, teachers))
+    setting = setting_of(unit.row, config, experiment.data.description, network, teachers)
     with experiment.watch.phase("training"), explained(f"The training of {unit.name}"):
         teach(experiment, recipe_of(unit.row, setting), metadata)
     if experiment.fabric.is_global_zero:
         # A kill in what follows must not cost these times.
         experiment.record()
+
+
+def options_for(experiment: Experiment, teachers: Sequence[nn.Module]) -> ObjectiveConfig:
+    """The objective's options, with a temperature that fits its teachers where that was asked."""
+    config = experiment.config
+    options = config.objective
+    if options.temperature != "fit" or options.imitation == 0 or not teachers:
+        return options
+    # Found once: a training that goes on has the temperature that it began with.
+    if experiment.temperature is None:
+        inputs = PrivilegedInput(
+            experiment.modalities,
+            student=view_of("student", config.data, experiment.data.description),
+            teacher=view_of("teacher", config.data, experiment.data.description),
+        )
+        experiment.temperature = fitted_temperature(
+            experiment.fabric,
+            teachers,
+            experiment.loader("train", unlabelled=True) or (),
+            inputs,
+            config.network.activation,
+        )
+        experiment.console.print(
+            f"{experiment.unit.name}: temperature {experiment.temperature:g}, fitted to its teacher",
+            highlight=False,
+        )
+    return replace(options, temperature=experiment.temperature)
 
 
 def announce(experiment: Experiment) -> None:
@@ -338,6 +377,7 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
             activation=config.network.activation,
             example=example,
             cache=teacher_cache(experiment, recipe.teacher),
+            start=config.network.start if experiment.unit.row.recipe == "distilled" else "scratch",
         ) as kd,
         counted(experiment, kd.cache),
     ):
@@ -352,6 +392,8 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
             seen_by_teachers=tuple(seen),
         )
         batches = experiment.loader("train", unlabelled=recipe.teacher is not None)
+        if recipe.teacher is not None and experiment.plan.kind == "train":
+            show_diagnosis(fabric, kd, batches, task)
         fit(fabric, kd, batches, experiment.loader("validation"), task)
 
 
@@ -398,12 +440,13 @@ def teacher_cache(
     networks = teacher.networks if isinstance(teacher, Ensemble) else [teacher]
     place = training.teacher_cache
     if place == "auto":
-        place = "off" if experiment.fabric.device.type == "cuda" else "disk"
+        on_gpu = experiment.fabric.device.type == "cuda"
+        place = "off" if on_gpu or not comes_back(data) else "disk"
     if not any(True for n in networks if n is not None for _ in n.parameters()):
         return None
     if remark := cache_remark(data, place):
         experiment.console.print(remark, highlight=False, soft_wrap=True)
-    if place == "off" or moves(data):
+    if place == "off" or not comes_back(data):
         return None
     return TeacherCache(
         experiment.plan.cache / "teacher" if place == "disk" else None,

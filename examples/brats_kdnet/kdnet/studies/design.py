@@ -38,15 +38,19 @@ Count = int | str
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to teach the student.
+    """One way to train the student.
 
     Attributes:
         label: How tables and figures call it.
         options: Options of the configuration that differ from those of the study.
+        supervised: Whether it learns from the references alone, as a further control.
+        against: Control that its gain is measured against: "baseline", or a recipe without teacher.
     """
 
     label: str
     options: Arguments = field(default_factory=dict)
+    supervised: bool = False
+    against: str = BASELINE
 
 
 @dataclass(frozen=True)
@@ -167,23 +171,28 @@ class Design:
             self._row(recipe, labelled, unlabelled)
             for recipe in block.recipes
             for labelled in block.labelled
-            for unlabelled in (("all",) if recipe in {TEACHER, BASELINE} else block.unlabelled)
+            for unlabelled in (block.unlabelled if self._is_taught(recipe) else ("all",))
         ]
+
+    def _is_taught(self, recipe: str) -> bool:
+        """Whether a recipe has a teacher, and a use for subjects without a reference."""
+        return recipe in self.recipes and not self.recipes[recipe].supervised
 
     def _row(self, recipe: str, labelled: Count, unlabelled: Count) -> Row:
         if recipe in {TEACHER, BASELINE}:
             return plain_row(recipe, labelled)
         own = self.recipes[recipe]
-        return Row(
+        row = replace(
+            plain_row(BASELINE, labelled),
             name=row_name(recipe, labelled, unlabelled),
-            recipe="distilled",
-            teacher=row_name(TEACHER, labelled, "all"),
-            against=row_name(BASELINE, labelled, "all"),
-            labelled=count_of(labelled),
-            unlabelled=count_of(unlabelled),
+            against=row_name(own.against, labelled, "all"),
             label=f"{own.label}, {labelled} labelled",
             options=own.options,
         )
+        if own.supervised:
+            return row
+        teacher = row_name(TEACHER, labelled, "all")
+        return replace(row, recipe="distilled", teacher=teacher, unlabelled=count_of(unlabelled))
 
 
 def plain_row(recipe: str, labelled: Count) -> Row:
@@ -287,6 +296,12 @@ def _naming(design: Design) -> list[str]:
             f"{name!r} is always there and cannot be a recipe.": name in {TEACHER, BASELINE},
             f"the recipe {name!r} must match {_NAME.pattern}.": not _NAME.fullmatch(name),
         }
+    for name, recipe in design.recipes.items():
+        control = design.recipes.get(recipe.against)
+        fine = recipe.against == BASELINE or (control is not None and control.supervised)
+        found[
+            f"{name!r} is measured against {recipe.against!r}, which has a teacher or is none."
+        ] = not fine
     for count in counts:
         fine = count == "all" if isinstance(count, str) else count >= 0
         found[f"labelled and unlabelled are numbers or all, found {count!r}."] = not fine

@@ -1,0 +1,69 @@
+"""What is found out about a teacher before its student is trained: a temperature, a diagnosis."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from kdnet.config import PAPER_TEMPERATURE
+from kdnet.data.loading import Batch
+from kdnet.files import write_text
+from kdnet.training.checkpoint import Task
+from kdnet.training.loop import prepare
+from privdistill import DistillationWrapper, PrivilegedInput, diagnose, fit_temperature
+
+#: Batches that are read; the temperature of the demo's teacher changes by 0.02 with more.
+FITTED_ON = 16
+DIAGNOSED_ON = 4
+
+
+def fitted_temperature(
+    fabric: Fabric,
+    teachers: Sequence[nn.Module],
+    batches: Iterable[Batch],
+    inputs: PrivilegedInput,
+    activation: Literal["softmax", "sigmoid"],
+) -> float:
+    """Return the largest temperature up to the paper's at which all teachers keep their word."""
+    # Loaders draw a random number when they begin, which must not change the training behind.
+    with torch.random.fork_rng(devices=[]):
+        seen = [{"image": batch["image"].to(fabric.device)} for batch in islice(batches, FITTED_ON)]
+    found = min(
+        fit_temperature(
+            teacher.to(fabric.device),
+            seen,
+            PAPER_TEMPERATURE,
+            activation=activation,
+            inputs=inputs,
+        )
+        for teacher in teachers
+    )
+    # Processes see different batches, and must agree.
+    return round(fabric.broadcast(found), 3)
+
+
+def show_diagnosis(
+    fabric: Fabric, kd: DistillationWrapper, batches: Iterable[Batch], task: Task
+) -> None:
+    """Say whether distillation is going to help, and keep it beside the network, once."""
+    file = task.folder / "diagnosis.md"
+    if file.is_file() or not fabric.is_global_zero:
+        return
+    kd.to(fabric.device)
+    with torch.random.fork_rng(devices=[]):
+        steps = [
+            dict(
+                zip(("image", "target"), prepare(batch, task), strict=True),
+                labelled=batch.get("labelled"),
+            )
+            for batch in islice(batches, DIAGNOSED_ON)
+        ]
+    found = diagnose(kd, steps, limit=DIAGNOSED_ON)
+    task.console.print(str(found), highlight=False, soft_wrap=True)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    write_text(task.folder / "diagnosis.json", json.dumps(found.to_dict(), indent=2) + "\n")
+    write_text(file, f"{found}\n")

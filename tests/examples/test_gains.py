@@ -1,0 +1,180 @@
+"""What lets a student gain: augmentation, inherited weights, a fitted temperature, a diagnosis."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from kdnet.config import parse_config, recipe_text
+from kdnet.data.augmentation import BRIGHTNESS, CONTRAST, augment
+from kdnet.data.loading import build_loader, start_epoch
+from kdnet.errors import UserError
+from kdnet.runs.folder import Folder
+from phantoms import generate_phantoms
+
+SMALL = [
+    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--workers", "1", "--folds", "3", "--accelerator", "cpu", "--preset", "demo"),
+    *("--recipe", "options", "--augment", "true", "--start", "teacher", "--temperature", "fit"),
+    *("--validation_fraction", "0", "--labelled", "2", "--batch_size", "2"),
+]
+
+
+def subject(axes: int, seed: int = 0) -> dict:
+    """Two modalities that differ by a factor, in a brain with background around it."""
+    torch.manual_seed(seed)
+    image = torch.zeros(2, *[16] * axes)
+    inside = (slice(4, 12),) * axes
+    image[0][inside] = 1 + torch.rand([8] * axes)
+    image[1] = 2 * image[0]
+    return {"image": image, "label": (image[:1] > 1.5).to(torch.uint8), "name": "a"}
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_augmentation_moves_all_modalities_and_the_reference_alike(axes):
+    before = subject(axes)
+    after = augment(before, 5)
+    first, second = after["image"]
+    brain = first != 0
+    assert torch.equal(brain, second != 0)
+    # Up to contrast and brightness of their own, they still differ by a factor.
+    points = torch.stack([first[brain], second[brain]])
+    assert torch.corrcoef(points)[0, 1] > 0.9999
+    assert not torch.equal(brain, before["image"][0] != 0)
+    assert after["label"].dtype == torch.uint8
+    assert {*after["label"].unique().tolist()} == {0, 1}
+    assert not after["label"][0][~brain].any()
+
+
+def test_augmentation_follows_from_its_number_alone():
+    once, again, other = (augment(subject(3), draw)["image"] for draw in (7, 7, 8))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+
+
+def test_intensities_stay_within_their_limits_and_background_stays_zero():
+    flat = subject(3) | {"image": torch.ones(1, 16, 16, 16)}
+    for draw in range(20):
+        values = augment(flat, draw)["image"][:, 6:10, 6:10, 6:10]
+        assert ((values - 1).abs() <= CONTRAST + BRIGHTNESS + 1e-6).all()
+    empty = subject(3) | {"image": torch.zeros(1, 16, 16, 16)}
+    assert not augment(empty, 3)["image"].any()
+
+
+def test_a_subject_without_reference_is_augmented_too():
+    sample = subject(3)
+    del sample["label"]
+    assert "label" not in augment(sample, 1)
+
+
+def test_an_epoch_of_augmented_samples_comes_again_and_the_next_is_another():
+    loader = build_loader(
+        [subject(3, seed) for seed in range(4)],
+        2,
+        workers=0,
+        seed=0,
+        shuffle=True,
+        flips=True,
+        augmented=True,
+    )
+
+    def images(epoch):
+        start_epoch(loader, epoch)
+        return torch.cat([batch["image"] for batch in loader])
+
+    assert torch.equal(images(0), images(0))
+    assert not torch.equal(images(0), images(1))
+    # No key names them, so that no cache takes one for another.
+    assert all("key" not in batch for batch in loader)
+
+
+@pytest.mark.parametrize(("value", "read"), [("fit", "fit"), ("2.5", 2.5)])
+def test_a_temperature_is_a_number_or_fitted(value, read):
+    assert parse_config(["--temperature", value]).objective.temperature == read
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "warm"])
+def test_other_temperatures_are_refused(value):
+    with pytest.raises(UserError, match="temperature"):
+        parse_config(["--temperature", value])
+
+
+def test_the_recipe_of_a_situation_is_told():
+    few = parse_config(["--recipe", "auto", "--labelled", "3"])
+    every = parse_config(["--recipe", "auto", "--labelled", "null"])
+    assert few.network.start == "teacher"
+    assert "few" in recipe_text(few)
+    assert "all" in recipe_text(every)
+    assert recipe_text(few) != recipe_text(every)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("gains")
+    phantoms = generate_phantoms(root / "data", subjects=6, seed=0, size=32, progress=False)
+    out = root / "run"
+    # Weights that stay where they start show where that was.
+    flags = ["--data-root", str(phantoms), "--out", str(out), "--epochs", "1", *SMALL]
+    threads = torch.get_num_threads()
+    assert train.main([*flags, "--learning_rate", "1e-30"]) == 0
+    torch.set_num_threads(threads)
+    return out
+
+
+def test_the_student_starts_from_its_teacher_and_the_baseline_does_not(run):
+    teacher, baseline, student = (
+        load_file(Folder(run).unit(f"{row}/fold0-seed0").model)
+        for row in ("teacher", "baseline", "student")
+    )
+    cut = [name for name in student if student[name].shape != teacher[name].shape]
+    assert cut == ["encoder.0.conv1.weight"] or len(cut) == 1
+    alike = [name for name in student if name not in cut]
+    assert all(torch.allclose(student[name], teacher[name], atol=1e-6) for name in alike)
+    assert not all(torch.allclose(baseline[name], teacher[name], atol=1e-6) for name in alike)
+    # T1ce is the third of the four modalities.
+    (first,) = cut
+    assert torch.allclose(student[first], teacher[first][:, 2:3], atol=1e-6)
+
+
+def test_a_baseline_has_as_many_steps_as_teacher_and_student_together(run):
+    steps = {
+        row: len(Folder(run).unit(f"{row}/fold0-seed0").history.read_text().splitlines()) - 1
+        for row in ("teacher", "baseline", "student")
+    }
+    assert steps == {"teacher": 1, "baseline": 2, "student": 1}
+
+
+def test_the_temperature_and_the_diagnosis_are_kept_and_shown(run):
+    folder = Folder(run).unit("student/fold0-seed0").root
+    assert 1 <= json.loads((folder / "unit.json").read_text())["temperature"] <= 5
+    found = json.loads((folder / "diagnosis.json").read_text())
+    assert {row["name"] for row in found["terms"]} >= {"ground_truth"}
+    assert "fitted temperature" in (folder / "diagnosis.md").read_text()
+    others = Folder(run).unit("baseline/fold0-seed0").root
+    assert not (others / "diagnosis.md").exists()
+    assert "temperature" not in json.loads((others / "unit.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_stopped_student_goes_on_with_its_temperature_and_its_augmentation(run, tmp_path):
+    data = run.parent / "data"
+    program = [sys.executable, train.__file__, "--data-root", str(data), *SMALL, "--epochs", "40"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    subprocess.run([*program, "--out", str(whole)], check=True, capture_output=True)
+    history = stopped / "units/student/fold0-seed0/history.csv"
+    with subprocess.Popen([*program, "--out", str(stopped)], stdout=subprocess.DEVNULL) as process:
+        while not (history.is_file() and len(history.read_text().splitlines()) > 3):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    subprocess.run([*program, "--out", str(stopped)], check=True, capture_output=True)
+    for row in ("teacher", "student"):
+        models = [load_file(Folder(f).unit(f"{row}/fold0-seed0").model) for f in (whole, stopped)]
+        assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
