@@ -37,6 +37,21 @@ def test_teachers_come_first_and_know_the_labels_of_their_students():
     assert [row.name for row in rows].index("5-labelled_teacher") < 2
 
 
+def test_a_control_learns_without_a_teacher_and_gains_are_measured_against_it():
+    recipes = {
+        "longer": Recipe("longer", {"epochs": 9}, supervised=True),
+        "soft": Recipe("soft targets", against="longer"),
+    }
+    block = Block(("baseline", "longer", "soft"), labelled=(5,), unlabelled=(0, 3))
+    rows, _ = design(block, recipes=recipes).rows()
+    by_name = {row.name: row for row in rows}
+    longer = by_name["5-labelled_longer"]
+    assert (longer.recipe, longer.teacher, longer.unlabelled) == ("supervised", None, 0)
+    assert (longer.against, longer.options) == ("5-labelled_baseline", {"epochs": 9})
+    for name in ("5-labelled-0-unlabelled_soft", "5-labelled-3-unlabelled_soft"):
+        assert by_name[name].against == "5-labelled_longer"
+
+
 def test_a_row_in_two_blocks_has_the_seeds_of_both():
     blocks = (Block(("baseline", "soft")), Block(("baseline", "soft"), seeds=(1, 2)))
     assert design(*blocks).rows()[1]["all-labelled_soft"] == (0, 1, 2)
@@ -62,7 +77,7 @@ def test_names_of_rows_tell_the_numbers():
     assert row_name("gt_kl", 20, 18) == "20-labelled-18-unlabelled_gt_kl"
 
 
-@pytest.mark.parametrize("name", ["lgg", "phantoms", "brats2021"])
+@pytest.mark.parametrize("name", ["lgg", "lgg_fine", "phantoms", "brats2021"])
 def test_every_study_of_ours_can_be_read(name):
     study = read_design(name)
     rows, seeds = study.rows()
@@ -137,7 +152,7 @@ def test_a_study_need_not_say_which_recipe_is_chosen(tmp_path):
 
 
 def test_a_study_that_is_not_there_names_those_that_are():
-    with pytest.raises(UserError, match="one of brats2021, lgg, phantoms"):
+    with pytest.raises(UserError, match="one of brats2021, lgg, lgg_fine, phantoms"):
         read_design("nothing")
 
 
@@ -145,4 +160,4 @@ def test_options_become_arguments_that_others_may_follow():
     arguments = design(
         Block(("baseline",)), options={"preset": "cpu", "grid": [8, 8, 8]}
     ).arguments()
-    assert arguments == ["--preset", "cpu", "--grid", "[8, 8, 8]"]
+    assert arguments == ["--labelled", "null", "--preset", "cpu", "--grid", "[8, 8, 8]"]

@@ -449,20 +449,21 @@ def _groups() -> dict[str, Any]:
 
 
 def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options") -> ArgumentParser:
+    layers = [_preset_file(preset)]
+    if recipe != "options" and program.name == TRAIN.name:
+        layers.append(recipe_file(recipe))
     parser = ArgumentParser(
         prog=program.name,
         description=program.description,
         exit_on_error=False,
         allow_abbrev=False,
-        default_config_files=[str(_preset_file(preset))],
+        default_config_files=[str(layer) for layer in layers],
         formatter_class=_Formatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     for group in (*filter(None, [program.options]), *_groups().values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
-    if recipe != "options" and program.name == TRAIN.name:
-        parser.set_defaults(read_values(recipe_file(recipe)))
     return parser
 
 

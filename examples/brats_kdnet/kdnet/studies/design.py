@@ -1,8 +1,9 @@
 """What a study consists of: a file with recipes, and with how many references each is tried."""
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -125,7 +126,8 @@ class Design:
 
     def arguments(self) -> list[str]:
         """Return the options as they would stand on a command line."""
-        return [
+        # A preset's number of labels would be that of every row which means all.
+        return ["--labelled", "null"] + [
             text
             for name, value in self.options.items()
             for text in (f"--{name}", value if isinstance(value, str) else yaml_text(value))
@@ -274,7 +276,7 @@ def _design(path: Path, content: Any) -> Design:
         *_empty(design),
         *_foreign_options(design),
         *(_unknown_choices(design) if "chosen" in content else ()),
-        *_missing_baselines(design.blocks),
+        *_missing_controls(design),
         *_senseless_searches(design.searches),
     ]
     if problems:
@@ -377,25 +379,18 @@ def _unknown_choices(design: Design) -> list[str]:
     ]
 
 
-def _missing_baselines(blocks: Sequence[Block]) -> list[str]:
+def _missing_controls(design: Design) -> list[str]:
     """Rows whose gain could not be told."""
-    have = {
-        (count, seed)
-        for block in blocks
-        if BASELINE in block.recipes
-        for count in block.labelled
-        for seed in block.seeds
-    }
-    needed = {
-        (count, seed): None
-        for block in blocks
-        if {*block.recipes} - {TEACHER, BASELINE}
-        for count in block.labelled
-        for seed in block.seeds
-    }
+    have, needed = set[tuple[str, Count, int]](), dict[tuple[str, Count, int], str]()
+    for block in design.blocks:
+        for place in itertools.product(block.recipes, block.labelled, block.seeds):
+            recipe, count, seed = place
+            have.add(place)
+            if recipe in design.recipes:
+                needed[design.recipes[recipe].against, count, seed] = recipe
     return [
-        f"students of {count} labelled subjects with seed {seed} have no baseline to be compared "
+        f"{recipe} with {count} labelled subjects and seed {seed} has no {against} to be compared "
         "with; add that block."
-        for count, seed in needed
-        if (count, seed) not in have
+        for (against, count, seed), recipe in needed.items()
+        if (against, count, seed) not in have
     ]
