@@ -40,6 +40,8 @@ class Term(nn.Module, ABC):
         per_head: Whether it is computed for each head under deep supervision; terms that read
             nothing but taps, or `step.student_output`, need it once.
         equal_channels: Whether the features it compares need the same number of channels.
+        function: What `compare` calls, unless a subclass writes it: `class A(FeatureTerm,
+            function=a)`.
 
     Example:
         >>> class Confidence(Term):
@@ -57,9 +59,12 @@ class Term(nn.Module, ABC):
     equal_channels: ClassVar[bool] = True
     # Options that `extra_repr` shows also where they are the default.
     _shown: ClassVar[tuple[str, ...]] = ()
+    function: ClassVar[Callable[..., Tensor] | None] = None
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, function: Callable[..., Tensor] | None = None) -> None:
         super().__init_subclass__()
+        if function is not None:
+            cls.function = staticmethod(function)
         # Whoever writes a `forward` answers for what it reads; only what says so masks by itself.
         if "forward" in vars(cls) and "masks_unlabelled" not in vars(cls):
             cls.masks_unlabelled = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses import functional as ops
 from privdistill.losses.functional import Activation, Reduction
-from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option, options_of
+from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option
 from privdistill.losses.targets import enlarged, read_target, reference
 from privdistill.losses.term import FeatureTerm, ResponseTerm
 from privdistill.step import Step
@@ -87,7 +87,7 @@ def _drawn(directions: Tensor, most: int) -> Tensor | slice:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class PairwiseSimilarity(FeatureTerm):
+class PairwiseSimilarity(FeatureTerm, function=pairwise_similarity):
     """Difference of the similarities of positions, `privdistill.functional.pairwise_similarity`.
 
     Args:
@@ -109,10 +109,6 @@ class PairwiseSimilarity(FeatureTerm):
 
     def _normalised(self, shape: Sequence[int]) -> int:
         return prod(ceil(length / _window(self.scale)) for length in shape[1:])
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return pairwise_similarity(student, teacher, **options_of(self))
 
 
 def prototype_similarity(
@@ -292,7 +288,7 @@ def _local_changes(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class LocalConsistency(ResponseTerm):
+class LocalConsistency(ResponseTerm, function=local_consistency):
     """Difference between how much voxels differ from their neighbours.
 
     `privdistill.functional.local_consistency` of both networks' logits.
@@ -309,10 +305,6 @@ class LocalConsistency(ResponseTerm):
     """
 
     reduction: Reduction = option("mean", one_of("mean", "sum"))
-
-    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
-        """Compute the loss of these logits."""
-        return local_consistency(student, teacher, activation=activation, **options_of(self))
 
 
 def centered_kernel_alignment(
@@ -386,7 +378,7 @@ def _centred(x: Tensor) -> Tensor:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class CenteredKernelAlignment(FeatureTerm):
+class CenteredKernelAlignment(FeatureTerm, function=centered_kernel_alignment):
     """One minus the CKA of a tap's features, `privdistill.functional.centered_kernel_alignment`.
 
     Args:
@@ -403,7 +395,3 @@ class CenteredKernelAlignment(FeatureTerm):
     equal_channels = False
 
     over: Literal["voxels", "samples"] = option("voxels", one_of("voxels", "samples"))
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return centered_kernel_alignment(student, teacher, **options_of(self))
