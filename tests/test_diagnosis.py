@@ -24,6 +24,7 @@ from privdistill import (
     SoftTargetDiceBCE,
     Tap,
     TeacherCache,
+    Term,
     diagnose,
     fit_temperature,
     target_agreement,
@@ -362,8 +363,42 @@ def test_it_reads_no_more_batches_than_it_is_told(build):
     batches = iter([(IMAGE, LABELS)] * 6)
     assert diagnose(build(), batches, limit=2).batches == 2
     assert len(list(batches)) == 4
+    assert diagnose(build(), [(IMAGE, LABELS)] * 6, limit=None).batches == 6
     with pytest.raises(ObjectiveError, match="no batch"):
         diagnose(build(), [])
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1.5, "2"])
+def test_a_limit_that_is_no_number_of_batches_is_refused(build, limit):
+    with pytest.raises(ObjectiveError, match="limit"):
+        diagnose(build(), [(IMAGE, LABELS)], limit=limit)
+
+
+class OfTheTeachersMean(Term):
+    """Reads logits of any number of classes."""
+
+    needs_teacher = True
+
+    def forward(self, step):
+        return (step.student.mean() - step.teacher.mean()).square()
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_teacher_of_other_classes_leads_where_both_have_one(classes):
+    kd = DistillationWrapper(
+        nn.Conv2d(4, classes, 1), nn.Conv2d(4, 3, 1), objective=OfTheTeachersMean() + GroundTruth()
+    )
+    rows = diagnose(kd, [(IMAGE, LABELS)]).classes
+    shared = min(classes, 3)
+    assert [row.lead is None for row in rows] == [index >= shared for index in range(3)]
+    assert [row.student is None for row in rows] == [False] * 3
+
+
+def test_numbers_of_classes_hold_the_lead(build):
+    found = diagnose(build(), [(IMAGE, LABELS)])
+    assert [row["lead"] for row in found.to_dict()["classes"]] == [
+        row.teacher - row.student for row in found.classes
+    ]
 
 
 @pytest.mark.parametrize("how", [torch.compile, lambda kd: kd.compile() or kd])
