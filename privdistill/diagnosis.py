@@ -18,9 +18,9 @@ from privdistill.exceptions import ObjectiveError
 from privdistill.inputs import InputViews
 from privdistill.integrations.batch import step_arguments, unwrapped
 from privdistill.losses.agreement import copy_dice, decision_overlap
-from privdistill.losses.functional import Activation, binarise, probabilities, resize
+from privdistill.losses.functional import Activation, binarise, check_logits, probabilities, resize
 from privdistill.losses.objective import Term
-from privdistill.losses.options import WHOLE, check
+from privdistill.losses.options import AT_LEAST_ONE, FRACTION, WHOLE, check
 from privdistill.losses.response import SoftTargetDiceBCE
 from privdistill.sides.heads import find_heads
 from privdistill.sides.restored import modes_kept
@@ -490,11 +490,8 @@ def fit_temperature(
     Source:
         Ours; T = 5 is section 3.2 of Hu et al. 2020, arXiv:2106.09564.
     """
-    if not (1 <= at_most < math.inf and 0 < agreement <= 1):
-        raise ObjectiveError(
-            f"fit_temperature: `at_most` is {at_most} and `agreement` is {agreement}; expected a "
-            "temperature of at least 1 and a share in (0, 1]."
-        )
+    check("fit_temperature", AT_LEAST_ONE, at_most=at_most)
+    check("fit_temperature", FRACTION, agreement=agreement)
     overlaps = []
     for batch in batches:
         image = step_arguments(batch, names or {})["image"]
@@ -502,6 +499,7 @@ def fit_temperature(
         weight = next(teacher.parameters(), view)
         with modes_kept(teacher), torch.no_grad():
             logits = find_heads(teacher.eval()(view.to(weight.device)), view.ndim - 2)[0]
+        check_logits(logits, activation, "fit_temperature")
         overlaps.append(decision_overlap(logits, _temperatures(at_most), activation))
     if not overlaps:
         raise ObjectiveError("fit_temperature: there is no batch. Pass a loader, or a list.")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, ModalityError, ShapeMismatchError
 from privdistill.inputs import InputViews, PrivilegedInput
+from privdistill.losses.options import SHARE, check
 from privdistill.taps.names import clean, layers
 from privdistill.text import sizes
 
@@ -72,8 +73,8 @@ def inherit(
         ShapeMismatchError: If fewer parameters find a partner.
         LayerNotFoundError: If the student sees the teacher's modalities in another order, and the
             shapes do not tell which layer is the first.
-        ModalityError: If the student sees a modality that the teacher does not. In none of these
-            cases has anything been written.
+        ModalityError: If the student sees a modality that the teacher does not.
+        ObjectiveError: If `minimum` is no share. In none of these cases has anything been written.
 
     Example:
         >>> from privdistill import PrivilegedInput
@@ -92,6 +93,7 @@ def inherit(
         Ours. Hu et al. 2020, arXiv:2106.09564, shared the deepest layers of both networks and kept
         them fixed, without a gain; here all are inherited and then trained.
     """
+    check("inherit", SHARE, minimum=minimum)
     views = _views(inputs)
     own, given = _tensors(student), _tensors(teacher)
     axes, left = _plan(own, given, views, _misgrouped(student, teacher, views))

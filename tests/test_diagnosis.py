@@ -119,6 +119,9 @@ def test_the_teacher_runs_in_eval_mode_and_keeps_its_modes():
         ({"at_most": 0.5}, "at_most"),
         ({"agreement": 0.0}, "agreement"),
         ({"agreement": 1.1}, "agreement"),
+        ({"agreement": None}, "agreement"),
+        ({"at_most": None}, "at_most"),
+        ({"activation": "tanh"}, "tanh"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options, quoted):

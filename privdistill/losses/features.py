@@ -9,11 +9,8 @@ from torch import Tensor
 
 from privdistill.losses import functional as ops
 from privdistill.losses.functional import Normalisation, Reduction
-from privdistill.losses.options import POSITIVE, Rule, is_number, one_of, option
+from privdistill.losses.options import AT_LEAST_ONE, POSITIVE, one_of, option
 from privdistill.losses.term import FeatureTerm
-
-# Below one the slope at an activation of zero is infinite.
-_POWER = Rule(lambda value: is_number(value) and 1 <= value < float("inf"), "at least 1")
 
 
 def latent_kl(
@@ -259,7 +256,8 @@ class AttentionTransfer(FeatureTerm, function=attention_transfer):
 
     equal_channels = False
 
-    power: float = option(2.0, _POWER)
+    # Below one the slope at an activation of zero is infinite.
+    power: float = option(2.0, AT_LEAST_ONE)
 
     def _normalised(self, shape: Sequence[int]) -> int:
         return prod(shape[1:])

@@ -149,7 +149,8 @@ class Objective(nn.Module):
         balanced: See `balanced()`.
 
     Raises:
-        ObjectiveError: If there is no term, or a weight is neither a finite number nor a function.
+        ObjectiveError: If there is no term, a weight is neither a finite number nor a function, or
+            a term's own `__init__` forgot its base's.
 
     Example:
         >>> from privdistill import GroundTruth, LatentKL
@@ -170,6 +171,12 @@ class Objective(nn.Module):
             raise ObjectiveError("An objective needs at least one term, e.g. GroundTruth().")
         if balanced is not None and not 0 <= balanced < 1:
             raise ObjectiveError(f"balanced: `decay` must be in [0, 1); got {balanced}.")
+        for _, term in weighted:
+            if "name" not in vars(term):
+                raise ObjectiveError(
+                    f"{type(term).__name__} is not initialised. Begin its __init__ with "
+                    "super().__init__()."
+                )
         pairs = [(Weight(1.0).times(weight), term) for weight, term in weighted]
         terms = [term for _, term in pairs]
         self.terms = nn.ModuleList(terms)

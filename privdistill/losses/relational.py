@@ -13,13 +13,12 @@ from torch import Tensor
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses import functional as ops
 from privdistill.losses.functional import Activation, Reduction
-from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option
+from privdistill.losses.options import FRACTION, RESIZE, WHOLE, one_of, option
 from privdistill.losses.targets import enlarged, read_target, reference
 from privdistill.losses.term import FeatureTerm, ResponseTerm
 from privdistill.step import Step
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_SCALE = Rule(lambda value: is_number(value) and 0 < value <= 1, "in (0, 1]")
 _SHORT = 1e-12  # squared length below which a vector has no direction
 
 
@@ -104,7 +103,7 @@ class PairwiseSimilarity(FeatureTerm, function=pairwise_similarity):
 
     equal_channels = False
 
-    scale: float = option(0.5, _SCALE)
+    scale: float = option(0.5, FRACTION)
     max_positions: int = option(4096, WHOLE)
 
     def _normalised(self, shape: Sequence[int]) -> int:

@@ -37,7 +37,8 @@ class FeatureTerm(Term):
         >>> from privdistill import TapPair
         >>> class MMD(FeatureTerm):
         ...     def compare(self, student, teacher):
-        ...         return (student.mean((2, 3)) - teacher.mean((2, 3))).square().sum()
+        ...         distance = student.flatten(2).mean(-1) - teacher.flatten(2).mean(-1)
+        ...         return distance.square().sum()
         >>> pair = TapPair(torch.zeros(1, 2, 4, 4), torch.full((1, 2, 4, 4), 3.0))
         >>> MMD("deep")(Step(pair.student, taps={"deep": pair}))
         tensor(18.)
