@@ -30,6 +30,7 @@ from privdistill.wrapper import DistillationWrapper
 
 # Of the reliability diagram, as in Guo et al. 2017.
 _BINS = 15
+# The paper's temperature: more was never asked for.
 _AT_MOST = 5.0
 
 _Sums = defaultdict[str, dict[str, Any]]  # over batches, by kind and name
@@ -100,7 +101,7 @@ class Diagnosis:
     advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        softened = "" if self.temperature is None else f"agreement at T = {self.temperature:g}"
+        softened = "" if self.temperature is None else f"agreement at T = {self.temperature:.3g}"
         terms = [("term", "value", "weight", "share of gradient", "cosine with reference")]
         for t in self.terms:
             numbers = f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine)
@@ -200,6 +201,7 @@ def diagnose(
     temperature = soft[0] if soft else None
     sums: _Sums = defaultdict(lambda: defaultdict(int))
     count = 0
+    # Dropout and drawn pairs advance the generators of all devices that the step runs on.
     devices = {p.device.index for p in kd.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)), closing(copy.deepcopy(kd)) as twin:
         twin.train()
@@ -240,6 +242,7 @@ def _add_terms(sums: _Sums, twin: DistillationWrapper, given: Mapping[str, Any])
     with torch.enable_grad(), _recorded(twin.objective.named_terms) as calls:
         # Not its call, which may be compiled: a hook would start another compilation.
         out = twin.forward(**given)
+    # Over the student alone, as heads and adapters of terms are thrown away after training.
     parameters = [p for p in twin.student.parameters() if p.requires_grad]
     options: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     for name, values in calls.items():
@@ -302,6 +305,7 @@ def _add_answers(
 
 def _term_rows(sums: _Sums, terms: Mapping[str, Term]) -> Iterator[TermRow]:
     slopes = sums["slope"]
+    # Norms of means over batches: what pulls to and fro from batch to batch does not count.
     total = sum(slope.norm().item() for slope in slopes.values()) or 1.0
     # The terms that supervise: they read the target, and nothing of the teacher.
     supervised = [n for n in slopes if terms[n].needs_target and not terms[n].needs_teacher]
@@ -316,8 +320,10 @@ def _term_rows(sums: _Sums, terms: Mapping[str, Term]) -> Iterator[TermRow]:
 def _class_rows(sums: _Sums, *, softened: bool) -> Iterator[ClassRow]:
     measured = {}
     for network, (chosen, confidence, hits, reference) in sums["score"].items():
+        # Pooled over voxels: a mean over samples would have none where a class is rare.
         measured[network] = 2 * hits.sum(1) / (chosen + reference).sum(1)
         if network == "teacher":
+            # Of one class by itself, since a background would hide all others.
             measured["calibration"] = (confidence - hits).abs().sum(1) / chosen.sum(1)
     if softened and sums["overlap"]:
         copied = copy_dice(sums["overlap"]["teacher"])
@@ -344,6 +350,7 @@ def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor,
     logits = resize(logits, target.shape[-axes:])
     if target.shape == logits.shape:
         return logits, target > 0.5, (target >= 0) & (target <= 1)
+    # A target of another form, such as a criterion of the user's own reads.
     if target.numel() * logits.shape[1] != logits.numel():
         return None
     labels = target.reshape(len(target), 1, *target.shape[-axes:])
@@ -359,6 +366,7 @@ def _score(logits: Tensor, reference: Tensor, known: Tensor, activation: Activat
     """
     confidence, classes = probabilities(logits, activation), logits.shape[1]
     chosen = binarise(logits, "argmax" if activation == "softmax" else "positive").bool() & known
+    # One count of all classes and bins: a loop over them would read the maps as often.
     channel = torch.arange(classes, device=logits.device).reshape(1, -1, *[1] * (logits.ndim - 2))
     bins = channel * _BINS + (confidence * _BINS).long().clamp(max=_BINS - 1)
     one = torch.ones_like(confidence)
@@ -375,6 +383,7 @@ def _cka(student: Tensor, teacher: Tensor) -> Tensor:
     """Linear CKA with voxels as examples; 0 for features that are constant."""
     x, y = (side.detach().float().movedim(1, -1).flatten(0, -2) for side in (student, teacher))
     x, y = x - x.mean(0), y - y.mean(0)
+    # From C x C products: those of voxels with voxels would not fit in memory.
     sizes = (x.T @ x).norm() * (y.T @ y).norm()
     similarity: Tensor = (y.T @ x).square().sum() / sizes
     return similarity.nan_to_num()
@@ -387,7 +396,7 @@ def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
     for row in found.classes:
         if row.agreement is not None and row.agreement < 0.5:
             yield (
-                f"Class {row.index}: at T = {found.temperature:g} a perfect copy of the teacher "
+                f"Class {row.index}: at T = {found.temperature:.3g} a perfect copy of the teacher "
                 f"scores {row.agreement:.0%} of its soft Dice at T = 1; "
                 f"temperature={found.fitted:.2g} keeps 90 %."
             )
@@ -409,6 +418,7 @@ def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
 
 def _advice_on_term(row: TermRow) -> Iterator[str]:
     if row.share > 0.9:
+        # The norm of its gradient is in proportion to its weight; half is that of all the others.
         even = row.weight * (1 - row.share) / row.share
         yield (
             f"{row.name} makes {row.share:.1%} of the gradient; a weight of {even:.2g} instead of "
@@ -438,7 +448,7 @@ def _advice_on_lead(rows: Sequence[ClassRow]) -> str:
     teacher, lead = (sum(numbers) / len(known) for numbers in zip(*known, strict=True))
     said = f"The teacher's mean Dice is {teacher:.2f}, {lead:+.2f} against the student's"
     if lead > 0.02:
-        return f"{said}: that lead is what there is to learn."
+        return f"{said}: that lead, once the student is trained, is what there is to learn."
     return f"{said}: without a lead there is nothing to learn. Train the teacher longer."
 
 
@@ -496,6 +506,7 @@ def fit_temperature(
     for batch in batches:
         image = step_arguments(batch, names or {})["image"]
         view = image if inputs is None else inputs.for_teacher(image)
+        # Without parameters it runs where the image is.
         weight = next(teacher.parameters(), view)
         with modes_kept(teacher), torch.no_grad():
             logits = find_heads(teacher.eval()(view.to(weight.device)), view.ndim - 2)[0]

@@ -110,6 +110,7 @@ def inherit(
     with torch.no_grad():
         for name, axis in axes.items():
             value, tensor = given[name], own[name]
+            # Plain, without rescaling: the layer answers as if the other modalities were zero.
             channels = torch.tensor(views.channels, device=value.device)
             tensor.copy_(value if axis is None else value.index_select(axis, channels))
     cut = tuple(name for name, axis in axes.items() if axis is not None)
@@ -160,11 +161,12 @@ def _plan(
     for name, tensor in own.items():
         if name not in given:
             left[name] = "the teacher has none of this name"
-            continue
-        axis = _cut_axis(tensor, given[name], views)
-        if name in misgrouped:
+        # Before shapes, which may agree where the channels that are read do not.
+        elif name in misgrouped:
             left[name] = "its groups read other modalities than the teacher's"
-        elif axis is not None or tensor.shape == given[name].shape:
+        elif tensor.shape == given[name].shape:
+            axes[name] = None
+        elif (axis := _cut_axis(tensor, given[name], views)) is not None:
             axes[name] = axis
         else:
             left[name] = f"{sizes(tensor.shape)}, the teacher's {sizes(given[name].shape)}"
@@ -215,6 +217,7 @@ def _reordered(teacher: nn.Module, views: _Views) -> list[str]:
 
 
 def _share(student: nn.Module, found: Collection[Tensor]) -> float:
+    # In numbers, not in tensors: dozens of norms weigh less than one convolution.
     total = sum(p.numel() for p in student.parameters())
     return sum(p.numel() for p in student.parameters() if p in found) / max(total, 1)
 
@@ -223,6 +226,7 @@ def _stale(student: nn.Module, cut: Collection[str]) -> tuple[str, ...]:
     """The first normalisation with running statistics behind each layer that was cut."""
     stale, behind = [], False
     for name, layer in layers(student).items():
+        # Only the first behind the cut: deeper ones see what it has normalised.
         keeps = getattr(layer, "running_mean", None) is not None
         if keeps and behind:
             stale.append(name)

@@ -46,6 +46,7 @@ def variational_information(mean: Tensor, teacher: Tensor, variance: Tensor) -> 
         authors' code, in the copy that RepDistiller publishes. Constants are left out.
     """
     mean, teacher = feature_pair(mean, teacher, "variational_information")
+    # Without the constant log(2 pi) / 2, which no gradient sees.
     return ((teacher - mean).square() / variance + variance.log()).mean() / 2
 
 
@@ -114,6 +115,7 @@ class _Gaussian(nn.Module):
         self.scale = nn.Parameter(torch.full((widths[-1], 1), inverse_softplus))
 
     def forward(self, student: Tensor) -> tuple[Tensor, Tensor]:
+        # A floor, or a channel that is matched exactly would drive its variance to zero.
         return self.mean(student), F.softplus(self.scale) + self.floor
 
 

@@ -61,6 +61,7 @@ def pairwise_similarity(
         student, teacher, "pairwise_similarity", equal_channels=False
     )
     of_student, of_teacher = _directions(student, scale), _directions(teacher, scale)
+    # Rows and columns apart: with one draw the N pairs of a position with itself would count more.
     rows, columns = _drawn(of_student, max_positions), _drawn(of_student, max_positions)
     with ops.full_precision(student):
         similar = of_student[..., rows].mT @ of_student[..., columns]
@@ -176,6 +177,7 @@ def _on_grid(channels: Tensor, features: Tensor) -> Tensor:
 def _prototype_maps(values: Tensor, share: Tensor) -> Tensor:
     """Cosines `(B, classes, N)` to each class's mean, for weights of that shape that sum to one."""
     values = values.flatten(2)
+    # A matrix product is the mean over a class's voxels, of all classes at once.
     return ops.unit(share @ values.mT, 2) @ ops.unit(values, 1)
 
 
@@ -260,6 +262,7 @@ def local_consistency(
     of_teacher, neighbours = _local_changes(ops.probabilities(teacher, activation))
     of_student, _ = _local_changes(ops.probabilities(student, activation))
     difference = of_student - of_teacher
+    # A sum would weigh the border less, which has fewer neighbours.
     if reduction == "mean":
         difference = difference / neighbours.clamp_min(1)
     return difference.square().mean()
@@ -341,7 +344,7 @@ def centered_kernel_alignment(
     """
     owner = "centered_kernel_alignment"
     student, teacher = ops.feature_pair(student, teacher, owner, equal_channels=False)
-    # One group of examples per sample, or one group in all.
+    # One group of examples per sample, or one group in all: `(G, examples, numbers)`.
     x, y = (
         values.flatten(2).mT if over == "voxels" else values.flatten(1).unsqueeze(0)
         for values in (student, teacher)

@@ -287,6 +287,7 @@ def logit_mse(
             raise ObjectiveError(
                 "logit_mse: centre=True takes away what a sigmoid depends on. Pass centre=False."
             )
+        # What a softmax does not see: an offset that all logits of a voxel share.
         difference = difference - difference.mean(1, keepdim=True)
     return difference.square().mean()
 
@@ -339,6 +340,7 @@ def probability_mse(
     """
     student, teacher = ops.logit_pair(student_logits, teacher_logits, activation, "probability_mse")
     difference = ops.probabilities(student, activation) - ops.probabilities(teacher, activation)
+    # A sum over classes: its size does not fall with their number.
     return difference.square().sum(1).mean()
 
 
@@ -441,6 +443,7 @@ def _reliability(
 ) -> Tensor:
     # How much better the teacher knows, where its answer is the reference's.
     lead = _cross_entropy(student, target, activation) - _cross_entropy(teacher, target, activation)
+    # A teacher that is wrong is not to be copied, however sure it is.
     if activation == "softmax":
         right = teacher.argmax(1) == target.argmax(1)
     else:

@@ -69,6 +69,7 @@ class FeatureTerm(Term):
         """
         if self.function is None:
             raise _without_comparison(self, "student, teacher")
+        # Read at each step, so that an option may be changed on the term.
         return self.function(student, teacher, **options_of(self))
 
     def features(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -92,6 +93,7 @@ class FeatureTerm(Term):
             )
         student, teacher = step.taps[self.tap]
         where = f"{self.name}: tap '{self.tap}'"
+        # Checked here though functions check too: here the message names term and tap.
         return ops.feature_pair(student, teacher, where, equal_channels=self.equal_channels)
 
     def build(self, step: Step) -> None:
@@ -196,6 +198,7 @@ class ResponseTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits."""
+        # A term's own option wins over the wrapper's.
         activation = self.activation or step.activation
         teacher = self.teacher_logits(step, activation, self.mixing_temperature)
         student, teacher = ops.logit_pair(step.student, teacher, activation, self.name)

@@ -210,7 +210,7 @@ def test_attention_of_any_power_does_not_depend_on_the_scale(power):
     ("make", "message"),
     [
         (lambda: ChannelWise(temperature=0), "`temperature` must be positive and finite; got 0"),
-        (lambda: AttentionTransfer(power=0.5), "`power` must be at least 1; got 0.5"),
+        (lambda: AttentionTransfer(power=0.5), "`power` must be finite and >= 1; got 0.5"),
         (lambda: VariationalInformation(hidden=0), "`hidden` must be a whole number >= 1; got 0"),
         (
             lambda: VariationalInformation(min_variance=9.0),
