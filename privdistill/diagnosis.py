@@ -106,8 +106,8 @@ class Diagnosis:
         for t in self.terms:
             numbers = f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine)
             terms.append((t.name, *numbers))
-        classes = [("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)]
-        classes += [tuple(map(_text, asdict(row).values())) for row in self.classes]
+        heading = ("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)
+        classes = [heading, *(tuple(map(_text, asdict(row).values())) for row in self.classes)]
         taps = [("tap", "similarity (CKA)")] if self.similarity else []
         taps += [(name, _text(value)) for name, value in self.similarity.items()]
         lines = [f"diagnosis of {self.batches} batch{'es' * (self.batches != 1)}"]
@@ -234,7 +234,10 @@ def _arguments(kd: DistillationWrapper, batch: Any, names: Mapping[str, str]) ->
         size = len(next(leaf for leaf in tree_leaves(given["image"]) if isinstance(leaf, Tensor)))
         given.setdefault("labelled", torch.zeros(size, dtype=torch.bool))
     device = next(kd.student.parameters()).device
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, given)
+    placed: dict[str, Any] = tree_map(
+        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, given
+    )
+    return placed
 
 
 def _add_terms(sums: _Sums, twin: DistillationWrapper, given: Mapping[str, Any]) -> Output:

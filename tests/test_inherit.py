@@ -183,3 +183,11 @@ def test_a_minimum_that_is_no_share_is_refused(minimum):
     with pytest.raises(ObjectiveError, match="minimum"):
         inherit(student, teacher, minimum=minimum)
     assert torch.equal(student[0].weight, before)
+
+
+def test_weights_that_the_teacher_ties_reach_a_student_that_does_not():
+    shared = nn.Conv2d(2, 2, 1)
+    student = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
+    report = inherit(student, nn.Sequential(shared, shared))
+    assert report.left == {}
+    assert torch.equal(student[1].weight, shared.weight)
