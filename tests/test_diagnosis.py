@@ -253,6 +253,14 @@ def test_dice_lead_and_calibration_by_hand():
     assert [row.agreement for row in found.classes] == pytest.approx(kept.tolist())
 
 
+def test_what_is_said_of_ignored_voxels_counts_for_nothing():
+    teacher, target = 3 * torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    target[:, 4:] = 255
+    whole = on_fixed(teacher, [1.0, 0.0, 0.5], target, objective=HintonKL())
+    part = on_fixed(teacher[:, :, :4], [1.0, 0.0, 0.5], target[:, :4], objective=HintonKL())
+    assert whole.classes == part.classes
+
+
 def test_ignored_voxels_and_unlabelled_samples_count_for_nothing(build):
     kd = build(objective=SoftTargetDiceBCE() + GroundTruth(ignore_index=255))
     target = LABELS.clone()
