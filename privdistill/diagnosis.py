@@ -8,33 +8,32 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from privdistill.exceptions import ObjectiveError
 from privdistill.inputs import InputViews
-from privdistill.integrations.batch import step_arguments
+from privdistill.integrations.batch import step_arguments, unwrapped
 from privdistill.losses.agreement import copy_dice, decision_overlap
-from privdistill.losses.functional import Activation, binarise, probabilities, resize
+from privdistill.losses.functional import Activation, binarise, check_logits, probabilities, resize
 from privdistill.losses.objective import Term
+from privdistill.losses.options import AT_LEAST_ONE, FRACTION, WHOLE, check
 from privdistill.losses.response import SoftTargetDiceBCE
 from privdistill.sides.heads import find_heads
 from privdistill.sides.restored import modes_kept
 from privdistill.step import Output
-from privdistill.taps.names import uncompiled
 from privdistill.text import columns
-
-if TYPE_CHECKING:
-    from privdistill.wrapper import DistillationWrapper
+from privdistill.wrapper import DistillationWrapper
 
 # Of the reliability diagram, as in Guo et al. 2017.
 _BINS = 15
+# The paper's temperature: more was never asked for.
 _AT_MOST = 5.0
 
-_Sums = dict[str, dict[str, Tensor]]  # over batches, by kind and name
+_Sums = defaultdict[str, dict[str, Any]]  # over batches, by kind and name
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class ClassRow:
         index: Its channel.
         teacher: The teacher's Dice on labelled samples, pooled.
         student: The student's, in eval mode.
+        lead: The teacher's less the student's.
         calibration: Expected calibration error of the teacher on voxels that it gives this class.
         agreement: What the soft target keeps of the teacher's decision, see `target_agreement`.
     """
@@ -73,15 +73,9 @@ class ClassRow:
     index: int
     teacher: float | None = None
     student: float | None = None
+    lead: float | None = None
     calibration: float | None = None
     agreement: float | None = None
-
-    @property
-    def lead(self) -> float | None:
-        """The teacher's Dice less the student's."""
-        if self.teacher is None or self.student is None:
-            return None
-        return self.teacher - self.student
 
 
 @dataclass(frozen=True)
@@ -107,16 +101,13 @@ class Diagnosis:
     advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        softened = "" if self.temperature is None else f"agreement at T = {self.temperature:.3g}"
         terms = [("term", "value", "weight", "share of gradient", "cosine with reference")]
-        terms += [
-            (t.name, f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine))
-            for t in self.terms
-        ]
-        softened = "" if self.temperature is None else f"agreement at T = {self.temperature:g}"
-        classes = [("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)]
-        for c in self.classes:
-            known = (c.teacher, c.student, c.lead, c.calibration, c.agreement)
-            classes.append((str(c.index), *map(_text, known)))  # type: ignore[arg-type]
+        for t in self.terms:
+            numbers = f"{t.value:.4g}", f"{t.weight:.4g}", f"{t.share:.1%}", _text(t.cosine)
+            terms.append((t.name, *numbers))
+        heading = ("class", "teacher Dice", "student Dice", "lead", "calibration error", softened)
+        classes = [heading, *(tuple(map(_text, asdict(row).values())) for row in self.classes)]
         taps = [("tap", "similarity (CKA)")] if self.similarity else []
         taps += [(name, _text(value)) for name, value in self.similarity.items()]
         lines = [f"diagnosis of {self.batches} batch{'es' * (self.batches != 1)}"]
@@ -159,14 +150,14 @@ class Diagnosis:
 
 
 def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def diagnose(
-    kd: "DistillationWrapper",
+    kd: DistillationWrapper,
     batches: Iterable[Any],
     *,
-    limit: int = 4,
+    limit: int | None = 4,
     names: Mapping[str, str] | None = None,
 ) -> Diagnosis:
     """Ask before training whether distillation is going to help, and which term pulls where.
@@ -176,17 +167,17 @@ def diagnose(
     averages and the random state stay; the teacher's cache is neither read nor filled.
 
     Args:
-        kd: The wrapper itself (of DDP its `.module`), before a training or in the midst of one.
+        kd: The wrapper, before a training or in the midst of one.
         batches: A loader, or a list, as a training has it: (image, target) pairs, images, or
             mappings with the arguments of a step. Samples without a reference are welcome.
-        limit: How many batches to read, >= 1.
+        limit: How many batches to read, >= 1; None reads all.
         names: Entry of a mapping for an argument of a step that is called otherwise.
 
     Returns:
         A table to print or plot.
 
     Raises:
-        ObjectiveError: If there is no batch, or a batch has another form.
+        ObjectiveError: If there is no batch, a batch has another form, or `limit` is no number.
 
     Example:
         >>> from privdistill import DistillationWrapper, GroundTruth, HintonKL
@@ -202,26 +193,29 @@ def diagnose(
         Kornblith et al. 2019, arXiv:1905.00414, with voxels as examples. Gradients are compared
         over all of the student's parameters.
     """
-    kd = cast("DistillationWrapper", uncompiled(kd))
-    soft = [t for _, t in kd.objective.named_terms.values() if isinstance(t, SoftTargetDiceBCE)]
-    temperature = soft[0].temperature if soft else None
-    sums: _Sums = defaultdict(dict)
+    if limit is not None:
+        check("diagnose", WHOLE, limit=limit)
+    kd = unwrapped(kd)
+    terms = {name: term for name, (_, term) in kd.objective.named_terms.items()}
+    soft = [term.temperature for term in terms.values() if isinstance(term, SoftTargetDiceBCE)]
+    temperature = soft[0] if soft else None
+    sums: _Sums = defaultdict(lambda: defaultdict(int))
     count = 0
+    # Dropout and drawn pairs advance the generators of all devices that the step runs on.
     devices = {p.device.index for p in kd.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)), closing(copy.deepcopy(kd)) as twin:
         twin.train()
-        for batch in islice(batches, limit):
+        for count, batch in enumerate(islice(batches, limit), start=1):  # noqa: B007
             given = _arguments(kd, batch, names or {})
             out = _add_terms(sums, twin, given)
             with torch.no_grad():
                 _add_answers(sums, kd, out, given, temperature or 1.0)
-            count += 1
     if not count:
         raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
     # The last of its temperatures is that of the objective; those before it are fitted.
     overlap = sums["overlap"].get("teacher", torch.zeros(3, 2, 1))
     found = Diagnosis(
-        terms=tuple(_term_rows(sums, kd.objective.named_terms)),
+        terms=tuple(_term_rows(sums, terms)),
         classes=tuple(_class_rows(sums, softened=temperature is not None)),
         similarity={name: value.item() / count for name, value in sums["cka"].items()},
         temperature=temperature,
@@ -231,40 +225,37 @@ def diagnose(
     return replace(found, advice=tuple(_advice(found, kd.activation)))
 
 
-def _arguments(kd: "DistillationWrapper", batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
+def _arguments(kd: DistillationWrapper, batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """Arguments of a step, on the student's device; without a target none is asked for."""
     given = step_arguments(batch, names)
     given.pop("key", None)
     # Said here, as a step without a target is refused unless it is meant.
     if kd.objective.needs_target and given.get("target") is None:
-        image = given["image"]
-        size = len(image if isinstance(image, Tensor) else next(iter(image.values())))
+        size = len(next(leaf for leaf in tree_leaves(given["image"]) if isinstance(leaf, Tensor)))
         given.setdefault("labelled", torch.zeros(size, dtype=torch.bool))
     device = next(kd.student.parameters()).device
-    return {
-        name: tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, each)
-        for name, each in given.items()
-    }
+    placed: dict[str, Any] = tree_map(
+        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, given
+    )
+    return placed
 
 
-def _add(sums: _Sums, kind: str, name: str, value: Tensor) -> None:
-    sums[kind][name] = sums[kind][name] + value if name in sums[kind] else value
-
-
-def _add_terms(sums: _Sums, twin: "DistillationWrapper", given: Mapping[str, Any]) -> Output:
+def _add_terms(sums: _Sums, twin: DistillationWrapper, given: Mapping[str, Any]) -> Output:
     """Run a step, and take each term's value, its weight in the loss and its gradient."""
     with torch.enable_grad(), _recorded(twin.objective.named_terms) as calls:
         # Not its call, which may be compiled: a hook would start another compilation.
         out = twin.forward(**given)
+    # Over the student alone, as heads and adapters of terms are thrown away after training.
     parameters = [p for p in twin.student.parameters() if p.requires_grad]
     options: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     for name, values in calls.items():
+        # What the loss multiplies a value with, schedules, balancing and heads included.
         weights = torch.autograd.grad(out.loss, values, **options)
         slopes = torch.autograd.grad(values, parameters, weights, **options)
         weight = torch.stack(weights).sum()
         # Not every batch has a target, so that each term counts its own.
-        _add(sums, "term", name, torch.stack([out.terms[name], weight, torch.ones_like(weight)]))
-        _add(sums, "slope", name, torch.cat([slope.flatten().float() for slope in slopes]))
+        sums["term"][name] += torch.stack([out.terms[name], weight, torch.ones_like(weight)])
+        sums["slope"][name] += torch.cat([slope.flatten().float() for slope in slopes])
     return out
 
 
@@ -293,7 +284,7 @@ def _recorded(named_terms: Mapping[str, tuple[Any, Term]]) -> Iterator[dict[str,
 
 def _add_answers(
     sums: _Sums,
-    kd: "DistillationWrapper",
+    kd: DistillationWrapper,
     out: Output,
     given: Mapping[str, Any],
     temperature: float,
@@ -304,22 +295,24 @@ def _add_answers(
     if out.teacher is not None:
         logits["teacher"] = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
         at = [*_temperatures(_AT_MOST), temperature]
-        _add(sums, "overlap", "teacher", decision_overlap(logits["teacher"], at, kd.activation))
+        sums["overlap"]["teacher"] += decision_overlap(logits["teacher"], at, kd.activation)
     for network, answer in logits.items():
-        _add(sums, "channels", network, torch.ones(answer.shape[1]))
+        sums["channels"][network] = answer.shape[1]
         compared = _labelled(answer, given)
         if compared is not None:
-            _add(sums, "score", network, _score(*compared, kd.activation))
+            sums["score"][network] += _score(*compared, kd.activation)
     for name, (student, teacher) in out.taps.items():
         if student.shape[2:] == teacher.shape[2:]:
-            _add(sums, "cka", name, _cka(student, teacher))
+            sums["cka"][name] += _cka(student, teacher)
 
 
-def _term_rows(sums: _Sums, named_terms: Mapping[str, tuple[Any, Term]]) -> Iterator[TermRow]:
+def _term_rows(sums: _Sums, terms: Mapping[str, Term]) -> Iterator[TermRow]:
     slopes = sums["slope"]
+    # Norms of means over batches: what pulls to and fro from batch to batch does not count.
     total = sum(slope.norm().item() for slope in slopes.values()) or 1.0
-    supervised = [slope for name, slope in slopes.items() if _supervises(named_terms[name][1])]
-    reference = torch.stack(supervised).sum(0) if supervised else torch.zeros(1)
+    # The terms that supervise: they read the target, and nothing of the teacher.
+    supervised = [n for n in slopes if terms[n].needs_target and not terms[n].needs_teacher]
+    reference = sum((slopes[n] for n in supervised if not terms[n].taps), torch.tensor(0.0))
     for name, slope in slopes.items():
         value, weight, batches = sums["term"][name].tolist()
         cosine = torch.cosine_similarity(slope, reference, 0).item() if reference.any() else None
@@ -327,22 +320,24 @@ def _term_rows(sums: _Sums, named_terms: Mapping[str, tuple[Any, Term]]) -> Iter
         yield TermRow(name, value / batches, weight / batches, share, cosine)
 
 
-def _supervises(term: Term) -> bool:
-    return term.needs_target and not term.needs_teacher and not term.taps
-
-
 def _class_rows(sums: _Sums, *, softened: bool) -> Iterator[ClassRow]:
     measured = {}
     for network, (chosen, confidence, hits, reference) in sums["score"].items():
+        # Pooled over voxels: a mean over samples would have none where a class is rare.
         measured[network] = 2 * hits.sum(1) / (chosen + reference).sum(1)
         if network == "teacher":
+            # Of one class by itself, since a background would hide all others.
             measured["calibration"] = (confidence - hits).abs().sum(1) / chosen.sum(1)
     if softened and sums["overlap"]:
         copied = copy_dice(sums["overlap"]["teacher"])
         measured["agreement"] = copied[-1] / copied[0]
-    for index in range(len(sums["channels"]["student"])):
-        numbers = {name: values[index].item() for name, values in measured.items()}
-        yield ClassRow(index, **{n: v for n, v in numbers.items() if not math.isnan(v)})
+    for index in range(sums["channels"]["student"]):
+        # A teacher may have other classes than the student.
+        found = {name: v[index].item() for name, v in measured.items() if index < len(v)}
+        numbers = {name: value for name, value in found.items() if not math.isnan(value)}
+        if {"teacher", "student"} <= {*numbers}:
+            numbers["lead"] = numbers["teacher"] - numbers["student"]
+        yield ClassRow(index, **numbers)
 
 
 def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -351,18 +346,19 @@ def _labelled(logits: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor,
     if not isinstance(target, Tensor):
         return None
     if labelled is not None:
-        labelled = torch.as_tensor(labelled)
-        logits, target = logits[labelled.to(logits.device)], target[labelled.to(target.device)]
-    axes, target = logits.ndim - 2, target.to(logits.device)
+        chosen = torch.as_tensor(labelled, device=logits.device)
+        logits, target = logits[chosen], target[chosen]
     # Under deep supervision, or a coarse network, the reference is what counts.
+    axes = logits.ndim - 2
     logits = resize(logits, target.shape[-axes:])
     if target.shape == logits.shape:
         return logits, target > 0.5, (target >= 0) & (target <= 1)
+    # A target of another form, such as a criterion of the user's own reads.
     if target.numel() * logits.shape[1] != logits.numel():
         return None
     labels = target.reshape(len(target), 1, *target.shape[-axes:])
-    shape = (1, -1, *[1] * axes)
-    reference = labels == torch.arange(logits.shape[1], device=labels.device).reshape(shape)
+    classes = torch.arange(logits.shape[1], device=labels.device).reshape(1, -1, *[1] * axes)
+    reference = labels == classes
     return logits, reference, reference.any(1, keepdim=True).expand_as(logits)
 
 
@@ -373,6 +369,7 @@ def _score(logits: Tensor, reference: Tensor, known: Tensor, activation: Activat
     """
     confidence, classes = probabilities(logits, activation), logits.shape[1]
     chosen = binarise(logits, "argmax" if activation == "softmax" else "positive").bool() & known
+    # One count of all classes and bins: a loop over them would read the maps as often.
     channel = torch.arange(classes, device=logits.device).reshape(1, -1, *[1] * (logits.ndim - 2))
     bins = channel * _BINS + (confidence * _BINS).long().clamp(max=_BINS - 1)
     one = torch.ones_like(confidence)
@@ -389,6 +386,7 @@ def _cka(student: Tensor, teacher: Tensor) -> Tensor:
     """Linear CKA with voxels as examples; 0 for features that are constant."""
     x, y = (side.detach().float().movedim(1, -1).flatten(0, -2) for side in (student, teacher))
     x, y = x - x.mean(0), y - y.mean(0)
+    # From C x C products: those of voxels with voxels would not fit in memory.
     sizes = (x.T @ x).norm() * (y.T @ y).norm()
     similarity: Tensor = (y.T @ x).square().sum() / sizes
     return similarity.nan_to_num()
@@ -401,9 +399,9 @@ def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
     for row in found.classes:
         if row.agreement is not None and row.agreement < 0.5:
             yield (
-                f"Class {row.index}: at T = {found.temperature:g} a perfect copy of the teacher "
-                f"scores {row.agreement:.0%} of its soft Dice at T = 1, so that the soft target "
-                f"rewards something else; temperature={found.fitted:.2g} keeps 90 %."
+                f"Class {row.index}: at T = {found.temperature:.3g} a perfect copy of the teacher "
+                f"scores {row.agreement:.0%} of its soft Dice at T = 1; "
+                f"temperature={found.fitted:.2g} keeps 90 %."
             )
         if row.calibration is not None and row.calibration > 0.1:
             yield (
@@ -418,11 +416,12 @@ def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
             )
     # The first of exclusive classes is the background, on which every network agrees.
     background = activation == "softmax" and len(found.classes) > 1
-    yield _advice_on_lead([row for row in found.classes[background:] if row.lead is not None])
+    yield _advice_on_lead(found.classes[background:])
 
 
 def _advice_on_term(row: TermRow) -> Iterator[str]:
     if row.share > 0.9:
+        # The norm of its gradient is in proportion to its weight; half is that of all the others.
         even = row.weight * (1 - row.share) / row.share
         yield (
             f"{row.name} makes {row.share:.1%} of the gradient; a weight of {even:.2g} instead of "
@@ -441,14 +440,18 @@ def _advice_on_term(row: TermRow) -> Iterator[str]:
 
 
 def _advice_on_lead(rows: Sequence[ClassRow]) -> str:
-    if not rows:
-        return "No labelled sample with logits of a teacher: whether it leads is not known."
-    teacher, lead = (
-        sum(getattr(row, name) for row in rows) / len(rows) for name in ("teacher", "lead")
-    )
+    known = [
+        (row.teacher, row.lead) for row in rows if row.teacher is not None and row.lead is not None
+    ]
+    if not known:
+        return (
+            "Whether the teacher leads is not known: no labelled sample, or no term that reads its "
+            "logits."
+        )
+    teacher, lead = (sum(numbers) / len(known) for numbers in zip(*known, strict=True))
     said = f"The teacher's mean Dice is {teacher:.2f}, {lead:+.2f} against the student's"
     if lead > 0.02:
-        return f"{said}: that lead is what there is to learn."
+        return f"{said}: that lead, once the student is trained, is what there is to learn."
     return f"{said}: without a lead there is nothing to learn. Train the teacher longer."
 
 
@@ -500,18 +503,17 @@ def fit_temperature(
     Source:
         Ours; T = 5 is section 3.2 of Hu et al. 2020, arXiv:2106.09564.
     """
-    if not (1 <= at_most < math.inf and 0 < agreement <= 1):
-        raise ObjectiveError(
-            f"fit_temperature: `at_most` is {at_most} and `agreement` is {agreement}; expected a "
-            "temperature of at least 1 and a share in (0, 1]."
-        )
+    check("fit_temperature", AT_LEAST_ONE, at_most=at_most)
+    check("fit_temperature", FRACTION, agreement=agreement)
     overlaps = []
     for batch in batches:
         image = step_arguments(batch, names or {})["image"]
         view = image if inputs is None else inputs.for_teacher(image)
+        # Without parameters it runs where the image is.
         weight = next(teacher.parameters(), view)
         with modes_kept(teacher), torch.no_grad():
             logits = find_heads(teacher.eval()(view.to(weight.device)), view.ndim - 2)[0]
+        check_logits(logits, activation, "fit_temperature")
         overlaps.append(decision_overlap(logits, _temperatures(at_most), activation))
     if not overlaps:
         raise ObjectiveError("fit_temperature: there is no batch. Pass a loader, or a list.")

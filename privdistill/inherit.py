@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, ModalityError, ShapeMismatchError
 from privdistill.inputs import InputViews, PrivilegedInput
+from privdistill.losses.options import SHARE, check
 from privdistill.taps.names import clean, layers
 from privdistill.text import sizes
 
@@ -72,8 +73,8 @@ def inherit(
         ShapeMismatchError: If fewer parameters find a partner.
         LayerNotFoundError: If the student sees the teacher's modalities in another order, and the
             shapes do not tell which layer is the first.
-        ModalityError: If the student sees a modality that the teacher does not. In none of these
-            cases has anything been written.
+        ModalityError: If the student sees a modality that the teacher does not.
+        ObjectiveError: If `minimum` is no share. In none of these cases has anything been written.
 
     Example:
         >>> from privdistill import PrivilegedInput
@@ -92,6 +93,7 @@ def inherit(
         Ours. Hu et al. 2020, arXiv:2106.09564, shared the deepest layers of both networks and kept
         them fixed, without a gain; here all are inherited and then trained.
     """
+    check("inherit", SHARE, minimum=minimum)
     views = _views(inputs)
     own, given = _tensors(student), _tensors(teacher)
     axes, left = _plan(own, given, views, _misgrouped(student, teacher, views))
@@ -108,6 +110,7 @@ def inherit(
     with torch.no_grad():
         for name, axis in axes.items():
             value, tensor = given[name], own[name]
+            # Plain, without rescaling: the layer answers as if the other modalities were zero.
             channels = torch.tensor(views.channels, device=value.device)
             tensor.copy_(value if axis is None else value.index_select(axis, channels))
     cut = tuple(name for name, axis in axes.items() if axis is not None)
@@ -158,11 +161,12 @@ def _plan(
     for name, tensor in own.items():
         if name not in given:
             left[name] = "the teacher has none of this name"
-            continue
-        axis = _cut_axis(tensor, given[name], views)
-        if name in misgrouped:
+        # Before shapes, which may agree where the channels that are read do not.
+        elif name in misgrouped:
             left[name] = "its groups read other modalities than the teacher's"
-        elif axis is not None or tensor.shape == given[name].shape:
+        elif tensor.shape == given[name].shape:
+            axes[name] = None
+        elif (axis := _cut_axis(tensor, given[name], views)) is not None:
             axes[name] = axis
         else:
             left[name] = f"{sizes(tensor.shape)}, the teacher's {sizes(given[name].shape)}"
@@ -213,6 +217,7 @@ def _reordered(teacher: nn.Module, views: _Views) -> list[str]:
 
 
 def _share(student: nn.Module, found: Collection[Tensor]) -> float:
+    # In numbers, not in tensors: dozens of norms weigh less than one convolution.
     total = sum(p.numel() for p in student.parameters())
     return sum(p.numel() for p in student.parameters() if p in found) / max(total, 1)
 
@@ -221,6 +226,7 @@ def _stale(student: nn.Module, cut: Collection[str]) -> tuple[str, ...]:
     """The first normalisation with running statistics behind each layer that was cut."""
     stale, behind = [], False
     for name, layer in layers(student).items():
+        # Only the first behind the cut: deeper ones see what it has normalised.
         keeps = getattr(layer, "running_mean", None) is not None
         if keeps and behind:
             stale.append(name)

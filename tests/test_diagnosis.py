@@ -24,6 +24,7 @@ from privdistill import (
     SoftTargetDiceBCE,
     Tap,
     TeacherCache,
+    Term,
     diagnose,
     fit_temperature,
     target_agreement,
@@ -118,6 +119,9 @@ def test_the_teacher_runs_in_eval_mode_and_keeps_its_modes():
         ({"at_most": 0.5}, "at_most"),
         ({"agreement": 0.0}, "agreement"),
         ({"agreement": 1.1}, "agreement"),
+        ({"agreement": None}, "agreement"),
+        ({"at_most": None}, "at_most"),
+        ({"activation": "tanh"}, "tanh"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options, quoted):
@@ -249,6 +253,14 @@ def test_dice_lead_and_calibration_by_hand():
     assert [row.agreement for row in found.classes] == pytest.approx(kept.tolist())
 
 
+def test_what_is_said_of_ignored_voxels_counts_for_nothing():
+    teacher, target = 3 * torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    target[:, 4:] = 255
+    whole = on_fixed(teacher, [1.0, 0.0, 0.5], target, objective=HintonKL())
+    part = on_fixed(teacher[:, :, :4], [1.0, 0.0, 0.5], target[:, :4], objective=HintonKL())
+    assert whole.classes == part.classes
+
+
 def test_ignored_voxels_and_unlabelled_samples_count_for_nothing(build):
     kd = build(objective=SoftTargetDiceBCE() + GroundTruth(ignore_index=255))
     target = LABELS.clone()
@@ -362,8 +374,42 @@ def test_it_reads_no_more_batches_than_it_is_told(build):
     batches = iter([(IMAGE, LABELS)] * 6)
     assert diagnose(build(), batches, limit=2).batches == 2
     assert len(list(batches)) == 4
+    assert diagnose(build(), [(IMAGE, LABELS)] * 6, limit=None).batches == 6
     with pytest.raises(ObjectiveError, match="no batch"):
         diagnose(build(), [])
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1.5, "2"])
+def test_a_limit_that_is_no_number_of_batches_is_refused(build, limit):
+    with pytest.raises(ObjectiveError, match="limit"):
+        diagnose(build(), [(IMAGE, LABELS)], limit=limit)
+
+
+class OfTheTeachersMean(Term):
+    """Reads logits of any number of classes."""
+
+    needs_teacher = True
+
+    def forward(self, step):
+        return (step.student.mean() - step.teacher.mean()).square()
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_teacher_of_other_classes_leads_where_both_have_one(classes):
+    kd = DistillationWrapper(
+        nn.Conv2d(4, classes, 1), nn.Conv2d(4, 3, 1), objective=OfTheTeachersMean() + GroundTruth()
+    )
+    rows = diagnose(kd, [(IMAGE, LABELS)]).classes
+    shared = min(classes, 3)
+    assert [row.lead is None for row in rows] == [index >= shared for index in range(3)]
+    assert [row.student is None for row in rows] == [False] * 3
+
+
+def test_numbers_of_classes_hold_the_lead(build):
+    found = diagnose(build(), [(IMAGE, LABELS)])
+    assert [row["lead"] for row in found.to_dict()["classes"]] == [
+        row.teacher - row.student for row in found.classes
+    ]
 
 
 @pytest.mark.parametrize("how", [torch.compile, lambda kd: kd.compile() or kd])

@@ -7,6 +7,7 @@ from torch import nn
 from privdistill import (
     LayerNotFoundError,
     ModalityError,
+    ObjectiveError,
     PrivilegedInput,
     ShapeMismatchError,
     inherit,
@@ -173,3 +174,20 @@ def test_prefixes_of_the_compiler_and_of_ddp_are_seen_through():
     wrapped.module = teacher
     assert inherit(torch.compile(student), torch.compile(wrapped), views(("t1",))).share == 1
     assert torch.equal(student[2].weight, teacher[2].weight)
+
+
+@pytest.mark.parametrize("minimum", [None, -0.1, 2, "half"])
+def test_a_minimum_that_is_no_share_is_refused(minimum):
+    student, teacher = network(4), network(4)
+    before = student[0].weight.clone()
+    with pytest.raises(ObjectiveError, match="minimum"):
+        inherit(student, teacher, minimum=minimum)
+    assert torch.equal(student[0].weight, before)
+
+
+def test_weights_that_the_teacher_ties_reach_a_student_that_does_not():
+    shared = nn.Conv2d(2, 2, 1)
+    student = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
+    report = inherit(student, nn.Sequential(shared, shared))
+    assert report.left == {}
+    assert torch.equal(student[1].weight, shared.weight)

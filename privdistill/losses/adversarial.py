@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from privdistill.exceptions import ObjectiveError
+from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses import functional as ops
 from privdistill.losses.functional import Activation
 from privdistill.losses.options import POSITIVE, check, one_of
@@ -73,6 +73,7 @@ def holistic_adversarial(
 
     Raises:
         ObjectiveError: If the softmax runs over one channel.
+        ShapeMismatchError: If the critic does not score each sample.
 
     Example:
         >>> critic = torch.nn.Conv2d(2 + 1, 1, 1)
@@ -117,10 +118,12 @@ def critic_loss(
             with the patch size, or "euclidean".
 
     Returns:
-        A scalar in float32, or float64 if the logits are.
+        A scalar in float32, or float64 if the logits are. NaN stays NaN, as in every loss: leave
+        the critic's step out where it is not finite.
 
     Raises:
         ObjectiveError: If an option has no meaning, or the step had no teacher.
+        ShapeMismatchError: If the logits differ in shape, or the critic does not score each sample.
 
     Example:
         >>> from privdistill import DistillationWrapper, HolisticAdversarial
@@ -145,9 +148,9 @@ def critic_loss(
         raise ObjectiveError(
             "critic_loss: the step has no teacher logits. Add HolisticAdversarial to the objective."
         )
-    student, teacher = (
-        logits[0] if isinstance(logits, list) else logits for logits in (out.student, out.teacher)
-    )
+    heads = (out.student, out.teacher)
+    student, teacher = (each[0] if isinstance(each, list) else each for each in heads)
+    student, teacher = ops.logit_pair(student, teacher, activation, "critic_loss")
     # Cut off here: the critic's step must not train the student.
     fake = _seen(student.detach(), image, activation)
     real = _seen(teacher.detach(), image, activation).to(fake.dtype)
@@ -163,6 +166,11 @@ def _seen(logits: Tensor, image: Tensor | None, activation: Activation) -> Tenso
     p = ops.probabilities(logits, activation)
     if image is None:
         return p
+    if image.ndim != p.ndim or len(image) != len(p):
+        raise ShapeMismatchError(
+            f"The critic's image is {tuple(image.shape)} beside logits {tuple(p.shape)}. Pass the "
+            "student's view of the same samples."
+        )
     # Detached: nothing upstream of the input learns from the critic.
     view = ops.resize(ops.at_least_float32(image.detach()), p.shape[2:])
     return torch.cat((p, view.to(p.dtype)), dim=1)
@@ -189,12 +197,18 @@ def _scores(critic: nn.Module, joint: Tensor, *, learning: bool = True) -> Tenso
         name: value.to(joint.dtype) if value.is_floating_point() else value
         for name, value in (state | buffers).items()
     }
-    scores: Tensor = functional_call(critic, state, (joint,))
+    scores: Any = functional_call(critic, state, (joint,))
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(scores, Tensor) or shape[:1] != (len(joint),):
+        raise ShapeMismatchError(
+            f"The critic returned {shape} for a batch of {len(joint)}; expected scores of any "
+            "shape with the batch first, so that each sample is judged by itself."
+        )
     for name, buffer in buffers.items():
         if buffer is not state[name]:
             # A batch norm wrote its running statistics into the copy.
             buffer.copy_(state[name])
-    return scores.reshape(len(scores), -1).mean(dim=1)
+    return scores.reshape(len(joint), -1).mean(dim=1)
 
 
 class HolisticAdversarial(ResponseTerm):

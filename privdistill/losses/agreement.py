@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from privdistill.losses.functional import Activation, binarise, probabilities
+from privdistill.losses.functional import Activation, binarise, check_logits, probabilities
+from privdistill.losses.options import POSITIVE, check
 
 
 def target_agreement(
@@ -25,6 +26,10 @@ def target_agreement(
     Returns:
         One number per class, `(C,)`, 1 at T = 1; NaN for a class that the teacher never predicts.
 
+    Raises:
+        ObjectiveError: If an option has no meaning, or the softmax runs over one channel.
+        ShapeMismatchError: If the logits are no map.
+
     Example:
         >>> logits = torch.tensor([[[4.0, -4.0, -4.0, -4.0]]])
         >>> target_agreement(logits, 5.0, activation="sigmoid")
@@ -34,6 +39,8 @@ def target_agreement(
         Ours. The target is that of Hu et al. 2020, arXiv:2106.09564, eq. (1); Dice is pooled over
         samples, so that a class need not occur in each.
     """
+    check("target_agreement", POSITIVE, temperature=temperature)
+    check_logits(teacher, activation, "target_agreement")
     dice = copy_dice(decision_overlap(teacher, (1.0, temperature), activation))
     return dice[1] / dice[0]
 

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from privdistill.losses import functional as ops
 from privdistill.losses.functional import Normalisation, Reduction
-from privdistill.losses.options import POSITIVE, Rule, is_number, one_of, option, options_of
+from privdistill.losses.options import AT_LEAST_ONE, POSITIVE, one_of, option
 from privdistill.losses.term import FeatureTerm
-
-# Below one the slope at an activation of zero is infinite.
-_POWER = Rule(lambda value: is_number(value) and 1 <= value < float("inf"), "at least 1")
 
 
 def latent_kl(
@@ -84,7 +81,7 @@ def _log_distribution(features: Tensor, normalisation: Normalisation, temperatur
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class LatentKL(FeatureTerm):
+class LatentKL(FeatureTerm, function=latent_kl):
     """Kullback-Leibler divergence between the normalised features of a tap.
 
     `privdistill.functional.latent_kl` of the tap's features.
@@ -114,10 +111,6 @@ class LatentKL(FeatureTerm):
         # One distribution per voxel, per channel, or per sample.
         of = {"softmax_channel": channels, "softmax_spatial": prod(space)}
         return of.get(self.normalisation, prod(shape))
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return latent_kl(student, teacher, **options_of(self))
 
 
 def feature_l2(student: Tensor, teacher: Tensor, *, normalise: bool = False) -> Tensor:
@@ -154,7 +147,7 @@ def feature_l2(student: Tensor, teacher: Tensor, *, normalise: bool = False) -> 
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class FeatureL2(FeatureTerm):
+class FeatureL2(FeatureTerm, function=feature_l2):
     """Mean squared difference of features, `privdistill.functional.feature_l2`.
 
     Args:
@@ -167,10 +160,6 @@ class FeatureL2(FeatureTerm):
     """
 
     normalise: bool = False
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return feature_l2(student, teacher, **options_of(self))
 
 
 def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
@@ -200,7 +189,7 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return (ops.unit(student, 1) - ops.unit(teacher, 1)).square().sum(1).mean() / 2
 
 
-class FeatureCosine(FeatureTerm):
+class FeatureCosine(FeatureTerm, function=feature_cosine):
     """One minus the cosine of each voxel's channels, `privdistill.functional.feature_cosine`.
 
     Args:
@@ -209,10 +198,6 @@ class FeatureCosine(FeatureTerm):
     Weight:
         1; the term lies in [0, 2].
     """
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return feature_cosine(student, teacher)
 
 
 def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> Tensor:
@@ -255,7 +240,7 @@ def _attention(features: Tensor, power: float) -> Tensor:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class AttentionTransfer(FeatureTerm):
+class AttentionTransfer(FeatureTerm, function=attention_transfer):
     """Squared distance of spatial attention maps, `privdistill.functional.attention_transfer`.
 
     Args:
@@ -271,14 +256,11 @@ class AttentionTransfer(FeatureTerm):
 
     equal_channels = False
 
-    power: float = option(2.0, _POWER)
+    # Below one the slope at an activation of zero is infinite.
+    power: float = option(2.0, AT_LEAST_ONE)
 
     def _normalised(self, shape: Sequence[int]) -> int:
         return prod(shape[1:])
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return attention_transfer(student, teacher, **options_of(self))
 
 
 def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -313,7 +295,7 @@ def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) 
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class ChannelWise(FeatureTerm):
+class ChannelWise(FeatureTerm, function=channel_wise):
     """Divergence of the channels as maps over space, `privdistill.functional.channel_wise`.
 
     Args:
@@ -333,10 +315,6 @@ class ChannelWise(FeatureTerm):
 
     def _normalised(self, shape: Sequence[int]) -> int:
         return prod(shape[1:])
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return channel_wise(student, teacher, **options_of(self))
 
 
 def gram(student: Tensor, teacher: Tensor) -> Tensor:
@@ -377,7 +355,7 @@ def _correlations(features: Tensor) -> Tensor:
         return flat @ flat.mT / flat.shape[2]
 
 
-class Gram(FeatureTerm):
+class Gram(FeatureTerm, function=gram):
     """Squared difference of the channels' correlations over space, `privdistill.functional.gram`.
 
     Args:
@@ -386,7 +364,3 @@ class Gram(FeatureTerm):
     Weight:
         Depends on the scale of the features; begin with the share that `.balanced()` gives.
     """
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return gram(student, teacher)

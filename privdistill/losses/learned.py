@@ -1,7 +1,6 @@
 """Losses on features with networks of their own, which are trained with the student."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -47,6 +46,7 @@ def variational_information(mean: Tensor, teacher: Tensor, variance: Tensor) -> 
         authors' code, in the copy that RepDistiller publishes. Constants are left out.
     """
     mean, teacher = feature_pair(mean, teacher, "variational_information")
+    # Without the constant log(2 pi) / 2, which no gradient sees.
     return ((teacher - mean).square() / variance + variance.log()).mean() / 2
 
 
@@ -65,8 +65,7 @@ class VariationalInformation(FeatureTerm):
         min_variance: Its floor.
 
     Raises:
-        ObjectiveError: If an option has no meaning, there was no dry run, or the networks were made
-            for other channels.
+        ObjectiveError: If an option has no meaning, or there was no dry run.
 
     Weight:
         0.5, as in ACN (Wang et al. 2021).
@@ -90,14 +89,12 @@ class VariationalInformation(FeatureTerm):
 
     def build(self, step: Step) -> None:
         """Make the mean network and the variances from the tap's shapes, unless they are there."""
-        student, teacher = self.features(step)
-        inputs, outputs = student.shape[1], teacher.shape[1]
-        if self.likelihood is not None:
-            _check_fit(self, self.likelihood.channels, (inputs, outputs))
-            return
-        widths = (inputs, self.hidden or outputs, self.hidden or outputs, outputs)
-        gaussian = _Gaussian(widths, self.initial_variance, self.min_variance)
-        self.likelihood = gaussian.to(student.device)
+        if self.likelihood is None:
+            student, teacher = self.features(step)
+            inputs, outputs = student.shape[1], teacher.shape[1]
+            widths = (inputs, self.hidden or outputs, self.hidden or outputs, outputs)
+            gaussian = _Gaussian(widths, self.initial_variance, self.min_variance)
+            self.likelihood = gaussian.to(student.device)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss of these features."""
@@ -111,7 +108,6 @@ class _Gaussian(nn.Module):
         # One kernel for any number of axes, since space comes flattened.
         first, second, third = (nn.Conv1d(a, b, 1, bias=False) for a, b in pairwise(widths))
         self.mean = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
-        self.channels = (widths[0], widths[-1])
         self.floor = floor
         # So that training starts at that variance itself; expm1 keeps the digits of small ones.
         gap = initial - floor
@@ -119,6 +115,7 @@ class _Gaussian(nn.Module):
         self.scale = nn.Parameter(torch.full((widths[-1], 1), inverse_softplus))
 
     def forward(self, student: Tensor) -> tuple[Tensor, Tensor]:
+        # A floor, or a channel that is matched exactly would drive its variance to zero.
         return self.mean(student), F.softplus(self.scale) + self.floor
 
 
@@ -185,8 +182,8 @@ class ContrastiveProjection(FeatureTerm):
         margin: Distance beyond which negatives count no more; two embeddings are at most 2 apart.
 
     Raises:
-        ObjectiveError: If an option has no meaning, the batch has one sample, there was no dry
-            run, or the heads were made for other channels.
+        ObjectiveError: If an option has no meaning, the batch has one sample, or there was no
+            dry run.
 
     Weight:
         0.5, as in `pmkl()`.
@@ -201,19 +198,14 @@ class ContrastiveProjection(FeatureTerm):
         super().__post_init__()
         self.student_head: nn.Module | None
         self.teacher_head: nn.Module | None
-        for name in ("student_head", "teacher_head"):
-            self.register_module(name, None)
+        self.register_module("student_head", None)
+        self.register_module("teacher_head", None)
 
     def build(self, step: Step) -> None:
         """Make both heads from the tap's shapes, unless they are there."""
-        student, teacher = self.features(step)
-        if self.student_head is not None and self.teacher_head is not None:
-            heads = (self.student_head, self.teacher_head)
-            built = [next(head.parameters()).shape[1] for head in heads]
-            _check_fit(self, built, (student.shape[1], teacher.shape[1]))
-            return
-        self.student_head = self._head(student)
-        self.teacher_head = self._head(teacher)
+        if self.student_head is None:
+            student, teacher = self.features(step)
+            self.student_head, self.teacher_head = self._head(student), self._head(teacher)
 
     def _head(self, features: Tensor) -> nn.Module:
         first = nn.Linear(features.shape[1], self.hidden)
@@ -226,16 +218,6 @@ class ContrastiveProjection(FeatureTerm):
             _run(self, self.student_head, student.flatten(2).mean(2)),
             _run(self, self.teacher_head, teacher.flatten(2).mean(2)),
             margin=self.margin,
-        )
-
-
-def _check_fit(term: FeatureTerm, built: Sequence[int], wanted: Sequence[int]) -> None:
-    """Refuse networks that were made for another wrapper and do not fit this one."""
-    if tuple(built) != tuple(wanted):
-        raise ObjectiveError(
-            f"{term.name}: its networks were made for another wrapper, whose features have "
-            f"{built[0]} channels for the student and {built[1]} for the teacher; here they have "
-            f"{wanted[0]} and {wanted[1]}. Make an objective for each wrapper."
         )
 
 

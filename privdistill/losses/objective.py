@@ -40,6 +40,8 @@ class Term(nn.Module, ABC):
         per_head: Whether it is computed for each head under deep supervision; terms that read
             nothing but taps, or `step.student_output`, need it once.
         equal_channels: Whether the features it compares need the same number of channels.
+        function: What `compare` calls, unless a subclass writes it: `class A(FeatureTerm,
+            function=a)`.
 
     Example:
         >>> class Confidence(Term):
@@ -57,9 +59,12 @@ class Term(nn.Module, ABC):
     equal_channels: ClassVar[bool] = True
     # Options that `extra_repr` shows also where they are the default.
     _shown: ClassVar[tuple[str, ...]] = ()
+    function: ClassVar[Callable[..., Tensor] | None] = None
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, function: Callable[..., Tensor] | None = None) -> None:
         super().__init_subclass__()
+        if function is not None:
+            cls.function = staticmethod(function)
         # Whoever writes a `forward` answers for what it reads; only what says so masks by itself.
         if "forward" in vars(cls) and "masks_unlabelled" not in vars(cls):
             cls.masks_unlabelled = False
@@ -144,7 +149,8 @@ class Objective(nn.Module):
         balanced: See `balanced()`.
 
     Raises:
-        ObjectiveError: If there is no term, or a weight is neither a finite number nor a function.
+        ObjectiveError: If there is no term, a weight is neither a finite number nor a function, or
+            a term's own `__init__` forgot its base's.
 
     Example:
         >>> from privdistill import GroundTruth, LatentKL
@@ -165,6 +171,12 @@ class Objective(nn.Module):
             raise ObjectiveError("An objective needs at least one term, e.g. GroundTruth().")
         if balanced is not None and not 0 <= balanced < 1:
             raise ObjectiveError(f"balanced: `decay` must be in [0, 1); got {balanced}.")
+        for _, term in weighted:
+            if "name" not in vars(term):
+                raise ObjectiveError(
+                    f"{type(term).__name__} is not initialised. Begin its __init__ with "
+                    "super().__init__()."
+                )
         pairs = [(Weight(1.0).times(weight), term) for weight, term in weighted]
         terms = [term for _, term in pairs]
         self.terms = nn.ModuleList(terms)

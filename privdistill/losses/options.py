@@ -17,6 +17,8 @@ class Rule(NamedTuple):
 
     holds: Callable[[Any], bool]
     text: str
+    # What is kept of a value that may come in several forms.
+    read: Callable[[Any], Any] = lambda value: value
 
 
 def is_number(value: Any) -> bool:
@@ -39,10 +41,15 @@ def one_of(*choices: str | None) -> Rule:
 
 POSITIVE = Rule(lambda v: is_number(v) and 0 < v < float("inf"), "positive and finite")
 NOT_NEGATIVE = Rule(lambda v: is_number(v) and 0 <= v < float("inf"), "finite and >= 0")
+AT_LEAST_ONE = Rule(lambda v: is_number(v) and 1 <= v < float("inf"), "finite and >= 1")
+FRACTION = Rule(lambda v: is_number(v) and 0 < v <= 1, "in (0, 1]")
 SHARE = Rule(lambda v: is_number(v) and 0 <= v <= 1, "in [0, 1]")
 WHOLE = Rule(lambda v: isinstance(v, int) and v >= 1, "a whole number >= 1")
+# As numbers, so that they can be shown.
 CLASS_WEIGHTS = Rule(
-    lambda v: any(v) and all(map(NOT_NEGATIVE.holds, v)), "finite, >= 0, not all 0"
+    lambda v: v is None or (any(v) and all(map(NOT_NEGATIVE.holds, v))),
+    "finite, >= 0, not all 0",
+    lambda v: None if v is None else tuple(map(float, v)),
 )
 ACTIVATION = one_of(None, "softmax", "sigmoid")
 RESIZE = one_of(None, "logits")
@@ -71,8 +78,10 @@ def options_of(term: Any) -> dict[str, Any]:
 
 
 def check_options(term: Any) -> None:
-    """Check all options of a term against their rules."""
+    """Read all options of a term by their rules."""
     for declared in fields(term):
         if "rule" in declared.metadata:
-            rule, value = declared.metadata["rule"], getattr(term, declared.name)
-            check(type(term).__name__, rule, **{declared.name: value})
+            name, rule = declared.name, declared.metadata["rule"]
+            value = rule.read(getattr(term, name))
+            check(type(term).__name__, rule, **{name: value})
+            setattr(term, name, value)

@@ -52,6 +52,7 @@ LatentKL(tap='bottleneck')
     """
     check("kdnet", SHARE, imitation=imitation)
     check("kdnet", NOT_NEGATIVE, latent_weight=latent_weight)
+    # One minus lambda is the reference's: the two shares of eq. (5) sum to one, alpha is apart.
     imitated = imitation * SoftTargetDiceBCE(temperature=temperature)
     return imitated + (1 - imitation) * GroundTruth() + latent_weight * LatentKL(tap)
 
@@ -108,6 +109,7 @@ def generalized(*, imitation: float = 0.5, temperature: float = 2.0) -> Objectiv
         plus cross-entropy; lambda and T are chosen for each task there, and ours here.
     """
     check("generalized", SHARE, imitation=imitation)
+    # Both halves compare with the soft target: nothing is binarised in that paper.
     soft = SoftTargetDiceBCE(temperature=temperature, binarisation="soft")
     return imitation * soft + (1 - imitation) * GroundTruth()
 
@@ -140,6 +142,7 @@ def structured(
         `structured() + 0.1 * HolisticAdversarial(critic)`.
     """
     check("structured", NOT_NEGATIVE, pixelwise=pixelwise, pairwise=pairwise)
+    # At T = 1 the factor T^2 is none, as in the paper's pixel-wise term.
     pixels = HintonKL(temperature=1.0)
     return GroundTruth() + pixelwise * pixels + pairwise * PairwiseSimilarity(tap)
 

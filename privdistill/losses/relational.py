@@ -13,13 +13,12 @@ from torch import Tensor
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses import functional as ops
 from privdistill.losses.functional import Activation, Reduction
-from privdistill.losses.options import RESIZE, WHOLE, Rule, is_number, one_of, option, options_of
+from privdistill.losses.options import FRACTION, RESIZE, WHOLE, one_of, option
 from privdistill.losses.targets import enlarged, read_target, reference
 from privdistill.losses.term import FeatureTerm, ResponseTerm
 from privdistill.step import Step
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_SCALE = Rule(lambda value: is_number(value) and 0 < value <= 1, "in (0, 1]")
 _SHORT = 1e-12  # squared length below which a vector has no direction
 
 
@@ -62,6 +61,7 @@ def pairwise_similarity(
         student, teacher, "pairwise_similarity", equal_channels=False
     )
     of_student, of_teacher = _directions(student, scale), _directions(teacher, scale)
+    # Rows and columns apart: with one draw the N pairs of a position with itself would count more.
     rows, columns = _drawn(of_student, max_positions), _drawn(of_student, max_positions)
     with ops.full_precision(student):
         similar = of_student[..., rows].mT @ of_student[..., columns]
@@ -87,7 +87,7 @@ def _drawn(directions: Tensor, most: int) -> Tensor | slice:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class PairwiseSimilarity(FeatureTerm):
+class PairwiseSimilarity(FeatureTerm, function=pairwise_similarity):
     """Difference of the similarities of positions, `privdistill.functional.pairwise_similarity`.
 
     Args:
@@ -104,15 +104,11 @@ class PairwiseSimilarity(FeatureTerm):
 
     equal_channels = False
 
-    scale: float = option(0.5, _SCALE)
+    scale: float = option(0.5, FRACTION)
     max_positions: int = option(4096, WHOLE)
 
     def _normalised(self, shape: Sequence[int]) -> int:
         return prod(ceil(length / _window(self.scale)) for length in shape[1:])
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return pairwise_similarity(student, teacher, **options_of(self))
 
 
 def prototype_similarity(
@@ -181,6 +177,7 @@ def _on_grid(channels: Tensor, features: Tensor) -> Tensor:
 def _prototype_maps(values: Tensor, share: Tensor) -> Tensor:
     """Cosines `(B, classes, N)` to each class's mean, for weights of that shape that sum to one."""
     values = values.flatten(2)
+    # A matrix product is the mean over a class's voxels, of all classes at once.
     return ops.unit(share @ values.mT, 2) @ ops.unit(values, 1)
 
 
@@ -265,6 +262,7 @@ def local_consistency(
     of_teacher, neighbours = _local_changes(ops.probabilities(teacher, activation))
     of_student, _ = _local_changes(ops.probabilities(student, activation))
     difference = of_student - of_teacher
+    # A sum would weigh the border less, which has fewer neighbours.
     if reduction == "mean":
         difference = difference / neighbours.clamp_min(1)
     return difference.square().mean()
@@ -292,7 +290,7 @@ def _local_changes(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class LocalConsistency(ResponseTerm):
+class LocalConsistency(ResponseTerm, function=local_consistency):
     """Difference between how much voxels differ from their neighbours.
 
     `privdistill.functional.local_consistency` of both networks' logits.
@@ -309,10 +307,6 @@ class LocalConsistency(ResponseTerm):
     """
 
     reduction: Reduction = option("mean", one_of("mean", "sum"))
-
-    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
-        """Compute the loss of these logits."""
-        return local_consistency(student, teacher, activation=activation, **options_of(self))
 
 
 def centered_kernel_alignment(
@@ -350,7 +344,7 @@ def centered_kernel_alignment(
     """
     owner = "centered_kernel_alignment"
     student, teacher = ops.feature_pair(student, teacher, owner, equal_channels=False)
-    # One group of examples per sample, or one group in all.
+    # One group of examples per sample, or one group in all: `(G, examples, numbers)`.
     x, y = (
         values.flatten(2).mT if over == "voxels" else values.flatten(1).unsqueeze(0)
         for values in (student, teacher)
@@ -386,7 +380,7 @@ def _centred(x: Tensor) -> Tensor:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class CenteredKernelAlignment(FeatureTerm):
+class CenteredKernelAlignment(FeatureTerm, function=centered_kernel_alignment):
     """One minus the CKA of a tap's features, `privdistill.functional.centered_kernel_alignment`.
 
     Args:
@@ -403,7 +397,3 @@ class CenteredKernelAlignment(FeatureTerm):
     equal_channels = False
 
     over: Literal["voxels", "samples"] = option("voxels", one_of("voxels", "samples"))
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compute the loss of these features."""
-        return centered_kernel_alignment(student, teacher, **options_of(self))

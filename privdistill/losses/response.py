@@ -13,8 +13,8 @@ from privdistill.losses import functional as ops
 from privdistill.losses.agreement import warn_of_softening
 from privdistill.losses.functional import Activation, Binarisation, Reduction
 from privdistill.losses.fused import Comparison
-from privdistill.losses.options import POSITIVE, RESIZE, one_of, option, options_of
-from privdistill.losses.supervised import as_numbers, dice_bce
+from privdistill.losses.options import CLASS_WEIGHTS, POSITIVE, RESIZE, one_of, option, options_of
+from privdistill.losses.supervised import dice_bce
 from privdistill.losses.targets import enlarged, read_target, reference
 from privdistill.losses.term import ResponseTerm
 from privdistill.step import Step
@@ -108,6 +108,7 @@ class SoftTargetDiceBCE(ResponseTerm):
     """
 
     _shown = ("temperature",)
+    _warned = False
 
     temperature: float = option(5.0, POSITIVE)
     student_temperature: float = option(1.0, POSITIVE)
@@ -117,23 +118,24 @@ class SoftTargetDiceBCE(ResponseTerm):
     squared_denominator: bool = False
     batch_dice: bool = False
     smoothing: float = option(1e-5, POSITIVE)
-    class_weights: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.class_weights = as_numbers("SoftTargetDiceBCE", self.class_weights)
-        self._warned = False
+    class_weights: Sequence[float] | None = option(None, CLASS_WEIGHTS)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits, which stay in half precision till needed."""
-        activation = self.activation or step.activation
-        mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
-        teacher = self.teacher_logits(step, activation)
+        answer = _answer(self, step, self.temperature)
         # Only where values are checked anyway, for which a GPU has to wait.
         if step.validate and not self._warned and not torch.compiler.is_compiling():
+            teacher, activation = answer["teacher_logits"], answer["activation"]
             self._warned = warn_of_softening(teacher, self.temperature, activation, term=self.name)
-        own = options_of(self) | {"activation": activation, "tempered_logits": mixed}
-        return soft_target_dice_bce(step.student, teacher, **own)
+        return soft_target_dice_bce(step.student, **answer, **options_of(self))
+
+
+def _answer(term: ResponseTerm, step: Step, temperature: float) -> dict[str, Any]:
+    """The teacher's answer; of several teachers that of their mean at T = 1, and that at T."""
+    activation = term.activation or step.activation
+    mixed = term.teacher_logits(step, activation, temperature) if step.members else None
+    answer = {"teacher_logits": term.teacher_logits(step, activation), "tempered_logits": mixed}
+    return answer | {"activation": activation}
 
 
 def hinton_kl(
@@ -212,7 +214,7 @@ def _divergence(student: Tensor, teacher: Tensor, activation: Activation) -> Ten
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class HintonKL(ResponseTerm):
+class HintonKL(ResponseTerm, function=hinton_kl):
     """Kullback-Leibler divergence from the teacher's to the student's tempered probabilities.
 
     `privdistill.functional.hinton_kl` of both networks' logits.
@@ -244,10 +246,6 @@ class HintonKL(ResponseTerm):
         super().__post_init__()
         # Standardised logits are averaged as the teachers would vote, and tempered after that.
         self.mixing_temperature = 1.0 if self.standardise else self.temperature
-
-    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
-        """Compute the loss of these logits."""
-        return hinton_kl(student, teacher, activation=activation, **options_of(self))
 
 
 def logit_mse(
@@ -289,12 +287,13 @@ def logit_mse(
             raise ObjectiveError(
                 "logit_mse: centre=True takes away what a sigmoid depends on. Pass centre=False."
             )
+        # What a softmax does not see: an offset that all logits of a voxel share.
         difference = difference - difference.mean(1, keepdim=True)
     return difference.square().mean()
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class LogitMSE(ResponseTerm):
+class LogitMSE(ResponseTerm, function=logit_mse):
     """Mean squared difference of logits, `privdistill.functional.logit_mse`.
 
     Args:
@@ -310,10 +309,6 @@ class LogitMSE(ResponseTerm):
     """
 
     centre: bool = False
-
-    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
-        """Compute the loss of these logits."""
-        return logit_mse(student, teacher, activation=activation, **options_of(self))
 
 
 def probability_mse(
@@ -345,10 +340,11 @@ def probability_mse(
     """
     student, teacher = ops.logit_pair(student_logits, teacher_logits, activation, "probability_mse")
     difference = ops.probabilities(student, activation) - ops.probabilities(teacher, activation)
+    # A sum over classes: its size does not fall with their number.
     return difference.square().sum(1).mean()
 
 
-class ProbabilityMSE(ResponseTerm):
+class ProbabilityMSE(ResponseTerm, function=probability_mse):
     """Squared distance of probabilities, `privdistill.functional.probability_mse`.
 
     Args:
@@ -360,10 +356,6 @@ class ProbabilityMSE(ResponseTerm):
     Weight:
         1, as in `xie()`.
     """
-
-    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
-        """Compute the loss of these logits."""
-        return probability_mse(student, teacher, activation=activation)
 
 
 def reliable_soft_target_ce(
@@ -451,6 +443,7 @@ def _reliability(
 ) -> Tensor:
     # How much better the teacher knows, where its answer is the reference's.
     lead = _cross_entropy(student, target, activation) - _cross_entropy(teacher, target, activation)
+    # A teacher that is wrong is not to be copied, however sure it is.
     if activation == "softmax":
         right = teacher.argmax(1) == target.argmax(1)
     else:
@@ -488,8 +481,5 @@ class ReliableSoftTargetCE(ResponseTerm):
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits and the target."""
         step = enlarged(step) if self.resize else step
-        activation = self.activation or step.activation
-        mixed = self.teacher_logits(step, activation, self.temperature) if step.members else None
-        own = options_of(self) | {"activation": activation, "tempered_logits": mixed}
-        teacher = self.teacher_logits(step, activation)
-        return reliable_soft_target_ce(step.student, teacher, **read_target(step), **own)
+        given = _answer(self, step, self.temperature) | read_target(step)
+        return reliable_soft_target_ce(step.student, **given, **options_of(self))

@@ -9,21 +9,12 @@ import torch
 from torch import Tensor
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
+from privdistill.losses import options as rules
 from privdistill.losses import targets
 from privdistill.losses.functional import Activation, at_least_float32, full_precision
 from privdistill.losses.fused import Comparison, dice_bce_sums
 from privdistill.losses.objective import Term
-from privdistill.losses.options import (
-    ACTIVATION,
-    CLASS_WEIGHTS,
-    POSITIVE,
-    RESIZE,
-    check,
-    check_options,
-    one_of,
-    option,
-    options_of,
-)
+from privdistill.losses.options import option, options_of
 from privdistill.step import Step
 
 #: Any supervised loss: logits and target to a scalar.
@@ -80,15 +71,13 @@ def dice_bce(
         pooled = 1 if weights is None else weights[:, None]
         overlap, size = (overlap * pooled).sum(0), (size * pooled).sum(0)
     dice = (2 * overlap + smoothing) / (size + smoothing)
-    mask = comparison.mask
-    if mask is None:
-        cost = (1 - dice) + bce / prod(comparison.source.shape[2:])
-        known = None
-    else:
+    mask, known = comparison.mask, None
+    voxels: float | Tensor = prod(comparison.source.shape[2:])
+    if mask is not None:
         # Without the regions that a sample ignores altogether.
         seen = mask.flatten(2) if mask.shape[1] == 1 else mask[:, first:].flatten(2)
-        cost = (1 - dice) + bce / seen.sum(2).clamp(min=1)
-        known = seen.amax(2).to(cost.dtype)
+        voxels, known = seen.sum(2).clamp(min=1), seen.amax(2).to(bce.dtype)
+    cost = (1 - dice) + bce / voxels
     if class_weights is None and known is None:
         costs = cost.mean(1)
     else:
@@ -115,15 +104,6 @@ def _shares(class_weights: Sequence[float] | None, known: Tensor | None, cost: T
     shares = shares if known is None else shares * known
     total = shares.sum(dim=1, keepdim=True)
     return shares / torch.where(total > 0, total, 1)
-
-
-def as_numbers(owner: str, weights: Sequence[float] | None) -> tuple[float, ...] | None:
-    """Return class weights, a list, an array or a tensor, as numbers that can be shown."""
-    if weights is None:
-        return None
-    numbers = tuple(map(float, weights))
-    check(owner, CLASS_WEIGHTS, class_weights=numbers)
-    return numbers
 
 
 def ground_truth(
@@ -215,21 +195,20 @@ class GroundTruth(Term):
 
     # No field: a module is registered once `nn.Module` is initialised.
     criterion: InitVar[Criterion | None] = field(default=None, kw_only=False)
-    of: Literal["student", "teacher"] = option("student", one_of("student", "teacher"))
-    activation: Activation | None = option(None, ACTIVATION)
+    of: Literal["student", "teacher"] = option("student", rules.one_of("student", "teacher"))
+    activation: Activation | None = option(None, rules.ACTIVATION)
     include_background: bool = True
     squared_denominator: bool = False
     batch_dice: bool = False
-    smoothing: float = option(1e-5, POSITIVE)
-    class_weights: Sequence[float] | None = None
+    smoothing: float = option(1e-5, rules.POSITIVE)
+    class_weights: Sequence[float] | None = option(None, rules.CLASS_WEIGHTS)
     ignore_index: int | None = None
-    resize: Literal["logits"] | None = option(None, RESIZE)
+    resize: Literal["logits"] | None = option(None, rules.RESIZE)
 
     def __post_init__(self, criterion: Criterion | None) -> None:
         super().__init__()
-        check_options(self)
+        rules.check_options(self)
         self.needs_teacher = self.of == "teacher"
-        self.class_weights = as_numbers("GroundTruth", self.class_weights)
         if criterion is not None:
             self._check_criterion(criterion)
         self.loss = criterion

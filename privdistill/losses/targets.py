@@ -49,39 +49,66 @@ def reference(  # noqa: PLR0917
     """Read a target in any of its forms, with what is to be left out of it."""
     if target is None:
         raise no_target(owner)
-    weights = None
-    if labelled is not None or sample_weights is not None:
-        weights = weights_of_samples(labelled, sample_weights, logits, owner, validate=validate)
-    per_channel = target.shape == logits.shape
+    weights = weights_of_samples(labelled, sample_weights, logits, owner, validate=validate)
+    check_logits(logits, activation, owner)
+    per_channel = _per_channel(target, logits, activation, owner)
+    # A map of labels as one channel, so that all below is of `(B, 1 or C, *spatial)`.
+    target = target if per_channel else target.reshape(len(logits), 1, *logits.shape[2:])
+    # Tensors on the meta device have shapes and no values.
+    validate = validate and not target.is_meta
     hidden, mask = [], None
-    # A target of a wrong shape is refused below.
-    fits = per_channel or _is_label_map(target, logits)
-    if ignore_index is not None and fits:
-        if validate and ignore_index in (0, 1) and per_channel:
-            raise ObjectiveError(
-                f"{owner}: ignore_index={ignore_index} would ignore whole channels of a target "
-                "with one channel per class, which holds nothing but 0 and 1. Mark the voxels with "
-                "another value, such as 255, or pass a label map."
-            )
+    if ignore_index is not None:
+        if validate and per_channel:
+            _check_ignored(ignore_index, owner)
         ignored = target == ignore_index
-        if activation == "softmax" and per_channel:
+        if activation == "softmax":
             # Classes exclude each other: a voxel unknown in one is unknown in all.
             ignored = ignored.any(dim=1, keepdim=True)
         hidden.append(ignored)
-        mask = (~ignored).reshape(len(ignored), -1, *logits.shape[2:]).to(torch.float32)
+        mask = (~ignored).to(torch.float32)
         # Nothing to be wrong about would count as perfect and lower the mean of the others.
         known = mask.flatten(1).amax(1).to(logits.device)
         weights = known if weights is None else known * weights
-    if labelled is not None and fits:
+    if labelled is not None:
         hidden.append(~labelled.to(target.device).reshape(-1, *[1] * (target.ndim - 1)))
     for places in hidden:
         # Whatever stands there may be no class at all: put a valid value.
         valid = torch.zeros_like(target)
-        if activation == "softmax" and per_channel:
-            valid[:, 0] = 1
+        valid[:, :1] = activation == "softmax"
         target = torch.where(places, valid, target)
-    channels = as_channels(target, logits, activation, owner=owner, validate=validate)
+    if per_channel:
+        target = target.float()
+        if validate:
+            _check_channels(target, activation, owner)
+        return Reference(target, mask, weights)
+    if validate:
+        _check_labels(target, logits.shape[1], owner)
+    channels = torch.zeros(logits.shape, device=target.device).scatter_(1, target.long(), 1.0)
     return Reference(channels, mask, weights)
+
+
+def _per_channel(target: Tensor, logits: Tensor, activation: Activation, owner: str) -> bool:
+    """Whether a target has a channel for each of the logits'; else it is a map of labels."""
+    batch, _, *spatial = shape = tuple(logits.shape)
+    if target.shape == shape:
+        return True
+    if activation == "softmax" and tuple(target.shape) in ((batch, *spatial), (batch, 1, *spatial)):
+        return False
+    label_map = f" (one-hot), or a label map {(batch, *spatial)}" * (activation == "softmax")
+    raise ShapeMismatchError(
+        f"{owner}: the target is {tuple(target.shape)}; with {activation} it must be {shape} like "
+        f"the logits{label_map}. Where it is finer, the term's option resize='logits' enlarges the "
+        "logits."
+    )
+
+
+def _check_ignored(ignore_index: int, owner: str) -> None:
+    if ignore_index in (0, 1):
+        raise ObjectiveError(
+            f"{owner}: ignore_index={ignore_index} would ignore whole channels of a target with "
+            "one channel per class, which holds nothing but 0 and 1. Mark the voxels with another "
+            "value, such as 255, or pass a label map."
+        )
 
 
 def read_target(step: Step) -> dict[str, Any]:
@@ -92,12 +119,10 @@ def read_target(step: Step) -> dict[str, Any]:
 
 def enlarged(step: Step) -> Step:
     """Bring all logits of a step to the target's size, if that is finer."""
-    axes = step.student.ndim - 2
-    if step.teacher is not None and step.teacher.ndim != step.student.ndim:
-        return step
-    size = () if step.target is None else tuple(step.target.shape[-axes:])
-    # Coarser targets are the term's to refuse.
-    if not size or any(new < old for new, old in zip(size, step.student.shape[2:], strict=True)):
+    here = step.student.shape[2:]
+    size = here if step.target is None else step.target.shape[-len(here) :]
+    # Coarser targets, and those of other axes, are the term's to refuse.
+    if len(size) != len(here) or any(map(int.__lt__, size, here)):
         return step
     return replace(
         step,
@@ -139,8 +164,10 @@ def weights_of_samples(
     validate: bool = True,
 ) -> Tensor | None:
     """Return the weight of each sample, zero without a reference; None where all are alike."""
+    if labelled is None and sample_weights is None:
+        return None
     for name, given in (("labelled", labelled), ("sample_weights", sample_weights)):
-        if given is not None and tuple(given.shape) != (len(logits),):
+        if given is not None and given.shape != (len(logits),):
             raise ShapeMismatchError(
                 f"{owner}: `{name}` is {tuple(given.shape)} for a batch of {len(logits)}. Pass one "
                 "value per sample."
@@ -161,36 +188,6 @@ def weights_of_samples(
             "negative."
         )
     return weights
-
-
-def as_channels(
-    target: Tensor, logits: Tensor, activation: Activation, *, owner: str, validate: bool
-) -> Tensor:
-    """Return a target with one channel per logit channel, `(B, C, *spatial)` in float32."""
-    check_logits(logits, activation, owner)
-    # Tensors on the meta device have shapes and no values.
-    validate = validate and not target.is_meta
-    if target.shape == logits.shape:
-        target = target.float()
-        if validate:
-            _check_channels(target, activation, owner)
-        return target
-    if activation == "softmax" and _is_label_map(target, logits):
-        if validate:
-            _check_labels(target, logits.shape[1], owner)
-        labels = target.reshape(len(logits), 1, *logits.shape[2:]).long()
-        return torch.zeros(logits.shape, device=target.device).scatter_(1, labels, 1.0)
-    label_map = f" (one-hot), or a label map {(len(logits), *logits.shape[2:])}"
-    raise ShapeMismatchError(
-        f"{owner}: the target is {tuple(target.shape)}; with {activation} it must be "
-        f"{tuple(logits.shape)} like the logits{label_map * (activation == 'softmax')}. Where it "
-        "is finer, the term's option resize='logits' enlarges the logits."
-    )
-
-
-def _is_label_map(target: Tensor, logits: Tensor) -> bool:
-    batch, _, *spatial = logits.shape
-    return list(target.shape) in ([batch, *spatial], [batch, 1, *spatial])
 
 
 def _check_channels(target: Tensor, activation: Activation, owner: str) -> None:

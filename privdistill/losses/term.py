@@ -10,13 +10,16 @@ from privdistill.exceptions import LayerNotFoundError, ObjectiveError
 from privdistill.losses import functional as ops
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Term
-from privdistill.losses.options import ACTIVATION, check_options, option
+from privdistill.losses.options import ACTIVATION, check_options, option, options_of
 from privdistill.step import Step
 
 
 @dataclass(eq=False, repr=False)
 class FeatureTerm(Term):
     """A term that compares the features of a tap: a subclass writes `compare`.
+
+    Or it names a function of both features, which gets the fields of a data class as its options,
+    as the library's own terms do: `class MMD(FeatureTerm, function=mmd)`.
 
     Args:
         tap: Name of the tap; "bottleneck" is located by the wrapper unless given.
@@ -34,7 +37,8 @@ class FeatureTerm(Term):
         >>> from privdistill import TapPair
         >>> class MMD(FeatureTerm):
         ...     def compare(self, student, teacher):
-        ...         return (student.mean((2, 3)) - teacher.mean((2, 3))).square().sum()
+        ...         distance = student.flatten(2).mean(-1) - teacher.flatten(2).mean(-1)
+        ...         return distance.square().sum()
         >>> pair = TapPair(torch.zeros(1, 2, 4, 4), torch.full((1, 2, 4, 4), 3.0))
         >>> MMD("deep")(Step(pair.student, taps={"deep": pair}))
         tensor(18.)
@@ -50,7 +54,7 @@ class FeatureTerm(Term):
         check_options(self)
         self.taps = (self.tap,)
 
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:  # noqa: ARG002
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the unweighted term.
 
         Args:
@@ -63,7 +67,10 @@ class FeatureTerm(Term):
         Raises:
             ObjectiveError: If the subclass writes neither this nor a `forward` of its own.
         """
-        raise _without_comparison(self, "student, teacher")
+        if self.function is None:
+            raise _without_comparison(self, "student, teacher")
+        # Read at each step, so that an option may be changed on the term.
+        return self.function(student, teacher, **options_of(self))
 
     def features(self, step: Step) -> tuple[Tensor, Tensor]:
         """Return the tap's features, in float32 at least, the teacher's without gradient.
@@ -86,6 +93,7 @@ class FeatureTerm(Term):
             )
         student, teacher = step.taps[self.tap]
         where = f"{self.name}: tap '{self.tap}'"
+        # Checked here though functions check too: here the message names term and tap.
         return ops.feature_pair(student, teacher, where, equal_channels=self.equal_channels)
 
     def build(self, step: Step) -> None:
@@ -110,6 +118,9 @@ class FeatureTerm(Term):
 @dataclass(eq=False, repr=False, kw_only=True)
 class ResponseTerm(Term):
     """A term that compares the logits of both networks: a subclass writes `compare`.
+
+    Or it names a function of both logits, `class Distance(ResponseTerm, function=distance)`, which
+    gets `activation` and the fields of a data class as its options.
 
     Args:
         activation: "softmax" or "sigmoid"; None takes the wrapper's.
@@ -144,7 +155,7 @@ class ResponseTerm(Term):
         super().__init__()
         check_options(self)
 
-    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:  # noqa: ARG002
+    def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the unweighted term.
 
         Args:
@@ -158,7 +169,9 @@ class ResponseTerm(Term):
         Raises:
             ObjectiveError: If the subclass writes neither this nor a `forward` of its own.
         """
-        raise _without_comparison(self, "student, teacher, activation")
+        if self.function is None:
+            raise _without_comparison(self, "student, teacher, activation")
+        return self.function(student, teacher, activation=activation, **options_of(self))
 
     def teacher_logits(
         self, step: Step, activation: Activation, temperature: float = 1.0
@@ -185,6 +198,7 @@ class ResponseTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits."""
+        # A term's own option wins over the wrapper's.
         activation = self.activation or step.activation
         teacher = self.teacher_logits(step, activation, self.mixing_temperature)
         student, teacher = ops.logit_pair(step.student, teacher, activation, self.name)

@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from privdistill import Critic, GroundTruth, HolisticAdversarial, ObjectiveError, Output, Step
+from privdistill import (
+    Critic,
+    GroundTruth,
+    HolisticAdversarial,
+    ObjectiveError,
+    Output,
+    ShapeMismatchError,
+    Step,
+)
 from privdistill.functional import critic_loss, holistic_adversarial
 
 
@@ -190,3 +198,54 @@ def test_what_is_missing_is_said():
         HolisticAdversarial(None)
     with pytest.raises(ObjectiveError, match="`metric`"):
         critic_loss(linear([1.0] * 2), out(logits, logits), metric="l1")
+
+
+class Judge(nn.Module):
+    """Scores what it is told."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+
+    def forward(self, x):
+        return self.score(x)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda x: x.mean(),
+        lambda x: x.mean().reshape(1),
+        lambda x: (x.mean((1, 2)), 1),
+        lambda _: None,
+    ],
+)
+def test_a_critic_that_does_not_score_each_sample_is_refused(score):
+    logits, critic = torch.randn(2, 2, 5), Judge(score)
+    with pytest.raises(ShapeMismatchError, match="critic returned"):
+        critic_loss(critic, out(logits, logits))
+    with pytest.raises(ShapeMismatchError, match="critic returned"):
+        holistic_adversarial(logits, critic)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 5), (2, 3, 5), (2, 2, 4)])
+def test_answers_of_other_shapes_are_never_broadcast(shape):
+    with pytest.raises(ShapeMismatchError, match=r"critic_loss.*\(2, 2, 5\)"):
+        critic_loss(linear([1.0, 1.0]), out(torch.randn(2, 2, 5), torch.randn(shape)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (2, 5), (2, 1, 5, 5)])
+def test_an_image_of_other_samples_or_axes_is_refused(shape):
+    with pytest.raises(ShapeMismatchError, match="image"):
+        holistic_adversarial(torch.randn(2, 2, 5), linear([1.0] * 3), torch.zeros(shape))
+
+
+def test_nan_is_not_hidden_from_who_trains_the_critic():
+    logits = torch.randn(2, 2, 5)
+    assert critic_loss(linear([1.0, 1.0]), out(logits * torch.nan, logits)).isnan()
+
+
+def test_an_activation_that_is_none_is_refused():
+    logits = torch.randn(2, 2, 5)
+    with pytest.raises(ObjectiveError, match="'relu'"):
+        critic_loss(linear([1.0, 1.0]), out(logits, logits), activation="relu")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privdistill import SoftTargetDiceBCE, Step
+from privdistill import ObjectiveError, ShapeMismatchError, SoftTargetDiceBCE, Step
 from privdistill.losses.agreement import copy_dice, decision_overlap, target_agreement
 from privdistill.losses.agreement import warn_of_softening as warn
 
@@ -103,3 +103,16 @@ def test_no_term_warns_without_a_reason(teacher):
         "meta": {"student": given.student.to("meta"), "teacher": given.teacher.to("meta")},
     }
     SoftTargetDiceBCE()(replace(given, **other[teacher]))
+
+
+@pytest.mark.parametrize("temperature", [None, 0, -1.0, math.inf, "5"])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ObjectiveError, match="temperature"):
+        target_agreement(torch.randn(1, 2, 5), temperature)
+
+
+def test_logits_and_activations_that_are_none_are_refused():
+    with pytest.raises(ObjectiveError, match="'tanh'"):
+        target_agreement(torch.randn(1, 2, 5), 2.0, activation="tanh")
+    with pytest.raises(ShapeMismatchError, match=r"\(3,\)"):
+        target_agreement(torch.randn(3), 2.0)

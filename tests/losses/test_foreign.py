@@ -1,5 +1,7 @@
 """Losses of the user's own: what they see, what they must say, and what stands ready for them."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -247,3 +249,37 @@ def test_a_base_without_a_comparison_says_what_to_write(base):
     z = torch.zeros(1, 2, 4)
     with pytest.raises(ObjectiveError, match="def compare"):
         base()(Step(z, z, taps={"bottleneck": TapPair(z, z)}))
+
+
+def forgetful(base):
+    class Forgetful(base):
+        def __init__(self):
+            self.sharpness = 2.0
+
+        def forward(self, step):
+            return step.student.mean()
+
+    return Forgetful
+
+
+@pytest.mark.parametrize("base", [Term, FeatureTerm, ResponseTerm])
+def test_a_term_that_forgets_its_base_s_init_is_told_so(base):
+    with pytest.raises(ObjectiveError, match=r"Forgetful.*super\(\).__init__"):
+        forgetful(base)() + MMD()
+
+
+def distance(student, teacher, *, activation, power=2.0):
+    assert activation == "softmax"
+    return (student - teacher).abs().pow(power).mean()
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Distance(ResponseTerm, function=distance):
+    power: float = 2.0
+
+
+def test_a_loss_that_is_a_function_is_a_class_of_its_options():
+    student, teacher = torch.randn(2, 2, 3, 4)
+    found = Distance(power=3.0)(Step(student, teacher))
+    assert found == distance(student, teacher, activation="softmax", power=3.0)
+    assert repr(Distance(power=3.0)) == "Distance(power=3.0)"

@@ -148,9 +148,11 @@ def test_prototypes_need_no_class_of_a_sample_that_is_ignored_altogether():
     student, teacher = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
     labels = torch.tensor([[0, 1, 0, 1, 0, 0], [255] * 6])
     wanted = PrototypeSimilarity("tap")(step_of(student[:1], teacher[:1], labels[:1]))
-    found = PrototypeSimilarity("tap", ignore_index=255)(step_of(student, teacher, labels))
     assert wanted > 0
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for weights in (None, torch.tensor([0.5, 2.0])):
+        step = step_of(student, teacher, labels, sample_weights=weights)
+        found = PrototypeSimilarity("tap", ignore_index=255)(step)
+        assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_a_coarse_tap_weighs_its_voxels_by_what_is_not_ignored():

@@ -12,8 +12,10 @@ from privdistill import (
     ProbabilityMSE,
     ReliableSoftTargetCE,
     ShapeMismatchError,
+    SoftTargetDiceBCE,
     Step,
 )
+from privdistill.functional import hinton_kl, mix_logits
 
 SHAPES = [(2, 3, 5), (2, 3, 4, 5), (2, 3, 3, 4, 2)]
 TERMS = [
@@ -283,3 +285,25 @@ def test_repr_shows_what_was_chosen():
     assert repr(chosen) == "HintonKL(temperature=2.0, standardise=True, reduction='sum')"
     assert repr(LogitMSE()) == "LogitMSE()"
     assert repr(ReliableSoftTargetCE()) == "ReliableSoftTargetCE(temperature=10.0)"
+
+
+def test_several_teachers_decide_at_one_and_soften_at_the_temperature():
+    # At T = 1 their mean prefers the second class, at T = 5 the first.
+    sure, less = torch.tensor([[[10.0], [0.0]]]), torch.tensor([[[0.0], [3.0]]])
+    members = ((sure, 0.45), (less, 0.55))
+    student = torch.tensor([[[1.0], [-1.0]]])
+    first = 0.45 / (1 + math.exp(-2)) + 0.55 / (1 + math.exp(0.6))
+    p, soft = 1 / (1 + math.exp(-2)), (first, 1 - first)
+    dice = [2 * a * b / (a + b) for a, b in zip((p, 1 - p), soft, strict=True)]
+    wanted = 1 - sum(dice) / 2 + math.log(1 + math.exp(2))
+    step = Step(student, sure, members=members, validate=False)
+    assert SoftTargetDiceBCE()(step).item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_several_teachers_are_standardised_as_they_vote():
+    student, one, other = torch.randn(3, 2, 4, 5)
+    step = Step(student, one, members=((one, 0.3), (3 * other, 0.7)))
+    vote = mix_logits(step.members, "softmax")
+    options = {"temperature": 4.0, "standardise": True}
+    found = HintonKL(**options)(step)
+    assert found.item() == pytest.approx(hinton_kl(student, vote, **options).item())

@@ -350,3 +350,13 @@ def test_a_weight_of_an_unlabelled_sample_is_never_read():
 def test_ignored_voxels_do_not_hide_a_wrong_shape():
     with pytest.raises(ShapeMismatchError, match=r"the target is \(3, 5, 5\)"):
         gt(LOGITS, torch.zeros(3, 5, 5, dtype=torch.long), ignore_index=255)
+
+
+@pytest.mark.parametrize("sample_weights", [None, torch.tensor([0.5, 2.0])])
+def test_a_sample_of_which_nothing_that_weighs_is_known_leaves_the_mean(sample_weights):
+    logits, target = torch.randn(2, 2, 6), torch.randint(0, 2, (2, 2, 6))
+    target[1, 1] = 255
+    term = GroundTruth(activation="sigmoid", ignore_index=255, class_weights=(0.0, 1.0))
+    found = term(Step(logits, target=target, sample_weights=sample_weights))
+    alone = term(Step(logits[:1], target=target[:1]))
+    assert found.item() == pytest.approx(alone.item(), rel=1e-6)

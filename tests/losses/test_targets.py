@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from privdistill import ObjectiveError, ShapeMismatchError
-from privdistill.losses.targets import as_channels
+from privdistill.losses.targets import reference
 
 LOGITS = torch.zeros(2, 3, 4, 4)
 
 
 def convert(target, activation="softmax", logits=LOGITS, validate=True):
-    return as_channels(target, logits, activation, owner="ground_truth", validate=validate)
+    return reference(target, logits, activation, "ground_truth", validate=validate).channels
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (2, 1, 4, 4)])
