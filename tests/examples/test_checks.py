@@ -90,10 +90,9 @@ def test_the_result_does_not_depend_on_the_number_of_workers(brats_folder, folde
     write_constant(folder / "BraTS2021_00001_t1.nii", 0)
     description, subjects = find_subjects(brats_folder)
     subjects = [replace(subject, name=f"{i}") for i in range(9) for subject in subjects]
-    settings = {"progress": False, "distinct": False}
-    one, many = (check_subjects(description, subjects, workers=n, **settings) for n in (1, 5))
+    one, many = (check_subjects(description, subjects, workers=n, progress=False) for n in (1, 5))
     assert one == many
-    assert len(one) == 9
+    assert len(one) > 9
 
 
 def test_a_subject_that_lies_turned_is_found(brats_folder, folder):

@@ -362,7 +362,7 @@ def test_a_volume_turned_otherwise_than_in_training_is_refused(tmp_path, capsys)
     path = save(tmp_path / "turned.safetensors", orientation="LPS")
     image = write_image(tmp_path / "a_t1ce.nii.gz")
     assert run("--model", path, "--input", image, "--out", tmp_path / "out") == 2
-    assert "other axes than the training data, which are LPS" in capsys.readouterr().err
+    assert "those of the training data LPS" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

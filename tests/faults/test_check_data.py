@@ -92,7 +92,7 @@ def test_memory_is_bounded_by_what_a_sound_data_set_takes(checked, tmp_path):
 def test_a_sound_data_set_is_status_zero(tmp_path, capsys):
     write_subject(tmp_path / "one")
     assert check_data.main(["--data-root", str(tmp_path)]) == 0
-    assert "1 subjects, 1 usable, 0 with problems." in capsys.readouterr().out
+    assert "1 subjects, 1 usable, 0 with problems" in capsys.readouterr().out
 
 
 def test_what_is_not_used_need_not_be_there(tmp_path, capsys):

@@ -78,24 +78,24 @@ class Inputs:
     def _lone_file(self, path: Path) -> Subject:
         """A file whose modality is told by its name, or is the only one that the network sees."""
         said = self._said_by_name(path)
-        fitting = [name for name in self.modalities if name in said or len(self.modalities) == 1]
-        image = self._image(path, self.modalities[0])
-        alone = self.any_subset or len(self.modalities) == 1
-        if not alone or len(fitting) != 1 or (said and fitting[0] not in said):
-            by_name = f"of {', '.join(sorted(said))} by its name" if said else "of no known name"
+        fitting = [name for name in self.modalities if name in said]
+        alone = len(self.modalities) == 1
+        if alone and not said:
+            # Nothing else can be meant; another modality's name would be a mistake.
+            fitting = [*self.modalities]
+        if len(fitting) != 1 or not (alone or self.any_subset):
             wanted = " ".join(f"--input {name}=FILE" for name in self.modalities)
             raise UserError(
-                f"--input {path}: expected an image of {', '.join(self.modalities)}, found one "
-                f"{by_name}. Say what is what: {wanted}; or give a folder of subjects."
+                f"--input {path}: expected an image of {', '.join(self.modalities)}, found one of "
+                f"{', '.join(sorted(said)) or 'no known name'}. Say what is what: {wanted}; or "
+                "give a folder of subjects."
             )
-        channel = self.description.channels.get(fitting[0])
-        return Subject(stem_of(path), {fitting[0]: replace(image, channel=channel)})
+        return Subject(stem_of(path), {fitting[0]: self._image(path, fitting[0])})
 
     def _image(self, path: Path, modality: str) -> ImageFile:
-        if not path.is_file():
-            raise UserError(f"--input {path}: expected a file or a folder, found nothing there.")
-        if not path.name.endswith(NIFTI_SUFFIXES):
-            raise UserError(f"--input {path}: expected a NIfTI file, .nii or .nii.gz.")
+        if not path.is_file() or not path.name.endswith(NIFTI_SUFFIXES):
+            found = f"{path.name}" if path.exists() else "nothing there"
+            raise UserError(f"--input {path}: expected a NIfTI file or a folder, found {found}.")
         return ImageFile(path, self.description.channels.get(modality))
 
     def _in_folder(self, folder: Path) -> list[Subject]:

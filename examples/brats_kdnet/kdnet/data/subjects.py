@@ -137,11 +137,13 @@ def _subjects(root: Path, description: Description) -> list[Subject]:
         grades |= {name: claims[0][1] for name, claims in matches.items()}
     subjects = []
     for name in sorted(grades):
-        claims = {role: matches[name] for role, matches in found.items() if name in matches}
-        files = {
-            role: ImageFile(paths[0][0], description.channels.get(role))
-            for role, paths in claims.items()
+        paths = {
+            role: [path for path, _ in matches[name]]
+            for role, matches in found.items()
+            if name in matches
         }
+        channels = description.channels
+        files = {role: ImageFile(own[0], channels.get(role)) for role, own in paths.items()}
         segmentation = files.pop(SEGMENTATION, None)
         subjects.append(
             Subject(
@@ -149,7 +151,7 @@ def _subjects(root: Path, description: Description) -> list[Subject]:
                 files,
                 segmentation,
                 grade=grades[name],
-                rivals={role: tuple(p for p, _ in own[1:]) for role, own in claims.items() if own[1:]},
+                rivals={role: tuple(own[1:]) for role, own in paths.items() if own[1:]},
                 unlisted=unlisted.get(name, ""),
                 patient=patient_of(name, description.visits),
             )

@@ -13,7 +13,7 @@ from kdnet.data.checks import (
     Problem,
     check_subjects,
     keep_usable,
-    problem_table,
+    listed,
     problems_as_rows,
     raise_for_problems,
 )
@@ -126,7 +126,7 @@ def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSe
     problems = told(checked, console)
     usable, left_out = keep_usable(subjects, problems)
     if problems:
-        console.print(problem_table(problems))
+        console.out(listed(problems), highlight=False)
         names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
         console.print(f"Left out: {len(left_out)} of {len(subjects)} subjects: {names}")
     kept = {subject.name: subject for subject in usable}
