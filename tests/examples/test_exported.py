@@ -202,25 +202,6 @@ def rewritten(path, folder, metadata):
     return other
 
 
-def test_a_graph_with_the_metadata_of_another_network_is_refused(trained, copied):
-    path = copied(".onnx")
-    import onnx
-
-    graph = onnx.load(path)
-    changed = contradicting(trained, in_channels=2, modalities=["t1ce", "t1"])
-    graph.metadata_props[0].value = json.dumps(changed)
-    onnx.save(graph, path)
-    with pytest.raises(UserError, match=r"say \(2, 8, 8, 8\).*takes \(1, 8, 8, 8\) and gives 4"):
-        open_model(path)
-
-
-def test_a_program_with_the_metadata_of_another_network_is_refused(trained, copied, tmp_path):
-    changed = json.dumps(contradicting(trained, grid=[8, 8, 4]))
-    path = rewritten(copied(".pt2"), tmp_path, changed)
-    with pytest.raises(UserError, match=r"say \(1, 8, 8, 4\).*takes \(1, 8, 8, 8\)"):
-        open_model(path, trust_program=True)
-
-
 def test_a_program_is_not_opened_unless_it_is_trusted(tmp_path):
     with pytest.raises(UserError, match="can run code that its author put there"):
         open_model(tmp_path / "a.pt2")

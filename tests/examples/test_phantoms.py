@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import phantoms
+from kdnet.data import phantom_files
 from kdnet.data.checks import check_subjects
+from kdnet.data.phantom_files import generate_phantoms
 from kdnet.data.phantom_images import ENHANCING, MODALITIES, NECROSIS, OEDEMA, make_phantom
 from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError
-from phantoms import generate_phantoms
 
 SIZE = 32
 
@@ -109,7 +110,7 @@ def test_a_failure_leaves_no_half_subject(tmp_path, monkeypatch):
             raise OSError("no space left")
         path.touch()
 
-    monkeypatch.setattr(phantoms, "_write", full_disk)
+    monkeypatch.setattr(phantom_files, "_write", full_disk)
     with pytest.raises(UserError, match="no space left"):
         generate_phantoms(tmp_path / "p", subjects=2, seed=0, size=16, progress=False, workers=1)
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["phantom.json"]

@@ -19,6 +19,7 @@ from kdnet.data.checks import (
 )
 from kdnet.data.description import Description, load_description
 from kdnet.data.loading import prepare
+from kdnet.data.phantom_files import generate_phantoms, phantom_names
 from kdnet.data.samples import samples_per_subject
 from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
 from kdnet.data.subjects import Subject, find_subjects
@@ -26,7 +27,6 @@ from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError, printable
 from kdnet.runs.folder import Folder
 from kdnet.runs.networks import check_views, describe_network, stacked, workers
-from phantoms import generate_phantoms, phantom_names
 
 
 @dataclass(frozen=True)
