@@ -82,7 +82,7 @@ def test_multiresunet_refuses_sizes_that_do_not_halve():
         ("no_new_net", {"channels": [4, 8]}),
         ("multiresunet", {"filters": [4, 8], "norm": "batch"}),
         ("hemis", {"channels": [4, 8]}),
-        ("uhved", {"channels": [4, 8], "sample_in_eval": False}),
+        ("uhved", {"channels": [4, 8]}),
         ("gated_fusion", {"channels": [4, 8], "style_channels": 2}),
         ("synthesis", {"segmenter_arguments": {"channels": [4, 8]}, "synthesised": 1}),
     ],

@@ -44,13 +44,16 @@ def at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def check_widths(owner: str, channels: Sequence[int], spatial_dims: int) -> None:
+def check_widths(
+    owner: str, widths: Sequence[int], spatial_dims: int, *, least: float = 1, even: bool = False
+) -> None:
     """Refuse widths and dimensions that a network cannot be built with."""
     if spatial_dims not in CONVOLUTION:
         raise ValueError(f"{owner}: spatial_dims is 2 or 3, not {spatial_dims}.")
-    if len(channels) < 2 or any(width < 2 or width % 2 for width in channels):
+    if len(widths) < 2 or min(widths) < least or (even and any(width % 2 for width in widths)):
         raise ValueError(
-            f"{owner}: channels needs two even widths or more, finest first, not {tuple(channels)}."
+            f"{owner}: expected two {'even ' * even}widths or more, finest first, of {least:g} at "
+            f"least, found {tuple(widths)}."
         )
 
 
@@ -63,6 +66,13 @@ def check_image(owner: str, image: Tensor, modalities: int, levels: int) -> None
             f"*spatial) with {factor} voxels or more along each axis. Use a larger grid, or fewer "
             "channels=."
         )
+
+
+def encode(encoders: nn.ModuleList, image: Tensor) -> list[Tensor]:
+    """Run each modality through its own encoder: (B, M, C, *spatial) for each resolution."""
+    parts = zip(encoders, image.split(1, dim=1), strict=True)
+    levels = zip(*(encoder(modality) for encoder, modality in parts), strict=True)
+    return [torch.stack(level, dim=1) for level in levels]
 
 
 def find_present(image: Tensor) -> Tensor:

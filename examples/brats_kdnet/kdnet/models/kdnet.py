@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kdnet.models.blocks import CONVOLUTION, LINEAR, POOLING, resize_like
+from kdnet.models.blocks import CONVOLUTION, LINEAR, POOLING, check_widths, resize_like
 
 _NORMALISATION = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -73,7 +73,12 @@ class KDNet(nn.Module):
         super().__init__()
         levels = len(channels) - 1
         skip_connections = levels if skip_connections is None else skip_connections
-        _check_arguments(channels, skip_connections, spatial_dims)
+        check_widths("KDNet", channels, spatial_dims)
+        if not 0 <= skip_connections <= levels:
+            raise ValueError(
+                f"KDNet: {levels + 1} resolutions have 0 to {levels} skip connections, not "
+                f"{skip_connections}."
+            )
         widths = [in_channels, *channels]
         self.encoder = nn.ModuleList(
             EncoderLevel(widths[i], widths[i + 1], spatial_dims) for i in range(levels)
@@ -117,15 +122,3 @@ class KDNet(nn.Module):
                 f"the bottleneck, where instance norm needs more than one voxel. Use at least "
                 f"{factor} voxels along each axis and {2 * factor} along one, or fewer channels=."
             )
-
-
-def _check_arguments(channels: Sequence[int], skip_connections: int, spatial_dims: int) -> None:
-    if spatial_dims not in CONVOLUTION:
-        raise ValueError(f"KDNet: spatial_dims is 2 or 3, not {spatial_dims}.")
-    if len(channels) < 2:
-        raise ValueError(f"KDNet: channels needs two widths or more, not {tuple(channels)}.")
-    if not 0 <= skip_connections <= len(channels) - 1:
-        raise ValueError(
-            f"KDNet: {len(channels)} resolutions have 0 to {len(channels) - 1} skip connections, "
-            f"not {skip_connections}."
-        )

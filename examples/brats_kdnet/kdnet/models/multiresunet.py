@@ -1,41 +1,39 @@
 """MultiResUNet in two or three dimensions (Ibtehaz and Rahman 2020)."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdnet.models.blocks import CONVOLUTION, POOLING
+from kdnet.models.blocks import CONVOLUTION, POOLING, check_widths
 
 Norm = Literal["instance", "batch"]
 
 _TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_NORMALISATION: dict[str, dict[int, type[nn.Module]]] = {
+_NORMALISATION: dict[str, dict[int, Callable[..., nn.Module]]] = {
     "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
     "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
 }
 _SHARES = (0.167, 0.333, 0.5)
 
 
-@dataclass(frozen=True)
-class _Layers:
+class Layers:
     """Makes layers of a network's kind of norm and number of axes."""
 
-    kind: Norm
-    spatial_dims: int
-
-    def norm(self, channels: int) -> nn.Module:
-        return _NORMALISATION[self.kind][self.spatial_dims](channels, affine=True)
+    def __init__(self, kind: Norm, axes: int) -> None:
+        self.norm = partial(_NORMALISATION[kind][axes], affine=True)
+        self.plain = CONVOLUTION[axes]
 
     def convolution(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, *, activation: bool = True
     ) -> nn.Sequential:
-        """Convolution without bias, normalisation, optional ReLU."""
-        convolution = CONVOLUTION[self.spatial_dims](
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        """Make a convolution without bias, normalisation, and a ReLU where it is wanted."""
+        padding = kernel_size // 2
+        convolution = self.plain(
+            in_channels, out_channels, kernel_size, padding=padding, bias=False
         )
         parts = OrderedDict(convolution=convolution, norm=self.norm(out_channels))
         if activation:
@@ -46,7 +44,7 @@ class _Layers:
 class MultiResBlock(nn.Module):
     """Three successive convolutions whose outputs are concatenated, and a shortcut of kernel 1."""
 
-    def __init__(self, in_channels: int, filters: int, alpha: float, layers: _Layers) -> None:
+    def __init__(self, in_channels: int, filters: int, alpha: float, layers: Layers) -> None:
         super().__init__()
         widths = [int(share * alpha * filters) for share in _SHARES]
         self.out_channels = sum(widths)
@@ -72,7 +70,7 @@ class MultiResBlock(nn.Module):
 class ResPath(nn.Module):
     """Residual convolutions on a skip connection."""
 
-    def __init__(self, in_channels: int, out_channels: int, length: int, layers: _Layers) -> None:
+    def __init__(self, in_channels: int, out_channels: int, length: int, layers: Layers) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (length - 1)
         self.convolutions = nn.ModuleList(layers.convolution(i, out_channels) for i in inputs)
@@ -84,9 +82,8 @@ class ResPath(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the features that the decoder concatenates."""
-        for convolution, shortcut, norm in zip(
-            self.convolutions, self.shortcuts, self.norms, strict=True
-        ):
+        parts = zip(self.convolutions, self.shortcuts, self.norms, strict=True)
+        for convolution, shortcut, norm in parts:
             features = norm(self.activation(convolution(features) + shortcut(features)))
         return features
 
@@ -108,11 +105,13 @@ class MultiResUNet(nn.Module):
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
-        _check_arguments(filters, alpha, norm, spatial_dims)
-        layers = _Layers(norm, spatial_dims)
+        # The smallest share of a block's filters is one filter or more.
+        check_widths("MultiResUNet", filters, spatial_dims, least=1 / (_SHARES[0] * alpha))
+        if norm not in _NORMALISATION:
+            raise ValueError(f"MultiResUNet: norm is 'instance' or 'batch', not {norm!r}.")
+        layers = Layers(norm, spatial_dims)
         *finer, deepest = filters
-        self.encoder = nn.ModuleList()
-        self.paths = nn.ModuleList()
+        self.encoder, self.paths = nn.ModuleList(), nn.ModuleList()
         width = in_channels
         for i, count in enumerate(finer):
             block = MultiResBlock(width, count, alpha, layers)
@@ -121,8 +120,7 @@ class MultiResUNet(nn.Module):
             width = block.out_channels
         self.pool = POOLING[spatial_dims](kernel_size=2)
         self.bottleneck = MultiResBlock(width, deepest, alpha, layers)
-        self.upsampling = nn.ModuleList()
-        self.decoder = nn.ModuleList()
+        self.upsampling, self.decoder = nn.ModuleList(), nn.ModuleList()
         width = self.bottleneck.out_channels
         for count in reversed(finer):
             self.upsampling.append(_TRANSPOSED[spatial_dims](width, count, kernel_size=2, stride=2))
@@ -133,7 +131,13 @@ class MultiResUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
-        self._check_size(image)
+        factor = 2 ** len(self.encoder)
+        # Transposed convolutions double sizes, which must meet those of the skip connections.
+        if any(size % factor for size in image.shape[2:]):
+            raise ValueError(
+                f"MultiResUNet: sizes must be multiples of {factor}, the input has "
+                f"{tuple(image.shape[2:])}. Choose another grid, or fewer filters=."
+            )
         skips: list[Tensor] = []
         features = image
         for block, path in zip(self.encoder, self.paths, strict=True):
@@ -145,23 +149,3 @@ class MultiResUNet(nn.Module):
             features = block(torch.cat((skips.pop(), upsample(features)), dim=1))
         logits: Tensor = self.head(features)
         return logits
-
-    def _check_size(self, image: Tensor) -> None:
-        factor = 2 ** len(self.encoder)
-        if any(size % factor for size in image.shape[2:]):
-            raise ValueError(
-                f"MultiResUNet: sizes must be multiples of {factor}, the input has "
-                f"{tuple(image.shape[2:])}. Choose another grid, or fewer filters=."
-            )
-
-
-def _check_arguments(filters: Sequence[int], alpha: float, norm: str, spatial_dims: int) -> None:
-    if spatial_dims not in CONVOLUTION:
-        raise ValueError(f"MultiResUNet: spatial_dims is 2 or 3, not {spatial_dims}.")
-    if norm not in _NORMALISATION:
-        raise ValueError(f"MultiResUNet: norm is 'instance' or 'batch', not {norm!r}.")
-    if len(filters) < 2 or int(_SHARES[0] * alpha * min(filters)) < 1:
-        raise ValueError(
-            f"MultiResUNet: filters needs two numbers or more, each so large that "
-            f"{_SHARES[0]} * alpha * filters reaches 1; got {tuple(filters)}, alpha {alpha}."
-        )

@@ -31,39 +31,24 @@ class SynthesisNetwork(nn.Module):
         super().__init__()
         if synthesised < 1:
             raise ValueError(f"SynthesisNetwork: synthesised is 1 or more, not {synthesised}.")
-        inherited = segmenter_arguments if generator is None else None
+        if generator is None and generator_arguments is None:
+            generator_arguments = segmenter_arguments
         self.synthesised = synthesised
-        self.generator = _build(
-            generator or segmenter,
-            inherited if generator_arguments is None else generator_arguments,
-            in_channels=in_channels,
-            out_channels=synthesised,
-            spatial_dims=spatial_dims,
-        )
-        self.segmenter = _build(
-            segmenter,
-            segmenter_arguments,
-            in_channels=in_channels + synthesised,
-            out_channels=out_channels,
-            spatial_dims=spatial_dims,
-        )
+        sizes = (in_channels, synthesised, spatial_dims)
+        self.generator = _build(generator or segmenter, generator_arguments, *sizes)
+        sizes = (in_channels + synthesised, out_channels, spatial_dims)
+        self.segmenter = _build(segmenter, segmenter_arguments, *sizes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
+        # Detached: the generator learns from the real image alone, as in the paper.
         synthesis = self.generator(image).detach()
         return cast("Tensor", self.segmenter(torch.cat((image, synthesis), dim=1)))
 
 
 def _build(
-    name: str,
-    arguments: Mapping[str, Any] | None,
-    *,
-    in_channels: int,
-    out_channels: int,
-    spatial_dims: int,
+    name: str, arguments: Mapping[str, Any] | None, inputs: int, outputs: int, axes: int
 ) -> nn.Module:
     """Build one of the two networks for the number of axes."""
-    given = arguments or {}
-    if spatial_dims == 2:
-        given = in_two_dimensions(name, given)
-    return build_network(name, given, in_channels=in_channels, out_channels=out_channels)
+    given = in_two_dimensions(name, arguments or {}) if axes == 2 else arguments or {}
+    return build_network(name, given, in_channels=inputs, out_channels=outputs)
