@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+NORMALISATION = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 

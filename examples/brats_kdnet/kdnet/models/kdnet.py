@@ -6,9 +6,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kdnet.models.blocks import CONVOLUTION, LINEAR, POOLING, check_widths, resize_like
-
-_NORMALISATION = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+from kdnet.models.blocks import (
+    CONVOLUTION,
+    LINEAR,
+    NORMALISATION,
+    POOLING,
+    check_widths,
+    resize_like,
+)
 
 
 class ConvolutionBlock(nn.Sequential):
@@ -18,7 +23,7 @@ class ConvolutionBlock(nn.Sequential):
         super().__init__()
         convolution = CONVOLUTION[spatial_dims]
         self.convolution = convolution(in_channels, out_channels, kernel_size=3, padding=1)
-        self.norm = _NORMALISATION[spatial_dims](out_channels, affine=True)
+        self.norm = NORMALISATION[spatial_dims](out_channels, affine=True)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
 

@@ -30,18 +30,16 @@ def check_trusted(
             continue
         if name not in HARMLESS:
             raise UserError(
-                f"{source} asks for the network {name!r}, which is neither of this application "
-                "nor known to be harmless: building it imports and runs code that the author of "
-                "the file has chosen. Nothing was imported. If you know that class and trust it, "
-                f"say so with --trust_backbone {name}."
+                f"{source} asks for the network {name!r}, which runs code that the author of the "
+                f"file has chosen. Nothing was imported. If you trust it: --trust_backbone {name}."
             )
-        reaching = [text for text in _texts(given) if {*text} & _REACHING]
-        if reaching:
-            raise UserError(
-                f"{source} builds its network {name!r} with {reaching[0]!r}, which may be a path, "
-                "an address or a model of a hub. Nothing was built. If you trust it, say so with "
-                f"--trust_backbone {name}."
-            )
+        for text in _texts(given):
+            if {*text} & _REACHING:
+                raise UserError(
+                    f"{source} builds its network {name!r} with {text!r}, which may be a path, an "
+                    "address or a model of a hub. Nothing was built. If you trust it: "
+                    f"--trust_backbone {name}."
+                )
 
 
 def _networks(backbone: Any, arguments: Any) -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,8 @@
 """Objectives of the field beside KD-Net's, by the name that the configuration gives them."""
 
-from collections.abc import Callable
-
 from torch import nn
 
+import privdistill
 from kdnet.errors import UserError
 from kdnet.recipes.kdnet import (
     Recipe,
@@ -23,21 +22,7 @@ from privdistill import (
     SoftTargetDiceBCE,
     Tap,
     Term,
-    generalized,
-    hinton,
-    pmkl,
-    protokd,
-    structured,
-    xie,
 )
-
-_PRESETS: dict[str, Callable[[], Objective]] = {
-    "hinton": hinton,
-    "generalized": generalized,
-    "xie": xie,
-    "structured": structured,
-    "pmkl": pmkl,
-}
 
 
 def distilled(setting: Setting) -> Recipe:
@@ -46,8 +31,7 @@ def distilled(setting: Setting) -> Recipe:
     if len(setting.teachers) > 1 and objective.taps:
         raise UserError(
             f"The objective {setting.options.objective} compares features, which come from one "
-            "teacher; of several, each was trained on a part of the subjects that it would teach. "
-            "Set --out_of_fold 1, or an objective of predictions alone, such as --latent_weight 0."
+            "teacher. Set --out_of_fold 1, or compare predictions alone, as --latent_weight 0 does."
         )
     taps = bottleneck(setting.options, setting.network, objective, setting.teacher)
     if "decoder" in objective.taps:
@@ -64,10 +48,8 @@ def objective_of(setting: Setting) -> Objective:
     name = setting.options.objective
     if name == "kdnet":
         return student_objective(setting.options)
-    if name == "protokd":
-        preset = protokd(classes=head_of(setting.network)[1].out_channels)
-    else:
-        preset = _PRESETS[name]()
+    known = {} if name != "protokd" else {"classes": head_of(setting.network)[1].out_channels}
+    preset: Objective = getattr(privdistill, name)(**known)
     pairs = preset.named_terms.values()
     return Objective([(weight, _adjusted(term, setting)) for weight, term in pairs])
 
@@ -103,8 +85,8 @@ def head_of(network: nn.Module) -> tuple[str, _Convolution]:
     name, last = next(reversed(found.items()), ("", None))
     if last is None or max(last.kernel_size) > 1:
         raise UserError(
-            f"The last decoder features of {type(plain).__name__} cannot be told: it has no layer "
-            f"called 'head', and its last convolution is {name or 'missing'}, not one of kernel 1. "
-            "Take an objective that does not read them, such as hinton, or another backbone."
+            f"{type(plain).__name__} has no layer called 'head', and its last convolution, "
+            f"{name or 'missing'}, is not one of kernel 1. Take an objective that does not read "
+            "the last decoder features, such as hinton, or another backbone."
         )
     return name, last
