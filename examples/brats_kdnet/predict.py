@@ -55,9 +55,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
         options.model, trusted=options.trust_backbone, trust_program=options.trust_program
     )
     if metadata.phantom:
-        console.print(
-            f"{options.model} was trained on phantoms: its label maps mean nothing in patients."
-        )
+        console.out("The model was trained on phantoms: its label maps mean nothing in patients.")
     modalities = chosen_modalities(options.modalities, metadata)
     inputs = Inputs(metadata.description, modalities, metadata.any_subset)
     subjects = inputs.find(options.input)
@@ -84,10 +82,7 @@ def chosen_modalities(wanted: Sequence[str], metadata: ModelMetadata) -> tuple[s
             f"--modalities: this network sees {', '.join(own)}, found {', '.join(wanted)}."
         )
     if wanted and not metadata.any_subset and {*wanted} != {*own}:
-        raise UserError(
-            f"--modalities {','.join(wanted)}: this network needs all that it sees, "
-            f"{', '.join(own)}. Only networks of the recipe missing_modality take fewer."
-        )
+        raise UserError(f"--modalities: this network needs all that it sees, {', '.join(own)}.")
     return tuple(name for name in own if name in wanted) if wanted else own
 
 
@@ -101,8 +96,7 @@ def check(
 ) -> None:
     """Refuse what cannot be segmented, and say what looks unlike the images of training."""
     problems: list[Problem] = []
-    quiet = not console.is_terminal
-    for subject in track(subjects, "Checking", console=console, disable=quiet):
+    for subject in track(subjects, "Checking", console=console, disable=not console.is_terminal):
         # All that is read must be there, or for any subset what there is of it.
         present = inputs.present(subject) if inputs.any_subset else ()
         # Each alone: the same image may be segmented twice, and training says what is usual.
@@ -117,17 +111,12 @@ def check(
         )
     raise_for_problems(problems)
     # Headers are known to be sound from here on.
-    measured = metadata.description.spacing == "header"
-    problems += unlike_training(
-        subjects,
-        inputs.modalities,
-        orientation=metadata.orientation,
-        spacing=metadata.spacing if measured else (),
-    )
+    spacing = metadata.spacing if metadata.description.spacing == "header" else ()
+    problems += unlike_training(subjects, inputs.modalities, metadata.orientation, spacing)
     raise_for_problems(problems, strict=strict)
     if problems:
-        console.out("These may be segmented wrongly; --strict refuses them.", highlight=False)
-        console.out(listed(problems), highlight=False)
+        said = f"These may be segmented wrongly; --strict refuses them.\n{listed(problems)}"
+        console.out(said, highlight=False)
 
 
 def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
@@ -137,10 +126,8 @@ def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
     names = [f"{stem_of(inputs.first(subject))}_seg.nii.gz" for subject in known]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(
-            f"--input: several inputs would be written to {', '.join(twice)}. Expected files of "
-            "different names; give them in separate calls with separate --out."
-        )
+        names = ", ".join(twice)
+        raise UserError(f"--input: several inputs would be written to {names}; call it for each.")
     return names
 
 

@@ -91,9 +91,8 @@ def subject(tmp_path_factory):
 
 def segmented(model, image, out, device="cpu"):
     """Status of the command, and the label map if there is one."""
-    arguments = ["--model", model, "--input", image, "--out", out, "--trust-program"]
-    arguments += ["--device", device]
-    status = predict.main([str(argument) for argument in arguments])
+    given = ("--model", model, "--input", image, "--out", out, "--device", device)
+    status = predict.main([*map(str, given), "--trust-program"])
     maps = list(out.glob("*.nii.gz"))
     return status, nib.load(maps[0]) if maps else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import os
@@ -90,14 +89,14 @@ def check_subjects(
     typical: Mapping[str, float] | None = None,
 ) -> list[Problem]:
     """Read every file once and collect whatever is wrong with any of them."""
-    check = functools.partial(
-        _check_subject,
-        description=description,
-        modalities=tuple(description.modalities if modalities is None else modalities),
-        need_segmentation=need_segmentation,
-    )
+    images = tuple(description.modalities if modalities is None else modalities)
+    needed = (*images, SEGMENTATION) if need_segmentation else images
     found = map_parallel(
-        check, subjects, workers=workers, title="Checking subjects", progress=progress
+        lambda subject: _check_subject(subject, description, (*images, SEGMENTATION), needed),
+        subjects,
+        workers=workers,
+        title="Checking subjects",
+        progress=progress,
     )
     problems = [
         *itertools.chain.from_iterable(own.problems for own in found),
@@ -112,7 +111,6 @@ def check_subjects(
 def unlike_training(
     subjects: Sequence[Subject],
     modalities: Sequence[str],
-    *,
     orientation: str,
     spacing: Sequence[float],
 ) -> Iterator[Problem]:
@@ -121,17 +119,13 @@ def unlike_training(
         file = next(subject.images[name] for name in modalities if name in subject.images)
         found = read_geometry(file)
         if orientation and found.orientation != orientation:
-            reason = (
-                f"its axes run {found.orientation}, those of the training data {orientation}; "
-                "reorient it, for example with nibabel.as_closest_canonical or fslreorient2std"
-            )
-            yield Problem(subject.name, file.path, reason)
+            reason = f"its axes run {found.orientation}, those of the training data {orientation}"
+            yield Problem(subject.name, file.path, f"{reason}; use fslreorient2std, for example")
         # Models of before spacing was kept have none.
         ratios = [own / usual for own, usual in zip(found.spacing, spacing, strict=False)]
         if not all(1 / _SIZE_FACTOR <= ratio <= _SIZE_FACTOR for ratio in ratios):
-            sizes = f"{_edges(found.spacing)} mm, in training {_edges(spacing)} mm"
-            reason = f"voxels measure {sizes}; resample it"
-            yield Problem(subject.name, file.path, reason, warning=True)
+            reason = f"voxels measure {_edges(found.spacing)} mm, in training {_edges(spacing)} mm"
+            yield Problem(subject.name, file.path, f"{reason}; resample it", warning=True)
 
 
 def raise_for_problems(problems: Sequence[Problem], *, strict: bool = False) -> None:
@@ -175,17 +169,12 @@ def keep_usable(
 
 
 def _check_subject(
-    subject: Subject,
-    *,
-    description: Description,
-    modalities: tuple[str, ...],
-    need_segmentation: bool,
+    subject: Subject, description: Description, roles: Sequence[str], needed: Sequence[str]
 ) -> _Findings:
-    roles, patterns = (*modalities, SEGMENTATION), description.patterns
     faults = [
         *_name_faults(subject.name),
-        *_rivalries(subject, patterns, roles),
-        *_missing(subject, patterns, roles if need_segmentation else modalities),
+        *_rivalries(subject, description.patterns, roles),
+        *_missing(subject, description.patterns, needed),
     ]
     findings, geometries = _Findings([]), {}
     for role, file in subject.files.items():

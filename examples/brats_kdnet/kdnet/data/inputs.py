@@ -55,10 +55,8 @@ class Inputs:
             return None, Path(text)
         known = self.description.modalities
         if name not in known:
-            raise UserError(
-                f"--input {text}: expected one of the modalities {', '.join(known)} before '=', "
-                f"found '{name}'."
-            )
+            expected = f"one of {', '.join(known)} before '='"
+            raise UserError(f"--input {text}: expected {expected}, found '{name}'.")
         return name, Path(path)
 
     def _one_subject(self, named: Sequence[tuple[str | None, Path]]) -> Subject:
@@ -67,12 +65,9 @@ class Inputs:
         present = self.present(subject)
         enough = bool(present) if self.any_subset else present == self.modalities
         if len(images) < len(named) or not enough:
+            which = f"{'any' if self.any_subset else 'each'} of {', '.join(self.modalities)}"
             given = ", ".join(f"{name or '?'}={path}" for name, path in named)
-            which = "any" if self.any_subset else "each"
-            raise UserError(
-                f"--input: expected {which} of {', '.join(self.modalities)} once as "
-                f"MODALITY=FILE, found {given}."
-            )
+            raise UserError(f"--input: expected {which} once as MODALITY=FILE, found {given}.")
         return replace(subject, name=stem_of(self.first(subject)))
 
     def _lone_file(self, path: Path) -> Subject:
@@ -85,16 +80,13 @@ class Inputs:
             fitting = [*self.modalities]
         if len(fitting) != 1 or not (alone or self.any_subset):
             wanted = " ".join(f"--input {name}=FILE" for name in self.modalities)
-            raise UserError(
-                f"--input {path}: expected an image of {', '.join(self.modalities)}, found one of "
-                f"{', '.join(sorted(said)) or 'no known name'}. Say what is what: {wanted}; or "
-                "give a folder of subjects."
-            )
+            found = f"found one of {', '.join(sorted(said)) or 'no known name'}"
+            raise UserError(f"--input {path}: {found}. Give {wanted}, or a folder of subjects.")
         return Subject(stem_of(path), {fitting[0]: self._image(path, fitting[0])})
 
     def _image(self, path: Path, modality: str) -> ImageFile:
         if not path.is_file() or not path.name.endswith(NIFTI_SUFFIXES):
-            found = f"{path.name}" if path.exists() else "nothing there"
+            found = path.name if path.exists() else "nothing there"
             raise UserError(f"--input {path}: expected a NIfTI file or a folder, found {found}.")
         return ImageFile(path, self.description.channels.get(modality))
 
@@ -103,27 +95,24 @@ class Inputs:
         images = [path for path in sorted(folder.iterdir()) if _is_image(path)]
         layouts = [_subjects_of(folder, description) for description in self._layouts()]
         # Where only other modalities are found, the subjects are kept for the checks to report.
-        best = max(layouts, key=lambda subjects: (self._seen(subjects), bool(subjects)), default=[])
+        best = max(layouts, key=self._worth, default=[])
         if not best and not images:
             raise UserError(
-                f"--input {folder}: expected NIfTI files or subject folders with the modality "
-                f"{self.modalities[0]}, found none. Layouts: BraTS 2018 to 2023, MSD Task01, that "
-                "of the training data, or files of one modality side by side."
+                f"--input {folder}: expected NIfTI files or subject folders as in BraTS, MSD "
+                f"or the training data, with {self.modalities[0]}; found none."
             )
         if not best:
             return [self._lone_file(path) for path in images]
         used = {file.path for subject in best for file in subject.images.values()}
         left = [path.name for path in images if path not in used]
         if left:
-            raise UserError(
-                f"--input {folder}: {len(left)} files fit no subject: {', '.join(left[:5])}. Name "
-                f"them like the others, or give them as {self.modalities[0]}=FILE."
-            )
+            names = ", ".join(left[:5])
+            raise UserError(f"--input {folder}: {len(left)} files fit no subject: {names}.")
         return [replace(subject, segmentation=None) for subject in best]
 
-    def _seen(self, subjects: Sequence[Subject]) -> int:
-        """Files that the network can use."""
-        return sum(len(self.present(subject)) for subject in subjects)
+    def _worth(self, subjects: Sequence[Subject]) -> tuple[int, bool]:
+        """How many files the network can use, and whether there are any."""
+        return sum(len(self.present(subject)) for subject in subjects), bool(subjects)
 
     def _layouts(self) -> Iterator[Description]:
         built_in = [load_description(DATASETS_FOLDER / f"{name}.yaml") for name in BUILT_IN]

@@ -29,10 +29,6 @@ class InstanceNorm(nn.Module):
         shape = (1, -1, *[1] * (features.ndim - 2))
         return features * self.weight.view(shape) + self.bias.view(shape)
 
-    def extra_repr(self) -> str:
-        """Say how many channels there are."""
-        return str(len(self.weight))
-
 
 def resize_like(features: Tensor, like: Tensor, mode: str) -> Tensor:
     """Bring features to the resolution of others, so that odd sizes work too."""

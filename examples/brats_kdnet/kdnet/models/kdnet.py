@@ -56,10 +56,6 @@ class DecoderLevel(nn.Module):
         joined = torch.cat((encoded, features), dim=1) if self.skip else features
         return cast("Tensor", self.fuse(joined))
 
-    def extra_repr(self) -> str:
-        """Say what happens between the two blocks."""
-        return f"upsampling={self.mode}, skip_connection={self.skip}"
-
 
 class KDNet(nn.Module):
     """Teacher and student of KD-Net: five resolutions, 14.49 million parameters."""

@@ -24,31 +24,25 @@ class SynthesisNetwork(nn.Module):
         synthesised: int = 1,
         segmenter: str = "kdnet",
         segmenter_arguments: Mapping[str, Any] | None = None,
-        generator: str | None = None,
-        generator_arguments: Mapping[str, Any] | None = None,
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
         if synthesised < 1:
             raise ValueError(f"SynthesisNetwork: synthesised is 1 or more, not {synthesised}.")
-        if generator is None and generator_arguments is None:
-            generator_arguments = segmenter_arguments
+        given = dict(segmenter_arguments or {})
+        if spatial_dims == 2:
+            given = in_two_dimensions(segmenter, given)
         self.synthesised = synthesised
-        sizes = (in_channels, synthesised, spatial_dims)
-        self.generator = _build(generator or segmenter, generator_arguments, *sizes)
-        sizes = (in_channels + synthesised, out_channels, spatial_dims)
-        self.segmenter = _build(segmenter, segmenter_arguments, *sizes)
+        # Of one kind, as the paper names none for either.
+        self.generator = build_network(
+            segmenter, given, in_channels=in_channels, out_channels=synthesised
+        )
+        self.segmenter = build_network(
+            segmenter, given, in_channels=in_channels + synthesised, out_channels=out_channels
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
         # Detached: the generator learns from the real image alone, as in the paper.
         synthesis = self.generator(image).detach()
         return cast("Tensor", self.segmenter(torch.cat((image, synthesis), dim=1)))
-
-
-def _build(
-    name: str, arguments: Mapping[str, Any] | None, inputs: int, outputs: int, axes: int
-) -> nn.Module:
-    """Build one of the two networks for the number of axes."""
-    given = in_two_dimensions(name, arguments or {}) if axes == 2 else arguments or {}
-    return build_network(name, given, in_channels=inputs, out_channels=outputs)

@@ -16,7 +16,6 @@ _MONAI = (
     *("SwinUNETR", "UNet", "UNETR", "VNet"),
 )
 HARMLESS = frozenset({*NETWORKS, *(f"monai.networks.nets.{name}" for name in _MONAI)})
-_PARTS = ("segmenter", "generator")
 #: Paths, addresses and the names of hubs hold one of them.
 _REACHING = frozenset("/\\:")
 
@@ -43,15 +42,14 @@ def check_trusted(
 
 
 def _networks(backbone: Any, arguments: Any) -> Iterator[tuple[str, Any]]:
-    """A network, and those that it is made of, each with its own arguments."""
-    if not isinstance(arguments, Mapping):
+    """A network, and the one that a synthesis is made of, each with its own arguments."""
+    inside = arguments.get("segmenter") if isinstance(arguments, Mapping) else None
+    if inside is None:
         yield str(backbone), arguments
         return
-    # The arguments of a network inside another one are looked at under its own name.
-    yield str(backbone), {key: item for key, item in arguments.items() if key not in _PARTS}
-    for part in _PARTS:
-        if arguments.get(part) is not None:
-            yield from _networks(arguments[part], arguments.get(f"{part}_arguments") or {})
+    # Its name is no path, whatever it looks like.
+    yield str(backbone), {key: item for key, item in arguments.items() if key != "segmenter"}
+    yield from _networks(inside, arguments.get("segmenter_arguments") or {})
 
 
 def _texts(value: Any) -> Iterator[str]:
