@@ -49,6 +49,7 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
         modalities=modalities,
     )
     rows = problems_as_rows(problems)
+    # What only looks wrong keeps no subject from being used.
     serious = [problem.subject for problem in problems if not problem.warning]
     broken = len({*serious})
     summary = {

@@ -59,6 +59,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     modalities = chosen_modalities(options.modalities, metadata)
     inputs = Inputs(metadata.description, modalities, metadata.any_subset)
     subjects = inputs.find(options.input)
+    # Before images are read: what cannot be written need not be looked at.
     names = output_names(subjects, inputs)
     check(subjects, inputs, metadata, console, strict=options.strict)
     run = volume_predictor(
@@ -113,6 +114,7 @@ def check(
     # Headers are known to be sound from here on.
     spacing = metadata.spacing if metadata.description.spacing == "header" else ()
     problems += unlike_training(subjects, inputs.modalities, metadata.orientation, spacing)
+    # Voxels of 6 mm, or a skull, give a label map as willingly as a fitting image does.
     raise_for_problems(problems, strict=strict)
     if problems:
         said = f"These may be segmented wrongly; --strict refuses them.\n{listed(problems)}"
@@ -152,6 +154,7 @@ def segment(
     present: tuple[str, ...],
 ) -> None:
     """Write the label map of one subject on its own grid."""
+    # Only what is there is read.
     preprocessing = replace(metadata, modalities=present).preprocessing()
     geometry = read_geometry(subject.images[present[0]])
     image = preprocessing(subject)["image"]

@@ -26,18 +26,12 @@ def test_without_skip_connections_only_the_fusing_convolutions_shrink():
     assert len(without.encoder) == len(with_skips.encoder)
 
 
-def test_bottleneck_has_the_last_width_at_the_coarsest_grid():
-    network = KDNet(1, 4, channels=(2, 4, 6, 8, 10)).eval()
-    seen = []
-    network.bottleneck.register_forward_hook(lambda *call: seen.append(call[2].shape))
-    network(torch.zeros(1, 1, 64, 64, 64))
-    assert seen == [(1, 10, 4, 4, 4)]
-
-
 @pytest.mark.parametrize("size", [(16, 16, 16), (17, 20, 23), (17, 20)])
-def test_kdnet_keeps_any_size_in_two_and_three_dimensions(size):
-    network = KDNet(2, 3, channels=(2, 4, 8), spatial_dims=len(size))
+def test_kdnet_keeps_any_size_and_has_the_last_width_at_the_coarsest(size):
+    network, seen = KDNet(2, 3, channels=(2, 4, 8), spatial_dims=len(size)), []
+    network.bottleneck.register_forward_hook(lambda *call: seen.append(call[2].shape))
     assert network(torch.zeros(1, 2, *size)).shape == (1, 3, *size)
+    assert seen == [(1, 8, *(n // 4 for n in size))]
 
 
 def test_single_voxel_at_the_bottleneck_is_refused_with_a_size_that_works():

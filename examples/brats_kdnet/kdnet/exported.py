@@ -149,6 +149,7 @@ def _read_program(path: Path) -> tuple[nn.Module, ModelMetadata]:
     _check_whole(path)
     extra = {_ENTRY: ""}
     try:
+        # Read before its metadata, which a program of somebody else does not have.
         module = torch.export.load(path, extra_files=extra).module()
     except Exception as error:  # torch.export raises many kinds
         raise UserError(f"{path} is no program of torch.export ({first_line(error)}).") from error
@@ -175,6 +176,7 @@ def _check_whole(path: Path) -> None:
 def _read_onnx(path: Path) -> tuple[nn.Module, ModelMetadata]:
     runtime = _package("onnxruntime", path)
     try:
+        # On the CPU: a file must give the same on any machine.
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (image,), (_,) = session.get_inputs(), session.get_outputs()
     except Exception as error:  # onnxruntime's errors have no common base

@@ -104,6 +104,7 @@ def check_subjects(
         *_copies(subjects, [own.digests for own in found]),
         *_outlying(subjects, [own.nonzero for own in found], typical or {}),
     ]
+    # In the order of the subjects, whichever check found a problem.
     places = {subject.name: place for place, subject in enumerate(subjects)}
     return sorted(problems, key=lambda problem: places[problem.subject])
 
@@ -163,6 +164,7 @@ def keep_usable(
     """Leave out the subjects that have problems."""
     broken = dict.fromkeys(problem.subject for problem in problems if not problem.warning)
     kept = [subject for subject in subjects if subject.name not in broken]
+    # Leaving everybody out is no repair: say what is wrong instead.
     if not kept:
         raise_for_problems(problems)
     return kept, list(broken)
@@ -205,6 +207,7 @@ def _look_at(subject: Subject, modality: str, findings: _Findings) -> Iterator[s
     if fault := _value_fault(volume):
         yield fault
         return
+    # Only of sound images: two that are all zero are no copies of each other.
     findings.digests[modality] = _digest(volume)
     if fault := _background_fault(volume):
         findings.problems.append(Problem(subject.name, file.path, fault, warning=True))
@@ -276,6 +279,7 @@ def _disagreements(geometries: Mapping[Path, Geometry]) -> Iterator[Fault]:
 
 
 def _on_one_grid(one: Geometry, other: Geometry) -> bool:
+    # Absolutely, as entries are about 1 or offsets in mm.
     near = np.allclose(one.affine, other.affine, atol=_AFFINE_TOLERANCE)
     return bool(near) and one.shape == other.shape
 
@@ -305,6 +309,7 @@ def _placement_fault(geometry: Geometry) -> Iterator[str]:
     header = geometry.header
     if header["sform_code"] <= 0 or header["qform_code"] <= 0:
         return
+    # The corners move farthest when a rotation differs.
     ends = [(0, size - 1) for size in geometry.shape]
     corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], dtype=float)
     try:
@@ -331,6 +336,7 @@ def _value_fault(volume: NDArray[Any]) -> str:
 
 def _background_fault(volume: NDArray[Any]) -> str:
     """Brain is told from background by 0, which interpolation and offsets take away."""
+    # No brain reaches into the corner of an image.
     corner = float(volume[0, 0, 0])
     near = _NEAR * (float(volume.max()) - float(volume.min()))
     background = (volume >= corner - near) & (volume <= corner + near) & (volume != 0)

@@ -69,6 +69,7 @@ class Description:
     @property
     def visits(self) -> str:
         """Pattern of the names that tell a patient's visits apart; empty for the known forms."""
+        # Folders of visits say what names then repeat: {subject}_{session}.
         sessions = any("{session" in pattern for pattern in self.modalities.values())
         return self.patient or ("{patient}_{session}" if sessions else "")
 
@@ -92,6 +93,7 @@ class Description:
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
         """Build a description from what `to_dict` gave, or from a user's YAML file."""
         known = [item.name for item in fields(cls)]
+        # The attributes that have a default.
         optional = {"crop", "channels", "phantom", "citation", "patient"}
         unknown = [str(key) for key in values if key not in known]
         missing = [name for name in known if name not in {*optional, *values}]
@@ -127,6 +129,7 @@ def load_description(path: Path) -> Description:
 
 def _locate(path: Path) -> Path:
     """The file meant by a path or by the bare name of a file in `datasets/`."""
+    # A name without a folder may be one of the descriptions that come along.
     candidates = [path]
     if path.parent == Path():
         candidates += [DATASETS_FOLDER / path.name, DATASETS_FOLDER / f"{path.name}.yaml"]
@@ -237,8 +240,11 @@ def _label_contradictions(described: Description) -> Iterator[str]:
     count, indices = len(described.classes), {*described.labels.values()}
     if described.labels.get(0) != 0:
         yield "labels must map 0 to 0 (background)."
+    # Class indices fit into a byte, but what files hold need not.
     if outside := [value for value in described.labels if value not in _LABELS]:
         yield f"labels names {outside[0]}; expected {_LABELS.start} to {_LABELS.stop - 1}."
+    # A class that no value leads to would never be learned, and an index without a name
+    # never be shown.
     if indices != {*range(count)} or count > _MOST_CLASSES:
         yield (
             f"labels maps to class indices {sorted(indices)}, but classes names {count}, so "

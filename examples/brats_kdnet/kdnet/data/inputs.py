@@ -105,9 +105,11 @@ class Inputs:
             return [self._lone_file(path) for path in images]
         used = {file.path for subject in best for file in subject.images.values()}
         left = [path.name for path in images if path not in used]
+        # Files that were passed over in silence would be missed by nobody until it is too late.
         if left:
             names = ", ".join(left[:5])
             raise UserError(f"--input {folder}: {len(left)} files fit no subject: {names}.")
+        # A label map beside the images is no input, and need not be sound.
         return [replace(subject, segmentation=None) for subject in best]
 
     def _worth(self, subjects: Sequence[Subject]) -> tuple[int, bool]:
@@ -142,11 +144,13 @@ def stem_of(path: Path) -> str:
 def _subjects_of(folder: Path, description: Description) -> list[Subject]:
     try:
         return find_subjects(folder, description)[1]
+    # Other layouts are tried; the user is told if none fits.
     except UserError:
         return []
 
 
 def _flattened(description: Description) -> Description:
+    # A pattern that finds no label map, since one beside the images is none of theirs.
     patterns = {
         name: "|".join(map(_file_part, pattern.split("|")))
         for name, pattern in description.modalities.items()

@@ -44,6 +44,7 @@ def generate_phantoms(
     remove_abandoned(root)
     _claim(root, {"phantom": True, "version": _VERSION, "seed": seed, "size": size})
     names = phantom_names(subjects)
+    # They would be found with the others, and make another data set.
     surplus = sorted({path.name for path in root.glob("Phantom_*")} - set(names))
     if surplus:
         raise UserError(
@@ -78,6 +79,7 @@ def _claim(root: Path, settings: Mapping[str, Any]) -> None:
                 f"{root}: holds phantoms with the settings {found}, expected {dict(settings)}. "
                 "Give another folder, or delete this one."
             )
+    # Marked as phantoms, results on patients would be shown as worthless.
     elif root.exists() and (not root.is_dir() or any(root.glob("[!.]*"))):
         raise UserError(
             f"{root}: expected a new or empty folder for phantoms, found other files, which "

@@ -94,8 +94,10 @@ class Preprocessing:
         files = [subject.images[name] for name in self.modalities]
         channels, nonzero = zip(*map(self._read_channel, files), strict=True)
         shapes = {tuple(channel.shape) for channel in channels}
+        # Checks before training see whole files; this is for whoever calls it alone.
         if len(shapes) > 1:
             raise UserError(f"Subject '{subject.name}': modalities differ in shape: {shapes}.")
+        # The paper leaves the order open; statistics of what the network sees are the default.
         if self.normalise == "after_crop":
             channels = tuple(map(z_score, channels))
         sample = Sample(
@@ -106,6 +108,7 @@ class Preprocessing:
         )
         if subject.segmentation is not None:
             classes = self._cropped(read_classes(subject.segmentation, self.description))
+            # Nearest neighbours: between two labels there is no third.
             label = torch.from_numpy(classes)[None].float()
             sample["label"] = self._resampled(label, "nearest-exact").to(torch.uint8)
         return sample
@@ -122,6 +125,7 @@ class Preprocessing:
             )[0]
         windows = [central_window(n, crop) for n, crop in zip(shape, extent, strict=True)]
         native = probabilities.new_zeros((probabilities.shape[0], *shape))
+        # What lies outside of the crop is background for certain: its channel is 1 there.
         native[0] = outside
         into = (slice(None), *(volume for volume, _ in windows))
         native[into] = inside[(slice(None), *(cut for _, cut in windows))]
@@ -186,6 +190,7 @@ def z_score(image: Tensor) -> Tensor:
 def central_window(size: int, crop: int) -> tuple[slice, slice]:
     """Where a central crop, or a padded one, meets a volume along one axis."""
     if size >= crop:
+        # As MONAI crops, so that networks trained with it see the same voxels.
         start = size // 2 - crop // 2
         return slice(start, start + crop), slice(0, crop)
     start = (crop - size) // 2
@@ -198,9 +203,11 @@ def read_classes(file: ImageFile, description: Description) -> NDArray[np.uint8]
     whole = values
     if values.dtype.kind == "f":
         whole = np.rint(values)
+        # NaN equals no label, and so is told as unknown.
         whole[~(np.abs(values - whole) <= _LABEL_TOLERANCE)] = np.nan
     classes = np.zeros(values.shape, dtype=np.uint8)
     known = np.zeros(values.shape, dtype=bool)
+    # One pass for each label: files hold values that no table could be as long as.
     for value, index in description.labels.items():
         found = whole == value
         classes[found] = index

@@ -63,6 +63,7 @@ class Split:
     def torn(self) -> str:
         """Say which patients stand in more than one part; empty if none do."""
         parts = ((*self.train, *self.unlabelled), self.validation, self.test)
+        # Unlabelled subjects teach as well: they count as training.
         found = [{self.patients.get(name, name) for name in part} for part in parts]
         shared = sorted(found[0] & found[1] | found[0] & found[2] | found[1] & found[2])
         if not shared:
@@ -80,6 +81,7 @@ def patients_of(subjects: Iterable[Subject]) -> dict[str, str]:
 
 def seen_before(names: Iterable[str], seen: Iterable[str], description: Description) -> list[str]:
     """Return the subjects of whose patients a network has seen any visit."""
+    # By patient, as another visit shows the same tumour.
     patients = {patient_of(name, description.visits) for name in seen}
     return sorted(name for name in names if patient_of(name, description.visits) in patients)
 
@@ -95,6 +97,7 @@ def split_subjects(
             f"with a validation_fraction from 0 to below 1; found folds {folds}, fold {fold}, "
             f"validation_fraction {validation_fraction}."
         )
+    # Every so-manieth of an order sorted by grade: folds share grades evenly.
     test = order[fold::folds]
     rest = [patient for index, patient in enumerate(order) if index % folds != fold]
     count = max(1, round(validation_fraction * len(rest))) if validation_fraction else 0
@@ -136,6 +139,7 @@ def share_labels(
             "subjects of this fold. Ask for fewer, or give further subjects without a reference in "
             "a folder of their own: --unlabelled_root."
         )
+    # Unlabelled ones come after the labelled, so that more labels add to those there were.
     chosen, rest = _first(order, count)
     part, parts = leave_out or (-1, 1)
     used = [patient for place, patient in enumerate(chosen) if place % parts != part]
@@ -159,6 +163,7 @@ def _groups(names: Iterable[str], patients: Mapping[str, str]) -> list[list[str]
 
 def _first(groups: Sequence[list[str]], count: int) -> tuple[list[list[str]], list[list[str]]]:
     """As many of the first groups as have at most so many members, and the others."""
+    # Whole patients, so that none is labelled in one visit and unlabelled in another.
     sizes = itertools.accumulate(len(group) for group in groups)
     place = sum(size <= count for size in sizes)
     return list(groups[:place]), list(groups[place:])
@@ -170,6 +175,7 @@ def _names(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 def _stratified_order(subjects: Sequence[Subject], seed: int) -> list[list[str]]:
     """Patients grouped by grade, shuffled within each grade."""
+    # By grade and name alone, not by the order of files on the disk.
     grades = {subject.name: subject.grade or "" for subject in subjects}
     groups = _groups(sorted(grades), patients_of(subjects))
     order: list[list[str]] = []

@@ -108,6 +108,7 @@ def find_subjects(
     best, subjects = max(found, key=lambda pair: _images(pair[1]))
     if not _images(subjects):
         raise UserError(_nothing_found(root, layouts))
+    # Each channel would be taken for a subject, and read as one 4-D file.
     if best.channels and any(_CHANNEL.fullmatch(subject.name) for subject in subjects):
         raise UserError(
             f"{root}: expected one 4-D file per subject ({best.name}), found files of one channel "
@@ -120,6 +121,7 @@ def find_subjects(
 
 
 def _built_in(*, phantom: bool) -> list[Description]:
+    # Phantoms lie in the layout of BraTS 2021, but are not it.
     names = ("phantom",) if phantom else BUILT_IN
     return [load_description(DATASETS_FOLDER / f"{name}.yaml") for name in names]
 
@@ -131,6 +133,7 @@ def _images(subjects: Sequence[Subject]) -> int:
 def _subjects(root: Path, description: Description) -> list[Subject]:
     """Every subject of whom at least one image was found, or whose folder holds other images."""
     found = {role: _matches(root, pattern) for role, pattern in description.patterns.items()}
+    # A folder whose files are all misnamed would else be missed without a word.
     unlisted = dict(_other_folders(root, description))
     grades: dict[str, str | None] = dict.fromkeys(unlisted)
     for matches in found.values():

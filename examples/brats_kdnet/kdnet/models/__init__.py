@@ -60,7 +60,9 @@ def build_network(
             f"--backbone_arguments: {', '.join(reserved)} follow from the modalities and classes "
             "of the data set; leave them out."
         )
+    # Read from the signature, as nothing else says what a class of somebody else takes.
     keywords = inspect.signature(backbone).parameters
+    # Networks of others call them otherwise; the first name that fits is taken.
     channels = {
         candidate: number
         for candidates, number in ((_IN_CHANNELS, in_channels), (_OUT_CHANNELS, out_channels))

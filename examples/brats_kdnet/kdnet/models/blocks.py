@@ -24,6 +24,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the normalised features."""
+        # A single voxel minus its own mean is zero, whatever it was.
         if prod(features.shape[2:]) > 1:
             return F.instance_norm(features, weight=self.weight, bias=self.bias)
         shape = (1, -1, *[1] * (features.ndim - 2))

@@ -67,6 +67,7 @@ class ContentEncoder(nn.Module):
 def appearance_encoder(axes: int, channels: int, code: int) -> nn.Sequential:
     """Make what says how a modality shows it: a short code without place."""
     convolution = CONVOLUTION[axes]
+    # Wider up to four times, then only coarser, as in the published configuration.
     widths = [channels, 2 * channels, 4 * channels, 4 * channels, 4 * channels]
     layers: list[nn.Module] = [convolution(1, channels, 7, padding=3), nn.ReLU()]
     for before, after in pairwise(widths):
@@ -116,6 +117,7 @@ class Reconstructor(nn.Module):
 
     def forward(self, contents: Sequence[Tensor], code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the modality (B, *spatial), and mean and log-variance of its style."""
+        # The same two vectors scale and shift the features below.
         mean, log_variance = self.style(code).chunk(2, dim=1)
         features = contents[-1]
         for block in self.blocks:

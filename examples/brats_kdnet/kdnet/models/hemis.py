@@ -38,6 +38,7 @@ class ModalityEncoder(nn.Module):
         super().__init__()
         first = CONVOLUTION[axes](1, channels[0], kernel_size=1)
         self.stem = nn.Sequential(first, nn.LeakyReLU(0.01))
+        # A level passes on what the next one takes in, which may be half its width.
         inputs = (channels[0], *outputs)
         widths = zip(inputs, channels, outputs, strict=False)
         self.levels = nn.ModuleList(hetero_modal_block(axes, *own) for own in widths)

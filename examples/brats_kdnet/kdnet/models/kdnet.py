@@ -85,6 +85,7 @@ class KDNet(nn.Module):
             EncoderLevel(widths[i], widths[i + 1], spatial_dims) for i in range(levels)
         )
         self.pool = POOLING[spatial_dims](kernel_size=2)
+        # One block, not two: with it the count of parameters is the published one.
         self.bottleneck = ConvolutionBlock(channels[-2], channels[-1], spatial_dims)
         self.decoder = nn.ModuleList(
             DecoderLevel(

@@ -23,6 +23,7 @@ def convolution(axes: int, inputs: int, outputs: int, kernel: int = 3) -> nn.Seq
     """Make a convolution without bias, and normalisation, with ReLU unless it is a shortcut."""
     layer = CONVOLUTION[axes](inputs, outputs, kernel, padding=kernel // 2, bias=False)
     parts = OrderedDict(convolution=layer, norm=norm(axes, outputs))
+    # A shortcut is added to what it goes around, and ReLU follows the sum.
     if kernel > 1:
         parts["activation"] = nn.ReLU()
     return nn.Sequential(parts)
@@ -95,6 +96,7 @@ class MultiResUNet(nn.Module):
         for i, count in enumerate(finer):
             block = MultiResBlock(axes, width, count)
             self.encoder.append(block)
+            # Features of fine resolutions are further from the decoder's: their paths are longer.
             self.paths.append(ResPath(axes, block.out_channels, count, len(finer) - i))
             width = block.out_channels
         self.pool = POOLING[axes](kernel_size=2)

@@ -50,6 +50,7 @@ class TimmUNet(nn.Module):
                 f"TimmUNet: the encoder {encoder} has {len(widths)} levels, which need as many "
                 f"decoder_channels, all positive; got {tuple(decoder_channels)}."
             )
+        # A layer of its own, so that distillation can tap it by name.
         self.bottleneck = nn.Identity()
         # The last step has no features beside it: the first level is coarser than the input.
         skips = [*reversed(widths[:-1]), 0]
@@ -64,6 +65,7 @@ class TimmUNet(nn.Module):
         """Return the logits."""
         self._check_size(image)
         levels = list(self.encoder(image))
+        # Swin and its like put channels last.
         if str(getattr(self.encoder, "output_fmt", "")) == "NHWC":
             levels = [features.movedim(-1, 1) for features in levels]
         features = self.bottleneck(levels.pop())

@@ -112,5 +112,6 @@ def share_deepest_layers(setting: Setting) -> Recipe:
         ) from error
     if not student.state_dict():
         raise UserError(f"Layer {name!r} has no weights to share; name others: --bottleneck_layer.")
+    # Fixed, or the student would unlearn what is shared.
     student.requires_grad_(requires_grad=False)
     return distilled(setting)

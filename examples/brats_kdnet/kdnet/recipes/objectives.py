@@ -28,12 +28,14 @@ from privdistill import (
 def distilled(setting: Setting) -> Recipe:
     """Learn from the frozen teacher through the objective that the options name."""
     objective = objective_of(setting)
+    # Each was trained on a part of the subjects, so that none teaches those it has seen.
     if len(setting.teachers) > 1 and objective.taps:
         raise UserError(
             f"The objective {setting.options.objective} compares features, which come from one "
             "teacher. Set --out_of_fold 1, or compare predictions alone, as --latent_weight 0 does."
         )
     taps = bottleneck(setting.options, setting.network, objective, setting.teacher)
+    # Names of last decoder layers differ from network to network: what enters the head is read.
     if "decoder" in objective.taps:
         teacher, student = (
             Layer(head_of(network)[0], at="input")
@@ -48,6 +50,7 @@ def objective_of(setting: Setting) -> Objective:
     name = setting.options.objective
     if name == "kdnet":
         return student_objective(setting.options)
+    # ProtoKD divides a weight by the number of classes.
     known = {} if name != "protokd" else {"classes": head_of(setting.network)[1].out_channels}
     preset: Objective = getattr(privdistill, name)(**known)
     pairs = preset.named_terms.values()
@@ -57,6 +60,7 @@ def objective_of(setting: Setting) -> Objective:
 def _adjusted(term: Term, setting: Setting) -> Term:
     """The same term with the Dice and cross-entropy of all rows, and with lone subjects."""
     options = setting.options
+    # Rows of a table differ in how they distil, not in how they compare with the reference.
     if isinstance(term, GroundTruth) and term.loss is None:
         return ground_truth(options)
     if isinstance(term, SoftTargetDiceBCE):
@@ -80,6 +84,7 @@ def head_of(network: nn.Module) -> tuple[str, _Convolution]:
     """Find the layer that makes logits of the last decoder features."""
     plain = uncompiled(network)
     found = {name: part for name, part in plain.named_modules() if isinstance(part, _Convolution)}
+    # Networks of the application call it so.
     if "head" in found:
         return "head", found["head"]
     name, last = next(reversed(found.items()), ("", None))
