@@ -25,12 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--subjects", type=int, default=40, help="how many (default 40)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--size", type=int, default=64, help="voxels per axis (default 64)")
-    options = vars(parser.parse_args(arguments))
-    return exit_status(lambda: _generate(**options))
+    options = parser.parse_args(arguments)
 
+    def generate() -> None:
+        generate_phantoms(
+            options.out, subjects=options.subjects, seed=options.seed, size=options.size
+        )
 
-def _generate(out: Path, **options: int) -> None:
-    generate_phantoms(out, **options)
+    return exit_status(generate)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ def test_one_file_gives_a_label_map_on_its_own_grid_with_the_labels_of_training(
     assert labels.header["cal_max"] == 0
     assert labels.dataobj.slope == 1
     # Class 3 is written as 4.
-    assert {0} < {*np.unique(labels_of(tmp_path / "out"))} <= {0, 1, 2, 4}
+    values = {*np.unique(labels_of(tmp_path / "out")).tolist()}
+    assert values <= {0, 1, 2, 4}
+    assert len(values) > 1
 
 
 def test_same_input_gives_the_same_labels_alone_and_in_a_folder(model, tmp_path):

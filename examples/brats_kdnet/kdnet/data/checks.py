@@ -173,12 +173,13 @@ def keep_usable(
 def _check_subject(
     subject: Subject, description: Description, roles: Sequence[str], needed: Sequence[str]
 ) -> _Findings:
-    faults = [
+    faults: list[Fault] = [
         *_name_faults(subject.name),
         *_rivalries(subject, description.patterns, roles),
         *_missing(subject, description.patterns, needed),
     ]
-    findings, geometries = _Findings([]), {}
+    findings = _Findings([])
+    geometries: dict[Path, Geometry] = {}
     for role, file in subject.files.items():
         if role not in roles:
             continue

@@ -68,7 +68,7 @@ def check_image(owner: str, image: Tensor, modalities: int, levels: int) -> None
 
 def encode(encoders: nn.ModuleList, image: Tensor) -> list[Tensor]:
     """Run each modality through its own encoder: (B, M, C, *spatial) for each resolution."""
-    parts = zip(encoders, image.split(1, dim=1), strict=True)
+    parts = zip(encoders, image.chunk(len(encoders), dim=1), strict=True)
     levels = zip(*(encoder(modality) for encoder, modality in parts), strict=True)
     return [torch.stack(level, dim=1) for level in levels]
 

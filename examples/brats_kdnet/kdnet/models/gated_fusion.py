@@ -218,7 +218,10 @@ class GatedFusionNet(nn.Module):
         shown = [
             reconstructor(contents, appearance(modality))
             for reconstructor, appearance, modality in zip(
-                self.reconstructors, self.appearances, image.split(1, dim=1), strict=True
+                self.reconstructors,
+                self.appearances,
+                image.chunk(len(self.encoders), dim=1),
+                strict=True,
             )
         ]
         images, means, log_variances = (torch.stack(own, dim=1) for own in zip(*shown, strict=True))
