@@ -78,7 +78,6 @@ def go_on(folder):
 @pytest.mark.parametrize("content", [DEEP, GARBAGE], ids=["deep", "garbage"])
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_is_named(run, file, content):
-    assert report(run) is None
     (run / file).write_bytes(content)
     message = report(run)
     assert message is not None
