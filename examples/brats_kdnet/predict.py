@@ -128,8 +128,8 @@ def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
     names = [f"{stem_of(inputs.first(subject))}_seg.nii.gz" for subject in known]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        names = ", ".join(twice)
-        raise UserError(f"--input: several inputs would be written to {names}; call it for each.")
+        listing = ", ".join(twice)
+        raise UserError(f"--input: several inputs would be written to {listing}; call it for each.")
     return names
 
 
