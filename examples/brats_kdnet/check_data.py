@@ -22,8 +22,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdnet.data.checks import check_subjects, problem_table, problems_as_rows
-from kdnet.data.description import Description, load_description
+from kdnet.command import exit_status
+from kdnet.data.checks import check_subjects, listed, problems_as_rows
+from kdnet.data.description import load_description
 from kdnet.data.subjects import find_subjects
 from kdnet.errors import UserError, printable
 from kdnet.files import write_text
@@ -33,22 +34,31 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
     """Check a data set and say what was found."""
     described = None if options.description is None else load_description(options.description)
     description, subjects = find_subjects(options.data_root, described)
+    modalities = options.modalities or [*description.modalities]
+    if not {*modalities} <= {*description.modalities}:
+        raise UserError(
+            f"--modalities: {description.name} has {', '.join(description.modalities)}, found "
+            f"{', '.join(modalities)}."
+        )
     problems = check_subjects(
         description,
         subjects,
         workers=options.workers,
         progress=sys.stderr.isatty(),
         need_segmentation=options.labels,
-        modalities=_modalities(options.modalities, description),
+        modalities=modalities,
     )
-    broken = len({problem.subject for problem in problems if not problem.warning})
+    rows = problems_as_rows(problems)
+    # What only looks wrong keeps no subject from being used.
+    serious = [problem.subject for problem in problems if not problem.warning]
+    broken = len({*serious})
     summary = {
         "dataset": description.name,
         "subjects": len(subjects),
         "usable": len(subjects) - broken,
         "with_problems": broken,
-        "number_of_problems": sum(not problem.warning for problem in problems),
-        "problems": problems_as_rows(problems),
+        "number_of_problems": len(serious),
+        "problems": rows,
     }
     if options.json is not None:
         _write(options.json, json.dumps(summary, indent=2) + "\n")
@@ -56,34 +66,26 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
         text = io.StringIO()
         writer = csv.DictWriter(text, ("subject", "file", "reason"), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(problems_as_rows(problems))
+        writer.writerows(rows)
         _write(options.csv, text.getvalue())
     if problems:
-        console.print(problem_table(problems))
-    found = (
-        f"{description.name} in {options.data_root}: {len(subjects)} subjects, "
-        f"{summary['usable']} usable, {broken} with problems"
+        console.out(listed(problems), highlight=False)
+    console.out(
+        f"{printable(f'{description.name} in {options.data_root}')}: {len(subjects)} subjects, "
+        f"{summary['usable']} usable, {broken} with problems ({len(serious)} in all).",
+        highlight=False,
     )
-    if broken:
-        found += f" ({summary['number_of_problems']} in all)"
-    more = " train.py and crossval.py use the others with --skip_invalid true."
-    skip = more if 0 < broken < len(subjects) else ""
-    console.print(f"{printable(found)}.{skip}", highlight=False, soft_wrap=True)
+    if 0 < broken < len(subjects):
+        console.out("train.py and crossval.py use the others with --skip_invalid true.")
     return 1 if broken else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and check."""
     options = _parser().parse_args(arguments)
-    # What goes to a pipe is not the table's to spoil.
+    # What goes to a pipe is not the list's to spoil.
     piped = "-" in {str(options.json), str(options.csv)}
-    try:
-        return check_data(options, Console(stderr=piped, markup=False, emoji=False))
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"{printable(str(error), keep=chr(10))}\n")
-    except KeyboardInterrupt:
-        return 130
-    return 2
+    return exit_status(lambda: check_data(options, Console(stderr=piped)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,7 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data-root", "--data_root", type=Path, required=True, help="folder of the data set")
     add("--description", type=Path, help="YAML file, or its name in datasets/, for other layouts")
-    add("--modalities", metavar="NAME,NAME", help="those that will be used (default: all)")
+    add(
+        "--modalities",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        metavar="NAME,NAME",
+        help="those that will be used (default: all)",
+    )
     add(
         "--no-labels",
         dest="labels",
@@ -109,17 +116,6 @@ def _parser() -> argparse.ArgumentParser:
         help="subjects read at a time; each holds one volume in memory (default: %(default)s)",
     )
     return parser
-
-
-def _modalities(given: str | None, description: Description) -> tuple[str, ...] | None:
-    names = tuple(name.strip() for name in given.split(",")) if given is not None else None
-    unknown = sorted({*(names or ())} - {*description.modalities})
-    if unknown:
-        raise UserError(
-            f"--modalities: {description.name} has {', '.join(description.modalities)}, found "
-            f"{', '.join(unknown)}."
-        )
-    return names
 
 
 def _write(path: Path, text: str) -> None:

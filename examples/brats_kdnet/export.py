@@ -16,40 +16,36 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdnet.errors import UserError, printable
+from kdnet.command import exit_status
+from kdnet.errors import printable
 from kdnet.exported import check_format, export
 from kdnet.training.checkpoint import load_model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and export."""
-    options = _parser().parse_args(arguments)
-    try:
-        check_format(options.out)
-        network, metadata = load_model(options.model, trusted=options.trust_backbone)
-        difference = export(options.out, network, metadata)
-    except UserError as error:
-        sys.stderr.write(printable(f"{error}\n", keep="\n"))
-        return 2
-    said = "" if difference is None else f"; logits differ from torch's by {difference:.2g} at most"
-    sys.stdout.write(printable(f"{options.out}{said}\n", keep="\n"))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors of a run")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument(
-        "--trust-backbone",
+        *("--trust_backbone", "--trust-backbone"),
         action="append",
         default=[],
-        metavar="CLASS",
+        metavar="IMPORT.PATH",
         help="network beyond the known ones that the model file may have imported",
     )
-    return parser
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: _export(options))
+
+
+def _export(options: argparse.Namespace) -> None:
+    # Before the network is read, which may take long.
+    check_format(options.out)
+    difference = export(options.out, *load_model(options.model, trusted=options.trust_backbone))
+    said = "" if difference is None else f"; logits differ from torch's by {difference:.2g} at most"
+    sys.stdout.write(printable(f"{options.out}{said}\n", keep="\n"))
 
 
 if __name__ == "__main__":

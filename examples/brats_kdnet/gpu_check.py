@@ -23,9 +23,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from kdnet.data.phantom_files import generate_phantoms
 from kdnet.runs.folder import Folder, UnitFolder
 from kdnet.training.history import read_history
-from phantoms import generate_phantoms
 
 _HERE = Path(__file__).parent
 _ROLES = ("teacher", "baseline", "student")

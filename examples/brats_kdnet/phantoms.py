@@ -9,129 +9,30 @@ subjects makes every result carry the word "phantom".
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
-import numpy as np
-from numpy.typing import NDArray
-
-from kdnet.data.loading import map_parallel
-from kdnet.data.phantom_images import make_phantom
-from kdnet.data.subjects import PHANTOM_MARKER
-from kdnet.errors import UserError
-from kdnet.files import UnreadableError, atomic_folder, read_json, remove_abandoned, write_text
-
-#: Written into the marker: raise it whenever the same seed begins to give other images.
-_VERSION = 1
-
-_SMALLEST = 16
-
-
-def generate_phantoms(
-    root: Path,
-    *,
-    subjects: int,
-    seed: int,
-    size: int = 64,
-    progress: bool = True,
-    workers: int | None = None,
-) -> Path:
-    """Write synthetic subjects, or the part of them that is not there yet."""
-    if subjects < 1 or size < _SMALLEST:
-        raise UserError(
-            f"phantoms: expected at least 1 subject of at least {_SMALLEST} voxels along each "
-            f"axis, found {subjects} of {size}."
-        )
-    root = Path(root)
-    remove_abandoned(root)
-    _claim(root, {"phantom": True, "version": _VERSION, "seed": seed, "size": size})
-    names = phantom_names(subjects)
-    surplus = sorted({path.name for path in root.glob("Phantom_*")} - set(names))
-    if surplus:
-        raise UserError(
-            f"{root}: expected {subjects} phantoms at most, found also {', '.join(surplus[:3])}. "
-            "Give another folder, or ask for at least as many."
-        )
-    map_parallel(
-        functools.partial(_write_subject, root, seed=seed, size=size),
-        [index for index, name in enumerate(names) if not (root / name).is_dir()],
-        workers=workers or os.cpu_count() or 1,
-        title="Making phantoms",
-        progress=progress,
-    )
-    return root
-
-
-def phantom_names(subjects: int) -> list[str]:
-    """Name phantoms before there are any."""
-    return [f"Phantom_{number:04d}" for number in range(1, subjects + 1)]
-
-
-def _claim(root: Path, settings: Mapping[str, Any]) -> None:
-    """Mark a new folder as made of phantoms; refuse one that holds anything else."""
-    marker = root / PHANTOM_MARKER
-    if marker.exists():
-        try:
-            found = read_json(marker)
-        except UnreadableError as error:
-            raise UserError(f"{marker}: expected the settings of phantoms; {error}.") from error
-        if found != settings:
-            raise UserError(
-                f"{root}: holds phantoms with the settings {found}, expected {dict(settings)}. "
-                "Give another folder, or delete this one."
-            )
-    elif root.exists() and (not root.is_dir() or any(root.glob("[!.]*"))):
-        raise UserError(
-            f"{root}: expected a new or empty folder for phantoms, found other files, which "
-            "would be mistaken for phantoms. Give another folder."
-        )
-    else:
-        root.mkdir(parents=True, exist_ok=True)
-        write_text(marker, json.dumps(settings, indent=2) + "\n")
-
-
-def _write_subject(root: Path, index: int, *, seed: int, size: int) -> None:
-    """Write one subject; its folder appears when it is complete."""
-    name = f"Phantom_{index + 1:04d}"
-    phantom = make_phantom(seed, index, size)
-    with atomic_folder(root / name) as partial:
-        for modality, image in phantom.images.items():
-            _write(partial / f"{name}_{modality}.nii.gz", image)
-        _write(partial / f"{name}_seg.nii.gz", phantom.segmentation)
-
-
-def _write(path: Path, volume: NDArray[Any]) -> None:
-    # Axes run to the left and to the back, as in BraTS.
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
-    affine[1, 3] = volume.shape[1] - 1
-    image = nib.Nifti1Image(volume, affine)  # type: ignore[no-untyped-call]
-    image.header["descrip"] = b"phantom"
-    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
-    nib.save(image, path)
+from kdnet.command import exit_status
+from kdnet.data.phantom_files import generate_phantoms
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write phantoms from the command line."""
-    parser = argparse.ArgumentParser(description="Write synthetic subjects in the BraTS layout.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to fill")
     parser.add_argument("--subjects", type=int, default=40, help="how many (default 40)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--size", type=int, default=64, help="voxels per axis (default 64)")
     options = parser.parse_args(arguments)
-    try:
+
+    def generate() -> None:
         generate_phantoms(
             options.out, subjects=options.subjects, seed=options.seed, size=options.size
         )
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+
+    return exit_status(generate)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from kdnet.command import exit_status
-from kdnet.data.checks import (
-    Problem,
-    check_subjects,
-    problem_table,
-    raise_for_problems,
-    unlike_training,
-)
+from kdnet.data.checks import Problem, check_subjects, listed, raise_for_problems, unlike_training
 from kdnet.data.inputs import Inputs, stem_of
 from kdnet.data.subjects import Subject
 from kdnet.data.volumes import read_geometry
@@ -61,39 +55,35 @@ def predict(options: argparse.Namespace, console: Console) -> None:
         options.model, trusted=options.trust_backbone, trust_program=options.trust_program
     )
     if metadata.phantom:
-        console.print(
-            f"{options.model} was trained on phantoms: its label maps mean nothing in patients."
-        )
+        console.out("The model was trained on phantoms: its label maps mean nothing in patients.")
     modalities = chosen_modalities(options.modalities, metadata)
     inputs = Inputs(metadata.description, modalities, metadata.any_subset)
     subjects = inputs.find(options.input)
+    # Before images are read: what cannot be written need not be looked at.
+    names = output_names(subjects, inputs)
     check(subjects, inputs, metadata, console, strict=options.strict)
-    targets = [out / name for name in output_names(subjects, inputs)]
-
     run = volume_predictor(
         runner(network, options.device), patch=metadata.patch, slices=metadata.slices
     )
-    pairs = [*zip(subjects, targets, strict=True)]
-    quiet = not console.is_terminal
-    for subject, target in track(pairs, "Segmenting", console=console, disable=quiet):
-        segment(run, subject, target, metadata, inputs.present(subject))
+    pairs, quiet = [*zip(subjects, names, strict=True)], not console.is_terminal
+    for subject, name in track(pairs, "Segmenting", console=console, disable=quiet):
+        present = inputs.present(subject)
+        if metadata.any_subset:
+            console.out(f"Uses {'+'.join(present)} of {subject.name}", highlight=False)
+        segment(run, subject, out / name, metadata, present)
     what = "1 label map" if len(subjects) == 1 else f"{len(subjects)} label maps"
-    console.print(f"{what} in {out}", highlight=False, soft_wrap=True)
+    console.out(f"{what} in {out}", highlight=False)
 
 
 def chosen_modalities(wanted: Sequence[str], metadata: ModelMetadata) -> tuple[str, ...]:
     """Return what is read, in channel order; refuse a choice that the network lacks."""
     own = metadata.modalities
-    unknown = [name for name in wanted if name not in own]
-    if unknown:
+    if not {*wanted} <= {*own}:
         raise UserError(
-            f"--modalities: this network sees {', '.join(own)}, found {', '.join(unknown)}."
+            f"--modalities: this network sees {', '.join(own)}, found {', '.join(wanted)}."
         )
     if wanted and not metadata.any_subset and {*wanted} != {*own}:
-        raise UserError(
-            f"--modalities {','.join(wanted)}: this network needs all that it sees, "
-            f"{', '.join(own)}. Only networks of the recipe missing_modality take fewer."
-        )
+        raise UserError(f"--modalities: this network needs all that it sees, {', '.join(own)}.")
     return tuple(name for name in own if name in wanted) if wanted else own
 
 
@@ -106,61 +96,40 @@ def check(
     strict: bool,
 ) -> None:
     """Refuse what cannot be segmented, and say what looks unlike the images of training."""
-    # All that is read must be there, or for any subset what there is of it.
-    views: dict[tuple[str, ...], list[Subject]] = {}
-    for subject in subjects:
-        found = inputs.present(subject) if inputs.any_subset else ()
-        views.setdefault(found or inputs.modalities, []).append(subject)
     problems: list[Problem] = []
-    for view, group in views.items():
+    for subject in track(subjects, "Checking", console=console, disable=not console.is_terminal):
+        # All that is read must be there, or for any subset what there is of it.
+        present = inputs.present(subject) if inputs.any_subset else ()
+        # Each alone: the same image may be segmented twice, and training says what is usual.
         problems += check_subjects(
             metadata.description,
-            group,
+            [subject],
             workers=1,
-            progress=console.is_terminal,
+            progress=False,
             need_segmentation=False,
-            modalities=view,
-            # The same image given twice is segmented twice.
-            distinct=False,
+            modalities=present or inputs.modalities,
             typical=dict(zip(metadata.modalities, metadata.nonzero, strict=False)),
         )
     raise_for_problems(problems)
-    if metadata.description.spacing == "header":
-        problems += unlike_training(subjects, inputs.modalities, metadata.spacing)
+    # Headers are known to be sound from here on.
+    spacing = metadata.spacing if metadata.description.spacing == "header" else ()
+    problems += unlike_training(subjects, inputs.modalities, metadata.orientation, spacing)
+    # Voxels of 6 mm, or a skull, give a label map as willingly as a fitting image does.
     raise_for_problems(problems, strict=strict)
     if problems:
-        console.print("These may be segmented wrongly; --strict refuses them.")
-        console.print(problem_table(problems))
-    check_orientation(subjects, inputs, metadata)
-    for view, group in views.items() if inputs.any_subset else ():
-        names = ", ".join(subject.name for subject in group[:5])
-        more = f" and {len(group) - 5} more" if len(group) > 5 else ""
-        console.print(f"Uses {'+'.join(view)} of {names}{more}", highlight=False, soft_wrap=True)
-
-
-def check_orientation(subjects: Sequence[Subject], inputs: Inputs, metadata: ModelMetadata) -> None:
-    """Refuse volumes whose axes run otherwise than in training: the network never saw them so."""
-    files = [subject.images[inputs.present(subject)[0]] for subject in subjects]
-    codes = {file.path.name: read_geometry(file).orientation for file in files}
-    usual = metadata.orientation
-    turned = [f"{name} ({found})" for name, found in codes.items() if usual and found != usual]
-    if turned:
-        raise UserError(
-            f"--input: {len(turned)} volumes have other axes than the training data, which are "
-            f"{usual}: {', '.join(turned[:5])}. Reorient them first, for example with "
-            "nibabel.as_closest_canonical or fslreorient2std."
-        )
+        said = f"These may be segmented wrongly; --strict refuses them.\n{listed(problems)}"
+        console.out(said, highlight=False)
 
 
 def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
     """File names of the label maps."""
-    names = [f"{stem_of(inputs.first(subject))}_seg.nii.gz" for subject in subjects]
+    # Files of other modalities alone are told by the checks.
+    known = [subject for subject in subjects if inputs.present(subject)]
+    names = [f"{stem_of(inputs.first(subject))}_seg.nii.gz" for subject in known]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(
-            f"--input: several inputs would be written to {', '.join(twice)}. Expected files of "
-            "different names; give them in separate calls with separate --out."
-        )
+        listing = ", ".join(twice)
+        raise UserError(f"--input: several inputs would be written to {listing}; call it for each.")
     return names
 
 
@@ -185,8 +154,9 @@ def segment(
     present: tuple[str, ...],
 ) -> None:
     """Write the label map of one subject on its own grid."""
+    # Only what is there is read.
     preprocessing = replace(metadata, modalities=present).preprocessing()
-    geometry = preprocessing.native_geometry(subject)
+    geometry = read_geometry(subject.images[present[0]])
     image = preprocessing(subject)["image"]
     # Modalities that are absent are zero, as in training.
     every = image.new_zeros(len(metadata.modalities), *image.shape[1:])
@@ -217,8 +187,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--model", type=Path, required=True, help="model.safetensors of a run")
-    found.add_argument(
+    add = found.add_argument
+    add("--model", type=Path, required=True, help="model.safetensors of a run")
+    add(
         "--input",
         action="extend",
         nargs="+",
@@ -226,17 +197,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH | MODALITY=FILE",
         help="files, folders, or the modalities of one subject by name",
     )
-    found.add_argument("--out", type=Path, required=True, help="folder for the label maps")
-    found.add_argument(
+    add("--out", type=Path, required=True, help="folder for the label maps")
+    add(
         "--modalities",
         type=lambda text: [name.strip() for name in text.split(",")],
         default=(),
         metavar="NAME,NAME",
         help="read these alone, with a network for any subset of modalities (default: all it sees)",
     )
-    found.add_argument(
-        "--trust_backbone",
-        "--trust-backbone",
+    add(
+        *("--trust_backbone", "--trust-backbone"),
         action="extend",
         nargs="+",
         default=[],
@@ -244,23 +214,18 @@ def parser() -> argparse.ArgumentParser:
         help="a class that the model file may have imported, which runs its module; not needed "
         "for networks of this application and the usual ones of MONAI",
     )
-    found.add_argument(
-        "--trust_program",
-        "--trust-program",
+    add(
+        *("--trust_program", "--trust-program"),
         action="store_true",
         help="open a .pt2 although a file of somebody else could run any code",
     )
-    found.add_argument(
+    add(
         "--strict",
         action="store_true",
         help="refuse images that look unlike those of training: voxel size, share of non-zero "
         "voxels, background",
     )
-    found.add_argument(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda, cuda:1 (default: auto); a .pt2 and a .onnx run on the CPU",
-    )
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; a .pt2 or .onnx runs on the CPU")
     return found
 
 

@@ -23,31 +23,34 @@ def files(folder: str, subject: str, names: str, separator: str = "_", suffix: s
 OLD = "flair t1 t1ce t2 seg"
 
 
-def test_flat_brats_is_recognised_and_sorted(tmp_path):
-    touch(tmp_path, *files("", "BraTS2021_00002", OLD), *files("", "BraTS2021_00001", OLD))
-    touch(tmp_path, "README.md")
+@pytest.mark.parametrize(
+    ("written", "release", "expected"),
+    [
+        (
+            [*files("", "BraTS2021_2", OLD), *files("", "BraTS2021_1", OLD), "README.md"],
+            "BraTS 2020/2021",
+            [("BraTS2021_1", None, "_t1ce.nii.gz"), ("BraTS2021_2", None, "_t1ce.nii.gz")],
+        ),
+        (
+            [*files("HGG/", "B", OLD), *files("LGG/", "A", OLD)],
+            "BraTS 2018/2019",
+            [("A", "LGG", "_t1ce.nii.gz"), ("B", "HGG", "_t1ce.nii.gz")],
+        ),
+        (
+            files("", "BraTS-GLI-00000-000", "t2f t1n t1c t2w seg", "-", ".nii"),
+            "BraTS 2023",
+            [("BraTS-GLI-00000-000", None, "-t1c.nii")],
+        ),
+    ],
+)
+def test_a_release_is_recognised_and_its_subjects_sorted(tmp_path, written, release, expected):
+    touch(tmp_path, *written)
     description, subjects = find_subjects(tmp_path)
-    assert description.name == "BraTS 2020/2021"
-    assert [subject.name for subject in subjects] == ["BraTS2021_00001", "BraTS2021_00002"]
-    assert list(subjects[0].images) == ["flair", "t1", "t1ce", "t2"]
-    assert subjects[0].images["t1"].path.name == "BraTS2021_00001_t1.nii.gz"
-    assert subjects[0].segmentation.path.name == "BraTS2021_00001_seg.nii.gz"
-
-
-def test_grades_come_from_the_folders_of_2018(tmp_path):
-    touch(tmp_path, *files("HGG/", "Brats18_B", OLD), *files("LGG/", "Brats18_A", OLD))
-    description, subjects = find_subjects(tmp_path)
-    assert description.name == "BraTS 2018/2019"
-    assert [(s.name, s.grade) for s in subjects] == [("Brats18_A", "LGG"), ("Brats18_B", "HGG")]
-
-
-def test_names_of_2023_become_ours(tmp_path):
-    touch(tmp_path, *files("", "BraTS-GLI-00000-000", "t2f t1n t1c t2w seg", "-", ".nii"))
-    description, (subject,) = find_subjects(tmp_path)
-    assert description.name == "BraTS 2023"
-    assert subject.name == "BraTS-GLI-00000-000"
-    assert subject.images["t1ce"].path.name.endswith("-t1c.nii")
-    assert subject.images["flair"].path.name.endswith("-t2f.nii")
+    assert description.name == release
+    found = [(s.name, s.grade, s.images["t1ce"].path.name) for s in subjects]
+    assert found == [(name, grade, name + ending) for name, grade, ending in expected]
+    assert all([*s.images] == ["flair", "t1", "t1ce", "t2"] for s in subjects)
+    assert all("seg" in s.segmentation.path.name for s in subjects)
 
 
 def test_decathlon_modalities_are_channels_of_one_file(tmp_path):

@@ -25,7 +25,7 @@ def one_image(folder: Path, write_volume, volume: np.ndarray) -> Subject:
     return Subject("A", {"t1ce": ImageFile(write_volume(folder / "a.nii", volume))})
 
 
-def test_shapes_types_and_order_of_modalities(brats_folder):
+def test_shapes_types_and_order_of_modalities(brats_folder, write_volume):
     _, subjects = find_subjects(brats_folder)
     both = preprocessing(modalities=("t1ce", "flair"))(subjects[0])
     assert both["name"] == "BraTS2021_00000"
@@ -40,6 +40,9 @@ def test_shapes_types_and_order_of_modalities(brats_folder):
     assert [(label == n).sum() for n in (1, 3)] == [2**3, 4**3 - 2**3]
     with pytest.raises(UserError, match="'A': expected the modality t1ce, found none"):
         preprocessing()(Subject("A", {}))
+    write_volume(subjects[0].images["t1"].path, np.ones((12, 12, 11), dtype=np.int16))
+    with pytest.raises(UserError, match="modalities differ in shape"):
+        preprocessing(modalities=("t1", "t2"), crop=None)(subjects[0])
 
 
 def test_z_score_is_taken_over_non_zero_voxels_of_the_crop(tmp_path, write_volume):
@@ -162,11 +165,3 @@ def test_every_setting_changes_the_fingerprint(change):
 def test_settings_that_do_not_fit_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         preprocessing(**change)
-
-
-def test_modalities_of_different_shape_are_refused(brats_folder, write_volume):
-    _, subjects = find_subjects(brats_folder)
-    write_volume(subjects[0].images["t1"].path, np.ones((12, 12, 11), dtype=np.int16))
-    whole = preprocessing(modalities=("t1", "t2"), crop=None)
-    with pytest.raises(UserError, match="modalities differ in shape"):
-        whole(subjects[0])

@@ -48,10 +48,10 @@ def test_the_seed_alone_decides():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"folds": 1}, "at least 2"),
-        ({"fold": 3}, "between 0"),
-        ({"validation_fraction": 1.0}, "below 1"),
-        ({"folds": 9}, "9 folds need"),
+        ({"folds": 1}, "folds 1"),
+        ({"fold": 3}, "fold 3"),
+        ({"validation_fraction": 1.0}, "validation_fraction 1.0"),
+        ({"folds": 9}, "folds 9"),
         ({"folds": 2, "validation_fraction": 0.9}, "none to train on"),
     ],
 )
@@ -66,9 +66,9 @@ def test_numbers_that_do_not_fit_are_refused(numbers, message):
     [
         ({"train": ["s00"], "validation": ["s00"], "test": []}, "more than once: s00"),
         ({"train": ["x"], "validation": [], "test": []}, "not in the data set: x"),
-        ({"train": [], "test": []}, "keys train, validation, test"),
-        ({"train": "s00", "validation": [], "test": []}, "list of names"),
-        ([], "found list"),
+        ({"train": [], "test": []}, "train, validation, test.*found train, test"),
+        ({"train": "s00", "validation": [], "test": []}, "lists of names"),
+        ([], "found none"),
         ("{", "expected a split as JSON"),
     ],
 )
@@ -120,7 +120,6 @@ def test_more_subjects_than_there_are_is_refused(numbers, words):
 def test_unlabelled_subjects_are_saved_where_there_are_any(tmp_path):
     everyone = subjects(4)
     split = Split(("s00",), ("s01",), ("s02",), ("s03",))
-    split.save(tmp_path / "with.json")
-    assert Split.load(tmp_path / "with.json", everyone) == split
-    Split(("s00",), ("s01",), ("s02",)).save(tmp_path / "without.json")
-    assert "unlabelled" not in json.loads((tmp_path / "without.json").read_text())
+    (tmp_path / "split.json").write_text(json.dumps(split.to_dict()))
+    assert Split.load(tmp_path / "split.json", everyone) == split
+    assert "unlabelled" not in Split(("s00",), ("s01",), ("s02",)).to_dict()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kdnet.errors import UserError
-from kdnet.models import MultiResUNet, build_network
+from kdnet.models import build_network
 from kdnet.models.synthesis import SynthesisNetwork
 
 SMALL = {"channels": [4, 8]}
@@ -23,19 +23,6 @@ def test_the_segmenter_sees_view_and_synthesis():
     assert torch.equal(seen[0], torch.cat((image, network.generator(image)), dim=1))
 
 
-def test_the_generator_is_a_network_of_the_segmenters_kind_unless_another_is_named():
-    alike = SynthesisNetwork(1, 4, segmenter_arguments=SMALL)
-    assert len(alike.generator.encoder) == len(alike.segmenter.encoder) == 1
-    other = SynthesisNetwork(
-        1,
-        4,
-        segmenter_arguments=SMALL,
-        generator="multiresunet",
-        generator_arguments={"filters": [4, 8]},
-    )
-    assert isinstance(other.generator, MultiResUNet)
-
-
 def test_both_networks_work_in_two_dimensions():
     network = SynthesisNetwork(1, 2, segmenter_arguments=SMALL, spatial_dims=2)
     assert network(torch.randn(1, 1, 8, 8)).shape == (1, 2, 8, 8)
@@ -49,4 +36,4 @@ def test_arguments_that_make_no_sense_are_named():
             "synthesis", {"segmenter_arguments": {"width": 3}}, in_channels=1, out_channels=4
         )
     with pytest.raises(UserError, match="Unknown network 'gan'"):
-        build_network("synthesis", {"generator": "gan"}, in_channels=1, out_channels=4)
+        build_network("synthesis", {"segmenter": "gan"}, in_channels=1, out_channels=4)

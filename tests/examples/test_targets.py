@@ -66,8 +66,5 @@ def test_regions_that_cannot_be_told_apart_need_softmax(brats):
     with pytest.raises(UserError, match="region 'TC' must hold exactly one class"):
         number_of_outputs(overlapping, "sigmoid")
     assert number_of_outputs(overlapping, "softmax") == 4
-
-
-def test_an_unknown_activation_is_refused(brats):
     with pytest.raises(UserError, match="found 'relu'"):
         number_of_outputs(brats, "relu")

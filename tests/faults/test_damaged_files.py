@@ -5,7 +5,6 @@ import shutil
 from contextlib import suppress
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -76,10 +75,6 @@ def go_on(folder):
     return messages
 
 
-def test_the_sound_run_has_a_page(run):
-    assert report(run) is None
-
-
 @pytest.mark.parametrize("content", [DEEP, GARBAGE], ids=["deep", "garbage"])
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_is_named(run, file, content):
@@ -126,15 +121,7 @@ def bytes_of(seed):
     return changed | st.binary(max_size=60)
 
 
-NAMES = (
-    *FILES,
-    "description.json",
-    "skipped.json",
-    "folds.json",
-    "plan.json",
-    "unit.json",
-    "history.csv",
-)
+NAMES = (*FILES, "skipped.json", "unit.json", "history.csv")
 KEYS = st.sampled_from(["seconds", "resolved", "peak_mib", "train", "test", "folds"]) | st.text(
     max_size=4
 )
@@ -183,8 +170,3 @@ def test_the_readers_read_or_raise_one_error(tmp_path, content):
     for read in (read_json, read_yaml, read_rows):
         with suppress(UnreadableError):
             read(path)
-
-
-def test_a_mapping_of_yaml_stays_one(tmp_path):
-    (tmp_path / "file").write_text(yaml.safe_dump({"a": [1]}))
-    assert read_yaml(tmp_path / "file") == {"a": [1]}

@@ -102,12 +102,7 @@ def test_modalities_and_regions_of_a_description_are_names(modalities, region):
     except UserError:
         return
     assert all(is_name(row.name) for row in rows)
-
-
-def test_a_row_whose_name_grows_too_long_is_refused_before_it_is_trained():
-    with pytest.raises(
-        UserError, match=r"row baseline of the modality t+ .* too long for a folder"
-    ):
+    with pytest.raises(UserError, match="too long for a folder"):
         sweep([Row("baseline", label="b")], ("t" * 95,))
 
 
@@ -118,10 +113,8 @@ def test_a_row_whose_name_grows_too_long_is_refused_before_it_is_trained():
 )
 def test_descriptions_of_any_content_are_refused_in_words(value):
     for key in BRATS.to_dict():
-        try:
+        with contextlib.suppress(UserError):
             Description.from_dict({**BRATS.to_dict(), key: value})
-        except UserError:
-            continue
 
 
 @given(hostile)
@@ -144,16 +137,10 @@ def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, na
     root.mkdir(exist_ok=True)
     facts = {"rows": [{"name": name}], "seeds": [0], "folds": [0]}
     (root / "plan.json").write_text(json.dumps(facts))
-    folder = Folder(root)
-    for read in (
-        lambda: read_folder(root).rows,
-        lambda: [row["name"] for row in folder.read_plan()["rows"]],
-    ):
-        try:
-            rows = read()
-        except UserError:
-            continue
-        assert all(map(is_name, rows))
+    with contextlib.suppress(UserError):
+        assert all(map(is_name, read_folder(root).rows))
+    with contextlib.suppress(UserError):
+        assert all(is_name(row["name"]) for row in Folder(root).read_plan()["rows"])
 
 
 @given(st.lists(hostile, min_size=1, max_size=3))

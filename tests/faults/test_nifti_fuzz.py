@@ -135,8 +135,8 @@ def test_changed_bytes_of_a_file(folder, version, changes, compressed):
 
 @given(st.integers(0, 10_000), st.booleans())
 def test_a_file_that_ends_anywhere_is_no_volume(folder, length, compressed):
-    content = gzip.compress(SOUND["1"]) if compressed else SOUND["1"]
-    path = folder / ("case.nii.gz" if compressed else "case.nii")
+    path = written(folder, SOUND["1"], compressed)
+    content = path.read_bytes()
     path.write_bytes(content[: length % len(content)])
     assert read(path)
 

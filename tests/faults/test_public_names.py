@@ -6,8 +6,10 @@ Every name of `privdistill.__all__` that takes input is called here or in `test_
 
 import functools
 import math
+import re
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,51 +17,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from torch import nn
 
-import privdistill
-from privdistill import (
-    AttentionTransfer,
-    CenteredKernelAlignment,
-    ChannelWise,
-    ContrastiveProjection,
-    Critic,
-    DistillationWrapper,
-    Ensemble,
-    FeatureCosine,
-    FeatureL2,
-    Gram,
-    GroundTruth,
-    HintonKL,
-    HolisticAdversarial,
-    JointTeacher,
-    LatentKL,
-    Layer,
-    LocalConsistency,
-    LogitMSE,
-    MovingAverage,
-    Objective,
-    PairwiseSimilarity,
-    PrivDistillError,
-    PrivilegedInput,
-    ProbabilityMSE,
-    PrototypeSimilarity,
-    Ramp,
-    ReliableSoftTargetCE,
-    SoftTargetDiceBCE,
-    Step,
-    Tap,
-    TapPair,
-    TeacherCache,
-    Term,
-    VariationalInformation,
-    assert_no_leak,
-    critic_loss,
-    describe,
-    diagnose,
-    fit_temperature,
-    inherit,
-    precompute,
-    target_agreement,
-)
+import privdistill as lib
 
 FLOATS = [torch.float32, torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
 NUMBERS = st.one_of(
@@ -68,29 +26,14 @@ NUMBERS = st.one_of(
     st.integers(-3, 10),
     st.sampled_from([None, True, "2", (1,), torch.tensor(2.0)]),
 )
+# What users derive from or fill in themselves.
+BASES = {"CacheStore", "FeatureTerm", "ResponseTerm", "Term"}
 PRESETS = ("kdnet", "hinton", "generalized", "structured", "pmkl", "protokd", "xie", "warm_up")
+#: All that an objective can be made of.
 TERMS = {
-    kind.__name__: kind
-    for kind in (
-        AttentionTransfer,
-        CenteredKernelAlignment,
-        ChannelWise,
-        ContrastiveProjection,
-        FeatureCosine,
-        FeatureL2,
-        Gram,
-        GroundTruth,
-        HintonKL,
-        LatentKL,
-        LocalConsistency,
-        LogitMSE,
-        PairwiseSimilarity,
-        ProbabilityMSE,
-        PrototypeSimilarity,
-        ReliableSoftTargetCE,
-        SoftTargetDiceBCE,
-        VariationalInformation,
-    )
+    name: kind
+    for name, kind in ((name, getattr(lib, name)) for name in lib.__all__)
+    if isinstance(kind, type) and issubclass(kind, lib.Term) and name not in BASES
 }
 
 
@@ -101,7 +44,7 @@ class MeanCritic(nn.Module):
         return x.flatten(1).mean(1)
 
 
-TERMS["HolisticAdversarial"] = functools.partial(HolisticAdversarial, MeanCritic())
+TERMS["HolisticAdversarial"] = functools.partial(lib.HolisticAdversarial, MeanCritic())
 OPTIONS = {
     "temperature": NUMBERS,
     "smoothing": NUMBERS,
@@ -120,7 +63,7 @@ OPTIONS = {
     "of": st.sampled_from(["student", "teacher", "nobody"]),
     "dimensions": st.integers(-1, 5),
     **dict.fromkeys(
-        (
+        [
             "batch_dice",
             "include_background",
             "squared_denominator",
@@ -128,7 +71,7 @@ OPTIONS = {
             "standardise",
             "centre",
             "conditional",
-        ),
+        ],
         st.booleans(),
     ),
 }
@@ -145,7 +88,7 @@ def right_or_refused():
         event("worked")
     except NetworkRefusedError:
         event("refused by the network")
-    except PrivDistillError as error:
+    except lib.PrivDistillError as error:
         event(f"refused: {type(error).__name__}")
         said = str(error).rstrip()
         if len(said) < 20 or said[-1] not in ".)]:'":
@@ -208,8 +151,8 @@ def a_step(draw):
     width = draw(st.integers(1, 4))
     features = mostly(draw, (batch, width, *size), (batch, width), (batch, 4, width))
     theirs = mostly(draw, features, (batch, width + 1, *size), features[:-1])
-    pair = TapPair(numbers(draw, features, dtype), numbers(draw, theirs, dtype))
-    return Step(
+    pair = lib.TapPair(numbers(draw, features, dtype), numbers(draw, theirs, dtype))
+    return lib.Step(
         student=numbers(draw, shape, dtype),
         teacher=mostly(draw, numbers(draw, other, dtype), None),
         target=a_target(draw, batch, classes, size),
@@ -248,22 +191,25 @@ def test_a_term_alone_gives_a_finite_scalar_or_an_error(data):
 @given(st.data())
 def test_objectives_are_a_vector_space_or_an_error(data):
     draw = data.draw
-    step = Step(
+    step = lib.Step(
         student=torch.randn(2, 3, 4, 4),
         teacher=torch.randn(2, 3, 4, 4),
         target=torch.randint(0, 3, (2, 4, 4)),
         index=torch.tensor(draw(st.integers(0, 20))),
     )
     weights = st.one_of(
-        st.floats(-5, 5), NUMBERS, st.just(Ramp(0, 1, steps=5)), st.just(lambda index: index * 0.5)
+        st.floats(-5, 5),
+        NUMBERS,
+        st.just(lib.Ramp(0, 1, steps=5)),
+        st.just(lambda index: index * 0.5),
     )
     with right_or_refused():
         parts = [
-            draw(weights) * draw(st.sampled_from([GroundTruth, HintonKL, LogitMSE]))()
+            draw(weights) * draw(st.sampled_from([lib.GroundTruth, lib.HintonKL, lib.LogitMSE]))()
             for _ in range(draw(st.integers(1, 4)))
         ]
         total = sum(parts)
-        assert isinstance(total, Objective)
+        assert isinstance(total, lib.Objective)
         assert repr(total)
         together, values = total(step)
         alone = torch.stack([part(step)[0] for part in parts]).sum()
@@ -284,18 +230,18 @@ def test_objectives_are_a_vector_space_or_an_error(data):
 def test_terms_are_added_to_terms_and_weighed_by_numbers_alone(operation, other):
     with right_or_refused():
         made = {
-            "+": lambda: GroundTruth() + other,
-            "*": lambda: GroundTruth() * other,
-            "r+": lambda: other + GroundTruth(),
-            "r*": lambda: other * GroundTruth(),
-            "name": lambda: GroundTruth().named(other),
+            "+": lambda: lib.GroundTruth() + other,
+            "*": lambda: lib.GroundTruth() * other,
+            "r+": lambda: other + lib.GroundTruth(),
+            "r*": lambda: other * lib.GroundTruth(),
+            "name": lambda: lib.GroundTruth().named(other),
         }[operation]()
-        assert isinstance(made, Objective | Term)
+        assert isinstance(made, lib.Objective | lib.Term)
 
 
 @given(st.sampled_from(PRESETS), st.data())
 def test_a_preset_is_an_objective_or_refuses_its_constants(name, data):
-    preset = getattr(privdistill, name)
+    preset = getattr(lib, name)
     code = preset.__code__
     known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     chosen = data.draw(st.lists(st.sampled_from(known), max_size=2, unique=True))
@@ -310,7 +256,7 @@ def test_a_preset_is_an_objective_or_refuses_its_constants(name, data):
                 for option in chosen
             }
         )
-        assert isinstance(made, Ramp if name == "warm_up" else Objective)
+        assert isinstance(made, lib.Ramp if name == "warm_up" else lib.Objective)
 
 
 @given(
@@ -318,7 +264,7 @@ def test_a_preset_is_an_objective_or_refuses_its_constants(name, data):
 )
 def test_a_ramp_stays_between_its_ends_or_is_refused(start, end, steps, begin, curve):
     with right_or_refused():
-        ramp = Ramp(start, end, steps, begin=begin, curve=curve)
+        ramp = lib.Ramp(start, end, steps, begin=begin, curve=curve)
         found = [float(ramp(torch.tensor(index))) for index in (0, 1, 7, 10**6)]
         low, high = sorted((float(start), float(end)))
         room = 1e-5 * max(abs(low), abs(high), 1e-30)
@@ -340,7 +286,7 @@ keys = st.lists(
 def test_a_cache_gives_what_the_teacher_gives_or_refuses_the_keys(batches, storage, limit):
     teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
     with right_or_refused():
-        cache = TeacherCache(storage=storage, max_bytes=limit)
+        cache = lib.TeacherCache(storage=storage, max_bytes=limit)
         for named, size in batches:
             view = torch.full((size, 1, 3, 3), 0.5)
             expected = teacher(view)
@@ -355,11 +301,11 @@ def test_a_cache_gives_what_the_teacher_gives_or_refuses_the_keys(batches, stora
     st.booleans(),
 )
 def test_a_cache_is_filled_or_says_why_not(named, flips):
-    kd = DistillationWrapper(
-        nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=LogitMSE(), cache=TeacherCache()
+    kd = lib.DistillationWrapper(
+        nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), objective=lib.LogitMSE(), cache=lib.TeacherCache()
     )
     with right_or_refused():
-        found = precompute(kd, [(torch.rand(2, 1, 3, 3), named)], flips=flips)
+        found = lib.precompute(kd, [(torch.rand(2, 1, 3, 3), named)], flips=flips)
         assert found.stored == (8 if flips else 2)
 
 
@@ -429,18 +375,20 @@ def test_an_odd_network_is_distilled_or_refused(data):
         "missing",
         "",
         0,
-        Layer("deep", at="input"),
-        Layer("head", select=0),
-        Layer("deep", network=2),
-        Layer("deep.1", at="output"),
+        lib.Layer("deep", at="input"),
+        lib.Layer("head", select=0),
+        lib.Layer("deep", network=2),
+        lib.Layer("deep.1", at="output"),
     ]
     with right_or_refused():
         objective = draw(terms(usual=True)) + 0.5 * draw(terms(usual=True))
-        inputs = PrivilegedInput(("a", "b"), student=("b",))
-        tap = Tap(mostly(draw, "deep", *sides), mostly(draw, "deep", *sides))
+        inputs = lib.PrivilegedInput(("a", "b"), student=("b",))
+        tap = lib.Tap(mostly(draw, "deep", *sides), mostly(draw, "deep", *sides))
         student.train(draw(st.booleans()))
-        kd = DistillationWrapper(
-            mostly(draw, teacher, Ensemble([teacher]), JointTeacher(teacher), None, student),
+        kd = lib.DistillationWrapper(
+            mostly(
+                draw, teacher, lib.Ensemble([teacher]), lib.JointTeacher(teacher), None, student
+            ),
             student,
             objective=objective,
             inputs=mostly(draw, inputs, None, 3),
@@ -468,11 +416,11 @@ def test_moving_averages_and_ensembles_are_made_or_refused(data):
             weights = draw(
                 st.none() | st.lists(st.floats() | st.integers(-2, 3), max_size=3) | st.just("ab")
             )
-            teacher = Ensemble(networks, weights=weights)
+            teacher = lib.Ensemble(networks, weights=weights)
         else:
-            teacher = MovingAverage(decay=draw(NUMBERS))
+            teacher = lib.MovingAverage(decay=draw(NUMBERS))
         student = Odd(1, 2, 2, "logits")
-        kd = DistillationWrapper(teacher, student, objective=HintonKL())
+        kd = lib.DistillationWrapper(teacher, student, objective=lib.HintonKL())
         out = kd(torch.randn(1, 1, 4, 4))
         assert torch.isfinite(out.loss)
 
@@ -481,10 +429,10 @@ def test_moving_averages_and_ensembles_are_made_or_refused(data):
 def test_a_network_is_described_and_tried_for_leaks_or_refused(form, shape):
     network = Odd(2, 3, 2, form)
     with right_or_refused():
-        assert describe(network, torch.zeros(shape))
+        assert lib.describe(network, torch.zeros(shape))
     with right_or_refused():
-        inputs = PrivilegedInput(("a", "b"), student=("a", "b"))
-        assert_no_leak(network, inputs, torch.randn(shape))
+        inputs = lib.PrivilegedInput(("a", "b"), student=("a", "b"))
+        lib.assert_no_leak(network, inputs, torch.randn(shape))
 
 
 @given(st.data())
@@ -493,13 +441,13 @@ def test_agreement_and_temperature_of_a_teacher_are_numbers_or_refused(data):
     logits = torch.randn(2, mostly(draw, 3, 1), 4, 4) * draw(st.sampled_from([0.0, 1.0, 1e4]))
     activation = mostly(draw, draw(st.sampled_from(["softmax", "sigmoid"])), "tanh")
     with right_or_refused():
-        found = target_agreement(logits, draw(st.floats(0.1, 20)), activation=activation)
+        found = lib.target_agreement(logits, draw(st.floats(0.1, 20)), activation=activation)
         assert found.shape == logits.shape[1:2]
     with right_or_refused():
         teacher = Odd(2, 3, 2, "logits")
         batches = draw(st.sampled_from([[torch.randn(1, 2, 4, 4)], [], [torch.randn(1, 2)]]))
         limits = mostly(draw, {}, {"at_most": draw(st.floats())}, {"agreement": draw(st.floats())})
-        found = fit_temperature(teacher, batches, activation=activation, **limits)
+        found = lib.fit_temperature(teacher, batches, activation=activation, **limits)
         assert 1 <= found <= limits.get("at_most", 5)
 
 
@@ -507,9 +455,9 @@ def test_agreement_and_temperature_of_a_teacher_are_numbers_or_refused(data):
 def test_weights_are_inherited_or_the_student_stays(channels, minimum):
     student, teacher = Odd(1, 2, 2, "logits"), Odd(channels, 2, 2, "logits")
     before = student.down.weight.clone()
-    inputs = PrivilegedInput(("a", "b"), student=("b",))
+    inputs = lib.PrivilegedInput(("a", "b"), student=("b",))
     with right_or_refused():
-        assert str(inherit(student, teacher, inputs, minimum=minimum))
+        assert str(lib.inherit(student, teacher, inputs, minimum=minimum))
         return
     assert torch.equal(student.down.weight, before)
 
@@ -517,27 +465,26 @@ def test_weights_are_inherited_or_the_student_stays(channels, minimum):
 @given(st.data())
 def test_a_critic_is_trained_and_a_run_diagnosed_or_refused(data):
     draw = data.draw
-    critic = Critic(3, axes=2)
-    kd = DistillationWrapper(
+    critic = lib.Critic(3, axes=2)
+    kd = lib.DistillationWrapper(
         Odd(1, 3, 2, "logits"),
         Odd(1, 3, 2, "logits"),
-        objective=GroundTruth() + HolisticAdversarial(critic, conditional=False),
+        objective=lib.GroundTruth() + lib.HolisticAdversarial(critic, conditional=False),
     )
     image, target = torch.randn(2, 1, 4, 4), torch.randint(0, 3, (2, 4, 4))
     with right_or_refused():
         options = mostly(
             draw, {}, {"gradient_penalty": draw(st.floats(max_value=1e6))}, {"metric": "cosine"}
         )
-        assert torch.isfinite(critic_loss(critic, kd(image, target), **options))
+        assert torch.isfinite(lib.critic_loss(critic, kd(image, target), **options))
     with right_or_refused():
         batches = draw(st.sampled_from([[(image, target)], [image], [], [{"image": image}]]))
-        assert str(diagnose(kd, batches, limit=1))
+        assert str(lib.diagnose(kd, batches, limit=1))
 
 
 def test_every_public_name_that_takes_input_is_fuzzed():
-    here = set(globals()) | set(TERMS) | set(PRESETS)
+    source = Path(__file__).read_text(encoding="utf-8")
+    here = {*re.findall(r"lib\.(\w+)", source), *TERMS, *PRESETS}
     records = {"Output", "Diagnosis", "Inheritance"}
-    # What users derive from or fill in themselves.
-    bases = {"CacheStore", "FeatureTerm", "ResponseTerm"}
-    errors = {name for name in privdistill.__all__ if name.endswith(("Error", "Warning"))}
-    assert set(privdistill.__all__) - here - records - bases - errors == set()
+    errors = {name for name in lib.__all__ if name.endswith(("Error", "Warning"))}
+    assert {*lib.__all__} - here - records - BASES - errors == set()

@@ -76,10 +76,7 @@ def test_a_foreign_network_is_refused_before_its_module_is_imported(hostile):
         load_model(write())
     assert not mark.exists()
     assert "canary" not in sys.modules
-
-
-def test_who_vouches_for_a_class_gets_it(hostile):
-    write, mark = hostile
+    # Who vouches for a class gets it.
     network, _ = load_model(write(), trusted=["canary.Net"])
     assert type(network).__name__ == "Net"
     assert mark.read_text() == "imported"
@@ -144,7 +141,7 @@ def test_predict_refuses_and_takes_the_users_word(hostile, tmp_path, capsys):
     assert "--trust_backbone canary.Net" in capsys.readouterr().err
     assert not mark.exists()
     assert predict.main([*command, "--trust_backbone", "canary.Net"]) == 2
-    assert "expected a file or a folder, found nothing there" in capsys.readouterr().err
+    assert "found nothing there" in capsys.readouterr().err
     assert mark.exists()
 
 
@@ -194,24 +191,13 @@ def described_as(path, strings):
 @pytest.mark.parametrize(
     "strings",
     [
-        {"in_channels": "many"},
-        {"in_channels": -1},
-        {"in_channels": True},
-        {"modalities": ["pet"]},
-        {"modalities": "t1ce"},
-        {"grid": [16, 16]},
-        {"grid": [16, 0, 16]},
-        {"crop": 4},
-        {"grid": [2**15, 2**15, 1]},
-        {"crop": [10**30, 1, 1]},
-        {"patch": [2**10, 2**10, 2**10]},
-        {"slices": "oblique"},
-        {"slices": [1]},
-        {"activation": {}},
-        {"backbone": ["kdnet"]},
-        {"backbone_arguments": "x"},
-        {"seen_cases": [1]},
-        {"orientation": 3},
+        *({"in_channels": value} for value in ("many", -1, True)),
+        *({"modalities": value} for value in (["pet"], "t1ce")),
+        *({"grid": value} for value in ([16, 16], [16, 0, 16], [2**15, 2**15, 1])),
+        *({"crop": value} for value in (4, [10**30, 1, 1])),
+        *({"slices": value} for value in ("oblique", [1])),
+        *({"patch": [2**10, 2**10, 2**10]}, {"activation": {}}, {"backbone": ["kdnet"]}),
+        *({"backbone_arguments": "x"}, {"seen_cases": [1]}, {"orientation": 3}),
     ],
     ids=str,
 )

@@ -25,19 +25,12 @@ from torch import Tensor, nn
 
 from kdnet.errors import UserError
 from kdnet.files import atomic, first_line
-from kdnet.training.checkpoint import (
-    ModelMetadata,
-    load_model,
-    parse_metadata,
-    save_model,
-)
+from kdnet.training.checkpoint import ModelMetadata, load_model, parse_metadata, save_model
 from privdistill import DistillationWrapper, GroundTruth
 
 #: Largest difference of logits between onnxruntime and torch, as a share of the largest logit
 #: where that is above one.
 TOLERANCE = 1e-4
-
-Shape = tuple[int | str | torch.SymInt | None, ...]
 
 _ENTRY = "privdistill"
 FORMATS = (".safetensors", ".pt2", ".onnx")
@@ -53,8 +46,9 @@ def export(path: Path, network: nn.Module, metadata: ModelMetadata) -> float | N
         save_model(path, network, metadata)
         return None
     program = _program(path, network, metadata)
+    extra = {_ENTRY: json.dumps(metadata.to_strings())}
     with atomic(path) as partial:
-        torch.export.save(program, partial, extra_files={_ENTRY: _text(metadata)})
+        torch.export.save(program, partial, extra_files=extra)
     return None
 
 
@@ -71,16 +65,16 @@ def open_model(
     path: Path, *, trusted: Collection[str] = (), trust_program: bool = False
 ) -> tuple[nn.Module, ModelMetadata]:
     """Open a model in any of the formats."""
-    if path.suffix not in {".pt2", ".onnx"}:
+    if path.suffix == ".onnx":
+        return _read_onnx(path)
+    if path.suffix != ".pt2":
         return load_model(path, trusted=trusted)
-    if path.suffix == ".pt2" and not trust_program:
+    if not trust_program:
         raise UserError(
             f"{path}: opening a program of torch.export can run code that its author put there. "
             "If you wrote the file, give --trust_program; else use .safetensors or .onnx."
         )
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such model file.")
-    return _read_program(path) if path.suffix == ".pt2" else _read_onnx(path)
+    return _read_program(path)
 
 
 class _Logits(nn.Module):
@@ -128,31 +122,26 @@ def _program(path: Path, network: nn.Module, metadata: ModelMetadata) -> Any:
 def _write_onnx(path: Path, network: nn.Module, metadata: ModelMetadata) -> float:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _package(name, path)
-    program = _program(path, network, metadata)
+    program, example = _program(path, network, metadata), _example(metadata)
     with warnings.catch_warnings():
         # What torch's exporter says of its own parts.
         warnings.simplefilter("ignore")
         written: Any = torch.onnx.export(
-            program, (_example(metadata),), dynamo=True, verbose=False, external_data=False
+            program, (example,), dynamo=True, verbose=False, external_data=False
         )
-    written.model.metadata_props[_ENTRY] = _text(metadata)
+    written.model.metadata_props[_ENTRY] = json.dumps(metadata.to_strings())
     with atomic(path) as partial:
         written.save(str(partial), external_data=False)
-        return _compare(path, partial, network, metadata)
-
-
-def _compare(path: Path, partial: Path, network: nn.Module, metadata: ModelMetadata) -> float:
-    image = _example(metadata)
-    with torch.no_grad():
-        expected = _Logits(network)(image)
-        found = _read_onnx(partial)[0](image)
-    difference = float((found - expected).abs().max())
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= allowed:
-        raise UserError(
-            f"{path}: onnxruntime gives logits that differ from torch's by {difference:.2g}, more "
-            f"than {allowed:.2g}. Nothing was written; export to .pt2 or .safetensors."
-        )
+        with torch.no_grad():
+            expected, found = _Logits(network)(example), _read_onnx(partial)[0](example)
+        difference = float((found - expected).abs().max())
+        allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+        # Also true for NaN. The file is not there yet, and so never will be.
+        if not difference <= allowed:
+            raise UserError(
+                f"{path}: onnxruntime gives logits that differ from torch's by {difference:.2g}, "
+                f"more than {allowed:.2g}. Nothing was written; export to .pt2 or .safetensors."
+            )
     return difference
 
 
@@ -160,22 +149,12 @@ def _read_program(path: Path) -> tuple[nn.Module, ModelMetadata]:
     _check_whole(path)
     extra = {_ENTRY: ""}
     try:
-        program = torch.export.load(path, extra_files=extra)
-        shapes = _shapes_of_program(program)
+        # Read before its metadata, which a program of somebody else does not have.
+        module = torch.export.load(path, extra_files=extra).module()
     except Exception as error:  # torch.export raises many kinds
         raise UserError(f"{path} is no program of torch.export ({first_line(error)}).") from error
-    metadata = _metadata(path, extra[_ENTRY])
-    _check_shapes(path, shapes, metadata)
-    module = program.module()
     # Its weights stay on the CPU, as those of onnxruntime do; a device is for the images.
-    return _Function(lambda image: module(image.cpu())), metadata
-
-
-def _shapes_of_program(program: Any) -> tuple[Shape, Shape]:
-    """Of the image and of the logits."""
-    (image,), (logits,) = program.graph_signature.user_inputs, program.graph_signature.user_outputs
-    nodes = {node.name: node for node in program.graph.nodes}
-    return tuple(nodes[image].meta["val"].shape), tuple(nodes[logits].meta["val"].shape)
+    return _Function(lambda image: module(image.cpu())), _metadata(path, extra[_ENTRY])
 
 
 def _check_whole(path: Path) -> None:
@@ -194,40 +173,24 @@ def _check_whole(path: Path) -> None:
         )
 
 
-def _check_shapes(path: Path, shapes: tuple[Shape, Shape], metadata: ModelMetadata) -> None:
-    """Refuse metadata of another network; sizes that are no numbers are free."""
-    image = (metadata.in_channels, *metadata.input_size)
-    wanted, found = (*image, metadata.out_channels), (*shapes[0][1:], *shapes[1][1:2])
-    known = [size if type(size) is int else own for size, own in zip(found, wanted, strict=False)]
-    if len(found) != len(wanted) or known != [*wanted]:
-        raise UserError(
-            f"{path}: its metadata are those of another network. They say {image} (channels, "
-            f"voxels) for the image and {metadata.out_channels} channels of logits; it takes "
-            f"{found[:-1]} and gives {found[-1]}. Export the network again."
-        )
-
-
 def _read_onnx(path: Path) -> tuple[nn.Module, ModelMetadata]:
     runtime = _package("onnxruntime", path)
     try:
+        # On the CPU: a file must give the same on any machine.
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (image,), (_,) = session.get_inputs(), session.get_outputs()
     except Exception as error:  # onnxruntime's errors have no common base
-        raise UserError(f"{path} cannot be read by onnxruntime ({first_line(error)}).") from error
-    metadata = _metadata(path, session.get_modelmeta().custom_metadata_map.get(_ENTRY, ""))
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
         raise UserError(
-            f"{path}: expected a graph from one image to its logits, found {len(inputs)} inputs "
-            f"and {len(outputs)} outputs."
-        )
-    _check_shapes(path, (tuple(inputs[0].shape), tuple(outputs[0].shape)), metadata)
-    name = inputs[0].name
+            f"{path} is no graph from one image to its logits that onnxruntime can read "
+            f"({first_line(error)})."
+        ) from error
 
-    def run(image: Tensor) -> Tensor:
-        (logits,) = session.run(None, {name: image.cpu().contiguous().numpy()})
+    def run(given: Tensor) -> Tensor:
+        (logits,) = session.run(None, {image.name: given.cpu().contiguous().numpy()})
         return torch.from_numpy(logits)
 
-    return _Function(run), metadata
+    entry = session.get_modelmeta().custom_metadata_map.get(_ENTRY, "")
+    return _Function(run), _metadata(path, entry)
 
 
 def _metadata(path: Path, text: str) -> ModelMetadata:
@@ -238,10 +201,6 @@ def _metadata(path: Path, text: str) -> ModelMetadata:
             f"{path}: its metadata are missing or damaged. Expected a file that export.py wrote."
         ) from error
     return parse_metadata(path, strings)
-
-
-def _text(metadata: ModelMetadata) -> str:
-    return json.dumps(metadata.to_strings())
 
 
 def _package(name: str, path: Path) -> Any:

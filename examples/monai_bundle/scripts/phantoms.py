@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import scripts  # noqa: F401  # makes the application's modules known
-from phantoms import generate_phantoms, phantom_names
+from kdnet.data.phantom_files import generate_phantoms, phantom_names
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 

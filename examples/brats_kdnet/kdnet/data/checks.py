@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import io
 import itertools
 import os
-import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from kdnet.data.description import Description
 from kdnet.data.loading import map_parallel
 from kdnet.data.preprocessing import read_classes
-from kdnet.data.subjects import SEGMENTATION, ImageFile, Subject
+from kdnet.data.subjects import SEGMENTATION, Subject
 from kdnet.data.volumes import Geometry, UnreadableVolumeError, read_geometry, read_volume
 from kdnet.errors import UserError, printable
 
@@ -46,6 +40,9 @@ _BACKGROUND, _NEAR = 0.05, 1e-4
 #: File systems allow 255 bytes; names of subjects get endings such as those of the cache.
 _LONGEST_NAME = 180
 
+#: A file at fault, None where it is missing, and what is wrong.
+Fault = tuple[Path | None, str]
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -64,7 +61,7 @@ class Problem:
     warning: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Findings:
     """What one subject's files say.
 
@@ -76,7 +73,7 @@ class _Findings:
     """
 
     problems: list[Problem]
-    orientation: str | None = None
+    orientation: str = ""
     digests: dict[str, bytes] = field(default_factory=dict)
     nonzero: dict[str, float] = field(default_factory=dict)
 
@@ -89,95 +86,64 @@ def check_subjects(
     progress: bool = True,
     need_segmentation: bool = True,
     modalities: Sequence[str] | None = None,
-    distinct: bool = True,
     typical: Mapping[str, float] | None = None,
 ) -> list[Problem]:
     """Read every file once and collect whatever is wrong with any of them."""
-    check = functools.partial(
-        _check_subject,
-        description=description,
-        modalities=tuple(description.modalities if modalities is None else modalities),
-        need_segmentation=need_segmentation,
-    )
+    images = tuple(description.modalities if modalities is None else modalities)
+    needed = (*images, SEGMENTATION) if need_segmentation else images
     found = map_parallel(
-        check, subjects, workers=workers, title="Checking subjects", progress=progress
+        lambda subject: _check_subject(subject, description, (*images, SEGMENTATION), needed),
+        subjects,
+        workers=workers,
+        title="Checking subjects",
+        progress=progress,
     )
     problems = [
         *itertools.chain.from_iterable(own.problems for own in found),
         *_turned(subjects, [own.orientation for own in found]),
-        *(_copies(subjects, [own.digests for own in found]) if distinct else ()),
-        *outlying(subjects, [own.nonzero for own in found], typical or {}),
+        *_copies(subjects, [own.digests for own in found]),
+        *_outlying(subjects, [own.nonzero for own in found], typical or {}),
     ]
+    # In the order of the subjects, whichever check found a problem.
     places = {subject.name: place for place, subject in enumerate(subjects)}
     return sorted(problems, key=lambda problem: places[problem.subject])
 
 
-def outlying(
-    subjects: Sequence[Subject],
-    shares: Sequence[Mapping[str, float]],
-    typical: Mapping[str, float],
-) -> Iterator[Problem]:
-    """Warn of unusual shares of non-zero voxels: these are what normalisation takes for brain.
-
-    Usual is what is typical of a modality, or else what most subjects have, and what the other
-    images of the subject have.
-    """
-    names = dict.fromkeys(itertools.chain(*shares))
-    usual = {n: statistics.median(own[n] for own in shares if n in own) for n in names}
-    usual |= typical
-    for subject, own in zip(subjects, shares, strict=True):
-        for name, share in own.items():
-            for expected in (usual[name], statistics.median(own.values())):
-                if not 1 / _SHARE_FACTOR <= share / expected <= _SHARE_FACTOR:
-                    reason = (
-                        f"{share:.0%} of its voxels are not 0, usual are {expected:.0%}: is the "
-                        "background 0, and is there a skull as in the other images?"
-                    )
-                    yield Problem(subject.name, subject.images[name].path, reason, warning=True)
-                    break
-
-
 def unlike_training(
-    subjects: Sequence[Subject], modalities: Sequence[str], spacing: Sequence[float]
+    subjects: Sequence[Subject],
+    modalities: Sequence[str],
+    orientation: str,
+    spacing: Sequence[float],
 ) -> Iterator[Problem]:
-    """Warn of voxels of another size than a network was trained on, to which all else is larger."""
+    """Tell of axes, and warn of sizes of voxels, that a network has not seen in training."""
     for subject in subjects:
         file = next(subject.images[name] for name in modalities if name in subject.images)
-        found = read_geometry(file).spacing
+        found = read_geometry(file)
+        if orientation and found.orientation != orientation:
+            reason = f"its axes run {found.orientation}, those of the training data {orientation}"
+            yield Problem(subject.name, file.path, f"{reason}; use fslreorient2std, for example")
         # Models of before spacing was kept have none.
-        ratios = [own / usual for own, usual in zip(found, spacing, strict=False)]
+        ratios = [own / usual for own, usual in zip(found.spacing, spacing, strict=False)]
         if not all(1 / _SIZE_FACTOR <= ratio <= _SIZE_FACTOR for ratio in ratios):
-            reason = (
-                f"voxels measure {_edges(found)} mm, in training {_edges(spacing)} mm; resample it"
-            )
-            yield Problem(subject.name, file.path, reason, warning=True)
+            reason = f"voxels measure {_edges(found.spacing)} mm, in training {_edges(spacing)} mm"
+            yield Problem(subject.name, file.path, f"{reason}; resample it", warning=True)
 
 
 def raise_for_problems(problems: Sequence[Problem], *, strict: bool = False) -> None:
     """Stop if there are problems, or warnings if those count as well."""
     problems = [problem for problem in problems if strict or not problem.warning]
-    if not problems:
-        return
-    subjects = len({problem.subject for problem in problems})
-    text = io.StringIO()
-    # A fixed width: the message may end up in a log file, where no terminal tells its own.
-    Console(file=text, width=120, markup=False, emoji=False).print(problem_table(problems))
-    files = [problem.file for problem in problems if problem.file is not None]
-    folders = sorted({printable(str(file.parent)) for file in files})
-    where = f"Files lie in {', '.join(folders[:3])}{' ...' if len(folders) > 3 else ''}.\n"
-    raise UserError(
-        f"Problems: {len(problems)}, in {subjects} of the subjects; repair or remove them. Nothing "
-        f"was written.\n{where if folders else ''}{text.getvalue().rstrip()}"
-    )
+    if problems:
+        count = len({problem.subject for problem in problems})
+        raise UserError(
+            f"Problems: {len(problems)}, in {count} of the subjects; repair or remove them. "
+            f"Nothing was written.\n{listed(problems)}"
+        )
 
 
-def problem_table(problems: Sequence[Problem]) -> Table:
-    """Lay problems out for a terminal, whatever their names hold."""
-    table = Table("subject", "file", "reason", title_justify="left")
-    for row in problems_as_rows(problems):
-        # Text is shown as it is; a string would be searched for markup.
-        table.add_row(Text(row["subject"]), Text(Path(row["file"]).name), Text(row["reason"]))
-    return table
+def listed(problems: Iterable[Problem]) -> str:
+    """Say one problem a line."""
+    rows = problems_as_rows(problems)
+    return "\n".join(f"{row['file'] or row['subject']}: {row['reason']}" for row in rows)
 
 
 def problems_as_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
@@ -198,66 +164,62 @@ def keep_usable(
     """Leave out the subjects that have problems."""
     broken = dict.fromkeys(problem.subject for problem in problems if not problem.warning)
     kept = [subject for subject in subjects if subject.name not in broken]
+    # Leaving everybody out is no repair: say what is wrong instead.
     if not kept:
         raise_for_problems(problems)
     return kept, list(broken)
 
 
 def _check_subject(
-    subject: Subject,
-    *,
-    description: Description,
-    modalities: tuple[str, ...],
-    need_segmentation: bool,
+    subject: Subject, description: Description, roles: Sequence[str], needed: Sequence[str]
 ) -> _Findings:
-    roles = (*modalities, SEGMENTATION)
-    problems = [
-        Problem(subject.name, file, reason)
-        for file, reason in (
-            *_name_faults(subject.name),
-            *_rivalries(subject, description.patterns, roles),
-            *_missing(subject, description.patterns, roles if need_segmentation else modalities),
-        )
+    faults: list[Fault] = [
+        *_name_faults(subject.name),
+        *_rivalries(subject, description.patterns, roles),
+        *_missing(subject, description.patterns, needed),
     ]
-    findings = _Findings(problems)
-    files = [file for role, file in subject.files.items() if role in roles]
-    geometries = []
-    for file in files:
+    findings = _Findings([])
+    geometries: dict[Path, Geometry] = {}
+    for role, file in subject.files.items():
+        if role not in roles:
+            continue
+        reasons: list[str] = []
         try:
-            geometries.append((file, read_geometry(file)))
-        except UnreadableVolumeError as error:
-            problems.append(Problem(subject.name, file.path, error.reason))
-    problems += [Problem(subject.name, *found) for found in _disagreements(geometries)]
-    for file, geometry in geometries:
-        reasons = [_spacing_fault(geometry, description), _placement_fault(geometry)]
-        try:
-            if file is subject.segmentation:
+            geometry = geometries[file.path] = read_geometry(file)
+            reasons += _spacing_fault(geometry, description)
+            reasons += _placement_fault(geometry)
+            if role == SEGMENTATION:
                 read_classes(file, description)
             else:
-                reasons += _look_at(subject, file, findings)
+                findings.orientation = findings.orientation or geometry.orientation
+                reasons += _look_at(subject, role, findings)
         except UnreadableVolumeError as error:
             reasons.append(error.reason)
-        problems += [Problem(subject.name, file.path, reason) for reason in reasons if reason]
-    seen = [own.orientation for file, own in geometries if file is not subject.segmentation]
-    return replace(findings, orientation=next(iter(seen), None))
+        faults += [(file.path, reason) for reason in reasons]
+    faults += _disagreements(geometries)
+    findings.problems += [Problem(subject.name, path, reason) for path, reason in faults]
+    return findings
 
 
-def _look_at(subject: Subject, file: ImageFile, findings: _Findings) -> Iterator[str]:
+def _look_at(subject: Subject, modality: str, findings: _Findings) -> Iterator[str]:
     """Say what is wrong with an image; note what a sound one is compared with others by."""
+    file = subject.images[modality]
     volume = read_volume(file)
-    names = [name for name, own in subject.images.items() if own is file]
     if fault := _value_fault(volume):
         yield fault
         return
-    findings.digests.update(dict.fromkeys(names, _digest(volume)))
+    # Only of sound images: two that are all zero are no copies of each other.
+    findings.digests[modality] = _digest(volume)
     if fault := _background_fault(volume):
         findings.problems.append(Problem(subject.name, file.path, fault, warning=True))
     else:
-        share = float(np.count_nonzero(volume) / volume.size)
-        findings.nonzero.update(dict.fromkeys(names, share))
+        findings.nonzero[modality] = float(np.count_nonzero(volume) / volume.size)
 
 
-def _name_faults(name: str) -> Iterator[tuple[None, str]]:
+# Of one subject
+
+
+def _name_faults(name: str) -> Iterator[Fault]:
     """Names become file names, cells of tables and lines of logs."""
     if not name.isprintable():
         yield None, "its name holds characters that cannot be printed; rename its files"
@@ -267,68 +229,58 @@ def _name_faults(name: str) -> Iterator[tuple[None, str]]:
 
 def _rivalries(
     subject: Subject, patterns: Mapping[str, str], roles: Iterable[str]
-) -> Iterator[tuple[Path, str]]:
+) -> Iterator[Fault]:
     """Several files for one role, or one file for several, as a pattern that is too wide finds."""
     for role in roles:
         file, rivals = subject.files.get(role), subject.rivals.get(role, ())
-        if file is None:
-            continue
         # Of two patterns that fit one file the longer one means it.
         width = (len(patterns[role]), role)
-        others = {
-            name: other.path
+        others = [
+            f"{other.path.name}, which is {name}"
             for name, other in subject.files.items()
             if (other.path in rivals and name != role)
             or (other == file and (len(patterns[name]), name) > width)
-        }
-        what = "the label map" if role == SEGMENTATION else f"modality {role}"
-        for name, path in others.items():
-            reason = (
-                f"the pattern of {what}, '{patterns[role]}', is too wide: it also fits "
-                f"{path.name}, which is {name}; make it stricter"
-            )
-            yield file.path, reason
-        claims = ", ".join(path.name for path in rivals)
-        if rivals and not others:
-            reason = f"{claims} claims to be {what} too; remove one, or make the pattern stricter"
-            yield file.path, reason
+        ]
+        if file is not None and others:
+            pattern = f"the pattern of {_called(role)}, '{patterns[role]}'"
+            found = " and ".join(others)
+            yield file.path, f"{pattern}, is too wide: it also fits {found}; make it stricter"
+        elif file is not None and rivals:
+            claims = f"{', '.join(path.name for path in rivals)} claims to be {_called(role)} too"
+            yield file.path, f"{claims}; remove one, or make the pattern stricter"
 
 
 def _missing(
     subject: Subject, patterns: Mapping[str, str], roles: Iterable[str]
-) -> Iterator[tuple[None, str]]:
+) -> Iterator[Fault]:
     if subject.unlisted:
         yield None, f"its folder cannot be looked into ({subject.unlisted})"
         return
     for role in roles:
         if role not in subject.files:
-            what = "the label map" if role == SEGMENTATION else f"modality {role}"
-            filled = patterns[role].replace("{subject}", subject.name)
-            expected = re.sub(r"\{grade[^}]*\}", subject.grade or "*", filled)
-            yield None, f"{what} is missing, expected {expected}"
+            expected = patterns[role].replace("{subject}", subject.name)
+            yield None, f"{_called(role)} is missing, expected {expected}"
 
 
-def _disagreements(
-    geometries: Sequence[tuple[ImageFile, Geometry]],
-) -> Iterator[tuple[Path, str]]:
+def _called(role: str) -> str:
+    return "the label map" if role == SEGMENTATION else f"modality {role}"
+
+
+def _disagreements(geometries: Mapping[Path, Geometry]) -> Iterator[Fault]:
     """Files of one subject that do not lie on the grid of most of its files."""
-    if not geometries:
-        return
-    usual_file, usual = max(
-        geometries, key=lambda own: sum(_on_one_grid(own[1], other) for _, other in geometries)
-    )
-    for file, geometry in geometries:
+    grids = [*geometries.values()]
+    agreeing = [sum(_on_one_grid(own, other) for other in grids) for own in grids]
+    for path, geometry in geometries.items():
+        usual_path, usual = [*geometries.items()][agreeing.index(max(agreeing))]
         if geometry.shape != usual.shape:
-            yield file.path, f"shape {geometry.shape}, but {usual_file.path.name} has {usual.shape}"
+            yield path, f"shape {geometry.shape}, but {usual_path.name} has {usual.shape}"
         elif not _on_one_grid(geometry, usual):
-            difference = np.abs(geometry.affine - usual.affine).max()
-            yield (
-                file.path,
-                f"affine differs from that of {usual_file.path.name} by up to {difference:.3g}",
-            )
+            most = np.abs(geometry.affine - usual.affine).max()
+            yield path, f"affine differs from that of {usual_path.name} by up to {most:.3g}"
 
 
 def _on_one_grid(one: Geometry, other: Geometry) -> bool:
+    # Absolutely, as entries are about 1 or offsets in mm.
     near = np.allclose(one.affine, other.affine, atol=_AFFINE_TOLERANCE)
     return bool(near) and one.shape == other.shape
 
@@ -337,45 +289,42 @@ def _edges(size: Iterable[float]) -> str:
     return " x ".join(f"{edge:.4g}" for edge in size)
 
 
-def _spacing_fault(geometry: Geometry, description: Description) -> str | None:
+def _spacing_fault(geometry: Geometry, description: Description) -> Iterator[str]:
     """Distances are told in mm by the voxel sizes of the header, unless they are nominal."""
-    low, high = _VOXEL_SIZES
     if description.spacing == "nominal":
-        return None
+        return
+    low, high = _VOXEL_SIZES
     unit = _UNITS.get(int(geometry.header["xyzt_units"]) & 7)
-    if unit is not None:
-        return f"the header gives distances in {unit}; expected millimetres"
-    said = f"the header says that voxels measure {_edges(geometry.spacing)} mm"
-    if not all(low <= size <= high for size in geometry.spacing):
-        return f"{said}; expected {low:g} to {high:g}"
     lengths = np.linalg.norm(geometry.affine[:3, :3], axis=0)
-    if not np.allclose(lengths, geometry.spacing, rtol=_SPACING_TOLERANCE):
-        return f"{said}, its affine says {_edges(lengths)} mm"
-    return None
+    said = f"the header says that voxels measure {_edges(geometry.spacing)} mm"
+    if unit is not None:
+        yield f"the header gives distances in {unit}; expected millimetres"
+    elif not all(low <= size <= high for size in geometry.spacing):
+        yield f"{said}; expected {low:g} to {high:g}"
+    elif not np.allclose(lengths, geometry.spacing, rtol=_SPACING_TOLERANCE):
+        yield f"{said}, its affine says {_edges(lengths)} mm"
 
 
-def _placement_fault(geometry: Geometry) -> str | None:
+def _placement_fault(geometry: Geometry) -> Iterator[str]:
     """Where a header has two transforms, programs differ in which one they follow."""
     header = geometry.header
     if header["sform_code"] <= 0 or header["qform_code"] <= 0:
-        return None
+        return
+    # The corners move farthest when a rotation differs.
     ends = [(0, size - 1) for size in geometry.shape]
     corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], dtype=float)
     try:
         with np.errstate(all="ignore"):
             between = corners @ (header.get_sform() - header.get_qform()).T
     except (HeaderDataError, ValueError, ArithmeticError) as error:
-        return f"the header has an sform, and a qform that cannot be worked out ({error})"
+        yield f"the header has an sform, and a qform that cannot be worked out ({error})"
+        return
     apart = np.linalg.norm(between[:, :3], axis=1).max()
-    if apart <= _PLACES_TOLERANCE * np.linalg.norm(geometry.affine[:3, :3], axis=0).min():
-        return None
-    return (
-        f"sform and qform place voxels up to {apart:.3g} mm apart; set the code of the wrong one "
-        "to 0"
-    )
+    if apart > _PLACES_TOLERANCE * np.linalg.norm(geometry.affine[:3, :3], axis=0).min():
+        yield f"sform and qform place voxels up to {apart:.3g} mm apart; give the wrong one code 0"
 
 
-def _value_fault(volume: NDArray[Any]) -> str | None:
+def _value_fault(volume: NDArray[Any]) -> str:
     if volume.dtype.kind == "f" and not np.isfinite(volume).all():
         return f"{int((~np.isfinite(volume)).sum())} voxels are not finite"
     low, high = volume.min(), volume.max()
@@ -383,17 +332,18 @@ def _value_fault(volume: NDArray[Any]) -> str | None:
         return "the volume is empty, all zero" if low == 0 else f"every voxel is {low:g}"
     if max(abs(float(low)), abs(float(high))) > _LARGEST_VALUE:
         return f"values from {low:.3g} to {high:.3g} are too large for single precision"
-    return None
+    return ""
 
 
-def _background_fault(volume: NDArray[Any]) -> str | None:
+def _background_fault(volume: NDArray[Any]) -> str:
     """Brain is told from background by 0, which interpolation and offsets take away."""
+    # No brain reaches into the corner of an image.
     corner = float(volume[0, 0, 0])
     near = _NEAR * (float(volume.max()) - float(volume.min()))
     background = (volume >= corner - near) & (volume <= corner + near) & (volume != 0)
     share = np.count_nonzero(background) / volume.size
     if share <= _BACKGROUND:
-        return None
+        return ""
     return (
         f"{share:.0%} of its voxels are about {corner:.3g}, as in its corner, and not 0: "
         "background would be taken for brain; set it to 0"
@@ -407,12 +357,15 @@ def _digest(volume: NDArray[Any]) -> bytes:
     return total.digest()
 
 
-def _turned(subjects: Sequence[Subject], orientations: Sequence[str | None]) -> Iterator[Problem]:
+# Among subjects
+
+
+def _turned(subjects: Sequence[Subject], orientations: Sequence[str]) -> Iterator[Problem]:
     """Subjects whose axes run otherwise than in most; a network would see them turned."""
-    known = [orientation for orientation in orientations if orientation is not None]
+    known = [orientation for orientation in orientations if orientation]
     usual = max(known, key=known.count, default="")
     for subject, found in zip(subjects, orientations, strict=True):
-        if found not in {None, usual}:
+        if found not in {"", usual}:
             reason = f"its axes run {found}, those of most subjects {usual}; reorient it first"
             yield Problem(subject.name, next(iter(subject.images.values())).path, reason)
 
@@ -429,9 +382,35 @@ def _copies(
             file = subject.images[modality]
             if other is not subject:
                 of_others.setdefault(other.name, []).append(modality)
+            # One file under two names is told as a pattern that is too wide.
             elif file != subject.images[name]:
                 reason = f"it holds the same voxels as its image of {name}; one of them is a copy"
                 yield Problem(subject.name, file.path, reason)
         for name, copied in of_others.items():
             reason = f"{', '.join(copied)}: the same voxels as in subject {name}; remove the copy"
             yield Problem(subject.name, subject.images[copied[0]].path, reason)
+
+
+def _outlying(
+    subjects: Sequence[Subject],
+    shares: Sequence[Mapping[str, float]],
+    typical: Mapping[str, float],
+) -> Iterator[Problem]:
+    """Warn of unusual shares of non-zero voxels: these are what normalisation takes for brain.
+
+    Usual is what is typical of a modality, or else what most subjects have, and what the other
+    images of the subject have.
+    """
+    names = dict.fromkeys(itertools.chain(*shares))
+    usual = {n: statistics.median(own[n] for own in shares if n in own) for n in names}
+    usual |= typical
+    for subject, own in zip(subjects, shares, strict=True):
+        for name, share in own.items():
+            expected = (usual[name], statistics.median(own.values()))
+            far = [one for one in expected if not 1 / _SHARE_FACTOR <= share / one <= _SHARE_FACTOR]
+            if far:
+                reason = (
+                    f"{share:.0%} of its voxels are not 0, usual are {far[0]:.0%}: is the "
+                    "background 0, and is there a skull as in the other images?"
+                )
+                yield Problem(subject.name, subject.images[name].path, reason, warning=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
@@ -67,6 +69,7 @@ class Description:
     @property
     def visits(self) -> str:
         """Pattern of the names that tell a patient's visits apart; empty for the known forms."""
+        # Folders of visits say what names then repeat: {subject}_{session}.
         sessions = any("{session" in pattern for pattern in self.modalities.values())
         return self.patient or ("{patient}_{session}" if sessions else "")
 
@@ -82,17 +85,23 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers, safe for YAML and JSON."""
-        values = asdict(self)
-        values["classes"] = list(self.classes)
-        values["regions"] = {name: list(indices) for name, indices in self.regions.items()}
-        values["grid"] = list(self.grid)
-        values["crop"] = None if self.crop is None else list(self.crop)
-        return values
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        # JSON knows no numbers as keys.
+        return plain | {"labels": dict(self.labels)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
         """Build a description from what `to_dict` gave, or from a user's YAML file."""
-        _check_keys(values)
+        known = [item.name for item in fields(cls)]
+        # The attributes that have a default.
+        optional = {"crop", "channels", "phantom", "citation", "patient"}
+        unknown = [str(key) for key in values if key not in known]
+        missing = [name for name in known if name not in {*optional, *values}]
+        if unknown or missing:
+            raise UserError(
+                f"Description of a data set: unknown keys {', '.join(unknown) or 'none'}; missing "
+                f"keys {', '.join(missing) or 'none'}; known keys are {', '.join(known)}."
+            )
         try:
             return cls(**_converted(values))
         except (TypeError, ValueError, AttributeError) as error:
@@ -107,13 +116,11 @@ def load_description(path: Path) -> Description:
     found = _locate(Path(path))
     try:
         values = read_yaml(found)
+        if not isinstance(values, dict):
+            raise UnreadableError("it does not consist of 'key: value' lines")
     except UnreadableError as error:
-        raise UserError(f"{found}: expected a YAML file that can be read; {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{found}: expected 'key: value' lines at the top level, found "
-            f"{type(values).__name__}. Start from {DATASETS_FOLDER / 'template.yaml'}."
-        )
+        template = DATASETS_FOLDER / "template.yaml"
+        raise UserError(f"{found}: expected a YAML file such as {template}; {error}") from error
     try:
         return Description.from_dict(values)
     except UserError as error:
@@ -122,9 +129,11 @@ def load_description(path: Path) -> Description:
 
 def _locate(path: Path) -> Path:
     """The file meant by a path or by the bare name of a file in `datasets/`."""
-    candidates = [path, DATASETS_FOLDER / path.name, DATASETS_FOLDER / f"{path.name}.yaml"]
-    bare = path.parent == Path()
-    for candidate in candidates if bare else candidates[:1]:
+    # A name without a folder may be one of the descriptions that come along.
+    candidates = [path]
+    if path.parent == Path():
+        candidates += [DATASETS_FOLDER / path.name, DATASETS_FOLDER / f"{path.name}.yaml"]
+    for candidate in candidates:
         if candidate.is_file():
             return candidate
     names = ", ".join(sorted(file.stem for file in DATASETS_FOLDER.glob("*.yaml")))
@@ -132,25 +141,6 @@ def _locate(path: Path) -> Path:
         f"{path}: expected the YAML description of a data set, found no such file. Give the path "
         f"of a file or one of these names: {names}."
     )
-
-
-def _check_keys(values: Mapping[str, Any]) -> None:
-    known = {item.name: item for item in fields(Description)}
-    unknown = [str(key) for key in values if key not in known]
-    missing = [
-        name
-        for name, item in known.items()
-        if item.default is MISSING and item.default_factory is MISSING and name not in values
-    ]
-    found = [
-        f"{what} keys {', '.join(names)}; "
-        for what, names in (("unknown", unknown), ("missing", missing))
-        if names
-    ]
-    if found:
-        raise UserError(
-            f"Description of a data set: {''.join(found)}known keys are {', '.join(known)}."
-        )
 
 
 def _converted(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,43 +172,50 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 
 def _list(value: Any) -> Any:
+    # Text would be taken for a list of its letters.
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise ValueError(f"expected a list of numbers or names, found {value!r}")
     return value
 
 
-def _contradictions(description: Description) -> Iterator[str]:
+def _contradictions(described: Description) -> Iterator[str]:
     """What in a description cannot be true at once, one sentence each."""
-    yield from _file_contradictions(description)
-    yield from _name_contradictions(description)
-    yield from _label_contradictions(description)
-    for name, size in (("grid", description.grid), ("crop", description.crop)):
+    yield from _pattern_contradictions(described)
+    names = (*described.modalities, *described.classes, *described.regions)
+    # They stand in tables, and in the names of files and folders.
+    for name in itertools.filterfalse(is_name, names):
+        yield (
+            f"{name!r} must be a word of at most 100 bytes, of printable characters without "
+            "slashes, that does not begin with a dot, =, +, - or @."
+        )
+    if not described.name.isprintable():
+        yield "its name holds characters that cannot be printed."
+    yield from _label_contradictions(described)
+    for name, size in (("grid", described.grid), ("crop", described.crop)):
         if size is not None and (len(size) != 3 or min(size) < 1):
             yield f"{name} is {size}; expected three positive numbers of voxels."
-    if description.spacing not in {"header", "nominal"}:
-        yield f"spacing is '{description.spacing}'; expected 'header' or 'nominal'."
+    if described.spacing not in {"header", "nominal"}:
+        yield f"spacing is '{described.spacing}'; expected 'header' or 'nominal'."
 
 
-def _file_contradictions(description: Description) -> Iterator[str]:
-    for name, pattern in description.patterns.items():
-        for alternative in map(str.strip, pattern.split("|")):
-            if "{subject}" not in alternative:
-                yield (
-                    f"the pattern of '{name}' has no {{subject}} in '{alternative}', so files "
-                    "cannot be told apart; write it like '{subject}/{subject}_t1.nii*'."
-                )
-            if fault := _pattern_fault(alternative):
-                yield f"the pattern '{alternative}' of '{name}' {fault}."
-    if description.patient and "{patient}" not in description.patient:
-        yield f"patient is '{description.patient}'; expected a pattern with {{patient}}."
-    if fault := _pattern_fault(description.patient):
-        yield f"the pattern '{description.patient}' of 'patient' {fault}."
-    if "segmentation" in description.modalities:
-        yield "a modality cannot be called 'segmentation', which is the label map."
-    if not description.modalities:
-        yield "modalities is empty; name at least one with its file pattern."
-    if stray := sorted(set(description.channels) - set(description.modalities)):
+def _pattern_contradictions(described: Description) -> Iterator[str]:
+    if not described.modalities or "segmentation" in described.modalities:
+        yield "modalities is empty, or names the label map, 'segmentation'; expected images."
+    if stray := sorted({*described.channels} - {*described.modalities}):
         yield f"channels names {', '.join(stray)}, which modalities does not."
+    written = [
+        (name, "{subject}", alternative.strip())
+        for name, pattern in described.patterns.items()
+        for alternative in pattern.split("|")
+    ]
+    if described.patient:
+        written.append(("patient", "{patient}", described.patient))
+    for name, placeholder, pattern in written:
+        # Without it, the files of two subjects cannot be told apart.
+        if placeholder not in pattern:
+            yield f"the pattern '{pattern}' of '{name}' has no {placeholder}."
+        if fault := _pattern_fault(pattern):
+            yield f"the pattern '{pattern}' of '{name}' {fault}."
 
 
 def _pattern_fault(pattern: str) -> str:
@@ -232,49 +229,29 @@ def _pattern_fault(pattern: str) -> str:
     # Each one more multiplies the time that a name which does not fit can take.
     if len(_WILDCARDS.findall(pattern)) > _MOST_WILDCARDS:
         return f"has more than {_MOST_WILDCARDS} wildcards; write out more of the names"
-    for group in _CLASSES.findall(pattern):
-        try:
-            re.compile(group)
-        except re.error as error:
-            return f"holds {group}, which is no set of characters ({error})"
+    try:
+        re.compile("".join(_CLASSES.findall(pattern)))
+    except re.error as error:
+        return f"holds what is no set of characters ({error})"
     return ""
 
 
-def _name_contradictions(description: Description) -> Iterator[str]:
-    """Names that could not stand in a table, a file or the name of a folder."""
-    named = {
-        "modality": description.modalities,
-        "class": description.classes,
-        "region": description.regions,
-    }
-    for kind, names in named.items():
-        for name in names:
-            if not is_name(name):
-                yield (
-                    f"the {kind} {name!r} must be called by a word of at most 100 bytes, of "
-                    "printable characters without slashes, that does not begin with a dot, =, +, "
-                    "- or @."
-                )
-    if not description.name.isprintable():
-        yield "its name holds characters that cannot be printed."
-
-
-def _label_contradictions(description: Description) -> Iterator[str]:
-    count, indices = len(description.classes), {*description.labels.values()}
-    if description.labels.get(0) != 0:
+def _label_contradictions(described: Description) -> Iterator[str]:
+    count, indices = len(described.classes), {*described.labels.values()}
+    if described.labels.get(0) != 0:
         yield "labels must map 0 to 0 (background)."
-    if outside := [value for value in description.labels if value not in _LABELS]:
-        yield (
-            f"labels names the value {outside[0]}; files hold those from {_LABELS.start} to "
-            f"{_LABELS.stop - 1}."
-        )
+    # Class indices fit into a byte, but what files hold need not.
+    if outside := [value for value in described.labels if value not in _LABELS]:
+        yield f"labels names {outside[0]}; expected {_LABELS.start} to {_LABELS.stop - 1}."
+    # A class that no value leads to would never be learned, and an index without a name
+    # never be shown.
     if indices != {*range(count)} or count > _MOST_CLASSES:
         yield (
             f"labels maps to class indices {sorted(indices)}, but classes names {count}, so "
             f"exactly the indices 0 to {count - 1} are expected, and no more than {_MOST_CLASSES}."
         )
-    if not description.regions:
+    if not described.regions:
         yield "regions is empty; name at least one with its class indices."
-    for name, joined in description.regions.items():
+    for name, joined in described.regions.items():
         if not joined or not {*joined} <= {*range(1, count)}:
             yield f"region '{name}' joins {list(joined)}; expected some of 1 to {count - 1}."

@@ -55,10 +55,8 @@ class Inputs:
             return None, Path(text)
         known = self.description.modalities
         if name not in known:
-            raise UserError(
-                f"--input {text}: expected one of the modalities {', '.join(known)} before '=', "
-                f"found '{name}'."
-            )
+            expected = f"one of {', '.join(known)} before '='"
+            raise UserError(f"--input {text}: expected {expected}, found '{name}'.")
         return name, Path(path)
 
     def _one_subject(self, named: Sequence[tuple[str | None, Path]]) -> Subject:
@@ -67,35 +65,29 @@ class Inputs:
         present = self.present(subject)
         enough = bool(present) if self.any_subset else present == self.modalities
         if len(images) < len(named) or not enough:
+            which = f"{'any' if self.any_subset else 'each'} of {', '.join(self.modalities)}"
             given = ", ".join(f"{name or '?'}={path}" for name, path in named)
-            which = "any" if self.any_subset else "each"
-            raise UserError(
-                f"--input: expected {which} of {', '.join(self.modalities)} once as "
-                f"MODALITY=FILE, found {given}."
-            )
+            raise UserError(f"--input: expected {which} once as MODALITY=FILE, found {given}.")
         return replace(subject, name=stem_of(self.first(subject)))
 
     def _lone_file(self, path: Path) -> Subject:
         """A file whose modality is told by its name, or is the only one that the network sees."""
         said = self._said_by_name(path)
-        fitting = [name for name in self.modalities if name in said or len(self.modalities) == 1]
-        image = self._image(path, self.modalities[0])
-        alone = self.any_subset or len(self.modalities) == 1
-        if not alone or len(fitting) != 1 or (said and fitting[0] not in said):
-            by_name = f"of {', '.join(sorted(said))} by its name" if said else "of no known name"
+        fitting = [name for name in self.modalities if name in said]
+        alone = len(self.modalities) == 1
+        if alone and not said:
+            # Nothing else can be meant; another modality's name would be a mistake.
+            fitting = [*self.modalities]
+        if len(fitting) != 1 or not (alone or self.any_subset):
             wanted = " ".join(f"--input {name}=FILE" for name in self.modalities)
-            raise UserError(
-                f"--input {path}: expected an image of {', '.join(self.modalities)}, found one "
-                f"{by_name}. Say what is what: {wanted}; or give a folder of subjects."
-            )
-        channel = self.description.channels.get(fitting[0])
-        return Subject(stem_of(path), {fitting[0]: replace(image, channel=channel)})
+            found = f"found one of {', '.join(sorted(said)) or 'no known name'}"
+            raise UserError(f"--input {path}: {found}. Give {wanted}, or a folder of subjects.")
+        return Subject(stem_of(path), {fitting[0]: self._image(path, fitting[0])})
 
     def _image(self, path: Path, modality: str) -> ImageFile:
-        if not path.is_file():
-            raise UserError(f"--input {path}: expected a file or a folder, found nothing there.")
-        if not path.name.endswith(NIFTI_SUFFIXES):
-            raise UserError(f"--input {path}: expected a NIfTI file, .nii or .nii.gz.")
+        if not path.is_file() or not path.name.endswith(NIFTI_SUFFIXES):
+            found = path.name if path.exists() else "nothing there"
+            raise UserError(f"--input {path}: expected a NIfTI file or a folder, found {found}.")
         return ImageFile(path, self.description.channels.get(modality))
 
     def _in_folder(self, folder: Path) -> list[Subject]:
@@ -103,27 +95,26 @@ class Inputs:
         images = [path for path in sorted(folder.iterdir()) if _is_image(path)]
         layouts = [_subjects_of(folder, description) for description in self._layouts()]
         # Where only other modalities are found, the subjects are kept for the checks to report.
-        best = max(layouts, key=lambda subjects: (self._seen(subjects), bool(subjects)), default=[])
+        best = max(layouts, key=self._worth, default=[])
         if not best and not images:
             raise UserError(
-                f"--input {folder}: expected NIfTI files or subject folders with the modality "
-                f"{self.modalities[0]}, found none. Layouts: BraTS 2018 to 2023, MSD Task01, that "
-                "of the training data, or files of one modality side by side."
+                f"--input {folder}: expected NIfTI files or subject folders as in BraTS, MSD "
+                f"or the training data, with {self.modalities[0]}; found none."
             )
         if not best:
             return [self._lone_file(path) for path in images]
         used = {file.path for subject in best for file in subject.images.values()}
         left = [path.name for path in images if path not in used]
+        # Files that were passed over in silence would be missed by nobody until it is too late.
         if left:
-            raise UserError(
-                f"--input {folder}: {len(left)} files fit no subject: {', '.join(left[:5])}. Name "
-                f"them like the others, or give them as {self.modalities[0]}=FILE."
-            )
+            names = ", ".join(left[:5])
+            raise UserError(f"--input {folder}: {len(left)} files fit no subject: {names}.")
+        # A label map beside the images is no input, and need not be sound.
         return [replace(subject, segmentation=None) for subject in best]
 
-    def _seen(self, subjects: Sequence[Subject]) -> int:
-        """Files that the network can use."""
-        return sum(len(self.present(subject)) for subject in subjects)
+    def _worth(self, subjects: Sequence[Subject]) -> tuple[int, bool]:
+        """How many files the network can use, and whether there are any."""
+        return sum(len(self.present(subject)) for subject in subjects), bool(subjects)
 
     def _layouts(self) -> Iterator[Description]:
         built_in = [load_description(DATASETS_FOLDER / f"{name}.yaml") for name in BUILT_IN]
@@ -153,11 +144,13 @@ def stem_of(path: Path) -> str:
 def _subjects_of(folder: Path, description: Description) -> list[Subject]:
     try:
         return find_subjects(folder, description)[1]
+    # Other layouts are tried; the user is told if none fits.
     except UserError:
         return []
 
 
 def _flattened(description: Description) -> Description:
+    # A pattern that finds no label map, since one beside the images is none of theirs.
     patterns = {
         name: "|".join(map(_file_part, pattern.split("|")))
         for name, pattern in description.modalities.items()

@@ -125,12 +125,14 @@ def _spline_basis(size: int, cells: int) -> Field:
 
 def _anatomy(space: _Space) -> tuple[Field, dict[str, Field]]:
     """Distance to the surface of the brain, and its tissues in painting order."""
+    # Lengths below are voxels of a head of 64.
     scale = space.unit / 32
     radii = (space.between(0.74, 0.80), space.between(0.88, 0.94), space.between(0.70, 0.78))
     # The forehead is narrower than the back of the head.
     head = space.ellipsoid((0.0, 0.0, 0.0), radii) + (3.0 * space.y + 0.5 * space.noise(5)) * scale
     outer = _outer_fluid(space, head, scale)
     ventricles = _ventricles(space)
+    # Deep grey matter of both halves.
     sides = [space.ellipsoid((side * 0.29, 0.04, -0.06), (0.11, 0.20, 0.15)) for side in (-1, 1)]
     grey = np.minimum(outer - 2.7 * scale, np.minimum(*sides))
     white = np.full_like(head, -np.inf)
@@ -171,6 +173,7 @@ def _tumour(space: _Space, layers: dict[str, Field], *, enhancing: bool) -> dict
     oedema = oedema + 2.0 * _partial_volume(layers["grey"])
     tumour = {"oedema": np.maximum(oedema, -layers["fluid"]), "core": core}
     if enhancing:
+        # At least a voxel, or the rim would have gaps.
         thickness = space.between(0.05, 0.09) * space.unit * (1 + 0.4 * space.noise(12))
         tumour |= {"rim": core, "necrosis": core + np.maximum(thickness, 1.0)}
     return tumour
@@ -265,11 +268,13 @@ def _paint(space: _Space, layers: dict[str, Field]) -> list[Field]:
 
 def _scan(space: _Space, image: Field, mask: NDArray[np.bool_]) -> NDArray[np.int16]:
     """Blur, bias field, Rician noise, skull stripping, and the arbitrary scale of a scanner."""
+    # The order of a scanner: the point spread, the coil, then noise on both channels.
     blurred = ndimage.gaussian_filter(image, 0.45 * space.unit / 32)
     biased = blurred * np.exp(0.08 * space.noise(1))
     sigma = space.between(0.025, 0.045)
     real, imaginary = space.rng.normal(0, sigma, size=(2, *image.shape))
     magnitude = np.hypot(biased + real, imaginary) * space.between(300, 900)
+    # From 1 up inside, as 0 is what tells background.
     return np.where(mask, np.clip(np.rint(magnitude), 1, 32767), 0).astype(np.int16)
 
 

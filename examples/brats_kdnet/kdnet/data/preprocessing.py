@@ -13,16 +13,13 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 import numpy as np
 import torch
-from monai.transforms.intensity.array import NormalizeIntensity
-from monai.transforms.spatial.array import Resize
-from monai.transforms.transform import Transform
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdnet.data.description import Description, Size
 from kdnet.data.subjects import ImageFile, Subject
-from kdnet.data.volumes import Geometry, UnreadableVolumeError, read_geometry, read_volume
+from kdnet.data.volumes import UnreadableVolumeError, read_geometry, read_volume
 from kdnet.errors import UserError
 
 Normalise = Literal["before_crop", "after_crop"]
@@ -56,7 +53,7 @@ class NativeLabel(NamedTuple):
     spacing: tuple[float, float, float]
 
 
-class Preprocessing(Transform):
+class Preprocessing:
     """Reads one subject onto the training grid; deterministic, so that its result can be cached."""
 
     def __init__(
@@ -69,54 +66,51 @@ class Preprocessing(Transform):
         normalise: Normalise = "after_crop",
         resample: Resample = "trilinear",
     ) -> None:
-        super().__init__()
         unknown = [name for name in modalities if name not in description.modalities]
         if unknown or not modalities:
             raise UserError(
                 f"Data set '{description.name}' has the modalities "
                 f"{', '.join(description.modalities)}; asked for {', '.join(modalities) or 'none'}."
             )
-        for name, value, known in (
-            ("normalise", normalise, get_args(Normalise)),
-            ("resample", resample, get_args(Resample)),
-        ):
+        # Model files, which anybody may have written, bring them along.
+        for value, known in ((normalise, get_args(Normalise)), (resample, get_args(Resample))):
             if value not in known:
-                raise UserError(f"{name}: expected one of {', '.join(known)}, found '{value}'.")
+                raise UserError(f"preprocessing: expected {' or '.join(known)}, found '{value}'.")
         self.description = description
         self.modalities = tuple(modalities)
         self.crop = crop
         self.grid = grid
         self.normalise = normalise
         self.resample = resample
-        self._z_score = NormalizeIntensity(nonzero=True, channel_wise=True)
-        self._resize_image = Resize(grid, mode=resample) if grid else None
-        self._resize_label = Resize(grid, mode="nearest-exact") if grid else None
 
-    def __call__(self, data: Subject) -> Sample:
+    def __call__(self, subject: Subject) -> Sample:
         """Read one subject."""
-        files = [_image_of(data, name) for name in self.modalities]
+        lacking = [name for name in self.modalities if name not in subject.images]
+        if lacking:
+            raise UserError(
+                f"Subject '{subject.name}': expected the modality {lacking[0]}, found "
+                f"{', '.join(subject.images) or 'none'}."
+            )
+        files = [subject.images[name] for name in self.modalities]
         channels, nonzero = zip(*map(self._read_channel, files), strict=True)
-        if len({channel.shape for channel in channels}) > 1:
-            shapes = ", ".join(str(tuple(channel.shape[1:])) for channel in channels)
-            raise UserError(f"Subject '{data.name}': modalities differ in shape: {shapes}.")
-        image = torch.cat(channels)
+        shapes = {tuple(channel.shape) for channel in channels}
+        # Checks before training see whole files; this is for whoever calls it alone.
+        if len(shapes) > 1:
+            raise UserError(f"Subject '{subject.name}': modalities differ in shape: {shapes}.")
+        # The paper leaves the order open; statistics of what the network sees are the default.
         if self.normalise == "after_crop":
-            image = _plain(self._z_score(image))
-        if self._resize_image is not None:
-            image = self._resize_image(image)
+            channels = tuple(map(z_score, channels))
         sample = Sample(
-            image=_plain(image),
-            name=data.name,
+            image=self._resampled(torch.stack(channels), self.resample),
+            name=subject.name,
             nonzero=torch.tensor(nonzero),
             spacing=torch.tensor(read_geometry(files[0]).spacing),
         )
-        if data.segmentation is not None:
-            _refuse_rivals(data, "segmentation")
-            classes = read_classes(data.segmentation, self.description)
-            label = torch.from_numpy(self._cropped(classes))[None]
-            if self._resize_label is not None:
-                label = self._resize_label(label.float())
-            sample["label"] = _plain(label).to(torch.uint8)
+        if subject.segmentation is not None:
+            classes = self._cropped(read_classes(subject.segmentation, self.description))
+            # Nearest neighbours: between two labels there is no third.
+            label = torch.from_numpy(classes)[None].float()
+            sample["label"] = self._resampled(label, "nearest-exact").to(torch.uint8)
         return sample
 
     def to_native(
@@ -131,6 +125,7 @@ class Preprocessing(Transform):
             )[0]
         windows = [central_window(n, crop) for n, crop in zip(shape, extent, strict=True)]
         native = probabilities.new_zeros((probabilities.shape[0], *shape))
+        # What lies outside of the crop is background for certain: its channel is 1 there.
         native[0] = outside
         into = (slice(None), *(volume for volume, _ in windows))
         native[into] = inside[(slice(None), *(cut for _, cut in windows))]
@@ -140,14 +135,9 @@ class Preprocessing(Transform):
         """Read the label map of a subject as it is, in class indices."""
         if subject.segmentation is None:
             raise UserError(f"Subject '{subject.name}': expected a segmentation, found none.")
-        _refuse_rivals(subject, "segmentation")
         classes = read_classes(subject.segmentation, self.description)
         geometry = read_geometry(subject.segmentation)
         return NativeLabel(classes, geometry.affine, geometry.header, geometry.spacing)
-
-    def native_geometry(self, subject: Subject) -> Geometry:
-        """Where the voxels of a subject lie, read from its first modality; needs no labels."""
-        return read_geometry(_image_of(subject, self.modalities[0]))
 
     def fingerprint(self) -> str:
         """A name for this preprocessing: any other setting has another one."""
@@ -163,13 +153,17 @@ class Preprocessing(Transform):
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def _read_channel(self, file: ImageFile) -> tuple[Tensor, float]:
-        """One modality, cropped, (1, X, Y, Z) float32, and its share of non-zero voxels."""
+        """One modality, cropped, (X, Y, Z) float32, and its share of non-zero voxels."""
         volume = read_volume(file)
         nonzero = np.count_nonzero(volume) / volume.size
         if self.normalise == "before_crop":
-            whole = torch.from_numpy(volume.astype(np.float32))[None]
-            volume = _plain(self._z_score(whole))[0].numpy()
-        return torch.from_numpy(self._cropped(volume).astype(np.float32))[None], nonzero
+            volume = z_score(torch.from_numpy(volume.astype(np.float32))).numpy()
+        return torch.from_numpy(self._cropped(volume).astype(np.float32)), nonzero
+
+    def _resampled(self, image: Tensor, mode: str) -> Tensor:
+        if self.grid is None:
+            return image.contiguous()
+        return F.interpolate(image[None], size=self.grid, mode=mode)[0].contiguous()
 
     def _cropped(self, volume: NDArray[Any]) -> NDArray[Any]:
         if self.crop is None:
@@ -180,9 +174,23 @@ class Preprocessing(Transform):
         return cropped
 
 
+def z_score(image: Tensor) -> Tensor:
+    """Give the voxels that are not 0 mean 0 and deviation 1; the others are background."""
+    brain = image != 0
+    if not brain.any():
+        return image
+    values = image[brain]
+    # An image of one value has no deviation to divide by.
+    deviation = values.std(unbiased=False).item() or 1.0
+    normalised = image.clone()
+    normalised[brain] = (values - values.mean().item()) / deviation
+    return normalised
+
+
 def central_window(size: int, crop: int) -> tuple[slice, slice]:
     """Where a central crop, or a padded one, meets a volume along one axis."""
     if size >= crop:
+        # As MONAI crops, so that networks trained with it see the same voxels.
         start = size // 2 - crop // 2
         return slice(start, start + crop), slice(0, crop)
     start = (crop - size) // 2
@@ -195,9 +203,11 @@ def read_classes(file: ImageFile, description: Description) -> NDArray[np.uint8]
     whole = values
     if values.dtype.kind == "f":
         whole = np.rint(values)
+        # NaN equals no label, and so is told as unknown.
         whole[~(np.abs(values - whole) <= _LABEL_TOLERANCE)] = np.nan
     classes = np.zeros(values.shape, dtype=np.uint8)
     known = np.zeros(values.shape, dtype=bool)
+    # One pass for each label: files hold values that no table could be as long as.
     for value, index in description.labels.items():
         found = whole == value
         classes[found] = index
@@ -212,27 +222,3 @@ def read_classes(file: ImageFile, description: Description) -> NDArray[np.uint8]
             f"'{description.name}' names {', '.join(map(str, description.labels))}",
         )
     return classes
-
-
-def _image_of(subject: Subject, modality: str) -> ImageFile:
-    if modality not in subject.images:
-        raise UserError(
-            f"Subject '{subject.name}': expected the modality {modality}, found "
-            f"{', '.join(subject.images) or 'none'}."
-        )
-    _refuse_rivals(subject, modality)
-    return subject.images[modality]
-
-
-def _refuse_rivals(subject: Subject, role: str) -> None:
-    if role in subject.rivals:
-        others = ", ".join(map(str, subject.rivals[role]))
-        raise UserError(
-            f"Subject '{subject.name}': expected one file for {role}, found {others} too. Remove "
-            "all but one, or make the pattern of the description stricter."
-        )
-
-
-def _plain(tensor: Any) -> Tensor:
-    """Without MONAI's metadata, which would be pickled with every sample."""
-    return torch.Tensor.as_subclass(tensor, torch.Tensor).contiguous()

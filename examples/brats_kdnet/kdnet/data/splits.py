@@ -6,7 +6,6 @@ All subjects of a patient, who may have come several times, stay in one part.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from kdnet.data.description import Description
 from kdnet.data.subjects import Subject, patient_of
 from kdnet.errors import UserError
-from kdnet.files import UnreadableError, read_json, write_text
+from kdnet.files import UnreadableError, read_json
 
 
 @dataclass(frozen=True)
@@ -38,26 +37,25 @@ class Split:
     unlabelled: tuple[str, ...] = ()
     patients: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    def save(self, path: Path) -> None:
-        """Write the names as JSON; the file appears when it is complete."""
-        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the parts by name; unlabelled subjects and patients only where there are any."""
         optional = {"unlabelled": self.unlabelled, "patients": self.patients}
         return {k: v for k, v in asdict(self).items() if v or k not in optional}
 
     @classmethod
-    def read(cls, path: Path) -> Split:
-        """Read a split without comparing it with any subjects."""
-        return cls(**_read_parts(path))
-
-    @classmethod
     def load(cls, path: Path, subjects: Iterable[Subject]) -> Split:
         """Read a split and check it against the subjects that were found."""
         subjects = list(subjects)
-        split = replace(cls.read(path), patients=patients_of(subjects))
-        _check_names(path, split, {subject.name for subject in subjects})
+        split = cls(**_read_parts(path), patients=patients_of(subjects))
+        listed = [*split.train, *split.validation, *split.test, *split.unlabelled]
+        if twice := sorted({name for name in listed if listed.count(name) > 1}):
+            raise UserError(f"{path}: named more than once: {', '.join(twice[:10])}.")
+        known = {subject.name for subject in subjects}
+        if unknown := sorted({*listed} - known):
+            raise UserError(
+                f"{path}: {len(unknown)} names are not in the data set: {', '.join(unknown[:10])}. "
+                f"Known are for example {', '.join(sorted(known)[:3])}."
+            )
         if torn := split.torn():
             raise UserError(f"{path}: {torn}")
         return split
@@ -65,6 +63,7 @@ class Split:
     def torn(self) -> str:
         """Say which patients stand in more than one part; empty if none do."""
         parts = ((*self.train, *self.unlabelled), self.validation, self.test)
+        # Unlabelled subjects teach as well: they count as training.
         found = [{self.patients.get(name, name) for name in part} for part in parts]
         shared = sorted(found[0] & found[1] | found[0] & found[2] | found[1] & found[2])
         if not shared:
@@ -82,6 +81,7 @@ def patients_of(subjects: Iterable[Subject]) -> dict[str, str]:
 
 def seen_before(names: Iterable[str], seen: Iterable[str], description: Description) -> list[str]:
     """Return the subjects of whose patients a network has seen any visit."""
+    # By patient, as another visit shows the same tumour.
     patients = {patient_of(name, description.visits) for name in seen}
     return sorted(name for name in names if patient_of(name, description.visits) in patients)
 
@@ -91,7 +91,13 @@ def split_subjects(
 ) -> Split:
     """Deal subjects into folds, each with its share of every grade."""
     order = _stratified_order(subjects, seed)
-    _check_numbers(len(order), folds, fold, validation_fraction)
+    if not 0 <= validation_fraction < 1 or not 2 <= folds <= len(order) or not 0 <= fold < folds:
+        raise UserError(
+            f"{len(order)} patients can be dealt into 2 to {len(order)} folds, numbered from 0, "
+            f"with a validation_fraction from 0 to below 1; found folds {folds}, fold {fold}, "
+            f"validation_fraction {validation_fraction}."
+        )
+    # Every so-manieth of an order sorted by grade: folds share grades evenly.
     test = order[fold::folds]
     rest = [patient for index, patient in enumerate(order) if index % folds != fold]
     count = max(1, round(validation_fraction * len(rest))) if validation_fraction else 0
@@ -122,35 +128,29 @@ def share_labels(
     if labelled is None and unlabelled is None and leave_out is None:
         return split
     order = _groups(sorted(split.train), split.patients)
+    # The same whatever the numbers are, so that who is labelled among 5 is so among 10.
     random.Random("labelled:" + "/".join(sorted(split.train))).shuffle(order)
     total = len(split.train)
     count = total if labelled is None else labelled
     more = max(total - count, 0) if unlabelled is None else unlabelled
     if count + more > total:
         raise UserError(
-            f"--labelled {count} and --unlabelled {more} ask for {count + more} training subjects; "
-            f"this fold has {total}. Ask for fewer, or give further subjects without a "
-            "reference in a folder of their own: --unlabelled_root."
+            f"--labelled {count} and --unlabelled {more} ask for more than the {total} training "
+            "subjects of this fold. Ask for fewer, or give further subjects without a reference in "
+            "a folder of their own: --unlabelled_root."
         )
+    # Unlabelled ones come after the labelled, so that more labels add to those there were.
     chosen, rest = _first(order, count)
-    if not chosen:
-        raise UserError(
-            f"--labelled {count}: the first patient has {len(order[0])} visits. Ask for more."
-        )
     part, parts = leave_out or (-1, 1)
-    if parts > len(chosen):
-        raise UserError(
-            f"{len(chosen)} labelled training patients cannot be dealt into {parts} parts; set "
-            "--out_of_fold to a smaller number."
-        )
     used = [patient for place, patient in enumerate(chosen) if place % parts != part]
-    if not used:
-        raise UserError(f"--leave_out {part},{parts} leaves none of {count} labelled subjects.")
-    return replace(
-        split,
-        train=_names(used),
-        unlabelled=(*split.unlabelled, *_names(_first(rest, more)[0])),
-    )
+    if parts > len(chosen) or not used:
+        raise UserError(
+            f"--labelled {count} takes {len(chosen)} patients (the first has {len(order[0])} "
+            f"visits), which cannot be dealt into --out_of_fold {parts} parts with some left to "
+            "train on. Ask for more labelled subjects, or for fewer parts."
+        )
+    others = _names(_first(rest, more)[0])
+    return replace(split, train=_names(used), unlabelled=(*split.unlabelled, *others))
 
 
 def _groups(names: Iterable[str], patients: Mapping[str, str]) -> list[list[str]]:
@@ -163,6 +163,7 @@ def _groups(names: Iterable[str], patients: Mapping[str, str]) -> list[list[str]
 
 def _first(groups: Sequence[list[str]], count: int) -> tuple[list[list[str]], list[list[str]]]:
     """As many of the first groups as have at most so many members, and the others."""
+    # Whole patients, so that none is labelled in one visit and unlabelled in another.
     sizes = itertools.accumulate(len(group) for group in groups)
     place = sum(size <= count for size in sizes)
     return list(groups[:place]), list(groups[place:])
@@ -174,6 +175,7 @@ def _names(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 def _stratified_order(subjects: Sequence[Subject], seed: int) -> list[list[str]]:
     """Patients grouped by grade, shuffled within each grade."""
+    # By grade and name alone, not by the order of files on the disk.
     grades = {subject.name: subject.grade or "" for subject in subjects}
     groups = _groups(sorted(grades), patients_of(subjects))
     order: list[list[str]] = []
@@ -184,45 +186,18 @@ def _stratified_order(subjects: Sequence[Subject], seed: int) -> list[list[str]]
     return order
 
 
-def _check_numbers(patients: int, folds: int, fold: int, validation_fraction: float) -> None:
-    if folds < 2 or not 0 <= fold < folds:
-        raise UserError(
-            f"folds must be at least 2 and fold between 0 and folds - 1; found folds {folds}, "
-            f"fold {fold}."
-        )
-    if not 0 <= validation_fraction < 1:
-        raise UserError(
-            f"validation_fraction must be at least 0 and below 1; found {validation_fraction}."
-        )
-    if patients < folds:
-        raise UserError(f"{folds} folds need as many patients; found {patients}.")
-
-
-def _read_parts(path: Path) -> dict[str, Any]:
+def _read_parts(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         parts = read_json(path)
     except UnreadableError as error:
         raise UserError(f"{path}: expected a split as JSON; {error}.") from error
-    names = ("train", "validation", "test")
-    if not isinstance(parts, dict) or {*parts} - {"unlabelled", "patients"} != {*names}:
-        found = ", ".join(parts) if isinstance(parts, dict) else type(parts).__name__
+    parts = dict(parts) if isinstance(parts, dict) else {}
+    # Whose visits subjects are is read from their names anew.
+    parts.pop("patients", None)
+    lists = all(isinstance(own, list) for own in parts.values())
+    if not lists or {*parts} - {"unlabelled"} != {"train", "validation", "test"}:
         raise UserError(
-            f"{path}: expected the keys {', '.join(names)}, and perhaps unlabelled; found {found}."
+            f"{path}: expected lists of names called train, validation, test, and perhaps "
+            f"unlabelled; found {', '.join(map(str, parts)) or 'none'}."
         )
-    patients = parts.pop("patients", {})
-    if not isinstance(patients, dict) or not all(isinstance(own, list) for own in parts.values()):
-        raise UserError(f"{path}: expected a list of names for each of {', '.join(parts)}.")
-    return {name: tuple(map(str, own)) for name, own in parts.items()} | {"patients": patients}
-
-
-def _check_names(path: Path, split: Split, known: set[str]) -> None:
-    listed = [*split.train, *split.validation, *split.test, *split.unlabelled]
-    twice = sorted({name for name in listed if listed.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: named more than once: {', '.join(twice[:10])}.")
-    unknown = sorted(set(listed) - known)
-    if unknown:
-        raise UserError(
-            f"{path}: {len(unknown)} names are not in the data set: {', '.join(unknown[:10])}. "
-            f"Known are for example {', '.join(sorted(known)[:3])}."
-        )
+    return {name: tuple(map(str, own)) for name, own in parts.items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from kdnet.data.description import DATASETS_FOLDER, Description, load_description
 from kdnet.errors import UserError
@@ -17,15 +17,18 @@ PHANTOM_MARKER = "phantom.json"
 #: Looked for in this order; of two layouts that fit equally well the first is taken.
 BUILT_IN = ("brats2021", "brats2018", "brats2023", "msd_task01", "bids")
 
-#: What `Subject.rivals` calls the label map.
+#: What `Subject.files` and `Subject.rivals` call the label map.
 SEGMENTATION = "segmentation"
-#: Files that claim to be the same one of a subject, with the strata they lie in.
-_Claims: TypeAlias = "list[tuple[Path, str | None]]"
 
 #: Size in bytes and time of change in ns of every file, by subject and path.
 States = dict[str, dict[str, list[int]]]
 
-_PLACEHOLDER = re.compile(r"\{(subject|session|grade|patient)(?::([^}]*))?\}|\*|\?|\[[^\]]+\]")
+#: What a pattern consists of: placeholders, wildcards, and letters that stand for themselves.
+_TOKEN = re.compile(
+    r"\{(?P<name>subject|session|grade|patient)(?::(?P<words>[^}]*))?\}"
+    r"|(?P<wildcard>\*|\?|\[[^\]]+\])|.",
+    re.DOTALL,
+)
 #: Names of subjects that say which patient they are of: BraTS from 2023, BIDS, TCGA, UPENN-GBM.
 _VISITS = (
     *(r"(?P<patient>BraTS-\w+-\d+)-\d+", r"(?P<patient>sub-[^_]+)_ses-.+"),
@@ -59,7 +62,7 @@ class Subject:
         segmentation: The label map, if there is one.
         grade: "HGG" or "LGG" (or another stratum) where the layout tells it.
         rivals: Modality name, or "segmentation", to further files that claim the same; nobody can
-            tell which is meant, so the checks report them and preprocessing refuses them.
+            tell which is meant, so the checks report them.
         unlisted: Why nobody could look into its folder; empty if that was possible.
         patient: Whose visit it is; empty if nothing says so, and it is a patient of its own.
     """
@@ -94,16 +97,18 @@ def patient_of(name: str, pattern: str = "") -> str:
 def find_subjects(
     root: Path, description: Description | None = None
 ) -> tuple[Description, list[Subject]]:
-    """Find every subject below a folder."""
+    """Find every subject below a folder, in the layout that explains most of its files."""
     root = Path(root)
     if not root.is_dir():
         there = "a file" if root.exists() else "nothing"
         raise UserError(f"{root}: expected the folder of a data set, found {there}.")
-    candidates = _candidates(root) if description is None else [description]
-    found = [(candidate, _subjects(root, candidate)) for candidate in candidates]
-    best, subjects = max(found, key=lambda pair: _files(pair[1]))
-    if not _files(subjects):
-        raise UserError(_nothing_found(root, candidates))
+    phantom = (root / PHANTOM_MARKER).exists()
+    layouts = [description] if description is not None else _built_in(phantom=phantom)
+    found = [(layout, _subjects(root, layout)) for layout in layouts]
+    best, subjects = max(found, key=lambda pair: _images(pair[1]))
+    if not _images(subjects):
+        raise UserError(_nothing_found(root, layouts))
+    # Each channel would be taken for a subject, and read as one 4-D file.
     if best.channels and any(_CHANNEL.fullmatch(subject.name) for subject in subjects):
         raise UserError(
             f"{root}: expected one 4-D file per subject ({best.name}), found files of one channel "
@@ -111,107 +116,98 @@ def find_subjects(
             "datasets/nnunet.yaml with `channel_names` in its dataset.json, then give "
             "--description nnunet."
         )
-    if (root / PHANTOM_MARKER).exists():
-        best = replace(best, phantom=True)
-    return best, subjects
+    # Whatever description was given: no result on phantoms may be taken for one on patients.
+    return (replace(best, phantom=True) if phantom else best), subjects
 
 
-def _candidates(root: Path) -> list[Description]:
-    names = ("phantom",) if (root / PHANTOM_MARKER).exists() else BUILT_IN
+def _built_in(*, phantom: bool) -> list[Description]:
+    # Phantoms lie in the layout of BraTS 2021, but are not it.
+    names = ("phantom",) if phantom else BUILT_IN
     return [load_description(DATASETS_FOLDER / f"{name}.yaml") for name in names]
 
 
-def _files(subjects: list[Subject]) -> int:
+def _images(subjects: Sequence[Subject]) -> int:
     return sum(len(subject.images) for subject in subjects)
 
 
 def _subjects(root: Path, description: Description) -> list[Subject]:
     """Every subject of whom at least one image was found, or whose folder holds other images."""
-    found = {name: _matches(root, pattern) for name, pattern in description.modalities.items()}
-    found[SEGMENTATION] = _matches(root, description.segmentation)
+    found = {role: _matches(root, pattern) for role, pattern in description.patterns.items()}
+    # A folder whose files are all misnamed would else be missed without a word.
     unlisted = dict(_other_folders(root, description))
-    names: dict[str, str | None] = dict.fromkeys(unlisted)
+    grades: dict[str, str | None] = dict.fromkeys(unlisted)
     for matches in found.values():
-        names.update({name: claims[0][1] for name, claims in matches.items()})
-    return [
-        replace(_subject(name, grade, found, description), unlisted=unlisted.get(name, ""))
-        for name, grade in sorted(names.items())
-    ]
+        grades |= {name: claims[0][1] for name, claims in matches.items()}
+    subjects = []
+    for name in sorted(grades):
+        paths = {
+            role: [path for path, _ in matches[name]]
+            for role, matches in found.items()
+            if name in matches
+        }
+        channels = description.channels
+        files = {role: ImageFile(own[0], channels.get(role)) for role, own in paths.items()}
+        segmentation = files.pop(SEGMENTATION, None)
+        subjects.append(
+            Subject(
+                name,
+                files,
+                segmentation,
+                grade=grades[name],
+                rivals={role: tuple(own[1:]) for role, own in paths.items() if own[1:]},
+                unlisted=unlisted.get(name, ""),
+                patient=patient_of(name, description.visits),
+            )
+        )
+    return subjects
 
 
-def _subject(
-    name: str, grade: str | None, found: dict[str, dict[str, _Claims]], description: Description
-) -> Subject:
-    own = {role: [path for path, _ in found[role][name]] for role in found if name in found[role]}
-    rivals = {role: tuple(paths[1:]) for role, paths in own.items() if paths[1:]}
-    segmentation = own.pop(SEGMENTATION, None)
-    return Subject(
-        name=name,
-        images={
-            modality: ImageFile(paths[0], description.channels.get(modality))
-            for modality, paths in own.items()
-        },
-        segmentation=ImageFile(segmentation[0]) if segmentation else None,
-        grade=grade,
-        rivals=rivals,
-        patient=patient_of(name, description.visits),
-    )
-
-
-def _matches(root: Path, pattern: str) -> dict[str, _Claims]:
+def _matches(root: Path, pattern: str) -> dict[str, list[tuple[Path, str | None]]]:
     """Subject name to the files that fit a pattern, each with the stratum it lies in."""
-    matches: dict[str, _Claims] = {}
-    for alternative in pattern.split("|"):
-        earlier = set(matches)
-        for name, grade, path in _alternative_matches(root, alternative.strip()):
+    matches: dict[str, list[tuple[Path, str | None]]] = {}
+    for alternative in map(str.strip, pattern.split("|")):
+        earlier = {*matches}
+        expression = re.compile(_to_expression(alternative))
+        # A star beside a placeholder is one star, as two would mean any depth.
+        for path in sorted(root.glob(re.sub(r"(\{[^}]*\}|\*)+", "*", alternative))):
+            match = expression.fullmatch(path.relative_to(root).as_posix())
+            # Names that start with a dot are what file managers and archivers leave behind.
+            if match is None or path.name.startswith("."):
+                continue
+            parts = match.groupdict()
+            name = "_".join(filter(None, (parts["subject"], parts.get("session"))))
             if name not in earlier:
-                matches.setdefault(name, []).append((path, grade))
+                matches.setdefault(name, []).append((path, parts.get("grade")))
     return matches
-
-
-def _alternative_matches(root: Path, pattern: str) -> Iterator[tuple[str, str | None, Path]]:
-    expression = re.compile(_to_expression(pattern))
-    # A star beside a placeholder is one star, as two would mean any depth.
-    for path in sorted(root.glob(re.sub(r"(\{[^}]*\}|\*)+", "*", pattern))):
-        match = expression.fullmatch(path.relative_to(root).as_posix())
-        # Names that start with a dot are what file managers and archivers leave behind.
-        if match and not path.name.startswith("."):
-            groups = match.groupdict()
-            visit = [groups["subject"], groups.get("session")]
-            yield "_".join(filter(None, visit)), groups.get("grade"), path
 
 
 def _to_expression(pattern: str) -> str:
     """A glob pattern with placeholders as a regular expression with named groups."""
-    parts: list[str] = []
     seen: set[str] = set()
-    position = 0
-    for token in _PLACEHOLDER.finditer(pattern):
-        parts += [re.escape(pattern[position : token.start()]), _expression_of(token, seen)]
-        position = token.end()
-    return "".join([*parts, re.escape(pattern[position:])])
 
+    def expression_of(token: re.Match[str]) -> str:
+        name, words, wildcard = token.group("name", "words", "wildcard")
+        if wildcard:
+            return {"*": "[^/]*", "?": "[^/]"}.get(wildcard, wildcard)
+        if name is None:
+            return re.escape(token[0])
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        if words:
+            return f"(?P<{name}>{'|'.join(map(re.escape, words.split(',')))})"
+        if name == "patient":
+            return "(?P<patient>[^/]+)"
+        # A dot is not part of a subject's name, so that "{subject}.nii*" stops before the ending.
+        return f"(?P<{name}>[^/.][^/]*?)"
 
-def _expression_of(token: re.Match[str], seen: set[str]) -> str:
-    name = token.group(1)
-    if name is None:
-        return {"*": "[^/]*", "?": "[^/]"}.get(token.group(), token.group())
-    if name in seen:
-        return f"(?P={name})"
-    seen.add(name)
-    if token.group(2):
-        return f"(?P<{name}>{'|'.join(re.escape(word) for word in token.group(2).split(','))})"
-    if name == "patient":
-        return "(?P<patient>[^/]+)"
-    # A dot is not part of a subject's name, so that "{subject}.nii*" stops before the ending.
-    return f"(?P<{name}>[^/.][^/]*?)"
+    return _TOKEN.sub(expression_of, pattern)
 
 
 def _other_folders(root: Path, description: Description) -> Iterator[tuple[str, str]]:
     """Names of subject folders with NIfTI files, whether or not their names fit."""
-    patterns = (*description.modalities.values(), description.segmentation)
-    folders = {p.strip().rpartition("/")[0] for pattern in patterns for p in pattern.split("|")}
-    if "{subject}" not in folders:
+    patterns = "|".join(description.patterns.values()).split("|")
+    if "{subject}" not in {pattern.strip().rpartition("/")[0] for pattern in patterns}:
         return
     for path in root.iterdir():
         if path.is_dir() and not path.name.startswith("."):
@@ -222,17 +218,17 @@ def _other_folders(root: Path, description: Description) -> Iterator[tuple[str, 
                 yield path.name, str(error.strerror)
 
 
-def _nothing_found(root: Path, candidates: list[Description]) -> str:
+def _nothing_found(root: Path, layouts: Sequence[Description]) -> str:
     lines = [f"{root}: expected a data set, found no image in any layout looked for:"]
-    for candidate in candidates:
-        modality, pattern = next(iter(candidate.modalities.items()))
-        lines.append(f"  {candidate.name}: {modality} as {pattern}")
-    below = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
-    fitting = [f for f in below[:20] if any(_files(_subjects(f, c)) for c in candidates)]
-    if fitting:
-        lines.append(f"There are images in {fitting[0]}: give that folder instead.")
-    else:
-        lines.append("Check the path, or describe the data set: copy datasets/template.yaml.")
+    for layout in layouts:
+        modality, pattern = next(iter(layout.modalities.items()))
+        lines.append(f"  {layout.name}: {modality} as {pattern}")
+    lines.append("Check the path, or describe the data set: copy datasets/template.yaml.")
+    # The folder above, or one inside, is what people give by mistake.
+    for folder in sorted(path for path in root.iterdir() if path.is_dir())[:20]:
+        if any(_images(_subjects(folder, layout)) for layout in layouts):
+            lines[-1] = f"There are images in {folder}: give that folder instead."
+            break
     return "\n".join(lines)
 
 
@@ -254,6 +250,7 @@ def changed_files(before: Mapping[str, Any], now: States) -> list[str]:
     """Return the paths of files that are others than before, or new, or gone."""
     found = []
     for subject, files in now.items():
+        # A subject that a further fold brings was not looked at before.
         known = before.get(subject, files)
         known = known if isinstance(known, dict) else {}
         found += [str(path) for path in {**files, **known} if files.get(path) != known.get(path)]

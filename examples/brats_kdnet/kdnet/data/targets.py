@@ -20,6 +20,7 @@ def number_of_outputs(description: Description, activation: Activation | str) ->
     """Channels of a network's logits."""
     if _is_softmax(activation):
         return len(description.classes)
+    # Refused now, not after the training, if regions cannot be told apart.
     _painting(description)
     return len(description.regions)
 
@@ -40,6 +41,7 @@ def predict_classes(
     if _is_softmax(activation):
         return logits.argmax(dim=1)
     classes = torch.zeros_like(logits[:, 0], dtype=torch.int64)
+    # From the largest region to the smallest, which is painted over it.
     for channel, index in _painting(description):
         classes[logits[:, channel] > 0] = index
     return classes
@@ -68,6 +70,7 @@ def _painting(description: Description) -> list[tuple[int, int]]:
     regions = list(enumerate(description.regions.values()))
     painting = []
     for channel, indices in sorted(regions, key=lambda item: -len(item[1])):
+        # What is left of a region without those inside it must be one class.
         smaller = [set(other) for _, other in regions if set(other) < set(indices)]
         own = set(indices).difference(*smaller)
         if len(own) != 1:

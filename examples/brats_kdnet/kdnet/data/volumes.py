@@ -14,7 +14,7 @@ import zlib
 from dataclasses import dataclass
 from io import IOBase
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -38,7 +38,6 @@ _LARGEST_COORDINATE = 1e6
 _LARGEST_OFFSET, _PADDING = 2**26, 2**20
 #: Deflate cannot unfold a byte to more (https://zlib.net/zlib_tech.html).
 _RATIOS = {".nii": 1, ".gz": 1032}
-_ORDERS: dict[Literal["little", "big"], str] = {"little": "<", "big": ">"}
 _HEADERS: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 #: What lies under the name of a volume where a download went wrong, by how it begins.
 _FOREIGN = {
@@ -47,7 +46,10 @@ _FOREIGN = {
     b"<": "it is a web page (HTML or XML), perhaps of a login; download the file again",
     b"pk\x03\x04": "it is a ZIP archive; unpack it",
 }
-_ERRORS = (OSError, EOFError, ValueError, OverflowError, ArithmeticError, zlib.error)
+_ERRORS = (
+    *(OSError, EOFError, ValueError, OverflowError, ArithmeticError, zlib.error),
+    *(HeaderDataError, KeyError),
+)
 
 # nibabel repairs small faults and tells its own logger; what matters is refused here.
 _SILENT = logging.Logger("nifti")
@@ -90,15 +92,14 @@ def read_geometry(file: ImageFile) -> Geometry:
     """Read the header of a volume."""
     header = _header(file)
     spacing = tuple(map(float, header["pixdim"][1:4]))
-    affine = _affine(header, file)
+    try:
+        affine = _affine(header)
+    except _ERRORS as error:
+        raise UnreadableVolumeError(file, f"the affine cannot be used: {error}") from error
     # A label map that is written with this header has no extensions, so its voxels begin earlier.
     header["vox_offset"] = 0
-    return Geometry(
-        shape=header.get_data_shape()[:3],
-        affine=affine,
-        header=header,
-        spacing=cast("tuple[float, float, float]", spacing),
-    )
+    shape = header.get_data_shape()[:3]
+    return Geometry(shape, affine, header, cast("tuple[float, float, float]", spacing))
 
 
 def read_volume(file: ImageFile) -> NDArray[Any]:
@@ -113,9 +114,6 @@ def read_volume(file: ImageFile) -> NDArray[Any]:
             # To the end, where the checksum of a compressed file stands.
             _finish(stream, _end(header) - start - bytes_of_one)
         return _scaled(stored, *header.get_slope_inter())
-    except MemoryError as error:
-        size = f"{shape} voxels, {bytes_of_one / 2**30:.1f} GiB, do not fit into memory"
-        raise UnreadableVolumeError(file, size) from error
     except _ERRORS as error:
         raise UnreadableVolumeError(
             file, f"the voxels cannot be read, the file is damaged or cut short ({error})"
@@ -137,19 +135,18 @@ def _header(file: ImageFile) -> Any:
         with Opener(str(file.path)) as stream:
             header = _parse(stream.read(544))
         _check_promise(file.path, header, size)
-    except (*_ERRORS, HeaderDataError, KeyError) as error:
+        _check_axes(header.get_data_shape(), file.channel)
+    except _ERRORS as error:
         raise UnreadableVolumeError(file, f"cannot be opened as NIfTI: {error}") from error
-    _check_axes(header.get_data_shape(), file)
     return header
 
 
 def _check_file(path: Path) -> int:
     """Size of a regular file that is what its name says, as far as its first bytes tell."""
+    size = path.stat().st_size
     if not path.is_file():
-        path.stat()
-        raise ValueError(
-            f"expected a file, found a {'folder' if path.is_dir() else 'pipe or a device'}"
-        )
+        # To open a pipe would wait for whoever writes into it.
+        raise ValueError("expected a file, found a folder, a pipe or a device")
     with path.open("rb") as plain:
         start = plain.read(512)
     if not start:
@@ -159,23 +156,22 @@ def _check_file(path: Path) -> int:
             raise ValueError(what)
     named, compressed = path.suffix.lower() == ".gz", start.startswith(b"\x1f\x8b")
     if named != compressed:
-        found = "gzip-compressed" if compressed else "not gzip-compressed"
-        ends = "ends" if named else "does not end"
-        raise ValueError(f"the content is {found}, the name {ends} in .gz; rename the file")
-    return path.stat().st_size
+        found = "compressed" if compressed else "not compressed"
+        raise ValueError(f"the content is {found}, which .gz at the end must say; rename the file")
+    return size
 
 
 def _parse(block: bytes) -> Any:
-    lengths = {order: int.from_bytes(block[:4], order) for order in _ORDERS}
-    order = next((own for own, length in lengths.items() if length in _HEADERS), None)
-    if order is None or len(block) < lengths[order]:
+    """The header, if what decides where and how voxels are read makes sense."""
+    order = ">" if block[:2] == b"\0\0" else "<"
+    length = int.from_bytes(block[:4], "big" if order == ">" else "little")
+    if length not in _HEADERS or len(block) < length:
         raise ValueError("it does not begin with the header of a NIfTI file")
-    length = lengths[order]
-    header = _HEADERS[length](block[:length], endianness=_ORDERS[order], check=False)
+    header = _HEADERS[length](block[:length], endianness=order, check=False)
     axes, magic = int(header["dim"][0]), bytes(header["magic"].item())[:3]
     if magic not in {b"n+1", b"n+2"}:
-        pair = " as of a header whose voxels lie in another file; join them" * (magic[:2] == b"ni")
-        raise ValueError(f"the magic of NIfTI files is n+1 or n+2, found {magic!r}{pair}")
+        # ni1 and ni2 stand in headers whose voxels lie in another file.
+        raise ValueError(f"the magic of NIfTI files in one piece is n+1 or n+2, found {magic!r}")
     if not 1 <= axes <= 7 or min(header["dim"][1 : axes + 1]) < 1:
         raise ValueError(f"the header tells of {axes} axes of {header['dim'][1:].tolist()} voxels")
     code, bits = int(header["datatype"]), int(header["bitpix"])
@@ -189,6 +185,7 @@ def _parse(block: bytes) -> Any:
     # Also false for NaN.
     if not first <= offset <= _LARGEST_OFFSET or offset != int(offset):
         raise ValueError(f"its voxels begin at byte {offset:g}; expected {first} or some more")
+    # nibabel takes it for none.
     if math.isinf(header["scl_slope"]):
         raise ValueError(f"the header scales voxels by {header['scl_slope']}")
     header.get_slope_inter()
@@ -202,12 +199,14 @@ def _end(header: Any) -> int:
 
 
 def _check_promise(path: Path, header: Any, size: int) -> None:
+    """Refuse a shape that the file cannot hold, or that no memory can."""
     shape, end = header.get_data_shape()[:3], _end(header)
     if math.prod(shape) > largest_volume():
         raise ValueError(
             f"the header promises {' x '.join(map(str, shape))} voxels, more than the "
             f"{largest_volume():,} that are read; if it is true, set {LIMIT_VARIABLE}"
         )
+    # Of other endings nobody knows how far they unfold.
     ratio = _RATIOS.get(path.suffix.lower())
     if ratio is not None and end > ratio * size:
         raise ValueError(
@@ -217,32 +216,25 @@ def _check_promise(path: Path, header: Any, size: int) -> None:
         raise ValueError(f"the file goes on for {size - end} bytes after its last voxel")
 
 
-def _check_axes(shape: tuple[int, ...], file: ImageFile) -> None:
+def _check_axes(shape: tuple[int, ...], channel: int | None) -> None:
     # Some writers add axes of a single volume.
-    if file.channel is None and (len(shape) < 3 or math.prod(shape[3:]) > 1):
-        raise UnreadableVolumeError(
-            file, f"expected three axes, found shape {shape}; name its `channels` if it is 4-D"
-        )
-    if file.channel is not None and (len(shape) != 4 or shape[3] <= file.channel):
-        raise UnreadableVolumeError(
-            file, f"expected four axes with a channel {file.channel}, found shape {shape}"
-        )
+    if channel is None and (len(shape) < 3 or math.prod(shape[3:]) > 1):
+        raise ValueError(f"expected three axes, found shape {shape}; name its `channels` if 4-D")
+    if channel is not None and (len(shape) != 4 or shape[3] <= channel):
+        raise ValueError(f"expected four axes with a channel {channel}, found shape {shape}")
 
 
-def _affine(header: Any, file: ImageFile) -> NDArray[np.float64]:
+def _affine(header: Any) -> NDArray[np.float64]:
     """The affine, if it says where voxels lie."""
-    try:
-        with np.errstate(all="ignore"):
-            header.check_fix(logger=_SILENT, error_level=40)
-            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError, ArithmeticError) as error:
-        raise UnreadableVolumeError(file, f"the affine cannot be worked out ({error})") from error
+    with np.errstate(all="ignore"):
+        header.check_fix(logger=_SILENT, error_level=40)
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     if not np.isfinite(affine).all():
-        raise UnreadableVolumeError(file, "the affine is not finite")
+        raise ValueError("it is not finite")
     if np.abs(affine).max() > _LARGEST_COORDINATE:
-        raise UnreadableVolumeError(file, f"the affine holds {np.abs(affine).max():.3g} mm")
+        raise ValueError(f"it holds {np.abs(affine).max():.3g} mm")
     if np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise UnreadableVolumeError(file, "the affine is singular, so voxels have no volume")
+        raise ValueError("it is singular, so voxels have no volume")
     return affine
 
 
@@ -263,5 +255,6 @@ def _scaled(stored: NDArray[Any], slope: float | None, inter: float | None) -> N
         return stored.astype(stored.dtype.newbyteorder("="), copy=False)
     with np.errstate(all="ignore"):
         scaled: NDArray[Any] = np.multiply(stored, slope, dtype=np.float64)
+        # In place, as volumes are large.
         scaled += inter
     return scaled

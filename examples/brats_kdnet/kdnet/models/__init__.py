@@ -55,17 +55,24 @@ def build_network(
 ) -> nn.Module:
     """Build a network by name or by import path."""
     backbone = _find_class(name)
-    reserved = sorted({*_IN_CHANNELS, *_OUT_CHANNELS} & arguments.keys())
-    if reserved:
+    if reserved := sorted({*_IN_CHANNELS, *_OUT_CHANNELS} & arguments.keys()):
         raise UserError(
             f"--backbone_arguments: {', '.join(reserved)} follow from the modalities and classes "
             "of the data set; leave them out."
         )
-    keywords = list(inspect.signature(backbone).parameters)
+    # Read from the signature, as nothing else says what a class of somebody else takes.
+    keywords = inspect.signature(backbone).parameters
+    # Networks of others call them otherwise; the first name that fits is taken.
     channels = {
-        _channel_keyword(name, keywords, _IN_CHANNELS): in_channels,
-        _channel_keyword(name, keywords, _OUT_CHANNELS): out_channels,
+        candidate: number
+        for candidates, number in ((_IN_CHANNELS, in_channels), (_OUT_CHANNELS, out_channels))
+        for candidate in [own for own in candidates if own in keywords][:1]
     }
+    if len(channels) < 2:
+        raise UserError(
+            f"Network {name!r} has no argument for its channels, such as {_IN_CHANNELS[0]} and "
+            f"{_OUT_CHANNELS[0]}; it takes {', '.join(keywords) or 'none'}."
+        )
     try:
         return backbone(**channels, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
@@ -84,25 +91,14 @@ def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]
 def check_axes(name: str, network: nn.Module, axes: int) -> None:
     """Refuse a network whose convolutions are made for another number of axes."""
     kinds = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-    found = {
-        number: layer
-        for layer, module in network.named_modules()
-        for kind, number in kinds.items()
-        if isinstance(module, kind)
-    }
-    if not found or axes in found:
-        return
-    other, layer = next(iter(found.items()))
-    advice = (
-        "Leave --slices out, or take a two-dimensional network: kdnet, multiresunet, timm_unet, or "
-        "one whose class takes --backbone_arguments '{\"spatial_dims\": 2}'."
-        if axes == 2
-        else "Give --slices axial, which shows it slices, or take a three-dimensional network."
-    )
-    raise UserError(
-        f"Network {name!r} has {other}-D convolutions, such as {layer}, and would see {axes}-D "
-        f"images. {advice}"
-    )
+    found = {n for m in network.modules() for kind, n in kinds.items() if isinstance(m, kind)}
+    # Some networks have no convolution, and some have those of several numbers of axes.
+    if found and axes not in found:
+        raise UserError(
+            f"Network {name!r} has {min(found)}-D convolutions, and would see {axes}-D images. "
+            "Slices are for 2-D networks, --slices axial: kdnet, multiresunet, timm_unet, or one "
+            "whose class takes --backbone_arguments '{\"spatial_dims\": 2}'."
+        )
 
 
 def _find_class(name: str) -> type[nn.Module]:
@@ -113,7 +109,7 @@ def _find_class(name: str) -> type[nn.Module]:
     if not module:
         raise UserError(
             f"Unknown network {name!r}: expected one of {', '.join(NETWORKS)}, or the import "
-            f"path of a class, such as monai.networks.nets.SegResNet."
+            "path of a class, such as monai.networks.nets.SegResNet."
         )
     # Programs look beside themselves; a network of the user's own lies in the current folder.
     here = str(Path.cwd())
@@ -127,13 +123,3 @@ def _find_class(name: str) -> type[nn.Module]:
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UserError(f"Network {name!r} is not a subclass of torch.nn.Module.")
     return found
-
-
-def _channel_keyword(name: str, keywords: list[str], candidates: tuple[str, ...]) -> str:
-    for candidate in candidates:
-        if candidate in keywords:
-            return candidate
-    raise UserError(
-        f"Network {name!r} has no argument for its channels: expected one of "
-        f"{', '.join(candidates)}; it takes {', '.join(keywords) or 'none'}."
-    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+NORMALISATION = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
@@ -23,14 +24,11 @@ class InstanceNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the normalised features."""
+        # A single voxel minus its own mean is zero, whatever it was.
         if prod(features.shape[2:]) > 1:
             return F.instance_norm(features, weight=self.weight, bias=self.bias)
         shape = (1, -1, *[1] * (features.ndim - 2))
         return features * self.weight.view(shape) + self.bias.view(shape)
-
-    def extra_repr(self) -> str:
-        """Say how many channels there are."""
-        return str(len(self.weight))
 
 
 def resize_like(features: Tensor, like: Tensor, mode: str) -> Tensor:
@@ -44,13 +42,16 @@ def at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def check_widths(owner: str, channels: Sequence[int], spatial_dims: int) -> None:
+def check_widths(
+    owner: str, widths: Sequence[int], spatial_dims: int, *, least: float = 1, even: bool = False
+) -> None:
     """Refuse widths and dimensions that a network cannot be built with."""
     if spatial_dims not in CONVOLUTION:
         raise ValueError(f"{owner}: spatial_dims is 2 or 3, not {spatial_dims}.")
-    if len(channels) < 2 or any(width < 2 or width % 2 for width in channels):
+    if len(widths) < 2 or min(widths) < least or (even and any(width % 2 for width in widths)):
         raise ValueError(
-            f"{owner}: channels needs two even widths or more, finest first, not {tuple(channels)}."
+            f"{owner}: expected two {'even ' * even}widths or more, finest first, of {least:g} at "
+            f"least, found {tuple(widths)}."
         )
 
 
@@ -63,6 +64,13 @@ def check_image(owner: str, image: Tensor, modalities: int, levels: int) -> None
             f"*spatial) with {factor} voxels or more along each axis. Use a larger grid, or fewer "
             "channels=."
         )
+
+
+def encode(encoders: nn.ModuleList, image: Tensor) -> list[Tensor]:
+    """Run each modality through its own encoder: (B, M, C, *spatial) for each resolution."""
+    parts = zip(encoders, image.chunk(len(encoders), dim=1), strict=True)
+    levels = zip(*(encoder(modality) for encoder, modality in parts), strict=True)
+    return [torch.stack(level, dim=1) for level in levels]
 
 
 def find_present(image: Tensor) -> Tensor:

@@ -15,49 +15,33 @@ from kdnet.models.blocks import (
     check_image,
     check_widths,
     draw_subset,
+    encode,
     find_present,
     resize_like,
     spread,
 )
-from kdnet.models.hemis import encode
 
 
-class ConvolutionUnit(nn.Sequential):
-    """Convolution, dropout, instance norm, leaky ReLU of slope 0.2."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel_size: int = 3,
-        stride: int = 1,
-        dropout: float = 0.0,
-        spatial_dims: int,
-    ) -> None:
-        convolution = CONVOLUTION[spatial_dims](
-            in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2
-        )
-        layers = [convolution, InstanceNorm(out_channels), nn.LeakyReLU(0.2)]
-        if dropout:
-            layers.insert(1, nn.Dropout(dropout))
-        super().__init__(*layers)
+def unit(
+    axes: int, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, dropout: float = 0.0
+) -> nn.Sequential:
+    """Make a convolution, dropout, instance norm and a leaky ReLU of slope 0.2."""
+    convolution = CONVOLUTION[axes](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+    norm = InstanceNorm(outputs)
+    return nn.Sequential(convolution, nn.Dropout(dropout), norm, nn.LeakyReLU(0.2))
 
 
 class ContentLevel(nn.Module):
     """Three convolutions, the last one added to the first."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int, dropout: float, spatial_dims: int
-    ) -> None:
+    def __init__(self, axes: int, inputs: int, width: int, *, stride: int, dropout: float) -> None:
         super().__init__()
-        width, axes = out_channels, spatial_dims
-        self.first = ConvolutionUnit(in_channels, width, stride=stride, spatial_dims=axes)
-        self.second = ConvolutionUnit(width, width, dropout=dropout, spatial_dims=axes)
-        self.third = ConvolutionUnit(width, width, spatial_dims=axes)
+        self.first = unit(axes, inputs, width, stride=stride)
+        self.second = unit(axes, width, width, dropout=dropout)
+        self.third = unit(axes, width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the features of this resolution, (B, out_channels, *spatial)."""
+        """Return the features of this resolution, (B, width, *spatial)."""
         first = self.first(features)
         return cast("Tensor", first + self.third(self.second(first)))
 
@@ -65,13 +49,11 @@ class ContentLevel(nn.Module):
 class ContentEncoder(nn.Module):
     """What a modality shows: feature maps of each resolution."""
 
-    def __init__(self, channels: Sequence[int], dropout: float, spatial_dims: int) -> None:
+    def __init__(self, axes: int, channels: Sequence[int], dropout: float) -> None:
         super().__init__()
         self.levels = nn.ModuleList(
-            ContentLevel(
-                before, width, stride=2 if i else 1, dropout=dropout, spatial_dims=spatial_dims
-            )
-            for i, (before, width) in enumerate(zip((1, *channels), channels, strict=False))
+            ContentLevel(axes, before, width, stride=2 if i else 1, dropout=dropout)
+            for i, (before, width) in enumerate(pairwise((1, *channels)))
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -82,33 +64,16 @@ class ContentEncoder(nn.Module):
         return encoded[1:]
 
 
-class AppearanceEncoder(nn.Sequential):
-    """How a modality shows it: a short code without place."""
-
-    def __init__(self, channels: int, code: int, spatial_dims: int) -> None:
-        convolution = CONVOLUTION[spatial_dims]
-        widths = [channels, 2 * channels, 4 * channels, 4 * channels, 4 * channels]
-        layers: list[nn.Module] = [convolution(1, channels, 7, padding=3), nn.ReLU()]
-        for before, after in pairwise(widths):
-            layers += [convolution(before, after, 3, stride=2, padding=1), nn.ReLU()]
-        pool = nn.AdaptiveAvgPool2d if spatial_dims == 2 else nn.AdaptiveAvgPool3d
-        super().__init__(*layers, pool(1), convolution(widths[-1], code, 1))
-
-
-class StyleNetwork(nn.Module):
-    """From a code of appearance to the two vectors that modulate features."""
-
-    def __init__(self, code: int, channels: int) -> None:
-        super().__init__()
-        layers = [nn.Linear(code, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU()]
-        self.hidden = nn.Sequential(*layers)
-        self.mean = nn.Linear(channels, channels)
-        self.log_variance = nn.Linear(channels, channels)
-
-    def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance, (B, channels) each, of a code (B, code, 1, ..., 1)."""
-        hidden = self.hidden(code.flatten(1))
-        return self.mean(hidden), self.log_variance(hidden)
+def appearance_encoder(axes: int, channels: int, code: int) -> nn.Sequential:
+    """Make what says how a modality shows it: a short code without place."""
+    convolution = CONVOLUTION[axes]
+    # Wider up to four times, then only coarser, as in the published configuration.
+    widths = [channels, 2 * channels, 4 * channels, 4 * channels, 4 * channels]
+    layers: list[nn.Module] = [convolution(1, channels, 7, padding=3), nn.ReLU()]
+    for before, after in pairwise(widths):
+        layers += [convolution(before, after, 3, stride=2, padding=1), nn.ReLU()]
+    pool = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[axes](1)
+    return nn.Sequential(*layers, pool, convolution(widths[-1], code, 1))
 
 
 def modulate(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -121,11 +86,10 @@ def modulate(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class StyledBlock(nn.Module):
     """Residual block of two convolutions, both modulated by the style."""
 
-    def __init__(self, channels: int, spatial_dims: int) -> None:
+    def __init__(self, axes: int, channels: int) -> None:
         super().__init__()
-        convolution = CONVOLUTION[spatial_dims]
-        self.first = convolution(channels, channels, 3, padding=1)
-        self.second = convolution(channels, channels, 3, padding=1)
+        self.first = CONVOLUTION[axes](channels, channels, 3, padding=1)
+        self.second = CONVOLUTION[axes](channels, channels, 3, padding=1)
 
     def forward(self, features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return features (B, channels, *spatial) in the style (B, channels)."""
@@ -136,46 +100,41 @@ class StyledBlock(nn.Module):
 class Reconstructor(nn.Module):
     """A modality from the fused content and its own style."""
 
-    def __init__(self, channels: Sequence[int], code: int, blocks: int, spatial_dims: int) -> None:
+    def __init__(self, axes: int, channels: Sequence[int], code: int, blocks: int) -> None:
         super().__init__()
-        convolution = CONVOLUTION[spatial_dims]
-        widths = list(channels[::-1])
-        self.style = StyleNetwork(code, widths[0])
-        self.blocks = nn.ModuleList(StyledBlock(widths[0], spatial_dims) for _ in range(blocks))
+        convolution, deepest = CONVOLUTION[axes], channels[-1]
+        self.style = nn.Sequential(
+            *(nn.Flatten(), nn.Linear(code, deepest), nn.ReLU()),
+            *(nn.Linear(deepest, deepest), nn.ReLU(), nn.Linear(deepest, 2 * deepest)),
+        )
+        self.blocks = nn.ModuleList(StyledBlock(axes, deepest) for _ in range(blocks))
         self.finer = nn.ModuleList(
             # Group norm with one group is layer norm: it keeps the ratio of channels, the style.
             nn.Sequential(convolution(a, b, 5, padding=2), nn.GroupNorm(1, b), nn.ReLU())
-            for a, b in pairwise(widths)
+            for a, b in pairwise(channels[::-1])
         )
-        self.head = convolution(widths[-1], 1, 7, padding=3)
+        self.head = convolution(channels[0], 1, 7, padding=3)
 
-    def forward(
-        self, contents: Sequence[Tensor], code: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Reconstruct."""
-        style = self.style(code)
+    def forward(self, contents: Sequence[Tensor], code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the modality (B, *spatial), and mean and log-variance of its style."""
+        # The same two vectors scale and shift the features below.
+        mean, log_variance = self.style(code).chunk(2, dim=1)
         features = contents[-1]
         for block in self.blocks:
-            features = block(features, *style)
+            features = block(features, mean, log_variance)
         for layer, like in zip(self.finer, contents[-2::-1], strict=True):
             features = layer(resize_like(features, like, "nearest"))
-        return self.head(features), style
+        return self.head(features)[:, 0], mean, log_variance
 
 
 class GatedFusion(nn.Module):
     """Weigh the content of each modality voxel by voxel, and join what is left."""
 
-    def __init__(self, modalities: int, channels: int, spatial_dims: int) -> None:
+    def __init__(self, axes: int, modalities: int, channels: int) -> None:
         super().__init__()
-        convolution = CONVOLUTION[spatial_dims]
-        self.gates = nn.Sequential(
-            convolution(modalities * channels, modalities, 3, padding=1),
-            InstanceNorm(modalities),
-            nn.Sigmoid(),
-        )
-        self.join = ConvolutionUnit(
-            modalities * channels, channels, kernel_size=1, spatial_dims=spatial_dims
-        )
+        gates = CONVOLUTION[axes](modalities * channels, modalities, 3, padding=1)
+        self.gates = nn.Sequential(gates, InstanceNorm(modalities), nn.Sigmoid())
+        self.join = unit(axes, modalities * channels, channels, kernel=1)
 
     def forward(self, contents: Tensor, chosen: Tensor) -> Tensor:
         """Fuse."""
@@ -188,16 +147,13 @@ class GatedFusion(nn.Module):
 class MaskDecoder(nn.Module):
     """From the fused content of all resolutions to logits."""
 
-    def __init__(self, channels: Sequence[int], out_channels: int, spatial_dims: int) -> None:
+    def __init__(self, axes: int, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
-        axes = spatial_dims
-        self.reduce = nn.ModuleList()
-        self.fuse = nn.ModuleList()
-        for below, width in zip(channels[:0:-1], channels[-2::-1], strict=True):
-            self.reduce.append(ConvolutionUnit(below, width, spatial_dims=axes))
-            fused = ConvolutionUnit(2 * width, width, spatial_dims=axes)
-            last = ConvolutionUnit(width, width, kernel_size=1, spatial_dims=axes)
-            self.fuse.append(nn.Sequential(fused, last))
+        self.reduce, self.fuse = nn.ModuleList(), nn.ModuleList()
+        for below, width in pairwise(channels[::-1]):
+            self.reduce.append(unit(axes, below, width))
+            last = unit(axes, width, width, kernel=1)
+            self.fuse.append(nn.Sequential(unit(axes, 2 * width, width), last))
         self.head = CONVOLUTION[axes](channels[0], out_channels, kernel_size=1)
 
     def forward(self, contents: Sequence[Tensor]) -> Tensor:
@@ -234,18 +190,18 @@ class GatedFusionNet(nn.Module):
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
-        check_widths("GatedFusionNet", channels, spatial_dims)
+        check_widths("GatedFusionNet", channels, spatial_dims, even=True)
         axes, modalities = spatial_dims, range(in_channels)
-        self.encoders = nn.ModuleList(ContentEncoder(channels, dropout, axes) for _ in modalities)
+        self.encoders = nn.ModuleList(ContentEncoder(axes, channels, dropout) for _ in modalities)
         *finer, deepest = channels
-        self.fusions = nn.ModuleList(GatedFusion(in_channels, width, axes) for width in finer)
-        self.bottleneck = GatedFusion(in_channels, deepest, axes)
-        self.decoder = MaskDecoder(channels, out_channels, axes)
+        self.fusions = nn.ModuleList(GatedFusion(axes, in_channels, width) for width in finer)
+        self.bottleneck = GatedFusion(axes, in_channels, deepest)
+        self.decoder = MaskDecoder(axes, channels, out_channels)
         self.appearances = nn.ModuleList(
-            AppearanceEncoder(style_channels, code, axes) for _ in modalities
+            appearance_encoder(axes, style_channels, code) for _ in modalities
         )
         self.reconstructors = nn.ModuleList(
-            Reconstructor(channels, code, blocks, axes) for _ in modalities
+            Reconstructor(axes, channels, code, blocks) for _ in modalities
         )
         self.levels = len(channels)
 
@@ -254,28 +210,25 @@ class GatedFusionNet(nn.Module):
         check_image("GatedFusionNet", image, len(self.encoders), self.levels)
         present = find_present(image)
         chosen = draw_subset(present) if self.training else present
-        encoded = encode(self.encoders, image)
-        contents = [
-            fusion(content, chosen)
-            for fusion, content in zip((*self.fusions, self.bottleneck), encoded, strict=True)
-        ]
+        fusions, encoded = (*self.fusions, self.bottleneck), encode(self.encoders, image)
+        contents = [fuse(level, chosen) for fuse, level in zip(fusions, encoded, strict=True)]
         logits = cast("Tensor", self.decoder(contents))
         if not self.training:
             return logits
-        return {"out": logits, **self._reconstruct(image, contents), "present": present}
-
-    def _reconstruct(self, image: Tensor, contents: list[Tensor]) -> dict[str, Tensor]:
-        images, means, log_variances = [], [], []
-        for i, (appearance, reconstructor) in enumerate(
-            zip(self.appearances, self.reconstructors, strict=True)
-        ):
-            code = appearance(image[:, i : i + 1])
-            reconstruction, (mean, log_variance) = reconstructor(contents, code)
-            images.append(reconstruction)
-            means.append(mean)
-            log_variances.append(log_variance)
+        shown = [
+            reconstructor(contents, appearance(modality))
+            for reconstructor, appearance, modality in zip(
+                self.reconstructors,
+                self.appearances,
+                image.chunk(len(self.encoders), dim=1),
+                strict=True,
+            )
+        ]
+        images, means, log_variances = (torch.stack(own, dim=1) for own in zip(*shown, strict=True))
         return {
-            "reconstruction": torch.cat(images, dim=1),
-            "style_mean": torch.stack(means, dim=1),
-            "style_log_variance": torch.stack(log_variances, dim=1),
+            "out": logits,
+            "reconstruction": images,
+            "style_mean": means,
+            "style_log_variance": log_variances,
+            "present": present,
         }

@@ -1,6 +1,7 @@
 """U-HeMIS: one encoder for each modality, fused by mean and variance."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -14,41 +15,34 @@ from kdnet.models.blocks import (
     at_least_float32,
     check_image,
     check_widths,
+    encode,
     find_present,
     resize_like,
     spread,
 )
 
 
-class HeteroModalBlock(nn.Sequential):
-    """Twice instance norm, leaky ReLU of slope 0.01 and a convolution of kernel 3."""
-
-    def __init__(
-        self, in_channels: int, channels: int, out_channels: int, spatial_dims: int
-    ) -> None:
-        layers: list[nn.Module] = []
-        for inputs, outputs in ((in_channels, channels), (channels, out_channels)):
-            layers += [
-                InstanceNorm(inputs),
-                nn.LeakyReLU(0.01),
-                CONVOLUTION[spatial_dims](inputs, outputs, kernel_size=3, padding=1),
-            ]
-        super().__init__(*layers)
+def hetero_modal_block(axes: int, *widths: int) -> nn.Sequential:
+    """Make instance norms, leaky ReLUs of slope 0.01 and convolutions of kernel 3."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        convolution = CONVOLUTION[axes](inputs, outputs, kernel_size=3, padding=1)
+        layers += [InstanceNorm(inputs), nn.LeakyReLU(0.01), convolution]
+    return nn.Sequential(*layers)
 
 
 class ModalityEncoder(nn.Module):
     """The encoder of one modality."""
 
-    def __init__(self, channels: Sequence[int], outputs: Sequence[int], spatial_dims: int) -> None:
+    def __init__(self, axes: int, channels: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__()
-        first = CONVOLUTION[spatial_dims](1, channels[0], kernel_size=1)
+        first = CONVOLUTION[axes](1, channels[0], kernel_size=1)
         self.stem = nn.Sequential(first, nn.LeakyReLU(0.01))
+        # A level passes on what the next one takes in, which may be half its width.
         inputs = (channels[0], *outputs)
-        self.levels = nn.ModuleList(
-            HeteroModalBlock(before, width, after, spatial_dims)
-            for before, width, after in zip(inputs, channels, outputs, strict=False)
-        )
-        self.pool = POOLING[spatial_dims](kernel_size=2)
+        widths = zip(inputs, channels, outputs, strict=False)
+        self.levels = nn.ModuleList(hetero_modal_block(axes, *own) for own in widths)
+        self.pool = POOLING[axes](kernel_size=2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Encode one modality."""
@@ -64,20 +58,16 @@ class HeteroModalDecoder(nn.Module):
     """From the fused features of all resolutions to an image."""
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        inputs: Sequence[int],
-        out_channels: int,
-        spatial_dims: int,
+        self, axes: int, channels: Sequence[int], inputs: Sequence[int], out_channels: int
     ) -> None:
         super().__init__()
-        self.mode = LINEAR[spatial_dims]
+        self.mode = LINEAR[axes]
         self.levels = nn.ModuleList()
         below = inputs[-1]
         for width, skip in zip(channels[-2::-1], inputs[-2::-1], strict=True):
-            self.levels.append(HeteroModalBlock(below + skip, width, width // 2, spatial_dims))
+            self.levels.append(hetero_modal_block(axes, below + skip, width, width // 2))
             below = width // 2
-        self.head = CONVOLUTION[spatial_dims](below, out_channels, kernel_size=1)
+        self.head = CONVOLUTION[axes](below, out_channels, kernel_size=1)
 
     def forward(self, fused: Sequence[Tensor]) -> Tensor:
         """Decode."""
@@ -117,15 +107,15 @@ class HeMIS(nn.Module):
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
-        check_widths("HeMIS", channels, spatial_dims)
+        check_widths("HeMIS", channels, spatial_dims, even=True)
         halves = [width // 2 for width in channels]
         self.encoders = nn.ModuleList(
-            ModalityEncoder(channels, halves, spatial_dims) for _ in range(in_channels)
+            ModalityEncoder(spatial_dims, channels, halves) for _ in range(in_channels)
         )
         self.fuse = Moments()
         # A layer of its own, so that the fused bottleneck can be tapped.
         self.bottleneck = Moments()
-        self.decoder = HeteroModalDecoder(channels, channels, out_channels, spatial_dims)
+        self.decoder = HeteroModalDecoder(spatial_dims, channels, channels, out_channels)
         self.levels = len(channels)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -135,9 +125,3 @@ class HeMIS(nn.Module):
         *finer, deepest = encode(self.encoders, image)
         fused = [self.fuse(features, present) for features in finer]
         return cast("Tensor", self.decoder([*fused, self.bottleneck(deepest, present)]))
-
-
-def encode(encoders: nn.ModuleList, image: Tensor) -> list[Tensor]:
-    """Run each modality through its own encoder."""
-    encoded = [encoder(image[:, i : i + 1]) for i, encoder in enumerate(encoders)]
-    return [torch.stack(level, dim=1) for level in zip(*encoded, strict=True)]

@@ -6,9 +6,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kdnet.models.blocks import CONVOLUTION, LINEAR, POOLING, resize_like
-
-_NORMALISATION = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+from kdnet.models.blocks import (
+    CONVOLUTION,
+    LINEAR,
+    NORMALISATION,
+    POOLING,
+    check_widths,
+    resize_like,
+)
 
 
 class ConvolutionBlock(nn.Sequential):
@@ -18,7 +23,7 @@ class ConvolutionBlock(nn.Sequential):
         super().__init__()
         convolution = CONVOLUTION[spatial_dims]
         self.convolution = convolution(in_channels, out_channels, kernel_size=3, padding=1)
-        self.norm = _NORMALISATION[spatial_dims](out_channels, affine=True)
+        self.norm = NORMALISATION[spatial_dims](out_channels, affine=True)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
 
@@ -51,10 +56,6 @@ class DecoderLevel(nn.Module):
         joined = torch.cat((encoded, features), dim=1) if self.skip else features
         return cast("Tensor", self.fuse(joined))
 
-    def extra_repr(self) -> str:
-        """Say what happens between the two blocks."""
-        return f"upsampling={self.mode}, skip_connection={self.skip}"
-
 
 class KDNet(nn.Module):
     """Teacher and student of KD-Net: five resolutions, 14.49 million parameters."""
@@ -73,12 +74,18 @@ class KDNet(nn.Module):
         super().__init__()
         levels = len(channels) - 1
         skip_connections = levels if skip_connections is None else skip_connections
-        _check_arguments(channels, skip_connections, spatial_dims)
+        check_widths("KDNet", channels, spatial_dims)
+        if not 0 <= skip_connections <= levels:
+            raise ValueError(
+                f"KDNet: {levels + 1} resolutions have 0 to {levels} skip connections, not "
+                f"{skip_connections}."
+            )
         widths = [in_channels, *channels]
         self.encoder = nn.ModuleList(
             EncoderLevel(widths[i], widths[i + 1], spatial_dims) for i in range(levels)
         )
         self.pool = POOLING[spatial_dims](kernel_size=2)
+        # One block, not two: with it the count of parameters is the published one.
         self.bottleneck = ConvolutionBlock(channels[-2], channels[-1], spatial_dims)
         self.decoder = nn.ModuleList(
             DecoderLevel(
@@ -117,15 +124,3 @@ class KDNet(nn.Module):
                 f"the bottleneck, where instance norm needs more than one voxel. Use at least "
                 f"{factor} voxels along each axis and {2 * factor} along one, or fewer channels=."
             )
-
-
-def _check_arguments(channels: Sequence[int], skip_connections: int, spatial_dims: int) -> None:
-    if spatial_dims not in CONVOLUTION:
-        raise ValueError(f"KDNet: spatial_dims is 2 or 3, not {spatial_dims}.")
-    if len(channels) < 2:
-        raise ValueError(f"KDNet: channels needs two widths or more, not {tuple(channels)}.")
-    if not 0 <= skip_connections <= len(channels) - 1:
-        raise ValueError(
-            f"KDNet: {len(channels)} resolutions have 0 to {len(channels) - 1} skip connections, "
-            f"not {skip_connections}."
-        )

@@ -24,46 +24,25 @@ class SynthesisNetwork(nn.Module):
         synthesised: int = 1,
         segmenter: str = "kdnet",
         segmenter_arguments: Mapping[str, Any] | None = None,
-        generator: str | None = None,
-        generator_arguments: Mapping[str, Any] | None = None,
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
         if synthesised < 1:
             raise ValueError(f"SynthesisNetwork: synthesised is 1 or more, not {synthesised}.")
-        inherited = segmenter_arguments if generator is None else None
+        given = dict(segmenter_arguments or {})
+        if spatial_dims == 2:
+            given = in_two_dimensions(segmenter, given)
         self.synthesised = synthesised
-        self.generator = _build(
-            generator or segmenter,
-            inherited if generator_arguments is None else generator_arguments,
-            in_channels=in_channels,
-            out_channels=synthesised,
-            spatial_dims=spatial_dims,
+        # Of one kind, as the paper names none for either.
+        self.generator = build_network(
+            segmenter, given, in_channels=in_channels, out_channels=synthesised
         )
-        self.segmenter = _build(
-            segmenter,
-            segmenter_arguments,
-            in_channels=in_channels + synthesised,
-            out_channels=out_channels,
-            spatial_dims=spatial_dims,
+        self.segmenter = build_network(
+            segmenter, given, in_channels=in_channels + synthesised, out_channels=out_channels
         )
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
+        # Detached: the generator learns from the real image alone, as in the paper.
         synthesis = self.generator(image).detach()
         return cast("Tensor", self.segmenter(torch.cat((image, synthesis), dim=1)))
-
-
-def _build(
-    name: str,
-    arguments: Mapping[str, Any] | None,
-    *,
-    in_channels: int,
-    out_channels: int,
-    spatial_dims: int,
-) -> nn.Module:
-    """Build one of the two networks for the number of axes."""
-    given = arguments or {}
-    if spatial_dims == 2:
-        given = in_two_dimensions(name, given)
-    return build_network(name, given, in_channels=in_channels, out_channels=out_channels)

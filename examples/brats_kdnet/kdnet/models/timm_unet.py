@@ -18,12 +18,9 @@ class UpBlock(nn.Module):
         super().__init__()
         widths = (in_channels + skip_channels, out_channels, out_channels)
         self.convolutions = nn.Sequential()
-        for number, (before, after) in enumerate(pairwise(widths)):
-            self.convolutions.add_module(
-                f"convolution{number}", nn.Conv2d(before, after, 3, padding=1, bias=False)
-            )
-            self.convolutions.add_module(f"norm{number}", nn.BatchNorm2d(after))
-            self.convolutions.add_module(f"activation{number}", nn.ReLU())
+        for before, after in pairwise(widths):
+            convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            self.convolutions.extend((convolution, nn.BatchNorm2d(after), nn.ReLU()))
 
     def forward(self, features: Tensor, skip: Tensor | None, size: Sequence[int]) -> Tensor:
         """Return features of the given size."""
@@ -53,6 +50,7 @@ class TimmUNet(nn.Module):
                 f"TimmUNet: the encoder {encoder} has {len(widths)} levels, which need as many "
                 f"decoder_channels, all positive; got {tuple(decoder_channels)}."
             )
+        # A layer of its own, so that distillation can tap it by name.
         self.bottleneck = nn.Identity()
         # The last step has no features beside it: the first level is coarser than the input.
         skips = [*reversed(widths[:-1]), 0]
@@ -67,6 +65,7 @@ class TimmUNet(nn.Module):
         """Return the logits."""
         self._check_size(image)
         levels = list(self.encoder(image))
+        # Swin and its like put channels last.
         if str(getattr(self.encoder, "output_fmt", "")) == "NHWC":
             levels = [features.movedim(-1, 1) for features in levels]
         features = self.bottleneck(levels.pop())
@@ -87,9 +86,8 @@ class TimmUNet(nn.Module):
         # Batch norm of a single value fails, but only in a batch of one: refuse it beforehand.
         if self.training and max(image.shape[2:]) <= factor:
             raise ValueError(
-                f"TimmUNet: slices of {tuple(image.shape[2:])} leave one pixel at the bottleneck, "
-                f"where batch norm needs more. Use more than {factor} pixels along one axis, or an "
-                "encoder that subsamples less."
+                f"TimmUNet: slices of {tuple(image.shape[2:])} leave one pixel at the bottleneck. "
+                f"Use more than {factor} pixels along one axis, or another encoder."
             )
 
 
@@ -99,12 +97,9 @@ def _create_encoder(name: str, in_channels: int) -> Any:
         warnings.simplefilter("ignore", FutureWarning)
         timm = importlib.import_module("timm")
     try:
-        encoder: Any = timm.create_model(
-            name, features_only=True, in_chans=in_channels, pretrained=False
-        )
+        return timm.create_model(name, features_only=True, in_chans=in_channels, pretrained=False)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(
-            f"TimmUNet: encoder {name!r} cannot be used: {error}. Take a model of timm that gives "
-            "features at several resolutions, such as resnet18, efficientnet_b0 or convnext_atto."
+            f"TimmUNet: encoder {name!r} cannot be used: {error}. Take one of timm with features "
+            "at several resolutions, such as resnet18, efficientnet_b0 or convnext_atto."
         ) from error
-    return encoder

@@ -16,7 +16,6 @@ _MONAI = (
     *("SwinUNETR", "UNet", "UNETR", "VNet"),
 )
 HARMLESS = frozenset({*NETWORKS, *(f"monai.networks.nets.{name}" for name in _MONAI)})
-_PARTS = ("segmenter", "generator")
 #: Paths, addresses and the names of hubs hold one of them.
 _REACHING = frozenset("/\\:")
 
@@ -30,30 +29,27 @@ def check_trusted(
             continue
         if name not in HARMLESS:
             raise UserError(
-                f"{source} asks for the network {name!r}, which is neither of this application "
-                "nor known to be harmless: building it imports and runs code that the author of "
-                "the file has chosen. Nothing was imported. If you know that class and trust it, "
-                f"say so with --trust_backbone {name}."
+                f"{source} asks for the network {name!r}, which runs code that the author of the "
+                f"file has chosen. Nothing was imported. If you trust it: --trust_backbone {name}."
             )
-        reaching = [text for text in _texts(given) if {*text} & _REACHING]
-        if reaching:
-            raise UserError(
-                f"{source} builds its network {name!r} with {reaching[0]!r}, which may be a path, "
-                "an address or a model of a hub. Nothing was built. If you trust it, say so with "
-                f"--trust_backbone {name}."
-            )
+        for text in _texts(given):
+            if {*text} & _REACHING:
+                raise UserError(
+                    f"{source} builds its network {name!r} with {text!r}, which may be a path, an "
+                    "address or a model of a hub. Nothing was built. If you trust it: "
+                    f"--trust_backbone {name}."
+                )
 
 
 def _networks(backbone: Any, arguments: Any) -> Iterator[tuple[str, Any]]:
-    """A network, and those that it is made of, each with its own arguments."""
-    if not isinstance(arguments, Mapping):
+    """A network, and the one that a synthesis is made of, each with its own arguments."""
+    inside = arguments.get("segmenter") if isinstance(arguments, Mapping) else None
+    if inside is None:
         yield str(backbone), arguments
         return
-    # The arguments of a network inside another one are looked at under its own name.
-    yield str(backbone), {key: item for key, item in arguments.items() if key not in _PARTS}
-    for part in _PARTS:
-        if arguments.get(part) is not None:
-            yield from _networks(arguments[part], arguments.get(f"{part}_arguments") or {})
+    # Its name is no path, whatever it looks like.
+    yield str(backbone), {key: item for key, item in arguments.items() if key != "segmenter"}
+    yield from _networks(inside, arguments.get("segmenter_arguments") or {})
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -11,11 +11,12 @@ from kdnet.models.blocks import (
     check_image,
     check_widths,
     draw_subset,
+    encode,
     every_subset,
     find_present,
     spread,
 )
-from kdnet.models.hemis import HeteroModalDecoder, ModalityEncoder, encode
+from kdnet.models.hemis import HeteroModalDecoder, ModalityEncoder
 
 # Log-variances beyond are cut off, as in the published configuration.
 _LIMIT = 50.0
@@ -80,14 +81,10 @@ def subset_divergence(evidence: Evidence, present: Tensor) -> Tensor:
 class Latent(nn.Module):
     """The fused latent map of one resolution: a random sample, or its mean."""
 
-    def __init__(self, *, sample_in_eval: bool) -> None:
-        super().__init__()
-        self.sample_in_eval = sample_in_eval
-
     def forward(self, evidence: Evidence, chosen: Tensor) -> Tensor:
         """Fuse."""
         mean, log_variance = multiply(evidence, chosen)
-        if not (self.training or self.sample_in_eval):
+        if not self.training:
             return mean
         return mean + (log_variance / 2).exp() * torch.randn_like(mean)
 
@@ -108,20 +105,19 @@ class UHVED(nn.Module):
         out_channels: int,
         channels: Sequence[int] = (8, 16, 32, 64),
         *,
-        sample_in_eval: bool = False,
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
-        check_widths("UHVED", channels, spatial_dims)
+        check_widths("UHVED", channels, spatial_dims, even=True)
         latent = [width // 2 for width in channels]
         self.encoders = nn.ModuleList(
-            ModalityEncoder(channels, channels, spatial_dims) for _ in range(in_channels)
+            ModalityEncoder(spatial_dims, channels, channels) for _ in range(in_channels)
         )
-        self.fuse = Latent(sample_in_eval=sample_in_eval)
-        self.bottleneck = Latent(sample_in_eval=sample_in_eval)
-        self.decoder = HeteroModalDecoder(channels, latent, out_channels, spatial_dims)
+        self.fuse = Latent()
+        self.bottleneck = Latent()
+        self.decoder = HeteroModalDecoder(spatial_dims, channels, latent, out_channels)
         self.reconstructors = nn.ModuleList(
-            HeteroModalDecoder(channels, latent, 1, spatial_dims) for _ in range(in_channels)
+            HeteroModalDecoder(spatial_dims, channels, latent, 1) for _ in range(in_channels)
         )
         self.levels = len(channels)
 

@@ -22,4 +22,5 @@ _RECIPES = {
 
 def recipe_of(row: Row, setting: Setting) -> Recipe:
     """Follow the recipe of a row."""
+    # Names are checked where rows are read.
     return _RECIPES[row.recipe](setting)

@@ -1,6 +1,5 @@
 """What KD-Net is compared with: networks for any subset of modalities, and negative results."""
 
-import torch
 from torch import Tensor, nn
 
 from kdnet.errors import UserError
@@ -19,9 +18,8 @@ def missing_modality(setting: Setting) -> Recipe:
     # the one that all rows share, in place of their own.
     if len(setting.view) < 2:
         raise UserError(
-            f"The recipe missing_modality trains for every subset of what a network sees, and this "
-            f"one sees {', '.join(setting.view)} alone. Give the row role: teacher, or two "
-            "student_modalities or more."
+            f"The recipe missing_modality hides modalities, and here {setting.view[0]} is the only "
+            "one. Give the row role: teacher, or two student_modalities or more."
         )
     reference, extra = ground_truth(setting.options), extra_terms(uncompiled(setting.network))
     # Networks with terms of their own draw subsets by themselves.
@@ -64,9 +62,8 @@ def synthesise_then_segment(setting: Setting) -> Recipe:
     made = network.synthesised if isinstance(network, SynthesisNetwork) else 0
     if made != len(privileged):
         raise UserError(
-            f"The recipe synthesised makes {len(privileged)} modalities, {', '.join(privileged)}, "
-            f"but the network makes {made}. Set backbone: synthesis and backbone_arguments: "
-            f"{{synthesised: {len(privileged)}}}."
+            f"The recipe synthesised makes {', '.join(privileged)}, the network makes {made}. Set "
+            f"backbone: synthesis, backbone_arguments: {{synthesised: {len(privileged)}}}."
         )
     return Recipe(
         teacher=PrivilegedImage(),
@@ -104,31 +101,17 @@ def share_deepest_layers(setting: Setting) -> Recipe:
         raise UserError("The recipe shared needs a teacher: name one in the row, teacher: teacher.")
     option = setting.options.bottleneck_layer
     name = "bottleneck" if option == "auto" else option
-    student, teacher = _layer(setting.network, name), _layer(setting.teacher, name)
-    if _shapes(student) != _shapes(teacher) or not _shapes(student):
+    try:
+        networks = (uncompiled(setting.network), uncompiled(setting.teacher))
+        student, teacher = (network.get_submodule(name) for network in networks)
+        student.load_state_dict(teacher.state_dict())
+    except (AttributeError, RuntimeError) as error:
         raise UserError(
-            f"The recipe shared needs layer {name!r} to have the same weights in both networks; "
-            f"the student's are {_shapes(student)}, the teacher's {_shapes(teacher)}. Give both "
-            "the same backbone and arguments, or name another --bottleneck_layer."
-        )
-    with torch.no_grad():
-        for key, parameter in student.named_parameters():
-            parameter.copy_(teacher.get_parameter(key))
+            f"The recipe shared cannot copy layer {name!r} from the teacher: {error}. Give both "
+            "the same backbone and arguments, or name the deepest layers: --bottleneck_layer."
+        ) from error
+    if not student.state_dict():
+        raise UserError(f"Layer {name!r} has no weights to share; name others: --bottleneck_layer.")
+    # Fixed, or the student would unlearn what is shared.
     student.requires_grad_(requires_grad=False)
     return distilled(setting)
-
-
-def _layer(network: nn.Module, name: str) -> nn.Module:
-    plain = uncompiled(network)
-    try:
-        found: nn.Module = plain.get_submodule(name)
-    except AttributeError as error:
-        raise UserError(
-            f"The recipe shared finds no layer {name!r} in {type(plain).__name__}: {error}. Name "
-            "the deepest layers with --bottleneck_layer."
-        ) from error
-    return found
-
-
-def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}

@@ -1,9 +1,8 @@
 """Objectives of the field beside KD-Net's, by the name that the configuration gives them."""
 
-from collections.abc import Callable
-
 from torch import nn
 
+import privdistill
 from kdnet.errors import UserError
 from kdnet.recipes.kdnet import (
     Recipe,
@@ -23,33 +22,20 @@ from privdistill import (
     SoftTargetDiceBCE,
     Tap,
     Term,
-    generalized,
-    hinton,
-    pmkl,
-    protokd,
-    structured,
-    xie,
 )
-
-_PRESETS: dict[str, Callable[[], Objective]] = {
-    "hinton": hinton,
-    "generalized": generalized,
-    "xie": xie,
-    "structured": structured,
-    "pmkl": pmkl,
-}
 
 
 def distilled(setting: Setting) -> Recipe:
     """Learn from the frozen teacher through the objective that the options name."""
     objective = objective_of(setting)
+    # Each was trained on a part of the subjects, so that none teaches those it has seen.
     if len(setting.teachers) > 1 and objective.taps:
         raise UserError(
             f"The objective {setting.options.objective} compares features, which come from one "
-            "teacher; of several, each was trained on a part of the subjects that it would teach. "
-            "Set --out_of_fold 1, or an objective of predictions alone, such as --latent_weight 0."
+            "teacher. Set --out_of_fold 1, or compare predictions alone, as --latent_weight 0 does."
         )
     taps = bottleneck(setting.options, setting.network, objective, setting.teacher)
+    # Names of last decoder layers differ from network to network: what enters the head is read.
     if "decoder" in objective.taps:
         teacher, student = (
             Layer(head_of(network)[0], at="input")
@@ -64,10 +50,9 @@ def objective_of(setting: Setting) -> Objective:
     name = setting.options.objective
     if name == "kdnet":
         return student_objective(setting.options)
-    if name == "protokd":
-        preset = protokd(classes=head_of(setting.network)[1].out_channels)
-    else:
-        preset = _PRESETS[name]()
+    # ProtoKD divides a weight by the number of classes.
+    known = {} if name != "protokd" else {"classes": head_of(setting.network)[1].out_channels}
+    preset: Objective = getattr(privdistill, name)(**known)
     pairs = preset.named_terms.values()
     return Objective([(weight, _adjusted(term, setting)) for weight, term in pairs])
 
@@ -75,6 +60,7 @@ def objective_of(setting: Setting) -> Objective:
 def _adjusted(term: Term, setting: Setting) -> Term:
     """The same term with the Dice and cross-entropy of all rows, and with lone subjects."""
     options = setting.options
+    # Rows of a table differ in how they distil, not in how they compare with the reference.
     if isinstance(term, GroundTruth) and term.loss is None:
         return ground_truth(options)
     if isinstance(term, SoftTargetDiceBCE):
@@ -98,13 +84,14 @@ def head_of(network: nn.Module) -> tuple[str, _Convolution]:
     """Find the layer that makes logits of the last decoder features."""
     plain = uncompiled(network)
     found = {name: part for name, part in plain.named_modules() if isinstance(part, _Convolution)}
+    # Networks of the application call it so.
     if "head" in found:
         return "head", found["head"]
     name, last = next(reversed(found.items()), ("", None))
     if last is None or max(last.kernel_size) > 1:
         raise UserError(
-            f"The last decoder features of {type(plain).__name__} cannot be told: it has no layer "
-            f"called 'head', and its last convolution is {name or 'missing'}, not one of kernel 1. "
-            "Take an objective that does not read them, such as hinton, or another backbone."
+            f"{type(plain).__name__} has no layer called 'head', and its last convolution, "
+            f"{name or 'missing'}, is not one of kernel 1. Take an objective that does not read "
+            "the last decoder features, such as hinton, or another backbone."
         )
     return name, last

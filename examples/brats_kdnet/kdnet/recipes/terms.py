@@ -1,5 +1,6 @@
 """Terms on what a network returns beside its logits, and on synthesised images."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -9,7 +10,7 @@ from kdnet.models.blocks import at_least_float32
 from privdistill import ContrastiveProjection, FeatureTerm, ObjectiveError, Step, Term
 
 
-class OutputTerm(Term):
+class OutputTerm(Term, ABC):
     """A term on what a network returns in train mode; in eval mode it is zero.
 
     Validation losses so compare segmentations. A subclass says what it reads, and writes `measure`.
@@ -18,9 +19,9 @@ class OutputTerm(Term):
     per_head = False
     reads: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def measure(self, step: Step, *returned: Tensor) -> Tensor:
         """Compute the term from what was returned."""
-        raise NotImplementedError
 
     def forward(self, step: Step) -> Tensor:
         """Find what is read in the student's output."""
@@ -32,8 +33,7 @@ class OutputTerm(Term):
         if missing:
             raise ObjectiveError(
                 f"{self.name}: in train mode the student returned {', '.join(map(str, found))}; "
-                f"this term reads {', '.join(missing)} as well. Leave the term out, or train a "
-                "network that returns them, such as models.UHVED or models.GatedFusionNet."
+                f"this term reads {', '.join(missing)} as well, which UHVED or GatedFusionNet give."
             )
         return self.measure(step, *(output[name] for name in self.reads))
 

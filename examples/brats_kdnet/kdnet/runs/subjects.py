@@ -13,12 +13,13 @@ from kdnet.data.checks import (
     Problem,
     check_subjects,
     keep_usable,
-    problem_table,
+    listed,
     problems_as_rows,
     raise_for_problems,
 )
 from kdnet.data.description import Description, load_description
 from kdnet.data.loading import prepare
+from kdnet.data.phantom_files import generate_phantoms, phantom_names
 from kdnet.data.samples import samples_per_subject
 from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
 from kdnet.data.subjects import Subject, find_subjects
@@ -26,7 +27,6 @@ from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError, printable
 from kdnet.runs.folder import Folder
 from kdnet.runs.networks import check_views, describe_network, stacked, workers
-from phantoms import generate_phantoms, phantom_names
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSe
     problems = told(checked, console)
     usable, left_out = keep_usable(subjects, problems)
     if problems:
-        console.print(problem_table(problems))
+        console.out(listed(problems), highlight=False)
         names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
         console.print(f"Left out: {len(left_out)} of {len(subjects)} subjects: {names}")
     kept = {subject.name: subject for subject in usable}
