@@ -15,7 +15,7 @@ from kdnet.config import TrainingConfig
 from kdnet.errors import UserError
 from kdnet.stopping import StoppedError, deferring
 from kdnet.training.checkpoint import is_finished, load_state, read_metadata
-from kdnet.training.history import History, build_logger, read_history
+from kdnet.training.history import Journal, read_history
 from kdnet.training.loop import build_scheduler, mean_dice
 from kdnet.training.runtime import NonFiniteError
 
@@ -106,7 +106,7 @@ def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
     with pytest.raises(StoppedError):
         train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
     work.pause_file.write_bytes(b"half")
-    with pytest.raises(UserError, match=r"pause.safetensors alone to go on after epoch 1"):
+    with pytest.raises(UserError, match=r"remove pause.safetensors alone"):
         train(work)
     work.pause_file.unlink()
     train(work)
@@ -214,26 +214,22 @@ def test_history_has_a_column_for_every_term(tmp_path):
         ]
 
 
-def test_rows_after_the_last_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "history.csv"
+@pytest.mark.parametrize("logger", ["tensorboard", "csv"])
+def test_rows_after_the_last_checkpoint_are_dropped_and_curves_go_on(tmp_path, logger):
+    work = case(tmp_path, logger=logger)
     for done, rows in ((0, [(1, 0.5), (2, 0.5), (3, 0.5)]), (1, [(2, 0.25)])):
-        with History(path, epoch=done) as history:
+        journal = Journal(work, epoch=done, steps=1)
+        with journal.open():
             for epoch, loss in rows:
-                history.add({"epoch": epoch, "step": epoch, "train_loss": loss})
-    assert [row["train_loss"] for row in read_history(path)] == [0.5, 0.25]
-
-
-def test_curves_go_where_they_are_asked_to_go_on_from_start_to_start(tmp_path):
-    for done in (0, 1):
-        for name in ("tensorboard", "csv"):
-            logger = build_logger(name, tmp_path / name, epoch=done)
-            with History(tmp_path / f"{name}.csv", logger, epoch=done) as history:
-                history.add({"epoch": done + 1, "learning_rate": 0.1, "train_loss": 0.5})
-    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 2
-    for start in (0, 1):
-        with (tmp_path / "csv" / "csv" / f"version_{start}" / "metrics.csv").open() as file:
-            (row,) = csv.DictReader(file)
-        assert (float(row["train/loss"]), int(row["step"])) == (0.5, start + 1)
+                journal.epoch({"epoch": epoch, "step": epoch, "train_loss": loss})
+    losses = [row["train_loss"] for row in read_history(work.folder / "history.csv")]
+    assert losses == [0.5, 0.25]
+    if logger == "tensorboard":
+        assert len(list(work.scalars.glob("events*"))) == 2
+        return
+    with (work.scalars / "csv" / "version_1" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (float(row["train/loss"]), int(row["step"])) == (0.25, 2)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
