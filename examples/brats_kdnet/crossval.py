@@ -85,14 +85,14 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
     config, options = parse_for(CROSSVAL, arguments)
     # What needs PyTorch is imported only now, so that --help comes at once.
     from kdnet.results.collected import collect_lesions, show_results  # noqa: PLC0415
-    from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
+    from kdnet.runs.pool import carry_out  # noqa: PLC0415
 
     if options.lesions:
         from kdnet.evaluation.lesions import load_panoptica  # noqa: PLC0415
 
         load_panoptica()
     plan = plan_rows(config, options, console)
-    command = command_of(Path(__file__), arguments)
+    command = [sys.executable, __file__, *arguments]
     plan, failed = carry_out(plan, plan.units(), options, command, console)
     if failed is None:
         return 0

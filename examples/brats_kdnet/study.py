@@ -78,7 +78,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
     # What needs PyTorch is imported only now, so that --help comes at once.
     from kdnet.results.collected import show_results  # noqa: PLC0415
     from kdnet.runs.plan import deal, make_plan  # noqa: PLC0415
-    from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
+    from kdnet.runs.pool import carry_out  # noqa: PLC0415
     from kdnet.runs.subjects import find_data  # noqa: PLC0415
     from kdnet.studies.design import check_distinct, read_design  # noqa: PLC0415
 
@@ -103,7 +103,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
     if not units:
         raise UserError(f"--only {options.only}: no unit has such a name; --show units lists them.")
     units = [unit for unit in plan.units() if unit in units]  # numbered as without --only
-    command = command_of(Path(__file__), arguments)
+    command = [sys.executable, __file__, *arguments]
     plan, failed = carry_out(plan, units, options, command, console)
     if failed is None:
         return 0

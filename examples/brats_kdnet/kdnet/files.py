@@ -166,6 +166,11 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
 def remove_abandoned(*folders: Path) -> None:
     """Remove what killed processes left half written, an hour ago or earlier."""
     for folder in folders:

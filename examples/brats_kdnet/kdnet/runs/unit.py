@@ -36,7 +36,7 @@ from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
 from kdnet.evaluation.scoring import evaluate, write_scores
 from kdnet.errors import explained
 from kdnet.recipes import Recipe, recipe_of
-from kdnet.runs.folder import UnitFolder, locked, with_digest
+from kdnet.runs.folder import UnitFolder, locked
 from kdnet.runs.networks import (
     build,
     check_unseen,
@@ -187,7 +187,7 @@ class Experiment:
 
     def record(self) -> None:
         """Write what is trained and what it has taken so far to unit.json."""
-        content = with_digest(experiment_of(self.plan, self.unit))
+        content: dict[str, Any] = {"experiment": experiment_of(self.plan, self.unit)}
         content["seconds"] = {name: round(value, 2) for name, value in self.watch.seconds.items()}
         content["peak_mib"] = peak_memory()
         if self.cache_counts:
@@ -296,6 +296,8 @@ def train(experiment: Experiment) -> None:
     network = build(metadata).to(memory_format=layout)
     teachers = load_teachers(experiment)
     if training.compile:
+        # What was compiled for an earlier network of this class knows nothing of this one's taps.
+        torch.compiler.reset()
         network, teachers = compiled(network), list(map(compiled, teachers))
     setting = setting_of(
         unit.row, experiment.config, experiment.data.description, network, teachers
