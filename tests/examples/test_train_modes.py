@@ -249,8 +249,6 @@ def patch_task(folder):
         metadata=metadata,
         settings=TrainingConfig(epochs=3, learning_rate=0.01, schedule="onecycle"),
         folder=folder / "baseline",
-        scalars=folder / "tensorboard",
-        memory_format="contiguous",
         console=Console(quiet=True),
         volumes=Volumes(2),
     )

@@ -347,8 +347,6 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
             metadata=metadata,
             settings=config.training,
             folder=experiment.folder.root,
-            scalars=experiment.folder.root / "tensorboard",
-            memory_format=config.training.memory_format,
             console=experiment.console,
             volumes=whole_volumes(experiment.datasets["validation"], config.data),
             seen_by_teachers=tuple(seen),

@@ -31,7 +31,7 @@ from kdnet.files import atomic, file_digest, first_line, said
 from kdnet.models import build_network
 from kdnet.models.trust import check_trusted
 from kdnet.stopping import Interruption
-from kdnet.training.runtime import MemoryFormat, load_optimizer, load_weights, whole
+from kdnet.training.runtime import load_optimizer, load_weights, whole
 from privdistill import DistillationWrapper
 
 Loader = Any  # a DataLoader, or Fabric's wrapper around one
@@ -197,8 +197,6 @@ class Task:
         metadata: Describes the network; its role names the training.
         settings: Optimizer, schedule, selection.
         folder: Folder of this network's files.
-        scalars: Folder of its curves.
-        memory_format: Layout of images and weights.
         console: Where progress is shown.
         volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
             whole volumes.
@@ -208,8 +206,6 @@ class Task:
     metadata: ModelMetadata
     settings: TrainingConfig
     folder: Path
-    scalars: Path
-    memory_format: MemoryFormat
     console: Console
     volumes: Sequence[Sample] | None = None
     seen_by_teachers: tuple[frozenset[str], ...] = ()
@@ -226,6 +222,11 @@ class Task:
     def role(self) -> str:
         """The network's role."""
         return self.metadata.role
+
+    @property
+    def scalars(self) -> Path:
+        """Folder of its curves."""
+        return self.folder / "tensorboard"
 
     @property
     def model_file(self) -> Path:

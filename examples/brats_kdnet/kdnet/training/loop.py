@@ -136,7 +136,7 @@ def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
 def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
     """Bring a batch into the form that the wrapper takes."""
     image = batch["image"]
-    image = image.to(memory_format=torch_format(task.memory_format, image.ndim - 2))
+    image = image.to(memory_format=torch_format(task.settings.memory_format, image.ndim - 2))
     metadata = task.metadata
     return image, to_target(batch["label"], metadata.description, metadata.activation)
 
@@ -216,7 +216,7 @@ def validate_volumes(training: Training, between: Callable[[], None]) -> dict[st
     metadata, volumes = task.metadata, task.volumes or ()
 
     def predict(part: Tensor) -> Tensor:
-        layout = torch_format(task.memory_format, part.ndim - 2)
+        layout = torch_format(task.settings.memory_format, part.ndim - 2)
         with fabric.autocast():
             return kd.predict(part.to(fabric.device, memory_format=layout)).float().cpu()
 

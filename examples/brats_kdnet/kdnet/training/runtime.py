@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -16,13 +16,12 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.benchmark import Timer
 
 from kdnet.config import TrainingConfig
 from kdnet.data.loading import Batch
 from kdnet.errors import UserError
 from privdistill import DistillationWrapper, Output, PrivilegedInput
-
-MemoryFormat = Literal["channels_last", "contiguous"]
 
 #: A way to take steps is measured for this long.
 _MEASURED_SECONDS = 2.0
@@ -61,7 +60,7 @@ def check_precision(precision: str, device: str, network: nn.Module, shape: Sequ
 
 
 def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
-    """Find the 3-D convolutions whose bf16 weight gradient is wrong on a CPU."""
+    """Find the 3-D convolutions of a new network whose bf16 weight gradient is wrong on a CPU."""
     names: list[str] = []
 
     def look(name: str) -> Any:
@@ -76,15 +75,13 @@ def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv3d)
     ]
-    modes = {module: module.training for module in network.modules()}
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(*shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    # Not in training mode, in which batch norms refuse one voxel and change their statistics.
+    network.eval()
+    with torch.no_grad():
+        network(torch.zeros(*shape))
+    network.train()
+    for hook in hooks:
+        hook.remove()
     return names
 
 
@@ -92,13 +89,11 @@ def measure_steps(
     network: nn.Module, shape: Sequence[int], accelerator: str = "auto"
 ) -> dict[tuple[str, str], float]:
     """Return the seconds of a training step by precision and memory format, the fastest first."""
-    device = device_type(accelerator)
-    precisions = ["32-true"]
-    if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        precisions.append("bf16-mixed" if native else "16-mixed")
-    elif device == "cpu" and not unsafe_in_bf16(network, shape):
-        precisions.append("bf16-mixed")
+    device, half = device_type(accelerator), "bf16-mixed"
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        half = "16-mixed"
+    measured = device == "cuda" or (device == "cpu" and not unsafe_in_bf16(network, shape))
+    precisions = ["32-true", *[half] * measured]
     network = network.to(device).train()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         seconds = {
@@ -121,30 +116,23 @@ def recommend(settings: TrainingConfig, network: nn.Module, shape: Sequence[int]
 
 
 def _seconds(network: nn.Module, shape: Sequence[int], precision: str, layout: str) -> float:
-    """The shortest step within two seconds, after one that loads the kernels."""
+    """The shortest of the steps that two seconds have room for."""
     memory = torch_format(layout, len(shape) - 2)
     network.to(memory_format=memory)
     image = torch.zeros(*shape, device=next(network.parameters()).device).to(memory_format=memory)
-    _timed_step(network, image, precision)
-    end, best = time.perf_counter() + _MEASURED_SECONDS, float("inf")
-    while True:
-        best = min(best, _timed_step(network, image, precision))
-        if time.perf_counter() > end:
-            return best
-
-
-def _timed_step(network: nn.Module, image: Tensor, precision: str) -> float:
-    start = time.perf_counter()
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    with torch.autocast(image.device.type, dtype=half, enabled=half is not None):
-        output: Any = network(image)
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    output.float().mean().backward()  # type: ignore[no-untyped-call]
-    network.zero_grad(set_to_none=True)
-    if image.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+
+    def step() -> None:
+        with torch.autocast(image.device.type, dtype=half, enabled=half is not None):
+            output: Any = network(image)
+        while not isinstance(output, Tensor):
+            output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+        output.float().mean().backward()  # type: ignore[no-untyped-call]
+        network.zero_grad(set_to_none=True)
+
+    # It loads the kernels beforehand, and waits for a GPU.
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=_MEASURED_SECONDS).times)
 
 
 class Stopwatch:
