@@ -219,7 +219,7 @@ EXPERIMENT = {
     [
         ({"config": {"epochs": 3}}, "epochs: 2 there, 3 now"),
         ({"objective": "M"}, "objective: 'L' there, 'M' now"),
-        ({"sources": {"a": "1", "b": "3"}}, "changed since then: b"),
+        ({"sources": {"a": "1", "b": "3"}}, "sources.b: '2' there"),
         ({"row": {"role": "teacher"}}, "role: 'student' there"),
     ],
 )

@@ -63,7 +63,7 @@ from kdnet.training.checkpoint import (
 )
 from kdnet.training.loop import fit
 from kdnet.training.history import counting
-from kdnet.training.runtime import Stopwatch, peak_memory, shard, torch_format
+from kdnet.training.runtime import peak_memory, shard, timed, torch_format
 from privdistill import DistillationWrapper, Ensemble, GroundTruth, TeacherCache
 
 
@@ -148,7 +148,7 @@ class Experiment:
         config: The resolved configuration.
         fabric: Launched.
         console: Where progress is shown.
-        watch: Time per phase, that of earlier starts included.
+        seconds: Time per phase, that of earlier starts included.
         split: Names of training, validation, test and unlabelled subjects.
         datasets: Preprocessed training, validation and unlabelled subjects.
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
@@ -160,7 +160,7 @@ class Experiment:
     config: Config
     fabric: Fabric
     console: Console
-    watch: Stopwatch
+    seconds: dict[str, float]
     split: Split
     datasets: dict[str, Any]
     cache_counts: dict[str, int] = field(default_factory=dict)
@@ -188,7 +188,7 @@ class Experiment:
     def record(self) -> None:
         """Write what is trained and what it has taken so far to unit.json."""
         content: dict[str, Any] = {"experiment": experiment_of(self.plan, self.unit)}
-        content["seconds"] = {name: round(value, 2) for name, value in self.watch.seconds.items()}
+        content["seconds"] = {name: round(value, 2) for name, value in self.seconds.items()}
         content["peak_mib"] = peak_memory()
         if self.cache_counts:
             content["teacher_cache"] = self.cache_counts
@@ -261,12 +261,12 @@ def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator
     folder = plan.folder(unit)
     folder.check_experiment(experiment_of(plan, unit))
     earlier = folder.read_record()
-    watch = Stopwatch(earlier.get("seconds"))
-    with watch.phase("data"), fabric.rank_zero_first():
+    seconds = dict(earlier.get("seconds", {}))
+    with timed(seconds, "data"), fabric.rank_zero_first():
         datasets = prepare_parts(config, plan.data, split, plan.cache, console)
     counts = earlier.get("teacher_cache", {})
     experiment = Experiment(
-        plan, unit, config, fabric, console, watch, split, datasets, cache_counts=counts
+        plan, unit, config, fabric, console, seconds, split, datasets, cache_counts=counts
     )
     try:
         if fabric.is_global_zero:
@@ -302,7 +302,7 @@ def train(experiment: Experiment) -> None:
     setting = setting_of(
         unit.row, experiment.config, experiment.data.description, network, teachers
     )
-    with experiment.watch.phase("training"), explained(f"The training of {unit.name}"):
+    with timed(experiment.seconds, "training"), explained(f"The training of {unit.name}"):
         teach(experiment, recipe_of(unit.row, setting), metadata)
     if experiment.fabric.is_global_zero:
         # A kill in what follows must not cost these times.
@@ -431,7 +431,7 @@ def counted(experiment: Experiment, cache: TeacherCache | None) -> Iterator[None
 def score(experiment: Experiment, *, subsets: bool) -> None:
     """Score the trained network on the held-out subjects; the scores say that the unit is done."""
     folder, row = experiment.folder, experiment.unit.row
-    with experiment.watch.phase("evaluation"):
+    with timed(experiment.seconds, "evaluation"):
         network, metadata = load_model(folder.model, trusted=experiment.plan.trusted)
         every = seen = metadata.modalities
         if row.recipe == "missing_modality":

@@ -140,12 +140,10 @@ def build_logger(name: str, folder: Path, *, epoch: int) -> Logger:
     if name == "csv":
         # Every start writes a version of its own; history.csv holds all of them.
         return CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
+    kind = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name]
     try:
-        loggers: Any = importlib.import_module("lightning.pytorch.loggers")
-        if name == "wandb":
-            logger: Logger = loggers.WandbLogger(name=folder.name, save_dir=folder)
-        else:
-            logger = loggers.MLFlowLogger(run_name=folder.name, save_dir=str(folder))
+        loggers = importlib.import_module("lightning.pytorch.loggers")
+        logger: Logger = getattr(loggers, kind)(save_dir=str(folder))
     except ImportError as error:
         raise UserError(
             f"--logger {name} needs packages that are not installed ({error}). Install them (pip "

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import resource
 import sys
 import time
@@ -135,20 +136,14 @@ def _seconds(network: nn.Module, shape: Sequence[int], precision: str, layout: s
     return min(timer.blocked_autorange(min_run_time=_MEASURED_SECONDS).times)
 
 
-class Stopwatch:
-    """Wall-clock time per phase."""
-
-    def __init__(self, seconds: dict[str, float] | None = None) -> None:
-        self.seconds = dict(seconds or {})
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to a phase, also if an exception leaves it."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time spent in the block to a phase, also if an exception leaves it."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def peak_memory() -> dict[str, float]:
@@ -255,25 +250,21 @@ def check_image(batch: Batch, kd: DistillationWrapper, where: str) -> None:
 
 def check_step(fabric: Fabric, batch: Batch, out: Output, norm: Tensor | None, where: str) -> float:
     """Return the loss of a step that the optimizer has not taken yet, if it may be taken."""
-    numbers = torch.stack([out.loss.detach().float(), _plain(norm, out.loss)])
-    loss, slope = numbers.tolist()
+    slope = torch.zeros(()) if norm is None else torch.as_tensor(whole(norm))
+    numbers = [value.detach().float().to(out.loss.device) for value in (out.loss, slope)]
+    # Both at once, as each look at a GPU's numbers waits for it.
+    loss, length = torch.stack(numbers).tolist()
     # Under fp16 an infinite gradient is how the loss scaler finds its scale: it skips the step.
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-    if all(abs(value) < float("inf") for value in ((loss,) if scaled else (loss, slope))):
+    if math.isfinite(loss) and (scaled or math.isfinite(length)):
         return float(loss)
     terms = ", ".join(f"{name} {float(value):.4g}" for name, value in out.terms.items())
     raise NonFiniteError(
         f"Training stopped ({where}): expected finite numbers, found loss {loss:.4g} and "
-        f"gradient norm {slope:.4g}. Terms: {terms}. Cases: {', '.join(batch['name'])}.\n"
+        f"gradient norm {length:.4g}. Terms: {terms}. Cases: {', '.join(batch['name'])}.\n"
         "The weights of the last finished epoch are kept. Look at these cases, lower "
         "--learning_rate, set --gradient_clip, or use --precision 32-true; then choose a new --out."
     )
-
-
-def _plain(norm: Tensor | None, loss: Tensor) -> Tensor:
-    if norm is None:
-        return torch.zeros_like(loss, dtype=torch.float32)
-    return torch.as_tensor(whole(norm)).detach().float().to(loss.device)
 
 
 def _modality(channel: int, kd: DistillationWrapper) -> str:
