@@ -79,6 +79,7 @@ class UnitFolder:
 
     def check_experiment(self, now: Mapping[str, Any]) -> None:
         """Refuse to take what another experiment left for a result of this one."""
+        # A unit that never began, or whose record was removed on purpose, is what it is asked to be.
         before = self.read_record().get("experiment", now)
         differing = _differences(_flat(before), _flat(now))
         if differing:
@@ -93,6 +94,7 @@ class UnitFolder:
         """Refuse a result that another teacher has taught than the one that is there now."""
         known = self.read_record().get("teachers", {})
         for name, path in models.items():
+            # One that is not there any more is trained again, and comes to the same weights.
             if name in known and path.is_file() and file_digest(path) != known[name]:
                 raise UserError(
                     f"{self.root} was taught by another network than {path}, which has been "
@@ -150,6 +152,7 @@ class Folder:
         """Create the folder, and record what the run is made with."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            # First, since it makes the folder one of ours: a start that dies now goes on.
             write_text(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
         except (OSError, WriteError) as error:
             raise UserError(f"--out: {self.root} cannot be written: {error}") from error
@@ -159,6 +162,7 @@ class Folder:
     def check_unchanged(self, description: Description, folds: Any, states: States) -> None:
         """Refuse to go on with other subjects, labels or files than the run began with."""
         other = "Restore the data set and its options, or choose another --out."
+        # The folder keeps copies, as the files of a data set are out of its reach.
         if read_mapping(self.description) != _as_stored(description.to_dict()):
             raise UserError(
                 f"{self.root}: the description of the data set has changed since this run began. "

@@ -123,6 +123,7 @@ class Plan:
     def configure(self, unit: Unit) -> Config:
         """Return the configuration of a unit."""
         config = self.configs[unit.row.name]
+        # Folds of further repeats, or of a file, may have higher numbers than --folds.
         folds = max(config.data.folds, unit.fold.number + 1)
         data = replace(config.data, folds=folds, fold=unit.fold.number, cache_dir=self.cache)
         return replace(config, data=data, training=replace(config.training, seed=unit.seed))
@@ -133,6 +134,7 @@ class Plan:
 
     def units(self) -> list[Unit]:
         """Return all units: every teacher, on all folds, before everything else."""
+        # So that array jobs can wait for them, and a pool finds its first students ready early.
         teachers = {teacher for row in self.rows for teacher in row.teachers}
         order = {row.name: (self._generation(row), row.name not in teachers) for row in self.rows}
         return [
@@ -147,6 +149,7 @@ class Plan:
         found = []
         for name in unit.row.teachers:
             seeds = self.seeds[name]
+            # Without a twin of its own seed a student learns from the first: a teacher is given, not drawn.
             seed = unit.seed if unit.seed in seeds else seeds[0]
             found.append(replace(unit, row=self.row(name), seed=seed))
         return found
@@ -177,6 +180,7 @@ class Plan:
     def is_done(self, unit: Unit) -> bool:
         """Say whether a unit is trained and scored, with all subsets if that is wanted."""
         folder = self.folder(unit)
+        # Scores are written last, so that they vouch for weights and predictions.
         wanted = self.subsets and unit.row.recipe == "missing_modality"
         return folder.scores.is_file() and (folder.subsets.is_file() or not wanted)
 

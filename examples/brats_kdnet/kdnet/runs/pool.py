@@ -49,7 +49,9 @@ def carry_out(
     plan: Plan, units: Sequence[Unit], options: Any, command: Sequence[str], console: Console
 ) -> tuple[Plan, dict[str, str] | None]:
     """Show or train units, as the options say; return why some failed, None if not all were due."""
+    # A mistake in it shows before the data are read.
     number_of_jobs(options.jobs, plan.config.training.accelerator)
+    # A task of an array prepares what it needs and no more.
     chosen = units if options.unit is None else plan.with_teachers([plan.find(options.unit)])
     plan = prepare(rehearse_rows(plan, chosen, console), chosen, console)
     if options.show == "status":
@@ -165,6 +167,7 @@ class Pool:
             if reason is not None:
                 self.failed[unit.name] = reason
                 continue
+            # Another start may train the teacher; its files tell.
             ready = all(map(self.plan.is_done, self.plan.teachers_of(unit)))
             if ready and len(self.running) < self.jobs:
                 self._start(unit)
@@ -177,6 +180,7 @@ class Pool:
         slot = next(number for number in range(self.jobs) if number not in taken)
         log = self._log(unit.name)
         log.parent.mkdir(parents=True, exist_ok=True)
+        # What earlier starts said stays.
         with log.open("ab") as stream:
             process = subprocess.Popen(  # noqa: S603
                 [*self.command, "--unit", unit.name],
@@ -213,6 +217,7 @@ class Pool:
             seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             gpus = seen if seen != [""] else [str(i) for i in range(torch.cuda.device_count())]
             return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]}
+        # More threads than processors would wait for each other.
         threads = str(max(1, processors() // self.jobs))
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
         return {name: os.environ.get(name, threads) for name in names}

@@ -30,6 +30,7 @@ from privdistill import PrivDistillError
 def rehearse_rows(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
     """Put the networks of every row together once, and compare with what the folder holds."""
     plan.files.check_config(plan.config)
+    # Folds and seeds change no shape: one unit of each row is enough.
     needed = {unit.row.name: unit for unit in units}
     experiments = {}
     for name, unit in needed.items():
@@ -52,6 +53,7 @@ def prepare(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
     """Begin the folder of a plan or check that it goes on unchanged, and fill its cache."""
     with locked(plan.root / ".lock", "the folder is being prepared", console):
         plan.files.check_config(plan.config)
+        # Nobody else removes what a kill left half written.
         remove_abandoned(plan.root, *plan.root.glob("units/*/*/"))
         plan = _begin_or_go_on(plan, console)
         _fill_cache(plan, units, console)
@@ -74,6 +76,7 @@ def _teacher_of(plan: Plan, unit: Unit) -> ModelMetadata | None:
         if path is None or not is_given(teacher.row, config):
             return describe_network(teacher.row.role, config, description)
         metadata = describe_teacher(path, config, description)
+        # Every fold, as the same network would teach them all.
         folds = {one.number: plan.split(replace(unit, fold=one)) for one in plan.folds}
         check_unseen(path, metadata, folds)
         return metadata
@@ -123,6 +126,7 @@ def _summary(plan: Plan) -> dict[str, Any]:
     """What a page of the results says, with the rows and seeds of earlier starts."""
     before, description, facts = plan.files.read_plan(), plan.data.description, {**plan.facts}
     kinds = facts.pop("kinds", {})
+    # Rows of earlier starts stay in the tables.
     rows = {row["name"]: row for row in before.get("rows", [])}
     for row in plan.rows:
         # Teachers of a study that were trained without a part of the subjects only teach.
@@ -167,6 +171,7 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
         _counted(training.epochs, "epoch"),
         f"{training.precision}, {training.memory_format}" + ", compiled" * bool(training.compile),
     ]
+    # A protocol is compared by its words, so that a changed row must show in them.
     built_in = read_rows()[0] if plan.kind == "crossval" else {}
     own = [row.name for row in plan.rows if built_in.get(row.name, row) != row]
     changed = f"; rows that are not the built-in ones: {', '.join(own)}" if own else ""

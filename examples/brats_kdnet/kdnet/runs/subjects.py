@@ -66,6 +66,7 @@ def find_data(config: Config, console: Console) -> DataSet:
     data = config.data
     if data.data_root is None:
         description = load_description(Path("phantom"))
+        # Their names are enough to deal them; the images are made when the folder is there.
         subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
     else:
         given = None if data.description is None else load_description(Path(data.description))
@@ -93,6 +94,7 @@ def _with_further(data: DataConfig, found: DataSet) -> DataSet:
     if data.unlabelled_root is None:
         return found
     _, more = find_subjects(data.unlabelled_root, found.description)
+    # A student would learn from images that test it.
     known = seen_before((one.name for one in more), found.subjects, found.description)
     if known:
         raise UserError(
@@ -107,6 +109,7 @@ def _with_further(data: DataConfig, found: DataSet) -> DataSet:
 def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSet:
     """Leave out the subjects whose files are not sound, or those that the run began without."""
     problems: list[Problem] | None = None
+    # A subject that was repaired since would change the folds.
     left_out = Folder(config.run.out or Path()).read_skipped()
     if left_out is None:
         problems = _told(_checked(config, found, found.subjects, console), console)
@@ -156,6 +159,7 @@ def shared_out(data: DataConfig, split: Split, found: DataSet) -> Split:
 def with_equal_steps(config: Config, split: Split, found: DataSet) -> Config:
     """Make all trainings as long as that of the student, which alone sees unlabelled subjects."""
     split = shared_out(config.data, split, found)
+    # A longer training would be an advantage of its own.
     if not split.unlabelled or config.training.samples_per_epoch:
         return config
     grid = describe_network("student", config, found.description).grid

@@ -144,8 +144,10 @@ class ModelMetadata:
         """Read what `to_strings` gave."""
         values = {item.name: json.loads(strings[item.name]) for item in fields(cls)}
         values["description"] = Description.from_dict(values["description"])
+        # JSON has no tuples.
         for name in ("modalities", "crop", "grid", "patch", "seen_cases", "spacing", "nonzero"):
             values[name] = None if values[name] is None else tuple(values[name])
+        # A network is built and a volume is made by what stands here.
         wrong = [name for name, fits in _fitting(values).items() if not fits]
         if wrong:
             raise ValueError(
@@ -216,6 +218,7 @@ class Task:
             return None
         cases = [name.partition("/")[0] for name in names]
         new = torch.tensor([[c not in seen for seen in self.seen_by_teachers] for c in cases])
+        # Whom every teacher has seen, as validation subjects, is taught by all of them.
         return (new | ~new.any(dim=1, keepdim=True)).float()
 
     @property
@@ -382,6 +385,7 @@ def _digest(strings: Mapping[str, str]) -> str:
 
 def _digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
+    # Files keep no order.
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}:".encode())
         # Bytes as they lie in memory, of every number format that there is.
@@ -564,6 +568,7 @@ class Training:
 def resume(training: Training) -> None:
     """Put everything back to where the training was interrupted, or to its last epoch's end."""
     task = training.task
+    # The end of an epoch and the middle of the next; the latter is gone with the next end.
     state, paused = load_state(task.state_file), load_state(task.pause_file)
     epoch = 0 if state is None else state["epoch"]
     try:
@@ -587,6 +592,7 @@ def save_epoch(training: Training, validation_loss: float) -> None:
     task, position = training.task, training.position
     better = validation_loss < position.best
     position.best = min(position.best, validation_loss)
+    # Files hold the names of the network itself, not those that torch.compile gives.
     network = getattr(training.kd.student, "_orig_mod", training.kd.student)
     # Gathered from all processes where the network is sharded.
     weights = whole(network.state_dict())
@@ -663,6 +669,7 @@ def _restore(training: Training, state: Mapping[str, Any]) -> None:
             f"{task.folder} holds the state of another network.\nExpected {now}\n"
             f"Found    {state['network']}\nChoose another --out."
         )
+    # Into what stands already, so that Fabric and the scheduler keep their hold of it.
     load_weights(training.kd, state["weights"])
     load_optimizer(training.optimizer, state["optimizer"])
     _load_schedule(training, state)

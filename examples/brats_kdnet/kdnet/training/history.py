@@ -140,6 +140,7 @@ def build_logger(name: str, folder: Path, *, epoch: int) -> Logger:
     if name == "csv":
         # Every start writes a version of its own; history.csv holds all of them.
         return CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
+    # Lightning has these two, and is needed for nothing else.
     kind = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name]
     try:
         loggers = importlib.import_module("lightning.pytorch.loggers")

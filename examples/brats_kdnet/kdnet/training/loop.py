@@ -34,6 +34,7 @@ def fit(
     fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
 ) -> None:
     """Train the student of a wrapper, from the start or from where it was interrupted."""
+    # The same way from the start and after an interruption: what goes on is put back first.
     training = set_up(fabric, kd, train, validation, task)
     resume(training)
     position = training.position
@@ -90,6 +91,7 @@ def train_epoch(training: Training, journal: Journal) -> None:
     """Take the steps of an epoch that are still to be taken."""
     position = training.position
     started = time.perf_counter() - position.seconds
+    # Order and flips follow from the epoch, so that those that were seen can be left out.
     start_epoch(training.train, position.epoch, done=position.batch)
     training.model.train()
     for batch in training.train:
@@ -122,6 +124,7 @@ def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
     norm = fabric.clip_gradients(
         training.model,
         training.optimizer,
+        # Without a limit nothing is clipped; the norm is looked at all the same.
         max_norm=task.settings.gradient_clip or float("inf"),
         error_if_nonfinite=False,
     )
@@ -202,6 +205,7 @@ def validate_batches(training: Training, between: Callable[[], None]) -> dict[st
         with fabric.autocast():
             out = kd(image, target, key=batch.get("key"))
         ground_truth = task.settings.validation_loss == "ground_truth"
+        # What a student imitates says little of how well it segments.
         loss = out.terms.get("ground_truth", out.loss) if ground_truth else out.loss
         values = {"loss": loss} | out.terms
         if task.volumes is None:
