@@ -25,7 +25,7 @@ from kdnet.files import write_json
 from kdnet.rows import Row
 from kdnet.runs.folder import Folder, UnitFolder, locked
 from kdnet.runs.networks import build, check_unseen
-from kdnet.runs.plan import Fold, Unit, deal, folds_content, load_folds, make_plan
+from kdnet.runs.plan import Fold, deal, folds_content, load_folds, make_plan
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import launch, opened, score
@@ -322,9 +322,3 @@ def test_a_lock_is_waited_for_and_the_user_is_told(tmp_path):
         other.join(timeout=5)
         assert not other.is_alive()
     assert "kdnet is trained by another process" in said.getvalue()
-
-
-def test_a_unit_is_named_by_its_folder(plan):
-    unit = plan.units()[0]
-    assert unit == Unit(plan.rows[0], plan.folds[0], 0)
-    assert plan.folder(unit).root == plan.root / "units" / unit.name
