@@ -85,7 +85,9 @@ def ask_new(done: Sequence[Mapping[str, Any]], space: Search) -> dict[str, Any]:
         seed=space.seed + len(done), n_startup_trials=space.random_trials
     )
     memory = optuna.create_study(direction="maximize", sampler=sampler)
-    choices = {n: optuna.distributions.CategoricalDistribution(t) for n, t in space.encoded}
+    choices: dict[str, optuna.distributions.BaseDistribution] = {
+        name: optuna.distributions.CategoricalDistribution(texts) for name, texts in space.encoded
+    }
     for trial in done:
         params = {name: json.dumps(value) for name, value in trial["options"].items()}
         memory.add_trial(
