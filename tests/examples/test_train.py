@@ -159,6 +159,7 @@ def test_a_student_of_an_earlier_teacher_is_no_result_beside_a_new_one(copy, arg
 
 
 NETWORK = """
+from kdnet.models import KDNet
 class Tiny(KDNet):
     def forward(self, image):
         return super().forward(image) * {factor}
