@@ -99,8 +99,6 @@ def case(folder, width=2, role="baseline", **settings):
         metadata=metadata,
         settings=TrainingConfig(**(usual | settings)),
         folder=folder / role,
-        scalars=folder / "curves" / role,
-        memory_format="contiguous",
         console=Console(quiet=True),
     )
 

@@ -83,16 +83,16 @@ CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, out="runs/cross
 def cross_validate(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing and show the results."""
     config, options = parse_for(CROSSVAL, arguments)
-    # What needs PyTorch is imported only now, so that --help comes at once.
-    from kdnet.results.collected import collect_lesions, show_results  # noqa: PLC0415
-    from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
-
+    refuse(config, options)
     if options.lesions:
         from kdnet.evaluation.lesions import load_panoptica  # noqa: PLC0415
 
         load_panoptica()
     plan = plan_rows(config, options, console)
-    command = command_of(Path(__file__), arguments)
+    from kdnet.results.collected import collect_lesions, show_results  # noqa: PLC0415
+    from kdnet.runs.pool import carry_out  # noqa: PLC0415
+
+    command = [sys.executable, __file__, *arguments]
     plan, failed = carry_out(plan, plan.units(), options, command, console)
     if failed is None:
         return 0
@@ -105,15 +105,15 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
 def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Plan":
     """Resolve rows and folds; nothing is written."""
     from kdnet.rows import read_rows, select_rows, sweep  # noqa: PLC0415
+
+    rows = select_rows(options.rows, *read_rows(options.rows_file))
+    # What needs PyTorch is imported only now, so that --help and mistakes in rows come at once.
     from kdnet.runs.plan import deal, load_folds, make_plan  # noqa: PLC0415
     from kdnet.runs.subjects import find_data  # noqa: PLC0415
 
-    refuse(config)
-    refuse_options(options)
     # Each row says how it is taught.
     config = replace(config, objective=replace(config.objective, recipe="options"))
     data = find_data(config, console)
-    rows = select_rows(options.rows, *read_rows(options.rows_file))
     if options.sweep == "modalities":
         rows = sweep(rows, config.data.teacher_modalities or tuple(data.description.modalities))
     validation = config.data.validation_fraction > 0
@@ -128,27 +128,18 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
     )
 
 
-def refuse(config: Config) -> None:
-    """Refuse options that choose a single fold, or several devices for one."""
-    refused = {
-        "--split_file": config.data.split_file is not None,
-        "--fold": config.data.fold != 0,
-        "--devices": config.training.devices not in {1, "auto"},
-        "--num_nodes": config.training.num_nodes != 1,
-    }
-    for flag, given in refused.items():
-        if given:
-            raise UserError(
-                f"crossval.py does not take {flag}: it trains every fold, each unit on one device. "
-                "Case lists of your own: --folds_file. One unit: --unit. A single fold on several "
-                "devices: train.py."
-            )
-
-
-def refuse_options(options: CrossvalOptions) -> None:
+def refuse(config: Config, options: CrossvalOptions) -> None:
     """Refuse what the types of the options allow and no cross-validation can use."""
-    seeds = options.seeds
+    seeds, training = options.seeds, config.training
+    here = (
+        "crossval.py trains every fold, each unit on one device. Case lists of your own: "
+        "--folds_file. One unit: --unit. A single fold on several devices: train.py"
+    )
     problems = {
+        f"--split_file: {here}": config.data.split_file is not None,
+        f"--fold: {here}": config.data.fold != 0,
+        f"--devices: {here}": training.devices not in {1, "auto"},
+        f"--num_nodes: {here}": training.num_nodes != 1,
         f"--repeats is {options.repeats}; expected 1 or more": options.repeats < 1,
         "--rows names no row": not options.rows,
         f"--seeds names a seed twice: {', '.join(map(str, seeds))}": len({*seeds}) < len(seeds),

@@ -4,6 +4,7 @@ python examples/brats_kdnet/study.py --study phantoms
 python examples/brats_kdnet/study.py --study lgg --data-root LGG
 """
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -75,17 +76,21 @@ STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
 
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
-    # What needs PyTorch is imported only now, so that --help comes at once.
-    from kdnet.results.collected import show_results  # noqa: PLC0415
-    from kdnet.runs.plan import deal, make_plan  # noqa: PLC0415
-    from kdnet.runs.pool import carry_out, command_of  # noqa: PLC0415
-    from kdnet.runs.subjects import find_data  # noqa: PLC0415
     from kdnet.studies.design import check_distinct, read_design  # noqa: PLC0415
 
     design = read_design(named_study(arguments))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)
     refuse(config, options, design.name)
+    rows, seeds = design.rows()
+    for row in rows:
+        row.configure(config)
+    # What needs PyTorch is imported only now, so that --help and mistakes in a file come at once.
+    from kdnet.results.collected import show_results  # noqa: PLC0415
+    from kdnet.runs.plan import deal, make_plan  # noqa: PLC0415
+    from kdnet.runs.pool import carry_out  # noqa: PLC0415
+    from kdnet.runs.subjects import find_data  # noqa: PLC0415
+
     if options.search is not None:
         from kdnet.results.study_tables import trials_table  # noqa: PLC0415
         from kdnet.studies.search import search  # noqa: PLC0415
@@ -94,7 +99,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
         console.print(trials_table(folder).text(), highlight=False, soft_wrap=True)
         return 0
 
-    data, (rows, seeds) = find_data(config, console), design.rows()
+    data = find_data(config, console)
     folds = deal(data.foldable, config)
     facts = design.facts() | {"commands": [published(arguments)]}
     plan = make_plan("study", design.title, config, rows, folds, data, own_seeds=seeds, facts=facts)
@@ -103,8 +108,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
     if not units:
         raise UserError(f"--only {options.only}: no unit has such a name; --show units lists them.")
     units = [unit for unit in plan.units() if unit in units]  # numbered as without --only
-    command = command_of(Path(__file__), arguments)
-    plan, failed = carry_out(plan, units, options, command, console)
+    plan, failed = carry_out(plan, units, options, [sys.executable, __file__, *arguments], console)
     if failed is None:
         return 0
     show_results(plan, console)
@@ -133,15 +137,12 @@ def refuse(config: Config, options: StudyOptions, name: str) -> None:
 
 def named_study(arguments: Sequence[str]) -> str:
     """Find the study on the command line before anything else, as it sets the defaults."""
-    found = StudyOptions.study
-    for position, word in enumerate(arguments):
-        if word.startswith("--study="):
-            found = word.partition("=")[2]
-        elif word == "--study":
-            if position + 1 == len(arguments):
-                raise UserError("--study: expected the name of a study or a file behind it.")
-            found = arguments[position + 1]
-    return found
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--study", default=StudyOptions.study)
+    try:
+        return str(parser.parse_known_args(list(arguments))[0].study)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}: the name of a study, or a file.") from error
 
 
 def published(arguments: Sequence[str]) -> str:
@@ -150,21 +151,16 @@ def published(arguments: Sequence[str]) -> str:
     >>> published(["--study", "lgg", "--data-root=/home/me/LGG", "--only", "fold0"])
     'python examples/brats_kdnet/study.py --study lgg --data-root LGG'
     """
-    kept: list[str] = []
-    words = [part for word in arguments for part in _apart(word)]
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    kept = ["python", "examples/brats_kdnet/study.py"]
+    words = [part for w in arguments for part in (w.split("=", 1) if w[:2] == "--" else [w])]
+    for word, value in zip(words, [*words[1:], "--"], strict=True):
         name = word.replace("_", "-")
         if word.startswith("--") and name not in _OF_ONE_START:
+            # Where data lie on this machine is nobody's business.
             path = name in {"--data-root", "--unlabelled-root"}
-            given = [] if value.startswith("--") or not value else [value]
-            kept += [word, *(Path(text).name if path else text for text in given)]
-    return shlex.join(["python", "examples/brats_kdnet/study.py", *kept])
-
-
-def _apart(word: str) -> list[str]:
-    """--name=value as two words."""
-    name, equals, value = word.partition("=")
-    return [name, value] if equals and word.startswith("--") else [word]
+            given = [] if value.startswith("--") else [Path(value).name if path else value]
+            kept += [word, *given]
+    return shlex.join(kept)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

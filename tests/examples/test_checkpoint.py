@@ -62,7 +62,7 @@ def test_weights_in_channels_last_are_saved_like_any_other(tmp_path):
 
 
 def test_missing_cut_and_foreign_files_are_told_apart(file):
-    with pytest.raises(UserError, match="no such model file"):
+    with pytest.raises(UserError, match="No such file"):
         load_model(file.with_name("other"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="no file of this application, or it is damaged"):
@@ -122,19 +122,22 @@ def test_another_view_or_class_count_is_refused_with_both_descriptions(tmp_path,
         check_compatible(tmp_path / "model", replace(METADATA, **changes), METADATA)
 
 
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+
+
 def test_any_flipped_byte_of_a_model_file_is_refused(file):
     content = file.read_bytes()
     generator = torch.Generator().manual_seed(0)
     names = [content.index(b'"sha256"') + 3, content.index(b"t1ce") + 1]
-    places = torch.randint(0, len(content), (60,), generator=generator).tolist() + names
-    for place in places:
-        file.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+    places = torch.randint(0, len(content), (60,), generator=generator).tolist()
+    for place in places + names:
+        file.write_bytes(flipped(content, place))
         with pytest.raises(UserError):
             load_model(file)
-    for place in names:
-        file.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
-        with pytest.raises(UserError):
-            read_metadata(file)
+        if place in names:
+            with pytest.raises(UserError):
+                read_metadata(file)
 
 
 #: What the state of a training holds, of every kind that there is.
@@ -164,9 +167,8 @@ def test_any_flipped_byte_of_a_state_is_refused(tmp_path):
     save_state(tmp_path / "state", STATE)
     content = (tmp_path / "state").read_bytes()
     for place in range(0, len(content), 41):
-        changed = content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
-        (tmp_path / "state").write_bytes(changed)
-        with pytest.raises(UserError, match=r"remove .* to train this network again"):
+        (tmp_path / "state").write_bytes(flipped(content, place))
+        with pytest.raises(UserError, match=r"remove state alone to go on"):
             load_state(tmp_path / "state")
 
 

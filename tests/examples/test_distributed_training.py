@@ -99,7 +99,7 @@ def work(rank, folder, port, strategy):
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     options = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
-    fabric = launch(Config(training=TrainingConfig(**options)), "32-true")
+    fabric = launch(Config(training=TrainingConfig(**options)))
     distil(fabric, Path(folder) / "two", Samples(8))
     distil(fabric, Path(folder) / "patches", Samples(8), volumes())
     for number in (signal.SIGTERM, signal.SIGUSR1):

@@ -18,7 +18,7 @@ from kdnet.data.splits import Split, seen_before, share_labels
 from kdnet.data.subjects import ImageFile, Subject, find_subjects, patient_of
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import write_label_map
-from kdnet.runs.plan import deal, folds_text, load_folds
+from kdnet.runs.plan import deal, folds_content, load_folds
 from kdnet.runs.subjects import find_data
 
 BRATS = load_description(Path("brats2021"))
@@ -63,7 +63,7 @@ def test_visits_of_a_patient_stay_in_one_part(form):
 def test_files_of_case_lists_keep_a_patient_in_one_part(tmp_path):
     subjects = visits()
     folds = deal(subjects, THIRDS)
-    (tmp_path / "folds.json").write_text(folds_text(folds))
+    (tmp_path / "folds.json").write_text(json.dumps(folds_content(folds)))
     assert load_folds(tmp_path / "folds.json", subjects) == folds
     twice = [subject.name for subject in subjects if patient_of(subject.name).endswith("1")]
     lists = {"train": twice[:1], "validation": ["BraTS-GLI-00000-000"], "test": twice[1:]}

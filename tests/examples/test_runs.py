@@ -21,10 +21,11 @@ from kdnet.data.subjects import ImageFile, Subject, changed_files, file_states
 from kdnet.environment import git_revision
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
+from kdnet.files import write_json
 from kdnet.rows import Row
 from kdnet.runs.folder import Folder, UnitFolder, locked
 from kdnet.runs.networks import build, check_unseen
-from kdnet.runs.plan import Fold, Unit, deal, folds_text, load_folds, make_plan
+from kdnet.runs.plan import Fold, deal, folds_content, load_folds, make_plan
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import launch, opened, score
@@ -57,7 +58,7 @@ def test_every_subject_is_tested_once_in_each_repeat_and_repeats_differ():
 
 def test_written_folds_are_read_back(tmp_path):
     folds = deal_nine(repeats=2)
-    (tmp_path / "folds.json").write_text(folds_text(folds))
+    (tmp_path / "folds.json").write_text(json.dumps(folds_content(folds)))
     assert load_folds(tmp_path / "folds.json", SUBJECTS) == folds
 
 
@@ -218,7 +219,7 @@ EXPERIMENT = {
     [
         ({"config": {"epochs": 3}}, "epochs: 2 there, 3 now"),
         ({"objective": "M"}, "objective: 'L' there, 'M' now"),
-        ({"sources": {"a": "1", "b": "3"}}, "changed since then: b"),
+        ({"sources": {"a": "1", "b": "3"}}, "sources.b: '2' there"),
         ({"row": {"role": "teacher"}}, "role: 'student' there"),
     ],
 )
@@ -253,12 +254,12 @@ def begun(plan, tmp_path, subject):
     """A folder that began with the files of a subject, and a check of what they are now."""
     folder = Folder(tmp_path / "run")
     folder.begin(plan.config, plan.data.description)
-    folder.folds.write_text(folds_text(plan.folds))
-    folder.write_states(file_states([subject]))
+    folder.folds.write_text(json.dumps(folds_content(plan.folds)))
+    write_json(folder.states, file_states([subject]))
 
     def check():
         states = file_states([subject])
-        folder.check_unchanged(plan.data.description, folds_text(plan.folds), states)
+        folder.check_unchanged(plan.data.description, folds_content(plan.folds), states)
 
     return folder, check
 
@@ -321,9 +322,3 @@ def test_a_lock_is_waited_for_and_the_user_is_told(tmp_path):
         other.join(timeout=5)
         assert not other.is_alive()
     assert "kdnet is trained by another process" in said.getvalue()
-
-
-def test_a_unit_is_named_by_its_folder(plan):
-    unit = plan.units()[0]
-    assert unit == Unit(plan.rows[0], plan.folds[0], 0)
-    assert plan.folder(unit).root == plan.root / "units" / unit.name

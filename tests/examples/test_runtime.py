@@ -12,15 +12,14 @@ from kdnet.models import KDNet
 from kdnet.runs.unit import launch
 from kdnet.training import runtime
 from kdnet.training.runtime import (
-    Stopwatch,
     check_precision,
     gathered,
     load_optimizer,
     load_weights,
     measure_steps,
-    peak_memory,
     recommend,
     shard,
+    timed,
     torch_format,
     unsafe_in_bf16,
     whole,
@@ -38,7 +37,7 @@ def test_depth_two_keeps_a_cpu_from_bf16():
 
 
 def test_layers_of_depth_two_are_found_and_the_network_left_as_it_was():
-    network = KDNet(1, 2, channels=(2, 4, 8)).train()
+    network = KDNet(1, 2, channels=(2, 4, 8))
     assert unsafe_in_bf16(network, (1, 1, 16, 8, 8)) == []
     found = ["bottleneck.convolution", "decoder.0.reduce.convolution"]
     assert unsafe_in_bf16(network, (1, 1, 8, 16, 16)) == found
@@ -80,18 +79,13 @@ def test_where_bf16_is_wrong_it_is_not_measured(monkeypatch):
 def test_memory_formats_are_those_of_volumes():
     assert torch_format("channels_last") is torch.channels_last_3d
     assert torch_format("channels_last", 2) is torch.channels_last
-    assert torch_format("contiguous") is torch.contiguous_format
 
 
 def test_phases_add_up_also_after_an_exception():
-    watch = Stopwatch({"teacher": 5.0})
-    with pytest.raises(RuntimeError, match="stop"), watch.phase("teacher"):
+    seconds = {"teacher": 5.0}
+    with pytest.raises(RuntimeError, match="stop"), timed(seconds, "teacher"):
         raise RuntimeError("stop")
-    assert watch.seconds["teacher"] >= 5.0
-
-
-def test_peak_memory_is_that_of_a_python_process():
-    assert 20 < peak_memory()["process"] < 100_000
+    assert seconds["teacher"] > 5.0
 
 
 @pytest.mark.parametrize("given", [{"compile": True}, {"precision": "16-mixed"}])

@@ -61,46 +61,39 @@ def test_units_are_every_fold_of_every_network_each_in_its_own_folder(submit):
     assert found[0].run.preset == "paper"
 
 
-def test_a_unit_beyond_the_last_network_is_refused(submit):
-    status, calls, message = submit(6)
-    assert (status, calls) == (2, [])
-    assert "use --array=0-5" in message
+@pytest.mark.parametrize(
+    ("unit", "variables", "said"),
+    [(6, {}, "use --array=0-5"), (0, {"DATA": ""}, "set DATA")],
+)
+def test_what_cannot_be_trained_is_refused(submit, unit, variables, said):
+    status, calls, message = submit(unit, **variables)
+    assert status != 0
+    assert calls == []
+    assert said in message
 
 
 def test_variables_reach_the_training(submit):
-    status, calls, _ = submit(
-        4,
-        FOLDS="5",
-        NETWORKS="monai.networks.nets.SegResNet",
-        PRESET="cpu",
-        RUNS="elsewhere",
-        EXTRA="--epochs 7 --seed 3",
-        SLURM_NTASKS_PER_NODE="4",
-        SLURM_JOB_NUM_NODES="2",
-    )
+    network, several = "monai.networks.nets.SegResNet", {"SLURM_NTASKS_PER_NODE": "4"}
+    given = {"FOLDS": "5", "NETWORKS": network, "PRESET": "cpu", "RUNS": "elsewhere"}
+    more = {"EXTRA": "--epochs 7 --seed 3", "SLURM_JOB_NUM_NODES": "2"}
+    status, calls, _ = submit(4, **given, **several, **more)
     config = configuration(calls)
     assert status == 0
     assert (config.data.folds, config.data.fold) == (5, 4)
     assert config.run.out == Path("elsewhere/SegResNet-fold4")
-    assert (config.training.epochs, config.training.seed) == (7, 3)
     training = config.training
+    assert (training.epochs, training.seed) == (7, 3)
     assert (training.devices, training.num_nodes, training.strategy) == (4, 2, "ddp")
 
 
+@pytest.mark.parametrize("script", ["array.sbatch", "crossval.sbatch"])
 @pytest.mark.parametrize(
     ("status", "requeued"), [(138, True), (143, False), (2, False), (0, False)]
 )
-def test_only_a_unit_that_ran_out_of_time_is_queued_again(submit, status, requeued):
-    found, calls, _ = submit(0, STATUS=str(status))
+def test_only_a_unit_that_ran_out_of_time_is_queued_again(submit, script, status, requeued):
+    found, calls, _ = submit(0, script, STATUS=str(status))
     assert found == status
     assert (calls[-3:] == ["scontrol", "requeue", "77"]) is requeued
-
-
-def test_data_must_be_named(submit):
-    status, calls, message = submit(0, DATA="")
-    assert status != 0
-    assert calls == []
-    assert "set DATA" in message
 
 
 def test_a_task_of_a_cross_validation_is_one_of_its_units(submit):
@@ -109,10 +102,3 @@ def test_a_task_of_a_cross_validation_is_one_of_its_units(submit):
     config, options = parse_for(CROSSVAL, calls[3:])
     assert (config.data.folds, config.run.out, config.run.preset) == (5, Path("there"), "paper")
     assert (options.rows, options.unit) == (("table1",), "4")
-
-
-def test_a_unit_that_left_before_its_time_limit_is_queued_again(submit):
-    status, calls, _ = submit(4, "crossval.sbatch", STATUS="138")
-    assert status == 138
-    assert calls[-3:] == ["scontrol", "requeue", "77"]
-    assert "scontrol" not in submit(4, "crossval.sbatch", STATUS="2")[1]

@@ -1,7 +1,6 @@
 """train.py with a teacher of another kind, with patches of whole volumes, and with slices."""
 
 import json
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
-from rich.console import Console
 from safetensors.torch import load_file
 
+import faulty_training
 import predict
 import train
-from kdnet.config import DataConfig, ObjectiveConfig, TrainingConfig, parse_config
+from faulty_training import MODALITIES, Samples, case, send
+from kdnet.config import DataConfig, ObjectiveConfig, parse_config
 from kdnet.data.description import load_description
-from kdnet.data.loading import build_loader
 from kdnet.data.samples import (
     FixedPatches,
     FreePatches,
@@ -35,9 +33,9 @@ from kdnet.rows import Row
 from kdnet.runs.folder import Folder
 from kdnet.runs.networks import build, describe_network, rehearse
 from kdnet.stopping import StoppedError
-from kdnet.training.checkpoint import ModelMetadata, Task, read_metadata
+from kdnet.training.checkpoint import read_metadata
 from kdnet.training.history import read_history
-from kdnet.training.loop import fit, mean_dice
+from kdnet.training.loop import mean_dice
 from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
 
 SIZES = (12, 20, 14, 18, 16, 15)
@@ -119,10 +117,18 @@ def test_slices_of_a_grid(subjects, tmp_path):
     assert counts["hits"] + counts["misses"] == 8 * len(cases["train"] + cases["validation"])
 
 
+def test_objective_is_equation_five_and_terms_of_weight_zero_cost_nothing():
+    terms = student_objective(ObjectiveConfig()).named_terms
+    weights = {name: weight.factor for name, (weight, _) in terms.items()}
+    assert weights == {"soft_target_dice_bce": 0.75, "ground_truth": 0.25, "latent_kl": 10.0}
+    alone = student_objective(ObjectiveConfig(imitation=0, latent_weight=0)).named_terms
+    assert list(alone) == ["ground_truth"]
+
+
 def distil_once(teacher, student, options=None):
     options = options or ObjectiveConfig()
     objective = student_objective(options)
-    inputs = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
+    inputs = PrivilegedInput(MODALITIES, student=("t1ce",))
     kd = DistillationWrapper(
         teacher,
         student,
@@ -153,27 +159,25 @@ def test_a_student_of_another_kind_gets_an_adapter_and_learns(name, arguments):
         assert all(weight.grad is None for weight in teacher.parameters())
 
 
+FOREIGN = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1))
+OWN = KDNet(1, 2, channels=(2, 4))
+
+
 @pytest.mark.parametrize(
-    ("layers", "tap"),
+    ("layers", "teacher", "tap"),
     [
-        (("auto", "auto"), ("bottleneck", None)),
-        (("auto", "encoder.0"), ("bottleneck", "encoder.0")),
-        (("encoder.1", "auto"), ("encoder.1", None)),
+        (("auto", "auto"), FOREIGN, ("bottleneck", None)),
+        (("auto", "encoder.0"), FOREIGN, ("bottleneck", "encoder.0")),
+        (("encoder.1", "auto"), FOREIGN, ("encoder.1", None)),
+        # Networks of one kind share the layer that is named.
+        (("encoder.0", "auto"), KDNet(4, 2, channels=(4, 8)), ("encoder.0", "encoder.0")),
     ],
 )
-def test_each_side_names_its_own_layer(layers, tap):
+def test_each_side_names_its_own_layer(layers, teacher, tap):
     options = ObjectiveConfig(bottleneck_layer=layers[0], teacher_bottleneck_layer=layers[1])
-    foreign = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1))
-    objective = student_objective(options)
-    found = bottleneck(options, KDNet(1, 2, channels=(2, 4)), objective, foreign)["bottleneck"]
+    found = bottleneck(options, OWN, student_objective(options), teacher)["bottleneck"]
     assert (found.student, found.teacher) == tap
-
-
-def test_networks_of_one_kind_share_the_layer_that_is_named():
-    options = ObjectiveConfig(bottleneck_layer="encoder.0")
-    networks = KDNet(1, 2, channels=(2, 4)), KDNet(4, 2, channels=(4, 8))
-    found = bottleneck(options, networks[0], student_objective(options), networks[1])
-    assert found["bottleneck"].teacher == "encoder.0"
+    assert bottleneck(options, OWN, 1.0 * GroundTruth()) == {}
 
 
 def test_several_latent_layers_share_the_weight_whatever_they_are_called():
@@ -206,76 +210,27 @@ def test_teacher_and_student_are_built_as_they_are_described():
     assert isinstance(build(student).head, torch.nn.Conv2d)
 
 
-class Volumes:
+class Volumes(Samples):
     """Random volumes of several sizes; reading a chosen one sends a signal first."""
 
     def __init__(self, count, at=None):
+        super().__init__(count, at, send(signal.SIGTERM))
         generator = torch.Generator().manual_seed(1)
-        self.items = [
-            {
-                "image": torch.randn(4, 6 + n, 7, 8, generator=generator),
-                "label": torch.randint(0, 4, (1, 6 + n, 7, 8), generator=generator).byte(),
-                "name": f"case{n}",
-            }
-            for n in range(count)
-        ]
-        self.reads, self.at = 0, at
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        self.reads += 1
-        if self.reads == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return self.items[index]
+        self.images = [torch.randn(4, 6 + n, 7, 8, generator=generator) for n in range(count)]
+        self.labels = [(image[:1] > 0).byte() for image in self.images]
 
 
 def patch_task(folder):
-    metadata = ModelMetadata(
-        role="baseline",
-        backbone="kdnet",
-        backbone_arguments={},
-        in_channels=1,
-        out_channels=4,
-        modalities=("t1ce",),
-        activation="softmax",
-        description=load_description(Path("brats2021")),
-        crop=None,
-        grid=None,
-        patch=(4, 4, 4),
-    )
-    return Task(
-        metadata=metadata,
-        settings=TrainingConfig(epochs=3, learning_rate=0.01, schedule="onecycle"),
-        folder=folder / "baseline",
-        scalars=folder / "tensorboard",
-        memory_format="contiguous",
-        console=Console(quiet=True),
-        volumes=Volumes(2),
-    )
+    task = case(folder, epochs=3)
+    metadata = replace(task.metadata, grid=None, patch=(4, 4, 4))
+    return replace(task, metadata=metadata, volumes=Volumes(2))
 
 
 def train_on_patches(task, at=None):
     torch.manual_seed(0)
-    student = KDNet(1, 4, channels=(2, 4))
-    validation = FixedPatches(Volumes(2), (4, 4, 4), 3, seed=0)
-    loaders = (
-        build_loader(
-            FreePatches(Volumes(4, at), (4, 4, 4)),
-            2,
-            shuffle=True,
-            seed=0,
-            flips=True,
-            workers=0,
-            moves=True,
-        ),
-        build_loader(validation, 2, shuffle=False, seed=0, flips=False, workers=0),
-    )
-    inputs = PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
-    with DistillationWrapper(None, student, objective=GroundTruth(), inputs=inputs) as kd:
-        fit(Fabric(accelerator="cpu", devices=1), kd, *loaders, task)
-    return student
+    free = FreePatches(Volumes(4, at), (4, 4, 4))
+    fixed = FixedPatches(Volumes(2), (4, 4, 4), 3, seed=0)
+    return faulty_training.train(task, free, fixed, moves=True)
 
 
 def test_a_resumed_training_sees_the_patches_of_an_uninterrupted_one(tmp_path):
@@ -290,17 +245,11 @@ def test_a_resumed_training_sees_the_patches_of_an_uninterrupted_one(tmp_path):
 
 def test_dice_of_the_validation_is_that_of_whole_volumes(tmp_path):
     task = patch_task(tmp_path)
-    student = train_on_patches(task).eval()
-    kd = DistillationWrapper(None, student, objective=GroundTruth())
-    with torch.no_grad():
-        dice = [
-            mean_dice(
-                predict_volume(kd.predict, item["image"][None, 2:3], patch=(4, 4, 4)),
-                item["label"][None].long(),
-                task.metadata,
-            )
-            for item in task.volumes.items
-        ]
+    kd = DistillationWrapper(None, train_on_patches(task).eval(), objective=GroundTruth())
+    dice = []
+    for item in map(task.volumes.__getitem__, range(2)):
+        logits = predict_volume(kd.predict, item["image"][None, 2:3], patch=(4, 4, 4))
+        dice.append(mean_dice(logits, item["label"][None].long(), task.metadata))
     row = read_history(task.folder / "history.csv")[-1]
     assert row["validation_dice"] == pytest.approx(float(torch.stack(dice).mean()), abs=1e-6)
 

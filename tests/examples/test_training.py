@@ -13,9 +13,9 @@ import faulty_training
 from faulty_training import Samples, case, equal, losses, send, weights, wrapper
 from kdnet.config import TrainingConfig
 from kdnet.errors import UserError
-from kdnet.stopping import StoppedError, deferring
+from kdnet.stopping import StoppedError
 from kdnet.training.checkpoint import is_finished, load_state, read_metadata
-from kdnet.training.history import History, build_logger, read_history
+from kdnet.training.history import Journal, read_history
 from kdnet.training.loop import build_scheduler, mean_dice
 from kdnet.training.runtime import NonFiniteError
 
@@ -30,37 +30,6 @@ def network():
 def train(work, samples=None, validation=None, **options):
     """With dropout, so that random numbers count."""
     return faulty_training.train(work, samples, validation, kd=wrapper(network()), **options)
-
-
-@pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_resumed_run_is_the_uninterrupted_run_bit_by_bit(tmp_path, schedule, number):
-    settings = {"schedule": schedule, "plateau_patience": 0, "selection": "best"}
-    whole, parts = case(tmp_path / "whole", **settings), case(tmp_path / "parts", **settings)
-    train(whole)
-    with pytest.raises(
-        StoppedError, match="2 of 4 epochs and 2 of 3 steps of the next are kept"
-    ) as stop:
-        train(parts, Samples(5, at=13, call=send(number)))
-    assert stop.value.exit_status == 128 + number
-    assert not is_finished(parts.folder)
-    train(parts)
-    assert equal(weights(whole), weights(parts))
-    assert read_metadata(whole.model_file) == read_metadata(parts.model_file)
-    assert losses(whole) == losses(parts)
-    assert [row["epoch"] for row in losses(parts)] == [1, 2, 3, 4]
-    assert is_finished(parts.folder)
-
-
-def test_a_run_stopped_in_its_first_epoch_goes_on_inside_it(tmp_path, capsys):
-    work = case(tmp_path)
-    with pytest.raises(StoppedError, match=r"epoch 1 .* 0 of 4 epochs and 1 of 3 steps"):
-        train(work, Samples(5, at=1, call=send(signal.SIGTERM)))
-    train(work, rest := Samples(5))
-    assert "baseline: continues in epoch 1, after step 1 of 3 (1 in all)" in capsys.readouterr().out
-    assert rest.reads == 4 * 5 - 2  # what the first step saw is not read again
-    train(whole := case(tmp_path / "whole"))
-    assert equal(weights(work), weights(whole))
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
@@ -83,6 +52,7 @@ def test_a_run_stopped_at_every_step_and_in_every_validation_is_the_same(tmp_pat
     assert stops == 7
     assert equal(weights(whole), weights(parts))
     assert losses(whole) == losses(parts)
+    assert read_metadata(whole.model_file) == read_metadata(parts.model_file)
     assert not parts.pause_file.exists()
 
 
@@ -106,7 +76,7 @@ def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
     with pytest.raises(StoppedError):
         train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
     work.pause_file.write_bytes(b"half")
-    with pytest.raises(UserError, match=r"pause.safetensors alone to go on after epoch 1"):
+    with pytest.raises(UserError, match=r"remove pause.safetensors alone"):
         train(work)
     work.pause_file.unlink()
     train(work)
@@ -214,26 +184,22 @@ def test_history_has_a_column_for_every_term(tmp_path):
         ]
 
 
-def test_rows_after_the_last_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "history.csv"
+@pytest.mark.parametrize("logger", ["tensorboard", "csv"])
+def test_rows_after_the_last_checkpoint_are_dropped_and_curves_go_on(tmp_path, logger):
+    work = case(tmp_path, logger=logger)
     for done, rows in ((0, [(1, 0.5), (2, 0.5), (3, 0.5)]), (1, [(2, 0.25)])):
-        with History(path, epoch=done) as history:
+        journal = Journal(work, epoch=done, steps=1)
+        with journal.open():
             for epoch, loss in rows:
-                history.add({"epoch": epoch, "step": epoch, "train_loss": loss})
-    assert [row["train_loss"] for row in read_history(path)] == [0.5, 0.25]
-
-
-def test_curves_go_where_they_are_asked_to_go_on_from_start_to_start(tmp_path):
-    for done in (0, 1):
-        for name in ("tensorboard", "csv"):
-            logger = build_logger(name, tmp_path / name, epoch=done)
-            with History(tmp_path / f"{name}.csv", logger, epoch=done) as history:
-                history.add({"epoch": done + 1, "learning_rate": 0.1, "train_loss": 0.5})
-    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 2
-    for start in (0, 1):
-        with (tmp_path / "csv" / "csv" / f"version_{start}" / "metrics.csv").open() as file:
-            (row,) = csv.DictReader(file)
-        assert (float(row["train/loss"]), int(row["step"])) == (0.5, start + 1)
+                journal.epoch({"epoch": epoch, "step": epoch, "train_loss": loss})
+    losses = [row["train_loss"] for row in read_history(work.folder / "history.csv")]
+    assert losses == [0.5, 0.25]
+    if logger == "tensorboard":
+        assert len(list(work.scalars.glob("events*"))) == 2
+        return
+    with (work.scalars / "csv" / "version_1" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (float(row["train/loss"]), int(row["step"])) == (0.25, 2)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -273,19 +239,3 @@ def test_validation_dice_averages_regions_and_counts_empty_pairs_as_one():
     logits = torch.nn.functional.one_hot(predicted[:, 0], 4).movedim(-1, 1).float()
     dice = mean_dice(logits, label, case(Path()).metadata)
     assert dice.item() == pytest.approx((1 + 1 + 2 / 3) / 3)
-
-
-def test_signals_act_as_before_afterwards():
-    before = signal.getsignal(signal.SIGTERM)
-    with deferring() as interruption:
-        send(signal.SIGTERM)()
-        assert interruption.received == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_signals_that_follow_change_nothing_but_the_third_key_leaves():
-    with deferring() as interruption:
-        send(signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)()
-        assert interruption.received == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            send(signal.SIGINT)()

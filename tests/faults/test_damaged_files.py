@@ -59,7 +59,7 @@ def go_on(folder):
         run.read_skipped,
         unit.read_record,
         lambda: run.check_config(parse_config([])),
-        lambda: run.check_unchanged(load_description("brats2021"), '{"folds": []}', {}),
+        lambda: run.check_unchanged(load_description("brats2021"), {"folds": []}, {}),
         lambda: read_scores(unit.scores),
         lambda: load_slices(folder / "slices.npz"),
         lambda: read_history(unit.history),

@@ -4,9 +4,7 @@ import os
 import re
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
-from multiprocessing import get_context
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,13 +117,6 @@ def test_a_lack_of_memory_in_a_loading_process_is_explained_too(tmp_path, capsys
     samples = FailingSamples(main_memory_of_numpy, tmp_path / "mended")
     assert status_of(tmp_path, samples, workers=1)[1] == 2
     assert "Main memory was not enough" in capsys.readouterr().err
-
-
-def test_a_killed_process_of_a_pool_is_explained():
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        future = pool.submit(kill_yourself)
-        with pytest.raises(ExhaustedError, match=LOADING), explained("Preparing"):
-            future.result()
 
 
 def test_work_in_parallel_names_the_item_that_did_not_fit():

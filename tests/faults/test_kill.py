@@ -152,7 +152,7 @@ TARGETS = {
     "the configuration": "after replace config.yaml",
     "the case lists": "before replace folds.json$",
     "what a unit trains": "before replace unit.json$",
-    "a subject half made": "before rename Phantom_0003$",
+    "a subject half made": "before replace Phantom_0003$",
     "a label map": "half nib[.]save",
     "the scores": "before replace scores.csv",
     "slices": "half savez_compressed",

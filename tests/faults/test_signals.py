@@ -29,7 +29,8 @@ def test_nothing_of_a_step_is_lost(tmp_path, whole, number, read):
     step = 3 * epoch + inside // 2 + 1
     assert (kept["epoch"], kept["step"], kept["batch"]) == (epoch, step, inside // 2 + 1)
     assert stop.value.exit_status == 128 + number
-    train(task)
+    train(task, rest := Samples(5))
+    assert rest.reads == 4 * 5 - 5 * epoch - min(5, 2 * (inside // 2 + 1))  # none is read again
     assert equal(weights(task), weights(whole))
     assert losses(task) == losses(whole)
 

@@ -12,6 +12,7 @@ import train
 from faults.corpus import FAULTS, image, label_map, save, volume_of, write_subject
 from kdnet.config import parse_config
 from kdnet.errors import UserError
+from kdnet.files import write_json
 from kdnet.runs.folder import Folder
 from kdnet.runs.subjects import find_data, split_of
 
@@ -76,7 +77,7 @@ def test_a_run_that_goes_on_leaves_out_the_same_ones_though_they_were_repaired(d
     config, kept = found(data, tmp_path)
     folder = Folder(tmp_path / "run")
     folder.begin(config, kept.description)
-    folder.write_skipped(BROKEN, [])
+    write_json(folder.skipped, {"subjects": BROKEN})
     label_map(data / "label_seven").write_bytes(label_map(data / "good0").read_bytes())
     image(data / "good0").write_bytes(b"")  # found where it is read; the folds stay
     _, again = found(data, tmp_path)

@@ -21,7 +21,7 @@ from kdnet.evaluation.inference import write_label_map
 from kdnet.evaluation.scoring import write_scores
 from kdnet.files import WriteError, atomic, atomic_folder, remove_abandoned, write_text
 from kdnet.training.checkpoint import load_state, read_metadata, save_model, save_state
-from kdnet.training.history import History, read_history
+from kdnet.training.history import read_history, write_history
 from privdistill import CacheWarning, PrivilegedInput, TeacherCache
 
 APPLICATION = Path(files.__file__).parents[1]
@@ -35,7 +35,6 @@ BY_OWNER = {"save": {"torch", "nib", "np"}, "dump": {"json", "yaml", "pickle"}, 
 #: All functions that change files outside of a block of `atomic`, and why they may.
 WRITERS = {
     ("files.py", "atomic"): "the application's helper for files",
-    ("files.py", "_rename_folder"): "the application's helper for folders",
     ("stores.py", "_write"): "the library's helper",
     ("export.py", "_write_whole"): "the helper for files that nnU-Net reads",
     ("phantoms.py", "_write"): "into the folder that atomic_folder gives",
@@ -177,9 +176,7 @@ WRITES = {
     "model.safetensors": lambda path: save_model(path, network(40), case(path.parent).metadata),
     "map.nii.gz": big_label_map,
     "report.html": lambda path: write_text(path, "x" * 9000),
-    "history.csv": lambda path: [
-        History(path, epoch=0).add({"epoch": 1} | {f"column{i}": 0.5 for i in range(900)})
-    ],
+    "history.csv": lambda path: write_history(path, [{f"column{i}": 0.5 for i in range(900)}]),
     "scores.csv": lambda path: write_scores(path, scores()),
 }
 
@@ -191,9 +188,7 @@ def scores():
 @pytest.mark.parametrize("name", WRITES)
 def test_a_full_disk_is_one_message_and_the_file_stays_as_it_was(tmp_path, name):
     path = tmp_path / name
-    # A history is read before it is written.
-    before = b"epoch\n1\n" if name == "history.csv" else b"as it was"
-    path.write_bytes(before)
+    path.write_bytes(before := b"as it was")
     with files_end_at(2000), pytest.raises(WriteError, match=r"cannot be written .*File too large"):
         WRITES[name](path)
     assert path.read_bytes() == before

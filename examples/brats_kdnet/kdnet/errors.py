@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 
@@ -71,7 +70,7 @@ def _kind(error: BaseException) -> str | None:
     if out_of_memory or getattr(error, "errno", None) == errno.ENOMEM:
         return _CPU
     lost = "DataLoader worker (pid" in text or "DataLoader timed out" in text
-    return _LOADING if lost or isinstance(error, BrokenProcessPool) else None
+    return _LOADING if lost else None
 
 
 def _text(error: BaseException) -> str:

@@ -5,7 +5,6 @@ then renamed, so that neither a kill nor a full disk harms what was there before
 """
 
 import csv
-import errno
 import hashlib
 import json
 import math
@@ -120,13 +119,28 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Say of what cannot be written in the block which file it is, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{path} cannot be written ({error.strerror or error}). What was there before is "
+            "untouched. Make room or restore the folder, then give the same command to go on."
+        ) from error
+
+
+@contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Write a file so that it is either complete or not there."""
-    partial = _partial(path)
-    with _named(path):
+    """Write a file, or a folder of files, so that it is either complete or not there."""
+    partial = path.with_name(f".{uuid.uuid4().hex[:12]}.partial.{path.name}")
+    with written(path):
         path.parent.mkdir(exist_ok=True)
         try:
             yield partial
+            # Before it gets its name: a power cut must not leave the name of an empty file.
+            for file in partial.iterdir() if partial.is_dir() else ():
+                _flush(file)
             _flush(partial)
             partial.replace(path)
             _flush(path.parent)
@@ -136,25 +150,25 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Write a folder of files so that it is either complete or not there."""
-    partial = _partial(path)
-    with _named(path):
-        partial.mkdir()
-        try:
+    """Write a folder like a file; of two processes that make the same one, the first's stays."""
+    try:
+        with atomic(path) as partial:
+            partial.mkdir()
             yield partial
-            for file in partial.iterdir():
-                _flush(file)
-            _flush(partial)
-            _rename_folder(partial, path)
-            _flush(path.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    except WriteError:
+        if not path.is_dir():
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def remove_abandoned(*folders: Path) -> None:
@@ -167,19 +181,6 @@ def remove_abandoned(*folders: Path) -> None:
                 continue  # its process has just finished it
             if old:
                 _remove(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{uuid.uuid4().hex[:12]}.partial.{path.name}")
-
-
-def _rename_folder(partial: Path, path: Path) -> None:
-    try:
-        partial.rename(path)
-    except OSError as error:
-        # Another process has made the same one meanwhile.
-        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-            raise
 
 
 def _flush(path: Path) -> None:
@@ -197,14 +198,3 @@ def _remove(path: Path) -> None:
     except OSError:
         # Its folder is gone or closed; what led to this is being reported.
         return
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(
-            f"{path} cannot be written ({error.strerror or error}). What was there before is "
-            "untouched. Make room or restore the folder, then give the same command to go on."
-        ) from error

@@ -1,6 +1,5 @@
 """The folder of a run: where everything lies, what it began with, and who works in it."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from kdnet.files import (
     is_number,
     read_json,
     read_yaml,
+    write_json,
     write_text,
 )
 
@@ -62,10 +62,10 @@ class UnitFolder:
     def read_record(self) -> dict[str, Any]:
         """Return what an earlier start has recorded; empty if there was none."""
         content = read_mapping(self.record) if self.record.exists() else {}
-        for name in ("seconds", "peak_mib", "teacher_cache", "experiment", "teachers"):
+        for name in ("experiment", "teachers", "seconds", "peak_mib", "teacher_cache"):
             values = content.get(name, {})
-            fits, texts = isinstance(values, dict), name in {"experiment", "teachers"}
-            if not fits or (not texts and not all(map(is_number, values.values()))):
+            numbers = name not in {"experiment", "teachers"}
+            if not isinstance(values, dict) or (numbers and not all(map(is_number, values.values()))):
                 raise UserError(
                     f"{self.record} is damaged: '{name}' must hold values by name. Restore it, or "
                     f"remove {self.root} to train this unit again."
@@ -75,26 +75,26 @@ class UnitFolder:
     def write_record(self, content: Mapping[str, Any]) -> None:
         """Write unit.json."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.record, json.dumps(content, indent=2) + "\n")
+        write_json(self.record, content)
 
     def check_experiment(self, now: Mapping[str, Any]) -> None:
         """Refuse to take what another experiment left for a result of this one."""
-        before = self.read_record().get("experiment")
-        now = json.loads(json.dumps(now))
-        if before is None or before == now:
-            return
-        raise UserError(
-            f"{self.root} holds another experiment than this command asks for:\n"
-            + "\n".join(_differences(before, now))
-            + "\nChoose another --out to keep both, or remove that folder (and those of the "
-            f"students that it taught) to train it again. If it makes no difference to this unit, "
-            f"remove {self.record.name} there to go on without this check."
-        )
+        # A unit that never began, or whose record was removed on purpose, is what it is asked to be.
+        before = self.read_record().get("experiment", now)
+        differing = _differences(_flat(before), _flat(now))
+        if differing:
+            raise UserError(
+                f"{self.root} holds another experiment than this command asks for:\n{differing}\n"
+                "Choose another --out to keep both, or remove that folder (and those of the "
+                "students that it taught) to train it again. If it makes no difference to this "
+                f"unit, remove {self.record.name} there to go on without this check."
+            )
 
     def check_teachers(self, models: Mapping[str, Path]) -> None:
         """Refuse a result that another teacher has taught than the one that is there now."""
         known = self.read_record().get("teachers", {})
         for name, path in models.items():
+            # One that is not there any more is trained again, and comes to the same weights.
             if name in known and path.is_file() and file_digest(path) != known[name]:
                 raise UserError(
                     f"{self.root} was taught by another network than {path}, which has been "
@@ -139,59 +139,49 @@ class Folder:
                     "Choose a new or an empty folder."
                 )
             return
-        differing = _changed_options(read_mapping(self.config), config.to_dict())
+        differing = _differences(
+            plain_options(read_mapping(self.config)), plain_options(config.to_dict())
+        )
         if differing:
             raise UserError(
-                f"--out: {self.root} holds a run with another configuration:\n"
-                + "\n".join(differing)
-                + "\nChoose another --out, or give the same configuration to continue that run."
+                f"--out: {self.root} holds a run with another configuration:\n{differing}\n"
+                "Choose another --out, or give the same configuration to continue that run."
             )
 
     def begin(self, config: Config, description: Description) -> None:
         """Create the folder, and record what the run is made with."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            # First, since it makes the folder one of ours: a start that dies now goes on.
             write_text(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
         except (OSError, WriteError) as error:
             raise UserError(f"--out: {self.root} cannot be written: {error}") from error
-        made_with = environment() | {"seed": config.training.seed}
-        write_text(self.root / "environment.json", json.dumps(made_with, indent=2) + "\n")
-        write_text(self.description, json.dumps(description.to_dict(), indent=2) + "\n")
+        write_json(self.root / "environment.json", environment() | {"seed": config.training.seed})
+        write_json(self.description, description.to_dict())
 
-    def check_unchanged(self, description: Description, folds: str, states: States) -> None:
+    def check_unchanged(self, description: Description, folds: Any, states: States) -> None:
         """Refuse to go on with other subjects, labels or files than the run began with."""
         other = "Restore the data set and its options, or choose another --out."
-        now = json.loads(json.dumps(description.to_dict()))
-        if read_mapping(self.description) != now:
+        # The folder keeps copies, as the files of a data set are out of its reach.
+        if read_mapping(self.description) != _as_stored(description.to_dict()):
             raise UserError(
                 f"{self.root}: the description of the data set has changed since this run began. "
                 + other
             )
-        before, after = read_mapping(self.folds).get("folds") or (), json.loads(folds)["folds"]
-        if before != after:
+        if read_mapping(self.folds) != _as_stored(folds):
             raise UserError(
-                f"{self.folds}: the folds have changed since this run began ({len(before)} then, "
-                f"{len(after)} now, or other cases in them). {other}"
+                f"{self.folds}: the folds, or the cases in them, have changed since this run began. "
+                + other
             )
         changed = changed_files(read_mapping(self.states), states) if self.states.exists() else []
         if changed:
-            more = f" and {len(changed) - 5} more" * (len(changed) > 5)
             raise UserError(
                 f"{self.root}: {len(changed)} files of the data set have changed since this run "
-                f"began: {', '.join(changed[:5])}{more}. What is trained already has seen the old "
-                "ones. Restore them with their times (cp -p, rsync -t), or choose another --out. "
-                f"If nothing but times has changed, remove {self.states} to go on without this "
-                "check."
+                f"began: {', '.join(changed[:5])}{', ...' * (len(changed) > 5)}. What is trained "
+                "already has seen the old ones. Restore them with their times (cp -p, rsync -t), or "
+                f"choose another --out. If nothing but times has changed, remove {self.states} to "
+                "go on without this check."
             )
-
-    def write_states(self, states: States) -> None:
-        """Record the files that the run begins with."""
-        write_text(self.states, json.dumps(states, indent=1) + "\n")
-
-    def write_skipped(self, names: Sequence[str], problems: Sequence[Mapping[str, str]]) -> None:
-        """Record the subjects that the run does without."""
-        content = {"subjects": list(names), "problems": list(problems)}
-        write_text(self.skipped, json.dumps(content, indent=2) + "\n")
 
     def read_plan(self) -> dict[str, Any]:
         """Return what plan.json says of earlier starts; empty if there is none."""
@@ -204,14 +194,14 @@ class Folder:
             raise UserError(f"{self.plan} is damaged: expected rows with names of folders.")
         return content
 
-    def read_skipped(self) -> tuple[str, ...] | None:
+    def read_skipped(self) -> list[str] | None:
         """Return the names of the subjects that the run does without; None if it has not begun."""
         if not self.skipped.is_file():
             return None
         names = read_mapping(self.skipped).get("subjects")
         if not isinstance(names, list):
             raise UserError(f"{self.skipped} is damaged: 'subjects' must be a list of names.")
-        return tuple(map(str, names))
+        return names
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -247,35 +237,29 @@ def locked(path: Path, reason: str, console: Console) -> Iterator[None]:
             path.parent.rmdir()
 
 
-def with_digest(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an experiment as unit.json holds it."""
-    text = json.dumps(experiment, sort_keys=True)
-    return {"digest": hashlib.sha256(text.encode()).hexdigest(), "experiment": dict(experiment)}
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that decide what is trained."""
+    return {name: value for name, value in options.items() if name not in FREE_OPTIONS}
 
 
-def plain_options(config: Config) -> dict[str, Any]:
-    """Return the options that decide what is trained, JSON-safe."""
-    return {name: v for name, v in config.to_dict().items() if name not in FREE_OPTIONS}
+def _flat(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of an experiment as unit.json holds them, each under a name of its own."""
+    flat: dict[str, Any] = {}
+    for part, entries in _as_stored(experiment).items():
+        entries = entries if isinstance(entries, dict) else {"": entries}
+        flat |= {f"{part}.{name}".rstrip("."): value for name, value in entries.items()}
+    return flat
 
 
-def _changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
+def _as_stored(content: Any) -> Any:
+    """What reading gives back: lists for tuples, and texts as names."""
+    return json.loads(json.dumps(content))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, a line each; empty if nothing does."""
+    return "\n".join(
         f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
-        if key not in FREE_OPTIONS and before.get(key) != now.get(key)
-    ]
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two experiments differ in, a line each."""
-    found = []
-    for part in sorted(before.keys() | now.keys()):
-        then, here = before.get(part), now.get(part)
-        if part == "sources" and isinstance(then, dict) and isinstance(here, dict):
-            changed = [name for name in {**then, **here} if then.get(name) != here.get(name)]
-            found += [f"  changed since then: {', '.join(changed)}"] * bool(changed)
-        elif isinstance(then, dict) and isinstance(here, dict):
-            found += _changed_options(then, here)
-        elif then != here:
-            found.append(f"  {part}: {then!r} there, {here!r} now")
-    return found
+        if before.get(key) != now.get(key)
+    )

@@ -1,6 +1,7 @@
 """What a run consists of: rows, folds and seeds, and the units that they make."""
 
-import json
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -122,6 +123,7 @@ class Plan:
     def configure(self, unit: Unit) -> Config:
         """Return the configuration of a unit."""
         config = self.configs[unit.row.name]
+        # Folds of further repeats, or of a file, may have higher numbers than --folds.
         folds = max(config.data.folds, unit.fold.number + 1)
         data = replace(config.data, folds=folds, fold=unit.fold.number, cache_dir=self.cache)
         return replace(config, data=data, training=replace(config.training, seed=unit.seed))
@@ -132,6 +134,7 @@ class Plan:
 
     def units(self) -> list[Unit]:
         """Return all units: every teacher, on all folds, before everything else."""
+        # So that array jobs can wait for them, and a pool finds its first students ready early.
         teachers = {teacher for row in self.rows for teacher in row.teachers}
         order = {row.name: (self._generation(row), row.name not in teachers) for row in self.rows}
         return [
@@ -146,6 +149,7 @@ class Plan:
         found = []
         for name in unit.row.teachers:
             seeds = self.seeds[name]
+            # Without a twin of its own seed a student learns from the first: a teacher is given, not drawn.
             seed = unit.seed if unit.seed in seeds else seeds[0]
             found.append(replace(unit, row=self.row(name), seed=seed))
         return found
@@ -176,6 +180,7 @@ class Plan:
     def is_done(self, unit: Unit) -> bool:
         """Say whether a unit is trained and scored, with all subsets if that is wanted."""
         folder = self.folder(unit)
+        # Scores are written last, so that they vouch for weights and predictions.
         wanted = self.subsets and unit.row.recipe == "missing_modality"
         return folder.scores.is_file() and (folder.subsets.is_file() or not wanted)
 
@@ -236,75 +241,63 @@ def deal(subjects: Sequence[Subject], config: Config, repeats: int = 1) -> list[
 def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = True) -> list[Fold]:
     """Read case lists and check them against each other and the data set."""
     subjects = list(subjects)
-    known, patients = {subject.name for subject in subjects}, patients_of(subjects)
-    folds = [
-        Fold(
-            int(content.get("number", number)),
-            int(content.get("repeat", 0)),
-            Split(**{p: tuple(map(str, content[p])) for p in _PARTS}, patients=patients),
-        )
-        for number, content in enumerate(_read(path))
-    ]
-    needed = [part for part in _PARTS if validation or part != "validation"]
+    folds = _read(path, patients_of(subjects))
+    known, needed = {subject.name for subject in subjects}, _PARTS if validation else _PARTS[::2]
     problems = [problem for fold in folds for problem in _problems(fold, known, needed)]
-    problems += _overlaps(folds)
+    for one, other in itertools.combinations(folds, 2):
+        # Within one repeat such a case would count twice.
+        shared = sorted({*one.split.test} & {*other.split.test})
+        if shared and one.repeat == other.repeat:
+            problems.append(
+                f"  folds {one.number} and {other.number}: their test sets overlap: "
+                f"{_first(shared)}. Repeated splits carry different numbers under \"repeat\"."
+            )
     if problems:
         raise UserError(f"{path}: these folds cannot be used:\n" + "\n".join(problems))
     return folds
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def folds_content(folds: Iterable[Fold]) -> dict[str, Any]:
+    """Return case lists in the form that `load_folds` reads."""
+    return {"folds": [fold.to_dict() for fold in folds]}
+
+
+def _read(path: Path, patients: Mapping[str, str]) -> list[Fold]:
     try:
-        content = read_json(path)
-    except UnreadableError as error:
-        raise UserError(f"--folds_file: {path} cannot be read: {error}.") from error
-    lists = content.get("folds") if isinstance(content, dict) else None
-    right = isinstance(lists, list) and all(
-        isinstance(fold, dict)
-        and all(isinstance(fold.get(part), list) for part in _PARTS)
-        and all(type(fold.get(n, 0)) is int and fold.get(n, 0) >= 0 for n in ("number", "repeat"))
-        for fold in lists
-    )
-    if not lists or not right:
+        folds = [
+            Fold(
+                int(content.get("number", number)),
+                int(content.get("repeat", 0)),
+                Split(**{part: tuple(content[part]) for part in _PARTS}, patients=patients),
+            )
+            for number, content in enumerate(read_json(path)["folds"])
+        ]
+        # Whatever stands in the lists is looked for among the subjects.
+        if not folds or not all({*map(type, _names(fold.split))} <= {str} for fold in folds):
+            raise ValueError("no folds, or no names in them")
+    except (UnreadableError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f'--folds_file: {path}: expected {{"folds": [{{"train": [...], "validation": [...], '
-            '"test": [...]}, ...]}, lists of case names for every fold, and perhaps "repeat", a '
-            "number from 0."
-        )
-    return list(lists)
+            f'--folds_file: {path} cannot be read ({error}): expected {{"folds": [{{"train": [...], '
+            '"validation": [...], "test": [...]}, ...]}, lists of case names for every fold, and '
+            'perhaps "repeat", a number from 0.'
+        ) from error
+    return folds
 
 
 def _problems(fold: Fold, known: set[str], needed: Sequence[str]) -> list[str]:
-    listed = [name for part in _PARTS for name in getattr(fold.split, part)]
+    split, names = fold.split, _names(fold.split)
     found = {
-        "no subjects for": [part for part in needed if not getattr(fold.split, part)],
-        "named more than once:": sorted({name for name in listed if listed.count(name) > 1}),
-        "not in the data set:": sorted({*listed} - known),
+        "no subjects for": [part for part in needed if not getattr(split, part)],
+        "named more than once:": sorted(name for name, n in Counter(names).items() if n > 1),
+        "not in the data set:": sorted({*names} - known),
     }
-    torn = [f"  fold {fold.number}: {text}"] if (text := fold.split.torn()) else []
-    return torn + [
-        f"  fold {fold.number}: {what} {', '.join(names[:10])}"
-        + f" and {len(names) - 10} more" * (len(names) > 10)
-        for what, names in found.items()
-        if names
-    ]
+    told = [f"{what} {_first(which)}" for what, which in found.items() if which]
+    return [f"  fold {fold.number}: {problem}" for problem in (*filter(None, [split.torn()]), *told)]
 
 
-def _overlaps(folds: Sequence[Fold]) -> list[str]:
-    """Test sets of one repeat that share subjects; such a case would count twice."""
-    problems = []
-    for index, fold in enumerate(folds):
-        for other in folds[index + 1 :]:
-            shared = sorted({*fold.split.test} & {*other.split.test})
-            if shared and fold.repeat == other.repeat:
-                problems.append(
-                    f"  folds {fold.number} and {other.number}: their test sets overlap: "
-                    f"{', '.join(shared[:10])}. Repeated splits carry different numbers under "
-                    '"repeat".'
-                )
-    return problems
+def _names(split: Split) -> tuple[str, ...]:
+    return (*split.train, *split.validation, *split.test)
 
 
-def folds_text(folds: Iterable[Fold]) -> str:
-    """Return case lists as JSON, in the form that `load_folds` reads."""
-    return json.dumps({"folds": [fold.to_dict() for fold in folds]}, indent=2) + "\n"
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10)

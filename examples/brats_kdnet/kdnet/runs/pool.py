@@ -4,7 +4,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +14,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kdnet.errors import UserError
+from kdnet.errors import UserError, explained
 from kdnet.evaluation.scoring import read_scores
-from kdnet.errors import explained
 from kdnet.runs.plan import Plan, Unit
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.unit import run_unit
 from kdnet.stopping import PARENT, StoppedError, deferring
 from kdnet.training.history import read_history
+from kdnet.training.runtime import device_type
 from privdistill import PrivDistillError
 
 _PATIENCE = 0.5  # seconds between two looks at the processes
@@ -36,23 +35,23 @@ def number_of_jobs(wanted: int | str, accelerator: str) -> int:
         if wanted < 1:
             raise UserError(f"--jobs is {wanted}; expected 1 or more, or auto.")
         return wanted
-    if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
+    if device_type(accelerator) == "cuda":
         return torch.cuda.device_count()
     return min(_LARGEST_ON_CPU, processors())
 
 
 def processors() -> int:
     """Return how many processors this process may use; a cluster's job gets a part of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def carry_out(
     plan: Plan, units: Sequence[Unit], options: Any, command: Sequence[str], console: Console
 ) -> tuple[Plan, dict[str, str] | None]:
     """Show or train units, as the options say; return why some failed, None if not all were due."""
+    # A mistake in it shows before the data are read.
     number_of_jobs(options.jobs, plan.config.training.accelerator)
+    # A task of an array prepares what it needs and no more.
     chosen = units if options.unit is None else plan.with_teachers([plan.find(options.unit)])
     plan = prepare(rehearse_rows(plan, chosen, console), chosen, console)
     if options.show == "status":
@@ -75,12 +74,11 @@ def train_units(
     plan: Plan, units: Sequence[Unit], jobs: int | str, command: Sequence[str], console: Console
 ) -> dict[str, str]:
     """Train every unit that is not done; return why some have failed, by name."""
-    number = number_of_jobs(jobs, plan.config.training.accelerator)
-    missing = [unit for unit in units if not plan.is_done(unit)]
-    at_a_time = f"; {min(number, len(missing))} at a time" if missing else ""
-    done = len(units) - len(missing)
-    console.print(f"{len(units)} units, {done} done{at_a_time}", highlight=False)
-    if number == 1 or len(missing) <= 1:
+    missing = sum(not plan.is_done(unit) for unit in units)
+    number = min(number_of_jobs(jobs, plan.config.training.accelerator), missing)
+    at_a_time = f"; {number} at a time" * bool(missing)
+    console.print(f"{len(units)} units, {len(units) - missing} done{at_a_time}", highlight=False)
+    if number <= 1:
         return train_here(plan, units, console)
     return Pool(plan, units, number, command).run(console)
 
@@ -88,21 +86,19 @@ def train_units(
 def train_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, str]:
     """Train units one after the other, the progress of each training shown."""
     failed: dict[str, str] = {}
-    for number, unit in enumerate(units):
+    for number, unit in enumerate(units, start=1):
         if plan.is_done(unit):
             continue
-        reason = blocked(plan, unit, failed)
-        if reason is None:
+        try:
+            if reason := blocked(plan, unit, failed):
+                raise UserError(reason)
             left = seconds_left(plan, units, jobs=1)
-            console.print(f"Unit {number + 1} of {len(units)}: {unit.name}{left}", highlight=False)
-            try:
-                with explained(unit.name):
-                    run_unit(plan, unit, console)
-            except (UserError, PrivDistillError) as error:
-                reason = str(error)
-        if reason is not None:
-            failed[unit.name] = reason
-            console.print(f"{unit.name} failed: {reason}", highlight=False)
+            console.print(f"Unit {number} of {len(units)}: {unit.name}{left}", highlight=False)
+            with explained(unit.name):
+                run_unit(plan, unit, console)
+        except (UserError, PrivDistillError) as error:
+            failed[unit.name] = str(error)
+            console.print(f"{unit.name} failed: {error}", highlight=False)
     return failed
 
 
@@ -131,7 +127,7 @@ class Pool:
     command: Sequence[str]
     running: dict[str, tuple[subprocess.Popen[bytes], int]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
+    _ended: int = 0
     _last_line: float = 0.0
 
     def run(self, console: Console) -> dict[str, str]:
@@ -171,6 +167,7 @@ class Pool:
             if reason is not None:
                 self.failed[unit.name] = reason
                 continue
+            # Another start may train the teacher; its files tell.
             ready = all(map(self.plan.is_done, self.plan.teachers_of(unit)))
             if ready and len(self.running) < self.jobs:
                 self._start(unit)
@@ -183,6 +180,7 @@ class Pool:
         slot = next(number for number in range(self.jobs) if number not in taken)
         log = self._log(unit.name)
         log.parent.mkdir(parents=True, exist_ok=True)
+        # What earlier starts said stays.
         with log.open("ab") as stream:
             process = subprocess.Popen(  # noqa: S603
                 [*self.command, "--unit", unit.name],
@@ -196,16 +194,15 @@ class Pool:
         self.running[unit.name] = process, slot
 
     def _say(self, console: Console) -> None:
-        """Say what has ended, and now and then what is going on."""
-        ended = {name for name in self.failed if name not in self._said}
-        ended |= {u.name for u in self.units if self.plan.is_done(u)} - self._said
-        self._said |= ended
-        if ended or time.monotonic() - self._last_line > _LINE_SECONDS:
-            self._last_line = time.monotonic()
-            going = [u for u in self.units if u.name in self.running]
-            now = ", ".join(f"{unit.name} {state(self.plan, unit)}" for unit in going)
-            line = f"{summary(self.plan, self.units, self.jobs)}: {now or 'none under way'}"
-            console.print(line, highlight=False, soft_wrap=True)
+        """Say that a unit has ended, and now and then what is going on."""
+        ended = len(self.failed) + sum(map(self.plan.is_done, self.units))
+        if ended == self._ended and time.monotonic() - self._last_line < _LINE_SECONDS:
+            return
+        self._ended, self._last_line = ended, time.monotonic()
+        going = [f"{u.name} {state(self.plan, u)}" for u in self.units if u.name in self.running]
+        line = summary(self.plan, self.units, self.jobs)
+        now = ", ".join(going) or "none under way"
+        console.print(f"{line}: {now}", highlight=False, soft_wrap=True)
 
     def _end(self) -> None:
         """Ask all processes to leave, and wait until they have kept what they have."""
@@ -220,6 +217,7 @@ class Pool:
             seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             gpus = seen if seen != [""] else [str(i) for i in range(torch.cuda.device_count())]
             return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]}
+        # More threads than processors would wait for each other.
         threads = str(max(1, processors() // self.jobs))
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
         return {name: os.environ.get(name, threads) for name in names}
@@ -242,22 +240,13 @@ def _last_words(log: Path, status: int) -> str:
     return f"{end[-400:]} ({cause}; {log})"
 
 
-def command_of(program: Path, arguments: Sequence[str]) -> list[str]:
-    """Return the command that starts this program again."""
-    return [sys.executable, str(program), *arguments]
-
-
 def status_table(plan: Plan, units: Sequence[Unit]) -> Table:
     """Show every unit of every row: waiting, epochs done, or the Dice reached."""
-    table = Table("row", title=summary(plan, units, jobs=1), title_justify="left")
-    cells: dict[str, dict[str, str]] = {}
-    for unit in units:
-        cells.setdefault(unit.row.name, {})[unit.place] = state(plan, unit)
     places = list(dict.fromkeys(unit.place for unit in units))
-    for place in places:
-        table.add_column(place, justify="right")
-    for row, found in cells.items():
-        table.add_row(row, *(found.get(place, "") for place in places))
+    table = Table("row", *places, title=summary(plan, units, jobs=1), title_justify="left")
+    states = {(unit.row.name, unit.place): state(plan, unit) for unit in units}
+    for row in dict.fromkeys(unit.row.name for unit in units):
+        table.add_row(row, *(states.get((row, place), "") for place in places))
     table.caption = "epochs done, or mean Dice on the held-out cases in native space"
     return table
 
@@ -274,14 +263,12 @@ def state(plan: Plan, unit: Unit) -> str:
     if plan.is_done(unit):
         scores = read_scores(folder.scores)
         return f"Dice {scores['dice'][scores['space'] == 'native'].mean():.3f}"
-    if not folder.history.is_file():
-        return "\N{MIDDLE DOT}"
     try:
         epochs = len(read_history(folder.history))
     except UserError:
         # The unit itself says what is wrong, and the others go on.
         return "damaged"
-    return f"{epochs}/{plan.configure(unit).training.epochs}"
+    return f"{epochs}/{plan.configure(unit).training.epochs}" if epochs else "\N{MIDDLE DOT}"
 
 
 def seconds_left(plan: Plan, units: Sequence[Unit], jobs: int) -> str:

@@ -1,7 +1,5 @@
 """A plan brought to where its units can be trained: rehearsed, checked, its folder prepared."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from kdnet.data.splits import Split
-from kdnet.data.subjects import States, file_states
+from kdnet.data.subjects import file_states
 from kdnet.errors import UserError
+from kdnet.files import file_digest, remove_abandoned, write_json
 from kdnet.rows import read_rows
 from kdnet.runs.folder import locked, plain_options
 from kdnet.runs.networks import (
@@ -22,17 +21,29 @@ from kdnet.runs.networks import (
     rehearse,
     stacked,
 )
-from kdnet.runs.plan import Plan, Unit, folds_text
+from kdnet.runs.plan import Plan, Unit, folds_content
 from kdnet.runs.subjects import check_files, make_phantoms, prepare_parts, record_skipped
 from kdnet.training.checkpoint import ModelMetadata
-from kdnet.files import remove_abandoned, write_text
 from privdistill import PrivDistillError
 
 
 def rehearse_rows(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
     """Put the networks of every row together once, and compare with what the folder holds."""
     plan.files.check_config(plan.config)
-    plan = replace(plan, experiments=_rehearsed(plan, units, console))
+    # Folds and seeds change no shape: one unit of each row is enough.
+    needed = {unit.row.name: unit for unit in units}
+    experiments = {}
+    for name, unit in needed.items():
+        if len(needed) > 1:
+            console.print(f"Trying {name}", highlight=False)
+        try:
+            teacher = _teacher_of(plan, unit)
+            experiments[name] = rehearse(
+                unit.row, plan.configure(unit), plan.data.description, teacher
+            )
+        except (UserError, PrivDistillError) as error:
+            raise UserError(f"Row {name!r}: {error}") from error
+    plan = replace(plan, experiments=experiments)
     for unit in units:
         plan.folder(unit).check_experiment(experiment_of(plan, unit))
     return plan
@@ -42,32 +53,18 @@ def prepare(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
     """Begin the folder of a plan or check that it goes on unchanged, and fill its cache."""
     with locked(plan.root / ".lock", "the folder is being prepared", console):
         plan.files.check_config(plan.config)
+        # Nobody else removes what a kill left half written.
         remove_abandoned(plan.root, *plan.root.glob("units/*/*/"))
         plan = _begin_or_go_on(plan, console)
         _fill_cache(plan, units, console)
-        write_text(plan.files.plan, json.dumps(_summary(plan), indent=2) + "\n")
+        write_json(plan.files.plan, _summary(plan))
     return plan
 
 
 def experiment_of(plan: Plan, unit: Unit) -> dict[str, Any]:
     """Return all that decides the numbers of a unit, as its folder records it."""
-    options = plain_options(plan.configure(unit))
-    return {"config": options, **plan.experiments[unit.row.name]}
-
-
-def _rehearsed(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str, dict[str, Any]]:
-    """Put the networks of every row together once."""
-    needed = {unit.row.name: unit for unit in units}
-    found = {}
-    for name, unit in needed.items():
-        row, config = unit.row, plan.configure(unit)
-        if len(needed) > 1:
-            console.print(f"Trying {name}", highlight=False)
-        try:
-            found[name] = rehearse(row, config, plan.data.description, _teacher_of(plan, unit))
-        except (UserError, PrivDistillError) as error:
-            raise UserError(f"Row {name!r}: {error}") from error
-    return found
+    config = plan.configure(unit).to_dict()
+    return {"config": plain_options(config), **plan.experiments[unit.row.name]}
 
 
 def _teacher_of(plan: Plan, unit: Unit) -> ModelMetadata | None:
@@ -79,6 +76,7 @@ def _teacher_of(plan: Plan, unit: Unit) -> ModelMetadata | None:
         if path is None or not is_given(teacher.row, config):
             return describe_network(teacher.row.role, config, description)
         metadata = describe_teacher(path, config, description)
+        # Every fold, as the same network would teach them all.
         folds = {one.number: plan.split(replace(unit, fold=one)) for one in plan.folds}
         check_unseen(path, metadata, folds)
         return metadata
@@ -87,29 +85,25 @@ def _teacher_of(plan: Plan, unit: Unit) -> ModelMetadata | None:
 
 def _begin_or_go_on(plan: Plan, console: Console) -> Plan:
     """Check the files and record them, or make sure that they are those that were recorded."""
-    files, data, folds = plan.files, plan.data, folds_text(plan.folds)
+    files, data, folds = plan.files, plan.data, folds_content(plan.folds)
     splits = [plan.split(unit) for unit in plan.units()]
-    if not files.folds.is_file():
-        if plan.config.data.data_root is not None:
+    real, begun = plan.config.data.data_root is not None, files.folds.is_file()
+    if not begun:
+        if real:
             check_files(plan.config, data, splits, console)
         files.begin(plan.config, data.description)
     plan = replace(plan, data=make_phantoms(plan.config, data, plan.cache, console))
-    states = _states(plan, splits)
-    if files.folds.is_file():
+    # Of phantoms none, as those are made again if they are removed.
+    names = {name for split in splits for name in _names(split)} if real else ()
+    states = file_states(plan.data.named(names))
+    if begun:
         files.check_unchanged(data.description, folds, states)
         return plan
     record_skipped(files, data)
-    files.write_states(states)
+    write_json(files.states, states)
     # Last, since it says that the others are there.
-    write_text(files.folds, folds)
+    write_json(files.folds, folds)
     return plan
-
-
-def _states(plan: Plan, splits: Sequence[Split]) -> States:
-    """The files of all folds; of phantoms none, as those are made again if they are removed."""
-    if plan.config.data.data_root is None:
-        return {}
-    return file_states(plan.data.named(name for split in splits for name in _names(split)))
 
 
 def _names(split: Split) -> tuple[str, ...]:
@@ -118,29 +112,27 @@ def _names(split: Split) -> tuple[str, ...]:
 
 def _fill_cache(plan: Plan, units: Sequence[Unit], console: Console) -> None:
     """Preprocess what units need, once for each set of modalities that they stack."""
-    needed: dict[tuple[str, ...], tuple[Unit, dict[str, None]]] = {}
-    for unit in units:
-        if plan.is_done(unit):
-            continue
-        stack = stacked(plan.configure(unit).data, plan.data.description)
-        names = needed.setdefault(stack, (unit, {}))[1]
-        split = plan.split(unit)
-        names |= dict.fromkeys((*split.train, *split.validation))
-    for unit, names in needed.values():
-        everyone = Split(tuple(names), (), ())
-        prepare_parts(plan.configure(unit), plan.data, everyone, plan.cache, console)
+    needed: dict[tuple[str, ...], dict[str, Unit]] = {}
+    for unit in (unit for unit in units if not plan.is_done(unit)):
+        stack, split = stacked(plan.configure(unit).data, plan.data.description), plan.split(unit)
+        of_stack = needed.setdefault(stack, {})
+        of_stack |= dict.fromkeys((*split.train, *split.validation), unit)
+    for names in needed.values():
+        config = plan.configure(next(iter(names.values())))
+        prepare_parts(config, plan.data, Split(tuple(names), (), ()), plan.cache, console)
 
 
 def _summary(plan: Plan) -> dict[str, Any]:
     """What a page of the results says, with the rows and seeds of earlier starts."""
-    before, description = plan.files.read_plan(), plan.data.description
+    before, description, facts = plan.files.read_plan(), plan.data.description, {**plan.facts}
+    kinds = facts.pop("kinds", {})
+    # Rows of earlier starts stay in the tables.
     rows = {row["name"]: row for row in before.get("rows", [])}
-    kinds = plan.facts.get("kinds", {})
-    # Teachers of a study that were trained without a part of the subjects only teach.
-    shown = [row for row in plan.rows if not kinds or row.name in kinds]
-    rows |= {row.name: asdict(row) | {"kind": kinds.get(row.name, row.name)} for row in shown}
-    now = {seed for seeds in plan.seeds.values() for seed in seeds}
-    seeds = sorted({*before.get("seeds", []), *now})
+    for row in plan.rows:
+        # Teachers of a study that were trained without a part of the subjects only teach.
+        if not kinds or row.name in kinds:
+            rows[row.name] = asdict(row) | {"kind": kinds.get(row.name, row.name)}
+    seeds = sorted({*before.get("seeds", []), *(s for own in plan.seeds.values() for s in own)})
     grades = Counter(subject.grade or "not stated" for subject in plan.data.subjects.values())
     return {
         "kind": plan.kind,
@@ -152,8 +144,8 @@ def _summary(plan: Plan) -> dict[str, Any]:
         "phantom": description.phantom,
         "protocol": _protocol(plan, seeds),
         "grades": dict(grades),
-        "folds_sha256": hashlib.sha256(plan.files.folds.read_bytes()).hexdigest(),
-        **{name: value for name, value in plan.facts.items() if name != "kinds"},
+        "folds_sha256": file_digest(plan.files.folds),
+        **facts,
     }
 
 
@@ -179,6 +171,7 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
         _counted(training.epochs, "epoch"),
         f"{training.precision}, {training.memory_format}" + ", compiled" * bool(training.compile),
     ]
+    # A protocol is compared by its words, so that a changed row must show in them.
     built_in = read_rows()[0] if plan.kind == "crossval" else {}
     own = [row.name for row in plan.rows if built_in.get(row.name, row) != row]
     changed = f"; rows that are not the built-in ones: {', '.join(own)}" if own else ""

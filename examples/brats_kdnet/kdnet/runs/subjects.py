@@ -7,8 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kdnet.config import Config
-from kdnet.config import DataConfig
+from kdnet.config import Config, DataConfig
 from kdnet.data.checks import (
     Problem,
     check_subjects,
@@ -25,6 +24,7 @@ from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError, printable
+from kdnet.files import write_json
 from kdnet.runs.folder import Folder
 from kdnet.runs.networks import check_views, describe_network, stacked, workers
 
@@ -66,18 +66,16 @@ def find_data(config: Config, console: Console) -> DataSet:
     data = config.data
     if data.data_root is None:
         description = load_description(Path("phantom"))
+        # Their names are enough to deal them; the images are made when the folder is there.
         subjects = [Subject(name, {}) for name in phantom_names(data.phantoms)]
     else:
-        description, subjects = find_subjects(data.data_root, own_description(data))
+        given = None if data.description is None else load_description(Path(data.description))
+        description, subjects = find_subjects(data.data_root, given)
     check_views(data, description)
     found = DataSet(description, {subject.name: subject for subject in subjects})
-    found = _without_unsound(config, found, console) if data.data_root is not None else found
+    if data.data_root is not None and data.skip_invalid:
+        found = _without_unsound(config, found, console)
     return _with_further(data, found)
-
-
-def own_description(data: DataConfig) -> Description | None:
-    """Return the description that the user names, None if the layout is to be recognised."""
-    return None if data.description is None else load_description(Path(data.description))
 
 
 def make_phantoms(config: Config, data: DataSet, cache: Path, console: Console) -> DataSet:
@@ -96,6 +94,7 @@ def _with_further(data: DataConfig, found: DataSet) -> DataSet:
     if data.unlabelled_root is None:
         return found
     _, more = find_subjects(data.unlabelled_root, found.description)
+    # A student would learn from images that test it.
     known = seen_before((one.name for one in more), found.subjects, found.description)
     if known:
         raise UserError(
@@ -108,36 +107,27 @@ def _with_further(data: DataConfig, found: DataSet) -> DataSet:
 
 
 def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSet:
-    """Leave out the subjects whose files are not sound, if that is asked for."""
-    if not config.data.skip_invalid:
-        return found
-    before = Folder(config.run.out or Path()).read_skipped()
-    if before is not None:
-        kept = {name: one for name, one in found.subjects.items() if name not in {*before}}
-        return replace(found, subjects=kept)
-    subjects = list(found.subjects.values())
-    checked = check_subjects(
-        found.description,
-        subjects,
-        workers=workers(config.data),
-        progress=console.is_terminal,
-        modalities=stacked(config.data, found.description),
-    )
-    problems = told(checked, console)
-    usable, left_out = keep_usable(subjects, problems)
-    if problems:
-        console.out(listed(problems), highlight=False)
-        names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
-        console.print(f"Left out: {len(left_out)} of {len(subjects)} subjects: {names}")
-    kept = {subject.name: subject for subject in usable}
-    return replace(found, subjects=kept, skipped=tuple(problems))
+    """Leave out the subjects whose files are not sound, or those that the run began without."""
+    problems: list[Problem] | None = None
+    # A subject that was repaired since would change the folds.
+    left_out = Folder(config.run.out or Path()).read_skipped()
+    if left_out is None:
+        problems = _told(_checked(config, found, found.subjects, console), console)
+        _, left_out = keep_usable(found.foldable, problems)
+        if problems:
+            console.out(listed(problems), highlight=False)
+            names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
+            console.print(f"Left out: {len(left_out)} of {len(found.subjects)} subjects: {names}")
+    kept = {name: one for name, one in found.subjects.items() if name not in {*left_out}}
+    return replace(found, subjects=kept, skipped=None if problems is None else tuple(problems))
 
 
 def record_skipped(folder: Folder, data: DataSet) -> None:
     """Note whom a run does without, as soon as its folder is there."""
     if data.skipped is not None and folder.read_skipped() is None:
-        names = dict.fromkeys(problem.subject for problem in data.skipped)
-        folder.write_skipped(list(names), problems_as_rows(data.skipped))
+        names = list(dict.fromkeys(problem.subject for problem in data.skipped))
+        problems = problems_as_rows(data.skipped)
+        write_json(folder.skipped, {"subjects": names, "problems": problems})
 
 
 def split_of(config: Config, subjects: Sequence[Subject]) -> Split:
@@ -169,6 +159,7 @@ def shared_out(data: DataConfig, split: Split, found: DataSet) -> Split:
 def with_equal_steps(config: Config, split: Split, found: DataSet) -> Config:
     """Make all trainings as long as that of the student, which alone sees unlabelled subjects."""
     split = shared_out(config.data, split, found)
+    # A longer training would be an advantage of its own.
     if not split.unlabelled or config.training.samples_per_epoch:
         return config
     grid = describe_network("student", config, found.description).grid
@@ -183,28 +174,32 @@ def check_files(config: Config, data: DataSet, splits: Sequence[Split], console:
     if data.skipped is not None:
         # All others have been read a moment ago.
         labelled, unlabelled = set(), unlabelled & {*data.further}
-    problems = [
-        problem
-        for names, need in ((labelled, True), (unlabelled, False))
-        for problem in check_subjects(
-            data.description,
-            data.named(names, hidden=() if need else names),
-            workers=workers(config.data),
-            progress=console.is_terminal,
-            need_segmentation=need,
-            modalities=stacked(config.data, data.description),
-        )
-    ]
-    raise_for_problems(told(problems, console))
+    problems = _checked(config, data, labelled, console)
+    problems += _checked(config, data, unlabelled, console, labelled=False)
+    raise_for_problems(_told(problems, console))
 
 
-def told(problems: list[Problem], console: Console) -> list[Problem]:
+def _checked(
+    config: Config, data: DataSet, names: Iterable[str], console: Console, *, labelled: bool = True
+) -> list[Problem]:
+    """What is wrong with the files of some subjects."""
+    return check_subjects(
+        data.description,
+        data.named(names, hidden=() if labelled else names),
+        workers=workers(config.data),
+        progress=console.is_terminal,
+        need_segmentation=labelled,
+        modalities=stacked(config.data, data.description),
+    )
+
+
+def _told(problems: list[Problem], console: Console) -> list[Problem]:
     """Say in one line what only looks wrong, and return the rest."""
     unusual = [problem for problem in problems if problem.warning]
     if unusual:
-        example = f"{unusual[0].subject}, {unusual[0].reason}"
         console.print(
-            f"{len(unusual)} images look unusual, which check_data.py lists: {example}",
+            f"{len(unusual)} images look unusual, which check_data.py lists: "
+            f"{unusual[0].subject}, {unusual[0].reason}",
             highlight=False,
             soft_wrap=True,
             markup=False,

@@ -37,7 +37,7 @@ from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
 from kdnet.evaluation.scoring import evaluate, write_scores
 from kdnet.errors import explained
 from kdnet.recipes import Recipe, recipe_of
-from kdnet.runs.folder import UnitFolder, locked, with_digest
+from kdnet.runs.folder import UnitFolder, locked
 from kdnet.runs.networks import (
     build,
     check_unseen,
@@ -65,7 +65,7 @@ from kdnet.training.checkpoint import (
 from kdnet.training.diagnosis import fitted_temperature, show_diagnosis
 from kdnet.training.loop import fit
 from kdnet.training.history import counting
-from kdnet.training.runtime import Stopwatch, peak_memory, shard, torch_format
+from kdnet.training.runtime import peak_memory, shard, timed, torch_format
 from privdistill import (
     DistillationWrapper,
     Ensemble,
@@ -156,7 +156,7 @@ class Experiment:
         config: The resolved configuration.
         fabric: Launched.
         console: Where progress is shown.
-        watch: Time per phase, that of earlier starts included.
+        seconds: Time per phase, that of earlier starts included.
         split: Names of training, validation, test and unlabelled subjects.
         datasets: Preprocessed training, validation and unlabelled subjects.
         cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
@@ -169,7 +169,7 @@ class Experiment:
     config: Config
     fabric: Fabric
     console: Console
-    watch: Stopwatch
+    seconds: dict[str, float]
     split: Split
     datasets: dict[str, Any]
     cache_counts: dict[str, int] = field(default_factory=dict)
@@ -197,8 +197,8 @@ class Experiment:
 
     def record(self) -> None:
         """Write what is trained and what it has taken so far to unit.json."""
-        content = with_digest(experiment_of(self.plan, self.unit))
-        content["seconds"] = {name: round(value, 2) for name, value in self.watch.seconds.items()}
+        content: dict[str, Any] = {"experiment": experiment_of(self.plan, self.unit)}
+        content["seconds"] = {name: round(value, 2) for name, value in self.seconds.items()}
         content["peak_mib"] = peak_memory()
         if self.cache_counts:
             content["teacher_cache"] = self.cache_counts
@@ -274,11 +274,11 @@ def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator
     folder = plan.folder(unit)
     folder.check_experiment(experiment_of(plan, unit))
     earlier = folder.read_record()
-    watch = Stopwatch(earlier.get("seconds"))
-    with watch.phase("data"), fabric.rank_zero_first():
+    seconds = dict(earlier.get("seconds", {}))
+    with timed(seconds, "data"), fabric.rank_zero_first():
         datasets = prepare_parts(config, plan.data, split, plan.cache, console)
     experiment = Experiment(
-        plan, unit, config, fabric, console, watch, split, datasets,
+        plan, unit, config, fabric, console, seconds, split, datasets,
         cache_counts=earlier.get("teacher_cache", {}), temperature=earlier.get("temperature"),
     )  # fmt: skip
     try:
@@ -309,10 +309,12 @@ def train(experiment: Experiment) -> None:
     network = build(metadata).to(memory_format=layout)
     teachers = load_teachers(experiment)
     if training.compile:
+        # What was compiled for an earlier network of this class knows nothing of this one's taps.
+        torch.compiler.reset()
         network, teachers = compiled(network), list(map(compiled, teachers))
     config = replace(experiment.config, objective=options_for(experiment, teachers))
     setting = setting_of(unit.row, config, experiment.data.description, network, teachers)
-    with experiment.watch.phase("training"), explained(f"The training of {unit.name}"):
+    with timed(experiment.seconds, "training"), explained(f"The training of {unit.name}"):
         teach(experiment, recipe_of(unit.row, setting), metadata)
     if experiment.fabric.is_global_zero:
         # A kill in what follows must not cost these times.
@@ -385,8 +387,6 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
             metadata=metadata,
             settings=config.training,
             folder=experiment.folder.root,
-            scalars=experiment.folder.root / "tensorboard",
-            memory_format=config.training.memory_format,
             console=experiment.console,
             volumes=whole_volumes(experiment.datasets["validation"], config.data),
             seen_by_teachers=tuple(seen),
@@ -474,7 +474,7 @@ def counted(experiment: Experiment, cache: TeacherCache | None) -> Iterator[None
 def score(experiment: Experiment, *, subsets: bool) -> None:
     """Score the trained network on the held-out subjects; the scores say that the unit is done."""
     folder, row = experiment.folder, experiment.unit.row
-    with experiment.watch.phase("evaluation"):
+    with timed(experiment.seconds, "evaluation"):
         network, metadata = load_model(folder.model, trusted=experiment.plan.trusted)
         every = seen = metadata.modalities
         if row.recipe == "missing_modality":

@@ -8,7 +8,7 @@ its training subjects, so that a recipe that was chosen on one fold meets new su
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from kdnet.config import Config
 from kdnet.data.splits import split_subjects
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import gather_scores
-from kdnet.files import write_text
+from kdnet.files import UnreadableError, read_json, write_text
 from kdnet.rows import Row
 from kdnet.runs.plan import Fold, Plan, make_plan
 from kdnet.runs.preparation import prepare, rehearse_rows
@@ -39,35 +39,31 @@ def search(design: Design, wanted: str, config: Config, *, trials: int, console:
     data = find_data(config, console)
     folds = inner_folds(config, space, data)
     root.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_unchanged_search(root / "search.json", space)
-    memory = optuna.create_study(
-        storage=f"sqlite:///{root / 'trials.sqlite'}",
-        study_name=wanted,
-        direction="maximize",
-        load_if_exists=True,
-    )
+    done = read_trials(root / "trials.json")
     trials = min(trials, math.prod(len(values) for values in space.space.values()))
-    while (number := len(finished(memory))) < trials:
-        # A start of its own for every trial, so that one that goes on is like one that never ended.
-        memory.sampler = optuna.samplers.TPESampler(
-            seed=space.seed + number, n_startup_trials=space.random_trials
-        )
-        trial = ask_new(memory, space)
-        options = {name: json.loads(value) for name, value in trial.params.items()}
-        chosen = space.options | options
-        console.print(f"Trial {number + 1} of {trials}: {chosen}", highlight=False)
-        rows, seeds = trial_rows(space, trial.number, chosen)
+    while (number := len(done)) < trials:
+        options = ask_new(done, space)
+        console.print(f"Trial {number + 1} of {trials}: {space.options | options}", highlight=False)
+        rows, seeds = trial_rows(space, number, space.options | options)
         plan = make_plan("study", "Search", config, rows, folds, data, own_seeds=seeds)
         dice, gain = try_options(plan, console)
         if not math.isfinite(gain):
-            raise UserError(f"Trial {trial.number}: its gain is {gain}; no Dice can be told.")
-        trial.set_user_attr("dice", dice)
-        memory.tell(trial, gain)
-        write_trials(root / "trials.json", memory)
+            raise UserError(f"Trial {number}: its gain is {gain}; no Dice can be told.")
+        # Mean Dice on the inner test subjects, and mean paired difference to their baseline.
+        done.append({"number": number, "options": options, "dice": dice, "gain": gain})
+        write_text(root / "trials.json", json.dumps(done, indent=2) + "\n")
         console.print(f"  Dice {dice:.3f}, gain {100 * gain:+.1f} points", highlight=False)
-    write_trials(root / "trials.json", memory)
     return root
+
+
+def read_trials(path: Path) -> list[dict[str, Any]]:
+    """Return the trials of earlier starts; one that a kill cut short is made again and goes on."""
+    try:
+        found = read_json(path) if path.is_file() else []
+        return [{**trial, "gain": float(trial["gain"])} for trial in found]
+    except (UnreadableError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}). Restore it, or remove it.") from error
 
 
 def check_unchanged_search(path: Path, space: Search) -> None:
@@ -81,22 +77,31 @@ def check_unchanged_search(path: Path, space: Search) -> None:
     write_text(path, now)
 
 
-def ask_new(memory: optuna.Study, space: Search) -> optuna.Trial:
-    """Ask for a choice that has not been tried."""
-    tried = [trial.params for trial in finished(memory)]
-    while True:
-        trial = memory.ask()
-        for name, values in space.encoded:
-            trial.suggest_categorical(name, values)
-        if trial.params not in tried:
-            return trial
-        memory.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        left = [
-            choice
-            for values in itertools.product(*(texts for _, texts in space.encoded))
-            if (choice := dict(zip(space.space, values, strict=True))) not in tried
-        ]
-        memory.enqueue_trial(left[trial.number % len(left)])
+def ask_new(done: Sequence[Mapping[str, Any]], space: Search) -> dict[str, Any]:
+    """Choose options that have not been tried, by what the trials so far have gained."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # A sampler of its own for every trial, so that one that goes on is like one that never ended.
+    sampler = optuna.samplers.TPESampler(
+        seed=space.seed + len(done), n_startup_trials=space.random_trials
+    )
+    memory = optuna.create_study(direction="maximize", sampler=sampler)
+    choices: dict[str, optuna.distributions.BaseDistribution] = {
+        name: optuna.distributions.CategoricalDistribution(texts) for name, texts in space.encoded
+    }
+    for trial in done:
+        params = {name: json.dumps(value) for name, value in trial["options"].items()}
+        memory.add_trial(
+            optuna.trial.create_trial(params=params, distributions=choices, value=trial["gain"])
+        )
+    tried = [trial["options"] for trial in done]
+    asked = {n: json.loads(text) for n, text in memory.ask(choices).params.items()}
+    if asked not in tried:
+        return asked
+    every = (
+        dict(zip(space.space, one, strict=True)) for one in itertools.product(*space.space.values())
+    )
+    left = [choice for choice in every if choice not in tried]
+    return left[len(done) % len(left)]
 
 
 def find_search(design: Design, wanted: str) -> Search:
@@ -162,24 +167,3 @@ def try_options(plan: Plan, console: Console) -> tuple[float, float]:
     dice = grid.pivot_table(index=places, columns="row", values="dice")[[row.name, baseline.name]]
     dice = dice.dropna(subset=row.name)
     return float(dice[row.name].mean()), float((dice[row.name] - dice[baseline.name]).mean())
-
-
-def finished(memory: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials that have a result."""
-    return memory.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-
-
-def write_trials(path: Path, memory: optuna.Study) -> None:
-    """Write what all trials reached, the best first, equal ones by their number."""
-    trials = sorted(finished(memory), key=lambda trial: (-float(trial.values[0]), trial.number))
-    content = [
-        {
-            "number": trial.number,
-            "options": {name: json.loads(value) for name, value in trial.params.items()},
-            # Mean Dice on the inner test subjects, and mean paired difference to their baseline.
-            "dice": trial.user_attrs["dice"],
-            "gain": float(trial.values[0]),
-        }
-        for trial in trials
-    ]
-    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -27,12 +27,14 @@ from kdnet.data.targets import number_of_outputs
 from kdnet.data.volumes import LIMIT_VARIABLE, largest_volume
 from kdnet.environment import versions
 from kdnet.errors import UserError, explain
-from kdnet.files import atomic, file_digest, first_line
+from kdnet.files import atomic, file_digest, first_line, said
 from kdnet.models import build_network
 from kdnet.models.trust import check_trusted
-from kdnet.training.runtime import MemoryFormat, load_optimizer, load_weights, whole
+from kdnet.stopping import Interruption
+from kdnet.training.runtime import load_optimizer, load_weights, whole
 from privdistill import DistillationWrapper
 
+Loader = Any  # a DataLoader, or Fabric's wrapper around one
 FORMAT = "privdistill-brats-1"
 _STATE_FORMAT = "privdistill-brats-state-1"
 # Entries beside the metadata: digests of the tensors, and of all other entries.
@@ -142,16 +144,15 @@ class ModelMetadata:
         """Read what `to_strings` gave."""
         values = {item.name: json.loads(strings[item.name]) for item in fields(cls)}
         values["description"] = Description.from_dict(values["description"])
+        # JSON has no tuples.
         for name in ("modalities", "crop", "grid", "patch", "seen_cases", "spacing", "nonzero"):
             values[name] = None if values[name] is None else tuple(values[name])
+        # A network is built and a volume is made by what stands here.
         wrong = [name for name, fits in _fitting(values).items() if not fits]
         if wrong:
-            raise ValueError(f"{', '.join(wrong)} cannot be used")
-        large = [name for name in ("crop", "grid", "patch") if _is_large(values[name])]
-        if large:
             raise ValueError(
-                f"{', '.join(large)} of more than the {largest_volume():,} voxels that are read; "
-                f"if it is meant, set {LIMIT_VARIABLE}"
+                f"{', '.join(wrong)} cannot be used; sizes beyond {largest_volume():,} voxels are "
+                f"read if {LIMIT_VARIABLE} is set"
             )
         return cls(**values)
 
@@ -164,13 +165,11 @@ def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
     return {
         "backbone": isinstance(values["backbone"], str),
         "backbone_arguments": isinstance(values["backbone_arguments"], dict),
-        "in_channels": _is_count(values["in_channels"], len(modalities)),
-        "out_channels": _is_count(values["out_channels"], outputs),
-        "modalities": bool(modalities) and {*modalities} <= {*values["description"].modalities},
+        "in_channels": values["in_channels"] == len(modalities) > 0,
+        "out_channels": values["out_channels"] == outputs,
+        "modalities": {*modalities} <= {*values["description"].modalities},
         "activation": known,
-        "crop": _is_size(values["crop"]),
-        "grid": _is_size(values["grid"]),
-        "patch": _is_size(values["patch"]),
+        **{name: _is_size(values[name]) for name in ("crop", "grid", "patch")},
         "grid and patch": values["grid"] is not None or values["patch"] is not None,
         "slices": values["slices"] in {None, *get_args(Plane)},
         "orientation": isinstance(values["orientation"], str),
@@ -184,18 +183,12 @@ def _are_numbers(values: Any, count: int) -> bool:
     return not values or (len(values) == count and all(type(value) is float for value in values))
 
 
-def _is_count(value: Any, expected: int | None) -> bool:
-    return type(value) is int and value >= 1 and value == (expected or value)
-
-
 def _is_size(value: Any) -> bool:
     return value is None or (
-        len(value) == 3 and all(type(edge) is int and edge >= 1 for edge in value)
+        len(value) == 3
+        and all(type(edge) is int and edge >= 1 for edge in value)
+        and math.prod(value) <= largest_volume()
     )
-
-
-def _is_large(size: Sequence[int] | None) -> bool:
-    return size is not None and math.prod(size) > largest_volume()
 
 
 @dataclass(frozen=True)
@@ -206,8 +199,6 @@ class Task:
         metadata: Describes the network; its role names the training.
         settings: Optimizer, schedule, selection.
         folder: Folder of this network's files.
-        scalars: Folder of its curves.
-        memory_format: Layout of images and weights.
         console: Where progress is shown.
         volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
             whole volumes.
@@ -217,8 +208,6 @@ class Task:
     metadata: ModelMetadata
     settings: TrainingConfig
     folder: Path
-    scalars: Path
-    memory_format: MemoryFormat
     console: Console
     volumes: Sequence[Sample] | None = None
     seen_by_teachers: tuple[frozenset[str], ...] = ()
@@ -229,12 +218,18 @@ class Task:
             return None
         cases = [name.partition("/")[0] for name in names]
         new = torch.tensor([[c not in seen for seen in self.seen_by_teachers] for c in cases])
+        # Whom every teacher has seen, as validation subjects, is taught by all of them.
         return (new | ~new.any(dim=1, keepdim=True)).float()
 
     @property
     def role(self) -> str:
         """The network's role."""
         return self.metadata.role
+
+    @property
+    def scalars(self) -> Path:
+        """Folder of its curves."""
+        return self.folder / "tensorboard"
 
     @property
     def model_file(self) -> Path:
@@ -259,7 +254,6 @@ class Task:
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
     """Write weights and metadata as one file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, network.state_dict(), metadata)
 
 
@@ -285,10 +279,8 @@ def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
     _check_format(path, strings, FORMAT)
     try:
         return ModelMetadata.from_strings(strings)
-    except UserError as error:
-        raise UserError(f"{path}: its metadata cannot be used. {error}") from error
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its metadata are damaged ({error!r}).") from error
+    except (UserError, *_MISFITS, RecursionError) as error:
+        raise UserError(f"{path}: its metadata cannot be used ({said(error)}).") from error
 
 
 def network_of(
@@ -357,8 +349,6 @@ def _read(
     path: Path, form: str, *, tensors: bool = True
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read what `_write` wrote, or say why it is something else."""
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such model file.")
     try:
         with safe_open(path, framework="pt") as file:
             strings = dict(file.metadata() or {})
@@ -395,6 +385,7 @@ def _digest(strings: Mapping[str, str]) -> str:
 
 def _digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
+    # Files keep no order.
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}:".encode())
         # Bytes as they lie in memory, of every number format that there is.
@@ -424,7 +415,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     except (*_MISFITS, UserError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be gone on with ({first_line(error)}). Restore it from a copy, or "
-            f"remove {path.parent} to train this network again."
+            f"remove {path.name} alone to go on after what is kept without it."
         ) from error
 
 
@@ -472,65 +463,32 @@ class Means:
     """Running means over cases.
 
     Attributes:
-        sums: Sums by name, on the device; reading them is the only synchronisation.
-        cases: Number of cases by name.
+        sums: Sum and number of cases by name, (2,) on the device; reading them is the only
+            synchronisation.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    cases: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, Tensor], cases: int | Tensor) -> None:
         """Add the means over some cases; their number may lie on the device."""
         for name, value in values.items():
             count = torch.as_tensor(cases, dtype=torch.float64, device=value.device)
-            weighted = value.detach().double() * count
-            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
-            self.cases[name] = self.cases[name] + count if name in self.cases else count
-
-    def packed(self, device: torch.device) -> Tensor:
-        """Return sums and numbers of cases, (2, names)."""
-        counts = [self.cases.get(name, torch.zeros(())).double().to(device) for name in self.sums]
-        return torch.stack([torch.stack([*self.sums.values()]).to(device), torch.stack(counts)])
-
-    @classmethod
-    def unpacked(cls, names: Sequence[str], packed: Tensor) -> "Means":
-        """Return the means whose names and `packed` these are."""
-        sums, cases = (dict(zip(names, row, strict=True)) for row in packed)
-        return cls(sums, cases)
+            pair = torch.stack([value.detach().double() * count, count])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def reduce(self, fabric: Fabric, prefix: str) -> dict[str, float]:
         """Return the means over the cases of all processes, names prefixed."""
-        packed = self.packed(fabric.device)
-        sums, cases = torch.as_tensor(fabric.all_reduce(packed, reduce_op="sum"))
+        pairs = torch.stack([*self.sums.values()]).to(fabric.device)
+        sums, cases = torch.as_tensor(fabric.all_reduce(pairs, reduce_op="sum")).unbind(1)
         means = (sums / cases).tolist()
         return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
 
 
-@dataclass(frozen=True)
-class RandomState:
-    """State of PyTorch's random number generators in one process.
-
-    Attributes:
-        cpu: Of the CPU.
-        gpu: Of the process's GPU; empty without one.
-    """
-
-    cpu: Tensor
-    gpu: Tensor
-
-    @classmethod
-    def now(cls, device: torch.device) -> "RandomState":
-        """Return the present state."""
-        cuda = device.type == "cuda"
-        gpu = torch.cuda.get_rng_state(device) if cuda else torch.zeros(0, dtype=torch.uint8)
-        return cls(torch.get_rng_state(), gpu)
-
-    def restore(self) -> None:
-        """Go on with these random numbers."""
-        # Clones, because PyTorch reads them from the beginning of their memory.
-        torch.set_rng_state(self.cpu.cpu().clone())
-        if self.gpu.numel() and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.gpu.cpu().clone())
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of this process's random number generators; empty for no GPU."""
+    cuda = device.type == "cuda"
+    gpu = torch.cuda.get_rng_state(device) if cuda else torch.zeros(0, dtype=torch.uint8)
+    return {"cpu": torch.get_rng_state(), "gpu": gpu}
 
 
 @dataclass
@@ -553,7 +511,7 @@ class Position:
     batch: int = 0
     means: Means = field(default_factory=Means)
     seconds: float = 0.0
-    random: RandomState | None = None
+    random: Mapping[str, Tensor] | None = None
 
     def finish_epoch(self) -> None:
         """Count an epoch as finished."""
@@ -562,179 +520,190 @@ class Position:
 
     def put_back_random(self) -> None:
         """Go on with the random numbers of an interrupted epoch, after its loader drew its own."""
-        if self.random is not None:
-            self.random.restore()
-            self.random = None
+        if self.random is None:
+            return
+        # Clones, because PyTorch reads them from the beginning of their memory.
+        torch.set_rng_state(self.random["cpu"].cpu().clone())
+        if self.random["gpu"].numel() and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.random["gpu"].cpu().clone())
+        self.random = None
 
 
-class Checkpoint:
-    """Files of a training after each epoch, and after an interruption in the middle of one.
+@dataclass
+class Training:
+    """A network in training, and all that changes with it.
 
-    They hold whole tensors and count epochs, so that a training may go on with another number of
-    processes, another batch or another strategy.
+    Attributes:
+        fabric: Launched.
+        kd: The wrapper.
+        model: The same, as Fabric runs it in training steps.
+        optimizer: Drives the weights.
+        stepping: The same, as Fabric steps it.
+        scheduler: Drives the learning rate.
+        train: Shuffled batches.
+        validation: Batches in fixed order; None if there are no validation subjects.
+        task: Settings and files.
+        position: How far it is.
+        interruption: Knows whether it was asked to stop.
     """
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        kd: DistillationWrapper,
-        optimizer: torch.optim.Optimizer,
-        scheduler: LRScheduler,
-        task: Task,
-        *,
-        steps: int,
-    ) -> None:
-        self.fabric = fabric
-        self.kd = kd
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.task = task
-        self.steps = steps
+    fabric: Fabric
+    kd: DistillationWrapper
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    stepping: torch.optim.Optimizer
+    scheduler: LRScheduler
+    train: Loader
+    validation: Loader | None
+    task: Task
+    position: Position = field(default_factory=Position)
+    interruption: Interruption = field(default_factory=Interruption)
 
-    def resume(self) -> Position:
-        """Put everything back to where the training was interrupted, or to its last epoch's end."""
-        state = load_state(self.task.state_file)
-        epoch = 0 if state is None else state["epoch"]
-        if (paused := self._paused(epoch)) is not None:
-            position = self._restored(paused)
-            where = f"in epoch {epoch + 1}, after step {position.batch} of {self.steps}"
-        elif state is not None:
-            position = self._restored(state)
-            position.put_back_random()
-            where = f"after epoch {epoch}"
-        else:
-            return Position()
-        self.fabric.print(f"{self.task.role}: continues {where} ({position.step} in all)")
-        return position
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.train)
 
-    def save(self, position: Position, validation_loss: float) -> None:
-        """Write last weights, selected weights, and then the state that vouches for both."""
-        task = self.task
-        better = validation_loss < position.best
-        position.best = min(position.best, validation_loss)
-        network = getattr(self.kd.student, "_orig_mod", self.kd.student)
-        # Gathered from all processes where the network is sharded.
-        weights = whole(network.state_dict())
-        finished = position.epoch == task.settings.epochs
-        state = (
-            {"finished": True, "epoch": position.epoch}
-            if finished
-            else self._state(position, RandomState.now(self.fabric.device))
+
+def resume(training: Training) -> None:
+    """Put everything back to where the training was interrupted, or to its last epoch's end."""
+    task = training.task
+    # The end of an epoch and the middle of the next; the latter is gone with the next end.
+    state, paused = load_state(task.state_file), load_state(task.pause_file)
+    epoch = 0 if state is None else state["epoch"]
+    try:
+        if paused is not None and _goes_on(training, paused, epoch):
+            state = paused
+        if state is not None:
+            _restore(training, state)
+    except _MISFITS as error:
+        # The machine's own faults are told as what they are.
+        if explain(error) is not None:
+            raise
+        raise UserError(
+            f"{task.folder}: its state does not fit this network and its optimizer "
+            f"({first_line(error)}). Restore it, or remove the folder to train this network again; "
+            f"{task.pause_file.name} alone, if it is there, to go on after epoch {epoch}."
+        ) from error
+
+
+def save_epoch(training: Training, validation_loss: float) -> None:
+    """Write last weights, selected weights, and then the state that vouches for both."""
+    task, position = training.task, training.position
+    better = validation_loss < position.best
+    position.best = min(position.best, validation_loss)
+    # Files hold the names of the network itself, not those that torch.compile gives.
+    network = getattr(training.kd.student, "_orig_mod", training.kd.student)
+    # Gathered from all processes where the network is sharded.
+    weights = whole(network.state_dict())
+    finished = position.epoch == task.settings.epochs
+    state = (
+        {"finished": True, "epoch": position.epoch}
+        if finished
+        else _state(training, random_state(training.fabric.device))
+    )
+    if not training.fabric.is_global_zero:
+        return
+    metadata = replace(task.metadata, epoch=position.epoch)
+    save_weights(task.last_file, weights, metadata)
+    if better or task.settings.selection == "last" or not task.model_file.is_file():
+        save_weights(task.model_file, weights, metadata)
+    # The last weights are of no further use once all is finished, and may be removed.
+    files = {task.model_file.name: file_digest(task.model_file)}
+    save_state(task.state_file, state | {"files": files})
+    task.pause_file.unlink(missing_ok=True)
+
+
+def pause(training: Training, random: Mapping[str, Tensor]) -> None:
+    """Keep the middle of an epoch, beside the state of the last finished one."""
+    position, fabric = training.position, training.fabric
+    state = _state(training, random)
+    for name, pair in position.means.sums.items():
+        state["means"][name] = _gathered(fabric, pair.to(fabric.device))
+    if fabric.is_global_zero:
+        save_state(training.task.pause_file, state)
+
+
+def _state(training: Training, random: Mapping[str, Tensor]) -> dict[str, Any]:
+    """All that goes on, in the same form from one process as from many."""
+    position, fabric = training.position, training.fabric
+    return {
+        "finished": False,
+        "network": training.task.metadata.summary(),
+        "epoch": position.epoch,
+        "step": position.step,
+        "steps": training.steps,
+        "best": position.best,
+        "batch": position.batch,
+        "seconds": position.seconds,
+        "means": {},
+        "weights": whole(training.kd.state_dict()),
+        "optimizer": whole(training.optimizer.state_dict()),
+        "scheduler": training.scheduler.state_dict(),
+        "precision": fabric.strategy.precision.state_dict(),
+        "random": {name: _gathered(fabric, own) for name, own in random.items()},
+    }
+
+
+def _goes_on(training: Training, paused: Mapping[str, Any], epoch: int) -> bool:
+    """Whether an interrupted epoch is the one that comes next and can be gone on with."""
+    # One that was left behind by a kill between two files is older than the state.
+    if paused["epoch"] != epoch:
+        return False
+    fabric, then = training.fabric, (len(paused["random"]["cpu"]), paused["steps"])
+    now = (fabric.world_size, training.steps)
+    if then != now:
+        fabric.print(
+            f"{training.task.role}: epoch {epoch + 1} begins again, as it was interrupted with "
+            f"{then[0]} processes and {then[1]} steps in an epoch; now they are {now[0]} and "
+            f"{now[1]}"
         )
-        if not self.fabric.is_global_zero:
-            return
-        metadata = replace(task.metadata, epoch=position.epoch)
-        save_weights(task.last_file, weights, metadata)
-        if better or task.settings.selection == "last" or not task.model_file.is_file():
-            save_weights(task.model_file, weights, metadata)
-        # The last weights are of no further use once all is finished, and may be removed.
-        files = {task.model_file.name: file_digest(task.model_file)}
-        save_state(task.state_file, state | {"files": files})
-        task.pause_file.unlink(missing_ok=True)
+    return then == now
 
-    def pause(self, position: Position, random: RandomState) -> None:
-        """Keep the middle of an epoch, beside the state of the last finished one."""
-        means = position.means
-        state = self._state(position, random) | {
-            "batch": position.batch,
-            "seconds": position.seconds,
-            "means": {
-                "names": list(means.sums),
-                "packed": self._gathered(means.packed(self.fabric.device)),
-            },
-        }
-        if self.fabric.is_global_zero:
-            save_state(self.task.pause_file, state)
 
-    def _state(self, position: Position, random: RandomState) -> dict[str, Any]:
-        return {
-            "finished": False,
-            "network": self.task.metadata.summary(),
-            "epoch": position.epoch,
-            "step": position.step,
-            "steps": self.steps,
-            "best": position.best,
-            "weights": whole(self.kd.state_dict()),
-            "optimizer": whole(self.optimizer.state_dict()),
-            "scheduler": self.scheduler.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "random": {"cpu": self._gathered(random.cpu), "gpu": self._gathered(random.gpu)},
-        }
-
-    def _paused(self, epoch: int) -> dict[str, Any] | None:
-        """The interrupted epoch, if it is the one that comes next and can be gone on with."""
-        path = self.task.pause_file
-        try:
-            state = load_state(path)
-            # One that was left behind by a kill between two files is older than the state.
-            if state is None or state["epoch"] != epoch:
-                return None
-            processes, steps = len(state["random"]["cpu"]), state["steps"]
-        except (UserError, LookupError, TypeError) as error:
-            raise UserError(
-                f"{path} cannot be gone on with ({error}).\nOr remove {path.name} alone to go on "
-                f"after epoch {epoch}."
-            ) from error
-        if (processes, steps) != (self.fabric.world_size, self.steps):
-            self.fabric.print(
-                f"{self.task.role}: epoch {epoch + 1} begins again, as it was interrupted with "
-                f"{processes} processes and {steps} steps in an epoch; now they are "
-                f"{self.fabric.world_size} and {self.steps}"
-            )
-            return None
-        return state
-
-    def _restored(self, state: Mapping[str, Any]) -> Position:
-        now = self.task.metadata.summary()
-        if state.get("network") != now:
-            raise UserError(
-                f"{self.task.state_file.parent} holds the state of another network.\n"
-                f"Expected {now}\nFound    {state.get('network')}\nChoose another --out."
-            )
-        try:
-            load_weights(self.kd, state["weights"])
-            load_optimizer(self.optimizer, state["optimizer"])
-            self._load_schedule(state)
-            self.fabric.strategy.precision.load_state_dict(state["precision"])
-            return self._position(state)
-        except _MISFITS as error:
-            if explain(error) is not None:
-                raise
-            raise UserError(
-                f"{self.task.state_file.parent}: its state does not fit this network and its "
-                f"optimizer ({first_line(error)}). Restore it, or remove the folder to train this "
-                "network again."
-            ) from error
-
-    def _load_schedule(self, state: Mapping[str, Any]) -> None:
-        if not isinstance(self.scheduler, OneCycleLR) or state["steps"] == self.steps:
-            self.scheduler.load_state_dict(state["scheduler"])
-            return
-        # The end of the same epoch, in a schedule that counts the steps of now.
-        done = state["epoch"] * self.steps
-        self.scheduler.load_state_dict({"last_epoch": done - 1, "_step_count": done})
-        self.scheduler.step()
-
-    def _position(self, state: Mapping[str, Any]) -> Position:
-        rank, random = self.fabric.global_rank, state["random"]
-        # A process that is new begins with the random numbers of the first.
-        own = rank if rank < len(random["cpu"]) else 0
-        position = Position(
-            epoch=state["epoch"],
-            step=state["step"],
-            best=state["best"],
-            batch=state.get("batch", 0),
-            seconds=state.get("seconds", 0.0),
-            random=RandomState(random["cpu"][own], random["gpu"][own]),
+def _restore(training: Training, state: Mapping[str, Any]) -> None:
+    fabric, task, rank = training.fabric, training.task, training.fabric.global_rank
+    now = task.metadata.summary()
+    if state["network"] != now:
+        raise UserError(
+            f"{task.folder} holds the state of another network.\nExpected {now}\n"
+            f"Found    {state['network']}\nChoose another --out."
         )
-        if position.batch:
-            packed = state["means"]["packed"][rank].to(self.fabric.device)
-            position.means = Means.unpacked(state["means"]["names"], packed)
-        return position
+    # Into what stands already, so that Fabric and the scheduler keep their hold of it.
+    load_weights(training.kd, state["weights"])
+    load_optimizer(training.optimizer, state["optimizer"])
+    _load_schedule(training, state)
+    fabric.strategy.precision.load_state_dict(state["precision"])
+    # A process that is new begins with the random numbers of the first.
+    own = rank if rank < len(state["random"]["cpu"]) else 0
+    position = Position(
+        **{name: state[name] for name in ("epoch", "step", "best", "batch", "seconds")},
+        means=Means({n: pairs[rank].to(fabric.device) for n, pairs in state["means"].items()}),
+        random={name: every[own] for name, every in state["random"].items()},
+    )
+    training.position = position
+    where = f"after epoch {position.epoch}"
+    if position.batch:
+        where = f"in epoch {position.epoch + 1}, after step {position.batch} of {training.steps}"
+    else:
+        position.put_back_random()
+    fabric.print(f"{task.role}: continues {where} ({position.step} in all)")
 
-    def _gathered(self, own: Tensor) -> Tensor:
-        """One row for each process, on the CPU."""
-        if not own.numel():
-            return own.new_zeros(self.fabric.world_size, 0)
-        every = torch.as_tensor(self.fabric.all_gather(own))
-        return every.reshape(self.fabric.world_size, *own.shape).cpu()
+
+def _load_schedule(training: Training, state: Mapping[str, Any]) -> None:
+    scheduler = training.scheduler
+    if not isinstance(scheduler, OneCycleLR) or state["steps"] == training.steps:
+        scheduler.load_state_dict(state["scheduler"])
+        return
+    # The end of the same epoch, in a schedule that counts the steps of now.
+    done = state["epoch"] * training.steps
+    scheduler.load_state_dict({"last_epoch": done - 1, "_step_count": done})
+    scheduler.step()
+
+
+def _gathered(fabric: Fabric, own: Tensor) -> Tensor:
+    """One row for each process, on the CPU."""
+    if not own.numel():
+        return own.new_zeros(fabric.world_size, 0)
+    every = torch.as_tensor(fabric.all_gather(own))
+    return every.reshape(fabric.world_size, *own.shape).cpu()

@@ -3,11 +3,10 @@
 import csv
 import importlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.logger import Logger
@@ -16,53 +15,93 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdnet.errors import UserError
-from kdnet.files import UnreadableError, WriteError, atomic, read_rows
+from kdnet.files import UnreadableError, atomic, read_rows, written
+from kdnet.training.checkpoint import Task
 
 _WHOLE_NUMBERS = ("epoch", "step")
 _LINE_SECONDS = 10.0
 
 
-class History:
-    """Rows of finished epochs; adding one rewrites the file, so that it is never half a row."""
+class Journal:
+    """Rows of finished epochs, their curves, and a bar in a terminal or a line now and then.
 
-    def __init__(self, path: Path, logger: Logger | None = None, *, epoch: int) -> None:
-        self.path = path
-        self.rows = [row for row in read_history(path) if row["epoch"] <= epoch]
-        self.logger = logger
+    Processes other than the first write and show nothing.
+    """
 
-    def __enter__(self) -> Self:
-        return self
+    def __init__(self, task: Task, *, epoch: int, steps: int, rank: int = 0) -> None:
+        self.task, self.first, self.writes = task, epoch, rank == 0
+        self.path = task.folder / "history.csv"
+        self.logger: Logger | None = None
+        self.rows: list[dict[str, float]] = []
+        if self.writes:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            # What comes after the state that goes on was written by a start that was killed.
+            self.rows = [row for row in read_history(self.path) if row["epoch"] <= epoch]
+            self.logger = build_logger(task.settings.logger, task.scalars, epoch=epoch)
+        self._started, self._last_line = time.monotonic(), 0.0
+        self._bar = _bar(
+            task.console if self.writes else Console(quiet=True),
+            *(MofNCompleteColumn(), TextColumn("epochs  loss {task.fields[loss]}")),
+        )
+        self._share = 1 / steps
+        self._task = self._bar.add_task(
+            task.role, total=task.settings.epochs, completed=epoch, loss="-"
+        )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Show the bar in the block, and finish the curves after it."""
         try:
-            if self.logger is not None:
-                self.logger.finalize("success" if error is None else "failed")
-        except (OSError, ValueError) as failure:
-            # What stopped the training matters more than what its curves lost by it.
-            if error is None:
-                raise _unwritten(failure) from failure
+            with self._bar:
+                yield
+        except BaseException:
+            # What stopped the training matters more than what its curves lose by it.
+            with suppress(OSError, ValueError):
+                self._finalize("failed")
+            raise
+        with written(self.task.scalars):
+            self._finalize("success")
 
-    def add(self, row: dict[str, float]) -> None:
-        """Append an epoch."""
-        self.rows.append(row)
-        with (
-            atomic(self.path) as partial,
-            partial.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
+    def _finalize(self, status: str) -> None:
         if self.logger is not None:
-            try:
+            self.logger.finalize(status)
+
+    def step(self, loss: float) -> None:
+        """Note that a step is done."""
+        self._bar.update(self._task, advance=self._share, loss=f"{loss:.3f}")
+
+    def epoch(self, row: dict[str, float]) -> None:
+        """Note that an epoch is done."""
+        epoch = int(row["epoch"])
+        if self.logger is not None:
+            self.rows.append(row)
+            write_history(self.path, self.rows)
+            with written(self.task.scalars):
                 # Their steps are epochs.
-                self.logger.log_metrics(tagged(row), int(row["epoch"]))
-            except (OSError, ValueError) as failure:
-                raise _unwritten(failure) from failure
+                self.logger.log_metrics(tagged(row), epoch)
+        self._bar.update(self._task, completed=epoch, loss=f"{row['train_loss']:.3f}")
+        if self.writes and not self.task.console.is_terminal:
+            self._say(epoch, row)
+
+    def _say(self, epoch: int, row: dict[str, float]) -> None:
+        epochs, now = self.task.settings.epochs, time.monotonic()
+        if epoch < epochs and now - self._last_line < _LINE_SECONDS:
+            return
+        self._last_line = now
+        left = (now - self._started) / (epoch - self.first) * (epochs - epoch)
+        line = f"{self.task.role}: epoch {epoch}/{epochs}  loss {row['train_loss']:.3f}  "
+        if "validation_loss" in row:
+            line += f"validation loss {row['validation_loss']:.3f}  "
+            line += f"Dice {row['validation_dice']:.3f}  "
+        self.task.console.print(f"{line}{left:.0f} s left", highlight=False, soft_wrap=True)
+
+
+def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write history.csv anew, so that it never ends in half a row."""
+    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -101,82 +140,17 @@ def build_logger(name: str, folder: Path, *, epoch: int) -> Logger:
     if name == "csv":
         # Every start writes a version of its own; history.csv holds all of them.
         return CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
+    # Lightning has these two, and is needed for nothing else.
+    kind = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name]
     try:
-        loggers: Any = importlib.import_module("lightning.pytorch.loggers")
-        title = folder.name
-        if name == "wandb":
-            logger: Logger = loggers.WandbLogger(name=title, save_dir=folder)
-        else:
-            logger = loggers.MLFlowLogger(run_name=title, save_dir=str(folder))
+        loggers = importlib.import_module("lightning.pytorch.loggers")
+        logger: Logger = getattr(loggers, kind)(save_dir=str(folder))
     except ImportError as error:
         raise UserError(
             f"--logger {name} needs packages that are not installed ({error}). Install them (pip "
             f"install lightning {name}), or choose --logger tensorboard or csv."
         ) from error
     return logger
-
-
-def _unwritten(error: Exception) -> WriteError:
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    return WriteError(
-        f"The curves cannot be written ({cause}). Make room or restore the folder, then give the "
-        "same command to go on."
-    )
-
-
-class TrainingProgress:
-    """Show epoch, loss and time left: a bar in a terminal, a line now and then anywhere else."""
-
-    def __init__(self, console: Console, title: str, *, epochs: int, steps: int, done: int) -> None:
-        self.console = console
-        self.title = title
-        self.epochs = epochs
-        self.first = done
-        self._started = time.monotonic()
-        self._last_line = 0.0
-        self._bar = _bar(
-            console, MofNCompleteColumn(), TextColumn("epochs  loss {task.fields[loss]}")
-        )
-        self._share = 1 / steps
-        self._task = self._bar.add_task(title, total=epochs, completed=done, loss="-")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def step(self, loss: float) -> None:
-        """Note that a step is done."""
-        self._bar.update(self._task, advance=self._share, loss=f"{loss:.3f}")
-
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """Note that an epoch is done."""
-        self._bar.update(self._task, completed=epoch, loss=f"{row['train_loss']:.3f}")
-        now = time.monotonic()
-        if self.console.is_terminal or (
-            epoch < self.epochs and now - self._last_line < _LINE_SECONDS
-        ):
-            return
-        self._last_line = now
-        left = (now - self._started) / (epoch - self.first) * (self.epochs - epoch)
-        validated = (
-            f"validation loss {row['validation_loss']:.3f}  Dice {row['validation_dice']:.3f}  "
-            if "validation_loss" in row
-            else ""
-        )
-        self.console.print(
-            f"{self.title}: epoch {epoch}/{self.epochs}  loss {row['train_loss']:.3f}  "
-            f"{validated}{left:.0f} s left",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 @contextmanager

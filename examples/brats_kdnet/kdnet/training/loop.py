@@ -1,91 +1,50 @@
 """The training loop, the same for teacher, baseline and student."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from kdnet.config import TrainingConfig
 from kdnet.data.loading import Batch, start_epoch
 from kdnet.data.targets import predict_classes, to_target
 from kdnet.evaluation.inference import predict_volume
-from kdnet.stopping import Interruption, StoppedError, deferring
-from kdnet.training.checkpoint import Checkpoint, Means, ModelMetadata, Position, RandomState, Task
-from kdnet.training.history import History, TrainingProgress, build_logger
-from kdnet.training.runtime import (
-    check_image,
-    check_step,
-    gathered,
-    torch_format,
+from kdnet.stopping import StoppedError, deferring
+from kdnet.training.checkpoint import (
+    Loader,
+    Means,
+    ModelMetadata,
+    Task,
+    Training,
+    pause,
+    random_state,
+    resume,
+    save_epoch,
 )
+from kdnet.training.history import Journal
+from kdnet.training.runtime import check_image, check_step, gathered, torch_format
 from privdistill import DistillationWrapper, Output
-
-Loader = Any  # a DataLoader, or Fabric's wrapper around one
-
-
-@dataclass
-class Training:
-    """A network in training, and all that changes with it.
-
-    Attributes:
-        fabric: Launched.
-        kd: The wrapper.
-        model: The same, as Fabric runs it in training steps.
-        optimizer: Drives the weights.
-        stepping: The same, as Fabric steps it.
-        scheduler: Drives the learning rate.
-        train: Shuffled batches.
-        validation: Batches in fixed order; None if there are no validation subjects.
-        task: Settings and files.
-        position: How far it is.
-        interruption: Knows whether it was asked to stop.
-    """
-
-    fabric: Fabric
-    kd: DistillationWrapper
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    stepping: torch.optim.Optimizer
-    scheduler: LRScheduler
-    train: Loader
-    validation: Loader | None
-    task: Task
-    position: Position = field(default_factory=Position)
-    interruption: Interruption = field(default_factory=Interruption)
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return len(self.train)
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """What is kept of it."""
-        parts = self.fabric, self.kd, self.optimizer, self.scheduler, self.task
-        return Checkpoint(*parts, steps=self.steps)
 
 
 def fit(
     fabric: Fabric, kd: DistillationWrapper, train: Loader, validation: Loader | None, task: Task
 ) -> None:
     """Train the student of a wrapper, from the start or from where it was interrupted."""
+    # The same way from the start and after an interruption: what goes on is put back first.
     training = set_up(fabric, kd, train, validation, task)
-    position = training.position = training.checkpoint.resume()
-    with shown(training) as (history, progress), deferring() as training.interruption:
+    resume(training)
+    position = training.position
+    journal = Journal(task, epoch=position.epoch, steps=training.steps, rank=fabric.global_rank)
+    with journal.open(), deferring() as training.interruption:
         while position.epoch < task.settings.epochs:
-            train_epoch(training, progress)
+            train_epoch(training, journal)
             row = close_epoch(training)
-            if fabric.is_global_zero:
-                history.add(row)
-            progress.epoch(position.epoch, row)
-            training.checkpoint.save(position, row.get("validation_loss", float("inf")))
+            journal.epoch(row)
+            save_epoch(training, row.get("validation_loss", float("inf")))
             # A signal during the last batch of the validation must not be lost with the last epoch.
             stop_if_asked(training)
     fabric.barrier()
@@ -128,10 +87,11 @@ def build_scheduler(
     return ConstantLR(optimizer, factor=1.0)
 
 
-def train_epoch(training: Training, progress: TrainingProgress) -> None:
+def train_epoch(training: Training, journal: Journal) -> None:
     """Take the steps of an epoch that are still to be taken."""
     position = training.position
     started = time.perf_counter() - position.seconds
+    # Order and flips follow from the epoch, so that those that were seen can be left out.
     start_epoch(training.train, position.epoch, done=position.batch)
     training.model.train()
     for batch in training.train:
@@ -140,7 +100,7 @@ def train_epoch(training: Training, progress: TrainingProgress) -> None:
         position.step += 1
         position.batch += 1
         add_terms(position.means, training.kd, out, batch.get("labelled"))
-        progress.step(loss)
+        journal.step(loss)
         position.seconds = time.perf_counter() - started
         stop_if_asked(training)
     # Of an epoch that was interrupted in its validation no batch is left.
@@ -164,6 +124,7 @@ def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
     norm = fabric.clip_gradients(
         training.model,
         training.optimizer,
+        # Without a limit nothing is clipped; the norm is looked at all the same.
         max_norm=task.settings.gradient_clip or float("inf"),
         error_if_nonfinite=False,
     )
@@ -178,7 +139,7 @@ def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
 def prepare(batch: Batch, task: Task) -> tuple[Tensor, Tensor]:
     """Bring a batch into the form that the wrapper takes."""
     image = batch["image"]
-    image = image.to(memory_format=torch_format(task.memory_format, image.ndim - 2))
+    image = image.to(memory_format=torch_format(task.settings.memory_format, image.ndim - 2))
     metadata = task.metadata
     return image, to_target(batch["label"], metadata.description, metadata.activation)
 
@@ -217,7 +178,7 @@ def validate(training: Training) -> dict[str, float]:
     if training.validation is None:
         return {}
     # Loaders draw random numbers when they begin.
-    random = RandomState.now(training.fabric.device)
+    random = random_state(training.fabric.device)
 
     def between() -> None:
         # Processes have different numbers of batches, so that they could not agree in between.
@@ -235,16 +196,16 @@ def validate(training: Training) -> dict[str, float]:
 def validate_batches(training: Training, between: Callable[[], None]) -> dict[str, float]:
     """Compute loss and terms on batches, and Dice where they are whole subjects."""
     fabric, kd, task = training.fabric, training.kd, training.task
-    zero = torch.zeros((), dtype=torch.float64, device=fabric.device)
     # Named beforehand: a process whose share is empty must add up the same columns.
     names = ("loss", *(("dice",) if task.volumes is None else ()), *kd.objective.named_terms)
-    means = Means(dict.fromkeys(names, zero))
+    means = Means(dict.fromkeys(names, torch.zeros(2, dtype=torch.float64, device=fabric.device)))
     for batch in cast("Loader", training.validation):
         between()
         image, target = prepare(batch, task)
         with fabric.autocast():
             out = kd(image, target, key=batch.get("key"))
         ground_truth = task.settings.validation_loss == "ground_truth"
+        # What a student imitates says little of how well it segments.
         loss = out.terms.get("ground_truth", out.loss) if ground_truth else out.loss
         values = {"loss": loss} | out.terms
         if task.volumes is None:
@@ -259,11 +220,11 @@ def validate_volumes(training: Training, between: Callable[[], None]) -> dict[st
     metadata, volumes = task.metadata, task.volumes or ()
 
     def predict(part: Tensor) -> Tensor:
-        layout = torch_format(task.memory_format, part.ndim - 2)
+        layout = torch_format(task.settings.memory_format, part.ndim - 2)
         with fabric.autocast():
             return kd.predict(part.to(fabric.device, memory_format=layout)).float().cpu()
 
-    means = Means({"dice": torch.zeros((), dtype=torch.float64, device=fabric.device)})
+    means = Means({"dice": torch.zeros(2, dtype=torch.float64, device=fabric.device)})
     for index in range(fabric.global_rank, len(volumes), fabric.world_size):
         between()
         sample = volumes[index]
@@ -286,35 +247,19 @@ def mean_dice(logits: Tensor | Sequence[Tensor], label: Tensor, metadata: ModelM
     return torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean()
 
 
-def stop_if_asked(training: Training, random: RandomState | None = None) -> None:
+def stop_if_asked(training: Training, random: Mapping[str, Tensor] | None = None) -> None:
     """Keep everything and leave the training after a signal to this or any other process."""
     received = training.interruption.agreed(training.fabric)
     if received is None:
         return
     task, position = training.task, training.position
+    inside = ""
     if position.batch:
-        training.checkpoint.pause(position, random or RandomState.now(training.fabric.device))
+        pause(training, random or random_state(training.fabric.device))
+        inside = f" and {position.batch} of {training.steps} steps of the next"
     kept, epochs = position.epoch, task.settings.epochs
-    inside = f" and {position.batch} of {training.steps} steps of the next" * bool(position.batch)
     raise StoppedError(
         received,
         f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} "
         f"epochs{inside} are kept in {task.folder}. Give the same command to go on.",
     )
-
-
-@contextmanager
-def shown(training: Training) -> Iterator[tuple[History, TrainingProgress]]:
-    """Open table, curves and progress; processes other than the first write and show nothing."""
-    task, epoch = training.task, training.position.epoch
-    first = training.fabric.is_global_zero
-    console = task.console if first else Console(quiet=True)
-    if first:
-        task.folder.mkdir(parents=True, exist_ok=True)
-    logger = build_logger(task.settings.logger, task.scalars, epoch=epoch) if first else None
-    epochs, steps = task.settings.epochs, training.steps
-    with (
-        History(task.folder / "history.csv", logger, epoch=epoch) as history,
-        TrainingProgress(console, task.role, epochs=epochs, steps=steps, done=epoch) as progress,
-    ):
-        yield history, progress

@@ -2,13 +2,14 @@
 
 import copy
 import itertools
+import math
 import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -16,13 +17,12 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.benchmark import Timer
 
 from kdnet.config import TrainingConfig
 from kdnet.data.loading import Batch
 from kdnet.errors import UserError
 from privdistill import DistillationWrapper, Output, PrivilegedInput
-
-MemoryFormat = Literal["channels_last", "contiguous"]
 
 #: A way to take steps is measured for this long.
 _MEASURED_SECONDS = 2.0
@@ -61,7 +61,7 @@ def check_precision(precision: str, device: str, network: nn.Module, shape: Sequ
 
 
 def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
-    """Find the 3-D convolutions whose bf16 weight gradient is wrong on a CPU."""
+    """Find the 3-D convolutions of a new network whose bf16 weight gradient is wrong on a CPU."""
     names: list[str] = []
 
     def look(name: str) -> Any:
@@ -76,15 +76,13 @@ def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv3d)
     ]
-    modes = {module: module.training for module in network.modules()}
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(*shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    # Not in training mode, in which batch norms refuse one voxel and change their statistics.
+    network.eval()
+    with torch.no_grad():
+        network(torch.zeros(*shape))
+    network.train()
+    for hook in hooks:
+        hook.remove()
     return names
 
 
@@ -92,13 +90,11 @@ def measure_steps(
     network: nn.Module, shape: Sequence[int], accelerator: str = "auto"
 ) -> dict[tuple[str, str], float]:
     """Return the seconds of a training step by precision and memory format, the fastest first."""
-    device = device_type(accelerator)
-    precisions = ["32-true"]
-    if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        precisions.append("bf16-mixed" if native else "16-mixed")
-    elif device == "cpu" and not unsafe_in_bf16(network, shape):
-        precisions.append("bf16-mixed")
+    device, half = device_type(accelerator), "bf16-mixed"
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        half = "16-mixed"
+    measured = device == "cuda" or (device == "cpu" and not unsafe_in_bf16(network, shape))
+    precisions = ["32-true", *[half] * measured]
     network = network.to(device).train()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         seconds = {
@@ -121,46 +117,33 @@ def recommend(settings: TrainingConfig, network: nn.Module, shape: Sequence[int]
 
 
 def _seconds(network: nn.Module, shape: Sequence[int], precision: str, layout: str) -> float:
-    """The shortest step within two seconds, after one that loads the kernels."""
+    """The shortest of the steps that two seconds have room for."""
     memory = torch_format(layout, len(shape) - 2)
     network.to(memory_format=memory)
     image = torch.zeros(*shape, device=next(network.parameters()).device).to(memory_format=memory)
-    _timed_step(network, image, precision)
-    end, best = time.perf_counter() + _MEASURED_SECONDS, float("inf")
-    while True:
-        best = min(best, _timed_step(network, image, precision))
-        if time.perf_counter() > end:
-            return best
-
-
-def _timed_step(network: nn.Module, image: Tensor, precision: str) -> float:
-    start = time.perf_counter()
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    with torch.autocast(image.device.type, dtype=half, enabled=half is not None):
-        output: Any = network(image)
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    output.float().mean().backward()  # type: ignore[no-untyped-call]
-    network.zero_grad(set_to_none=True)
-    if image.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+
+    def step() -> None:
+        with torch.autocast(image.device.type, dtype=half, enabled=half is not None):
+            output: Any = network(image)
+        while not isinstance(output, Tensor):
+            output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+        output.float().mean().backward()  # type: ignore[no-untyped-call]
+        network.zero_grad(set_to_none=True)
+
+    # It loads the kernels beforehand, and waits for a GPU.
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=_MEASURED_SECONDS).times)
 
 
-class Stopwatch:
-    """Wall-clock time per phase."""
-
-    def __init__(self, seconds: dict[str, float] | None = None) -> None:
-        self.seconds = dict(seconds or {})
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to a phase, also if an exception leaves it."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time spent in the block to a phase, also if an exception leaves it."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def peak_memory() -> dict[str, float]:
@@ -267,25 +250,21 @@ def check_image(batch: Batch, kd: DistillationWrapper, where: str) -> None:
 
 def check_step(fabric: Fabric, batch: Batch, out: Output, norm: Tensor | None, where: str) -> float:
     """Return the loss of a step that the optimizer has not taken yet, if it may be taken."""
-    numbers = torch.stack([out.loss.detach().float(), _plain(norm, out.loss)])
-    loss, slope = numbers.tolist()
+    slope = torch.zeros(()) if norm is None else torch.as_tensor(whole(norm))
+    numbers = [value.detach().float().to(out.loss.device) for value in (out.loss, slope)]
+    # Both at once, as each look at a GPU's numbers waits for it.
+    loss, length = torch.stack(numbers).tolist()
     # Under fp16 an infinite gradient is how the loss scaler finds its scale: it skips the step.
     scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-    if all(abs(value) < float("inf") for value in ((loss,) if scaled else (loss, slope))):
+    if math.isfinite(loss) and (scaled or math.isfinite(length)):
         return float(loss)
     terms = ", ".join(f"{name} {float(value):.4g}" for name, value in out.terms.items())
     raise NonFiniteError(
         f"Training stopped ({where}): expected finite numbers, found loss {loss:.4g} and "
-        f"gradient norm {slope:.4g}. Terms: {terms}. Cases: {', '.join(batch['name'])}.\n"
+        f"gradient norm {length:.4g}. Terms: {terms}. Cases: {', '.join(batch['name'])}.\n"
         "The weights of the last finished epoch are kept. Look at these cases, lower "
         "--learning_rate, set --gradient_clip, or use --precision 32-true; then choose a new --out."
     )
-
-
-def _plain(norm: Tensor | None, loss: Tensor) -> Tensor:
-    if norm is None:
-        return torch.zeros_like(loss, dtype=torch.float32)
-    return torch.as_tensor(whole(norm)).detach().float().to(loss.device)
 
 
 def _modality(channel: int, kd: DistillationWrapper) -> str:
