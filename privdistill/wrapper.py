@@ -18,11 +18,10 @@ from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective, Term, as_objective
 from privdistill.losses.options import check, listed, one_of
 from privdistill.sides import heads
-from privdistill.sides.build import attach, channels_of, give_back, try_out
 from privdistill.sides.cached import CachedSide, asked_of, check_cache
 from privdistill.sides.frozen import Frozen
 from privdistill.sides.restored import modes_kept
-from privdistill.sides.side import Answer, TeacherSide
+from privdistill.sides.side import Answer, TeacherSide, check_view
 from privdistill.sides.summary import head_lines, network_line, tap_lines
 from privdistill.sides.teachers import (
     JointTeacher,
@@ -36,7 +35,9 @@ from privdistill.sides.teachers import (
     shares_of,
     teacher_shares,
 )
+from privdistill.sides.trial import attach, channels_of, give_back, try_out
 from privdistill.step import Output, Step
+from privdistill.taps.location import HeadFinder
 from privdistill.taps.pairing import Pairing
 from privdistill.taps.tap import Tap, TapPairs, expand, tap_table
 
@@ -164,7 +165,9 @@ class DistillationWrapper(nn.Module):
         if isinstance(teacher, MovingAverage | JointTeacher):
             self._modules["teacher"] = networks[0]
         self._shares = shares_of(teacher, len(networks))
-        self._select = select_logits and partial(heads.chosen_heads, select_logits)
+        self._select: HeadFinder = heads.find_heads
+        if select_logits is not None:
+            self._select = partial(heads.chosen_heads, select_logits)
         views = {}
         if example is not None:
             kinds = ("student", "teacher") if networks else ("student",)
@@ -391,7 +394,7 @@ class DistillationWrapper(nn.Module):
         """
         parallel.check_gathered(self)
         view = view_of(self.inputs, "student", image, present)
-        self._student.check(view)
+        check_view(view, "student", self._student.example)
         with modes_kept(self.student):
             self.student.eval()
             output = self.student(self._student.own(view))

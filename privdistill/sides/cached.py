@@ -43,7 +43,7 @@ def asked_of(inputs: Any, teachers: Sequence[Side], objective: Objective, select
     """Return what else than its weights decides a teacher's outputs, the same in every process."""
     seen = inputs.teacher if isinstance(inputs, PrivilegedInput) else type(inputs).__qualname__
     places = [(side.role, tap, str(p)) for side in teachers for tap, p in side.places.items()]
-    own = select.args if select else ()
+    own = getattr(select, "args", ())
     chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
     names = [written(function) for function in chosen]
     return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
