@@ -158,10 +158,11 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
             f"The student is {student!r}; expected a network, an instance of torch.nn.Module."
         )
     for role, network in zip(["student", *roles_of(teachers)], [student, *teachers], strict=True):
-        if isinstance(network, nn.DataParallel):
+        if any(isinstance(module, nn.DataParallel) for module in network.modules()):
             raise LifecycleError(
-                f"The {role} is wrapped in DataParallel, whose copies no hook survives. Pass the "
-                "network itself and use DistributedDataParallel, one process per device."
+                f"The {role}, or a part of it, is wrapped in DataParallel, whose copies no hook "
+                "survives. Pass the network itself and use DistributedDataParallel, one process "
+                "per device."
             )
         if any(map(is_lazy, network.parameters())):
             raise LifecycleError(
@@ -181,8 +182,11 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
         )
 
 
-def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objective) -> None:
-    """Refuse a teacher that cannot teach what it is to teach."""
+def check_declared(
+    teacher: Teacher | None, inputs: InputViews, objective: Objective, start: str
+) -> None:
+    """Refuse a teacher that cannot teach what it is to teach, or that has nothing to start from."""
+    check("DistillationWrapper", one_of("scratch", "teacher"), start=start)
     average = isinstance(teacher, MovingAverage)
     if average and isinstance(inputs, PrivilegedInput) and inputs.teacher != inputs.student:
         raise ModalityError(
@@ -196,21 +200,7 @@ def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objec
             f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "
             "trained teacher, or an objective of GroundTruth() alone."
         )
-
-
-def check_start(start: str, teacher: Teacher | None) -> None:
-    """Refuse a student that is to start from weights that nobody has.
-
-    Args:
-        start: Where the student starts, "scratch" or "teacher".
-        teacher: What the user declared.
-
-    Raises:
-        ObjectiveError: If the word is another one, there is no teacher, or it is made from the
-            student.
-    """
-    check("DistillationWrapper", one_of("scratch", "teacher"), start=start)
-    if start == "teacher" and (teacher is None or isinstance(teacher, MovingAverage)):
+    if start == "teacher" and (teacher is None or average):
         raise ObjectiveError(
             f"DistillationWrapper: start='teacher', but teacher={teacher}, which has no weights of "
             "its own to start from. Pass a trained network as teacher, or leave `start` out; "

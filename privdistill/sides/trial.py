@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective
-from privdistill.sides.heads import (
-    check_heads,
-    find_heads,
-    head_weights,
-    settle_heads,
-    steps_by_head,
-    undecided,
-)
+from privdistill.sides import heads
 from privdistill.sides.probabilities import check_logits, in_unit_interval
 from privdistill.sides.restored import restored, set_mode
 from privdistill.sides.side import Side, check_view
@@ -114,12 +107,12 @@ def try_out(
     own = run(student, views["student"], asked=asked)
     # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
     training = run(student, views["student"], training=True, asked=asked)
-    head_weights(weights, len(training.heads), training=True)
+    heads.head_weights(weights, len(training.heads), training=True)
     found = [run(teacher, views["teacher"]) for teacher in teachers]
     features = {tap: value for one in found for tap, value in one.features.items()}
     teacher_heads = [one.heads for one in found if one.heads]
     # Before adapters: logits that do not fit are the mistake to hear of first.
-    check_heads(own.heads[0], [heads[0] for heads in teacher_heads])
+    heads.check_heads(own.heads[0], [one[0] for one in teacher_heads])
     pairing.fit(own.features, features)
     # An adapter of the user's own may have batch statistics.
     with torch.no_grad(), restored(pairing.adapters):
@@ -131,7 +124,7 @@ def try_out(
         # Branches that exist only in training are what a term may want to build upon.
         "student_output": training.output,
     }
-    objective.build(*steps_by_head(common, own.heads[:1], teacher_heads, shares))
+    objective.build(*heads.steps_by_head(common, own.heads[:1], teacher_heads, shares))
     return [sizes(head.shape[2:]) for head in training.heads]
 
 
@@ -226,17 +219,17 @@ def run(side: Side, view: Tensor, *, training: bool = False, asked: bool = False
         side.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
     if not side.reads_logits:
         return Trial([], features, image, output)
-    if side.select is find_heads and undecided(output, axes):
+    if side.select is heads.find_heads and heads.undecided(output, axes):
         learns = side.role == "student"
-        settle = partial(settle_heads, training=learns, asked=asked, role=side.role)
+        settle = partial(heads.settle_heads, training=learns, asked=asked, role=side.role)
         side.select = attempt(side.network, view, side.role, settle)
-    heads = side.select(output, axes)
+    logits = side.select(output, axes)
     # Logits may lie in [0, 1] by chance; large random values would drive them out of it.
-    if not training and any(map(in_unit_interval, heads)):
+    if not training and any(map(in_unit_interval, logits)):
         noise = 100 * torch.randn(view.shape, generator=torch.Generator().manual_seed(0))
         look = partial(check_logits, select=side.select, role=side.role)
         attempt(side.network, noise.to(view), side.role, look)
-    return Trial(heads, features, image, output)
+    return Trial(logits, features, image, output)
 
 
 def attempt(

@@ -798,3 +798,31 @@ def test_what_follows_the_last_pooling_of_a_flat_encoder_is_its_decoder():
     encoder = [conv(1, 8), nn.ReLU(), nn.MaxPool2d(2), conv(8, 8), nn.ReLU(), nn.MaxPool2d(2)]
     decoder = [nn.Upsample(scale_factor=2), conv(8, 8), nn.ReLU(), nn.Upsample(scale_factor=2)]
     assert locate(nn.Sequential(*encoder, *decoder, conv(8, 3))).name == "4"
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_frequencies_are_no_bottleneck(half):
+    class Fourier(nn.Module):
+        """A convolution over frequencies, as in Fourier neural operators and LaMa."""
+
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            there = torch.fft.rfft2 if half else torch.fft.fft2
+            turned = there(x)
+            real, imaginary = self.mix(torch.cat((turned.real, turned.imag), 1)).chunk(2, 1)
+            mixed = torch.complex(real, imaginary)
+            if half:
+                return x + torch.fft.irfft2(mixed, s=x.shape[2:])
+            return x + torch.fft.ifft2(mixed).real
+
+    class Net(Flat):
+        def forward(self, x):
+            deep = self.fourier_deep(self.down2(self.fourier(self.down1(x))))
+            return self.head(F.interpolate(deep, size=x.shape[2:]))
+
+    layers = {"down1": down(1, 4), "fourier": Fourier(), "down2": down(4, 4)}
+    layers |= {"fourier_deep": Fourier(), "head": nn.Conv2d(4, 2, 1)}
+    assert locate(Net(**layers)).name == "fourier_deep"
