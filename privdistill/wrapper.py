@@ -26,7 +26,7 @@ from privdistill.sides.teachers import JointTeacher, MovingAverage, Teacher
 from privdistill.step import Output, Step
 from privdistill.taps.location import HeadFinder
 from privdistill.taps.pairing import Pairing
-from privdistill.taps.tap import Tap, TapPairs, expand, tap_table
+from privdistill.taps.tap import Tap, TapPairs, tap_table
 
 Validation = Literal["first", "always", "never"]
 
@@ -128,8 +128,7 @@ class DistillationWrapper(nn.Module):
         self.cache = check_cache(cache, teacher, networks)
         teachers.check_networks(student, networks)
         teachers.check_declared(teacher, self.inputs, self.objective, start)
-        table = expand(taps, networks, student)
-        self.taps = tap_table(table, self.objective.taps, len(networks))
+        self.taps = tap_table(taps, self.objective.taps, networks, student)
         self.student = student
         weight = next(student.parameters(), None)
         # A tensor, since a number would be a new constant for torch.compile in every step; with the
