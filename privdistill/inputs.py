@@ -351,6 +351,7 @@ def assert_no_leak(
         model.eval()
         output = _run(model, view, inputs, whole=whole)
         others = {n: torch.randn_like(part) for n, part in inputs.items() if n not in known}
+        # One at a time, so that the message can name the modality.
         leaking = [
             name
             for name, noise in others.items()

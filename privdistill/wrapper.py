@@ -289,6 +289,7 @@ class DistillationWrapper(nn.Module):
         training = self.training and torch.is_grad_enabled()
         checks = self.validate == "always" or self._unchecked
         labelled, sample_weights = _tensor(labelled), _tensor(sample_weights)
+        # A mask on the CPU costs nothing to look at.
         if target is None:
             free = self.validate != "never" and labelled is not None and labelled.is_cpu
             _check_unlabelled(self.objective, labelled, checks=checks or free)
@@ -301,6 +302,7 @@ class DistillationWrapper(nn.Module):
         if training:
             self._student.check_gradients(answer.features)
         pairs = self._pairing(answer.features, of_teacher.features)
+        # Fixed when the wrapper was built, unless this step weighs them anew.
         shares: Sequence[float | Tensor] = self._shares
         if teacher_weights is not None:
             given = torch.as_tensor(teacher_weights)
@@ -381,6 +383,7 @@ class DistillationWrapper(nn.Module):
         parallel.check_gathered(self)
         view = view_of(self.inputs, "student", image, present)
         check_view(view, "student", self._student.example)
+        # Layers may have been put into eval mode one by one, to be frozen.
         with modes_kept(self.student):
             self.student.eval()
             output = self.student(self._student.own(view))

@@ -53,6 +53,7 @@ class Resting:
 
     def __call__(self, image: Tensor) -> Any:
         """Run the network at rest."""
+        # Asked of each part: `train()` may have been called on any of them.
         for part in self.parts:
             if part.training:
                 set_mode(self.network, training=False)

@@ -47,6 +47,7 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     """
     if isinstance(output, Tensor) and output.ndim == axes + 2:
         return [output]
+    # As the DynUNet of MONAI stacks them.
     if isinstance(output, Tensor) and output.ndim == axes + 3:
         return list(output.unbind(1))
     first, *others = _entries(output, axes) or [None]
@@ -195,6 +196,7 @@ def _paths(model: nn.Module, image: Tensor, role: str) -> list[frozenset[str]]:
 
 
 def _speaks_of_deep_supervision(model: nn.Module) -> bool:
+    # Docstrings, options and names of layers: there is no convention, but a word for it.
     texts = (
         text
         for module in model.modules()
@@ -210,6 +212,7 @@ def head_weights(
     # In eval mode such networks return their finest head alone.
     if count == 1 and not (training and given and len(given) > 1):
         return [1.0]
+    # As nnU-Net does: a coarse head is a help, not the aim.
     weights = [0.5**index for index in range(count)] if given is None else list(given)
     if len(weights) != count:
         raise ShapeMismatchError(

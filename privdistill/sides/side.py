@@ -108,6 +108,7 @@ class Side:
     def check_gradients(self, features: Mapping[str, Tensor]) -> None:
         """Refuse features, in training, from which nothing could be learnt."""
         for tap, tensor in features.items():
+            # Its terms would be numbers in the log that nothing learns from.
             if not tensor.requires_grad:
                 raise LifecycleError(
                     f"Tap '{tap}': the output of layer '{self.places[tap].layer}' carries no "
@@ -132,6 +133,7 @@ class Side:
     def twin(self) -> Self:
         """Return the same for a copied wrapper, with hooks and a claim of its own."""
         other = copy.copy(self)
+        # The claim counts its holders, of which the copy is another one.
         if isinstance(self.run, Frozen):
             other.run = self.run.twin()
         other.recorder = self.recorder.twin(self.network)
@@ -147,6 +149,7 @@ class Side:
 def check_view(view: Tensor, role: str, like: Sequence[int] | None = None) -> None:
     """Refuse a view that the network could not run on, or that is not like the example."""
     shape = view.shape
+    # A norm or an interpolation would fail later, with words of its own.
     if len(shape) < 3 or 0 in shape:
         problem = (
             f"{tuple(shape)}; expected (B, C, *spatial) with at least one spatial axis and no "
@@ -175,6 +178,7 @@ class TeacherSide:
         heads: list[list[Tensor]] = []
         features: dict[str, Tensor] = {}
         for member in self.members:
+            # Of several teachers perhaps only one is tapped.
             if not member.reads_logits and not member.places:
                 continue
             early = not member.reads_logits and not torch.compiler.is_compiling()
@@ -193,6 +197,7 @@ class TeacherSide:
 
 def why_not_left_early(side: Side) -> str:
     """Say why a forward pass cannot be stopped at its last tap; nothing where it can."""
+    # In each of these cases leaving would be wrong, or another process would wait for ever.
     if side.example is None:
         return "no example was given, and a layer that runs twice would not be noticed"
     if not isinstance(side.run, Resting):

@@ -28,6 +28,7 @@ def build_adapter(tap: str, student: Shape, teacher: Shape, *, channels: bool = 
             "adapter can be built for (B, C, *spatial) features of one, two or three equal "
             "spatial axes. Choose other layers, or pass a module as Tap(adapter=...)."
         )
+    # A kernel of 1 maps channels and leaves the comparison of places to the term.
     if channels and student[1] != teacher[1]:
         return _CONVOLUTIONS[axes - 1](student[1], teacher[1], kernel_size=1)
     return nn.Identity()

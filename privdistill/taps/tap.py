@@ -68,11 +68,13 @@ class Layer:
             return value
         if callable(select):
             return select(value)
+        # An index would cut the batch instead of choosing an entry.
         if isinstance(value, Tensor):
             raise LayerNotFoundError(
                 f"Layer '{self.layer}' gives one tensor, {tuple(value.shape)}, from which "
                 f"select={select!r} cannot choose. Leave `select` out."
             )
+        # Outputs of Hugging Face are mappings with attributes; others have either.
         try:
             return value[select]
         except (LookupError, TypeError):
@@ -189,6 +191,7 @@ def tap_table(
         elif teachers:
             table |= _levels(name, tap, teachers[number], student)
     for name in read:
+        # The only one that a rule locates.
         if name == "bottleneck":
             table.setdefault(name, Tap())
         elif name not in table:
@@ -213,6 +216,7 @@ def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) 
             f"Tap '{name}': '{pairs.teacher}' and '{pairs.student}' fit different numbers of "
             f"layers, {fitting}. Write globs that fit as many, or one Tap per pair."
         )
+    # Counted from 1, as levels of a network are.
     levels = enumerate(zip(*fitting.values(), strict=True), start=1)
     return {f"{name}{i}": Tap(*layers, pairs.adapter) for i, layers in levels}
 
