@@ -20,9 +20,8 @@ Attribute names decide nothing but which layers belong to one module.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -52,8 +51,7 @@ _COARSEST = "last encoder output at the coarsest resolution"
 _REMEDY = "taps={'bottleneck': Tap(teacher=..., student=...)}."
 
 
-@dataclass(frozen=True)
-class Location:
+class Location(NamedTuple):
     """Where the bottleneck is, and what else came into question.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -150,8 +150,7 @@ class Tap:
         return TapPairs(as_layer(teacher), as_layer(student), adapter)
 
 
-@dataclass(frozen=True)
-class TapPairs:
+class TapPairs(NamedTuple):
     """Two globs, of which `tap_table` makes taps; see `Tap.pairs`."""
 
     teacher: Layer
@@ -217,8 +216,8 @@ def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) 
             f"layers, {fitting}. Write globs that fit as many, or one Tap per pair."
         )
     # Counted from 1, as levels of a network are.
-    levels = enumerate(zip(*fitting.values(), strict=True), start=1)
-    return {f"{name}{i}": Tap(*layers, pairs.adapter) for i, layers in levels}
+    levels = enumerate(zip(fitting["teacher"], fitting["student"], strict=True), start=1)
+    return {f"{name}{i}": Tap(one, other, pairs.adapter) for i, (one, other) in levels}
 
 
 def as_layer(place: str | nn.Module | Layer | Finder | None) -> Layer:
