@@ -266,6 +266,17 @@ def test_of_tensors_with_other_channels_the_first_is_not_taken_unasked(build, fo
     assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
 
 
+def test_what_only_train_mode_returns_beside_the_logits_leaves_no_doubt(build):
+    class Embedding(Pair):
+        def forward(self, x):
+            both = super().forward(x)
+            return both if self.training else both[0]
+
+    student = Embedding(1, lambda logits, maps: (logits, maps), apart=True)
+    kd = build(student=student, objective=GroundTruth())
+    assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
+
+
 def test_the_finest_tensor_is_the_logits(build):
     def arrange(logits, maps):
         return maps[..., ::2, ::2], logits

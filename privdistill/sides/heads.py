@@ -144,8 +144,9 @@ def settle_heads(
     on: heads of nested decoders, not those of alternative ones. `training` says whether the output
     in train mode counts, `asked` that the user gave each a weight, so that all of them are heads.
     """
-    alone = _paths(model.eval(), image, role)
-    trained = _paths(model.train(), image, role) if training else []
+    alone, classes = _paths(model.eval(), image, role)
+    # What eval mode returns alone also tells which of two tensors of train mode is meant.
+    trained = _paths(model.train(), image, role, classes)[0] if training else []
     heads = max(alone, trained, key=len)
     if len(alone) == 1:
         main = [index for index, path in enumerate(heads) if path == alone[0]]
@@ -172,8 +173,10 @@ def settle_heads(
     return partial(find_heads, equals=(chosen, *others) if supervised else (chosen,))
 
 
-def _paths(model: nn.Module, image: Tensor, role: str) -> list[frozenset[str]]:
-    """The layers with weights on the way to each of the finest tensors in a list."""
+def _paths(
+    model: nn.Module, image: Tensor, role: str, classes: int = 0
+) -> tuple[list[frozenset[str]], int]:
+    """The layers with weights on the way to each of the finest heads, and how many classes."""
     if model.training and image.shape[0] == 1:
         # Batch norm on maps of one voxel needs more than one value per channel.
         image = torch.cat((image, image))
@@ -185,14 +188,15 @@ def _paths(model: nn.Module, image: Tensor, role: str) -> list[frozenset[str]]:
     reached = [ancestors(flow.nodes(head), parents_of) for head in fine]
     rivals = _rivals(output, image.ndim - 2)
     # Features come before the logits; what does not may be the logits themselves.
-    if not reached[0].issuperset(flow.nodes(rivals)):
+    if heads[0].shape[1] != classes and not reached[0].issuperset(flow.nodes(rivals)):
         shapes = [tuple(tensor.shape) for tensor in (heads[0], *rivals)]
         raise ShapeMismatchError(
             f"The {role} returns tensors of one size with different channels, {shapes}, and "
             "nothing tells which are logits. Pass `select_logits=` to the wrapper, for instance "
             "`lambda output: output[0]`."
         )
-    return [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
+    paths = [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
+    return paths, heads[0].shape[1]
 
 
 def _speaks_of_deep_supervision(model: nn.Module) -> bool:
