@@ -228,6 +228,7 @@ class PrivilegedInput:
                 f"PrivilegedInput: the input has no modality {missing}; it holds "
                 f"{sorted(map(str, image))}, and this network needs {names}."
             )
+        # In the order of the view, whatever that of the mapping.
         parts = [_as_tensor(image[name]) for name in names]
         # Channels must be those named, all other axes alike.
         found = [part.shape[1] if part.ndim > 2 else 0 for part in parts]

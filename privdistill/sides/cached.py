@@ -41,6 +41,7 @@ class CachedSide:
 
 def asked_of(inputs: Any, teachers: Sequence[Side], objective: Objective, select: Any) -> str:
     """Return what else than its weights decides a teacher's outputs, the same in every process."""
+    # Another order of modalities is another input for the same weights.
     seen = inputs.teacher if isinstance(inputs, PrivilegedInput) else type(inputs).__qualname__
     places = [(side.role, tap, str(p)) for side in teachers for tap, p in side.places.items()]
     own = getattr(select, "args", ())

@@ -130,6 +130,7 @@ def _shapes(output: Any) -> str:
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:
+    # Equal in all axes, as it nearly always is, one number is easier to read.
     factors = [f"{factor:.3g}" for factor in row.reduction]
     reduction = factors[0] if len(set(factors)) == 1 else " x ".join(factors)
     return row.name, row.type, sizes(row.shape), reduction, row.note

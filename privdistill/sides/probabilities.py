@@ -19,6 +19,7 @@ def check_logits(model: nn.Module, image: Tensor, select: HeadFinder, role: str)
     flow = FlowRecorder(image)
     with flow:
         heads = select(model(image), image.ndim - 2)
+    # All heads, as an auxiliary one may have an activation that the main one lacks.
     inside = filter(in_unit_interval, heads)
     if any(_looks_squashed(head) or _is_squashed(flow.nodes(head)) for head in inside):
         raise ObjectiveError(

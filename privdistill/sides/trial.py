@@ -102,11 +102,13 @@ def try_out(
     if not views:
         pairing.fit({}, {})
         return []
+    # The student first: of two networks that fail, its message is the one to read.
     student, *teachers = sides
     asked = len(weights or ()) > 1
     own = run(student, views["student"], asked=asked)
     # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
     training = run(student, views["student"], training=True, asked=asked)
+    # In eval mode such networks return their finest head alone.
     heads.head_weights(weights, len(training.heads), training=True)
     found = [run(teacher, views["teacher"]) for teacher in teachers]
     features = {tap: value for one in found for tap, value in one.features.items()}
@@ -152,6 +154,7 @@ def find_places(
     find_heads: HeadFinder,
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """Return each tap's layer by name, and how it was decided where the bottleneck was located."""
+    # Its layers have names, so a hook could be put on them, and would never run.
     if taps and is_program(model):
         raise LayerNotFoundError(
             f"The {role} is a program (torch.jit or torch.export), which runs no hooks for taps "
@@ -214,6 +217,7 @@ def run(side: Side, view: Tensor, *, training: bool = False, asked: bool = False
     recorder.cloned.update(recorder.corrupted(captured))
     features = dict(captured)
     side.lay_out(features, view)
+    # What is a map already need not be asked in every step.
     side.to_lay_out = [tap for tap in side.to_lay_out if features[tap] is not captured[tap]]
     if not training:
         side.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
