@@ -89,19 +89,29 @@ class PrivilegedInput:
         fill: float = 0.0,
     ) -> None:
         self.modalities = _names("modalities", modalities)
-        self.channels = _channel_counts(modalities)
+        #: Number of channels of each modality.
+        self.channels = dict.fromkeys(self.modalities, 1)
+        if isinstance(modalities, Mapping):
+            self.channels |= modalities
         self.student = _names("student", student, self.modalities)
         seen = self.modalities if teacher is None else teacher
         self.teacher = _names("teacher", seen, self.modalities)
+        self.dropout, self.fill = dropout, fill
+        if any(type(count) is not int or count < 1 for count in self.channels.values()):
+            raise ModalityError(
+                f"PrivilegedInput: `modalities` gives the channel counts {self.channels}; each "
+                "must be a whole number of at least 1."
+            )
         if not 0 <= dropout < 1:
             raise ModalityError(f"PrivilegedInput: `dropout` must be in [0, 1); got {dropout}.")
-        self.dropout = dropout
-        self.fill = fill
-        # What every step asks for.
-        self._all, self._own = self._count(self.modalities), self._count(self.student)
-        ends = dict(zip(self.channels, accumulate(self.channels.values()), strict=True))
-        # First channel and number of channels of each modality.
-        self._spans = {name: (ends[name] - size, size) for name, size in self.channels.items()}
+        # What every step asks for: channels in all and of the student, and where each begins.
+        self._all, self._own = (
+            sum(self.channels[name] for name in names) for names in (self.modalities, self.student)
+        )
+        ends = accumulate(self.channels.values())
+        self._starts = {
+            n: end - self.channels[n] for n, end in zip(self.channels, ends, strict=True)
+        }
 
     def for_teacher(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the teacher's modalities of a full input.
@@ -118,8 +128,7 @@ class PrivilegedInput:
             ModalityError: If a modality is missing, the channel count is another, or `present` has
                 another form.
         """
-        view = self._view(image, self.teacher)
-        return view if present is None else self._fill(view, self.teacher, present)
+        return self._fill(self._view(image, self.teacher), self.teacher, present)
 
     def for_student(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities of a full input, or of one that holds nothing else.
@@ -139,9 +148,10 @@ class PrivilegedInput:
                 another form.
         """
         alone = isinstance(image, Tensor) and image.ndim > 1 and image.shape[1] == self._own
+        # Equal counts say nothing: the order might be another.
         full = not alone or self._own == self._all
         view = self._view(image, self.student) if full else _as_tensor(image)
-        return view if present is None else self._fill(view, self.student, present)
+        return self._fill(view, self.student, present)
 
     def for_training(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities with some of them hidden at random.
@@ -160,22 +170,25 @@ class PrivilegedInput:
         # Drawing would advance the random numbers of those who hide nothing.
         if not self.dropout:
             return view
-        there = None if present is None else present[:, self._indices(self.student)].to(view.device)
-        return self._hide(view, self.student, self._draw(view, there))
+        there = torch.ones(len(view), len(self.student), dtype=torch.bool, device=view.device)
+        if present is not None:
+            there = present[:, self._indices(self.student)].to(view.device)
+        return self._hide(view, self.student, self._draw(there))
 
-    def _draw(self, view: Tensor, present: Tensor | None) -> Tensor:
+    def _draw(self, present: Tensor) -> Tensor:
         """Which modalities each sample keeps: `(B, M)`, drawn among the sets that are not empty."""
-        every = torch.ones(view.shape[0], len(self.student), device=view.device).bool()
         # A sample that has nothing at all may draw anything: all of it is filled already.
-        free = every if present is None else present | ~present.any(1, keepdim=True)
+        free = present | ~present.any(1, keepdim=True)
         # The first one that is kept, and those behind it one by one: no draw is ever empty.
         chance = torch.where(free, self.dropout ** (free.cumsum(1) - 1.0), 0.0)
         first = chance.multinomial(1)
-        order = torch.arange(len(self.student), device=view.device)
-        kept = free & (torch.rand(every.shape, device=view.device) >= self.dropout)
+        order = torch.arange(free.shape[1], device=free.device)
+        kept = free & (torch.rand(free.shape, device=free.device) >= self.dropout)
         return (order == first) | (kept & (order > first))
 
-    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor) -> Tensor:
+    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor | None) -> Tensor:
+        if present is None:
+            return view
         wanted = (view.shape[0], len(self.modalities))
         if tuple(present.shape) != wanted or present.dtype != torch.bool:
             raise ModalityError(
@@ -193,9 +206,6 @@ class PrivilegedInput:
     def _indices(self, names: tuple[str, ...]) -> list[int]:
         return [self.modalities.index(name) for name in names]
 
-    def _count(self, names: tuple[str, ...]) -> int:
-        return sum(map(self.channels.__getitem__, names))
-
     def _view(self, image: Image, names: tuple[str, ...]) -> Tensor:
         if isinstance(image, Mapping):
             return self._stack(image, names)
@@ -209,7 +219,7 @@ class PrivilegedInput:
         if names == self.modalities:
             return image
         # A copy, since the other network must not see what this one does to its input.
-        return torch.cat([image.narrow(1, *self._spans[name]) for name in names], 1)
+        return torch.cat([image.narrow(1, self._starts[n], self.channels[n]) for n in names], 1)
 
     def _stack(self, image: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
         missing = [name for name in names if name not in image]
@@ -218,15 +228,18 @@ class PrivilegedInput:
                 f"PrivilegedInput: the input has no modality {missing}; it holds "
                 f"{sorted(map(str, image))}, and this network needs {names}."
             )
-        parts = {name: _as_tensor(image[name]) for name in names}
-        shapes = {name: tuple(part.shape) for name, part in parts.items()}
-        wrong = any(len(s) < 3 or s[1] != self.channels[name] for name, s in shapes.items())
-        if wrong or len({(s[0], *s[2:]) for s in shapes.values()}) > 1:
+        # In the order of the view, whatever that of the mapping.
+        parts = [_as_tensor(image[name]) for name in names]
+        # Channels must be those named, all other axes alike.
+        found = [part.shape[1] if part.ndim > 2 else 0 for part in parts]
+        alike = {(part.shape[0], *part.shape[2:]) for part in parts}
+        if found != [self.channels[name] for name in names] or len(alike) > 1:
+            shapes = {name: tuple(part.shape) for name, part in zip(names, parts, strict=True)}
             raise ModalityError(
                 f"PrivilegedInput: the modalities have shapes {shapes}; expected (B, C, *spatial) "
                 f"of one size, with the channels {self.channels}."
             )
-        return torch.cat([parts[name] for name in names], dim=1)
+        return torch.cat(parts, dim=1)
 
     def __repr__(self) -> str:
         listed = {n: n if c == 1 else f"{n} ({c} channels)" for n, c in self.channels.items()}
@@ -256,18 +269,18 @@ def view_of(
 
     In `training` some modalities may be hidden from the student.
     """
-    named = isinstance(inputs, PrivilegedInput)
-    if present is not None and not named:
+    view = inputs.for_student if kind == "student" else inputs.for_teacher
+    if isinstance(inputs, PrivilegedInput):
+        view = inputs.for_training if training and kind == "student" else view
+        found: Tensor = view(image, None if present is None else torch.as_tensor(present))
+        return found
+    # Views of the user's own need know neither of masks nor of tensors with metadata.
+    if present is not None:
         raise ModalityError(
             "`present` says which modalities each sample has, but the wrapper knows none. Pass "
             "`inputs=PrivilegedInput(modalities=..., student=...)` to it."
         )
-    view = inputs.for_student if kind == "student" else inputs.for_teacher
-    if training and named:
-        view = inputs.for_training
-    # Views of the user's own need know neither of masks nor of tensors with metadata.
-    found: Tensor = view(image) if present is None else view(image, torch.as_tensor(present))
-    return found if named else plain(found)
+    return plain(view(image))
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -301,25 +314,14 @@ def _names(argument: str, names: Iterable[str], known: tuple[str, ...] = ()) -> 
     return found
 
 
-def _channel_counts(modalities: Iterable[str]) -> dict[str, int]:
-    """Channels of each modality."""
-    counts = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(modalities, 1)
-    if any(type(count) is not int or count < 1 for count in counts.values()):
-        raise ModalityError(
-            f"PrivilegedInput: `modalities` gives the channel counts {counts}; each must be a "
-            "whole number of at least 1."
-        )
-    return counts
-
-
 def assert_no_leak(
     model: nn.Module, view: InputViews, example: Image, *, seen: Sequence[int | str] | None = None
 ) -> None:
     """Check that a student's output does not depend on modalities outside its view.
 
-    The output's gradient with respect to every other channel must be zero, and the output must
-    stay the same when these channels are replaced by noise, which also finds what no gradient
-    shows, such as a normalisation by detached statistics of all channels.
+    The output must stay the same, bit by bit, when another channel is replaced by noise. Besides
+    what a gradient shows, this finds what it does not, such as a normalisation by detached
+    statistics of all channels.
 
     Args:
         model: The student, which is called with `view.for_student(input)` in eval mode.
@@ -343,22 +345,24 @@ def assert_no_leak(
             f"assert_no_leak: the student's view is {known}, the example holds {list(parts)}. Pass "
             f"a full input, and for a {type(view).__name__} also seen=... with some of these."
         )
-    inputs = {name: _noise(part, model) for name, part in parts.items()}
-    # What no gradient shows: statistics of all channels that were detached.
-    others = {n: v if n in known else torch.randn_like(v) for n, v in inputs.items()}
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    inputs = {name: torch.randn(part.shape).to(weight) for name, part in parts.items()}
     whole = isinstance(example, Tensor)
-    with restored(model):
+    with restored(model), torch.no_grad():
         model.eval()
         output = _run(model, view, inputs, whole=whole)
-        again = _run(model, view, others, whole=whole)
-    leaking = [name for name in _reached(output, inputs) if name not in known]
-    if leaking or not torch.equal(output, again):
-        what = leaking or [name for name in parts if name not in known]
-        how = "a gradient leads to it" if leaking else "it changes when these are replaced by noise"
+        others = {n: torch.randn_like(part) for n, part in inputs.items() if n not in known}
+        # One at a time, so that the message can name the modality.
+        leaking = [
+            name
+            for name, noise in others.items()
+            if not torch.equal(output, _run(model, view, inputs | {name: noise}, whole=whole))
+        ]
+    if leaking:
         raise ModalityError(
-            f"The student's output depends on {what}, which it must not see ({how}); its view is "
-            f"{list(known)}. Look for statistics over all channels, or a view that returns more "
-            "than it says."
+            f"The student's output depends on {leaking}, which it must not see: it changes when "
+            f"these are replaced by noise; its view is {list(known)}. Look for statistics over all "
+            "channels, or a view that returns more than it says."
         )
 
 
@@ -372,18 +376,11 @@ def _groups(example: Image, view: InputViews) -> dict[Any, Tensor]:
     return dict(zip(names, torch.split(example, list(names.values()), dim=1), strict=True))
 
 
-def _noise(part: Tensor, model: nn.Module) -> Tensor:
-    """Random values of a modality's shape, in the network's precision and where it is."""
-    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.randn(part.shape, dtype=weight.dtype, device=weight.device).requires_grad_()
-
-
 def _run(model: nn.Module, view: InputViews, parts: Mapping[Any, Tensor], *, whole: bool) -> Tensor:
     """All floating-point outputs in one; the same random numbers each time."""
     # Dropout that is left on in eval mode must draw the same for both inputs.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        output = model(view.for_student(torch.cat([*parts.values()], 1) if whole else parts))
+    torch.manual_seed(0)
+    output = model(view.for_student(torch.cat([*parts.values()], 1) if whole else parts))
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     floats = [tensor.flatten() for tensor in tensors if tensor.is_floating_point()]
     if not floats:
@@ -392,11 +389,3 @@ def _run(model: nn.Module, view: InputViews, parts: Mapping[Any, Tensor], *, who
             "tensor, of which nothing can be said. Pass a module that returns its logits."
         )
     return torch.cat(floats)
-
-
-def _reached(output: Tensor, parts: Mapping[Any, Tensor]) -> list[Any]:
-    """Names to which a gradient leads."""
-    if not output.requires_grad:
-        return []
-    found = torch.autograd.grad(output.sum(), list(parts.values()), allow_unused=True)
-    return [n for n, slope in zip(parts, found, strict=True) if slope is not None and slope.any()]

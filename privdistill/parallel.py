@@ -36,6 +36,7 @@ def any_sharded(modules: Iterable[nn.Module]) -> bool:
 
 def like(value: Tensor, wanted: Tensor) -> Tensor:
     """Return a tensor that is sharded like another one, or whole like it."""
+    # A copy made before sharding holds whole weights.
     if hasattr(value, "full_tensor") and not hasattr(wanted, "full_tensor"):
         whole: Tensor = value.full_tensor()
         return whole
@@ -44,6 +45,7 @@ def like(value: Tensor, wanted: Tensor) -> Tensor:
 
 def reshard(module: nn.Module) -> None:
     """Give up weights that FSDP has gathered: what is written to those is lost."""
+    # The outermost alone would leave the gathered weights of inner ones.
     parts: list[Any] = [part for part in module.modules() if sharded(part)]
     for part in parts:
         part.reshard()
@@ -61,6 +63,7 @@ def check_not_sharded(student: nn.Module) -> None:
 
 def check_synchronised(student: nn.Module, others: Iterable[tuple[str, nn.Module]]) -> None:
     """Refuse to train what each process would train on its own, in silence."""
+    # FSDP sets it on every module of what it manages; there is no public word.
     mark = "_is_fsdp_managed_module"
     ddp = nn.parallel.DistributedDataParallel
     if not any(isinstance(module, ddp) or hasattr(module, mark) for module in student.modules()):

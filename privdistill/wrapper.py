@@ -17,28 +17,16 @@ from privdistill.inputs import Image, InputViews, Presence, as_views, plain, vie
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective, Term, as_objective
 from privdistill.losses.options import check, listed, one_of
-from privdistill.sides import heads
-from privdistill.sides.build import attach, channels_of, give_back, try_out
+from privdistill.sides import heads, summary, teachers, trial
 from privdistill.sides.cached import CachedSide, asked_of, check_cache
 from privdistill.sides.frozen import Frozen
 from privdistill.sides.restored import modes_kept
-from privdistill.sides.side import Answer, TeacherSide
-from privdistill.sides.summary import head_lines, network_line, tap_lines
-from privdistill.sides.teachers import (
-    JointTeacher,
-    MovingAverage,
-    Teacher,
-    check_declared,
-    check_networks,
-    check_start,
-    follow,
-    networks_of,
-    shares_of,
-    teacher_shares,
-)
+from privdistill.sides.side import Answer, TeacherSide, check_view
+from privdistill.sides.teachers import JointTeacher, MovingAverage, Teacher
 from privdistill.step import Output, Step
+from privdistill.taps.location import HeadFinder
 from privdistill.taps.pairing import Pairing
-from privdistill.taps.tap import Tap, TapPairs, expand, tap_table
+from privdistill.taps.tap import Tap, TapPairs, tap_table
 
 Validation = Literal["first", "always", "never"]
 
@@ -130,21 +118,17 @@ class DistillationWrapper(nn.Module):
         start: Literal["scratch", "teacher"] = "scratch",
     ) -> None:
         super().__init__()
+        self.objective = as_objective(objective)
         check("DistillationWrapper", one_of("softmax", "sigmoid"), activation=activation)
-        check("DistillationWrapper", one_of("first", "always", "never"), validate=validate)
-        # A copy, so that two wrappers made from one objective never meet.
-        self.objective = copy.deepcopy(as_objective(objective))
         self.activation: Activation = activation
         self.validate = validate
         self.inputs = as_views(inputs)
         self.head_weights = None if head_weights is None else listed(head_weights)
-        networks = networks_of(teacher, student)
+        networks = teachers.networks_of(teacher, student)
         self.cache = check_cache(cache, teacher, networks)
-        check_networks(student, networks)
-        check_declared(teacher, self.inputs, self.objective)
-        check_start(start, teacher)
-        table = expand(taps, networks, student)
-        self.taps = tap_table(table, self.objective.taps, len(networks))
+        teachers.check_networks(student, networks)
+        teachers.check_declared(teacher, self.inputs, self.objective, start)
+        self.taps = tap_table(taps, self.objective.taps, networks, student)
         self.student = student
         weight = next(student.parameters(), None)
         # A tensor, since a number would be a new constant for torch.compile in every step; with the
@@ -152,35 +136,35 @@ class DistillationWrapper(nn.Module):
         steps = torch.zeros((), dtype=torch.long, device=None if weight is None else weight.device)
         self.register_buffer("steps", steps)
         self.adapters = nn.ModuleDict()
-        self._closed = False
-        self._begun = False
-        # Whether values are still to be checked, and whether an average is still to follow.
-        self._unchecked = validate == "first"
-        self._behind = True
+        self._closed = self._begun = False
         #: Whether the teacher is trained too.
         self.learns = isinstance(teacher, JointTeacher)
+        # An average follows the student before the first step, too: weights may have been loaded.
+        self._behind = True
         self._decay = teacher.decay if isinstance(teacher, MovingAverage) else None
         # A teacher that changes is an ordinary submodule; only a frozen one hides.
         if isinstance(teacher, MovingAverage | JointTeacher):
             self._modules["teacher"] = networks[0]
-        self._shares = shares_of(teacher, len(networks))
-        self._select = select_logits and partial(heads.chosen_heads, select_logits)
+        self._shares = teachers.shares_of(teacher, len(networks))
+        self._select: HeadFinder = heads.find_heads
+        if select_logits is not None:
+            self._select = partial(heads.chosen_heads, select_logits)
         views = {}
         if example is not None:
             kinds = ("student", "teacher") if networks else ("student",)
             views = {kind: view_of(self.inputs, kind, example) for kind in kinds}
-        wanted, select = self.objective, self._select
-        # The student, then the teachers.
         #: What the student took from the teacher's weights, if it starts from them.
         self.inherited: Inheritance | None = None
-        self._sides = attach(
-            [student, *networks], teacher, self.taps, views, objective=wanted, select=select
-        )
-        self._pairing = Pairing(self.taps, self.adapters, channels_of(wanted))
+        self._pairing = Pairing(self.taps, self.adapters, trial.channels_of(self.objective))
+        # The student, then the teachers.
+        self._sides = trial.attach(
+            [student, *networks], teacher, self.taps, views,
+            objective=self.objective, select=self._select,
+        )  # fmt: skip
         self._join()
         try:
-            self._head_sizes = try_out(
-                self._sides, views, self._pairing, wanted,
+            self._head_sizes = trial.try_out(
+                self._sides, views, self._pairing, self.objective,
                 activation=activation, weights=self.head_weights, shares=self._shares,
             )  # fmt: skip
             if start == "teacher":
@@ -198,7 +182,7 @@ class DistillationWrapper(nn.Module):
         if self.cache is not None:
             asked = asked_of(self.inputs, self._sides[1:], self.objective, self._select)
             self._cached = CachedSide(self._teacher, self.cache, asked)
-        self._leave = weakref.finalize(self, give_back, self._sides)
+        self._leave = weakref.finalize(self, trial.give_back, self._sides)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -207,19 +191,23 @@ class DistillationWrapper(nn.Module):
         return members[0].network if members else None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "teacher":
-            raise LifecycleError(
-                "The teacher of a wrapper is fixed when the wrapper is built, as are its taps and "
-                "adapters. Build another wrapper with the other teacher and this one's student."
-            )
         # Until the sides are there, it is the wrapper that is being built.
-        if name == "cache" and "_sides" in self.__dict__:
+        built = "_sides" in self.__dict__
+        if name == "teacher" or (name == "cache" and built):
             raise LifecycleError(
-                "The cache of a wrapper is fixed when the wrapper is built: pass cache= then. In a "
-                "step without `key` it is not asked."
+                f"The {name} of a wrapper is fixed when the wrapper is built, as are its taps and "
+                f"adapters. Build another wrapper with the other {name} and this one's student."
             )
+        if name == "validate":
+            check("DistillationWrapper", one_of("first", "always", "never"), validate=value)
+            self._unchecked = value == "first"
+        if name == "objective":
+            # A copy, so that two wrappers made from one objective never meet.
+            value = copy.deepcopy(as_objective(value))
+            if built:
+                _check_reads(self, value)
         super().__setattr__(name, value)
-        if name == "student" and getattr(self, "_sides", None):
+        if name == "student" and built:
             self._sides[0].run = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Output:
@@ -228,7 +216,7 @@ class DistillationWrapper(nn.Module):
             # Before FSDP gathers any weights, as it forgets what is written to gathered ones.
             if parallel.sharded(self):
                 parallel.reshard(self)
-            follow(self.get_submodule("teacher"), self.student, self._decay, self.steps)
+            teachers.follow(self.get_submodule("teacher"), self.student, self._decay, self.steps)
             self._behind = False
         output: Output = super().__call__(*args, **kwargs)
         return output
@@ -301,6 +289,7 @@ class DistillationWrapper(nn.Module):
         training = self.training and torch.is_grad_enabled()
         checks = self.validate == "always" or self._unchecked
         labelled, sample_weights = _tensor(labelled), _tensor(sample_weights)
+        # A mask on the CPU costs nothing to look at.
         if target is None:
             free = self.validate != "never" and labelled is not None and labelled.is_cpu
             _check_unlabelled(self.objective, labelled, checks=checks or free)
@@ -313,10 +302,11 @@ class DistillationWrapper(nn.Module):
         if training:
             self._student.check_gradients(answer.features)
         pairs = self._pairing(answer.features, of_teacher.features)
+        # Fixed when the wrapper was built, unless this step weighs them anew.
         shares: Sequence[float | Tensor] = self._shares
         if teacher_weights is not None:
             given = torch.as_tensor(teacher_weights)
-            shares = teacher_shares(given, len(shares), view, check=checks)
+            shares = teachers.teacher_shares(given, len(shares), view, check=checks)
         common = {
             "image": view,
             "taps": pairs,
@@ -337,8 +327,9 @@ class DistillationWrapper(nn.Module):
                 self._unchecked = False
             if advance:
                 self.steps.add_(1)
-            if advance and self._decay is not None:
-                self._behind = True
+                # Asked first, as the compiler would make a new graph for an attribute that changes.
+                if self._decay is not None:
+                    self._behind = True
         return out
 
     def teacher_outputs(
@@ -391,7 +382,8 @@ class DistillationWrapper(nn.Module):
         """
         parallel.check_gathered(self)
         view = view_of(self.inputs, "student", image, present)
-        self._student.check(view)
+        check_view(view, "student", self._student.example)
+        # Layers may have been put into eval mode one by one, to be frozen.
         with modes_kept(self.student):
             self.student.eval()
             output = self.student(self._student.own(view))
@@ -399,7 +391,7 @@ class DistillationWrapper(nn.Module):
 
     def close(self) -> None:
         """Remove every hook and give both networks back as they came; safe to call twice."""
-        give_back(self._sides)
+        trial.give_back(self._sides)
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -464,11 +456,11 @@ class DistillationWrapper(nn.Module):
         lines = [f"{type(self).__name__}{' (closed)' * self._closed}", f"  inputs: {self.inputs}"]
         lines += [f"  activation: {self.activation}", f"  objective: {self.objective}"]
         compiled = self._compiled_call_impl is not None
-        lines += [network_line(side, compiled=compiled) for side in self._sides]
+        lines += [summary.network_line(side, compiled=compiled) for side in self._sides]
         if self.inherited is not None:
             lines.append(f"  start: {str(self.inherited).splitlines()[0]}")
-        lines += head_lines(self.head_weights, self._head_sizes)
-        lines += tap_lines(self.taps, self._sides, self._pairing)
+        lines += summary.head_lines(self.head_weights, self._head_sizes)
+        lines += summary.tap_lines(self.taps, self._sides, self._pairing)
         lines += [f"  cache: {self.cache!r}, {self.cache.statistics}"] if self.cache else []
         return "\n".join(lines)
 
@@ -494,6 +486,19 @@ def _output(objective: Objective, given: Sequence[float] | None, steps: Sequence
     loss, terms = objective(first, list(zip(weights, steps, strict=True)))
     teachers = [step.teacher for step in steps if step.teacher is not None]
     return Output(loss, terms, [step.student for step in steps], teachers or None, first.taps)
+
+
+def _check_reads(kd: DistillationWrapper, objective: Objective) -> None:
+    """Refuse another objective that reads what the wrapper was not built to give."""
+    # By adapters, too: what no term compared got none.
+    more = [f"tap '{tap}'" for tap in objective.taps if tap not in kd._pairing.channels]  # noqa: SLF001
+    if objective.needs_teacher_logits and not all(side.reads_logits for side in kd._sides):  # noqa: SLF001
+        more.append("the teacher's logits")
+    if more:
+        raise LifecycleError(
+            f"The objective, {objective}, reads {', '.join(more)}, and the one that the wrapper "
+            "was built with did not. Build another wrapper with this one's networks."
+        )
 
 
 def _check_unlabelled(objective: Objective, labelled: Tensor | None, *, checks: bool) -> None:

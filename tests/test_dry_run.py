@@ -15,7 +15,15 @@ from privdistill import (
     describe,
 )
 from privdistill.sides import trial
-from privdistill.taps.recorder import Recorder
+from privdistill.sides.heads import find_heads
+from privdistill.sides.side import Side
+
+
+def tried(net, places=None, *, training=False):
+    """A side of a network that was tried once, and what was found."""
+    options = {"reads_logits": False, "read": (), "example": (1, 1, 4, 4)}
+    side = Side(net, places or {}, role="student", select=find_heads, **options)
+    return side, trial.run(side, torch.ones(1, 1, 4, 4), training=training)
 
 
 def noisy():
@@ -27,8 +35,7 @@ def test_modes_buffers_and_random_state_are_restored():
     net[2].eval()
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     state = torch.get_rng_state()
-    recorder = Recorder(net, {}, role="student")
-    trial.run(net, torch.ones(1, 1, 4, 4), recorder, training=True)
+    tried(net, training=True)
     assert [module.training for module in net] == [True, True, False, True]
     assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())
     assert torch.equal(torch.get_rng_state(), state)
@@ -36,15 +43,13 @@ def test_modes_buffers_and_random_state_are_restored():
 
 def test_layers_overwritten_in_place_are_marked_for_cloning():
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True))
-    recorder = Recorder(net, {"a": "0", "b": "1"}, role="student")
-    trial.run(net, torch.ones(1, 1, 4, 4), recorder)
-    assert recorder.cloned == {"a"}
+    side, _ = tried(net, {"a": "0", "b": "1"})
+    assert side.recorder.cloned == {"a"}
 
 
 def test_batch_norm_on_single_voxels_survives_a_batch_of_one():
     net = nn.Sequential(nn.Conv2d(1, 2, 4), nn.BatchNorm2d(2))
-    recorder = Recorder(net, {}, role="student")
-    found = trial.run(net, torch.ones(1, 1, 4, 4), recorder, training=True)
+    _, found = tried(net, training=True)
     assert found.output.shape == (2, 2, 1, 1)
 
 
@@ -60,7 +65,7 @@ def test_a_replaced_buffer_is_put_back():
 
     net = Counter()
     calls = net.calls
-    trial.run(net, torch.ones(1, 1, 4, 4), Recorder(net, {}, role="student"))
+    tried(net)
     assert net.calls is calls
     assert net.calls == 0
 

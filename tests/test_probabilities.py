@@ -76,7 +76,7 @@ def small_head(weight, bias):
     """Logits that lie in [0, 1] whatever the input, as instance norm takes its scale away."""
     net = ends_in(nn.Identity())
     nn.init.constant_(net[3].weight, weight)
-    nn.init.constant_(net[3].bias, bias)
+    net[3].bias.data = torch.as_tensor(bias).expand(3).clone()
     return net
 
 
@@ -86,6 +86,8 @@ def small_head(weight, bias):
         small_head(0.01, 0.5),
         small_head(0.0, 0.0),
         small_head(0.0, 1 / 3),
+        small_head(0.0, [0.2, 0.3, 0.5]),
+        small_head(0.0, [0.0, 1.0, 0.5]),
         ends_in(nn.ReLU()),
         ends_in(gated()),
         ends_in(nn.LogSoftmax(1)),

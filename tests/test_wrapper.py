@@ -355,8 +355,9 @@ class Checkpointed(nn.Module):
 
 
 def test_promise_13_data_parallel_is_refused(build, networks):
-    with pytest.raises(LifecycleError, match="wrapped in DataParallel"):
-        build(student=nn.DataParallel(networks[1]))
+    for student in (nn.DataParallel(networks[1]), nn.Sequential(nn.DataParallel(networks[1]))):
+        with pytest.raises(LifecycleError, match="wrapped in DataParallel"):
+            build(student=student)
     with pytest.raises(LifecycleError, match="DistributedDataParallel"):
         build()._replicate_for_data_parallel()
 
@@ -491,6 +492,31 @@ def test_promise_18_values_are_checked_in_the_first_training_step(build):
     kd(IMAGE, LABELS)
     with pytest.raises(ObjectiveError, match="Map the labels to class indices first"):
         kd(IMAGE, wrong)
+
+
+def test_what_is_checked_may_be_said_anew(build):
+    kd, wrong = build(validate="first"), LABELS + 5
+    kd.validate = "never"
+    assert not kd._unchecked
+    kd.validate = "first"
+    with pytest.raises(ObjectiveError, match="Map the labels to class indices first"):
+        kd(IMAGE, wrong)
+    with pytest.raises(ObjectiveError, match="`validate` must be one of"):
+        kd.validate = "sometimes"
+
+
+def test_the_objective_may_be_another_one_that_reads_no_more(build):
+    kd = build(objective=SoftTargetDiceBCE() + GroundTruth())
+    kd.objective = term = GroundTruth()
+    out = kd(IMAGE, LABELS)
+    assert set(out.terms) == {"ground_truth"}
+    assert kd.objective.terms[0] is not term
+    kd.objective = 2 * SoftTargetDiceBCE()
+    assert torch.isfinite(kd(IMAGE, LABELS).loss)
+    with pytest.raises(LifecycleError, match="bottleneck"):
+        kd.objective = LatentKL()
+    with pytest.raises(LifecycleError, match="logits"):
+        build(objective=GroundTruth()).objective = SoftTargetDiceBCE()
 
 
 def test_steps_count_training_only(build):

@@ -236,3 +236,50 @@ def test_a_reconstruction_beside_the_logits_is_no_head(build, tiny_unet):
     assert torch.equal(out.student, kd.student(IMAGE[:, 2:3])[0])
     out.loss.backward()
     assert kd.student.image.weight.grad is None
+
+
+class Pair(nn.Module):
+    """Logits, and eight channels of features as fine as these."""
+
+    def __init__(self, in_channels, arrange, apart=False):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(in_channels, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+        self.other, self.arrange, self.apart = nn.Conv2d(8, 8, 1), arrange, apart
+
+    def forward(self, x):
+        maps = self.body(x)
+        return self.arrange(self.head(maps), self.other(maps) if self.apart else maps)
+
+
+def test_features_as_fine_as_the_logits_may_stand_behind_them(build):
+    kd = build(student=Pair(1, lambda logits, maps: (logits, maps)), objective=GroundTruth())
+    assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("form", [tuple, list])
+@pytest.mark.parametrize("apart", [True, False])
+def test_of_tensors_with_other_channels_the_first_is_not_taken_unasked(build, form, apart):
+    student = Pair(1, lambda logits, maps: form((maps, logits)), apart=apart)
+    with pytest.raises(ShapeMismatchError, match=r"\(1, 8, 8, 8\), \(1, 3, 8, 8\).*select_logits"):
+        build(student=student, objective=GroundTruth())
+    kd = build(student=student, objective=GroundTruth(), select_logits=lambda out: out[1])
+    assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
+
+
+def test_what_only_train_mode_returns_beside_the_logits_leaves_no_doubt(build):
+    class Embedding(Pair):
+        def forward(self, x):
+            both = super().forward(x)
+            return both if self.training else both[0]
+
+    student = Embedding(1, lambda logits, maps: (logits, maps), apart=True)
+    kd = build(student=student, objective=GroundTruth())
+    assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
+
+
+def test_the_finest_tensor_is_the_logits(build):
+    def arrange(logits, maps):
+        return maps[..., ::2, ::2], logits
+
+    kd = build(student=Pair(1, arrange), objective=GroundTruth())
+    assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)

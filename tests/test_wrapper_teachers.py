@@ -302,23 +302,6 @@ def build_inputs():
     return PrivilegedInput(("flair", "t1", "t1ce", "t2"), student=("t1ce",))
 
 
-def test_a_teacher_on_another_device_than_its_input_is_named(build, networks):
-    class Elsewhere(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = networks[0]
-
-        def forward(self, x):
-            if x.is_meta:
-                raise RuntimeError("Expected all tensors to be on the same device")
-            return self.net(x)
-
-    twin = copy.deepcopy(build(teacher=Elsewhere()))
-    twin.to("meta")
-    with pytest.raises(LifecycleError, match="on cpu, its view of the input on meta"):
-        twin(IMAGE.to("meta"), LABELS.to("meta"))
-
-
 def test_promise_15_no_distance_sends_gradients_into_a_joint_teacher(build, networks):
     class Distance(LatentKL):
         def forward(self, step):

@@ -251,8 +251,7 @@ class Objective(nn.Module):
                 not declare.
         """
         index = torch.as_tensor(step.index)
-        # The empty sum keeps the graph of an objective in which no term counts.
-        total, values = 0.0 * index + step.student[:0].sum(), {}
+        total, values = None, {}
         for position, (name, (weight, term)) in enumerate(self.named_terms.items()):
             missing = step.target is None and term.needs_target and self._teaches_without_target
             if missing or not weight.factor:
@@ -266,7 +265,11 @@ class Objective(nn.Module):
             values[name] = value.detach()
             if self.magnitudes is not None:
                 value = self._sized(position, value, advance=step.advance)
-            total = total + (weight.at(index) if weight.schedules else weight.factor) * value
+            value = (weight.at(index) if weight.schedules else weight.factor) * value
+            total = value if total is None else total + value
+        if total is None:
+            # The empty sum keeps the graph of an objective in which no term counts.
+            total = 0.0 * index + step.student[:0].sum()
         return total, values
 
     def _sized(self, position: int, value: Tensor, *, advance: bool) -> Tensor:

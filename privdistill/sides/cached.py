@@ -41,10 +41,12 @@ class CachedSide:
 
 def asked_of(inputs: Any, teachers: Sequence[Side], objective: Objective, select: Any) -> str:
     """Return what else than its weights decides a teacher's outputs, the same in every process."""
+    # Another order of modalities is another input for the same weights.
     seen = inputs.teacher if isinstance(inputs, PrivilegedInput) else type(inputs).__qualname__
     places = [(side.role, tap, str(p)) for side in teachers for tap, p in side.places.items()]
-    own = select.args if select else ()
+    own = getattr(select, "args", ())
     chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
+    # An address in a function's name would be another one in each process.
     names = [written(function) for function in chosen]
     return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
 
@@ -87,6 +89,7 @@ def _parted(outputs: Mapping[str, Tensor]) -> Answer:
             answer.features[rest] = value
             continue
         index = int(rest.split(".")[0])
+        # Heads come back in the order in which they were named.
         answer.heads.extend([[]] * (index == len(answer.heads)))
         answer.heads[index].append(value)
     return answer

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privdistill.exceptions import LifecycleError
 from privdistill.sides.restored import set_mode
 from privdistill.taps.names import uncompiled
 
@@ -53,23 +52,14 @@ class Resting:
             parameter.requires_grad = False
 
     def __call__(self, image: Tensor) -> Any:
-        """Run the network, and say where it is if its input is elsewhere."""
+        """Run the network at rest."""
+        # Asked of each part: `train()` may have been called on any of them.
         for part in self.parts:
             if part.training:
                 set_mode(self.network, training=False)
                 break
-        try:
-            with torch.no_grad():
-                return self.network(image)
-        except RuntimeError as error:
-            devices = {p.device for p in self.network.parameters()}
-            if len(devices) != 1 or image.device in devices:
-                raise
-            raise LifecycleError(
-                f"The teacher is on {devices.pop()}, its view of the input on {image.device}. "
-                "Move the input there; a copied wrapper shares the teacher and never moves it, so "
-                "move the original, or build a second wrapper with a teacher of its own."
-            ) from error
+        with torch.no_grad():
+            return self.network(image)
 
 
 class Frozen(Resting):

@@ -23,7 +23,7 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
 
     A tensor is taken as it is; one with an axis more holds stacked heads. Of a mapping the entries
     "out" or "logits" and those that begin with "aux" are taken; of an object the attribute
-    `logits`; of a tuple or list the first entry and those with as many channels that are coarser
+    `logits`; of a tuple or list the finest entry and those with as many channels that are coarser
     by a whole factor. Further ones as fine as the finest are heads in a list, never in a tuple,
     where a reconstruction may stand beside the logits.
 
@@ -47,9 +47,10 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     """
     if isinstance(output, Tensor) and output.ndim == axes + 2:
         return [output]
+    # As the DynUNet of MONAI stacks them.
     if isinstance(output, Tensor) and output.ndim == axes + 3:
         return list(output.unbind(1))
-    first, *others = _entries(output) or [None]
+    first, *others = _entries(output, axes) or [None]
     if first is None:
         shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
         raise ShapeMismatchError(
@@ -84,13 +85,20 @@ def _divides(size: Sequence[int], whole: Sequence[int]) -> bool:
     return all(not rest for _, rest in factors) and any(factor > 1 for factor, _ in factors)
 
 
-def _entries(output: Any) -> list[Any]:
+def _entries(output: Any, axes: int) -> list[Any]:
     if isinstance(output, Mapping):
         auxiliary = [value for key, value in output.items() if str(key).startswith("aux")]
         return [output.get("out", output.get("logits")), *auxiliary]
-    if isinstance(output, tuple | list) and not hasattr(output, "logits"):
+    if not isinstance(output, tuple | list) or hasattr(output, "logits"):
+        return [getattr(output, "logits", None)]
+    # Heads that lie in a list of their own lead whatever stands beside it.
+    if not output or not isinstance(output[0], Tensor):
         return list(output)
-    return [getattr(output, "logits", None)]
+    return sorted(output, key=lambda entry: -_voxels(entry, axes))
+
+
+def _voxels(entry: Any, axes: int) -> int:
+    return prod(entry.shape[2:]) if isinstance(entry, Tensor) and entry.ndim == axes + 2 else 0
 
 
 def chosen_heads(
@@ -108,8 +116,17 @@ def chosen_heads(
 
 
 def undecided(output: Any, axes: int) -> bool:
-    """Say whether an output is a list with several tensors that may be the main head."""
-    return len(find_heads(output, axes)) > len(find_heads(output, axes, equals=(0,)))
+    """Say whether several tensors of an output may be the main head."""
+    several = len(find_heads(output, axes)) > len(find_heads(output, axes, equals=(0,)))
+    return several or bool(_rivals(output, axes))
+
+
+def _rivals(output: Any, axes: int) -> list[Tensor]:
+    """What is as fine as the first logits and differs in channels: features, or the true logits."""
+    first = find_heads(output, axes)[0].shape
+    entries = [] if isinstance(output, Mapping) else _entries(output, axes)
+    tensors = [entry for entry in entries if _voxels(entry, axes) == prod(first[2:])]
+    return [tensor for tensor in tensors if tensor.shape[1] != first[1]]
 
 
 def settle_heads(
@@ -127,8 +144,9 @@ def settle_heads(
     on: heads of nested decoders, not those of alternative ones. `training` says whether the output
     in train mode counts, `asked` that the user gave each a weight, so that all of them are heads.
     """
-    alone = _paths(model.eval(), image)
-    trained = _paths(model.train(), image) if training else []
+    alone, classes = _paths(model.eval(), image, role)
+    # What eval mode returns alone also tells which of two tensors of train mode is meant.
+    trained = _paths(model.train(), image, role, classes)[0] if training else []
     heads = max(alone, trained, key=len)
     if len(alone) == 1:
         main = [index for index, path in enumerate(heads) if path == alone[0]]
@@ -155,8 +173,10 @@ def settle_heads(
     return partial(find_heads, equals=(chosen, *others) if supervised else (chosen,))
 
 
-def _paths(model: nn.Module, image: Tensor) -> list[frozenset[str]]:
-    """The layers with weights on the way to each of the finest tensors in a list."""
+def _paths(
+    model: nn.Module, image: Tensor, role: str, classes: int = 0
+) -> tuple[list[frozenset[str]], int]:
+    """The layers with weights on the way to each of the finest heads, and how many classes."""
     if model.training and image.shape[0] == 1:
         # Batch norm on maps of one voxel needs more than one value per channel.
         image = torch.cat((image, image))
@@ -166,10 +186,21 @@ def _paths(model: nn.Module, image: Tensor) -> list[frozenset[str]]:
         heads = find_heads(output, image.ndim - 2)
     fine = [head for head in heads if head.shape == heads[0].shape]
     reached = [ancestors(flow.nodes(head), parents_of) for head in fine]
-    return [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
+    rivals = _rivals(output, image.ndim - 2)
+    # Features come before the logits; what does not may be the logits themselves.
+    if heads[0].shape[1] != classes and not reached[0].issuperset(flow.nodes(rivals)):
+        shapes = [tuple(tensor.shape) for tensor in (heads[0], *rivals)]
+        raise ShapeMismatchError(
+            f"The {role} returns tensors of one size with different channels, {shapes}, and "
+            "nothing tells which are logits. Pass `select_logits=` to the wrapper, for instance "
+            "`lambda output: output[0]`."
+        )
+    paths = [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
+    return paths, heads[0].shape[1]
 
 
 def _speaks_of_deep_supervision(model: nn.Module) -> bool:
+    # Docstrings, options and names of layers: there is no convention, but a word for it.
     texts = (
         text
         for module in model.modules()
@@ -185,6 +216,7 @@ def head_weights(
     # In eval mode such networks return their finest head alone.
     if count == 1 and not (training and given and len(given) > 1):
         return [1.0]
+    # As nnU-Net does: a coarse head is a help, not the aim.
     weights = [0.5**index for index in range(count)] if given is None else list(given)
     if len(weights) != count:
         raise ShapeMismatchError(

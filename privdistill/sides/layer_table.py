@@ -82,6 +82,7 @@ def describe(
     try:
         select = partial(chosen_heads, select_logits) if select_logits else find_heads
         bottleneck = locate(model, example, "network", select).name
+    # The table is for those who have to name the layer themselves.
     except LayerNotFoundError:
         bottleneck = ""
     rows = [
@@ -112,6 +113,7 @@ def _row(name: str, module: nn.Module, output: Any, spatial: Sequence[int], note
     kind = type(module).__name__
     if not isinstance(output, Tensor):
         return LayerRow(name, kind, (), (), f"{_shapes(output)} {note}".strip())
+    # The same reading as of taps, so that what is shown is what is compared.
     layout = find_layout(output.shape, spatial)
     grid = () if layout is None else layout.grid
     reduction = tuple(whole / size for whole, size in zip(spatial, grid, strict=False))
@@ -128,6 +130,7 @@ def _shapes(output: Any) -> str:
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:
+    # Equal in all axes, as it nearly always is, one number is easier to read.
     factors = [f"{factor:.3g}" for factor in row.reduction]
     reduction = factors[0] if len(set(factors)) == 1 else " x ".join(factors)
     return row.name, row.type, sizes(row.shape), reduction, row.note

@@ -1,35 +1,27 @@
 """Tell a network that gives probabilities from one that gives logits, which every loss reads."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
+from privdistill.taps.flow import FlowRecorder, Node, Nodes, ancestors
+from privdistill.taps.location import HeadFinder
 
 _SQUASHING = ("sigmoid", "hardsigmoid", "softmax", "_softmax", "_safe_softmax")
 
 
-def check_logits(
-    heads: Sequence[Tensor], run: Callable[[Tensor], list[Tensor]], image: Tensor, role: str
-) -> None:
-    """Refuse a network that ends in a sigmoid or softmax; `run` gives its heads for another view.
+def check_logits(model: nn.Module, image: Tensor, select: HeadFinder, role: str) -> None:
+    """Refuse a network that ends in a sigmoid or softmax; the image holds large random values.
 
-    Logits may lie in [0, 1] by chance, so where those of the example do, the network runs again
-    on large random values. It gives probabilities if it stays in [0, 1] and, besides, comes out
-    of a sigmoid or softmax, sums to one over channels, or reaches from 0 to 1.
+    It gives probabilities if it stays in [0, 1] and, besides, comes out of a sigmoid or softmax,
+    sums to one over channels, or reaches from 0 to 1.
     """
-    if not any(map(_in_unit_interval, heads)):
-        return
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-    with _SquashedOutputs() as squashed:
-        again = run(100 * noise.to(image))
-    inside = filter(_in_unit_interval, again)
-    if any(squashed.holds(head) or _looks_squashed(head) for head in inside):
+    flow = FlowRecorder(image)
+    with flow:
+        heads = select(model(image), image.ndim - 2)
+    # All heads, as an auxiliary one may have an activation that the main one lacks.
+    inside = filter(in_unit_interval, heads)
+    if any(_looks_squashed(head) or _is_squashed(flow.nodes(head)) for head in inside):
         raise ObjectiveError(
             f"The {role} returns probabilities: for large random inputs of shape "
             f"{tuple(image.shape)}, too, every value lies in [0, 1]. Losses read logits, and would "
@@ -41,42 +33,30 @@ def check_logits(
         )
 
 
-def _in_unit_interval(head: Tensor) -> bool:
+def in_unit_interval(head: Tensor) -> bool:
+    """Whether all values may be probabilities."""
     return not head.is_meta and bool(((head >= 0) & (head <= 1)).all())
 
 
 def _looks_squashed(head: Tensor) -> bool:
-    """Whether values in [0, 1] reach from end to end, or sum to one without being constant."""
-    least, most, total = head.min(), head.max(), head.float().sum(1)
-    one = head.shape[1] > 1 and bool(((total - 1).abs() < 0.02).all())
-    return bool(least < most) and (one or bool((least < 0.01) & (most > 0.99)))
+    """Whether values in [0, 1] reach from end to end, or sum to one, and vary at all."""
+    by_channel = head.float().transpose(0, 1).flatten(1)
+    # A head whose weights are zero gives its biases, whatever they are.
+    varies = torch.any(by_channel.amin(1) < by_channel.amax(1))
+    ends = (by_channel.min() < 0.01) & (by_channel.max() > 0.99)
+    one = (by_channel.sum(0) - 1).abs().max() < 0.02
+    return bool(varies & (ends | one if len(by_channel) > 1 else ends))
 
 
-class _SquashedOutputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Mark tensors that a sigmoid or softmax gave and that were only resampled or joined since."""
+def _is_squashed(nodes: list[Node]) -> bool:
+    """Whether what a sigmoid or softmax gave was only resampled or joined since."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._squashed = WeakIdKeyDictionary()
+    def squashes(node: Node) -> bool:
+        return node.operator.removesuffix("_") in _SQUASHING
 
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor is marked."""
-        return tensor in self._squashed and bool(self._squashed[tensor])
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = func.overloadpacket.__name__.removesuffix("_")
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        # A weight or another map among the inputs makes it features; a logarithm, logits again.
-        keeps = bool(inputs) and all(map(self.holds, inputs))
-        marks = name in _SQUASHING or (keeps and not name.startswith("log"))
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._squashed[leaf] = marks
-        return result
+    since: Nodes = ancestors(nodes, lambda node: () if squashes(node) else node.parents)
+    # Behind a layer with weights they are features; a logarithm makes logits of them again.
+    return all(
+        squashes(n) or (n.parents and not n.window and not n.operator.startswith("log"))
+        for n in since
+    )

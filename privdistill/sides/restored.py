@@ -37,6 +37,7 @@ def restored(model: nn.Module) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
     ]
     values = [(t, t.clone()) for t in chain(model.parameters(), model.buffers()) if _writable(t)]
+    # Only where the network is: asking for its state would wake another device.
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
         with modes_kept(model), torch.random.fork_rng(devices=sorted(devices)):

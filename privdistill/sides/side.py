@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from privdistill import parallel
 from privdistill.exceptions import LifecycleError, ObjectiveError, ShapeMismatchError
-from privdistill.sides import trial
 from privdistill.sides.frozen import Frozen, Resting
-from privdistill.sides.heads import find_heads, settle_heads, undecided
-from privdistill.sides.probabilities import check_logits
 from privdistill.taps.layout import as_map
 from privdistill.taps.location import HeadFinder
 from privdistill.taps.names import is_compiled
@@ -40,40 +37,38 @@ class Side:
 
     Args:
         network: The network; only hooks stay on it.
-        layers: Layer by tap name.
-        view: Its view of the example, or None without one.
+        places: Layer by tap name.
         role: What messages call it.
-        select: The user's own function that finds its heads, or None.
+        select: Finds its heads in what it returns.
         reads_logits: Whether any term reads its logits.
         read: Taps whose features terms compare; these are read as maps.
+        example: Shape of its view of the example, or None without one.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        layers: Mapping[str, Layer],
-        view: Tensor | None,
+        places: Mapping[str, Layer],
         *,
         role: str,
-        select: HeadFinder | None,
+        select: HeadFinder,
         reads_logits: bool,
         read: Collection[str],
+        example: tuple[int, ...] | None,
     ) -> None:
         #: The network, or what runs it frozen.
         self.run: nn.Module | Resting = network
         self.role = role
-        self.select: HeadFinder = select or find_heads
-        self._chosen = select is not None
+        self.select = select
         self.reads_logits = reads_logits
-        self.example = None if view is None else tuple(view.shape)
-        if view is not None:
-            self.check(view)
-        places, self.notes = trial.find_places(network, layers, view, role, self.select)
+        self.example = example
+        #: How each bottleneck was located, and the shapes of features, by tap name.
+        self.notes: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         # Taps that have to be laid out as maps in every step; the dry run leaves out what are maps.
-        self._to_lay_out = [tap for tap in places if tap in read]
+        self.to_lay_out = [tap for tap in places if tap in read]
         self.recorder = Recorder(network, places, role=role)
-        if view is None:
+        if example is None:
             # Without a dry run nothing tells which layers are overwritten in place.
             self.recorder.cloned.update(places)
             self.recorder.edits_input = True
@@ -90,10 +85,10 @@ class Side:
 
     def __call__(self, view: Tensor, *, leave_early: bool = False) -> Answer:
         """Run the network, if need be only up to its last tap, and capture its features."""
-        self.check(view)
+        check_view(view, self.role, self.example)
         output = None
         with self.recorder.recording(leave_early=leave_early) as features:
-            output = self.run(view.clone() if self.recorder.edits_input else view)
+            output = self.run(self.own(view))
         self.recorder.check(features)
         for tap in self.recorder.corrupted(features):
             raise LifecycleError(
@@ -101,41 +96,19 @@ class Side:
                 "changed its output in place, which the dry run did not show. Pass an example of "
                 "the training size to the wrapper, or set inplace=False there."
             )
-        for tap in self._to_lay_out:
-            features[tap] = self._as_map(tap, features[tap], view)
-        heads = []
-        if self.reads_logits:
-            # The usual case, without a call.
-            alone = not self._chosen and isinstance(output, Tensor) and output.ndim == view.ndim
-            heads.append([output] if alone else self.select(output, view.ndim - 2))
+        if self.to_lay_out:
+            self.lay_out(features, view)
+        heads = [self.select(output, view.ndim - 2)] if self.reads_logits else []
         return Answer(heads, features, output)
 
     def own(self, view: Tensor) -> Tensor:
         """Return a view that the network may change: the caller and others must not see it."""
         return view.clone() if self.recorder.edits_input else view
 
-    def check(self, view: Tensor) -> None:
-        """Refuse a view that the network could not run on, or that is not like the example."""
-        shape, like = view.shape, self.example
-        if len(shape) < 3 or 0 in shape:
-            problem = (
-                f"{tuple(shape)}; expected (B, C, *spatial) with at least one spatial axis and no "
-                "empty one. If the batch is empty, drop it before the step."
-            )
-        elif not view.is_floating_point():
-            problem = f"{view.dtype}; networks take floating-point images. Pass image.float()."
-        elif like is not None and (len(shape) != len(like) or shape[1] != like[1]):
-            problem = (
-                f"{tuple(shape)}, that of the example was {like}; the number of axes and channels "
-                "must be the same. Check the reader, or build the wrapper with such an example."
-            )
-        else:
-            return
-        raise ShapeMismatchError(f"The {self.role}'s view of the input is {problem}")
-
     def check_gradients(self, features: Mapping[str, Tensor]) -> None:
         """Refuse features, in training, from which nothing could be learnt."""
         for tap, tensor in features.items():
+            # Its terms would be numbers in the log that nothing learns from.
             if not tensor.requires_grad:
                 raise LifecycleError(
                     f"Tap '{tap}': the output of layer '{self.places[tap].layer}' carries no "
@@ -144,59 +117,23 @@ class Side:
                     "use_reentrant=True? Use use_reentrant=False."
                 )
 
-    def try_out(self, view: Tensor, *, training: bool = False, asked: bool = False) -> trial.Trial:
-        """Run once; note shapes and layouts of features, and what are heads.
-
-        `asked` says that the user gave a weight to each head, so that all of them count.
-        """
-        found = trial.run(self.network, view, self.recorder, training=training)
-        features = dict(found.features)
-        for tap in self._to_lay_out:
-            features[tap] = self._as_map(tap, features[tap], view)
-        self._to_lay_out = [t for t in self._to_lay_out if features[t] is not found.features[t]]
-        if not training:
-            self.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
-        if not self.reads_logits:
-            return found._replace(features=features)
-        axes = view.ndim - 2
-        if not self._chosen and self.select is find_heads and undecided(found.output, axes):
-            self.select = self._settle(view, asked=asked)
-        heads = self.select(found.output, axes)
-        if not training:
-            check_logits(heads, self._heads, view, self.role)
-        return found._replace(features=features, heads=heads)
-
-    def _settle(self, view: Tensor, *, asked: bool) -> HeadFinder:
-        """Find out which of several outputs of one size are heads."""
-        learns = self.role == "student"
-
-        def settle(network: nn.Module, image: Tensor) -> HeadFinder:
-            return settle_heads(network, image, training=learns, asked=asked, role=self.role)
-
-        return trial.attempt(self.network, view, self.role, settle)
-
-    def _heads(self, view: Tensor) -> list[Tensor]:
-        """Heads for another view, in eval mode; nothing is recorded."""
-
-        def forward(network: nn.Module, image: Tensor) -> list[Tensor]:
-            return self.select(network(image), image.ndim - 2)
-
-        return trial.attempt(self.network, view, self.role, forward)
-
-    def _as_map(self, tap: str, value: Tensor, view: Tensor) -> Tensor:
-        found = as_map(value, view.shape[2:])
-        if found is None:
-            raise ShapeMismatchError(
-                f"Tap '{tap}': layer '{self.places[tap]}' gives {tuple(value.shape)} for an image "
-                f"of size {tuple(view.shape[2:])}; expected features (B, C, *spatial) or tokens "
-                "(B, N, C) of a grid of square patches. Choose another layer, or bring them into "
-                "that form with Layer(..., select=function)."
-            )
-        return found
+    def lay_out(self, features: dict[str, Tensor], view: Tensor) -> None:
+        """Bring features that terms compare into the form of maps, in place."""
+        for tap in self.to_lay_out:
+            found = as_map(features[tap], view.shape[2:])
+            if found is None:
+                raise ShapeMismatchError(
+                    f"Tap '{tap}': layer '{self.places[tap]}' gives {tuple(features[tap].shape)} "
+                    f"for an image of size {tuple(view.shape[2:])}; expected features "
+                    "(B, C, *spatial) or tokens (B, N, C) of a grid of square patches. Choose "
+                    "another layer, or bring them into that form with Layer(..., select=function)."
+                )
+            features[tap] = found
 
     def twin(self) -> Self:
         """Return the same for a copied wrapper, with hooks and a claim of its own."""
         other = copy.copy(self)
+        # The claim counts its holders, of which the copy is another one.
         if isinstance(self.run, Frozen):
             other.run = self.run.twin()
         other.recorder = self.recorder.twin(self.network)
@@ -207,6 +144,27 @@ class Side:
         self.recorder.remove()
         if isinstance(self.run, Frozen):
             self.run.release()
+
+
+def check_view(view: Tensor, role: str, like: Sequence[int] | None = None) -> None:
+    """Refuse a view that the network could not run on, or that is not like the example."""
+    shape = view.shape
+    # A norm or an interpolation would fail later, with words of its own.
+    if len(shape) < 3 or 0 in shape:
+        problem = (
+            f"{tuple(shape)}; expected (B, C, *spatial) with at least one spatial axis and no "
+            "empty one. If the batch is empty, drop it before the step."
+        )
+    elif not view.is_floating_point():
+        problem = f"{view.dtype}; networks take floating-point images. Pass image.float()."
+    elif like is not None and (len(shape) != len(like) or shape[1] != like[1]):
+        problem = (
+            f"{tuple(shape)}, that of the example was {like}; the number of axes and channels "
+            "must be the same. Check the reader, or build the wrapper with such an example."
+        )
+    else:
+        return
+    raise ShapeMismatchError(f"The {role}'s view of the input is {problem}")
 
 
 class TeacherSide:
@@ -220,6 +178,7 @@ class TeacherSide:
         heads: list[list[Tensor]] = []
         features: dict[str, Tensor] = {}
         for member in self.members:
+            # Of several teachers perhaps only one is tapped.
             if not member.reads_logits and not member.places:
                 continue
             early = not member.reads_logits and not torch.compiler.is_compiling()
@@ -238,6 +197,7 @@ class TeacherSide:
 
 def why_not_left_early(side: Side) -> str:
     """Say why a forward pass cannot be stopped at its last tap; nothing where it can."""
+    # In each of these cases leaving would be wrong, or another process would wait for ever.
     if side.example is None:
         return "no example was given, and a layer that runs twice would not be noticed"
     if not isinstance(side.run, Resting):

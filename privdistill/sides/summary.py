@@ -16,6 +16,7 @@ def network_line(side: Side, *, compiled: bool) -> str:
     parts = [type(network).__name__]
     if is_compiled(side.network.modules()):
         parts.append("compiled")
+    # Quantised layers and tensors have no common base class, but telling modules.
     kinds = {type(part).__module__ for part in (*network.modules(), *network.parameters())}
     if any("quantiz" in kind or "torchao" in kind for kind in kinds):
         parts.append("quantised")
@@ -32,6 +33,7 @@ def _how_far(side: Side, *, compiled: bool) -> str:
     if not side.places:
         return "does not run, as no term reads it"
     why = why_not_left_early(side)
+    # Known to the wrapper alone, as it was compiled after its sides were built.
     if compiled:
         why = "the wrapper is compiled, and a graph cannot be left half-way"
     if why:
@@ -41,6 +43,7 @@ def _how_far(side: Side, *, compiled: bool) -> str:
 
 def head_lines(given: Sequence[float] | None, head_sizes: Sequence[str]) -> list[str]:
     """Say what each head weighs under deep supervision."""
+    # One head has no weight to speak of.
     if len(head_sizes) < 2:
         return []
     weights = head_weights(given, len(head_sizes))

@@ -117,6 +117,7 @@ def networks_of(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
     if teacher is None:
         return []
     if isinstance(teacher, MovingAverage):
+        # A compiled student would drag its compiler into the copy, whose graphs are another's.
         return [copy.deepcopy(uncompiled(student)).requires_grad_(requires_grad=False)]
     if isinstance(teacher, JointTeacher):
         found: list[Any] = [teacher.network]
@@ -142,6 +143,7 @@ def roles_of(teachers: Sequence[nn.Module]) -> list[str]:
 def held(teacher: Teacher | None, network: nn.Module) -> nn.Module | Resting:
     """Return what runs one network of a teacher: frozen, at rest, or as it is if it is trained."""
     if isinstance(teacher, JointTeacher):
+        # It may come from another training, in which it was left in eval mode.
         return network.train()
     return Resting(network) if isinstance(teacher, MovingAverage) else Frozen(network)
 
@@ -158,16 +160,19 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
             f"The student is {student!r}; expected a network, an instance of torch.nn.Module."
         )
     for role, network in zip(["student", *roles_of(teachers)], [student, *teachers], strict=True):
-        if isinstance(network, nn.DataParallel):
+        # A part that is replicated hides its taps as well as a whole does.
+        if any(isinstance(module, nn.DataParallel) for module in network.modules()):
             raise LifecycleError(
-                f"The {role} is wrapped in DataParallel, whose copies no hook survives. Pass the "
-                "network itself and use DistributedDataParallel, one process per device."
+                f"The {role}, or a part of it, is wrapped in DataParallel, whose copies no hook "
+                "survives. Pass the network itself and use DistributedDataParallel, one process "
+                "per device."
             )
         if any(map(is_lazy, network.parameters())):
             raise LifecycleError(
                 f"The {role} has lazy layers without weights. Run it once on a batch of its own "
                 "before the wrapper is built."
             )
+    # Before anything runs: FSDP gathers weights in a forward pass.
     parallel.check_not_sharded(student)
     # By identity: one layer of two networks could not be frozen in one and trained in the other.
     own = {id(part) for part in _parts(student)}
@@ -181,14 +186,18 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
         )
 
 
-def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objective) -> None:
-    """Refuse a teacher that cannot teach what it is to teach."""
+def check_declared(
+    teacher: Teacher | None, inputs: InputViews, objective: Objective, start: str
+) -> None:
+    """Refuse a teacher that cannot teach what it is to teach, or that has nothing to start from."""
+    check("DistillationWrapper", one_of("scratch", "teacher"), start=start)
     average = isinstance(teacher, MovingAverage)
     if average and isinstance(inputs, PrivilegedInput) and inputs.teacher != inputs.student:
         raise ModalityError(
             f"A MovingAverage of the student sees what the student sees, but the views differ: "
             f"{inputs}. Pass teacher={inputs.student} to PrivilegedInput, or a trained teacher."
         )
+    # What weighs nothing reads nothing.
     terms = objective.named_terms.items()
     needy = [n for n, (weight, t) in terms if weight.factor and (t.needs_teacher or t.taps)]
     if teacher is None and needy:
@@ -196,21 +205,7 @@ def check_declared(teacher: Teacher | None, inputs: InputViews, objective: Objec
             f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "
             "trained teacher, or an objective of GroundTruth() alone."
         )
-
-
-def check_start(start: str, teacher: Teacher | None) -> None:
-    """Refuse a student that is to start from weights that nobody has.
-
-    Args:
-        start: Where the student starts, "scratch" or "teacher".
-        teacher: What the user declared.
-
-    Raises:
-        ObjectiveError: If the word is another one, there is no teacher, or it is made from the
-            student.
-    """
-    check("DistillationWrapper", one_of("scratch", "teacher"), start=start)
-    if start == "teacher" and (teacher is None or isinstance(teacher, MovingAverage)):
+    if start == "teacher" and (teacher is None or average):
         raise ObjectiveError(
             f"DistillationWrapper: start='teacher', but teacher={teacher}, which has no weights of "
             "its own to start from. Pass a trained network as teacher, or leave `start` out; "
@@ -224,6 +219,7 @@ def _parts(network: nn.Module) -> list[object]:
 
 def _has_state(module: nn.Module) -> bool:
     """Whether a module has parameters, buffers or a mode: a ReLU may serve two networks."""
+    # Whether its forward reads the mode is written in its code; a compiled one is not asked.
     forward = getattr(getattr_static(module, "forward"), "__code__", None)
     reads_mode = forward is None or "training" in forward.co_names
     return reads_mode or any(True for _ in chain(module.parameters(), module.buffers()))
@@ -261,6 +257,7 @@ def teacher_shares(given: Tensor, count: int, image: Tensor, *, check: bool) -> 
             f"`teacher_weights` is {tuple(given.shape)}; expected {expected}: one weight for each "
             "sample of the batch and each teacher of the wrapper."
         )
+    # Half precision would not sum to one.
     weights = given.to(image.device, torch.float32)
     total = weights.sum(dim=1, keepdim=True)
     if check and not bool((weights.isfinite() & (weights >= 0) & (total > 0)).all()):

@@ -1,33 +1,149 @@
-"""One forward pass before training: where the taps are, what shapes they have, what must be cloned.
+"""Build the sides of a wrapper, and run everything once before training.
 
-Networks leave a dry run as they entered it: modes, weights, buffers and random state are restored.
+The dry run tells where taps are, what shapes they have, what must be cloned and which outputs are
+logits. Networks leave it as they entered it: modes, weights, buffers and random state are restored.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
+from privdistill.losses.functional import Activation
+from privdistill.losses.objective import Objective
+from privdistill.sides import heads
+from privdistill.sides.probabilities import check_logits, in_unit_interval
 from privdistill.sides.restored import restored, set_mode
+from privdistill.sides.side import Side, check_view
+from privdistill.sides.teachers import Teacher, held, roles_of
 from privdistill.taps.location import HeadFinder, Location, locate_bottleneck
 from privdistill.taps.names import find_layer, is_program, uncompiled
-from privdistill.taps.recorder import Recorder
-from privdistill.taps.tap import Layer
+from privdistill.taps.pairing import Pairing
+from privdistill.taps.tap import Layer, Tap, as_layer, brief
+from privdistill.text import sizes
 
 T = TypeVar("T")
 
 
 class Trial(NamedTuple):
-    """What a dry run of one network showed: the heads and features of a view, and all else."""
+    """What a dry run of one network showed."""
 
     heads: list[Tensor]
     features: dict[str, Tensor]
     image: Tensor
     output: Any
+
+
+def attach(
+    networks: Sequence[nn.Module],
+    teacher: Teacher | None,
+    taps: dict[str, Tap],
+    views: Mapping[str, Tensor],
+    *,
+    objective: Objective,
+    select: HeadFinder,
+) -> list[Side]:
+    """Put hooks on the student and the teachers, freeze these, and name located layers in taps."""
+    sides: list[Side] = []
+    # A build that fails half-way must leave no hook and no frozen teacher behind.
+    try:
+        roles = ["student", *roles_of(networks[1:])]
+        for index, (network, role) in enumerate(zip(networks, roles, strict=True)):
+            kind = "teacher" if index else "student"
+            layers = {name: as_layer(getattr(tap, kind)) for name, tap in taps.items()}
+            if index:
+                layers = {n: layer for n, layer in layers.items() if layer.network == index - 1}
+            view = views.get(kind)
+            if view is not None:
+                check_view(view, role)
+            places, notes = find_places(network, layers, view, role, select)
+            side = Side(
+                network,
+                places,
+                role=role,
+                select=select,
+                reads_logits=not index or objective.needs_teacher_logits,
+                read=objective.taps,
+                example=None if view is None else tuple(view.shape),
+            )
+            side.notes = notes
+            sides.append(side)
+            if index:
+                side.run = held(teacher, network)
+            for tap, layer in places.items():
+                # By name from here on: a layer kept here would drag its network into every copy.
+                kept: dict[str, Any] = {kind: brief(layer)}
+                taps[tap] = replace(taps[tap], **kept)
+    except BaseException:
+        give_back(sides)
+        raise
+    return sides
+
+
+def try_out(
+    sides: Sequence[Side],
+    views: Mapping[str, Tensor],
+    pairing: Pairing,
+    objective: Objective,
+    *,
+    activation: Activation,
+    weights: Sequence[float] | None,
+    shares: Sequence[float],
+) -> list[str]:
+    """Run all networks once, if there is an example, and build adapters and what terms need.
+
+    Returns the sizes of the student's heads.
+    """
+    if not views:
+        pairing.fit({}, {})
+        return []
+    # The student first: of two networks that fail, its message is the one to read.
+    student, *teachers = sides
+    asked = len(weights or ()) > 1
+    own = run(student, views["student"], asked=asked)
+    # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
+    training = run(student, views["student"], training=True, asked=asked)
+    # In eval mode such networks return their finest head alone.
+    heads.head_weights(weights, len(training.heads), training=True)
+    found = [run(teacher, views["teacher"]) for teacher in teachers]
+    features = {tap: value for one in found for tap, value in one.features.items()}
+    teacher_heads = [one.heads for one in found if one.heads]
+    # Before adapters: logits that do not fit are the mistake to hear of first.
+    heads.check_heads(own.heads[0], [one[0] for one in teacher_heads])
+    pairing.fit(own.features, features)
+    # An adapter of the user's own may have batch statistics.
+    with torch.no_grad(), restored(pairing.adapters):
+        pairs = pairing(own.features, features)
+    common = {
+        "image": own.image,
+        "taps": pairs,
+        "activation": activation,
+        # Branches that exist only in training are what a term may want to build upon.
+        "student_output": training.output,
+    }
+    objective.build(*heads.steps_by_head(common, own.heads[:1], teacher_heads, shares))
+    return [sizes(head.shape[2:]) for head in training.heads]
+
+
+def channels_of(objective: Objective) -> dict[str, bool]:
+    """For each tap that terms read, whether any compares its features channel by channel."""
+    terms = [term for weight, term in objective.named_terms.values() if weight.factor]
+    return {
+        tap: any(term.equal_channels for term in terms if tap in term.taps)
+        for tap in objective.taps
+    }
+
+
+def give_back(sides: Sequence[Side]) -> None:
+    """Give all networks back as they came."""
+    # Backwards, so that of teachers that share a layer the first remembers how it came.
+    for side in reversed(sides):
+        side.release()
 
 
 def find_places(
@@ -38,6 +154,7 @@ def find_places(
     find_heads: HeadFinder,
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """Return each tap's layer by name, and how it was decided where the bottleneck was located."""
+    # Its layers have names, so a hook could be put on them, and would never run.
     if taps and is_program(model):
         raise LayerNotFoundError(
             f"The {role} is a program (torch.jit or torch.export), which runs no hooks for taps "
@@ -77,27 +194,46 @@ def _ask(model: nn.Module, place: Layer, image: Tensor | None) -> Layer:
 
 def locate(model: nn.Module, image: Tensor, role: str, find_heads: HeadFinder) -> Location:
     """Locate the bottleneck and leave the network as it was."""
-
-    def find(network: nn.Module, view: Tensor) -> Location:
-        return locate_bottleneck(network, view, find_heads, role=role)
-
+    find = partial(locate_bottleneck, find_heads=find_heads, role=role)
     return attempt(model, image, role, find)
 
 
-def run(model: nn.Module, image: Tensor, recorder: Recorder, *, training: bool = False) -> Trial:
-    """Run a network once; mark taps that a later layer overwrites in place, to be cloned."""
+def run(side: Side, view: Tensor, *, training: bool = False, asked: bool = False) -> Trial:
+    """Run a network once; note shapes and layouts, what a later layer overwrites, what are heads.
 
-    def forward(network: nn.Module, view: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        version = view._version  # noqa: SLF001
+    `asked` says that the user gave a weight to each head, so that all of them count.
+    """
+    recorder, axes = side.recorder, view.ndim - 2
+
+    def forward(network: nn.Module, image: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        version = image._version  # noqa: SLF001
         with recorder.recording() as captured:
-            output = network(view)
-        recorder.edits_input |= view._version != version  # noqa: SLF001
-        return view, output, captured
+            output = network(image)
+        recorder.edits_input |= image._version != version  # noqa: SLF001
+        return image, output, captured
 
-    view, output, captured = attempt(model, image, recorder.role, forward, training=training)
+    image, output, captured = attempt(side.network, view, side.role, forward, training=training)
     recorder.check(captured)
     recorder.cloned.update(recorder.corrupted(captured))
-    return Trial([], captured, view, output)
+    features = dict(captured)
+    side.lay_out(features, view)
+    # What is a map already need not be asked in every step.
+    side.to_lay_out = [tap for tap in side.to_lay_out if features[tap] is not captured[tap]]
+    if not training:
+        side.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
+    if not side.reads_logits:
+        return Trial([], features, image, output)
+    if side.select is heads.find_heads and heads.undecided(output, axes):
+        learns = side.role == "student"
+        settle = partial(heads.settle_heads, training=learns, asked=asked, role=side.role)
+        side.select = attempt(side.network, view, side.role, settle)
+    logits = side.select(output, axes)
+    # Logits may lie in [0, 1] by chance; large random values would drive them out of it.
+    if not training and any(map(in_unit_interval, logits)):
+        noise = 100 * torch.randn(view.shape, generator=torch.Generator().manual_seed(0))
+        look = partial(check_logits, select=side.select, role=side.role)
+        attempt(side.network, noise.to(view), side.role, look)
+    return Trial(logits, features, image, output)
 
 
 def attempt(

@@ -121,6 +121,9 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Global context stays global until it meets a feature map again.
         inherits = bool(parents) and all(parent.pooled for parent in parents)
         pooled = inherits or self._pools(operator, shape, parents)
+        if operator.startswith("_fft"):
+            # Frequencies are no places: each is of the whole image, until they are turned back.
+            pooled = operator == "_fft_r2c" or (operator == "_fft_c2c" and bool(args[3]))
         window = int(operator.startswith(_LINEAR))
         if operator == "convolution":
             window = prod(args[1].shape[2:]) * (-1 if args[6] else 1)

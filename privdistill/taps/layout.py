@@ -78,6 +78,7 @@ def as_map(features: Tensor, spatial: Sequence[int]) -> Tensor | None:
         >>> as_map(torch.zeros(2, 16, 768), (64, 64)).shape
         torch.Size([2, 768, 4, 4])
     """
+    # A reshape of usual features would cost every step a call.
     if features.ndim > len(spatial) + 2:
         features = features.reshape(_without_singletons(features.shape, len(spatial)))
     layout = find_layout(features.shape, spatial)

@@ -20,9 +20,8 @@ Attribute names decide nothing but which layers belong to one module.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -52,8 +51,7 @@ _COARSEST = "last encoder output at the coarsest resolution"
 _REMEDY = "taps={'bottleneck': Tap(teacher=..., student=...)}."
 
 
-@dataclass(frozen=True)
-class Location:
+class Location(NamedTuple):
     """Where the bottleneck is, and what else came into question.
 
     Attributes:
@@ -110,7 +108,7 @@ def locate_bottleneck(
         except ShapeMismatchError:
             heads = []
         # Of a network that returns features alone, all of them are what counts.
-        logits = _main(flow.nodes(heads)) or flow.nodes(output)
+    logits = _main(flow.nodes(heads)) or flow.nodes(output)
     reached = ancestors(logits, _features)
     runs = Counter((item.name, item.select) for item in flow.outputs)
     # What runs several times gives no one output.
@@ -125,15 +123,12 @@ def locate_bottleneck(
     ends = {n for n in pools if deepest <= _ONE_LEVEL * n.stride}
     decoded = behind(ends, reached)
     coarse = [item for item in coarse if item.node not in decoded] or coarse
+    # Class scores at the coarsest resolution carry as little as the logits do.
     body = _without_head(coarse, logits)
     if not body:
-        repeated = [i for i in flow.outputs if runs[i.name, i.select] > 1 and not i.node.pooled]
-        again = [i.name for i in repeated if i.node.stride > 1]
-        outside = " outside its head" if coarse else ""
-        twice = f" and runs only once (unlike '{again[0]}')" if again else ""
         raise LayerNotFoundError(
-            f"Bottleneck of the {role}: no layer has a coarser output than the input{outside}"
-            f"{twice}, so there is no bottleneck to find. Name a layer pair: {_REMEDY}"
+            f"Bottleneck of the {role}: no layer has a coarser output than the input, runs only "
+            f"once and is no head, so there is none to find. Name a layer pair: {_REMEDY}"
         )
     encoder, how = _encoder(maps, body, reached, role)
     last = _last(encoder)

@@ -1,6 +1,5 @@
 """Layer names as the user knows them, whatever wraps the network."""
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -73,6 +72,7 @@ def clean(path: str) -> str:
         >>> clean("_orig_mod.encoder._checkpoint_wrapped_module.conv")
         'encoder.conv'
     """
+    # A network may have a layer called "module" of its own: only leading ones are a wrapper's.
     inner = dropwhile(_WRAPPER_PARTS.__contains__, path.split("."))
     return ".".join(part for part in inner if part == "module" or part not in _WRAPPER_PARTS)
 
@@ -82,12 +82,9 @@ def is_program(model: nn.Module) -> bool:
     inner = uncompiled(model)
     if not isinstance(inner, fx.GraphModule):
         return isinstance(inner, torch.jit.ScriptModule)
-    called = [
-        inner.get_submodule(str(node.target))
-        for node in inner.graph.nodes
-        if node.op == "call_module"
-    ]
-    return not any(True for layer in called for _ in layer.parameters())
+    # What torch.fx traced calls its layers; torch.export leaves operators, and guards as a module.
+    calls = [node.target for node in inner.graph.nodes if node.op == "call_module"]
+    return not any([*inner.get_submodule(str(name)).parameters()] for name in calls)
 
 
 def find_layer(model: nn.Module, layer: Any, *, tap: str, role: str) -> str:
@@ -126,7 +123,10 @@ def _fitting(pattern: str, known: Iterable[str]) -> list[str]:
 
 def closest(name: str, known: Iterable[str]) -> str:
     """Say which layers come nearest to a name."""
-    close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    # Imported where it is needed: only a mistake waits for it.
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    close = get_close_matches(name, known, n=5, cutoff=0.5)
     if close:
         return f"Closest names: {_quoted(close)}."
     return f"Its top layers are: {_quoted([item for item in known if '.' not in item])}."

@@ -28,6 +28,7 @@ def build_adapter(tap: str, student: Shape, teacher: Shape, *, channels: bool = 
             "adapter can be built for (B, C, *spatial) features of one, two or three equal "
             "spatial axes. Choose other layers, or pass a module as Tap(adapter=...)."
         )
+    # A kernel of 1 maps channels and leaves the comparison of places to the term.
     if channels and student[1] != teacher[1]:
         return _CONVOLUTIONS[axes - 1](student[1], teacher[1], kernel_size=1)
     return nn.Identity()
@@ -87,12 +88,12 @@ class Pairing:
     ) -> None:
         self._taps = taps
         self.adapters = adapters
-        self._channels = channels
+        self.channels = channels
 
     def fit(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
         """Add the adapters that features of the example need to be compared; none without one."""
         # Other taps are for the user's own eyes; an adapter that no term trains would stall DDP.
-        for tap, channels in self._channels.items():
+        for tap, channels in self.channels.items():
             adapter = self._taps[tap].adapter
             if adapter == "auto" and tap not in teacher:
                 raise ObjectiveError(
@@ -120,11 +121,11 @@ class Pairing:
             if adapter is not None:
                 features = adapter(features)
             # To the size that the teacher has in this step, whatever it was in the dry run.
-            auto = tap in self._channels and self._taps[tap].adapter == "auto"
+            auto = tap in self.channels and self._taps[tap].adapter == "auto"
             if auto and features.shape[2:] != wanted.shape[2:]:
                 features = resample(features, wanted.shape[2:])
-            if tap in self._channels and features.shape != wanted.shape:
-                channels = self._channels[tap]
+            if tap in self.channels and features.shape != wanted.shape:
+                channels = self.channels[tap]
                 check_equal(tap, features.shape, wanted.shape, adapter, channels=channels)
             # A teacher that learns does so from terms that ask for it, never from a distance.
             pairs[tap] = TapPair(features, wanted.detach())
@@ -133,6 +134,6 @@ class Pairing:
     def describe(self, tap: str, student: Shape, teacher: Shape) -> str:
         """Describe the adapter of a tap, and whether features of these shapes are resampled."""
         adapter = self.adapters[tap] if tap in self.adapters else None  # noqa: SIM401
-        if tap not in self._channels or self._taps[tap].adapter != "auto":
+        if tap not in self.channels or self._taps[tap].adapter != "auto":
             return short(adapter)
         return short(adapter, student, teacher)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -68,11 +68,13 @@ class Layer:
             return value
         if callable(select):
             return select(value)
+        # An index would cut the batch instead of choosing an entry.
         if isinstance(value, Tensor):
             raise LayerNotFoundError(
                 f"Layer '{self.layer}' gives one tensor, {tuple(value.shape)}, from which "
                 f"select={select!r} cannot choose. Leave `select` out."
             )
+        # Outputs of Hugging Face are mappings with attributes; others have either.
         try:
             return value[select]
         except (LookupError, TypeError):
@@ -148,45 +150,64 @@ class Tap:
         return TapPairs(as_layer(teacher), as_layer(student), adapter)
 
 
-@dataclass(frozen=True)
-class TapPairs:
-    """Two globs, of which `expand` makes taps; see `Tap.pairs`."""
+class TapPairs(NamedTuple):
+    """Two globs, of which `tap_table` makes taps; see `Tap.pairs`."""
 
     teacher: Layer
     student: Layer
     adapter: Literal["auto"] | None
 
 
-def expand(
+def tap_table(
     taps: Mapping[str, Tap | TapPairs] | TapPairs | None,
+    read: Sequence[str],
     teachers: Sequence[nn.Module],
     student: nn.Module,
-) -> dict[str, Any]:
-    """Return the taps that a wrapper was given, with pairs of globs as one tap per level."""
-    named = {"level": taps} if isinstance(taps, TapPairs) else taps or {}
-    table: dict[str, Any] = {}
+) -> dict[str, Tap]:
+    """Return the taps given, one for each level of two globs, and the bottleneck where it is read.
+
+    `read` are the taps of terms; only the bottleneck need not be named.
+    """
+    table: dict[str, Tap] = {}
+    named: Mapping[str, Any] = {"level": taps} if isinstance(taps, TapPairs) else taps or {}
     for name, tap in named.items():
-        if not isinstance(tap, TapPairs):
+        # Adapters are kept under this name, as attributes of a module.
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise LayerNotFoundError(
+                f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
+            )
+        if not isinstance(tap, Tap | TapPairs):
+            raise LayerNotFoundError(
+                f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...)."
+            )
+        number, count = as_layer(tap.teacher).network, len(teachers)
+        if teachers and number >= count:
+            raise LayerNotFoundError(
+                f"Tap '{name}' reads teacher {number}, but there are {count}, counted from 0."
+            )
+        if isinstance(tap, Tap):
             table[name] = tap
         elif teachers:
-            check_network(name, tap.teacher, len(teachers))
-            table |= _levels(name, tap, teachers[tap.teacher.network], student)
+            table |= _levels(name, tap, teachers[number], student)
+    for name in read:
+        # The only one that a rule locates.
+        if name == "bottleneck":
+            table.setdefault(name, Tap())
+        elif name not in table:
+            raise LayerNotFoundError(
+                f"A term reads tap '{name}', but `taps` names {sorted(table) or 'none'}. Add "
+                f"taps={{'{name}': Tap(teacher=..., student=...)}}."
+            )
     return table
 
 
-def check_network(tap: str, layer: Layer, teachers: int) -> None:
-    """Refuse a layer of a teacher that there is not."""
-    if layer.network >= teachers:
-        raise LayerNotFoundError(
-            f"Tap '{tap}' reads teacher {layer.network}, but there are {teachers}, counted from 0."
-        )
-
-
 def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) -> dict[str, Tap]:
-    """One tap for each pair of layers."""
+    """One tap for each pair of layers that two globs fit, in order."""
     fitting = {}
-    for role, network in (("teacher", teacher), ("student", student)):
-        place = getattr(pairs, role)
+    for role, place, network in (
+        ("teacher", pairs.teacher, teacher),
+        ("student", pairs.student, student),
+    ):
         names = find_layers(network, place.layer, tap=name, role=role)
         fitting[role] = [brief(replace(place, layer=layer)) for layer in names]
     if len(fitting["teacher"]) != len(fitting["student"]):
@@ -194,8 +215,9 @@ def _levels(name: str, pairs: TapPairs, teacher: nn.Module, student: nn.Module) 
             f"Tap '{name}': '{pairs.teacher}' and '{pairs.student}' fit different numbers of "
             f"layers, {fitting}. Write globs that fit as many, or one Tap per pair."
         )
+    # Counted from 1, as levels of a network are.
     levels = enumerate(zip(fitting["teacher"], fitting["student"], strict=True), start=1)
-    return {f"{name}{i}": Tap(*layers, pairs.adapter) for i, layers in levels}
+    return {f"{name}{i}": Tap(one, other, pairs.adapter) for i, (one, other) in levels}
 
 
 def as_layer(place: str | nn.Module | Layer | Finder | None) -> Layer:
@@ -206,28 +228,3 @@ def as_layer(place: str | nn.Module | Layer | Finder | None) -> Layer:
 def brief(place: Layer) -> Any:
     """Return a layer in its shortest form: its name, if nothing else is chosen."""
     return place.layer if place == Layer(place.layer) else place
-
-
-def tap_table(taps: Mapping[str, Tap], read: tuple[str, ...], teachers: int) -> dict[str, Tap]:
-    """Return the taps given, and the bottleneck where a term reads it and nobody named it."""
-    table = dict(taps)
-    for name, tap in table.items():
-        if not isinstance(tap, Tap):
-            raise LayerNotFoundError(
-                f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...)."
-            )
-        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
-            raise LayerNotFoundError(
-                f"Tap name {name!r} must be a plain word, such as 'bottleneck' or 'stage3'."
-            )
-        if teachers:
-            check_network(name, as_layer(tap.teacher), teachers)
-    for name in read:
-        if name == "bottleneck":
-            table.setdefault(name, Tap())
-        elif name not in table:
-            raise LayerNotFoundError(
-                f"A term reads tap '{name}', but `taps` names {sorted(table) or 'none'}. Add "
-                f"taps={{'{name}': Tap(teacher=..., student=...)}}."
-            )
-    return table
