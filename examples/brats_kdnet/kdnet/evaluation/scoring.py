@@ -19,6 +19,7 @@ from kdnet.data.targets import predict_classes, to_regions
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import native_classes, predict_finite, write_label_map
 from kdnet.evaluation.metrics import (
+    Mask,
     bounding_box,
     check_shapes,
     dice,
@@ -30,8 +31,6 @@ from kdnet.files import UnreadableError, atomic, read_rows
 
 Space = Literal["grid", "native"]
 
-#: Which unit a score belongs to; `against` is the row that it is compared with.
-UNIT = ("row", "fold", "seed", "labelled", "unlabelled", "against")
 #: What only one line of a table may have.
 PLACE = ("row", "fold", "seed", "case", "region", "space", "postprocessing", "modalities")
 #: Columns and what they hold: a name, perhaps none, a count, a number from 0, one up to 1, or one
@@ -67,31 +66,49 @@ def score_case(
     **place: Any,
 ) -> list[dict[str, Any]]:
     """Score every region of one case, a line of the table each; `place` says whose they are."""
-    check_shapes(predicted, reference)
-    nominal = description.spacing == "nominal"
-    steps = (1.0,) * predicted.ndim if nominal else tuple(spacing)
-    diagonal = image_diagonal(predicted.shape, steps)
-    # Every region lies inside; a full volume holds twenty times as much.
-    tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
-    references = to_regions(reference[tumour], description)
     scores = []
-    for region, mask in to_regions(predicted[tumour], description).items():
-        distance, surface = surface_scores(mask, references[region], steps, diagonal=diagonal)
-        overlap, voxels = dice(mask, references[region]), int(references[region].sum())
+    masks, voxel, diagonal = region_masks(predicted, reference, description, spacing)
+    for region, mask, truth in masks:
+        distance, surface = surface_scores(mask, truth, voxel, diagonal=diagonal)
+        overlap, present = dice(mask, truth), int(truth.sum())
+        unit = distance_unit(description)
         scores.append(
             place
             | {
                 "region": region,
                 "dice": overlap,
-                "dice_reference_present": overlap if voxels else math.nan,
+                "dice_reference_present": overlap if present else math.nan,
                 "hd95": distance,
-                "hd95_unit": "voxel" if nominal else "mm",
-                "nsd": math.nan if nominal else surface,
-                "reference_voxels": voxels,
+                "hd95_unit": unit,
+                "nsd": surface if unit == "mm" else math.nan,
+                "reference_voxels": present,
                 "predicted_voxels": int(mask.sum()),
             }
         )
     return scores
+
+
+def region_masks(
+    predicted: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    description: Description,
+    spacing: Sequence[float],
+) -> tuple[list[tuple[str, Mask, Mask]], tuple[float, ...], float]:
+    """Name, prediction and reference of every region, size of a voxel, and the image's diagonal."""
+    check_shapes(predicted, reference)
+    nominal = distance_unit(description) == "voxel"
+    voxel = (1.0,) * predicted.ndim if nominal else tuple(map(float, spacing))
+    # Every region lies inside; a full volume holds twenty times as much.
+    tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
+    truths = to_regions(reference[tumour], description)
+    found = to_regions(predicted[tumour], description).items()
+    masks = [(region, mask, truths[region]) for region, mask in found]
+    return masks, voxel, image_diagonal(predicted.shape, voxel)
+
+
+def distance_unit(description: Description) -> str:
+    """What distances are given in: voxels where the spacing in the files is nominal."""
+    return "voxel" if description.spacing == "nominal" else "mm"
 
 
 def grid_spacing(
@@ -117,14 +134,9 @@ def evaluate(
     on_case: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Predict and score held-out subjects, at the training grid and in native space."""
-    place: dict[str, Any] = {
-        "labelled": 0,
-        "unlabelled": 0,
-        "against": "",
-        "fold": 0,
-        "seed": 0,
-        **unit,
-    }
+    place = (
+        dict.fromkeys(("labelled", "unlabelled", "fold", "seed"), 0) | {"against": ""} | {**unit}
+    )
     place["modalities"] = modalities or "+".join(preprocessing.modalities)
     scores: list[dict[str, Any]] = []
     for subject in subjects:
