@@ -204,10 +204,10 @@ def write_study(folder, rows=None, **changes):
     plan = {"kind": "study", "title": "invented", "dataset": "Nothing", "rows": []}
     plan["labels"] = {"baseline": "baseline", "chosen": "chosen recipe", "teacher": "teacher"}
     plan["protocol"] = "Invented numbers, two folds."
-    for row, kind in rows[["row", "kind"]].drop_duplicates().itertuples(index=False):
-        row = {"name": row, "kind": kind, "role": "teacher" if kind == "teacher" else "student"}
+    for name, kind in rows[["row", "kind"]].drop_duplicates().itertuples(index=False):
+        row = {"name": name, "kind": kind, "role": "teacher" if kind == "teacher" else "student"}
         if kind not in {"teacher", "baseline"}:
-            setting = row["name"].rpartition("_")[0]
+            setting = name.rpartition("_")[0]
             row |= {"teacher": f"{setting}_teacher", "against": f"{setting}_baseline"}
         plan["rows"].append(row)
     plan["chosen"] = [row["name"] for row in plan["rows"] if row["kind"] == "chosen"]
