@@ -56,15 +56,23 @@ def test_any_size_comes_back(size):
     assert torch.allclose(logits, constant.expand_as(logits))
 
 
-def test_a_network_never_sees_more_than_a_window():
+@pytest.mark.parametrize(
+    ("parts", "shape"),
+    [
+        ({"patch": PATCH, "slices": None}, (3, *PATCH)),
+        ({"patch": None, "slices": "coronal"}, (3, 20, 6)),
+        ({"patch": None, "slices": None}, (3, 20, 11, 6)),
+    ],
+)
+def test_a_network_sees_a_window_a_slice_or_the_whole(parts, shape):
     seen = set()
 
     def predict(part):
-        seen.add(tuple(part.shape))
-        return torch.zeros(1, 2, *part.shape[2:])
+        seen.add(tuple(part.shape[1:]))
+        return part
 
-    predict_volume(predict, torch.ones(1, 3, 20, 11, 6), patch=PATCH)
-    assert seen == {(1, 3, *PATCH)}
+    volume_predictor(predict, **parts)(torch.ones(1, 3, 20, 11, 6))
+    assert seen == {shape}
 
 
 def test_what_the_network_returns_is_left_as_it_is():
@@ -78,22 +86,6 @@ def test_slices_are_predicted_one_by_one_and_stacked(plane):
     image = torch.rand(1, 2, 11, 12, 13)
     logits = predict_volume(lambda part: part.flip(1) * 2, image, slices=plane)
     assert torch.equal(logits, image.flip(1) * 2)
-
-
-def test_a_slice_is_predicted_in_two_dimensions():
-    seen = set()
-
-    def predict(part):
-        seen.add(tuple(part.shape[1:]))
-        return part
-
-    volume_predictor(predict, patch=None, slices="coronal")(torch.zeros(1, 2, 5, 6, 7))
-    assert seen == {(2, 5, 7)}
-
-
-def test_a_whole_volume_is_predicted_at_once():
-    image = torch.rand(1, 2, 5, 6, 7)
-    assert predict_volume(lambda part: part, image) is image
 
 
 def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_folder):

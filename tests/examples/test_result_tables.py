@@ -8,7 +8,6 @@ import pytest
 
 from invented_runs import scores_of, write_plan
 from kdnet.data.description import load_description
-from kdnet.errors import UserError
 from kdnet.results.stats import gains
 from kdnet.results.stored import Results, read_folder
 from kdnet.results.tables import (
@@ -52,23 +51,28 @@ def test_numbers_are_written_with_true_signs():
     assert p_value(math.nan) == "\N{EN DASH}"
 
 
-def test_both_conventions_spread_and_unit_stand_in_a_line():
+def test_both_conventions_spreads_and_unit_stand_in_a_line():
+    empty = {"reference_voxels": 0, "dice_reference_present": math.nan}
     scores = table(
-        scores_of("student", {"a": 0.8, "b": 0.6}, hd95_unit="voxel"),
-        scores_of(
-            "student",
-            {"c": 1.0},
-            reference_voxels=0,
-            dice_reference_present=math.nan,
-            hd95_unit="voxel",
-        ),
+        scores_of("student", {"a": 0.1, "b": 0.3}),
+        scores_of("student", {"a": 0.3, "b": 0.5}, seed=1),
+        scores_of("student", {"c": 0.5}, fold=1, **empty),
+        scores_of("student", {"c": 0.7}, fold=1, seed=1, **empty),
     )
-    (line,) = results_table(scores, str.upper).frame.to_numpy()
-    assert line[:3].tolist() == ["STUDENT", "ET", "0.800 ± 0.200"]
-    assert line[3] == "0.800 (0.700 to 0.900)"
-    assert line[7] == "0.700 ± 0.141 (2)"
-    assert line[8].endswith("voxel")
-    assert (line[4], line[9], line[10]) == ("none", "\N{EN DASH}", "3")
+    (line,) = results_table(scores, str.upper).frame.to_dict("records")
+    assert line == {
+        "network": "STUDENT",
+        "region": "ET",
+        "Dice": "0.400 ± 0.200",
+        "median (quartiles)": "0.400 (0.300 to 0.500)",
+        "95 % interval": "none",
+        "sd of folds": "0.212",  # of 0.3 and 0.6
+        "sd of seeds": "0.141",  # of 0.3 and 0.5
+        "Dice, reference present (n)": "0.300 ± 0.141 (2)",
+        "HD95": "4.0 ± 0.0 mm",
+        "surface Dice": "\N{EN DASH}",
+        "n": "3",
+    }
 
 
 def test_spaces_and_post_processing_are_tables_of_their_own():
@@ -170,8 +174,6 @@ def test_fifteen_subsets_and_their_mean():
     found = subset_table(table(*scores), str, NAMES, "native").frame
     assert found.to_numpy()[0].tolist() == ["flair", "not run", "0.00"]
     assert found.to_numpy()[-1].tolist() == ["mean of 15", "\N{EN DASH}", "35.00"]
-    with pytest.raises(UserError, match="found adc"):
-        subset_table(scores_of("hemis", {"a": 0.5}, modalities="adc"), str, NAMES, "native")
 
 
 def test_names_are_shown_and_never_obeyed():

@@ -89,14 +89,14 @@ def test_one_seed_gives_the_interval_over_cases():
 def test_interval_holds_the_true_gain_about_as_often_as_it_says():
     generator = np.random.default_rng(11)
     hits = 0
-    for _ in range(60):
+    for _ in range(40):
         # Cases, trainings and both together differ; the true gain is 0.05.
         cases = generator.normal(0, 0.1, size=(50, 1))
         trainings = generator.normal(0, 0.03, size=(5, 3))[np.arange(50) % 5]
         values = 0.05 + cases + trainings + generator.normal(0, 0.05, size=(50, 3))
         found = interval(cells_of(values, folds=5))
         hits += found.lower <= 0.05 <= found.upper
-    assert hits >= 52
+    assert hits >= 34
 
 
 def test_slope_is_that_of_a_line_and_of_least_squares():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,6 @@ from kdnet.evaluation.metrics import (
 )
 from kdnet.evaluation.postprocessing import remove_small
 from kdnet.files import UnreadableError, atomic, read_rows
-
-Space = Literal["grid", "native"]
 
 #: What only one line of a table may have.
 PLACE = ("row", "fold", "seed", "case", "region", "space", "postprocessing", "modalities")
@@ -196,6 +194,13 @@ def gather_scores(root: Path, name: str = "scores.csv") -> pd.DataFrame:
     return scores
 
 
+def scored_in(
+    scores: pd.DataFrame, space: str = "native", postprocessing: str = "off"
+) -> pd.DataFrame:
+    """Lines of one space and treatment."""
+    return scores[(scores["space"] == space) & (scores["postprocessing"] == postprocessing)]
+
+
 def read_table(
     path: Path, columns: Mapping[str, str | tuple[str, ...]], place: Sequence[str]
 ) -> pd.DataFrame:
@@ -222,23 +227,21 @@ def read_table(
 
 def _column(texts: pd.Series[Any], form: str | tuple[str, ...]) -> pd.Series[Any]:
     """Texts as what they stand for; the first that is none of it is an error."""
-    if form == "text":
-        return texts
-    numbers = texts.map(_number).astype(float)
-    if isinstance(form, tuple):
-        right, form = texts.isin(form), f"one of {', '.join(form)}"
-    elif form == "name":
-        right = texts.str.strip() != ""
+    values: pd.Series[Any] = texts
+    if form in {"count", "share", "number"}:
+        values = texts.map(_number).astype(float)
+        most = {"share": 1.0, "count": 2.0**53}.get(str(form), float(np.finfo(float).max))
+        # Scores that do not exist are empty; counts always exist, and are whole.
+        missing = texts.str.lower().isin(["", "nan"]) & (form != "count")
+        right = values.between(0, most) & ((values % 1 == 0) | (form != "count")) | missing
+    elif isinstance(form, tuple):
+        right = texts.isin(form)
     else:
-        top = {"share": 1.0, "count": 2.0**53}.get(form, float(np.finfo(float).max))
-        right = numbers.between(0, top) | (texts.str.lower().isin(["", "nan"]) & (form != "count"))
-        right &= (numbers % 1 == 0) | (form != "count")
+        right = (texts.str.strip() != "") | (form == "text")
     if not right.all():
         line = int((~right).to_numpy().argmax())
         raise ValueError(f"line {line + 2}: {texts.name} is {texts.iloc[line]!r}, no {form}")
-    if form == "count":
-        return numbers.astype(int)
-    return numbers if form in {"share", "number"} else texts
+    return values.astype(int) if form == "count" else values
 
 
 def _number(text: str) -> float:

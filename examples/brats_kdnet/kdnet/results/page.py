@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdnet.errors import UserError, printable
+from kdnet.evaluation.scoring import scored_in
 from kdnet.files import write_text
 from kdnet.results.cost import cost_table
 from kdnet.results.figures import Picture, case_gains, colours_of, learning_curves, study_pictures
@@ -31,7 +32,6 @@ from kdnet.results.tables import (
     paper_table,
     published_table,
     results_table,
-    scored_in,
     subset_table,
 )
 from kdnet.training.history import read_history
@@ -185,20 +185,14 @@ def _of_rows(results: Results) -> Iterator[Section]:
     yield Section(
         "How empty regions count", words=[_EMPTY, _FIRST], tables=[empty_table(scores, label)]
     )
-    grid, native = (
-        [paper_table(which, results, space) for which in ("Table 1", "Table 2")]
-        for space in ("grid", "native")
-    )
+    papers = [paper_table(which, results) for which in ("Table 1", "Table 2")]
     fits = {*scores["region"]} >= {*REGIONS} and results.seen == ["t1ce"]
-    if any(grid) or any(native):
+    if any(papers):
         yield Section(
             "Beside the published numbers",
             words=["The paper's own numbers were apparently measured at the training grid."],
-            tables=grid,
-            more={
-                "The same tables in native space": native,
-                "What others published": [published_table()] * fits,
-            },
+            tables=papers,
+            more={"What others published": [published_table()] * fits},
         )
     if results.subsets is not None:
         named = [*results.description.modalities] if results.description else results.seen

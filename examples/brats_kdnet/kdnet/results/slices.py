@@ -22,9 +22,10 @@ from kdnet.data.preprocessing import read_classes
 from kdnet.data.subjects import ImageFile, Subject, find_subjects
 from kdnet.data.volumes import read_geometry, read_volume
 from kdnet.errors import UserError
+from kdnet.evaluation.scoring import scored_in
 from kdnet.files import write_text
 from kdnet.results.stored import Results, optional_mapping
-from kdnet.results.tables import number, scored_in
+from kdnet.results.tables import number
 
 Grey = NDArray[np.uint8]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kdnet.errors import UserError
+from kdnet.evaluation.scoring import scored_in
 from kdnet.files import UnreadableError, read_json
 from kdnet.results.stats import (
     Gain,
@@ -24,7 +25,7 @@ from kdnet.results.stats import (
     slope,
 )
 from kdnet.results.stored import Results, said
-from kdnet.results.tables import SPACES, Table, ends, number, p_value, scored_in, spread
+from kdnet.results.tables import SPACES, Table, ends, number, p_value, spread
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _DRAWN = "95 % intervals: bootstrap over patients and, in every fold, over seeds."

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -14,9 +14,6 @@ from kdnet.config import Arguments
 from kdnet.errors import UserError
 from kdnet.files import UnreadableError, read_yaml
 from kdnet.rows import ROW_OPTIONS, Row
-
-if TYPE_CHECKING:
-    from kdnet.runs.plan import Plan
 
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -201,23 +198,6 @@ def plain_row(recipe: str, labelled: Count) -> Row:
     )
 
 
-def check_distinct(plan: "Plan", design: Design) -> None:
-    """Refuse numbers that mean the same before anything is trained."""
-    kinds, found = design.kinds(), dict[tuple[str, int, int, int], str]()
-    for unit in plan.units():
-        if unit.row.name not in kinds:
-            continue
-        split, kind = plan.split(unit), kinds[unit.row.name]
-        more = len(split.unlabelled) if kind not in {TEACHER, BASELINE} else 0
-        place = (kind, len(split.train), more, unit.fold.number)
-        if found.setdefault(place, unit.row.name) != unit.row.name:
-            raise UserError(
-                f"{found[place]} and {unit.row.name} are the same: {len(split.train)} labelled and "
-                f"{more} unlabelled subjects in fold {unit.fold.number}. Leave one of them out of "
-                "the study's file."
-            )
-
-
 def count_of(number: Count) -> int | None:
     """Return a number of subjects as rows have it: None for all."""
     return number if isinstance(number, int) else None
@@ -308,7 +288,10 @@ def _of_searches(design: Design) -> Iterator[str]:
         }
         yield from (f"search {name!r} has no {part}." for part, own in parts.items() if not own)
         yield from _foreign(f"search {name!r}", [*search.options, *search.space])
-        if not _is_count(search.labelled, least=1) or min(*search.folds, search.random_trials) < 0:
+        if (
+            not _is_count(search.labelled, least=1)
+            or min([*search.folds, search.random_trials]) < 0
+        ):
             yield (
                 f"search {name!r}: labelled is a number from 1 or all; folds and random_trials are "
                 "numbers from 0."
