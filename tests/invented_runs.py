@@ -44,6 +44,20 @@ def scores_of(row, values, region="ET", **changes):
     return pd.DataFrame(lines, columns=[*COLUMNS])
 
 
+def table(*parts):
+    return pd.concat(parts, ignore_index=True)
+
+
+def two_networks(differences, region="ET", **changes):
+    """A student with these differences to a baseline of 0.5."""
+    base = {f"c{index}": 0.5 for index in range(len(differences))}
+    better = {f"c{index}": 0.5 + gain for index, gain in enumerate(differences)}
+    return table(
+        scores_of("baseline", base, region, **changes),
+        scores_of("student", better, region, **changes),
+    )
+
+
 def invented_scores(cases=8, gain=0.05, rows=ROLES, first=0, **changes):
     """Scores of a baseline, of a teacher, and of networks that are better by about `gain`."""
     generator = np.random.default_rng(first)
@@ -58,7 +72,7 @@ def invented_scores(cases=8, gain=0.05, rows=ROLES, first=0, **changes):
                 empty = empty if region == "ET" and index == 0 else {}
                 value = {f"Case_{index}": 0.0 if empty else dice}
                 parts.append(scores_of(row, value, region, space=space, **empty, **changes))
-    return pd.concat(parts, ignore_index=True)
+    return table(*parts)
 
 
 def write_data(root, names):

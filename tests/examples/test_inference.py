@@ -1,13 +1,11 @@
 """Whole volumes from a network that sees parts: by hand for windows, slice by slice for planes."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from kdnet.data.description import load_description
 from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.subjects import find_subjects
 from kdnet.evaluation.inference import predict_volume, volume_predictor
@@ -105,12 +103,3 @@ def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_
     assert native["WT"]["dice"] == pytest.approx(2 * 8**3 / (8**3 + 12**3))
     assert native["ET"]["dice"] == 0
     assert [{**line, "space": "native"} for line in lines[:3]] == lines[3:]
-
-
-def test_preprocessing_without_a_grid_keeps_every_voxel(brats_folder):
-    description, subjects = find_subjects(brats_folder)
-    sample = Preprocessing(description, ("t1ce",), None, None)(subjects[0])
-    native = Preprocessing(description, ("t1ce",), None, None).native_label(subjects[0])
-    assert sample["image"].shape == (1, 12, 12, 12)
-    assert np.array_equal(sample["label"][0].numpy(), native.classes)
-    assert load_description(Path("brats2021")).grid == (64, 64, 64)

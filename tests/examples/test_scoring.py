@@ -183,19 +183,14 @@ def test_tumour_outside_the_crop_counts_as_missed_in_native_space_only(subjects,
     assert one(scores, region="WT", space="native").dice == pytest.approx(native)
 
 
-def test_overlapping_regions_paint_background_outside_the_crop():
-    logits = torch.full((1, 3, 4, 4, 4), 20.0)
+def test_sigmoid_decides_at_one_half_and_paints_background_outside_the_crop():
     inside = preprocessing(crop=(4, 4, 4), grid=(4, 4, 4))
-    classes = native_classes(logits, (8, 8, 8), inside, DESCRIPTION, "sigmoid")
-    assert (classes[2:6, 2:6, 2:6] == 3).all()
-    assert (classes > 0).sum() == 64
-
-
-def test_sigmoid_decides_at_one_half():
-    logits = torch.full((1, 3, 4, 4, 4), -0.01)
-    logits[:, 2] = 0.01  # WT alone
-    whole = preprocessing(crop=None, grid=(4, 4, 4))
-    assert (native_classes(logits, (4, 4, 4), whole, DESCRIPTION, "sigmoid") == 2).all()
+    for low, expected in ((20.0, 3), (-0.01, 2)):
+        logits = torch.full((1, 3, 4, 4, 4), low)
+        logits[:, 2] = abs(low)  # WT, with or without the regions inside it
+        classes = native_classes(logits, (8, 8, 8), inside, DESCRIPTION, "sigmoid")
+        assert (classes[2:6, 2:6, 2:6] == expected).all()
+        assert (classes > 0).sum() == 64
 
 
 def test_output_that_is_not_finite_is_refused(subjects):
@@ -235,26 +230,19 @@ def test_value_that_cannot_be_is_named_with_its_line(tmp_path, column, text):
         read_scores(path)
 
 
-@pytest.mark.parametrize("content", ["", "case,dice\na,1\n", "row\n" * 3, "\0\0", "{"])
-def test_missing_or_foreign_scores_are_explained(tmp_path, content):
+def test_missing_foreign_and_damaged_tables_are_explained(tmp_path):
     path = tmp_path / "scores.csv"
     with pytest.raises(UserError, match="no such file"):
         read_scores(path)
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"scores\.csv"):
-        read_scores(path)
-
-
-def test_lines_that_are_cut_short_or_twice_there_are_refused(tmp_path):
-    path = tmp_path / "scores.csv"
     write_scores(path, scores_of("student", {"a": 0.5}))
     whole = path.read_text()
-    path.write_text(whole[: whole.rindex(",")])
-    with pytest.raises(UserError, match="as long as the header"):
-        read_scores(path)
-    path.write_text(whole + whole.splitlines()[1])
-    with pytest.raises(UserError, match="two lines are about row student"):
-        read_scores(path)
+    cut, twice = whole[: whole.rindex(",")], whole + whole.splitlines()[1]
+    said = {cut: "as long as the header", twice: "two lines are about row student"}
+    foreign = dict.fromkeys(["", "case,dice\na,1\n", "row\n" * 3, "\0\0", "{"], r"scores\.csv")
+    for content, message in (foreign | said).items():
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_scores(path)
 
 
 def test_tables_of_units_are_gathered(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from invented_runs import scores_of
+from invented_runs import scores_of, table, two_networks
 from kdnet.errors import UserError
 from kdnet.results.stats import cells, gains, holm, interval, lead, slope, wilcoxon
 
@@ -22,19 +22,6 @@ def cells_of(values, folds=2):
     }
     lines = [(*place, value) for place, value in found.items()]
     return cells(pd.DataFrame(lines, columns=["fold", "seed", "case", "dice"]))
-
-
-def table(*parts):
-    return pd.concat(parts, ignore_index=True)
-
-
-def two_networks(differences, region="ET", **changes):
-    base = {f"c{i}": 0.5 for i in range(len(differences))}
-    better = {f"c{i}": 0.5 + gain for i, gain in enumerate(differences)}
-    return table(
-        scores_of("baseline", base, region, **changes),
-        scores_of("student", better, region, **changes),
-    )
 
 
 def test_wilcoxon_enumerated_by_hand():

@@ -45,16 +45,6 @@ def test_few_labels_are_compared_with_most(study):
     assert one.mean == pytest.approx(0.04, abs=0.01)
 
 
-def test_folds_may_differ_by_one_subject(study):
-    rows = invented_study(labelled=(8,))
-    rows.loc[rows["fold"] == 1, "labelled"] = 9
-    found = study(rows)
-    (one,) = found.gains
-    assert found.setting("8-of-8_chosen") == "8 to 9 labelled"
-    assert found.subjects("8-of-8_chosen") == (8.5, 0.0)
-    assert len(one.cells) == 20
-
-
 def test_lines_hold_cases_units_and_steps(study):
     rows = invented_study()
     rows = rows[~((rows["kind"] == "chosen") & (rows["fold"] == 1) & (rows["seed"] == 1))]
@@ -66,6 +56,10 @@ def test_lines_hold_cases_units_and_steps(study):
     units = table_of(found, "Gain in Dice per fold and seed")
     assert units["seed 1"].tolist()[1] == DASH
     assert unpaired(found) == []
+    rows.loc[rows["fold"] == 1, "labelled"] += 1
+    found = study(rows)
+    assert found.setting("8-of-20_chosen") == "8 to 9 labelled + 12 unlabelled"
+    assert found.subjects("8-of-20_chosen") == (8.5, 12.0)
 
 
 def test_what_has_no_partner_is_named(study):
@@ -99,6 +93,10 @@ def test_slope_is_the_share_of_the_lead_that_is_gained(study):
     assert quarters["lead"].tolist()[::3] == ["0.000 to +0.050", "+0.180 to +0.230"]
     assert quarters["gain"].tolist() == ["+0.010", "+0.034", "+0.058", "+0.082"]
     assert set(quarters["cases"]) == {"6"}
+    alone = table_of(of_share(study, 0.4, seeds=(0,)), "Gain against").iloc[0]
+    assert alone.iloc[6] == f"{DASH} (none)"  # there is no other seed
+    rows = invented_study(labelled=(8,))
+    assert study(rows[rows["kind"] != "teacher"]).leads == {}
 
 
 def test_luck_of_the_shared_baseline_raises_the_slope_but_not_that_of_other_seeds(study):
@@ -108,13 +106,6 @@ def test_luck_of_the_shared_baseline_raises_the_slope_but_not_that_of_other_seed
         float(line.iloc[place].split()[0].replace("\N{MINUS SIGN}", "-")) for place in (5, 6)
     )
     assert own > others + 0.05
-
-
-def test_one_seed_has_no_lead_over_other_seeds_and_no_teacher_no_lead(study):
-    line = table_of(of_share(study, 0.4, seeds=(0,)), "Gain against").iloc[0]
-    assert line.iloc[6] == f"{DASH} (none)"
-    rows = invented_study(labelled=(8,))
-    assert study(rows[rows["kind"] != "teacher"]).leads == {}
 
 
 def test_outcome_is_that_of_the_chosen_recipe_where_there_is_one(study, tmp_path):

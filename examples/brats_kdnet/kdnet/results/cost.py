@@ -29,11 +29,10 @@ def cost_table(results: Results, trusted: Collection[str] = ()) -> Table:
         except UserError as error:
             unread.append(f"{row}: {error}")
     note = (
-        "On the first fold and seed. Operations of convolutions and matrix products in one forward "
-        "pass of one sample: of a case, or of a patch or slice of one. Minutes and seconds: "
-        "training steps, without validation."
+        "Operations of convolutions and matrix products in one forward pass of one sample: of a "
+        "case, or of a patch or slice of one. Times: training steps, without validation."
     )
-    return Table.of("Cost", lines, note, *unread)
+    return Table.of("Of the first fold and seed", lines, note, *unread)
 
 
 def parameters(network: nn.Module) -> int:

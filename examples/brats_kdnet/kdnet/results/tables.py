@@ -303,9 +303,9 @@ def _row_of(results: Results, wanted: Mapping[str, Any]) -> str:
 
 
 def _our_lines(label: str, own: pd.DataFrame) -> list[dict[str, str]]:
-    ours = {"network": label, "numbers": "ours, over folds", "protocol": "(1)"}
     if own.empty:
-        return [ours | {"numbers": _NOT_RUN, "protocol": "", **dict.fromkeys(REGIONS, "")}]
+        return []
+    ours = {"network": label, "numbers": "ours, over folds", "protocol": "(1)"}
     found = {region: own[own["region"] == region] for region in REGIONS}
     folds = {r: spread(100 * part.groupby("fold")["dice"].mean(), 2) for r, part in found.items()}
     cases = {r: 100 * cells(part).mean(axis=1) for r, part in found.items()}
