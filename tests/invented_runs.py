@@ -15,6 +15,7 @@ from kdnet.training.checkpoint import ModelMetadata, save_model
 REGIONS = ("ET", "TC", "WT")
 ROLES = ("teacher", "baseline", "student")
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
+LABELS = {"kdnet": "KD-Net (GT+KL+KD)"}
 PLAIN = {"fold": 0, "seed": 0, "labelled": 8, "unlabelled": 0, "postprocessing": "off"}
 
 
@@ -43,6 +44,20 @@ def scores_of(row, values, region="ET", **changes):
     return pd.DataFrame(lines, columns=[*COLUMNS])
 
 
+def table(*parts):
+    return pd.concat(parts, ignore_index=True)
+
+
+def two_networks(differences, region="ET", **changes):
+    """A student with these differences to a baseline of 0.5."""
+    base = {f"c{index}": 0.5 for index in range(len(differences))}
+    better = {f"c{index}": 0.5 + gain for index, gain in enumerate(differences)}
+    return table(
+        scores_of("baseline", base, region, **changes),
+        scores_of("student", better, region, **changes),
+    )
+
+
 def invented_scores(cases=8, gain=0.05, rows=ROLES, first=0, **changes):
     """Scores of a baseline, of a teacher, and of networks that are better by about `gain`."""
     generator = np.random.default_rng(first)
@@ -57,7 +72,7 @@ def invented_scores(cases=8, gain=0.05, rows=ROLES, first=0, **changes):
                 empty = empty if region == "ET" and index == 0 else {}
                 value = {f"Case_{index}": 0.0 if empty else dice}
                 parts.append(scores_of(row, value, region, space=space, **empty, **changes))
-    return pd.concat(parts, ignore_index=True)
+    return table(*parts)
 
 
 def write_data(root, names):
@@ -132,21 +147,25 @@ def write_plan(
     parts = {"train": ["Case_a", "Case_b"], "test": names}
     (root / "folds.json").write_text(json.dumps({"folds": [{"number": 0} | parts]}))
     taught = {"teacher": "teacher", "against": "baseline", "recipe": "distilled"}
-    fields = {"teacher": {"role": "teacher"}, "baseline": {}}
-    options = {"gt_kl": {"imitation": 0.0}}
+    fields = {
+        "teacher": {"role": "teacher"},
+        "baseline": {},
+        "gt_kl": {"options": {"imitation": 0.0}},
+    }
     plan = {
         "kind": kind,
         "title": f"Invented {kind}",
+        "dataset": description.name,
+        "phantom": description.phantom,
         "protocol": f"{description.name}, {len(names)} cases, {folds} folds, 3 epochs",
         "rows": [
-            {"name": row, "label": {"kdnet": "KD-Net (GT+KL+KD)"}.get(row, row)}
-            | fields.get(row, taught)
-            | {"options": options.get(row, {})}
+            {"name": row, "label": LABELS.get(row, row)} | taught | fields.get(row, {})
             for row in rows
         ],
-        "folds": folds,
-        "seeds": list(seeds),
     }
+    for row in plan["rows"]:
+        if row["name"] in {"teacher", "baseline"}:
+            row |= {"teacher": None, "against": None, "recipe": "supervised"}
     (root / "plan.json").write_text(json.dumps(plan))
     return root
 
@@ -175,7 +194,6 @@ def invented_study(
             rest = max(labelled) - count if kind in gains else 0
             for index, seed, region in product(range(cases), seeds, regions):
                 base = {
-                    "study": "invented",
                     "row": f"{count}-of-{max(labelled)}_{kind}",
                     "kind": kind,
                     "labelled": count,
@@ -193,11 +211,19 @@ def invented_study(
 
 
 def write_study(folder, rows=None, **changes):
-    """The published rows of an invented study."""
+    """The published rows of an invented study; students are compared with `<setting>_baseline`."""
+    rows = invented_study() if rows is None else rows
     folder.mkdir(parents=True, exist_ok=True)
-    (invented_study() if rows is None else rows).to_csv(folder / "rows.csv", index=False)
-    labels = {"baseline": "baseline", "chosen": "chosen recipe", "teacher": "teacher"}
-    facts = {"name": "invented", "dataset": "Nothing", "labels": labels}
-    facts["protocol"] = "Invented numbers, two folds."
-    (folder / "study.json").write_text(json.dumps(facts | changes))
+    rows.to_csv(folder / "rows.csv", index=False)
+    plan = {"kind": "study", "title": "invented", "dataset": "Nothing", "rows": []}
+    plan["labels"] = {"baseline": "baseline", "chosen": "chosen recipe", "teacher": "teacher"}
+    plan["protocol"] = "Invented numbers, two folds."
+    for name, kind in rows[["row", "kind"]].drop_duplicates().itertuples(index=False):
+        row = {"name": name, "kind": kind, "role": "teacher" if kind == "teacher" else "student"}
+        if kind not in {"teacher", "baseline"}:
+            setting = name.rpartition("_")[0]
+            row |= {"teacher": f"{setting}_teacher", "against": f"{setting}_baseline"}
+        plan["rows"].append(row)
+    plan["chosen"] = [row["name"] for row in plan["rows"] if row["kind"] == "chosen"]
+    (folder / "plan.json").write_text(json.dumps(plan | changes))
     return folder

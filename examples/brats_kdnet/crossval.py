@@ -55,7 +55,7 @@ class CrossvalOptions:
             if none is given; that one also deals the folds.
         sweep: "modalities" repeats every row of the student for each single modality.
         subsets: Score networks that take any subset of modalities on all subsets, too.
-        lesions: Score single lesions too, into lesions.csv; needs panoptica and the label maps.
+        lesions: Score single lesions too, into lesions.csv; needs the label maps.
         jobs: Units trained at a time: a number, or "auto": one for each GPU; on a CPU one for
             every processor, up to 4, each with its share of threads.
         unit: Train this unit alone, by its name (kdnet/fold0-seed0) or number, and stop; for
@@ -84,10 +84,6 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing and show the results."""
     config, options = parse_for(CROSSVAL, arguments)
     refuse(config, options)
-    if options.lesions:
-        from kdnet.evaluation.lesions import load_panoptica  # noqa: PLC0415
-
-        load_panoptica()
     plan = plan_rows(config, options, console)
     from kdnet.results.collected import collect_lesions, show_results  # noqa: PLC0415
     from kdnet.runs.pool import carry_out  # noqa: PLC0415

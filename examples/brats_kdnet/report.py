@@ -5,7 +5,7 @@
     python report.py docs/results/when-it-helps
 
 Of a folder that was trained in it is one HTML file that needs no network to be read, beside
-tables.md; of published rows of a study (rows.csv and study.json) tables.md with its figures. A
+tables.md; of published rows of a study (rows.csv beside plan.json) tables.md with its figures. A
 folder may hold any number of studies in folders below it. All of it can be made again at any time.
 """
 

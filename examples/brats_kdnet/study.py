@@ -76,7 +76,7 @@ STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
 
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
-    from kdnet.studies.design import check_distinct, read_design  # noqa: PLC0415
+    from kdnet.studies.design import read_design  # noqa: PLC0415
 
     design = read_design(named_study(arguments))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
@@ -103,7 +103,6 @@ def study(arguments: Sequence[str], console: Console) -> int:
     folds = deal(data.foldable, config)
     facts = design.facts() | {"commands": [published(arguments)]}
     plan = make_plan("study", design.title, config, rows, folds, data, own_seeds=seeds, facts=facts)
-    check_distinct(plan, design)
     units = plan.with_teachers(unit for unit in plan.units() if (options.only or "") in unit.name)
     if not units:
         raise UserError(f"--only {options.only}: no unit has such a name; --show units lists them.")

@@ -1,7 +1,6 @@
 """crossval.py from its command line to the files that it leaves."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -124,15 +123,6 @@ def test_a_built_in_row_that_was_redefined_is_named_in_the_protocol(arguments, t
     assert crossval.main([*arguments, *more, "--out", str(tmp_path / "run")]) == 0
     protocol = json.loads((tmp_path / "run" / "plan.json").read_text())["protocol"]
     assert protocol.endswith("not the built-in ones: baseline")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("panoptica") is not None, reason="it is installed")
-def test_lesions_without_panoptica_are_refused_before_anything_is_trained(
-    arguments, tmp_path, capsys
-):
-    message = failure(capsys, [*arguments, "--lesions", "true"], tmp_path / "new")
-    assert "panoptica" in message
-    assert not (tmp_path / "new").exists()
 
 
 def test_a_second_start_trains_nothing_again(finished, arguments, capsys, monkeypatch):

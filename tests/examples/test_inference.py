@@ -1,13 +1,11 @@
 """Whole volumes from a network that sees parts: by hand for windows, slice by slice for planes."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from kdnet.data.description import load_description
 from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.subjects import find_subjects
 from kdnet.evaluation.inference import predict_volume, volume_predictor
@@ -56,15 +54,23 @@ def test_any_size_comes_back(size):
     assert torch.allclose(logits, constant.expand_as(logits))
 
 
-def test_a_network_never_sees_more_than_a_window():
+@pytest.mark.parametrize(
+    ("parts", "shape"),
+    [
+        ({"patch": PATCH, "slices": None}, (3, *PATCH)),
+        ({"patch": None, "slices": "coronal"}, (3, 20, 6)),
+        ({"patch": None, "slices": None}, (3, 20, 11, 6)),
+    ],
+)
+def test_a_network_sees_a_window_a_slice_or_the_whole(parts, shape):
     seen = set()
 
     def predict(part):
-        seen.add(tuple(part.shape))
-        return torch.zeros(1, 2, *part.shape[2:])
+        seen.add(tuple(part.shape[1:]))
+        return part
 
-    predict_volume(predict, torch.ones(1, 3, 20, 11, 6), patch=PATCH)
-    assert seen == {(1, 3, *PATCH)}
+    volume_predictor(predict, **parts)(torch.ones(1, 3, 20, 11, 6))
+    assert seen == {shape}
 
 
 def test_what_the_network_returns_is_left_as_it_is():
@@ -78,22 +84,6 @@ def test_slices_are_predicted_one_by_one_and_stacked(plane):
     image = torch.rand(1, 2, 11, 12, 13)
     logits = predict_volume(lambda part: part.flip(1) * 2, image, slices=plane)
     assert torch.equal(logits, image.flip(1) * 2)
-
-
-def test_a_slice_is_predicted_in_two_dimensions():
-    seen = set()
-
-    def predict(part):
-        seen.add(tuple(part.shape[1:]))
-        return part
-
-    volume_predictor(predict, patch=None, slices="coronal")(torch.zeros(1, 2, 5, 6, 7))
-    assert seen == {(2, 5, 7)}
-
-
-def test_a_whole_volume_is_predicted_at_once():
-    image = torch.rand(1, 2, 5, 6, 7)
-    assert predict_volume(lambda part: part, image) is image
 
 
 def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_folder):
@@ -113,12 +103,3 @@ def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_
     assert native["WT"]["dice"] == pytest.approx(2 * 8**3 / (8**3 + 12**3))
     assert native["ET"]["dice"] == 0
     assert [{**line, "space": "native"} for line in lines[:3]] == lines[3:]
-
-
-def test_preprocessing_without_a_grid_keeps_every_voxel(brats_folder):
-    description, subjects = find_subjects(brats_folder)
-    sample = Preprocessing(description, ("t1ce",), None, None)(subjects[0])
-    native = Preprocessing(description, ("t1ce",), None, None).native_label(subjects[0])
-    assert sample["image"].shape == (1, 12, 12, 12)
-    assert np.array_equal(sample["label"][0].numpy(), native.classes)
-    assert load_description(Path("brats2021")).grid == (64, 64, 64)

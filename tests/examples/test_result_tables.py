@@ -1,16 +1,16 @@
 """Tables of results: what stands in their cells, and what names from files can do to them."""
 
 import math
+from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from invented_runs import scores_of
-from kdnet.errors import UserError
+from invented_runs import scores_of, table, two_networks, write_plan
+from kdnet.data.description import load_description
 from kdnet.results.stats import gains
+from kdnet.results.stored import Results, read_folder
 from kdnet.results.tables import (
     Table,
-    case_table,
     empty_table,
     gain_table,
     headline,
@@ -26,20 +26,10 @@ from kdnet.results.tables import (
 NAMES = ("flair", "t1", "t1ce", "t2")
 
 
-def table(*parts):
-    return pd.concat(parts, ignore_index=True)
-
-
 def cells_of(found, name, column=0):
     """Lines whose first cell is a name."""
     frame = found.frame
     return [list(line) for line in frame.to_numpy() if line[column] == name]
-
-
-def two_networks(differences, **changes):
-    base = {f"c{i}": 0.5 for i in range(len(differences))}
-    better = {f"c{i}": 0.5 + gain for i, gain in enumerate(differences)}
-    return table(scores_of("baseline", base, **changes), scores_of("student", better, **changes))
 
 
 def test_numbers_are_written_with_true_signs():
@@ -50,23 +40,28 @@ def test_numbers_are_written_with_true_signs():
     assert p_value(math.nan) == "\N{EN DASH}"
 
 
-def test_both_conventions_spread_and_unit_stand_in_a_line():
+def test_both_conventions_spreads_and_unit_stand_in_a_line():
+    empty = {"reference_voxels": 0, "dice_reference_present": math.nan}
     scores = table(
-        scores_of("student", {"a": 0.8, "b": 0.6}, hd95_unit="voxel"),
-        scores_of(
-            "student",
-            {"c": 1.0},
-            reference_voxels=0,
-            dice_reference_present=math.nan,
-            hd95_unit="voxel",
-        ),
+        scores_of("student", {"a": 0.1, "b": 0.3}),
+        scores_of("student", {"a": 0.3, "b": 0.5}, seed=1),
+        scores_of("student", {"c": 0.5}, fold=1, **empty),
+        scores_of("student", {"c": 0.7}, fold=1, seed=1, **empty),
     )
-    (line,) = results_table(scores, str.upper).frame.to_numpy()
-    assert line[:3].tolist() == ["STUDENT", "ET", "0.800 ± 0.200"]
-    assert line[3] == "0.800 (0.700 to 0.900)"
-    assert line[7] == "0.700 ± 0.141 (2)"
-    assert line[8].endswith("voxel")
-    assert (line[4], line[9], line[10]) == ("none", "\N{EN DASH}", "3")
+    (line,) = results_table(scores, str.upper).frame.to_dict("records")
+    assert line == {
+        "network": "STUDENT",
+        "region": "ET",
+        "Dice": "0.400 ± 0.200",
+        "median (quartiles)": "0.400 (0.300 to 0.500)",
+        "95 % interval": "none",
+        "sd of folds": "0.212",  # of 0.3 and 0.6
+        "sd of seeds": "0.141",  # of 0.3 and 0.5
+        "Dice, reference present (n)": "0.300 ± 0.141 (2)",
+        "HD95": "4.0 ± 0.0 mm",
+        "surface Dice": "\N{EN DASH}",
+        "n": "3",
+    }
 
 
 def test_spaces_and_post_processing_are_tables_of_their_own():
@@ -75,7 +70,7 @@ def test_spaces_and_post_processing_are_tables_of_their_own():
     on = results_table(scores, str, postprocessing="on")
     assert "small regions removed" in on.title
     assert {line[2] for line in on.frame.to_numpy()} == {"1.000 ± 0.000"}
-    assert results_table(scores, str, space="grid") is None
+    assert results_table(scores, str, space="grid").frame.empty
 
 
 def test_empty_regions_are_counted_by_hand():
@@ -96,53 +91,56 @@ def test_gains_and_sentences_say_no_more_than_they_may():
     (sentence,) = headline(better, str)
     assert sentence.endswith("student is better than baseline.")
     few = gains(two_networks([0.1, 0.2]))
-    assert "2 cases; at least 6 are needed" in gain_table(few, str).text()
+    assert "2 patients; at least 6 are needed" in gain_table(few, str).text()
     assert headline(few, str)[0].endswith("Nothing can be concluded.")
     assert "no difference is shown" in headline(gains(two_networks([0.1, -0.1] * 5)), str)[0]
-    assert gain_table([], str) is None
+    assert gain_table([], str).frame.empty
 
 
-def test_case_table_averages_seeds():
-    scores = table(scores_of("student", {"a": 0.2}), scores_of("student", {"a": 0.4}, seed=1))
-    assert case_table(scores, str).frame.to_numpy().tolist() == [["a", "0.300"]]
-
-
-def in_folds(row, values, region="ET", **changes):
-    """One case per value, three per fold."""
-    parts = [
-        scores_of(row, {f"c{index}": dice}, region, fold=index // 3, **changes)
-        for index, dice in enumerate(values)
-    ]
-    return table(*parts)
-
-
-def test_ours_over_folds_and_cases_stands_beside_the_published_numbers():
-    scores = in_folds("kdnet", [0.1, 0.2, 0.3, 0.5, 0.6, 0.7], space="grid")
-    found = paper_table("Table 1", scores, "phantoms, 2 folds")
+def test_ours_over_folds_and_cases_stands_beside_the_published_numbers(tmp_path):
+    root = write_plan(tmp_path / "run", load_description("phantom"), cases=6, folds=2)
+    results = read_folder(root)
+    found = paper_table("Table 1", results)
     over_folds, over_cases, theirs = cells_of(found, "KD-Net (GT + KL + KD)")
-    assert (
-        over_folds[1:]
-        == ["ours, over folds", "(1)", "40.00 ± 28.28"] + ["\N{EN DASH} ± \N{EN DASH}"] * 2
-    )
-    assert over_cases[1:4] == ["ours, over 6 cases", "(1)", "40.00 ± 23.66"]
+    own = results.scores.query("row == 'student' and space == 'grid' and region == 'WT'")
+    folds, cases = (100 * own.groupby(by)["dice"].mean() for by in ("fold", "case"))
+    mean = f"{cases.mean():.2f} ± "
+    assert over_folds[1:3] == ["ours, over folds", "(1)"]
+    assert over_folds[5] == mean + f"{folds.std():.2f}"
+    assert over_cases[1:3] == ["ours, over 12 cases", "(1)"]
+    assert over_cases[5] == mean + f"{cases.std():.2f}"
     assert theirs[1:] == [
-        "published, over folds",
-        "(2)",
-        "71.67 ± 1.22",
-        "81.45 ± 1.25",
-        "76.98 ± 1.54",
+        *("published, over folds", "(2)"),
+        *("71.67 ± 1.22", "81.45 ± 1.25", "76.98 ± 1.54"),
     ]
-    assert "(1) ours: phantoms, 2 folds." in found.notes
-    assert cells_of(found, "U-HVED")[0][1] == "not run"
-    assert paper_table("Table 1", scores, "", space="native") is None
-    assert paper_table("Table 1", scores.assign(region="lesion"), "") is None
+    assert "(1) ours: phantom, 12 cases, 2 folds, 3 epochs." in found.notes
+    assert [line[1] for line in cells_of(found, "U-HVED")] == ["published"]
+    # Of Table 2, baseline, teacher and KD-Net: rows are known by recipe, role and options.
+    assert len(cells_of(paper_table("Table 2", results), "ours, over folds", 1)) == 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"recipe": "supervised"},
+        {"role": "teacher"},
+        {"options": {"temperature": 1.0}},
+        {"labelled": 3},
+    ],
+)
+def test_another_row_is_not_taken_for_a_published_one(fields):
+    rows = {"kdnet": {"name": "kdnet", "recipe": "distilled"} | fields}
+    scores = scores_of("kdnet", {"a": 0.5}, space="grid")
+    results = Results(Path(), {}, rows, scores)
+    found = paper_table("Table 1", results)
+    assert found is None or len(cells_of(found, "KD-Net (GT + KL + KD)")) == 1
 
 
 def test_published_numbers_have_protocols_and_lie_between_zero_and_a_hundred():
     rows = [row for rows in published()["tables"].values() for row in rows]
     assert len(rows) == 5 + 10 + 32
     for row in rows:
-        assert row["protocol"] in published()["protocols"]
+        assert row["protocol"] in published()["protocols"], row
         for region in ("ET", "TC", "WT"):
             mean, *sd = row[region] if isinstance(row[region], list) else [row[region]]
             assert 0 < mean < 100
@@ -165,13 +163,11 @@ def test_fifteen_subsets_and_their_mean():
     found = subset_table(table(*scores), str, NAMES, "native").frame
     assert found.to_numpy()[0].tolist() == ["flair", "not run", "0.00"]
     assert found.to_numpy()[-1].tolist() == ["mean of 15", "\N{EN DASH}", "35.00"]
-    with pytest.raises(UserError, match="found adc"):
-        subset_table(scores_of("hemis", {"a": 0.5}, modalities="adc"), str, NAMES, "native")
 
 
 def test_names_are_shown_and_never_obeyed():
     hostile = "<b>|\x1b[31m\n" + "long" * 30
-    found = Table.of(hostile, [hostile, "n"], [[hostile, "1"], [hostile, "2"]], [hostile])
+    found = Table.of(hostile, [{hostile: hostile, "n": "1"}, {hostile: hostile, "n": "2"}], hostile)
     markdown, text = found.markdown(), found.text()
     assert "<b>" not in markdown
     assert "\\|" in markdown
@@ -180,4 +176,4 @@ def test_names_are_shown_and_never_obeyed():
     page = str(found.html())
     assert "<b>" not in page
     assert "long" * 30 in page  # nothing is cut
-    assert page.count("&lt;b&gt;") == 2  # the heading and the first line; repeats are blank
+    assert page.count("&lt;b&gt;") == 3

@@ -85,28 +85,27 @@ def one(scores, **wanted):
     return found
 
 
+def scored(predicted, reference, description=DESCRIPTION, spacing=(1.0, 1.0, 1.0)):
+    return score_case(predicted, reference, description, row="student", case="a", spacing=spacing)
+
+
+def score(network, subjects, preprocessed=None, **options):
+    unit = options.pop("unit", {"row": "student"})
+    preprocessed = preprocessed or preprocessing()
+    return evaluate(network, subjects, preprocessed, DESCRIPTION, "softmax", unit=unit, **options)
+
+
 def test_regions_of_a_shifted_prediction_by_hand():
     reference = np.zeros((4, 4, 4), dtype=np.uint8)
-    predicted = np.zeros((4, 4, 4), dtype=np.uint8)
+    predicted = reference.copy()
     reference[0], predicted[0] = 3, 3  # 16 voxels of ET, found
     reference[1] = 2  # 16 voxels of oedema, missed
     predicted[3, 0, 0] = 1  # one voxel of core too many
-    scores = score_case(
-        predicted,
-        reference,
-        DESCRIPTION,
-        row="student",
-        case="a",
-        space="grid",
-        spacing=(1.0, 1.0, 1.0),
-    )
-    assert [score["region"] for score in scores] == ["ET", "TC", "WT"]
-    assert [score["dice"] for score in scores] == [1.0, 32 / 33, 32 / 49]
-    assert [(s["reference_voxels"], s["predicted_voxels"]) for s in scores] == [
-        (16, 16),
-        (16, 17),
-        (32, 17),
-    ]
+    scores = scored(predicted, reference)
+    assert [line["region"] for line in scores] == ["ET", "TC", "WT"]
+    assert [line["dice"] for line in scores] == [1.0, 32 / 33, 32 / 49]
+    voxels = [(line["reference_voxels"], line["predicted_voxels"]) for line in scores]
+    assert voxels == [(16, 16), (16, 17), (32, 17)]
 
 
 def test_nominal_spacing_gives_voxels_and_says_so():
@@ -114,26 +113,24 @@ def test_nominal_spacing_gives_voxels_and_says_so():
     predicted = reference.copy()
     reference[1, 1, 1], predicted[4, 1, 1] = 3, 3
     nominal = replace(DESCRIPTION, spacing="nominal")
-    arguments = {"row": "student", "case": "a", "space": "native", "spacing": (2.0, 1.0, 1.0)}
-    (in_mm, *_) = score_case(predicted, reference, DESCRIPTION, **arguments)
-    (in_voxels, *_) = score_case(predicted, reference, nominal, **arguments)
+    (in_mm, *_) = scored(predicted, reference, spacing=(2.0, 1.0, 1.0))
+    (in_voxels, *_) = scored(predicted, reference, nominal, spacing=(2.0, 1.0, 1.0))
     assert (in_mm["hd95"], in_mm["hd95_unit"]) == (pytest.approx(6.0), "mm")
     assert (in_voxels["hd95"], in_voxels["hd95_unit"]) == (pytest.approx(3.0), "voxel")
     assert in_mm["nsd"] == 0.0
     assert math.isnan(in_voxels["nsd"])  # a millimetre is not known
     # Whole volumes are cut to the tumour before they are compared; the penalty is not.
-    (missed, *_) = score_case(np.zeros_like(reference), reference, DESCRIPTION, **arguments)
+    (missed, *_) = scored(np.zeros_like(reference), reference, spacing=(2.0, 1.0, 1.0))
     assert missed["hd95"] == pytest.approx(math.hypot(16, 4, 4))
 
 
 def test_cases_without_any_tumour_agree():
     empty = np.zeros((4, 4, 4), dtype=np.uint8)
-    arguments = {"row": "student", "case": "a", "space": "grid", "spacing": (1.0, 1.0, 1.0)}
-    for score in score_case(empty, empty, DESCRIPTION, **arguments):
-        assert (score["dice"], score["hd95"], score["nsd"]) == (1.0, 0.0, 1.0)
-        assert math.isnan(score["dice_reference_present"])
+    for line in scored(empty, empty):
+        assert (line["dice"], line["hd95"], line["nsd"]) == (1.0, 0.0, 1.0)
+        assert math.isnan(line["dice_reference_present"])
     with pytest.raises(ValueError, match="same grid"):
-        score_case(empty, empty[:2], DESCRIPTION, **arguments)
+        scored(empty, empty[:2])
 
 
 def test_grid_spacing_is_the_size_of_a_merged_voxel():
@@ -143,59 +140,29 @@ def test_grid_spacing_is_the_size_of_a_merged_voxel():
     assert grid_spacing(whole, (128, 128, 24), (2.0, 2.0, 5.0)) == (4.0, 4.0, 3.75)
 
 
-def test_perfect_network_scores_one_everywhere(subjects):
+def test_perfect_network_scores_one_everywhere_and_its_label_maps_are_the_reference(
+    subjects, tmp_path
+):
     labels = [class_indices(label_values()), class_indices(np.where(label_values(1) == 2, 2, 0))]
-    scores = evaluate(
-        perfect(labels),
-        subjects,
-        preprocessing(),
-        DESCRIPTION,
-        "softmax",
-        unit={"row": "teacher", "fold": 2, "seed": 7, "labelled": 5, "against": "baseline"},
-    )
+    unit = {"row": "teacher", "fold": 2, "seed": 7, "labelled": 5, "against": "baseline"}
+    scores = score(perfect(labels), subjects, unit=unit, prediction_folder=tmp_path / "maps")
     assert len(scores) == 2 * 3 * 2
     assert [*scores.columns] == [*COLUMNS]
-    for name, value in {"dice": 1.0, "hd95": 0.0, "nsd": 1.0, "modalities": "t1ce"}.items():
-        assert {*scores[name]} == {value}
-    for name, value in {"row": "teacher", "fold": 2, "seed": 7, "against": "baseline"}.items():
+    expected = {"dice": 1.0, "hd95": 0.0, "nsd": 1.0, "modalities": "t1ce"} | unit
+    for name, value in expected.items():
         assert {*scores[name]} == {value}
     without = one(scores, case="BraTS2021_00002", region="ET", space="native")
     assert math.isnan(without.dice_reference_present)
-
-
-def test_predictions_lie_on_the_original_grid_with_the_original_labels(subjects, tmp_path):
-    labels = [class_indices(label_values()), class_indices(label_values())]
-    folder = tmp_path / "predictions"
-    evaluate(
-        perfect(labels),
-        subjects,
-        preprocessing(),
-        DESCRIPTION,
-        "softmax",
-        unit={"row": "student"},
-        prediction_folder=folder,
-    )
-    written = nib.load(folder / "BraTS2021_00001_seg.nii.gz")
+    written = nib.load(tmp_path / "maps" / "BraTS2021_00001_seg.nii.gz")
     np.testing.assert_array_equal(np.asarray(written.dataobj), label_values())
     np.testing.assert_array_equal(written.affine, AFFINE)
     assert written.get_data_dtype() == np.uint8
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "BraTS2021_00001_seg.nii.gz",
-        "BraTS2021_00002_seg.nii.gz",
-    ]
+    assert len([*(tmp_path / "maps").iterdir()]) == 2
 
 
 def test_native_label_maps_are_scored_before_and_after_postprocessing(subjects):
     labels = [class_indices(label_values()), class_indices(label_values())]
-    scores = evaluate(
-        perfect(labels),
-        subjects,
-        preprocessing(),
-        DESCRIPTION,
-        "softmax",
-        unit={"row": "student"},
-        smallest_volume=500.0,
-    )
+    scores = score(perfect(labels), subjects, smallest_volume=500.0)
     # 32 voxels of 2 x 1 x 3 mm are predicted as ET, 192 mm³; the second subject has none.
     wanted = {"case": "BraTS2021_00002", "region": "ET", "space": "native"}
     off = one(scores, postprocessing="off", **wanted)
@@ -206,49 +173,29 @@ def test_native_label_maps_are_scored_before_and_after_postprocessing(subjects):
     assert len(scores) == 2 * 3 * 3
 
 
-def test_tumour_outside_the_crop_counts_as_missed_in_native_space_only(subjects):
-    inside = preprocessing(crop=(8, 8, 12), grid=(8, 8, 12))
-    label = class_indices(label_values())[4:12, 4:12]
-    scores = evaluate(
-        perfect([label]), subjects[:1], inside, DESCRIPTION, "softmax", unit={"row": "student"}
-    )
+@pytest.mark.parametrize(("wide", "native"), [(8, 1.0), (4, 2 / 3)])
+def test_tumour_outside_the_crop_counts_as_missed_in_native_space_only(subjects, wide, native):
+    # Of 8 slabs with tumour all or half lie in the crop: 2 * 0.5 / (1 + 0.5).
+    crop = (wide, 8, 12)
+    label = class_indices(label_values())[8 - wide // 2 : 8 + wide // 2, 4:12]
+    scores = score(perfect([label]), subjects[:1], preprocessing(crop=crop, grid=crop))
     assert one(scores, region="WT", space="grid").dice == 1.0
-    assert one(scores, region="WT", space="native").dice == 1.0  # the tumour fits the crop
-    narrow = preprocessing(crop=(4, 8, 12), grid=(4, 8, 12))
-    label = class_indices(label_values())[6:10, 4:12]
-    scores = evaluate(
-        perfect([label]), subjects[:1], narrow, DESCRIPTION, "softmax", unit={"row": "student"}
-    )
-    assert one(scores, region="WT", space="grid").dice == 1.0
-    # Half of the 8 slabs lie in the crop: 2 * 0.5 / (1 + 0.5).
-    assert one(scores, region="WT", space="native").dice == pytest.approx(2 / 3)
+    assert one(scores, region="WT", space="native").dice == pytest.approx(native)
 
 
-def test_overlapping_regions_paint_background_outside_the_crop():
-    logits = torch.full((1, 3, 4, 4, 4), 20.0)
+def test_sigmoid_decides_at_one_half_and_paints_background_outside_the_crop():
     inside = preprocessing(crop=(4, 4, 4), grid=(4, 4, 4))
-    classes = native_classes(logits, (8, 8, 8), inside, DESCRIPTION, "sigmoid")
-    assert (classes[2:6, 2:6, 2:6] == 3).all()
-    assert (classes > 0).sum() == 64
-
-
-def test_sigmoid_decides_at_one_half():
-    logits = torch.full((1, 3, 4, 4, 4), -0.01)
-    logits[:, 2] = 0.01  # WT alone
-    whole = preprocessing(crop=None, grid=(4, 4, 4))
-    assert (native_classes(logits, (4, 4, 4), whole, DESCRIPTION, "sigmoid") == 2).all()
+    for low, expected in ((20.0, 3), (-0.01, 2)):
+        logits = torch.full((1, 3, 4, 4, 4), low)
+        logits[:, 2] = abs(low)  # WT, with or without the regions inside it
+        classes = native_classes(logits, (8, 8, 8), inside, DESCRIPTION, "sigmoid")
+        assert (classes[2:6, 2:6, 2:6] == expected).all()
+        assert (classes > 0).sum() == 64
 
 
 def test_output_that_is_not_finite_is_refused(subjects):
     with pytest.raises(UserError, match="BraTS2021_00001: expected finite"):
-        evaluate(
-            lambda image: torch.full((1, 4, *SHAPE), math.nan),
-            subjects,
-            preprocessing(),
-            DESCRIPTION,
-            "softmax",
-            unit={"row": "student"},
-        )
+        score(lambda image: torch.full((1, 4, *SHAPE), math.nan), subjects)
 
 
 def test_scores_survive_the_csv(tmp_path):
@@ -283,26 +230,19 @@ def test_value_that_cannot_be_is_named_with_its_line(tmp_path, column, text):
         read_scores(path)
 
 
-@pytest.mark.parametrize("content", ["", "case,dice\na,1\n", "row\n" * 3, "\0\0", "{"])
-def test_missing_or_foreign_scores_are_explained(tmp_path, content):
+def test_missing_foreign_and_damaged_tables_are_explained(tmp_path):
     path = tmp_path / "scores.csv"
     with pytest.raises(UserError, match="no such file"):
         read_scores(path)
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"scores\.csv"):
-        read_scores(path)
-
-
-def test_lines_that_are_cut_short_or_twice_there_are_refused(tmp_path):
-    path = tmp_path / "scores.csv"
     write_scores(path, scores_of("student", {"a": 0.5}))
     whole = path.read_text()
-    path.write_text(whole[: whole.rindex(",")])
-    with pytest.raises(UserError, match="as long as the header"):
-        read_scores(path)
-    path.write_text(whole + whole.splitlines()[1])
-    with pytest.raises(UserError, match="two lines are about row student"):
-        read_scores(path)
+    cut, twice = whole[: whole.rindex(",")], whole + whole.splitlines()[1]
+    said = {cut: "as long as the header", twice: "two lines are about row student"}
+    foreign = dict.fromkeys(["", "case,dice\na,1\n", "row\n" * 3, "\0\0", "{"], r"scores\.csv")
+    for content, message in (foreign | said).items():
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_scores(path)
 
 
 def test_tables_of_units_are_gathered(tmp_path):
@@ -322,15 +262,7 @@ def test_reference_of_a_real_subject_survives_grid_and_back(tmp_path):
     (subject,) = [subject for subject in subjects if subject.name == "BraTS2021_01476"]
     brats = Preprocessing(description, ("t1ce",), description.crop, description.grid)
     on_grid = brats(subject)["label"][0].numpy()
-    scores = evaluate(
-        perfect([on_grid]),
-        [subject],
-        brats,
-        description,
-        "softmax",
-        unit={"row": "student"},
-        prediction_folder=tmp_path,
-    )
+    scores = score(perfect([on_grid]), [subject], brats, prediction_folder=tmp_path)
     assert one(scores, region="WT", space="grid").dice == 1.0
     native = one(scores, region="WT", space="native")
     assert 0.94 < native.dice < 1.0

@@ -175,6 +175,6 @@ def test_a_link_out_of_the_data_set_is_followed(tmp_path, root):
 
 @given(hostile)
 def test_a_table_in_a_terminal_sends_nothing_that_it_would_obey(text):
-    table = Table.of(text, [text, "b"], [[text, text]], [text])
+    table = Table.of(text, [{text: text, f"{text}b": text}], text)
     for shown in (table.text(), table.markdown()):
         assert not {"\x1b", "\x07", "\u202e", "\0"} & {*shown}

@@ -13,9 +13,8 @@ import train
 from kdnet.config import changed, parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
-from kdnet.results.stored import read_mapping
 from kdnet.rows import read_rows
-from kdnet.runs.folder import Folder
+from kdnet.runs.folder import Folder, read_mapping
 
 APPLICATION = Path(train.__file__).parent
 SOURCES = [

@@ -93,9 +93,7 @@ def assert_same(one, other):
 
 
 def assert_same_page(one, other):
-    slices = [np.load(run / "slices.npz") for run in (one, other)]
-    assert set(slices[0]) == set(slices[1])
-    assert all(np.array_equal(slices[0][name], slices[1][name]) for name in slices[0])
+    assert (one / "slices.json").read_bytes() == (other / "slices.json").read_bytes()
     assert (other / "report.html").read_text().rstrip().endswith("</html>")
     for record in other.glob("units/*/*/unit.json"):
         assert json.loads(record.read_text())["seconds"].keys() >= {"data", "training"}

@@ -1,1 +1,1 @@
-"""Scores of held-out cases: per-case metrics, paired statistics, tables."""
+"""Scores of held-out cases, and the label maps behind them."""

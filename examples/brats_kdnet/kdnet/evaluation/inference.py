@@ -39,8 +39,22 @@ def predict_volume(
 ) -> Tensor:
     """Predict a volume at once, window by window, or slice by slice."""
     if patch is not None:
-        return _by_windows(predict, image, patch)
-    return predict(image) if slices is None else _by_slices(predict, image, slices)
+        # MONAI weights in place what it is given; an output of inference mode would forbid it.
+        logits = sliding_window_inference(
+            image,
+            patch,
+            1,
+            lambda part: predict(part).clone(),
+            overlap=OVERLAP,
+            mode="gaussian",
+            sigma_scale=SIGMA,
+        )
+        return cast("Tensor", logits)
+    if slices is None:
+        return predict(image)
+    parts = torch.stack(list(cut(image[0], slices)))
+    answers = torch.cat([predict(some) for some in torch.split(parts, _SLICES)])
+    return stack(answers.unbind(), slices)[None]
 
 
 def volume_predictor(
@@ -105,23 +119,3 @@ def write_label_map(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as partial:
         nib.save(image, partial)
-
-
-def _by_windows(predict: Callable[[Tensor], Tensor], image: Tensor, patch: Size) -> Tensor:
-    # MONAI weights in place what it is given; an output of inference mode would forbid it.
-    logits = sliding_window_inference(
-        image,
-        patch,
-        1,
-        lambda part: predict(part).clone(),
-        overlap=OVERLAP,
-        mode="gaussian",
-        sigma_scale=SIGMA,
-    )
-    return cast("Tensor", logits)
-
-
-def _by_slices(predict: Callable[[Tensor], Tensor], image: Tensor, plane: Plane) -> Tensor:
-    parts = torch.stack(list(cut(image[0], plane)))
-    logits = torch.cat([predict(some) for some in torch.split(parts, _SLICES)])
-    return stack(logits.unbind(), plane)[None]

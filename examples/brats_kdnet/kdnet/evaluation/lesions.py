@@ -1,4 +1,4 @@
-"""Scores of single lesions, computed by panoptica; optional.
+"""Scores of single lesions.
 
 A case with one large and one missed small lesion has a Dice near 1. Lesion by lesion it does not.
 The BraTS evaluations have counted lesions since 2023.
@@ -6,25 +6,23 @@ The BraTS evaluations have counted lesions since 2023.
 
 from __future__ import annotations
 
-import importlib
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 
 from kdnet.data.description import Description
 from kdnet.data.preprocessing import read_classes
 from kdnet.data.subjects import ImageFile, Subject
-from kdnet.data.targets import to_regions
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
-from kdnet.evaluation.metrics import bounding_box, check_shapes, image_diagonal
+from kdnet.evaluation.metrics import Mask, surface_scores
+from kdnet.evaluation.scoring import distance_unit, region_masks
 
 
 def score_lesions(
@@ -40,27 +38,25 @@ def score_lesions(
     # Dice); what a missed or false lesion costs, and an empty case, is that of 2023. Departures:
     # the penalty is the diagonal (373.13 mm in BraTS) where they print 373 or 374, lesions are not
     # dilated before they are told apart, and small ones are not left out.
-    check_shapes(predicted, reference)
-    nominal = description.spacing == "nominal"
-    steps = (1.0,) * predicted.ndim if nominal else tuple(map(float, spacing))
-    tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
-    references = to_regions(reference[tumour], description)
     scores = []
-    for region, mask in to_regions(predicted[tumour], description).items():
-        found = _matched(mask, references[region], steps)
-        lesions = found.reference + found.predicted - found.pairs
-        penalty = (lesions - found.pairs) * image_diagonal(predicted.shape, steps)
+    masks, voxel, diagonal = region_masks(predicted, reference, description, spacing)
+    for region, mask, truth in masks:
+        found, true = _numbered(mask), _numbered(truth)
+        pairs = _pairs(found, true)
+        lesions = int(found.max(initial=0) + true.max(initial=0)) - len(pairs)
+        distances = [surface_scores(found == i, true == j, voxel)[0] for i, j, _ in pairs]
+        penalty = (lesions - len(pairs)) * diagonal
         scores.append(
             place
             | {
                 "region": region,
-                "reference_lesions": found.reference,
-                "predicted_lesions": found.predicted,
-                "matched": found.pairs,
+                "reference_lesions": int(true.max(initial=0)),
+                "predicted_lesions": int(found.max(initial=0)),
+                "matched": len(pairs),
                 # Missed and false lesions count 0 and the diagonal; no lesion at all 1 and 0.
-                "dice": found.dice / lesions if lesions else 1.0,
-                "hd95": (found.hd95 + penalty) / lesions if lesions else 0.0,
-                "hd95_unit": "voxel" if nominal else "mm",
+                "dice": sum(dice for *_, dice in pairs) / lesions if lesions else 1.0,
+                "hd95": (sum(distances) + penalty) / lesions if lesions else 0.0,
+                "hd95_unit": distance_unit(description),
             }
         )
     return scores
@@ -90,65 +86,17 @@ def score_folder(
     return pd.DataFrame(scores)
 
 
-@dataclass(frozen=True)
-class _Matched:
-    """Counts, and sums over the pairs."""
-
-    reference: int
-    predicted: int
-    pairs: int
-    dice: float
-    hd95: float
+def _numbered(mask: Mask) -> NDArray[np.int32]:
+    """Lesions by number, from 1; voxels that touch at a corner belong together."""
+    numbered: NDArray[np.int32] = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))[0]
+    return numbered
 
 
-def _matched(
-    predicted: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: tuple[float, ...]
-) -> _Matched:
-    panoptica = load_panoptica()
-    if not (predicted.any() or reference.any()):
-        return _Matched(0, 0, 0, dice=0.0, hd95=0.0)
-    results = _evaluator().evaluate(
-        predicted.astype(np.uint8), reference.astype(np.uint8), False, voxelspacing=spacing
-    )
-    (result,) = results.values()
-    sums = {
-        metric: math.fsum(
-            result.get_list_metric(getattr(panoptica.Metric, metric), panoptica.MetricMode.ALL)
-        )
-        for metric in ("DSC", "HD95")
-    }
-    counts = int(result.n_ref_instances), int(result.n_pred_instances), int(result.tp)
-    return _Matched(*counts, dice=sums["DSC"], hd95=sums["HD95"])
-
-
-@lru_cache(maxsize=1)
-def _evaluator() -> Any:
-    panoptica = load_panoptica()
-    edges = importlib.import_module("panoptica.utils.edge_case_handling")
-    metrics = [panoptica.Metric.DSC, panoptica.Metric.HD95]
-    # What to say where nothing is matched is decided by the caller, from the counts.
-    unmatched = edges.MetricZeroTPEdgeCaseHandling(default_result=edges.EdgeCaseResult.NAN)
-    return panoptica.Panoptica_Evaluator(
-        expected_input=panoptica.InputType.SEMANTIC,
-        instance_approximator=panoptica.ConnectedComponentsInstanceApproximator(),
-        # Any overlap makes a pair.
-        instance_matcher=panoptica.MaxBipartiteMatching(panoptica.Metric.DSC, 1e-6),
-        edge_case_handler=edges.EdgeCaseHandler(dict.fromkeys(metrics, unmatched)),
-        instance_metrics=metrics,
-        global_metrics=[],
-    )
-
-
-def load_panoptica() -> Any:
-    """Import panoptica."""
-    try:
-        panoptica = importlib.import_module("panoptica")
-    except ImportError as error:
-        raise UserError(
-            f"Scores of single lesions are computed by panoptica, which cannot be imported "
-            f"({error}). Install what it needs, and then itself without its upper bounds on numpy "
-            "and rich: pip install -e '.[lesions]' and pip install --no-deps 'panoptica>=2.1.7'. "
-            "No other score needs it."
-        ) from error
-    panoptica.disable_citation_reminder()
-    return panoptica
+def _pairs(found: NDArray[np.int32], true: NDArray[np.int32]) -> list[tuple[int, int, float]]:
+    """Numbers of the lesions that belong together, with their Dice, whose sum is the largest."""
+    shared = np.zeros((found.max(initial=0) + 1, true.max(initial=0) + 1))
+    np.add.at(shared, (found.ravel(), true.ravel()), 1)
+    sizes = shared.sum(axis=1, keepdims=True)[1:] + shared.sum(axis=0, keepdims=True)[:, 1:]
+    overlaps = 2 * shared[1:, 1:] / sizes
+    matched = zip(*linear_sum_assignment(overlaps, maximize=True), strict=True)
+    return [(i + 1, j + 1, float(overlaps[i, j])) for i, j in matched if overlaps[i, j] > 0]

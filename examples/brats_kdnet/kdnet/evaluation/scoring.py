@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from kdnet.data.targets import predict_classes, to_regions
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import native_classes, predict_finite, write_label_map
 from kdnet.evaluation.metrics import (
+    Mask,
     bounding_box,
     check_shapes,
     dice,
@@ -28,10 +29,6 @@ from kdnet.evaluation.metrics import (
 from kdnet.evaluation.postprocessing import remove_small
 from kdnet.files import UnreadableError, atomic, read_rows
 
-Space = Literal["grid", "native"]
-
-#: Which unit a score belongs to; `against` is the row that it is compared with.
-UNIT = ("row", "fold", "seed", "labelled", "unlabelled", "against")
 #: What only one line of a table may have.
 PLACE = ("row", "fold", "seed", "case", "region", "space", "postprocessing", "modalities")
 #: Columns and what they hold: a name, perhaps none, a count, a number from 0, one up to 1, or one
@@ -67,31 +64,49 @@ def score_case(
     **place: Any,
 ) -> list[dict[str, Any]]:
     """Score every region of one case, a line of the table each; `place` says whose they are."""
-    check_shapes(predicted, reference)
-    nominal = description.spacing == "nominal"
-    steps = (1.0,) * predicted.ndim if nominal else tuple(spacing)
-    diagonal = image_diagonal(predicted.shape, steps)
-    # Every region lies inside; a full volume holds twenty times as much.
-    tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
-    references = to_regions(reference[tumour], description)
     scores = []
-    for region, mask in to_regions(predicted[tumour], description).items():
-        distance, surface = surface_scores(mask, references[region], steps, diagonal=diagonal)
-        overlap, voxels = dice(mask, references[region]), int(references[region].sum())
+    masks, voxel, diagonal = region_masks(predicted, reference, description, spacing)
+    for region, mask, truth in masks:
+        distance, surface = surface_scores(mask, truth, voxel, diagonal=diagonal)
+        overlap, present = dice(mask, truth), int(truth.sum())
+        unit = distance_unit(description)
         scores.append(
             place
             | {
                 "region": region,
                 "dice": overlap,
-                "dice_reference_present": overlap if voxels else math.nan,
+                "dice_reference_present": overlap if present else math.nan,
                 "hd95": distance,
-                "hd95_unit": "voxel" if nominal else "mm",
-                "nsd": math.nan if nominal else surface,
-                "reference_voxels": voxels,
+                "hd95_unit": unit,
+                "nsd": surface if unit == "mm" else math.nan,
+                "reference_voxels": present,
                 "predicted_voxels": int(mask.sum()),
             }
         )
     return scores
+
+
+def region_masks(
+    predicted: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    description: Description,
+    spacing: Sequence[float],
+) -> tuple[list[tuple[str, Mask, Mask]], tuple[float, ...], float]:
+    """Name, prediction and reference of every region, size of a voxel, and the image's diagonal."""
+    check_shapes(predicted, reference)
+    nominal = distance_unit(description) == "voxel"
+    voxel = (1.0,) * predicted.ndim if nominal else tuple(map(float, spacing))
+    # Every region lies inside; a full volume holds twenty times as much.
+    tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
+    truths = to_regions(reference[tumour], description)
+    found = to_regions(predicted[tumour], description).items()
+    masks = [(region, mask, truths[region]) for region, mask in found]
+    return masks, voxel, image_diagonal(predicted.shape, voxel)
+
+
+def distance_unit(description: Description) -> str:
+    """What distances are given in: voxels where the spacing in the files is nominal."""
+    return "voxel" if description.spacing == "nominal" else "mm"
 
 
 def grid_spacing(
@@ -117,14 +132,9 @@ def evaluate(
     on_case: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Predict and score held-out subjects, at the training grid and in native space."""
-    place: dict[str, Any] = {
-        "labelled": 0,
-        "unlabelled": 0,
-        "against": "",
-        "fold": 0,
-        "seed": 0,
-        **unit,
-    }
+    place = (
+        dict.fromkeys(("labelled", "unlabelled", "fold", "seed"), 0) | {"against": ""} | {**unit}
+    )
     place["modalities"] = modalities or "+".join(preprocessing.modalities)
     scores: list[dict[str, Any]] = []
     for subject in subjects:
@@ -184,6 +194,13 @@ def gather_scores(root: Path, name: str = "scores.csv") -> pd.DataFrame:
     return scores
 
 
+def scored_in(
+    scores: pd.DataFrame, space: str = "native", postprocessing: str = "off"
+) -> pd.DataFrame:
+    """Lines of one space and treatment."""
+    return scores[(scores["space"] == space) & (scores["postprocessing"] == postprocessing)]
+
+
 def read_table(
     path: Path, columns: Mapping[str, str | tuple[str, ...]], place: Sequence[str]
 ) -> pd.DataFrame:
@@ -210,23 +227,21 @@ def read_table(
 
 def _column(texts: pd.Series[Any], form: str | tuple[str, ...]) -> pd.Series[Any]:
     """Texts as what they stand for; the first that is none of it is an error."""
-    if form == "text":
-        return texts
-    numbers = texts.map(_number).astype(float)
-    if isinstance(form, tuple):
-        right, form = texts.isin(form), f"one of {', '.join(form)}"
-    elif form == "name":
-        right = texts.str.strip() != ""
+    values: pd.Series[Any] = texts
+    if form in {"count", "share", "number"}:
+        values = texts.map(_number).astype(float)
+        most = {"share": 1.0, "count": 2.0**53}.get(str(form), float(np.finfo(float).max))
+        # Scores that do not exist are empty; counts always exist, and are whole.
+        missing = texts.str.lower().isin(["", "nan"]) & (form != "count")
+        right = values.between(0, most) & ((values % 1 == 0) | (form != "count")) | missing
+    elif isinstance(form, tuple):
+        right = texts.isin(form)
     else:
-        top = {"share": 1.0, "count": 2.0**53}.get(form, float(np.finfo(float).max))
-        right = numbers.between(0, top) | (texts.str.lower().isin(["", "nan"]) & (form != "count"))
-        right &= (numbers % 1 == 0) | (form != "count")
+        right = (texts.str.strip() != "") | (form == "text")
     if not right.all():
         line = int((~right).to_numpy().argmax())
         raise ValueError(f"line {line + 2}: {texts.name} is {texts.iloc[line]!r}, no {form}")
-    if form == "count":
-        return numbers.astype(int)
-    return numbers if form in {"share", "number"} else texts
+    return values.astype(int) if form == "count" else values
 
 
 def _number(text: str) -> float:

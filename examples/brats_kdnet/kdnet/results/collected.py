@@ -7,11 +7,11 @@ from rich.console import Console
 
 from kdnet.errors import UserError
 from kdnet.evaluation.lesions import score_folder
-from kdnet.evaluation.scoring import gather_scores, read_scores, write_scores
+from kdnet.evaluation.scoring import gather_scores, read_scores, scored_in, write_scores
 from kdnet.results.page import write_report
 from kdnet.results.stats import gains
-from kdnet.results.stored import read_folder
-from kdnet.results.tables import gain_table, paper_table, results_table
+from kdnet.results.stored import Results, read_folder
+from kdnet.results.tables import Table, gain_table, paper_table, results_table
 from kdnet.runs.plan import Plan
 
 
@@ -56,32 +56,19 @@ def show_results(plan: Plan, console: Console) -> None:
         console.print("No unit is done, so there are no results yet.", highlight=False)
         return
     results = read_folder(plan.root)
-    scores, label = results.scores, results.label
-    native = scores[(scores["space"] == "native") & (scores["postprocessing"] == "off")]
-    tables = (
-        []
-        if results.is_study
-        else [
-            *(paper_table(which, scores, results.protocol) for which in ("Table 1", "Table 2")),
-            results_table(scores, label),
-            gain_table(gains(native), label),
-        ]
-    )
-    for table in tables:
-        if table is not None:
-            phantom = "PHANTOM: " * results.phantom
-            console.print(f"{phantom}{table.text()}", highlight=False, soft_wrap=True)
+    for table in () if results.is_study else _main_tables(results):
+        phantom = "PHANTOM: " * results.phantom
+        console.print(f"{phantom}{table.text()}", highlight=False, soft_wrap=True)
     report = write_report(plan.root, plan.trusted)
-    total = 0.0
-    for unit in plan.units():
-        record = plan.folder(unit).read_record()
-        seconds = record.get("seconds", {})
-        total += sum(seconds.values())
-        counts = record.get("teacher_cache")
-        if counts:
-            asked = counts["hits"] + counts["misses"]
-            line = f"{unit.name}: teacher cache served {counts['hits']} of {asked} samples"
-            console.print(line, highlight=False, soft_wrap=True)
+    records = [plan.folder(unit).read_record() for unit in plan.units()]
+    total = sum(sum(record.get("seconds", {}).values()) for record in records)
     for path in (plan.root / "tables.md", report):
         console.print(f"Written: {path}", highlight=False, soft_wrap=True)
     console.print(f"In all {total:.0f} s of training and scoring.", highlight=False)
+
+
+def _main_tables(results: Results) -> list[Table]:
+    scores, label = results.scores, results.label
+    papers = [paper_table(which, results) for which in ("Table 1", "Table 2")]
+    own = [results_table(scores, label), gain_table(gains(scored_in(scores)), label)]
+    return [table for table in (*papers, *own) if table is not None and len(table.frame)]

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdnet.errors import UserError
-from kdnet.results.stored import Results, read_mapping
+from kdnet.results.stored import Results
 from kdnet.results.tables import Table, number
+from kdnet.runs.folder import UnitFolder
 from kdnet.training.checkpoint import load_model
 from kdnet.training.history import read_history
 
@@ -24,17 +25,14 @@ def cost_table(results: Results, trusted: Collection[str] = ()) -> Table:
     for row in results.rows:
         units = [unit for unit in results.units(row) if (unit / "model.safetensors").is_file()]
         try:
-            lines += [[results.label(row), *_cost(unit, trusted)] for unit in units[:1]]
+            lines += [{"network": results.label(row)} | _cost(unit, trusted) for unit in units[:1]]
         except UserError as error:
             unread.append(f"{row}: {error}")
-    columns = ["network", "parameters (10⁶)", "GFLOP per pass", "epochs"]
-    columns += ["training (min)", "seconds per epoch", "peak memory (MiB)"]
     note = (
-        "On the first fold and seed. Operations of convolutions and matrix products in one forward "
-        "pass of one sample: of a case, or of a patch or slice of one. Seconds: training steps, "
-        "without validation."
+        "Operations of convolutions and matrix products in one forward pass of one sample: of a "
+        "case, or of a patch or slice of one. Times: training steps, without validation."
     )
-    return Table.of("Cost", columns, lines, [note, *unread])
+    return Table.of("Of the first fold and seed", lines, note, *unread)
 
 
 def parameters(network: nn.Module) -> int:
@@ -59,19 +57,17 @@ def _counted(network: nn.Module, image: torch.Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _cost(unit: Path, trusted: Collection[str]) -> list[str]:
+def _cost(unit: Path, trusted: Collection[str]) -> dict[str, str]:
     network, metadata = load_model(unit / "model.safetensors", trusted=trusted)
     epochs = read_history(unit / "history.csv")
     seconds = sum(epoch.get("seconds", math.nan) for epoch in epochs) if epochs else math.nan
-    peaks = read_mapping(unit / "unit.json").get("peak_mib")
-    sizes = (
-        [v for v in peaks.values() if type(v) in {int, float}] if isinstance(peaks, dict) else []
-    )
-    return [
-        number(parameters(network) / 1e6, 2),
-        number(flops(network, (1, metadata.in_channels, *metadata.input_size)) / 1e9, 1),
-        str(len(epochs)),
-        number(seconds / 60, 1),
-        number(seconds / max(len(epochs), 1), 1),
-        number(max(sizes, default=math.nan), 0),
-    ]
+    peaks = UnitFolder(unit).read_record().get("peak_mib", {})
+    shape = (1, metadata.in_channels, *metadata.input_size)
+    return {
+        "parameters (10⁶)": number(parameters(network) / 1e6, 2),
+        "GFLOP per pass": number(flops(network, shape) / 1e9, 1),
+        "epochs": str(len(epochs)),
+        "training (min)": number(seconds / 60, 1),
+        "seconds per epoch": number(seconds / max(len(epochs), 1), 1),
+        "peak memory (MiB)": number(max(peaks.values(), default=math.nan), 0),
+    }

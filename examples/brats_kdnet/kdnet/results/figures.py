@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
@@ -21,14 +21,14 @@ from kdnet.results.study_tables import Study
 from kdnet.results.tables import Label, number
 
 # The colours of the page; on it, ink and rules follow its own, light or dark.
-_INK, _SOFT, _RULE = "#1d2327", "#5d676e", "#dcdfdb"
+_INK, _RULE = "#1d2327", "#dcdfdb"
 _TEACHER, _BASELINE, _GAIN, _LOSS = "#6d4bc3", "#a85a08", "#1769aa", "#c2410c"
 _COLOURS = ("#0b756c", "#1769aa", "#c2410c", "#8c6d1f", "#b0307a", "#5d676e", "#3f7d20", "#7a4b2a")
 _MARKERS = "osD^vPX<"
 _DASHED = (0, (4, 2))
 # Text of 10 points on 5.2 inches is still 10 pixels high on a page of 400 pixels.
 _WIDTH = 5.2
-_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "study", "font.size": 10}
+_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "kdnet", "font.size": 10}
 
 
 @dataclass(frozen=True)
@@ -36,40 +36,26 @@ class Picture:
     """A figure of a study and its words.
 
     Attributes:
-        name: Of its files, without the ending.
+        name: Of its file, without the ending.
         title: Above it.
         caption: Says what is seen, also to those who do not see it.
-        figure: What is drawn; None where that cannot be done, and the caption says why.
+        figure: What is drawn.
     """
 
     name: str
     title: str
     caption: str
-    figure: Figure | None
+    figure: Figure
 
     @property
     def svg(self) -> Markup:
         """The figure as a part of a page."""
-        return _inline(self.figure, self.title) if self.figure else Markup()
+        return _inline(self.figure, self.title)
 
     def save(self, folder: Path) -> None:
-        """Write it as PNG and SVG, the same bytes each time, or remove what older rows gave."""
-        for ending, metadata in (
-            ("png", {"Software": None}),
-            ("svg", {"Date": None, "Creator": None, "Title": self.title}),
-        ):
-            path = folder / f"{self.name}.{ending}"
-            if self.figure is None:
-                path.unlink(missing_ok=True)
-                continue
-            buffer = io.BytesIO()
-            with mpl.rc_context(_SETTINGS):
-                self.figure.savefig(buffer, format=ending, dpi=200, metadata=metadata)
-            content = buffer.getvalue()
-            with atomic(path) as partial:
-                partial.write_bytes(
-                    _fonts(content.decode()).encode() if ending == "svg" else content
-                )
+        """Write it as PNG, the same bytes each time."""
+        with atomic(folder / f"{self.name}.png") as partial, mpl.rc_context(_SETTINGS):
+            self.figure.savefig(partial, format="png", dpi=200, metadata={"Software": None})
 
 
 def colours_of(rows: Sequence[str], teachers: Sequence[str], baseline: str) -> dict[str, str]:
@@ -98,11 +84,10 @@ def learning_curves(
             for row, column in curves:
                 values = [epoch[column] for epoch in histories[row]]
                 style = _DASHED if column.startswith("validation") else "-"
-                place = range(1, len(values) + 1)
                 # A line through one point would not be seen.
                 marker = "o" if len(values) == 1 else ""
-                colour = colours.get(row, _INK)
-                axes.plot(place, values, color=colour, linestyle=style, marker=marker)
+                place = range(1, len(values) + 1)
+                axes.plot(place, values, color=colours[row], linestyle=style, marker=marker)
             axes.set_xlabel("epoch", color=_INK)
             axes.xaxis.get_major_locator().set_params(integer=True)
             drawn.append(_inline(figure, title))
@@ -112,8 +97,8 @@ def learning_curves(
 def case_gains(gain: Gain, label: Label) -> Markup:
     """The gain of every case, sorted."""
     values = sorted(gain.means, reverse=True)
-    better, worse = (sum(sign * value > 0 for value in values) for sign in (1, -1))
-    figure, axes = _chart(f"{gain.region}: {better} of {len(values)} gain, {worse} lose")
+    counts = f"{gain.changed(1)} of {len(values)} gain, {gain.changed(-1)} lose"
+    figure, axes = _chart(f"{gain.region}: {counts}")
     # One outline per colour: 285 bars of their own would be most of the page.
     edges = [edge - 0.5 for edge in range(len(values) + 1)]
     for colour, bound in ((_GAIN, max), (_LOSS, min)):
@@ -126,64 +111,56 @@ def case_gains(gain: Gain, label: Label) -> Markup:
     axes.set_xlabel(f"{len(values)} cases, sorted", color=_INK)
     axes.set_xticks([])
     words = f"gain in Dice of every case, {label(gain.row)} over {label(gain.against)}"
-    return _inline(figure, f"{gain.region}: {words}; {better} of {len(values)} gain, {worse} lose")
+    return _inline(figure, f"{gain.region}: {words}; {counts}")
 
 
 def study_pictures(study: Study) -> list[Picture]:
-    """All figures of a study."""
+    """Dice of the networks that matter, and gains against numbers of subjects; those there are."""
     name = study.results.title + " (phantom)" * study.results.phantom
-    rows = [row for row in study.results.rows if not study.of(row).empty]
+    dots = _dots(study, f"{name}: Dice", _shown_rows(study))
     return [
-        _dots(study, "headline", f"{name}: Dice with few labels and with all", _ends(study, rows)),
-        _dots(study, "dice", f"{name}: Dice of all networks", rows),
-        _gain_lines(study, "gain-by-labelled", name, "labelled subjects", _by_labelled),
-        _gain_lines(study, "gain-by-unlabelled", name, "unlabelled subjects", _by_unlabelled),
+        dots,
+        *_gain_lines(study, "gain-by-labelled", name, "labelled", _by_labelled),
+        *_gain_lines(study, "gain-by-unlabelled", name, "unlabelled", _by_unlabelled),
     ]
 
 
-@dataclass(frozen=True)
-class _Line:
-    """Gains of one kind that make a line: places on the axis, and what is written there."""
-
-    kind: str
-    name: str
-    dashed: bool
-    points: list[tuple[float, Gain, str]]
-
-
-def _ends(study: Study, rows: Sequence[str]) -> list[str]:
-    """With fewest and with most labels: baseline, teacher, chosen recipe with all subjects."""
-    chosen = [row for row in rows if study.is_chosen(row)]
+def _shown_rows(study: Study) -> list[str]:
+    """Baseline, teacher and chosen recipe with fewest and with most labels; else all rows."""
+    rows, chosen = [*study.spans.index], study.chosen
+    rows = [row for row in study.results.rows if row in rows]
+    if not chosen:
+        return rows
     labelled = {row: study.subjects(row)[0] for row in rows}
-    found = set()
-    for count in {labelled[row] for row in (*chosen[:1], *chosen[-1:])}:
-        own = [row for row in chosen if labelled[row] == count]
-        found.add(max(own, key=lambda row: study.subjects(row)[1]))
-        found |= {row for row in rows if labelled[row] == count and not study.is_student(row)}
-    return [row for row in rows if row in found]
+    counts = {labelled[chosen[0]], labelled[chosen[-1]]}
+    students = {gain.row for gain in study.gains}
+    return [
+        row for row in rows if labelled[row] in counts and (row in chosen or row not in students)
+    ]
 
 
-def _dots(study: Study, name: str, title: str, rows: Sequence[str]) -> Picture:
-    if not rows:
-        return Picture(name, title, "no row of the chosen recipe is stored.", None)
-    places: dict[str, float] = {}
-    for row, previous in zip(rows, ["", *rows], strict=False):
-        same = previous and study.settings[previous] == study.settings[row]
+def _dots(study: Study, title: str, rows: Sequence[str]) -> Picture:
+    """Mean and interval of every row, below the names of their settings."""
+    heights, names = {}, {}
+    below = 0.0
+    for row in rows:
         # A line is left free above each setting, for its name.
-        places[row] = (places[previous] if previous else -0.7) + (1.0 if same else 1.7)
+        if study.setting(row) not in names:
+            names[study.setting(row)] = below
+            below += 0.7
+        below += 1.0
+        heights[row] = below - 0.7
 
     def draw(axes: Any, region: str) -> None:
-        named: set[str] = set()
-        for row, height in places.items():
+        for row, height in heights.items():
             own = study.of(row)
-            _dot(axes, study, row, own[own["region"] == region], height)
-            if study.settings[row] not in named:
-                named.add(study.settings[row])
-                where = {"xycoords": ("axes fraction", "data"), "fontweight": "bold"}
-                _note(axes, study.settings[row], (0, height - 0.8), (3, 0), va="center", **where)
-        names = [textwrap.fill(_plain(study.results.label(row)), 26) for row in places]
-        axes.set_yticks(list(places.values()), names)
-        axes.set_ylim(max(places.values()) + 0.6, -0.3)
+            _dot(axes, study, row, cells(own[own["region"] == region]), height)
+        for name, height in names.items():
+            where: Any = {"xycoords": ("axes fraction", "data"), "fontweight": "bold"}
+            _note(axes, name, (0, height + 0.2), (3, 0), va="center", **where)
+        labels = [textwrap.fill(_plain(study.results.label(row)), 26) for row in rows]
+        axes.set_yticks([*heights.values()], labels)
+        axes.set_ylim(below, -0.3)
         # Room for the number beside the last interval.
         left, right = axes.get_xlim()
         axes.set_xlim(left, right + 0.1 * (right - left))
@@ -193,22 +170,19 @@ def _dots(study: Study, name: str, title: str, rows: Sequence[str]) -> Picture:
 
     caption = (
         "Mean Dice of the held-out cases, all folds and seeds pooled, with its 95 % bootstrap "
-        "interval over cases and seeds. Intervals of two networks may overlap although the paired "
-        "gain is certain."
+        "interval over patients and seeds. Intervals of two networks may overlap although the "
+        "paired gain is certain."
     )
-    height = 0.6 + 0.25 * (len(rows) + 0.7 * len({study.settings[row] for row in rows}))
-    return Picture(name, title, caption, _panels(study, title, draw, height))
+    return Picture("headline", title, caption, _panels(study, title, draw, 0.6 + 0.25 * below))
 
 
-def _dot(axes: Any, study: Study, row: str, own: Any, height: float) -> None:
-    values = cells(own)
-    if values.empty:
-        return
+def _dot(axes: Any, study: Study, row: str, values: pd.DataFrame, height: float) -> None:
     colour, marker = _style(study, study.kind(row))
     mean, found = values.mean(axis=1).mean(), interval(values)
+    end = mean if found.reason else found.upper
     axes.plot([found.lower, found.upper], [height] * 2, color=colour, linewidth=2.2)
     axes.plot([mean], [height], marker, color=colour, markersize=7, markeredgecolor="white")
-    _note(axes, number(mean), (mean if found.reason else found.upper, height), (7, 0), va="center")
+    _note(axes, number(mean), (end, height), (7, 0), va="center")
 
 
 def _gain_lines(
@@ -216,123 +190,91 @@ def _gain_lines(
     name: str,
     title: str,
     what: str,
-    arrange: Callable[[Study, Sequence[Gain]], list[_Line]],
-) -> Picture:
-    """Gain over the baseline against a number of subjects, a line per kind."""
-    title = f"{title}: gain over the {study.reference} against {what}"
-    regions = dict.fromkeys(gain.region for gain in study.gains)
-    lines = {r: arrange(study, [g for g in study.gains if g.region == r]) for r in regions}
-    every = [line for own in lines.values() for line in own]
-    if not every:
-        return Picture(name, title, f"no student has pairs that differ in {what}.", None)
-    ticks = sorted({x for line in every for x, _, _ in line.points})
-    share = arrange is _by_unlabelled
+    lines_of: Callable[[pd.DataFrame], Iterator[tuple[str, pd.DataFrame]]],
+) -> Iterator[Picture]:
+    """Gain over the baseline against a number of subjects, a line for every name."""
+    gains = pd.DataFrame([_point(study, gain) for gain in study.gains])
+    if gains.empty:
+        return
+    points = pd.concat([own.assign(line=line) for line, own in lines_of(gains)] or [gains[:0]])
+    if points.empty:
+        return
+    title = f"{title}: gain over the {study.reference} against {what} subjects"
+    ticks = sorted(points[what].unique())
+    span = max(ticks) - min(ticks) or 1.0
 
     def draw(axes: Any, region: str) -> None:
-        _draw_lines(axes, study, lines.get(region, []), [0.0, *ticks] if share else ticks)
-        if share:
-            axes.set_xlabel("unlabelled share of the training subjects, %", color=_INK)
-        else:
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.set_xlabel("labelled training subjects", color=_INK)
+        shown = points[points["region"] == region].groupby("line", sort=False)
+        for place, (line, own) in enumerate(shown):
+            # Intervals of several lines at one number of subjects would hide each other.
+            x = own[what] + 0.012 * span * (place - (len(shown) - 1) / 2)
+            colour, marker = _style(study, own["kind"].iloc[0])
+            axes.fill_between(x, own["lower"], own["upper"], color=colour, alpha=0.1, linewidth=0)
+            axes.vlines(x, own["lower"], own["upper"], color=colour, linewidth=1.2)
+            shape = {"marker": marker, "markersize": 6, "markeredgecolor": "white"}
+            dashes = _DASHED if own["dashed"].any() else "-"
+            label = _plain(str(line))
+            axes.plot(x, own["gain"], color=colour, linestyle=dashes, label=label, **shape)
+        axes.axhline(0, color=_INK, linewidth=0.8)
+        axes.set_xlim(min(ticks) - 0.12 * span, max(ticks) + 0.12 * span)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xlabel(f"{what} training subjects", color=_INK)
         axes.set_ylabel("gain in Dice", color=_INK)
 
     caption = (
         f"Mean gain in Dice over the {study.reference} with as many labelled subjects, of the same "
-        f"fold, seed and case, against the {'share' if share else 'number'} of {what}"
-        + ", whose number is below the point"
-        * share
-        + "; bars and bands are 95 % bootstrap intervals over cases and seeds, each point for "
-        "itself." + "".join(dict.fromkeys(map(_uneven_seeds, every)))
+        f"fold, seed and case, against the number of {what} subjects; bars and bands are 95 % "
+        "bootstrap intervals over patients and seeds, each point for itself. Points of a line may "
+        "rest on different numbers of seeds, which the table of gains gives."
     )
-    return Picture(name, title, caption, _panels(study, title, draw, 3.0))
+    yield Picture(name, title, caption, _panels(study, title, draw, 3.0))
 
 
-def _by_labelled(study: Study, gains: Sequence[Gain]) -> list[_Line]:
-    lines = []
-    subjects = {gain.row: study.subjects(gain.row) for gain in gains}
-    for kind in dict.fromkeys(study.kind(gain.row) for gain in gains):
-        own = [gain for gain in gains if study.kind(gain.row) == kind]
-        label = study.results.label(own[0].row)
-        total = max((sum(subjects[g.row]) for g in own if subjects[g.row][1]), default=0.0)
-        full = [gain for gain in own if sum(subjects[gain.row]) == total]
-        plain = [gain for gain in own if not subjects[gain.row][1]]
-        parts = [("all others unlabelled", full)] * bool(full)
-        parts += [("labelled alone", plain)] * any(gain not in full for gain in plain)
-        for place, (what, found) in enumerate(parts):
-            points = [(subjects[gain.row][0], gain, "") for gain in found]
-            lines.append(_Line(kind, f"{label}, {what}", bool(place), points))
-    return lines
+def _point(study: Study, gain: Gain) -> dict[str, Any]:
+    labelled, unlabelled = study.subjects(gain.row)
+    found = gain.interval
+    return {
+        "region": gain.region,
+        "kind": study.kind(gain.row),
+        "label": study.results.label(gain.row),
+        "labelled": labelled,
+        "unlabelled": unlabelled,
+        "gain": gain.mean,
+        "lower": gain.mean if found.reason else found.lower,
+        "upper": gain.mean if found.reason else found.upper,
+        "dashed": False,
+    }
 
 
-def _by_unlabelled(study: Study, gains: Sequence[Gain]) -> list[_Line]:
-    lines: list[_Line] = []
-    groups: dict[tuple[str, float], list[Gain]] = {}
-    for gain in gains:
-        groups.setdefault((study.kind(gain.row), study.subjects(gain.row)[0]), []).append(gain)
-    for (kind, labelled), own in groups.items():
-        more = [study.subjects(gain.row)[1] for gain in own]
-        if any(more):
-            points = [
-                (100 * n / (labelled + n), gain, f"{n:g}")
-                for n, gain in zip(more, own, strict=True)
-            ]
-            points.sort(key=lambda point: point[0])
-            what = study.settings[own[0].row].partition(" + ")[0]
-            name = f"{study.results.label(own[0].row)}, {what}"
-            dashed = any(line.kind == kind for line in lines)
-            lines.append(_Line(kind, name, dashed, points))
-    return lines
+def _by_labelled(gains: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """For each kind a line of all subjects, and one without unlabelled subjects if it differs."""
+    for _, own in gains.groupby("kind", sort=False):
+        label, total = own["label"].iloc[0], own["labelled"] + own["unlabelled"]
+        alone = own["unlabelled"] == 0
+        full = total == total[~alone].max()
+        if full.any():
+            yield f"{label}, all others unlabelled", own[full]
+        if (alone & ~full).any():
+            yield f"{label}, labelled alone", own[alone].assign(dashed=full.any())
 
 
-def _draw_lines(axes: Any, study: Study, lines: Sequence[_Line], ticks: Sequence[float]) -> None:
-    span = max(ticks) - min(ticks) or 1.0
-    lowest: dict[tuple[float, str], float] = {}
-    for index, line in enumerate(lines):
-        colour, marker = _style(study, line.kind)
-        # Intervals of several kinds at one number of subjects would hide each other.
-        shift = 0.012 * span * (index - (len(lines) - 1) / 2)
-        x = [place + shift for place, _, _ in line.points]
-        mean = [gain.mean for _, gain, _ in line.points]
-        lower, upper = (
-            [g.mean if g.interval.reason else getattr(g.interval, end) for _, g, _ in line.points]
-            for end in ("lower", "upper")
-        )
-        axes.fill_between(x, lower, upper, color=colour, alpha=0.1, linewidth=0)
-        axes.vlines(x, lower, upper, color=colour, linewidth=1.2)
-        axes.plot(
-            x,
-            mean,
-            color=colour,
-            marker=marker,
-            markersize=6,
-            markeredgecolor="white",
-            linestyle=_DASHED if line.dashed else "-",
-            label=_plain(line.name),
-        )
-        for (place, _, note), end in zip(line.points, lower, strict=True):
-            lowest[place, note] = min(end, lowest.get((place, note), math.inf))
-    for (place, note), end in lowest.items():
-        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
-        _note(axes, note, (place, end), (0, -3), ha="center", va="top", color=_SOFT, bbox=box)
-    axes.axhline(0, color=_INK, linewidth=0.8)
-    axes.set_xlim(min(ticks) - 0.12 * span, max(ticks) + 0.12 * span)
-
-
-def _uneven_seeds(line: _Line) -> str:
-    """What a line may not show: its points may rest on different numbers of seeds."""
-    seeds = [len({seed for _, seed in gain.cells.columns}) for _, gain, _ in line.points]
-    listed = ", ".join(map(str, seeds))
-    return f" Seeds of the line {line.name}, from left to right: {listed}." * (len({*seeds}) > 1)
+def _by_unlabelled(gains: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """For each kind and number of labelled subjects a line, if some have unlabelled ones."""
+    drawn: set[str] = set()
+    for (kind, labelled), own in gains.groupby(["kind", "labelled"], sort=False):
+        if own["unlabelled"].any():
+            line = own.sort_values("unlabelled").assign(dashed=kind in drawn)
+            drawn.add(kind)
+            yield f"{own['label'].iloc[0]}, {labelled:g} labelled", line
 
 
 def _style(study: Study, kind: str) -> tuple[str, str]:
     """Colour and mark of a kind; the chosen recipe has those of a page's student."""
-    if kind in {"teacher", study.results.facts.get("reference", "baseline")}:
-        return (_TEACHER if kind == "teacher" else _BASELINE), "o"
-    students = [row for row in study.results.rows if study.is_student(row)]
-    chosen = [study.kind(row) for row in students if study.is_chosen(row)]
-    order = list(dict.fromkeys([*chosen, *map(study.kind, students)]))
+    students = [study.kind(gain.row) for gain in study.gains]
+    if kind not in students:
+        teachers = {study.kind(row) for row in study.results.teachers}
+        return (_TEACHER if kind in teachers else _BASELINE), "o"
+    order = list(dict.fromkeys([*map(study.kind, study.chosen), *students]))
     index = order.index(kind) % len(_COLOURS)
     return _COLOURS[index], _MARKERS[index]
 
@@ -343,22 +285,15 @@ def _panels(study: Study, title: str, draw: Callable[[Any, str], None], height: 
     with mpl.rc_context(_SETTINGS):
         figure = Figure(layout="constrained")
         named: dict[str, Any] = {}
-        for axes, region in zip(
-            figure.subplots(len(regions), 1, squeeze=False)[:, 0], regions, strict=True
-        ):
+        every = figure.subplots(len(regions), 1, squeeze=False)[:, 0]
+        for axes, region in zip(every, regions, strict=True):
             _plain_axes(axes, region if len(regions) > 1 else "")
             draw(axes, region)
             handles, labels = axes.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))
         if named:
-            figure.legend(
-                [*named.values()],
-                [*named],
-                loc="outside lower left",
-                frameon=False,
-                labelcolor=_INK,
-                fontsize=9.5,
-            )
+            look: Any = {"frameon": False, "labelcolor": _INK, "fontsize": 9.5}
+            figure.legend([*named.values()], [*named], loc="outside lower left", **look)
         figure.set_size_inches(_WIDTH, 0.5 + height * len(regions) + 0.2 * len(named))
         wrapped = textwrap.fill(_plain(title), 58)
         figure.suptitle(wrapped, x=0.01, ha="left", color=_INK, fontsize=11)
@@ -401,13 +336,10 @@ def _inline(figure: Figure, label: str) -> Markup:
     head, rest = buffer.getvalue().partition("<svg")[2].split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
-    rest = re.sub(r'<g id="[^"]*"', "<g", _fonts(rest))
+    rest = re.sub(r'<g id="[^"]*"', "<g", rest)
+    # The reader's own plain font stands for matplotlib's, which few have.
+    rest = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", rest)
+    rest = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", rest)
     rest = rest.replace(_INK, "currentColor").replace(_RULE, "var(--line)")
     text = f'<svg role="img" aria-label="{escape(label)}" {box.group() if box else ""}>{rest}'
     return Markup(text)  # noqa: S704
-
-
-def _fonts(markup: str) -> str:
-    """Let the reader's own plain font stand for matplotlib's, which few have."""
-    markup = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", markup)
-    return re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", markup)

@@ -7,18 +7,18 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdnet.errors import UserError, printable
+from kdnet.evaluation.scoring import scored_in
 from kdnet.files import write_text
 from kdnet.results.cost import cost_table
 from kdnet.results.figures import Picture, case_gains, colours_of, learning_curves, study_pictures
-from kdnet.results.slices import cut_slices, pictures
-from kdnet.results.stats import METRICS, Gain, gains
-from kdnet.results.stored import FACTS, PLAN, ROWS, Results, read_folder, read_mapping
+from kdnet.results.slices import FILE, cut_slices, load_slices
+from kdnet.results.stats import METRICS, gains
+from kdnet.results.stored import PLAN, ROWS, Results, optional_mapping, read_folder
 from kdnet.results.study_tables import Study, outcomes, study_tables, trials_table, unpaired
 from kdnet.results.tables import (
     EMPTY_RULE,
@@ -26,7 +26,6 @@ from kdnet.results.tables import (
     SPACES,
     Table,
     as_markdown,
-    case_table,
     empty_table,
     gain_table,
     headline,
@@ -38,7 +37,7 @@ from kdnet.results.tables import (
 from kdnet.training.history import read_history
 
 _TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
-_PAPER = ("Table 1", "Table 2")
+_FILES = ("config.yaml", "environment.json", "folds.json")
 _FIRST = (
     "Mean, quartiles and intervals are over cases. Native space is the label map on the original "
     "grid, where tumour outside what the networks see counts as missed; the training grid is the "
@@ -49,11 +48,8 @@ _EMPTY = (
     f"{EMPTY_RULE} The diagonal is 373.13 mm for 240 x 240 x 155 voxels of 1 mm; any other image "
     "has its own. The second convention, cases with the region in the reference, leaves out those "
     "whose reference is empty, whatever was predicted. HD95 is the larger of the two directed 95th "
-    "percentiles"
-)
-_NOMINAL = (
-    "; it is given in voxels of the respective grid because the voxel sizes in these files are "
-    "nominal, and surface Dice is not given"
+    "percentiles. It is given in voxels, and surface Dice not at all, where the voxel sizes in the "
+    "files are nominal."
 )
 
 
@@ -70,6 +66,7 @@ class Section:
         figures: Figures with captions.
         tables: Shown.
         more: Tables to be unfolded, by what they are.
+        texts: What files hold, to be unfolded, by their names.
     """
 
     title: str
@@ -80,55 +77,35 @@ class Section:
     figures: Sequence[Picture] = ()
     tables: Sequence[Table | None] = ()
     more: Mapping[str, Sequence[Table | None]] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def shown(self, tables: Sequence[Table | None]) -> list[Table]:
-        """Return the tables that there are."""
+        """Return the tables that have lines."""
         return [table for table in tables if table is not None and len(table.frame)]
 
 
 def write_reports(folder: Path, trusted: Collection[str] = ()) -> list[Path]:
     """Write the report of a folder, or of every published study below it."""
-    if any((folder / name).is_file() for name in (PLAN, ROWS)):
-        return [write_report(folder, trusted)]
-    below = sorted(path.parent for path in folder.rglob(FACTS) if (path.parent / ROWS).is_file())
-    return [write_report(study, trusted) for study in below] or [write_report(folder, trusted)]
+    below = [] if (folder / PLAN).is_file() else sorted(folder.rglob(ROWS))
+    return [write_report(rows.parent, trusted) for rows in below] or [write_report(folder, trusted)]
 
 
 def write_report(root: Path, trusted: Collection[str] = ()) -> Path:
     """Write report.html and tables.md; of published rows tables.md and the figures alone."""
     results = read_folder(root)
-    sections = list(_sections(results, trusted))
-    shown = [figure for section in sections for figure in section.figures]
+    sections = [*_sections(results, trusted)]
     try:
-        for figure in shown:
+        for figure in (figure for section in sections for figure in section.figures):
             figure.save(root)
         write_text(root / "tables.md", "\n".join(_markdown(results, sections)))
     except OSError as error:
         raise UserError(f"{root} cannot be written: {error}.") from error
-    if not (root / PLAN).is_file():
+    if (root / ROWS).is_file():
         return root / "tables.md"
     remark = cut_slices(results)
-    rows = [results.baseline, results.student]
-    teachers = [row for row in results.rows if results.role(row) == "teacher"]
-    order = [row for row in dict.fromkeys([*rows, *teachers, *results.rows]) if row]
-    content = {
-        "results": results,
-        "sections": sections,
-        "held_out": results.scores["case"].nunique(),
-        "folds": results.scores["fold"].nunique(),
-        "seeds": sorted(results.scores["seed"].unique().tolist()),
-        "names": [results.label(row) for row in rows],
-        "figure": pictures(root / "slices.npz", results.seen, order),
-        "remark": remark,
-        "left_out": _left_out(root),
-        "citation": results.description.citation if results.description else "",
-        "details": _details(results),
-    }
-    return _write_page(root / "report.html", content)
-
-
-def _write_page(target: Path, content: dict[str, Any]) -> Path:
-    """Fill the template and write it as one file."""
+    script = (_TEMPLATES / "viewer.js").read_text(encoding="utf-8")
+    # The browser runs this script and no other, whatever the names in the files may hold.
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -136,38 +113,38 @@ def _write_page(target: Path, content: dict[str, Any]) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (_TEMPLATES / "viewer.js").read_text(encoding="utf-8")
-    # The browser runs this script and no other, whatever the names in the files may hold.
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     page = environment.get_template("page.html.j2").render(
-        **content,
+        results=results,
+        sections=sections,
+        slices=load_slices(root / FILE),
+        remark=remark,
+        left_out=_left_out(root),
+        files={name: _text_of(root / name) for name in _FILES},
+        citation=results.description.citation if results.description else "",
         script_text=Markup(script),  # noqa: S704
         script_hash=f"sha256-{digest}",
     )
-    write_text(target, page)
-    return target
+    write_text(root / "report.html", page)
+    return root / "report.html"
 
 
 def _sections(results: Results, trusted: Collection[str]) -> Iterator[Section]:
     """The parts of the page, in their order."""
-    if results.is_study:
-        yield from _of_study(results)
-    if (results.root / PLAN).is_file():
-        if not results.is_study:
-            yield from _of_rows(results)
-        yield from _beside_others(results)
+    yield from _of_study(results) if results.is_study else _of_rows(results)
+    if not (results.root / ROWS).is_file():
         yield _curves(results)
-        yield Section("Cost", tables=[cost_table(results, trusted), _times(results)])
+        if diagnoses := dict(_diagnoses(results)):
+            yield Section("Diagnosis", texts=diagnoses)
+        yield Section("Cost", tables=[cost_table(results, trusted)])
 
 
 def _of_study(results: Results) -> Iterator[Section]:
     spaces = [space for space in SPACES if (results.scores["space"] == space).any()]
     studies = [Study(results, space) for space in spaces]
     first, *others = studies
+    what = "Chosen recipe" if first.chosen else "Gains"
     yield Section(
-        f"Chosen recipe, {SPACES[first.space]}",
-        outcomes=outcomes(first),
-        figures=study_pictures(first),
+        f"{what}, {SPACES[first.space]}", outcomes=outcomes(first), figures=study_pictures(first)
     )
     tables = {study.where: study_tables(study) for study in others}
     yield Section("Recipes and labels", tables=study_tables(first), more=tables)
@@ -176,13 +153,12 @@ def _of_study(results: Results) -> Iterator[Section]:
         yield Section("Searches", tables=searches)
     missing = dict.fromkeys(sentence for study in studies for sentence in unpaired(study))
     if missing:
-        yield Section("Pairs that are missing", words=[*missing])
+        yield Section("Pairs that are missing", outcomes=[*missing])
 
 
 def _of_rows(results: Results) -> Iterator[Section]:
     scores, label = results.scores, results.label
-    native = scores[(scores["space"] == "native") & (scores["postprocessing"] == "off")]
-    compared = {metric: gains(native, metric) for metric in METRICS}
+    compared = {metric: gains(scored_in(scores), metric) for metric in METRICS}
     student = [gain for gain in compared["dice"] if gain.row == results.student]
     nothing = f"There is no gain to report: {label(results.student) or 'no student'} and its "
     nothing += "baseline were not scored on the same cases."
@@ -195,111 +171,67 @@ def _of_rows(results: Results) -> Iterator[Section]:
         more={
             "With small regions removed": [results_table(scores, label, postprocessing="on")],
             "On the training grid": [results_table(scores, label, space="grid")],
-            "Every held-out case": [case_table(scores, label)],
         },
     )
-    others = [gain_table(found, label) for metric, found in compared.items() if metric != "dice"]
-    if any(compared.values()):
-        yield _gained(student, [gain_table(compared["dice"], label)], others, label)
-    words = _EMPTY + _NOMINAL * bool((scores["hd95_unit"] == "voxel").any()) + "."
+    first, *others = (gain_table(found, label) for found in compared.values())
+    if len(first.frame):
+        yield Section(
+            "Paired gains",
+            words=["Every network on the cases of the baseline beside it, no post-processing."],
+            charts=[case_gains(gain, label) for gain in student],
+            tables=[first],
+            more={"The other scores": others},
+        )
     yield Section(
-        "How empty regions count", words=[words, _FIRST], tables=[empty_table(scores, label)]
+        "How empty regions count", words=[_EMPTY, _FIRST], tables=[empty_table(scores, label)]
     )
-
-
-def _gained(
-    student: Sequence[Gain],
-    tables: Sequence[Table | None],
-    others: Sequence[Table | None],
-    label: Any,
-) -> Section:
-    words = ["Every network on the cases of the baseline beside it, without post-processing."]
-    charts = [case_gains(gain, label) for gain in student]
-    return Section(
-        "Paired gains", words=words, charts=charts, tables=tables, more={"The other scores": others}
-    )
-
-
-def _beside_others(results: Results) -> Iterator[Section]:
-    """Published numbers with their protocols, and subsets of the modalities."""
-    scores = results.scores
-    # The paper's own numbers were apparently measured at the training grid.
-    grid, native = (
-        [paper_table(which, scores, results.protocol, space=space) for which in _PAPER]
-        for space in ("grid", "native")
-    )
+    papers = [paper_table(which, results) for which in ("Table 1", "Table 2")]
     fits = {*scores["region"]} >= {*REGIONS} and results.seen == ["t1ce"]
-    if any(grid) or any(native):
+    if any(papers):
         yield Section(
             "Beside the published numbers",
             words=["The paper's own numbers were apparently measured at the training grid."],
-            tables=grid,
-            more={
-                "The same tables in native space": native,
-                "What others published": [published_table()] * fits,
-            },
+            tables=papers,
+            more={"What others published": [published_table()] * fits},
         )
     if results.subsets is not None:
         named = [*results.description.modalities] if results.description else results.seen
         spaces = [space for space in SPACES if (results.subsets["space"] == space).any()]
-        tables = [subset_table(results.subsets, results.label, named, s) for s in spaces]
+        tables = [subset_table(results.subsets, label, named, space) for space in spaces]
         yield Section("Subsets of modalities", tables=tables)
 
 
 def _curves(results: Results) -> Section:
     """Learning curves of the first unit of every row."""
-    histories = {}
-    for row in results.rows:
-        for unit in [*results.units(row)][:1]:
-            histories[row] = read_history(unit / "history.csv")
-    teachers = [row for row in results.rows if results.role(row) == "teacher"]
-    colours = colours_of([*results.rows], teachers, results.baseline)
+    first = {row: results.units(row)[:1] for row in results.rows}
+    histories = {
+        row: read_history(u / "history.csv") for row, units in first.items() for u in units
+    }
+    colours = colours_of([*results.rows], results.teachers, results.baseline)
     charts = learning_curves(histories, colours)
     words = (
         "The first fold and seed; dashed: validation. Terms are shown without their weights; the "
         "loss is the weighted sum that was minimised, so that those of different objectives are "
         "not comparable."
     )
-    named = {results.label(row): colours[row] for row in histories if row in colours}
-    kept = [words] if charts else ["No history was kept."]
-    return Section("Learning curves", words=kept, colours=named if charts else {}, charts=charts)
+    named = {results.label(row): colours[row] for row in histories}
+    if not charts:
+        return Section("Learning curves", words=["No history was kept."])
+    return Section("Learning curves", words=[words], colours=named, charts=charts)
 
 
-def _times(results: Results) -> Table | None:
-    """Seconds of the phases of every row, mean over its units."""
-    lines, phases = [], dict[str, None]()
+def _diagnoses(results: Results) -> Iterator[tuple[str, str]]:
+    """What `privdistill.diagnose` wrote of units, by their names."""
     for row in results.rows:
-        units = [unit for unit in results.units(row) if (unit / "unit.json").is_file()]
-        spent = [_seconds(unit / "unit.json") for unit in units]
-        phases |= dict.fromkeys(phase for seconds in spent for phase in seconds)
-        lines.append((row, spent))
-    shown = [
-        [results.label(row), str(len(spent)), *(_mean_time(spent, phase) for phase in phases)]
-        for row, spent in lines
-        if spent
-    ]
-    return Table.of("Time, mean over units", ["network", "units", *phases], shown)
+        for unit in results.units(row):
+            text = _text_of(unit / "diagnosis.md") or _text_of(unit / "diagnosis.csv")
+            if text:
+                yield f"{row}/{unit.name}", text
 
 
-def _seconds(path: Path) -> dict[str, float]:
-    seconds = read_mapping(path).get("seconds", {})
-    if not isinstance(seconds, dict) or any(type(s) not in {int, float} for s in seconds.values()):
-        raise UserError(f"{path}: seconds must be numbers by phase. Remove the file.")
-    return {str(phase): float(value) for phase, value in seconds.items()}
-
-
-def _mean_time(spent: Sequence[Mapping[str, float]], phase: str) -> str:
-    known = [seconds[phase] for seconds in spent if phase in seconds]
-    return duration(sum(known) / len(known)) if known else ""
-
-
-def duration(seconds: float) -> str:
-    """Say how long something took."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+def _text_of(path: Path) -> str:
+    """A text file as it is; empty if there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
@@ -308,22 +240,18 @@ def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
     if results.phantom:
         yield "**PHANTOM: synthetic subjects; no number here says anything about patients.**\n"
     yield f"Data: {as_markdown(results.dataset)}. {as_markdown(results.protocol)}\n"
+    if results.own_options:
+        yield f"Options of their own: {as_markdown('; '.join(results.own_options))}.\n"
     for section in sections:
         if section.outcomes:
             yield f"{section.title}:\n"
             yield "\n".join(f"- {as_markdown(sentence)}" for sentence in section.outcomes) + "\n"
         for picture in section.figures:
-            if picture.figure is None:
-                yield f"No figure {picture.name}: {picture.caption}\n"
-            else:
-                title, caption = as_markdown(picture.title), as_markdown(picture.caption)
-                yield f"![{title}]({picture.name}.png)\n\n{caption}\n"
+            title, caption = as_markdown(picture.title), as_markdown(picture.caption)
+            yield f"![{title}]({picture.name}.png)\n\n{caption}\n"
         hidden = [table for tables in section.more.values() for table in tables]
         for table in section.shown([*section.tables, *hidden]):
             yield table.markdown()
-        if section.title.startswith("Pairs"):
-            yield f"{section.title}:\n"
-            yield "\n".join(f"- {as_markdown(sentence)}" for sentence in section.words) + "\n"
     commands = [printable(str(command)) for command in results.facts.get("commands", ())]
     if commands:
         yield "Rows by:\n"
@@ -332,34 +260,6 @@ def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
 
 def _left_out(root: Path) -> list[dict[str, str]]:
     """Which subjects a run did without, because their files were not sound."""
-    problems = read_mapping(root / "skipped.json").get("problems")
+    problems = optional_mapping(root / "skipped.json").get("problems")
     rows = [row for row in problems if isinstance(row, dict)] if isinstance(problems, list) else []
     return [{key: str(row.get(key, "")) for key in ("subject", "file", "reason")} for row in rows]
-
-
-def _details(results: Results) -> list[Table]:
-    """Configuration, environment and case lists."""
-    found, root = [], results.root
-    for name in ("config.yaml", "environment.json"):
-        values = [[key, str(value)] for key, value in _flat(read_mapping(root / name)).items()]
-        found.append(Table.of(name, ["", "value"], values))
-    folds = read_mapping(root / "folds.json").get("folds", [])
-    lists = [
-        [f"fold {fold.get('number', place)}, {part}: {len(names)}", ", ".join(map(str, names))]
-        for place, fold in enumerate(folds if isinstance(folds, list) else [])
-        if isinstance(fold, dict)
-        for part, names in fold.items()
-        if isinstance(names, list)
-    ]
-    for key in ("grades", "folds_sha256"):
-        lists += [[key, str(results.facts[key])]] if key in results.facts else []
-    return [*found, Table.of("Case lists", ["part", "cases"], lists)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings on one level."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        deeper = isinstance(value, dict)
-        result |= _flat(value, f"{prefix}{key}: ") if deeper else {f"{prefix}{key}": value}
-    return result

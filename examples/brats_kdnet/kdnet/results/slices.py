@@ -6,10 +6,7 @@ import base64
 import io
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +22,16 @@ from kdnet.data.preprocessing import read_classes
 from kdnet.data.subjects import ImageFile, Subject, find_subjects
 from kdnet.data.volumes import read_geometry, read_volume
 from kdnet.errors import UserError
-from kdnet.files import atomic
-from kdnet.results.stored import Results
+from kdnet.evaluation.scoring import scored_in
+from kdnet.files import write_text
+from kdnet.results.stored import Results, optional_mapping
 from kdnet.results.tables import number
 
 Grey = NDArray[np.uint8]
 
+FILE = "slices.json"
 # Every slice of most tumours at 1 mm; on the page about 1 MB per case.
 STACK_LIMIT = 80
-# Characters; with strip, charts and tables a page stays below 6 MB, which mail still carries.
-VIEWER_BUDGET = 4_500_000
 # Larger slices are thinned by a whole number, so that a page stays a page.
 _WIDEST = 256
 # Slices narrower than this keep their pixels visible when they are enlarged.
@@ -43,50 +40,19 @@ _MARGIN = 4
 _OPACITY = 0.6
 # Okabe and Ito's palette without its dark colours, which vanish on a grey image.
 _COLOURS = ("#f0e442", "#56b4e9", "#d55e00", "#cc79a7", "#009e73", "#e69f00")
-_DAMAGE = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError),
-    *(MemoryError, OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error),
-)
+# The form of the file: what the page's template reads; the viewer's sheets are for its script.
+_TILE = {"title": "", "note": "", "source": "", "ratio": 0.0, "coarse": False}
+_CASE = {"name": "", "why": "", "number": 0, "total": 0, "strip": [_TILE]}
+_FORM: dict[str, Any] = {"legend": [[""]], "cases": [_CASE], "viewer": []}
 orientations: Any = nibabel_orientations  # not typed
-
-
-@dataclass(frozen=True)
-class ShownCase:
-    """Axial slices of one case, to be leafed through, and the one of them that the strip shows.
-
-    Attributes:
-        name: Name of the subject.
-        why: Why this case is shown, in words.
-        modality: Name of the modality that the stack shows.
-        numbers: Of the slices, from below, from 1.
-        start: Which of them the strip shows.
-        total: Slices of the volume.
-        aspect: Height of a pixel divided by its width.
-        stack: Grey values, (slices, rows, columns).
-        labels: "reference" or the name of a row to class indices, the same shape.
-        others: Further modalities to grey values at the strip's slice, (rows, columns).
-    """
-
-    name: str
-    why: str
-    modality: str
-    numbers: tuple[int, ...]
-    start: int
-    total: int
-    aspect: float
-    stack: Grey
-    labels: dict[str, Grey]
-    others: dict[str, Grey]
 
 
 def choose_cases(scores: pd.DataFrame, student: str, baseline: str) -> dict[str, str]:
     """Choose cases by a rule, so that nobody can pick the prettiest: name to reason."""
-    native = scores[(scores["space"] == "native") & (scores["postprocessing"] == "off")]
-    dice = native.pivot_table(index="case", columns="row", values="dice")
+    dice = scored_in(scores).pivot_table(index="case", columns="row", values="dice")
     if student in dice and baseline in dice and len(both := dice[[student, baseline]].dropna()):
-        return _spread(
-            both[student] - both[baseline], f"difference between {student} and {baseline}"
-        )
+        gain = both[student] - both[baseline]
+        return _spread(gain, f"difference between {student} and {baseline}")
     row = next((row for row in (student, baseline, *dice) if row in dice), None)
     return {} if row is None else _spread(dice[row].dropna(), f"Dice of the {row}")
 
@@ -94,7 +60,7 @@ def choose_cases(scores: pd.DataFrame, student: str, baseline: str) -> dict[str,
 def cut_slices(results: Results) -> str:
     """Cut the slices of the chosen cases, unless that is done; return what is to be said."""
     maps = _label_maps(results)
-    path, scored = results.root / "slices.npz", results.root / "scores.csv"
+    path, scored = results.root / FILE, results.root / "scores.csv"
     if not (path.is_file() and path.stat().st_mtime >= scored.stat().st_mtime):
         folder = _images(results)
         if not maps:
@@ -105,84 +71,28 @@ def cut_slices(results: Results) -> str:
         subjects = {subject.name: subject for subject in found if subject.name in maps}
         known = results.scores[results.scores["case"].isin(subjects)]
         chosen = choose_cases(known, results.student, results.baseline)
-        under = next(iter(results.seen), "")
-        shown = [
-            _cut(subjects[name], why, description, maps[name], under)
+        cut = [
+            _cut(subjects[name], why, description, maps[name], results.seen)
             for name, why in chosen.items()
         ]
-        save_slices(path, description.classes, shown)
-    cases = results.scores["case"].unique()
-    count = sum(case in maps for case in cases)
-    few = f"Chosen among the {count} of {len(cases)} cases whose label maps were found."
-    return few * (0 < count < len(cases))
+        legend = [[name, label_colour(n)] for n, name in enumerate(description.classes) if n]
+        cases, viewer = [case for case, _ in cut], [sheets for _, sheets in cut]
+        write_text(path, json.dumps({"legend": legend, "cases": cases, "viewer": viewer}))
+    cases_scored = results.scores["case"].unique()
+    count = sum(case in maps for case in cases_scored)
+    few = f"Chosen among the {count} of {len(cases_scored)} cases whose label maps were found."
+    return few * (0 < count < len(cases_scored))
 
 
-def save_slices(path: Path, classes: Sequence[str], cases: Sequence[ShownCase]) -> None:
-    """Keep the slices of some cases as one compressed file."""
-    arrays: dict[str, NDArray[Any]] = {}
-    facts = []
-    for index, case in enumerate(cases):
-        arrays[f"{index}/stack"] = case.stack
-        arrays |= {f"{index}/labels/{name}": values for name, values in case.labels.items()}
-        arrays |= {f"{index}/others/{name}": values for name, values in case.others.items()}
-        facts.append({k: v for k, v in vars(case).items() if k not in _ARRAYS})
-    arrays["facts"] = np.array(json.dumps({"classes": [*classes], "cases": facts}))
-    with atomic(path) as incomplete, incomplete.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
-
-
-def load_slices(path: Path) -> tuple[tuple[str, ...], list[ShownCase]]:
-    """Read what `save_slices` wrote: names of the classes, and the cases."""
-    if not path.is_file():
-        return (), []
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        facts = json.loads(str(arrays["facts"]))
-        cases = [_unpacked(index, case, arrays) for index, case in enumerate(facts["cases"])]
-        return tuple(map(str, facts["classes"])), cases
-    # What a file that was cut short, overwritten or written by somebody else can raise; numpy
-    # would then recommend to unpickle it.
-    except _DAMAGE as error:
+def load_slices(path: Path) -> dict[str, Any]:
+    """Read what was cut: legend, cases with their strips, and the viewer's sheets."""
+    content = optional_mapping(path) or {"legend": [], "cases": [], "viewer": []}
+    if not _alike(content, _FORM):
         raise UserError(
-            f"{path} is damaged and cannot be shown. Restore it from a copy, or remove it: the "
-            "page then has no pictures."
-        ) from error
-
-
-def pictures(path: Path, seen: Sequence[str], rows: Sequence[str]) -> dict[str, Any]:
-    """The part of a page about single cases: strips, what the viewer's script reads, a legend."""
-    classes, cases = load_slices(path)
-    viewer, left_out, budget = [], [], VIEWER_BUDGET
-    for case in cases:
-        sheet = _sheets(case, rows)
-        size = len(sheet["image"]) + sum(len(picture) for _, picture in sheet["labels"])
-        if size > budget:
-            left_out.append(case.name)
-        else:
-            budget -= size
-            viewer.append(sheet)
-    return {
-        "legend": [(name, label_colour(n)) for n, name in enumerate(classes) if n],
-        "strips": [(case, tiles(case, seen, rows[:3]), _others(case)) for case in cases],
-        "viewer": viewer,
-        "left_out": left_out,
-    }
-
-
-def tiles(case: ShownCase, seen: Sequence[str], rows: Sequence[str]) -> list[dict[str, Any]]:
-    """The strip of one case: what the student sees, the reference, and the predictions."""
-    grey = case.stack[case.start]
-    shown = [_tile(case.modality, grey, case, "seen by the student" * (case.modality in seen))]
-    shown += [
-        _tile(name, case.others[name], case, "seen by the student")
-        for name in case.others
-        if name in seen
-    ]
-    for who in ("reference", *rows):
-        if who in case.labels:
-            shown.append(_tile(who, _overlaid(grey, case.labels[who][case.start]), case))
-    return shown
+            f"{path} is damaged and cannot be shown. Restore it from a copy, or remove it: it is "
+            "cut again where the images are, else the page has no pictures."
+        )
+    return content
 
 
 def label_colour(index: int) -> str:
@@ -190,7 +100,16 @@ def label_colour(index: int) -> str:
     return _COLOURS[(index - 1) % len(_COLOURS)]
 
 
-_ARRAYS = ("stack", "labels", "others")
+def _alike(value: Any, form: Any) -> bool:
+    """Say whether a value has the keys and types of a form, in every item of a list."""
+    if isinstance(form, dict):
+        fits = isinstance(value, dict) and value.keys() == form.keys()
+        return fits and all(_alike(value[key], part) for key, part in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(
+            _alike(item, part) for item in value for part in form
+        )
+    return type(value) is type(form)
 
 
 def _spread(values: pd.Series[Any], wording: str) -> dict[str, str]:
@@ -203,12 +122,14 @@ def _spread(values: pd.Series[Any], wording: str) -> dict[str, str]:
 
 
 def _label_maps(results: Results) -> dict[str, dict[str, Path]]:
-    """Case to the label map of every row, of the first seed that has it."""
+    """Case to the label map of every row, of the first seed that has it; those compared first."""
+    order = [results.baseline, results.student, *results.teachers, *results.rows]
     found: dict[str, dict[str, Path]] = {}
-    for row in results.rows:
+    for row in dict.fromkeys(row for row in order if row):
         for unit in results.units(row):
             for path in sorted((unit / "predictions").glob("*_seg.nii.gz")):
-                found.setdefault(path.name.removesuffix("_seg.nii.gz"), {}).setdefault(row, path)
+                case = path.name.removesuffix("_seg.nii.gz")
+                found.setdefault(case, {}).setdefault(results.label(row), path)
     return found
 
 
@@ -222,9 +143,58 @@ def _images(results: Results) -> Path | None:
 
 
 def _cut(
-    subject: Subject, why: str, description: Description, maps: Mapping[str, Path], under: str
-) -> ShownCase:
-    """The slices around the one with the largest reference, cropped to the head."""
+    subject: Subject,
+    why: str,
+    description: Description,
+    maps: Mapping[str, Path],
+    seen: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The strip of one case and its sheets: slices around the fullest one, cropped to the head."""
+    volumes, labels, aspect = _turned(subject, description, maps)
+    modality = next((name for name in seen if name in volumes), next(iter(volumes)))
+    depth = len(volumes[modality])
+    fullest = _fullest([*labels.values()], depth)
+    chosen = _shown_slices([*labels.values()], fullest, depth)
+    rows, columns = _window(volumes[modality][chosen])
+    step = -(-max(volumes[modality][0, rows, columns].shape) // _WIDEST)
+
+    def cropped(slices: Grey) -> Grey:
+        return np.ascontiguousarray(slices[..., rows, columns][..., ::step, ::step])
+
+    stack = cropped(volumes[modality][chosen])
+    layers = {who: cropped(volume[chosen]) for who, volume in labels.items()}
+    start, (count, height, width) = chosen.index(fullest), stack.shape
+    strip = [
+        (
+            name,
+            Image.fromarray(cropped(volumes[name][fullest])),
+            "seen by the student" * (name in seen),
+        )
+        for name in dict.fromkeys([modality, *volumes])
+    ]
+    # Beside the reference: what is compared, and the first teacher.
+    strip += [(who, _overlaid(stack[start], layers[who][start]), "") for who in [*layers][:4]]
+    shape = {"ratio": float(width / (height * aspect)), "coarse": width < _COARSE}
+    place = {"name": subject.name, "why": why, "total": depth}
+    tiles = [{"title": t, "note": n, "source": _uri(p), **shape} for t, p, n in strip]
+    across = math.ceil(math.sqrt(count))
+    sheets = {
+        "start": start,
+        "numbers": [index + 1 for index in chosen],
+        "columns": across,
+        "width": width,
+        "height": height,
+        "modality": modality,
+        "image": _uri(Image.fromarray(_laid_out(stack, across))),
+        "labels": [(who, _uri(_coloured(_laid_out(s, across)))) for who, s in layers.items()],
+    }
+    return place | {"number": fullest + 1, "strip": tiles}, place | shape | sheets
+
+
+def _turned(
+    subject: Subject, description: Description, maps: Mapping[str, Path]
+) -> tuple[dict[str, Grey], dict[str, Grey], float]:
+    """Volumes and label maps as slices from below, and the height of a pixel by its width."""
     geometry = read_geometry(next(iter(subject.images.values())))
     # Rows run from the front of the head to its back, columns from the patient's right to the
     # left, as radiologists look at it.
@@ -233,36 +203,14 @@ def _cut(
     )
 
     def turned(volume: NDArray[Any]) -> Grey:
-        """Slices from below, rows, columns."""
         return np.asarray(orientations.apply_orientation(volume, change)).transpose(2, 1, 0)
 
     files = {} if subject.segmentation is None else {"reference": subject.segmentation}
     files |= {row: ImageFile(path) for row, path in maps.items()}
     labels = {who: turned(read_classes(file, description)) for who, file in files.items()}
     volumes = {name: turned(_to_grey(read_volume(file))) for name, file in subject.images.items()}
-    modality = under if under in volumes else next(iter(volumes))
-    depth = len(volumes[modality])
-    fullest = _fullest(list(labels.values()), depth)
-    chosen = _shown_slices(list(labels.values()), fullest, depth)
-    rows, columns = _window(volumes[modality][chosen])
-    step = -(-max(volumes[modality][0, rows, columns].shape) // _WIDEST)
-
-    def cropped(stack: Grey) -> Grey:
-        return np.ascontiguousarray(stack[..., rows, columns][..., ::step, ::step])
-
     sizes = dict(zip(change[:, 0].astype(int).tolist(), geometry.spacing, strict=True))
-    return ShownCase(
-        name=subject.name,
-        why=why,
-        modality=modality,
-        numbers=tuple(index + 1 for index in chosen),
-        start=chosen.index(fullest),
-        total=depth,
-        aspect=float(sizes[1] / sizes[0]),
-        stack=cropped(volumes[modality][chosen]),
-        labels={who: cropped(volume[chosen]) for who, volume in labels.items()},
-        others={k: cropped(v[fullest]) for k, v in volumes.items() if k != modality},
-    )
+    return volumes, labels, float(sizes[1] / sizes[0])
 
 
 def _to_grey(volume: NDArray[Any]) -> Grey:
@@ -284,8 +232,7 @@ def _fullest(labels: Sequence[Grey], depth: int) -> int:
 
 def _shown_slices(labels: Sequence[Grey], fullest: int, depth: int) -> list[int]:
     """Those with tumour, a margin, and no more than fit; the fullest is always among them."""
-    filled = np.any([volume.any(axis=(1, 2)) for volume in labels], axis=0) if labels else []
-    places = np.flatnonzero(filled) if len(labels) else np.empty(0)
+    places = np.flatnonzero(np.any([volume.any(axis=(1, 2)) for volume in labels], axis=0))
     margin = max(2, depth // 20)
     first = max(int(places[0]) - margin, 0) if places.size else 0
     last = min(int(places[-1]) + margin, depth - 1) if places.size else depth - 1
@@ -301,71 +248,6 @@ def _window(stack: Grey) -> tuple[slice, slice]:
     places = [np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0)]
     rows, columns = (slice(max(int(p[0]) - _MARGIN, 0), int(p[-1]) + 1 + _MARGIN) for p in places)
     return rows, columns
-
-
-def _unpacked(index: int, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ShownCase:
-    parts: dict[str, dict[str, Any]] = {"labels": {}, "others": {}}
-    for key, value in arrays.items():
-        number_of, _, rest = key.partition("/")
-        kind, _, name = rest.partition("/")
-        if number_of == str(index) and kind in parts:
-            parts[kind][name] = value
-    case = ShownCase(
-        name=str(facts["name"]),
-        why=str(facts["why"]),
-        modality=str(facts["modality"]),
-        numbers=tuple(map(int, facts["numbers"])),
-        start=int(facts["start"]),
-        total=int(facts["total"]),
-        aspect=float(facts["aspect"]),
-        stack=arrays[f"{index}/stack"],
-        **parts,
-    )
-    numbers, aspect, stack = case.numbers, case.aspect, case.stack
-    flat = [*case.others.values()]
-    right = aspect > 0 and math.isfinite(aspect) and 0 <= case.start < len(numbers) == len(stack)
-    right &= stack.ndim == 3 and min(stack.shape) > 0
-    right &= all(volume.shape == stack.shape for volume in case.labels.values())
-    right &= all(picture.shape == stack.shape[1:] for picture in flat)
-    if not right or any(p.dtype != np.uint8 for p in (stack, *flat, *case.labels.values())):
-        raise ValueError("the pictures of a case do not fit")
-    return case
-
-
-def _sheets(case: ShownCase, rows: Sequence[str]) -> dict[str, Any]:
-    """The stack of one case as sheets of tiles, one for the image and one for each label map."""
-    count, height, width = case.stack.shape
-    columns = math.ceil(math.sqrt(count))
-    order = [who for who in ("reference", *rows) if who in case.labels]
-    return {
-        "name": case.name,
-        "why": case.why,
-        "total": case.total,
-        "start": case.start,
-        "numbers": case.numbers,
-        "columns": columns,
-        "width": width,
-        "height": height,
-        "ratio": round(width / (height * case.aspect), 4),
-        "modality": case.modality,
-        "image": _uri(Image.fromarray(_laid_out(case.stack, columns))),
-        "labels": [(w, _uri(_coloured(_laid_out(case.labels[w], columns)))) for w in order],
-    }
-
-
-def _others(case: ShownCase) -> list[dict[str, Any]]:
-    return [_tile(name, grey, case) for name, grey in case.others.items()]
-
-
-def _tile(title: str, picture: Grey, case: ShownCase, note: str = "") -> dict[str, Any]:
-    rows, columns = picture.shape[:2]
-    return {
-        "title": title,
-        "note": note,
-        "source": _uri(Image.fromarray(np.ascontiguousarray(picture))),
-        "width": columns / (rows * case.aspect),
-        "coarse": columns < _COARSE,
-    }
 
 
 def _laid_out(slices: Grey, columns: int) -> Grey:
@@ -389,13 +271,11 @@ def _coloured(classes: Grey) -> Image.Image:
     return picture
 
 
-def _overlaid(grey: Grey, classes: Grey) -> Grey:
-    picture = np.repeat(grey[..., None].astype(np.float64), 3, axis=2)
-    for index in np.unique(classes[classes > 0]):
-        colour = 255 * np.array(mpl.colors.to_rgb(label_colour(int(index))))
-        where = classes == index
-        picture[where] = (1 - _OPACITY) * picture[where] + _OPACITY * colour
-    return picture.round().astype(np.uint8)
+def _overlaid(grey: Grey, classes: Grey) -> Image.Image:
+    base = Image.fromarray(grey).convert("RGB")
+    layer = _coloured(classes).convert("RGBA")
+    base.paste(layer, mask=layer.getchannel("A").point(lambda alpha: round(_OPACITY * alpha)))
+    return base
 
 
 def _uri(picture: Image.Image) -> str:

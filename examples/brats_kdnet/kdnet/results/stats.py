@@ -1,7 +1,8 @@
-"""Statistics over cases: is a gain larger than what the choice of cases and seeds explains?
+"""Statistics over cases: is a gain larger than what the choice of patients and seeds explains?
 
-A number that too few cases cannot support is not given; the reason takes its place. All functions
+A number that too few patients cannot support is not given; the reason takes its place. Functions
 take lines of the table of scores; `cells` arranges one score as cases by units (fold, seed).
+Visits of one patient are alike: means are over cases, intervals and tests are over patients.
 """
 
 from __future__ import annotations
@@ -44,29 +45,6 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """One score of one network; NaN where there are too few cases, folds or seeds.
-
-    Attributes:
-        n: Cases that entered, each once, with the mean over its units.
-        mean: Over cases.
-        sd: Sample standard deviation over cases.
-        quartiles: Lower quartile, median, upper quartile.
-        folds_mean: Mean of the means of the folds, the seeds of a fold pooled.
-        folds_sd: Standard deviation of the means of the folds.
-        seeds_sd: Standard deviation of the means of the seeds, the folds of a seed pooled.
-    """
-
-    n: int
-    mean: float
-    sd: float
-    quartiles: tuple[float, float, float]
-    folds_mean: float
-    folds_sd: float
-    seeds_sd: float
-
-
-@dataclass(frozen=True)
 class Gain:
     """What a row has over another on the same cases of the same units; for HD95, less is better.
 
@@ -104,6 +82,10 @@ class Gain:
         """Over cases."""
         return float(self.means.mean())
 
+    def changed(self, sign: int) -> int:
+        """Count the cases whose mean over units rises (1) or falls (-1)."""
+        return int((sign * self.means > 0).sum())
+
     @property
     def verdict(self) -> str:
         """What interval and test together allow to say: better, worse, or open."""
@@ -115,25 +97,14 @@ class Gain:
 
 
 def cells(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """Arrange a score of one row and region as cases by units, without those that have none."""
-    table = scores.pivot(index="case", columns=["fold", "seed"], values=metric)
+    """Arrange a score of one row and region as cases by units, without those that have none.
+
+    Cases stand behind their patients; without such a column each is a patient of its own.
+    """
+    if "patient" not in scores:
+        scores = scores.assign(patient=scores["case"])
+    table = scores.pivot(index=["patient", "case"], columns=["fold", "seed"], values=metric)
     return table.dropna(how="all").dropna(how="all", axis=1)
-
-
-def moments(scores: pd.DataFrame, metric: str) -> Moments:
-    """Mean and spread of a score of one row and region."""
-    cases = cells(scores, metric).mean(axis=1)
-    folds, seeds = (scores.groupby(by)[metric].mean().dropna() for by in ("fold", "seed"))
-    low, middle, high = cases.quantile([0.25, 0.5, 0.75])
-    return Moments(
-        n=len(cases),
-        mean=float(cases.mean()),
-        sd=float(cases.std()),
-        quartiles=(float(low), float(middle), float(high)),
-        folds_mean=float(folds.mean()),
-        folds_sd=float(folds.std()),
-        seeds_sd=float(seeds.std()),
-    )
 
 
 def gains(scores: pd.DataFrame, metric: str = "dice", *, together: bool = False) -> list[Gain]:
@@ -141,25 +112,14 @@ def gains(scores: pd.DataFrame, metric: str = "dice", *, together: bool = False)
 
     Holm's correction covers the regions of a row, or all comparisons together.
     """
-    found = [
-        _gain(pairs, metric, *names)
-        for names, pairs in _paired(scores, metric).groupby(
-            ["row", "against", "region"], sort=False
-        )
-    ]
-    families = (
-        [found]
-        if together
-        else [
-            [gain for gain in found if gain.row == row]
-            for row in dict.fromkeys(g.row for g in found)
-        ]
-    )
-    return [
-        replace(gain, p_holm=p)
-        for family in families
-        for gain, p in zip(family, holm([gain.p for gain in family]), strict=True)
-    ]
+    groups = _paired(scores, metric).groupby(["row", "against", "region"], sort=False)
+    found = [_gain(pairs, metric, *names) for names, pairs in groups]
+    corrected: list[Gain] = []
+    for row in [""] if together else dict.fromkeys(gain.row for gain in found):
+        family = [gain for gain in found if together or gain.row == row]
+        p_values = holm([gain.p for gain in family])
+        corrected += [replace(gain, p_holm=p) for gain, p in zip(family, p_values, strict=True)]
+    return corrected
 
 
 def over_most_labels(scores: pd.DataFrame) -> pd.DataFrame:
@@ -224,7 +184,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def interval(values: pd.DataFrame, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of a mean over cases, resampling cases and seeds."""
+    """Percentile bootstrap interval of a mean over cases, resampling patients and seeds."""
     # Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; two crossed
     # factors are drawn apart from each other as in Owen 2007, The pigeonhole bootstrap, Annals of
     # Applied Statistics 1(2).
@@ -269,10 +229,11 @@ class _Draws:
 
 
 def _interval(values: pd.DataFrame, seed: int, draw: Callable[[_Draws], Array]) -> Interval:
-    if len(values) < FEWEST:
-        return Interval(math.nan, math.nan, _too_few(len(values)))
+    patients, names = pd.factorize(values.index.get_level_values("patient"))
+    if len(names) < FEWEST:
+        return Interval(math.nan, math.nan, _too_few(len(names)))
     folds = tuple(int(fold) for fold, _ in values.columns)
-    found = draw(_drawn(len(values), folds, seed))
+    found = draw(_drawn(tuple(patients.tolist()), folds, seed))
     tail = (1 - LEVEL) / 2
     lower, upper = np.quantile(found[~np.isnan(found)], [tail, 1 - tail])
     return Interval(float(lower), float(upper))
@@ -280,16 +241,17 @@ def _interval(values: pd.DataFrame, seed: int, draw: Callable[[_Draws], Array]) 
 
 # Rows of a table share cases and units, and with them the draws.
 @lru_cache(maxsize=4)
-def _drawn(cases: int, folds: tuple[int, ...], seed: int) -> _Draws:
-    """Draw cases, and the seeds of every fold."""
+def _drawn(patients: tuple[int, ...], folds: tuple[int, ...], seed: int) -> _Draws:
+    """Draw patients, who bring all their cases, and the seeds of every fold."""
     generator = np.random.default_rng(seed)
-    counts = generator.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
+    number = max(patients) + 1
+    counts = generator.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
     units = np.zeros((RESAMPLES, len(folds)))
     for fold in sorted(set(folds)):
         columns = [index for index, other in enumerate(folds) if other == fold]
         seeds = len(columns)
         units[:, columns] = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
-    return _Draws(counts.astype(np.float64), units)
+    return _Draws(counts[:, patients].astype(np.float64), units)
 
 
 def _quotient(above: Array, below: Array, least: float) -> Array:
@@ -317,7 +279,8 @@ def _paired(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _gain(pairs: pd.DataFrame, metric: str, row: str, against: str, region: str) -> Gain:
     table = cells(pairs, metric)
-    p, reason = wilcoxon(table.mean(axis=1).tolist())
+    by_patient = table.mean(axis=1).groupby(level="patient", sort=False).mean()
+    p, reason = wilcoxon(by_patient.tolist())
     steps = math.nan
     if "steps" in pairs:
         units = pairs.drop_duplicates(["fold", "seed"])
@@ -326,4 +289,4 @@ def _gain(pairs: pd.DataFrame, metric: str, row: str, against: str, region: str)
 
 
 def _too_few(n: int) -> str:
-    return f"{n} case{'' if n == 1 else 's'}; at least {FEWEST} are needed"
+    return f"{n} patient{'s' * (n != 1)}; at least {FEWEST} are needed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -14,12 +14,13 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from kdnet.errors import UserError, printable
+from kdnet.errors import printable
+from kdnet.evaluation.scoring import scored_in
 from kdnet.files import read_yaml
-from kdnet.results.stats import METRICS, Gain, Interval, Moments, cells, interval, moments
+from kdnet.results.stats import METRICS, Gain, Interval, cells, interval
+from kdnet.results.stored import Results
 
 SPACES = {"native": "native space", "grid": "training grid"}
-TREATMENTS = {"off": "no post-processing", "on": "small regions removed"}
 SCORES = {
     "dice": "Dice",
     "dice_reference_present": "Dice, cases with the region in the reference",
@@ -31,6 +32,7 @@ EMPTY_RULE = (
     "Both masks empty: Dice and surface Dice 1, HD95 0; exactly one empty: Dice and surface Dice "
     "0, HD95 the diagonal of the image."
 )
+_TREATMENTS = {"off": "no post-processing", "on": "small regions removed"}
 _DASH = "\N{EN DASH}"
 _NOT_RUN = "not run"
 
@@ -55,19 +57,14 @@ class Table:
 
     @classmethod
     def of(
-        cls,
-        title: str,
-        columns: Sequence[str],
-        lines: Sequence[Sequence[str]],
-        notes: Iterable[str] = (),
-        words: int = 1,
+        cls, title: str, lines: Iterable[Mapping[str, str]], *notes: str, words: int = 1
     ) -> Table:
-        """Make a table of lines of cells."""
-        return cls(title, pd.DataFrame(lines, columns=[*columns], dtype=object), (*notes,), words)
+        """Make a table of lines, each of cells by their columns."""
+        return cls(title, pd.DataFrame([*lines], dtype=object), notes, words)
 
     def text(self) -> str:
         """Return the table for the terminal, which obeys nothing that a name holds."""
-        body = self._grid("simple", printable, once=True)
+        body = self._grid("simple", printable)
         return "\n".join([printable(self.title), "", body, *map(printable, self.notes)]) + "\n"
 
     def markdown(self) -> str:
@@ -76,91 +73,93 @@ class Table:
         body = self._grid("pipe", lambda cell: as_markdown(cell).replace("|", "\\|"))
         return f"**{as_markdown(self.title)}**\n\n{body}{notes}\n"
 
-    def html(self, style: str = "wide") -> Markup:
+    def html(self) -> Markup:
         """Return the table as HTML; pandas escapes what the cells hold."""
-        frame = _without_repeats(self.frame)
         with pd.option_context("display.max_colwidth", None):
-            text = frame.to_html(index=False, border=0, classes=[style], justify="left")
+            text = self.frame.to_html(index=False, border=0, justify="left")
         return Markup(text)  # noqa: S704
 
-    def _grid(self, form: str, written: Callable[[str], str], *, once: bool = False) -> str:
-        frame = (_without_repeats(self.frame) if once else self.frame).map(written)
-        sides = ["left" if n < self.words else "right" for n in range(frame.shape[1])]
-        head = [*map(written, frame.columns)]
+    def _grid(self, form: str, written: Callable[[str], str]) -> str:
+        sides = ["left" if n < self.words else "right" for n in range(self.frame.shape[1])]
         return str(
-            frame.to_markdown(
-                index=False, tablefmt=form, headers=head, disable_numparse=True, colalign=sides
+            self.frame.map(written).to_markdown(
+                index=False,
+                tablefmt=form,
+                headers=[*map(written, self.frame.columns)],
+                disable_numparse=True,
+                colalign=sides,
             )
         )
 
 
 def results_table(
     scores: pd.DataFrame, label: Label, *, space: str = "native", postprocessing: str = "off"
-) -> Table | None:
-    """Mean, spread and interval of every network and region; None where nothing was scored."""
-    here = _here(scores, space, postprocessing)
+) -> Table:
+    """Mean, spread and interval of every network and region."""
+    here = scored_in(scores, space, postprocessing)
     lines = [
-        _result_line(label(row), region, own)
+        {"network": label(row), "region": region, **_results(own)}
         for (row, region), own in here.groupby(["row", "region"], sort=False)
     ]
-    columns = ["network", "region", "Dice", "median (quartiles)", "95 % interval", "sd of folds"]
-    columns += ["sd of seeds", "Dice, reference present (n)", "HD95", "surface Dice", "n"]
     note = (
         "± is the sd over cases; a case with several seeds enters once, with its mean. The sd of "
         "folds is that of the means of the folds, the sd of seeds that of the means of the seeds. "
         f"Surface Dice at 1 mm. {EMPTY_RULE}"
     )
-    where = f"{SPACES[space]}, {TREATMENTS[postprocessing]}"
-    return Table.of(f"Results, {where}", columns, lines, [note], words=2) if lines else None
+    title = f"Results, {SPACES[space]}, {_TREATMENTS[postprocessing]}"
+    return Table.of(title, lines, note, words=2)
 
 
 def empty_table(scores: pd.DataFrame, label: Label) -> Table:
     """How often a region is empty in native space, and what the networks make of it."""
     lines = []
-    for (row, region), own in _here(scores).groupby(["row", "region"], sort=False):
+    for (row, region), own in scored_in(scores).groupby(["row", "region"], sort=False):
         empty, blank = own["reference_voxels"] == 0, own["predicted_voxels"] == 0
         counts = (own["case"][which].nunique() for which in (empty, empty & ~blank, ~empty & blank))
-        total = own["case"].nunique()
         reference, alarms, missed = map(str, counts)
-        lines.append([label(row), region, f"{reference} of {total}", alarms, missed])
-    columns = ["network", "region", "reference empty", "predicted all the same", "missed"]
+        lines.append(
+            {
+                "network": label(row),
+                "region": region,
+                "reference empty": f"{reference} of {own['case'].nunique()}",
+                "predicted all the same": alarms,
+                "missed": missed,
+            }
+        )
     note = (
         "A case counts once, if any seed does it. Predicted all the same: the reference is empty, "
         "the prediction is not. Missed: the reference is not empty, the prediction is."
     )
-    return Table.of("Empty regions, native space", columns, lines, [note], words=2)
+    return Table.of("Empty regions, native space", lines, note, words=2)
 
 
-def gain_table(gains: Sequence[Gain], label: Label, *, space: str = "native") -> Table | None:
-    """Every network over the one it is compared with; None without pairs."""
-    if not gains:
-        return None
-    metric = gains[0].metric
+def gain_table(gains: Sequence[Gain], label: Label) -> Table:
+    """Every network over the one it is compared with, in native space."""
+    metric = gains[0].metric if gains else "dice"
     digits = 1 if metric == "hd95" else 3
     lines = [
-        [
-            f"{label(gain.row)} \N{MINUS SIGN} {label(gain.against)}",
-            gain.region,
-            number(gain.mean, digits, signed="+"),
-            gain.interval.reason or ends(gain.interval, digits, signed="+"),
-            gain.reason or p_value(gain.p),
-            p_value(gain.p_holm),
-            gain.verdict,
-            str(len(gain.cells)),
-        ]
+        {
+            "networks": f"{label(gain.row)} \N{MINUS SIGN} {label(gain.against)}",
+            "region": gain.region,
+            "gain": number(gain.mean, digits, signed="+"),
+            "95 % interval": gain.interval.reason or ends(gain.interval, digits, signed="+"),
+            "p": gain.reason or p_value(gain.p),
+            "p (Holm)": p_value(gain.p_holm),
+            "verdict": gain.verdict,
+            "cases": str(len(gain.cells)),
+        }
         for gain in gains
     ]
-    columns = ["networks", "region", "gain", "95 % interval", "p", "p (Holm)", "verdict", "cases"]
     note = (
-        "Mean paired difference over cases; interval by a percentile bootstrap over cases and "
-        "seeds (10,000 resamples); two-sided Wilcoxon signed-rank test on the cases' means, zero "
-        "differences dropped, corrected over the regions of a network by Holm, not over the "
+        "Mean paired difference over cases; interval by a percentile bootstrap over patients and "
+        "seeds (10,000 resamples); two-sided Wilcoxon signed-rank test on the patients' means, "
+        "zero differences dropped, corrected over the regions of a network by Holm, not over the "
         "networks. Better or worse: the interval leaves out zero and the corrected p is below 0.05."
         + " Less is better."
         * (metric == "hd95")
     )
-    title = f"Gain in {SCORES[metric]}, {SPACES[space]}, {TREATMENTS['off']}"
-    return Table.of(title, columns, lines, [note], words=2)
+    title = f"Gain in {SCORES[metric]}, {SPACES['native']}, {_TREATMENTS['off']}"
+    return Table.of(title, lines, note, words=2)
 
 
 def headline(gains: Sequence[Gain], label: Label) -> list[str]:
@@ -173,49 +172,30 @@ def headline(gains: Sequence[Gain], label: Label) -> list[str]:
             sentences.append(f"{reason} Nothing can be concluded.")
             continue
         both = f"{label(gain.row)} is {gain.verdict} than {label(gain.against)}"
-        said = "no difference is shown" if gain.verdict == "open" else both
+        outcome = "no difference is shown" if gain.verdict == "open" else both
         p = p_value(gain.p_holm)
         tested = gain.reason or f"Holm-corrected p {p if p.startswith('<') else f'= {p}'}"
         shown = ends(gain.interval, signed="+")
-        sentences.append(f"{gain.region}: {mean} (95 % interval {shown}; {tested}), {said}.")
+        sentences.append(f"{gain.region}: {mean} (95 % interval {shown}; {tested}), {outcome}.")
     return sentences
-
-
-def case_table(scores: pd.DataFrame, label: Label) -> Table:
-    """The native Dice of every case, the mean over its seeds."""
-    here = _here(scores)
-    table = here.pivot_table(index="case", columns=["region", "row"], values="dice", sort=False)
-    columns = ["case", *(f"{region}, {label(row)}" for region, row in table.columns)]
-    lines = [[str(case), *map(number, values)] for case, *values in table.itertuples()]
-    return Table.of("Dice of every held-out case, native space", columns, lines)
 
 
 def subset_table(
     scores: pd.DataFrame, label: Label, modalities: Sequence[str], space: str
 ) -> Table:
     """Mean Dice for every subset of the modalities; fifteen subsets of four."""
-    here = _here(scores, space)
-    asked = [
-        subset for size in range(len(modalities)) for subset in combinations(modalities, size + 1)
-    ]
+    here = scored_in(scores, space)
+    sizes = range(1, len(modalities) + 1)
+    asked = [subset for size in sizes for subset in combinations(modalities, size)]
     seen = here["modalities"].map(lambda text: frozenset(text.split("+")))
-    strange = {*seen} - {*map(frozenset, asked)}
-    if strange:
-        raise UserError(
-            f"subsets.csv: expected networks that saw some of {', '.join(modalities)}, found "
-            f"{'+'.join(sorted(min(strange, key=sorted)))}."
-        )
-    places = here[["row", "region"]].drop_duplicates().itertuples(index=False)
-    columns = {}
-    for row, region in places:
-        own = here[(here["row"] == row) & (here["region"] == region)]
+    columns = {"modalities": [*map("+".join, asked), f"mean of {len(asked)}"]}
+    for (row, region), own in here.groupby(["row", "region"], sort=False):
         means = {view: 100 * cells(lines).mean(axis=1).mean() for view, lines in own.groupby(seen)}
         found = [means.get(frozenset(subset), math.nan) for subset in asked]
         shown = [_NOT_RUN if math.isnan(value) else number(value, 2) for value in found]
         columns[f"{label(row)}, {region}"] = [*shown, number(sum(found) / len(found), 2)]
-    first = [*map("+".join, asked), f"mean of {len(asked)}"]
     note = "Dice in per cent, mean over cases; the mean over subsets where none is missing."
-    frame = pd.DataFrame({"modalities": first} | columns, dtype=object)
+    frame = pd.DataFrame(columns, dtype=object)
     return Table(f"Subsets of modalities, {SPACES[space]}", frame, (note,))
 
 
@@ -226,32 +206,29 @@ def published() -> dict[str, Any]:
     return content
 
 
-def paper_table(
-    which: str, scores: pd.DataFrame, protocol: str, *, space: str = "grid"
-) -> Table | None:
-    """Table 1 or 2 of the paper with our numbers beside the published ones; None without ours.
+def paper_table(which: str, results: Results) -> Table | None:
+    """Table 1 or 2 of the paper with ours at the training grid beside it; None without ours.
 
     Source: Hu, Maillard et al. 2020, arXiv:2106.09564.
     """
-    here = _here(scores, space)
+    here = scored_in(results.scores, "grid")
     rows = published()["tables"][which]
-    if not {row["row"] for row in rows} & {*here["row"]} or not {*REGIONS} & {*here["region"]}:
+    ours = [_row_of(results, row) for row in rows]
+    if not {*ours} & {*here["row"]} or not {*REGIONS} & {*here["region"]}:
         return None
-    protocols = [f"ours: {protocol}"]
+    protocols = [f"ours: {results.protocol}"]
     lines = []
-    for row in rows:
-        own = here[here["row"] == row["row"]]
-        found = [own[own["region"] == region] for region in REGIONS]
-        lines += _our_lines(row["label"], [moments(one, "dice") for one in found])
+    for row, name in zip(rows, ours, strict=True):
+        lines += _our_lines(row["label"], here[here["row"] == name])
         lines.append(_published_line(row, protocols))
-    return _with_protocols(f"{which} of the paper, {SPACES[space]}", "network", lines, protocols)
+    return _with_protocols(f"{which} of the paper, {SPACES['grid']}", lines, protocols)
 
 
 def published_table(which: str = "BraTS 2018, T1ce alone") -> Table:
     """What others published, with their protocols."""
     protocols: list[str] = []
     lines = [_published_line(row, protocols) for row in published()["tables"][which]]
-    return _with_protocols(f"{which}, published numbers", "method", lines, protocols)
+    return _with_protocols(f"{which}, published numbers", lines, protocols)
 
 
 def number(value: float, digits: int = 3, *, signed: str = "") -> str:
@@ -280,9 +257,9 @@ def ends(found: Interval, digits: int = 3, *, signed: str = "") -> str:
     return " to ".join(number(end, digits, signed=signed) for end in (found.lower, found.upper))
 
 
-def spread(mean: float, sd: float, digits: int = 3) -> str:
+def spread(values: pd.Series[float], digits: int = 3) -> str:
     """Mean and standard deviation."""
-    return f"{number(mean, digits)} ± {number(sd, digits)}"
+    return f"{number(values.mean(), digits)} ± {number(values.std(), digits)}"
 
 
 def as_markdown(text: str) -> str:
@@ -290,60 +267,75 @@ def as_markdown(text: str) -> str:
     return html.escape(printable(text), quote=False)
 
 
-def _here(scores: pd.DataFrame, space: str = "native", postprocessing: str = "off") -> pd.DataFrame:
-    return scores[(scores["space"] == space) & (scores["postprocessing"] == postprocessing)]
+def _results(own: pd.DataFrame) -> dict[str, str]:
+    """Cells of one network and region."""
+    dice, present, hd95, nsd = (cells(own, metric).mean(axis=1) for metric in METRICS)
+    folds, seeds = (own.groupby(by)["dice"].mean() for by in ("fold", "seed"))
+    low, middle, high = map(number, dice.quantile([0.25, 0.5, 0.75]))
+    return {
+        "Dice": spread(dice),
+        "median (quartiles)": f"{middle} ({low} to {high})",
+        "95 % interval": ends(interval(cells(own))),
+        "sd of folds": number(folds.std()),
+        "sd of seeds": number(seeds.std()),
+        "Dice, reference present (n)": f"{spread(present)} ({len(present)})",
+        "HD95": f"{spread(hd95, 1)} {own['hd95_unit'].iloc[0]}",
+        "surface Dice": spread(nsd) if len(nsd) else _DASH,
+        "n": str(len(dice)),
+    }
 
 
-def _result_line(name: str, region: str, own: pd.DataFrame) -> list[str]:
-    dice, present, hd95, nsd = (moments(own, metric) for metric in METRICS)
-    low, middle, high = map(number, dice.quartiles)
-    return [
-        name,
-        region,
-        spread(dice.mean, dice.sd),
-        f"{middle} ({low} to {high})",
-        ends(interval(cells(own))),
-        number(dice.folds_sd),
-        number(dice.seeds_sd),
-        f"{spread(present.mean, present.sd)} ({present.n})",
-        f"{spread(hd95.mean, hd95.sd, 1)} {own['hd95_unit'].iloc[0]}",
-        spread(nsd.mean, nsd.sd) if nsd.n else _DASH,
-        str(dice.n),
-    ]
+def _row_of(results: Results, wanted: Mapping[str, Any]) -> str:
+    """The row that is trained as a published one says, whatever its name; may be empty."""
+    # The objectives of others have the recipe of KD-Net.
+    other = results.config.get("objective", "kdnet") != "kdnet"
+    for name, row in results.rows.items():
+        recipe, role = row.get("recipe") or "supervised", results.role(name)
+        shared_out = any(row.get(part) is not None for part in ("labelled", "unlabelled"))
+        same = (recipe, role, results.options(name)) == (
+            wanted.get("recipe", "supervised"),
+            wanted.get("role", "student"),
+            wanted.get("options", {}),
+        )
+        if same and not shared_out and not (other and recipe == "distilled"):
+            return name
+    return ""
 
 
-def _our_lines(label: str, found: Sequence[Moments]) -> list[list[str]]:
-    cases = max(one.n for one in found)
-    if not cases:
-        return [[label, _NOT_RUN, "", *("" for _ in REGIONS)]]
-    folds = [spread(100 * one.folds_mean, 100 * one.folds_sd, 2) for one in found]
-    whole = [spread(100 * one.mean, 100 * one.sd, 2) for one in found]
-    return [
-        [label, "ours, over folds", "(1)", *folds],
-        [label, f"ours, over {cases} cases", "(1)", *whole],
-    ]
+def _our_lines(label: str, own: pd.DataFrame) -> list[dict[str, str]]:
+    if own.empty:
+        return []
+    ours = {"network": label, "numbers": "ours, over folds", "protocol": "(1)"}
+    found = {region: own[own["region"] == region] for region in REGIONS}
+    folds = {r: spread(100 * part.groupby("fold")["dice"].mean(), 2) for r, part in found.items()}
+    cases = {r: 100 * cells(part).mean(axis=1) for r, part in found.items()}
+    whole = {region: spread(values, 2) for region, values in cases.items()}
+    count = max(map(len, cases.values()))
+    return [ours | folds, ours | {"numbers": f"ours, over {count} cases"} | whole]
 
 
-def _published_line(row: dict[str, Any], protocols: list[str]) -> list[str]:
+def _published_line(row: Mapping[str, Any], protocols: list[str]) -> dict[str, str]:
     text = f"{row['source']}: {published()['protocols'][row['protocol']]}"
     if text not in protocols:
         protocols.append(text)
-    pairs = [row[region] for region in REGIONS]
-    shown = [spread(p[0], p[1], 2) if isinstance(p, list) else number(p, 2) for p in pairs]
-    over = ", over folds" if any(isinstance(pair, list) for pair in pairs) else ""
-    return [row["label"], f"published{over}", f"({protocols.index(text) + 1})", *shown]
+    pairs = {region: row[region] for region in REGIONS}
+    over = ", over folds" * any(isinstance(pair, list) for pair in pairs.values())
+    head = {
+        "network": row["label"],
+        "numbers": f"published{over}",
+        "protocol": f"({protocols.index(text) + 1})",
+    }
+    return head | {
+        region: " ± ".join(
+            number(value, 2) for value in (pair if isinstance(pair, list) else [pair])
+        )
+        for region, pair in pairs.items()
+    }
 
 
 def _with_protocols(
-    title: str, first: str, lines: list[list[str]], protocols: Sequence[str]
+    title: str, lines: Sequence[Mapping[str, str]], protocols: Sequence[str]
 ) -> Table:
+    first = "Dice in per cent, mean ± sd. Only numbers of one protocol can be compared."
     notes = [f"({place}) {text}." for place, text in enumerate(protocols, 1)]
-    notes.insert(0, "Dice in per cent, mean ± sd. Only numbers of one protocol can be compared.")
-    return Table.of(title, [first, "numbers", "protocol", *REGIONS], lines, notes, words=3)
-
-
-def _without_repeats(frame: pd.DataFrame) -> pd.DataFrame:
-    """Equal cells of the first column that follow each other are shown once."""
-    first = frame.iloc[:, 0]
-    shown = first.where(first != first.shift(), "")
-    return pd.concat([shown, frame.iloc[:, 1:]], axis=1)
+    return Table.of(title, lines, first, *notes, words=3)

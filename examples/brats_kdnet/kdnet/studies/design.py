@@ -3,10 +3,10 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -16,22 +16,16 @@ from kdnet.errors import UserError
 from kdnet.files import UnreadableError, read_yaml
 from kdnet.rows import ROW_OPTIONS, Row
 
-if TYPE_CHECKING:
-    from kdnet.runs.plan import Plan
-
 _FOLDER = Path(__file__).parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 #: Without a teacher of their own; every study has both.
 TEACHER, BASELINE = "teacher", "baseline"
 
 #: What a recipe may change; how many references it has is said by its blocks.
-_OPTIONS = [name for name in ROW_OPTIONS if name not in {"labelled", "unlabelled", "leave_out"}]
-
-_COUNTS = "how many references there are is said by the blocks"
-_COMMAND = "give it on the command line"
-_ELSEWHERE = dict.fromkeys(("labelled", "unlabelled", "leave_out"), _COUNTS) | dict.fromkeys(
-    ("study", "search", "trials", "show", "unit", "only", "jobs", "out"), _COMMAND
-)
+_OPTIONS = {*ROW_OPTIONS} - {"labelled", "unlabelled", "leave_out"}
+#: What the options of a study may not have: the blocks and the command line say it.
+_ELSEWHERE = {"labelled", "unlabelled", "leave_out", "search", "trials", "show", "unit", "only"}
+_ELSEWHERE |= {"study", "jobs", "out"}
 
 #: A number of subjects, or "all" of those that are there.
 Count = int | str
@@ -112,7 +106,7 @@ class Design:
         recipes: By name.
         blocks: What is trained.
         chosen: Recipe that the study is about; where it depends on the number of labels, recipes by
-            rows' names without that of the recipe, such as 20-labelled. Need not be given.
+            rows' names without that of the recipe, such as 20-labelled. Empty for none.
         searches: By name.
     """
 
@@ -121,7 +115,7 @@ class Design:
     options: Arguments
     recipes: dict[str, Recipe]
     blocks: tuple[Block, ...]
-    chosen: str | dict[str, str] = "chosen"
+    chosen: str | dict[str, str] = ""
     searches: dict[str, Search] = field(default_factory=dict)
 
     def arguments(self) -> list[str]:
@@ -162,11 +156,17 @@ class Design:
             for row in self._rows_of(replace(block, recipes=(recipe,)))
         }
 
+    def chosen_rows(self) -> list[str]:
+        """Return the names of the rows that the study is about."""
+        if isinstance(self.chosen, dict):
+            return [f"{setting}_{recipe}" for setting, recipe in self.chosen.items()]
+        return [row for row, kind in self.kinds().items() if kind == self.chosen]
+
     def facts(self) -> dict[str, Any]:
         """Return what whoever reads the results has to know of it."""
-        labels = {BASELINE: BASELINE, TEACHER: TEACHER}
-        labels |= {name: recipe.label for name, recipe in self.recipes.items()}
-        return {"name": self.name, "labels": labels, "chosen": self.chosen, "kinds": self.kinds()}
+        labels = {name: recipe.label for name, recipe in self.recipes.items()}
+        labels = {BASELINE: BASELINE, TEACHER: TEACHER} | labels
+        return {"labels": labels, "chosen": self.chosen_rows(), "kinds": self.kinds()}
 
     def _rows_of(self, block: Block) -> list[Row]:
         return [
@@ -209,23 +209,6 @@ def plain_row(recipe: str, labelled: Count) -> Row:
     )
 
 
-def check_distinct(plan: "Plan", design: Design) -> None:
-    """Refuse numbers that mean the same before anything is trained."""
-    kinds, found = design.kinds(), dict[tuple[str, int, int, int], str]()
-    for unit in plan.units():
-        if unit.row.name not in kinds:
-            continue
-        split, kind = plan.split(unit), kinds[unit.row.name]
-        more = len(split.unlabelled) if kind not in {TEACHER, BASELINE} else 0
-        place = (kind, len(split.train), more, unit.fold.number)
-        if found.setdefault(place, unit.row.name) != unit.row.name:
-            raise UserError(
-                f"{found[place]} and {unit.row.name} are the same: {len(split.train)} labelled and "
-                f"{more} unlabelled subjects in fold {unit.fold.number}. Leave one of them out of "
-                "the study's file."
-            )
-
-
 def count_of(number: Count) -> int | None:
     """Return a number of subjects as rows have it: None for all."""
     return number if isinstance(number, int) else None
@@ -262,8 +245,6 @@ def _design(path: Path, content: Any) -> Design:
         raise UserError(
             f"{path}: a study has the keys {', '.join(keys)}, and perhaps chosen and searches."
         )
-    if content.get("chosen", "") is None:
-        raise UserError(f"{path}: chosen has no value; name a recipe, or leave the line out.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Design, "design")
     try:
@@ -272,125 +253,83 @@ def _design(path: Path, content: Any) -> Design:
         raise UserError(f"{path}: {error}") from error
     design = cast("Design", parser.instantiate(values).design)
     # Rows can be told only when their recipes are there.
-    problems = _naming(design) or [
-        *_empty(design),
-        *_foreign_options(design),
-        *(_unknown_choices(design) if "chosen" in content else ()),
-        *_missing_controls(design),
-        *_senseless_searches(design.searches),
-    ]
+    problems = [*_of_recipes(design), *_of_blocks(design), *_of_searches(design)]
+    problems = problems or [*_of_rows(design)]
     if problems:
         raise UserError(f"{path}: " + "\n".join(problems))
     return design
 
 
-def _naming(design: Design) -> list[str]:
-    """What is wrong with names and counts, one sentence each."""
-    named = {recipe for block in design.blocks for recipe in block.recipes}
-    known = {*design.recipes, TEACHER, BASELINE}
-    counts = [n for block in design.blocks for n in (*block.labelled, *block.unlabelled)]
-    found = {
-        f"there is no recipe {name!r}; there are {', '.join(sorted(known))}.": name not in known
-        for name in sorted(named)
-    }
-    for name in design.recipes:
-        found |= {
-            f"{name!r} is always there and cannot be a recipe.": name in {TEACHER, BASELINE},
-            f"the recipe {name!r} must match {_NAME.pattern}.": not _NAME.fullmatch(name),
-        }
+def _of_recipes(design: Design) -> Iterator[str]:
+    """What is wrong with names and options of recipes, and with shared options."""
     for name, recipe in design.recipes.items():
-        control = design.recipes.get(recipe.against)
-        fine = recipe.against == BASELINE or (control is not None and control.supervised)
-        found[
-            f"{name!r} is measured against {recipe.against!r}, which has a teacher or is none."
-        ] = not fine
-    for count in counts:
-        fine = count == "all" if isinstance(count, str) else count >= 0
-        found[f"labelled and unlabelled are numbers or all, found {count!r}."] = not fine
-    return [problem for problem, is_there in found.items() if is_there]
+        if name in {TEACHER, BASELINE} or not _NAME.fullmatch(name):
+            yield (
+                f"the recipe {name!r} must match {_NAME.pattern} and be neither {TEACHER} nor "
+                f"{BASELINE}, which are always there."
+            )
+        yield from _foreign(f"recipe {name!r}", recipe.options)
+    for name in _ELSEWHERE & {*design.options}:
+        yield f"options may not have {name}: blocks or the command line say it."
 
 
-def _empty(design: Design) -> list[str]:
-    """Blocks that train nothing, and options that are said elsewhere."""
-    found = [] if design.blocks else ["there are no blocks, so that nothing would be trained."]
+def _of_blocks(design: Design) -> Iterator[str]:
+    known = {*design.recipes, TEACHER, BASELINE}
+    if not design.blocks:
+        yield "there are no blocks, so that nothing would be trained."
     for number, block in enumerate(design.blocks, start=1):
-        lists = {"recipes": block.recipes, "labelled": block.labelled, "seeds": block.seeds}
-        lists["unlabelled"] = block.unlabelled
-        empty = [name for name, values in lists.items() if not values]
-        found += [f"block {number} has no {name}." for name in empty]
-    return found + [
-        f"options may not have {name}; {where}."
-        for name, where in _ELSEWHERE.items()
-        if name in design.options
-    ]
+        yield from (
+            f"block {number} has no {name}." for name, own in vars(block).items() if not own
+        )
+        for name in {*block.recipes} - known:
+            yield f"there is no recipe {name!r}; there are {', '.join(sorted(known))}."
+        for count in (*block.labelled, *block.unlabelled):
+            if not _is_count(count):
+                yield f"labelled and unlabelled are numbers or all, found {count!r}."
 
 
-def _senseless_searches(searches: Mapping[str, Search]) -> list[str]:
-    """Searches without a trial, or on what is not there; one sentence each."""
-    found: dict[str, bool] = {}
-    for name, search in searches.items():
-        count = search.labelled
-        fine = count == "all" if isinstance(count, str) else count >= 1
-        found |= {
-            f"search {name!r} has no space of options.": not search.space,
-            f"search {name!r} has no seeds.": not search.seeds,
-            f"search {name!r} has no folds.": not search.folds,
-            f"search {name!r}: folds are numbers from 0, found {search.folds}.": any(
-                fold < 0 for fold in search.folds
-            ),
-            f"search {name!r}: labelled is a number from 1 or all, found {count!r}.": not fine,
-            f"search {name!r}: random_trials is 0 or more.": search.random_trials < 0,
-        }
-    return [problem for problem, is_there in found.items() if is_there]
-
-
-def _foreign_options(design: Design) -> list[str]:
-    """Options that would make a recipe another experiment, and searches without values."""
-    places = {f"recipe {name!r}": [*item.options] for name, item in design.recipes.items()}
+def _of_searches(design: Design) -> Iterator[str]:
+    """Searches without a trial, or on what is not there."""
     for name, search in design.searches.items():
-        places[f"search {name!r}"] = [*search.options, *search.space]
-    found = [
-        f"{place} may not have the options {', '.join(unknown)}; there are {', '.join(_OPTIONS)}."
-        for place, options in places.items()
-        if (unknown := [option for option in options if option not in _OPTIONS])
-    ]
-    return found + [
-        f"search {name!r}: {option} has no values."
-        for name, search in design.searches.items()
-        for option, values in search.space.items()
-        if not values
-    ]
+        parts = {
+            "space": search.space,
+            "seeds": search.seeds,
+            "folds": search.folds,
+            **search.space,
+        }
+        yield from (f"search {name!r} has no {part}." for part, own in parts.items() if not own)
+        yield from _foreign(f"search {name!r}", [*search.options, *search.space])
+        if (
+            not _is_count(search.labelled, least=1)
+            or min([*search.folds, search.random_trials]) < 0
+        ):
+            yield (
+                f"search {name!r}: labelled is a number from 1 or all; folds and random_trials are "
+                "numbers from 0."
+            )
 
 
-def _unknown_choices(design: Design) -> list[str]:
-    """Recipes that are said to be chosen and are not there."""
-    chosen = design.chosen
-    named = {chosen} if isinstance(chosen, str) else {*chosen.values()}
-    settings = {} if isinstance(chosen, str) else chosen
-    known = {row.partition("_")[0] for row in design.kinds()}
-    found = [
-        f"chosen names the recipe {name!r}, which is not there."
-        for name in sorted(named - {*design.recipes})
-    ]
-    return found + [
-        f"chosen names {setting!r}; there are {', '.join(sorted(known))}."
-        for setting in settings
-        if setting not in known
-    ]
+def _of_rows(design: Design) -> Iterator[str]:
+    """Rows that are said to be chosen and are not there, and those whose gain could not be told."""
+    rows, seeds = design.rows()
+    known = {row.name for row in rows}
+    for name in design.chosen_rows():
+        if name not in known:
+            yield f"chosen names the row {name}, which is not there."
+    if design.chosen and not design.chosen_rows():
+        yield f"chosen names the recipe {design.chosen!r}, which is not in any block."
+    for row in rows:
+        lacking = {*seeds[row.name]} - {*seeds.get(row.against or row.name, ())}
+        if lacking:
+            yield f"{row.name} has no baseline with seeds {sorted(lacking)}; add that block."
 
 
-def _missing_controls(design: Design) -> list[str]:
-    """Rows whose gain could not be told."""
-    have, needed = set[tuple[str, Count, int]](), dict[tuple[str, Count, int], str]()
-    for block in design.blocks:
-        for place in itertools.product(block.recipes, block.labelled, block.seeds):
-            recipe, count, seed = place
-            have.add(place)
-            if recipe in design.recipes:
-                needed[design.recipes[recipe].against, count, seed] = recipe
-    return [
-        f"{recipe} with {count} labelled subjects and seed {seed} has no {against} to be compared "
-        "with; add that block."
-        for (against, count, seed), recipe in needed.items()
-        if (against, count, seed) not in have
-    ]
+def _foreign(place: str, options: Iterable[str]) -> Iterator[str]:
+    """Options that would make a recipe another experiment."""
+    if unknown := sorted({*options} - _OPTIONS):
+        there = ", ".join(sorted(_OPTIONS))
+        yield f"{place} may not have the options {', '.join(unknown)}; there are {there}."
+
+
+def _is_count(count: Count, least: int = 0) -> bool:
+    return count == "all" if isinstance(count, str) else count >= least

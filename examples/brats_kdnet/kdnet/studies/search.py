@@ -19,7 +19,7 @@ from rich.console import Console
 from kdnet.config import Config
 from kdnet.data.splits import split_subjects
 from kdnet.errors import UserError
-from kdnet.evaluation.scoring import gather_scores
+from kdnet.evaluation.scoring import gather_scores, scored_in
 from kdnet.files import UnreadableError, read_json, write_text
 from kdnet.rows import Row
 from kdnet.runs.plan import Fold, Plan, make_plan
@@ -33,7 +33,10 @@ _INNER_FOLDS = 4
 
 def search(design: Design, wanted: str, config: Config, *, trials: int, console: Console) -> Path:
     """Try options until so many trials have been made, those of earlier starts counted."""
-    space = find_search(design, wanted)
+    if wanted not in design.searches:
+        known = ", ".join(design.searches) or "none"
+        raise UserError(f"--search {wanted}: the study has no such search; there are: {known}.")
+    space = design.searches[wanted]
     root = (config.run.out or Path("runs/study")) / f"search-{wanted}"
     config = replace(config, run=replace(config.run, out=root / "run"))
     data = find_data(config, console)
@@ -104,36 +107,19 @@ def ask_new(done: Sequence[Mapping[str, Any]], space: Search) -> dict[str, Any]:
     return left[len(done) % len(left)]
 
 
-def find_search(design: Design, wanted: str) -> Search:
-    """Return a search by its name."""
-    if wanted not in design.searches:
-        known = ", ".join(design.searches) or "none"
-        raise UserError(f"--search {wanted}: the study has no such search; there are: {known}.")
-    return design.searches[wanted]
-
-
 def inner_folds(config: Config, space: Search, found: DataSet) -> list[Fold]:
     """Split the training subjects of the search's folds once more."""
-    data, seed, subjects = config.data, config.training.seed, found.foldable
-    beyond = [fold for fold in space.folds if fold >= data.folds]
-    if beyond:
-        raise UserError(
-            f"The search is on fold {beyond[0]}, but the study has {data.folds} folds, "
-            "counted from 0. Change folds of the search in the study's file."
-        )
+    data, seed = config.data, config.training.seed
     folds = []
-    for number, outer in enumerate(space.folds):
+    for number, fold in enumerate(space.folds):
+        outer = split_subjects(
+            found.foldable, folds=data.folds, fold=fold, validation_fraction=0, seed=seed
+        )
+        validation, inner = data.validation_fraction, found.named(outer.train)
         split = split_subjects(
-            subjects, folds=data.folds, fold=outer, validation_fraction=0, seed=seed
+            inner, folds=_INNER_FOLDS, fold=0, validation_fraction=validation, seed=seed
         )
-        inner = split_subjects(
-            found.named(split.train),
-            folds=_INNER_FOLDS,
-            fold=0,
-            validation_fraction=data.validation_fraction,
-            seed=seed,
-        )
-        folds.append(Fold(number, number, inner))
+        folds.append(Fold(number, number, split))
     return folds
 
 
@@ -160,10 +146,9 @@ def try_options(plan: Plan, console: Console) -> tuple[float, float]:
     plan = prepare(rehearse_rows(plan, plan.units(), console), plan.units(), console)
     for unit in plan.units():
         run_unit(plan, unit, console)
-    baseline, row = (row for row in plan.rows if row.role == "student")
-    scores = gather_scores(plan.root)
-    grid = scores[(scores["space"] == "grid") & (scores["postprocessing"] == "off")]
+    scores = scored_in(gather_scores(plan.root), "grid")
+    (gains_of,) = [row for row in plan.rows if row.against]
     places = ["case", "region", "fold", "seed"]
-    dice = grid.pivot_table(index=places, columns="row", values="dice")[[row.name, baseline.name]]
-    dice = dice.dropna(subset=row.name)
-    return float(dice[row.name].mean()), float((dice[row.name] - dice[baseline.name]).mean())
+    dice = scores.pivot_table(index=places, columns="row", values="dice")
+    own = dice[gains_of.name].dropna()
+    return float(own.mean()), float((own - dice[str(gains_of.against)]).mean())
