@@ -1,6 +1,5 @@
 """The trainer: nnU-Net's own, with a teacher of all channels and a student of some."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, distributed, nn
 
 from privdistill import DistillationWrapper, Objective, PrivilegedInput, SoftTargetDiceBCE, Term
+from privdistill.cache.fingerprint import hashed
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.integrations.nnunet import export
 from privdistill.integrations.nnunet import plans as files
@@ -180,7 +180,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             manager, own, len(facts["channels"]), heads, enable_deep_supervision=False
         )
         network.load_state_dict(found["network_weights"])
-        self._teacher = _digest(found["network_weights"])
+        self._teacher = hashed(found["network_weights"])[:16]
         return network
 
     def _refuse_foreign(self, configuration: ConfigurationManager, folder: Path) -> None:
@@ -295,12 +295,3 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         if not self.disable_checkpointing:
             written = export.write_student_folder(Path(self.output_folder_base), fold=self.fold)
             self.print_to_log_file(f"The stand-alone model: {written}")
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """What tells a teacher's weights from others: SHA-256 of names and bytes, in part."""
-    whole = hashlib.sha256()
-    for name, value in weights.items():
-        whole.update(name.encode())
-        whole.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()[:16]
