@@ -176,7 +176,7 @@ class TeacherCache:
         wide = value.dtype in (torch.float32, torch.float64)
         return value.clamp(-65504, 65504).half() if wide and self.storage == "half" else value
 
-    def _joined(self, parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    def _joined(self, parts: list[Tensor], device: torch.device) -> Tensor:
         # cat, unlike stack, keeps channels-last samples channels-last.
         value = torch.cat(parts).to(device, non_blocking=True)
         return value.float() if self.storage == "half" and value.dtype == torch.float16 else value

@@ -121,12 +121,13 @@ class DistillationEvaluator(SupervisedEvaluator):  # type: ignore[misc, unused-i
         **options: Any,
     ) -> None:
         steps = _Steps(network, names, "val_", IterationEvents.FORWARD_COMPLETED)
+        # An inferer calls a function of windows, which has no step.
+        windows: Any = partial(_student_alone, inferer) if inferer else None
         super().__init__(
             *(torch.device(device), val_data_loader, network),
             prepare_batch=steps.read,
             val_handlers=[steps, *val_handlers],
-            # An inferer calls a function of windows, which has no step.
-            inferer=partial(_student_alone, inferer) if inferer else None,
+            inferer=windows,
             **options,
         )
 

@@ -662,9 +662,7 @@ def test_without_a_teacher_the_message_says_how_to_name_one():
 
 def test_a_folder_that_is_no_model_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PRIVDISTILL_TEACHER", str(tmp_path))
-    with pytest.raises(
-        LifecycleError, match=r"plans\.json does not exist.* Expected a model folder"
-    ):
+    with pytest.raises(LifecycleError, match=r"plans\.json does not exist"):
         trainer().initialize()
 
 
@@ -691,7 +689,7 @@ def test_a_teacher_that_would_run_a_program_is_refused(teach, monkeypatch, tmp_p
 
     file = Path(os.environ["PRIVDISTILL_TEACHER"]) / "fold_0" / "checkpoint_final.pth"
     torch.save({"network_weights": Program()}, file)
-    with pytest.raises(LifecycleError, match="can run any program when it is read, so this one"):
+    with pytest.raises(LifecycleError, match="can run any program"):
         trainer().initialize()
     plain.plans_manager.plans["configurations"]["base"]["architecture"]["network_class_name"] = (
         "os.mkdir"

@@ -102,9 +102,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
 
     def _imitation(self) -> float:
         """The teacher's share of the loss."""
-        share: Any = self.imitation
-        if share is None:
-            share = os.environ.get("PRIVDISTILL_IMITATION", "0.5")
+        told = os.environ.get("PRIVDISTILL_IMITATION", "0.5")
+        share: Any = told if self.imitation is None else self.imitation
         with suppress(ValueError):
             share = float(share)
         check("PRIVDISTILL_IMITATION", SHARE, imitation=share)
@@ -138,8 +137,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         if self.kd.objective.needs_target:
             raise ObjectiveError(
                 f"The objective {self.kd.objective} reads the reference, as nnU-Net's own loss "
-                "does, with its ignore label and regions. Leave that term out; its weight is "
-                "1 - imitation."
+                "does already. Leave that term out; its weight is 1 - imitation."
             )
         student = set(self.network.parameters())
         adapters = [weight for weight in self.kd.parameters() if weight not in student]
@@ -169,9 +167,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         unlike = files.differences(facts, self._facts)
         if unlike:
             raise LifecycleError(
-                f"The teacher in {folder} was trained on other patches than the student gets. They "
-                f"differ in (teacher's and student's) {unlike}. Train both with the same plans, "
-                "nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS, of all channels."
+                f"The teacher in {folder} was trained on other patches: its and the student's "
+                f"{unlike}. Train both with the same plans of all channels, -p PLANS."
             )
         self._refuse_foreign(own, folder)
         kind = recursive_find_trainer_class_by_name(found["trainer_name"])
@@ -254,10 +251,10 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
 
     def _told(self) -> dict[str, Any]:
         """What a training must not change when it goes on."""
-        told = {"channels": self._channels, "imitation": self._share, "objective": None}
+        told = {"channels": self._channels, "imitation": self._share}
         if self.kd is not None:
-            told |= {"objective": str(self.kd.objective), "teacher": self._teacher}
-            told["taps"] = str(dict(self.taps))
+            told |= {"objective": str(self.kd.objective), "taps": str(dict(self.taps))}
+            told["teacher"] = self._teacher
         return told
 
     def save_checkpoint(self, filename: str) -> None:
