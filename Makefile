@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO_DIR ?= runs/demo
+DEMO_OPTIONS ?=
 
 .PHONY: help env demo test test-all fuzz bench docs notebooks dist check format gpu clean
 
@@ -19,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: env  ## the whole path on synthetic subjects: teacher, baseline, student, report
-	$(BIN)/python examples/brats_kdnet/train.py --out $(DEMO_DIR)
+	$(BIN)/python examples/brats_kdnet/train.py --out $(DEMO_DIR) $(DEMO_OPTIONS)
 
 test: env  ## the suite, doctests included
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
@@ -30,15 +31,15 @@ from privdistill import (
 
 def subjects(run: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, image (1, M, *grid) and label (1, *grid) of every preprocessed subject."""
-    for path in sorted((run / "cache").glob("*/*.pt")):
-        sample = torch.load(path, weights_only=True)
-        yield sample["name"], sample["image"][None].as_subclass(Tensor), sample["label"].long()
+    for path in sorted((run / "cache").rglob("*.safetensors")):
+        sample = load_file(path)
+        yield path.stem, sample["image"][None], sample["label"].long()
 
 
 def wrapper(run: Path, image: Tensor) -> DistillationWrapper:
     """The run's teacher and student, with a cache that errs."""
-    teacher, seen = load_model(run / "teacher" / "model.safetensors")
-    student, view = load_model(run / "student" / "model.safetensors")
+    teacher, seen = load_model(run / "units" / "teacher" / "fold0-seed0" / "model.safetensors")
+    student, view = load_model(run / "units" / "student" / "fold0-seed0" / "model.safetensors")
     return DistillationWrapper(
         teacher,
         student,

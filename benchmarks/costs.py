@@ -35,7 +35,7 @@ from kdnet.data.targets import to_target  # noqa: E402
 from kdnet.evaluation.scoring import evaluate  # noqa: E402
 from kdnet.recipes import recipe_of  # noqa: E402
 from kdnet.rows import Row  # noqa: E402
-from kdnet.runs.networks import build, describe_network, setting_of, stacked  # noqa: E402
+from kdnet.runs.networks import build, describe_network, setting_of, stacked, wrapped  # noqa: E402
 from kdnet.training.runtime import measure_steps, peak_memory, torch_format  # noqa: E402
 from phantoms import generate_phantoms  # noqa: E402
 from privdistill import DistillationWrapper  # noqa: E402
@@ -102,15 +102,7 @@ def step_of(
     network = build(metadata).to(memory_format=torch_format(way.memory_format))
     teachers = [build(describe_network("teacher", config, description)) for _ in row.teachers]
     recipe = recipe_of(row, setting_of(row, config, description, network, teachers))
-    kd = DistillationWrapper(
-        recipe.teacher,
-        recipe.network,
-        objective=recipe.objective,
-        inputs=recipe.inputs,
-        taps=recipe.taps,
-        activation=metadata.activation,
-        example=torch.zeros(1, len(stacked(config.data, description)), *metadata.input_size),
-    )
+    kd = wrapped(recipe, metadata, stacked(config.data, description))
     optimizer = torch.optim.Adam(kd.parameters(), lr=1e-4)
 
     def step(batch: dict[str, Any]) -> None:

@@ -9,11 +9,10 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from figures import FIGURES, Row
+from figures import FIGURES, UNITS, Row
 from page import as_row, load
 
 MET, OPEN, MISSED, NO_GOAL = "#1b7837", "#a66a00", "#b2182b", "#555555"
-TIMES = {"us": " µs", "ms": " ms"}
 WIDTH, HEIGHT = 10.0, 0.25  # inches, of the whole and of a line
 LEFT, RIGHT = 0.34, 0.7  # where the axis begins and ends; words stand on both sides
 
@@ -54,13 +53,10 @@ def show(axes: Any, row: Row, place: int) -> None:
     value, low, high = row.estimate
     missed = row.goal is not None and value > row.goal
     color = judged(row)
-    digits = 0 if row.unit in TIMES else 3
-    text = f"{value:.{digits}f}"
-    text += f"  ({low:.{digits}f} to {high:.{digits}f})" * (low < high)
-    text += TIMES.get(row.unit, "")
-    text += "" if row.goal is None else f",  goal ≤ {row.goal:g}"
+    number, interval, goal = row.words()
+    text = number + f"  ({interval})" * bool(interval) + f",  goal {goal}" * bool(goal)
     axes.text(1.03, place, text, transform=at, va="center", fontsize=9, color=color)
-    if row.unit in TIMES:
+    if row.unit in UNITS:
         # Times have no place on the axis of ratios: the words must do.
         return
     axes.plot([low, high], [place, place], color=color, linewidth=3, solid_capstyle="butt")

@@ -40,6 +40,8 @@ from steps import (
 )
 
 HERE = Path(__file__).parent
+MEMORY = str(HERE / "memory.py")
+UNITS = {"us": " µs", "ms": " ms", "MiB": " MiB"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,13 @@ class Row:
     estimate: Interval
     unit: str = "ratio"
     goal: float | None = None
+
+    def words(self) -> tuple[str, str, str]:
+        """Number, interval and goal, with no more digits than mean something."""
+        digits, unit = 0 if self.unit in UNITS else 3, UNITS.get(self.unit, "")
+        value, low, high = (f"{number:.{digits}f}" for number in self.estimate)
+        interval = f"{low} to {high}" if low != high else ""
+        return f"{value}{unit}", interval, "" if self.goal is None else f"≤ {self.goal:g}{unit}"
 
 
 @dataclass
@@ -140,10 +149,28 @@ def steps_of(contestants: dict[str, Contestant]) -> dict[str, Callable[[], objec
     return {name: contestant.step for name, contestant in contestants.items()}
 
 
+def raced(
+    settings: Settings, world: World, contestants: dict[str, Contestant]
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Times of contestants that do the same work, and of a supervised step."""
+    alone = world.copy()
+    apart = check_same_work(contestants)
+    supervised = by_hand_with_terms(alone, GroundTruth(smoothing=1.0), None)
+    steps = steps_of(contestants) | {"supervised": supervised.step}
+    return race(steps, settings.rounds, report=settings.report), same_work(apart)
+
+
+#: What a cached step is compared with, in both caches.
+AIMS = (
+    ("precomputed", "loop with precomputed targets", 1.02),
+    ("supervised", "supervised step", 1.05),
+)
+
+
 def cache(settings: Settings) -> Figure:
     """2: a distillation step whose teacher is cached."""
     world = make_world(*(TINY if settings.quick else USUAL))
-    by_terms, alone = world.copy(), world.copy()
+    by_terms = world.copy()
     contestants = {
         "precomputed": by_hand_with_terms(by_terms, objective(), precomputed_teacher(by_terms)),
         "cached": by_wrapper(world.copy(), objective(), cache=TeacherCache()),
@@ -155,46 +182,31 @@ def cache(settings: Settings) -> Figure:
             contestants[name] = build(world.copy())
         except ImportError:
             absent.append(name)
-    apart = check_same_work(contestants)
-    supervised = by_hand_with_terms(alone, GroundTruth(smoothing=1.0), None)
-    steps = steps_of(contestants) | {"supervised": supervised.step}
-    times = race(steps, settings.rounds, report=settings.report)
+    times, remarks = raced(settings, world, contestants)
+    peers = [(name, name, 0.80) for name in PEERS if name not in absent]
     rows = [
         Row(f"cached step / {what}", ratio(times, "cached", name), goal=goal)
-        for name, what, goal in (
-            ("precomputed", "loop with precomputed targets", 1.02),
-            ("supervised", "supervised step", 1.05),
-            ("running", "step with a running teacher", None),
-            *((name, name, 0.80) for name in PEERS if name not in absent),
-        )
+        for name, what, goal in (*AIMS, ("running", "step with a running teacher", None), *peers)
     ]
-    remarks = same_work(apart) + [f"{name} was not installed." for name in absent]
-    return Figure(rows, remarks)
+    return Figure(rows, remarks + [f"{name} was not installed." for name in absent])
 
 
 def disk_cache(settings: Settings) -> Figure:
     """3: the same with the teacher's outputs in files."""
     world = make_world(*(TINY if settings.quick else USUAL))
-    by_terms, alone = world.copy(), world.copy()
+    by_terms = world.copy()
     with tempfile.TemporaryDirectory() as folder:
         contestants = {
             "precomputed": by_hand_with_terms(by_terms, objective(), precomputed_teacher(by_terms)),
             "memory": by_wrapper(world.copy(), objective(), cache=TeacherCache()),
             "disk": by_wrapper(world.copy(), objective(), cache=TeacherCache(folder)),
         }
-        apart = check_same_work(contestants)
-        supervised = by_hand_with_terms(alone, GroundTruth(smoothing=1.0), None)
-        steps = steps_of(contestants) | {"supervised": supervised.step}
-        times = race(steps, settings.rounds, report=settings.report)
+        times, remarks = raced(settings, world, contestants)
     rows = [
         Row(f"step cached on disk / {what}", ratio(times, "disk", name), goal=goal)
-        for name, what, goal in (
-            ("memory", "cached in memory", None),
-            ("precomputed", "loop with precomputed targets", 1.02),
-            ("supervised", "supervised step", 1.05),
-        )
+        for name, what, goal in (("memory", "cached in memory", None), *AIMS)
     ]
-    return Figure(rows, same_work(apart))
+    return Figure(rows, remarks)
 
 
 def early_exit(settings: Settings) -> Figure:
@@ -261,7 +273,7 @@ def scaling(settings: Settings) -> Figure:
     runs = [size for _ in range(repeats) for size in patches]
     grown = []
     for done, size in enumerate(runs, start=1):
-        grown.append(in_fresh_process("step", str(size), threads=settings.threads))
+        grown.append(in_fresh_process(MEMORY, "step", str(size), threads=settings.threads))
         settings.part(0, 0.6)(done / len(runs))
     memory = exponent([size**3 for size in runs], grown)
     subjects, epochs, loading = epochs_by_subjects(settings)
@@ -325,7 +337,7 @@ def inference(settings: Settings) -> Figure:
         peaks = {
             role: [
                 in_fresh_process(
-                    "predict", str(models[role]), *images[role], threads=settings.threads
+                    *(MEMORY, "predict", str(models[role]), *images[role]), threads=settings.threads
                 )
                 for _ in range(1 if settings.quick else 3)
             ]

@@ -32,9 +32,9 @@ def kibibytes(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def in_fresh_process(*arguments: str, threads: int) -> float:
-    """Run this file's command line and return what it prints, MiB."""
-    command = [sys.executable, __file__, *arguments]
+def in_fresh_process(script: str, *arguments: str, threads: int) -> float:
+    """Run a script and return the number that it prints at last, MiB."""
+    command = [sys.executable, script, *arguments]
     # Memory that is freed goes back at once, so that the peak is that of what is in use.
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(threads)}
     environment = os.environ | settings

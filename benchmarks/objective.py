@@ -11,10 +11,7 @@ its own.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +21,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor
 
+from memory import in_fresh_process, peak_growth
 from privdistill import GroundTruth, LatentKL, SoftTargetDiceBCE, Step, TapPair
 
 OURS = 0.75 * SoftTargetDiceBCE() + 0.25 * GroundTruth() + 10.0 * LatentKL()
@@ -99,30 +97,16 @@ def seconds(loss: Callable[[Step], Tensor], step: Step) -> float:
 
 def peak(name: str, size: str, activation: str, threads: int) -> float:
     """Peak growth of a fresh process over one pass, in MiB."""
-    options = ["--sizes", size, "--activation", activation, "--threads", str(threads)]
-    command = [sys.executable, __file__, "--only", name, *options]
-    # Each tensor in a mapping of its own: what an earlier one left in the heap is memory, too.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
-    return float(done.stdout)
+    options = ("--sizes", size, "--activation", activation, "--threads", str(threads))
+    return in_fresh_process(__file__, "--only", name, *options, threads=threads)
 
 
 def grown(name: str, step: Step) -> float:
-    """Growth of this process's memory to its peak within one pass, in MiB; Linux alone."""
+    """Growth of this process's memory to its peak within one pass, in MiB."""
     loss = ours if name == "ours" else theirs
     # What is loaded and started in the first pass is no memory of the second one.
     seconds(loss, inputs((1, 2, 4, 4, 4), step.activation))
-    # "5" sets the peak back to what is held now.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = kibibytes("VmRSS")
-    loss(step).backward()
-    return (kibibytes("VmHWM") - before) / 1024
-
-
-def kibibytes(field: str) -> int:
-    """Read one line of this process's status."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
+    return peak_growth(lambda: loss(step).backward())
 
 
 def compare(size: str, activation: str, rounds: int, threads: int) -> dict[str, str | float]:

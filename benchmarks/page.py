@@ -10,7 +10,6 @@ from figures import FIGURES, Row
 
 HEAD = "| what | measured | 95 % interval | goal |\n| --- | --- | --- | --- |"
 TABLE = re.compile(r"(<!-- results: ([a-z-]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
-UNITS = {"us": " µs", "ms": " ms", "MiB": " MiB"}
 
 
 def load(results: Path) -> dict[str, dict[str, Any]]:
@@ -37,13 +36,8 @@ def as_row(found: dict[str, Any]) -> Row:
 
 
 def cells(row: Row) -> str:
-    """A row of a table, with no more digits than mean something."""
-    digits = 3 if row.unit in ("ratio", "exponent") else 0
-    value, low, high = (f"{number:.{digits}f}" for number in row.estimate)
-    interval = f"{low} to {high}" if low != high else ""
-    unit = UNITS.get(row.unit, "")
-    goal = "" if row.goal is None else f"≤ {row.goal:g}{unit}"
-    return f"| {row.what} | {value}{unit} | {interval} | {goal} |"
+    """A row of a table."""
+    return f"| {row.what} | {' | '.join(row.words())} |"
 
 
 def section(name: str, figures: dict[str, dict[str, Any]]) -> str:

@@ -65,18 +65,10 @@ def show(name: str, figure: Figure) -> None:
     """Print a figure."""
     print(f"{list(FIGURES).index(name) + 1}. {FIGURES[name][0]}")
     for row in figure.rows:
-        print(f"    {row.what:48} {written(row)}")
+        value, interval, goal = row.words()
+        print(f"    {row.what:48} {value} ({interval}) {goal}")
     for remark in figure.remarks:
         print(f"    {remark}")
-
-
-def written(row: Row) -> str:
-    """A number with its interval and its goal."""
-    digits = {"ratio": 3, "exponent": 3}.get(row.unit, 0)
-    value, low, high = (f"{number:.{digits}f}" for number in row.estimate)
-    unit = {"us": " us", "ms": " ms", "MiB": " MiB"}.get(row.unit, "")
-    goal = "" if row.goal is None else f", goal at most {row.goal:g}"
-    return f"{value} ({low} to {high}){unit}{goal}"
 
 
 def save(name: str, figure: Figure, settings: Settings, folder: Path) -> None:

@@ -394,3 +394,8 @@ def test_a_finder_is_asked_with_network_and_example(tapped, networks, form):
 def test_a_finder_that_finds_nothing_is_told_so(build):
     with pytest.raises(LayerNotFoundError, match="teacher is given None"):
         build(taps={"bottleneck": Tap(lambda model, example: None, "bottleneck")})
+
+
+def test_a_finder_that_takes_one_argument_is_told_to_take_two(build):
+    with pytest.raises(ObjectiveError, match="network, example"):
+        build(taps={"bottleneck": Tap(lambda model: "bottleneck", "bottleneck")})

@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -52,18 +51,6 @@ class Fingerprint:
         return hashed([self._weights, extra])
 
 
-def written(function: object) -> str:
-    """Name a function, or an object by its class, as it is written in the code.
-
-    Args:
-        function: Anything; None is a name, too.
-
-    Returns:
-        The same text in every process.
-    """
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
-
-
 def _version(tensor: Tensor) -> tuple[int, ...]:
     """What changes when a tensor does, without a look at its numbers."""
     memory = tensor.data_ptr() if tensor.layout == torch.strided else 0
@@ -93,42 +80,35 @@ def hashed(value: object) -> str:
     Returns:
         64 hexadecimal digits, the same in every process.
     """
-    total = hashlib.sha256()
-    _add(total, value)
-    return total.hexdigest()
-
-
-def _add(total: Any, value: object) -> None:
-    if isinstance(value, Tensor):
-        total.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        value = _numbers(value)
     if isinstance(value, torch.ScriptObject):
         value = value.__getstate__()
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous()
-        # The tensor's memory, without numpy.
-        total.update((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr()))
-    elif isinstance(value, list | tuple):
-        for part in (f"{len(value)} parts", *value):
-            _add(total, part)
-    else:
-        # Neither an address nor the order of a set is the same in another process.
-        value = sorted(map(repr, value)) if isinstance(value, AbstractSet) else value
-        total.update(f"{_ADDRESS.sub('', repr(value))}\n".encode())
+        value = [f"{value.dtype} {tuple(value.shape)}", _numbers(value)]
+    if isinstance(value, list | tuple):
+        # Digests are equally long, so that no two lists read alike.
+        return _sha256("".join(map(hashed, value)).encode())
+    # Neither an address nor the order of a set is the same in another process.
+    value = sorted(map(repr, value)) if isinstance(value, AbstractSet) else value
+    return _sha256(_ADDRESS.sub("", repr(value)).encode())
 
 
-def _numbers(tensor: Tensor) -> Tensor | dict[str, Any]:
-    """A tensor that has memory for each of its numbers, or what a tensor consists of."""
-    if tensor.is_meta:
-        return {}
+def _numbers(tensor: Tensor) -> str | dict[str, Any]:
+    """The digest of a tensor's memory, or what a tensor without any consists of."""
     if tensor.is_quantized:
-        return tensor.dequantize()
+        tensor = tensor.dequantize()
     if tensor.layout != torch.strided:
-        return tensor.to_dense()
-    # A subclass without memory of its own keeps its numbers in other tensors.
-    return vars(tensor) if tensor.numel() and not tensor.data_ptr() else tensor
+        tensor = tensor.to_dense()
+    if tensor.is_meta or (tensor.numel() and not tensor.data_ptr()):
+        return vars(tensor)
+    flat = tensor.detach().cpu().contiguous()
+    # Without numpy, which may be missing.
+    return _sha256((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr()))
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def digest(view: Tensor) -> Tensor:
@@ -148,30 +128,22 @@ def digest(view: Tensor) -> Tensor:
         >>> digest(torch.ones(2, 3, 8, 8)).shape
         torch.Size([2, 5])
     """
-    # In the order of memory, whatever the layout: a copy would take longer than the sums.
-    axes = sorted(range(1, view.ndim), key=view.stride, reverse=True)
-    sizes = [view.shape[axis] for axis in axes]
-    values = view.permute(0, *axes).float()
-    norm = torch.linalg.vector_norm(values.flatten(1), dim=1, keepdim=True)
-    if not bool(norm.isfinite().all()):
+    values = view.float()
+    if not bool(values.sum().isfinite()):
         # Where values are missing is a part of the image, too.
         values = values.nan_to_num(3.0, 5.0, -5.0)
-        norm = torch.linalg.vector_norm(values.flatten(1), dim=1, keepdim=True)
-    # A spatial axis goes first: it is long, so that little is left of the image for the others.
-    first = axes.index(2)
-    axes.remove(2)
-    rows = values.reshape(len(view), math.prod(sizes[:first]), sizes.pop(first), -1)
+    norm = torch.linalg.vector_norm(values.flatten(1), dim=1, keepdim=True)
+    *others, last = [_weights(n, axis).to(values) for axis, n in enumerate(view.shape[1:], 1)]
     with torch.autocast(view.device.type, enabled=False):
-        sums = (_weights(view.shape[2], 2).to(values) @ rows).transpose(1, 2)
-    for axis, size in zip(axes, sizes, strict=True):
-        weights = _weights(size, axis).to(values)
-        sums = (sums.reshape(len(view), len(weights), size, -1) * weights[..., None]).sum(2)
-    return torch.cat((norm, sums[..., 0]), dim=1).cpu()
+        sums = values @ last
+    for weights in reversed(others):
+        sums = (sums * weights).sum(-2)
+    return torch.cat((norm, sums), dim=1).cpu()
 
 
 def _weights(size: int, axis: int) -> Tensor:
-    """Numbers `(4, size)` of both signs and never near zero, the same ones in every run."""
+    """Numbers `(size, 4)` of both signs and never near zero, the same ones in every run."""
     position = torch.arange(1, size + 1, dtype=torch.float64)
     factors = torch.tensor([12.9898, 78.233, 37.719, 94.673], dtype=torch.float64) + axis
-    noise = (torch.sin(factors[:, None] * position) * 43758.5453).frac()
+    noise = (torch.sin(position[:, None] * factors) * 43758.5453).frac()
     return noise + torch.where(noise < 0, -0.5, 0.5)

@@ -55,26 +55,18 @@ def precompute(
         8
     """
     if kd.cache is None:
-        raise CacheError(
-            "precompute: the wrapper has no cache; build it with cache=TeacherCache()."
-        )
+        raise CacheError("precompute: the wrapper has no cache; build it with cache=TeacherCache()")
     for image, keys in batches:
-        check_keys(keys, len(_first(image)))
-        for flipped, names in _flipped(image, keys) if flips else [(image, keys)]:
-            kd.teacher_outputs(flipped, key=names)
+        first = image if isinstance(image, Tensor) else next(iter(image.values()))
+        check_keys(keys, len(first))
+        for code in range(2 ** (first.ndim - 2) if flips else 1):
+            axes = [axis for axis in range(2, first.ndim) if code >> (axis - 2) & 1]
+            names = [f"{key}/flip{code}" for key in keys] if flips else keys
+            kd.teacher_outputs(_flipped(image, axes), key=names)
     return kd.cache.statistics
 
 
-def _flipped(image: Image, keys: Sequence[str]) -> Iterable[tuple[Image, list[str]]]:
-    axes = range(2, _first(image).ndim)
-    for code in range(2 ** len(axes)):
-        over = [axis for axis in axes if code >> (axis - 2) & 1]
-        if isinstance(image, Tensor):
-            flipped: Image = image.flip(over)
-        else:
-            flipped = {name: part.flip(over) for name, part in image.items()}
-        yield flipped, [f"{key}/flip{code}" for key in keys]
-
-
-def _first(image: Image) -> Tensor:
-    return image if isinstance(image, Tensor) else next(iter(image.values()))
+def _flipped(image: Image, axes: list[int]) -> Image:
+    if isinstance(image, Tensor):
+        return image.flip(axes)
+    return {name: part.flip(axes) for name, part in image.items()}

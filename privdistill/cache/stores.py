@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import PickleError
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ _OPEN = 16_384  # files kept mapped; Linux allows a process about 65,000
 _DAMAGE = (AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, PickleError)
 
 
+@runtime_checkable
 class CacheStore(Protocol):
     """What a `TeacherCache` asks of the place where its entries lie.
 
@@ -65,7 +66,7 @@ class CacheStore(Protocol):
             What was put there; its tensors are not changed.
         """
 
-    def put(self, teacher: str, name: str, entry: Entry) -> bool:
+    def put(self, teacher: str, name: str, entry: Entry) -> bool | None:
         """Keep an entry.
 
         Args:
@@ -74,7 +75,7 @@ class CacheStore(Protocol):
             entry: Tensors that nobody else holds.
 
         Returns:
-            Whether it is kept; False costs the teacher's next run on this sample and nothing else.
+            False if it is not kept, which costs the teacher's next run on this sample alone.
         """
 
 
@@ -155,13 +156,19 @@ class DiskStore:
             self._next_look = time.monotonic() + _LOOK
         if self._is_full(size):
             return False
+        path = self.folder / teacher / f"{name}{_SUFFIX}"
+        unfinished = path.with_name(f"{uuid.uuid4().hex}{_UNFINISHED}")
         try:
-            _write(self.folder / teacher / f"{name}{_SUFFIX}", entry)
+            path.parent.mkdir(exist_ok=True)
+            torch.save({"entry": dict(entry), "hash": hashed(entry)}, unfinished)
+            unfinished.replace(path)
         # A full disk is a RuntimeError of torch's writer.
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             _warn(f"entries cannot be written to {self.folder} ({reason})")
             return False
+        finally:
+            _remove(unfinished)
         self._held += size
         return True
 
@@ -177,9 +184,8 @@ class DiskStore:
             foreign = path.parent.name != teacher or path.name.endswith(_UNFINISHED)
             # Two runs that need more than there is room for would otherwise evict each other.
             if foreign and age > (_RECENT if self._is_full(wanted) else _STALE):
-                with suppress(OSError):
-                    path.unlink()
-                    self._held -= size
+                _remove(path)
+                self._held -= size
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """When each file was written, how large it is, and its place."""
@@ -203,15 +209,9 @@ def _warn(problem: str) -> None:
     warnings.warn(text, CacheWarning, stacklevel=3)
 
 
-def _write(path: Path, entry: Entry) -> None:
-    unfinished = path.with_name(f"{uuid.uuid4().hex}{_UNFINISHED}")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        torch.save({"entry": dict(entry), "hash": hashed(entry)}, unfinished)
-        unfinished.replace(path)
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _read(path: Path) -> Entry | None:
@@ -232,6 +232,5 @@ def _read(path: Path) -> Entry | None:
     except _DAMAGE as error:
         reason = str(error).partition("\n")[0]
     _warn(f"{path} is damaged ({reason}) and is removed")
-    with suppress(OSError):
-        path.unlink()
+    _remove(path)
     return None

@@ -1,7 +1,7 @@
 """`TeacherCache`: a frozen teacher runs once per sample and augmentation."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from privdistill.cache.fingerprint import digest, hashed
-from privdistill.cache.stores import CacheStore, DiskStore, MemoryStore
+from privdistill.cache.stores import CacheStore, DiskStore, Entry, MemoryStore
 from privdistill.exceptions import CacheError
-
-Outputs = Mapping[str, Tensor]
 
 _TOLERANCE = 1e-4  # share of the norm by which digests may differ through rounding
 _AGREEMENT = 0.02  # share of the largest output by which a teacher may differ from itself
@@ -103,16 +101,14 @@ class TeacherCache:
     def __post_init__(self) -> None:
         if self.storage not in ("full", "half"):
             raise CacheError(f"TeacherCache: `storage` is {self.storage!r}; give 'full' or 'half'.")
-        if self.store is not None and (self.folder, self.max_bytes) != (None, None):
-            raise CacheError("TeacherCache: a `store` has its own `folder` and `max_bytes`.")
-        missing = [name for name in ("get", "put", "bytes") if not hasattr(self.store, name)]
-        if self.store is not None and missing:
-            raise CacheError(
-                f"TeacherCache: the `store`, a {type(self.store).__name__}, has no "
-                f"{' and no '.join(missing)}; expected an object with the methods of CacheStore."
-            )
         self._store: CacheStore = MemoryStore(self.max_bytes)
         if self.store is not None:
+            alone = self.folder is None and self.max_bytes is None
+            if not (alone and isinstance(self.store, CacheStore)):
+                raise CacheError(
+                    f"TeacherCache: `store` is a {type(self.store).__name__}; expected an object "
+                    "with `get`, `put` and `bytes`, and neither `folder` nor `max_bytes` beside it."
+                )
             self._store = self.store
         elif self.folder is not None:
             self._store = DiskStore(Path(self.folder), self.max_bytes)
@@ -126,8 +122,8 @@ class TeacherCache:
         return self._statistics
 
     def fetch(
-        self, teacher: str, keys: Sequence[str], view: Tensor, run: Callable[[], Outputs]
-    ) -> Outputs:
+        self, teacher: str, keys: Sequence[str], view: Tensor, run: Callable[[], Entry]
+    ) -> Entry:
         """Return the teacher's outputs for a batch, from the cache or by running it.
 
         Args:
@@ -153,7 +149,8 @@ class TeacherCache:
                 _check_input(key, entry[_INPUT], own)
         if len(found) == len(keys):
             self._statistics.hits += len(keys)
-            served = self._joined(found, view.device)
+            parts = {name: [entry[name] for entry in found] for name in found[0] if name != _INPUT}
+            served = {name: self._joined(values, view.device) for name, values in parts.items()}
             # What changes a teacher need not show in its weights.
             if self._served[teacher] % _EVERY == 0:
                 now = {name: self._narrowed(value) for name, value in run().items()}
@@ -165,9 +162,10 @@ class TeacherCache:
         for index, entry in enumerate(entries):
             if entry is None:
                 sample = {name: self._kept(value, index) for name, value in outputs.items()}
-                put = self._store.put(teacher, names[index], {_INPUT: digests[index]} | sample)
-                self._statistics.stored += put
-                self._statistics.skipped += not put
+                stored = self._store.put(teacher, names[index], {_INPUT: digests[index]} | sample)
+                # A store that refuses nothing may well return nothing.
+                self._statistics.skipped += stored is False
+                self._statistics.stored += stored is not False
         return outputs
 
     def _kept(self, value: Tensor, index: int) -> Tensor:
@@ -178,14 +176,10 @@ class TeacherCache:
         wide = value.dtype in (torch.float32, torch.float64)
         return value.clamp(-65504, 65504).half() if wide and self.storage == "half" else value
 
-    def _joined(self, entries: Sequence[Outputs], device: torch.device) -> Outputs:
-        batch = {}
-        for name in (name for name in entries[0] if name != _INPUT):
-            # cat, unlike stack, keeps channels-last samples channels-last.
-            values = torch.cat([entry[name] for entry in entries]).to(device, non_blocking=True)
-            narrow = self.storage == "half" and values.dtype == torch.float16
-            batch[name] = values.float() if narrow else values
-        return batch
+    def _joined(self, parts: list[Tensor], device: torch.device) -> Tensor:
+        # cat, unlike stack, keeps channels-last samples channels-last.
+        value = torch.cat(parts).to(device, non_blocking=True)
+        return value.float() if self.storage == "half" and value.dtype == torch.float16 else value
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         """A copied wrapper shares the cache as it shares the teacher."""
@@ -203,8 +197,7 @@ def check_keys(keys: Sequence[str], batch: int) -> None:
         CacheError: If there is not one text per sample.
     """
     listed = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else []
-    texts = [key for key in listed if isinstance(key, str) and key]
-    if not texts or (len(texts), len(listed)) != (batch, batch):
+    if len(listed) != batch or not all(isinstance(key, str) and key for key in listed):
         raise CacheError(
             f"TeacherCache: `key` is {keys!r} for a batch of {batch}; pass one text per sample "
             "that names it and its augmentation, e.g. ['case12/flip5', 'case40/flip0']."
@@ -222,19 +215,18 @@ def _check_input(key: str, kept: Tensor, own: Tensor) -> None:
     apart = float((kept - own).abs().max() / own[0, 0].clamp_min(1e-12))
     if apart > _TOLERANCE:
         raise CacheError(
-            f"TeacherCache: the key {key!r} came back with another input (digests {apart:.2g} "
-            "apart). Name every augmentation in the key, e.g. 'case12/flip5', pass no key for one "
-            "that never repeats, and another `version` where images were prepared anew."
+            f"TeacherCache: the key {key!r} came back with another input. Name every augmentation "
+            "in the key, e.g. 'case12/flip5', pass no key for one that never repeats, and another "
+            "`version` where images were prepared anew."
         )
 
 
-def _check_agreement(served: Outputs, now: Outputs) -> None:
-    for name, value in now.items():
-        kept = served.get(name, torch.zeros(()))
+def _check_agreement(served: Entry, now: Entry) -> None:
+    for name, new in now.items():
+        old = served.get(name, torch.zeros(()))
         # Logits may be infinite, and are then no distance apart.
-        limit = _AGREEMENT * float(value.float().nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-8
-        alike = kept.shape == value.shape
-        if not (alike and torch.allclose(kept.float(), value.float(), rtol=0.0, atol=limit)):
+        limit = _AGREEMENT * float(new.float().nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-8
+        if old.shape != new.shape or not torch.allclose(old.float(), new.float(), 0.0, limit):
             raise CacheError(
                 f"TeacherCache: the teacher's {name} is no longer what was kept of it, though its "
                 "weights and classes are the same. Pass another `version` if its code or an option "

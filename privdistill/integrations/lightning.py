@@ -95,9 +95,8 @@ class DistillationModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and its scheduler if there is one."""
         optimizer = self._optimizer([p for p in self.kd.parameters() if p.requires_grad])
-        if self._scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+        scheduler = {"lr_scheduler": self._scheduler(optimizer)} if self._scheduler else {}
+        return {"optimizer": optimizer, **scheduler}
 
     def forward(self, image: Image) -> Tensor:
         """Return the student's logits, in eval mode; see `DistillationWrapper.predict`."""
@@ -109,16 +108,22 @@ class DistillationModule(LightningModule):
         window = (batch_index + 1) % self.trainer.accumulate_grad_batches == 0
         given = batches.step_arguments(batch, self.names)
         out = self.kd(**given, advance=window or self.trainer.is_last_batch)
-        self._log("train", out.scalars(), len(batches.finest(out)), on_step=True)
+        self._log(out.scalars(), len(batches.finest(out)))
         return out.loss
 
     def validation_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
         """Return the objective of a batch, in eval mode."""
-        return self._evaluate(batch, "val")
+        given = batches.step_arguments(batch, self.names)
+        self.output = self.kd(**given)
+        logits, target = batches.finest(self.output), given.get("target")
+        self._log(self.output.scalars(), len(logits))
+        if target is not None:
+            # Unlabelled samples have a target that means nothing.
+            labelled = torch.as_tensor(given.get("labelled", [True] * len(target))).bool()
+            self._measure(logits[labelled], target[labelled])
+        return self.output.loss
 
-    def test_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the objective of a batch, in eval mode."""
-        return self._evaluate(batch, "test")
+    test_step = validation_step
 
     def predict_step(self, batch: Any, batch_index: int, dataloader_idx: int = 0) -> Tensor:
         """Return the student's logits for the image of a batch."""
@@ -127,46 +132,28 @@ class DistillationModule(LightningModule):
         given = batches.step_arguments(batch, names)
         return self.kd.predict(given["image"], present=given.get("present"))
 
-    def _evaluate(self, batch: Any, stage: str) -> Tensor:
-        given = batches.step_arguments(batch, self.names)
-        self.output = self.kd(**given)
-        logits = batches.finest(self.output)
-        self._log(stage, self.output.scalars(), len(logits))
-        target = given.get("target")
-        if target is not None:
-            # Unlabelled samples have a target that means nothing.
-            labelled = torch.as_tensor(given.get("labelled", [True] * len(target))).bool()
-            self._measure(stage, logits[labelled], target[labelled])
-        return self.output.loss
-
-    def _measure(self, stage: str, logits: Tensor, target: Tensor) -> None:
+    def _measure(self, logits: Tensor, target: Tensor) -> None:
         """Show the metrics a batch, unless none of it is labelled."""
         for name, metric in self._metrics.items() if len(target) else ():
             if hasattr(metric, "compute"):
                 metric.update(logits, target)
             else:
-                self._log(stage, _by_name(metric(logits, target), name), len(target))
+                self._log(_by_name(metric(logits, target), name), len(target))
 
-    def _compute(self, stage: str) -> None:
+    def _log(self, values: Mapping[str, Any], size: int = 1) -> None:
+        training = self.trainer.training
+        stage = "train" if training else "test" if self.trainer.testing else "val"
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        self.log_dict(named, on_step=training, on_epoch=True, sync_dist=True, batch_size=size)
+
+    def on_validation_epoch_end(self) -> None:
         """Log what metrics have gathered, and empty them."""
         for name, metric in self._metrics.items():
             if hasattr(metric, "compute"):
-                self._log(stage, _by_name(metric.compute(), name))
+                self._log(_by_name(metric.compute(), name))
                 metric.reset()
 
-    def _log(
-        self, stage: str, values: Mapping[str, Any], size: int = 1, *, on_step: bool = False
-    ) -> None:
-        named = {f"{stage}/{name}": value for name, value in values.items()}
-        self.log_dict(named, on_step=on_step, on_epoch=True, sync_dist=True, batch_size=size)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics."""
-        self._compute("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        self._compute("test")
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of torch's random numbers, of a single process."""

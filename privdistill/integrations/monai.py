@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from privdistill import Output
-from privdistill.exceptions import ModalityError
 from privdistill.integrations import batch as batches
 
 try:
@@ -71,7 +70,7 @@ class DistillationTrainer(SupervisedTrainer):  # type: ignore[misc, unused-ignor
     ) -> None:
         steps = _Steps(network, names, "train_", IterationEvents.LOSS_COMPLETED)
         super().__init__(
-            *(device, max_epochs, train_data_loader, network, optimizer, _loss_of),
+            *(device, max_epochs, train_data_loader, network, optimizer, lambda out, _: out.loss),
             prepare_batch=steps.read,
             train_handlers=[steps, *train_handlers],
             **options,
@@ -190,18 +189,16 @@ class _Steps:
                 self.engine.state.metrics[self.prefix + name] = total / samples
 
 
-def _loss_of(out: Output, target: Tensor | None) -> Tensor:  # noqa: ARG001
-    return out.loss
-
-
-def _student_alone(inferer: Callable[..., Any], image: Tensor, network: Any, **step: Any) -> Any:
+def _student_alone(
+    inferer: Callable[..., Any], image: Tensor, network: Any, present: Any = None, **_step: Any
+) -> Any:
     """Let an inferer call the student with windows of an image."""
-    kd, present = batches.unwrapped(network), step.get("present")
+    kd = batches.unwrapped(network)
     if present is None:
         return inferer(image, kd.predict)
-    if len(image) > 1:
-        raise ModalityError(
-            f"An inferer mixes windows of a batch, here of {len(image)} images, which `present` "
-            "cannot follow. Load one image at a time, or leave the inferer out."
-        )
-    return inferer(image, lambda part: kd.predict(part, present=present.expand(len(part), -1)))
+
+    # One by one: an inferer mixes windows of a batch, which `present` could not follow.
+    def alone(one: Tensor, own: Tensor) -> Any:
+        return inferer(one, lambda part: kd.predict(part, present=own.expand(len(part), -1)))
+
+    return torch.cat(list(map(alone, image.split(1), present.split(1))))

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from privdistill import parallel
 from privdistill.cache import TeacherCache
-from privdistill.cache.fingerprint import Fingerprint, written
+from privdistill.cache.fingerprint import Fingerprint
 from privdistill.exceptions import LifecycleError
 from privdistill.inputs import PrivilegedInput
 from privdistill.losses.objective import Objective
@@ -23,13 +24,13 @@ class CachedSide:
         self._cache = cache
         self._asked = asked
         self._fingerprint: Fingerprint | None = None
+        # Files, digests and locks are nothing to compile.
+        self._eagerly = torch.compiler.disable(self._fetch)  # type: ignore[no-untyped-call]
 
     def __call__(self, view: Tensor, key: Sequence[str]) -> Answer:
         """Return the answer for the samples that the texts name, or run the teacher."""
-        # Files, digests and locks are nothing to compile. The import takes more than a second.
-        from privdistill.cache.eager import eagerly  # noqa: PLC0415
-
-        return eagerly(self._fetch, view, key)
+        answer: Answer = self._eagerly(view, key)
+        return answer
 
     def _fetch(self, view: Tensor, key: Sequence[str]) -> Answer:
         # Not before the first step: weights may still be loaded after the wrapper was built.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Layer:
         network: Which of several teachers, counted from 0.
 
     Raises:
-        ObjectiveError: If an option has no meaning.
+        ObjectiveError: If an option has no meaning, or a function takes other arguments.
 
     Example:
         >>> from privdistill import Layer, Tap
@@ -49,6 +50,14 @@ class Layer:
                 "Layer: `at` must be 'output' or 'input', and `network` the index of a teacher, "
                 f"from 0; got at={self.at!r}, network={self.network!r}."
             )
+        if callable(self.layer) and not isinstance(self.layer, nn.Module):
+            try:
+                signature(self.layer).bind(None, None)
+            except TypeError as error:
+                raise ObjectiveError(
+                    f"Layer: the function {self.layer!r} is called with the network and the "
+                    f"example ({error}). Declare both, as in `lambda network, example: 'layer4'`."
+                ) from None
 
     def pick(self, value: Any) -> Any:
         """Return the tensor that `select` means.

@@ -62,3 +62,8 @@ def test_a_mapping_by_modality_is_flipped_as_a_whole():
 def test_a_wrapper_without_a_cache_is_refused():
     with pytest.raises(CacheError, match="cache=TeacherCache"):
         precompute(wrapper(None), BATCHES)
+
+
+def test_one_text_for_a_batch_is_refused_with_flips_too():
+    with pytest.raises(CacheError, match="batch of 2"):
+        precompute(wrapper(TeacherCache()), [(BATCHES[0][0], "ab")], flips=True)

@@ -101,14 +101,6 @@ def weights(trained):
     return {name: value.clone() for name, value in trained.state_dict().items()}
 
 
-def test_every_term_is_logged(build, tmp_path):
-    fit = trainer(tmp_path, 1)
-    fit.fit(module(build()), loader(), loader())
-    names = ("loss", "soft_target_dice_bce", "ground_truth", "latent_kl")
-    assert {f"val/{name}" for name in names} <= set(fit.callback_metrics)
-    assert {f"train/{name}_epoch" for name in names} <= set(fit.callback_metrics)
-
-
 def test_the_last_batch_weighs_as_many_samples_as_it_has(build, tmp_path):
     kd, losses = build(), []
     kd.register_forward_hook(lambda _, args, out: losses.append(out.loss.item()))
@@ -190,8 +182,11 @@ def test_the_objective_and_the_inputs_reach_the_logger(build, tmp_path):
 
 
 def test_a_training_equals_the_plain_loop(build, tmp_path):
-    trained = module(build())
-    trainer(tmp_path, 2).fit(trained, loader(), loader())
+    trained, fit = module(build()), trainer(tmp_path, 2)
+    fit.fit(trained, loader(), loader())
+    names = ("loss", "soft_target_dice_bce", "ground_truth", "latent_kl")
+    assert {f"val/{name}" for name in names} <= set(fit.callback_metrics)
+    assert {f"train/{name}_epoch" for name in names} <= set(fit.callback_metrics)
     kd = build()
     optimizer = adam(kd.parameters())
     for batch in [*loader(), *loader()]:
@@ -258,17 +253,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_the_same(build, tiny_unet,
     torch.testing.assert_close(run(3, tmp_path / "2.ckpt"), whole, rtol=0, atol=0)
 
 
-def test_a_checkpoint_holds_no_teacher_and_is_read_without_pickle(build, tmp_path):
-    fit = trainer(tmp_path, 1)
-    trained = module(build())
-    fit.fit(trained, loader())
-    fit.save_checkpoint(tmp_path / "kd.ckpt")
-    kept = torch.load(tmp_path / "kd.ckpt", weights_only=True)
-    assert set(kept["state_dict"]) == {f"kd.{name}" for name in trained.kd.state_dict()}
-    assert not any("teacher" in name for name in kept["state_dict"])
-
-
-def test_lightnings_own_checkpoints_give_back_the_student(build, tmp_path):
+def test_lightnings_own_checkpoints_give_back_the_student_and_hold_no_teacher(build, tmp_path):
     saver = lightning.callbacks.ModelCheckpoint(tmp_path, monitor="val/loss", save_last=True)
     trained = module(build())
     fit = trainer(tmp_path, 2, enable_checkpointing=True, callbacks=[saver])
@@ -277,6 +262,9 @@ def test_lightnings_own_checkpoints_give_back_the_student(build, tmp_path):
     again = DistillationModule.load_from_checkpoint(saver.last_model_path, **options)
     torch.testing.assert_close(again.kd.state_dict(), trained.kd.state_dict(), rtol=0, atol=0)
     assert saver.best_model_score == fit.callback_metrics["val/loss"]
+    kept = torch.load(saver.last_model_path, weights_only=True)["state_dict"]
+    assert set(kept) == {f"kd.{name}" for name in trained.kd.state_dict()}
+    assert not any("teacher" in name for name in kept)
 
 
 def test_a_function_builds_the_wrapper_once(build, tmp_path):
@@ -346,22 +334,6 @@ def test_a_teacher_that_learns_is_trained_and_goes_back_to_train_mode(build, tin
     assert not all(map(torch.equal, before, trained.kd.teacher.parameters()))
 
 
-def test_validation_keeps_modules_in_the_mode_that_they_had(build, tmp_path):
-    trained = module(build())
-    trained.kd.student.encoder.eval()
-    trainer(tmp_path, 1).fit(trained, loader(), loader())
-    assert trained.kd.student.head.training
-    assert not trained.kd.student.encoder.training
-    assert not trained.kd.teacher.training
-
-
-def test_predictions_are_those_of_the_student_alone(build, tmp_path):
-    trained = module(build())
-    (first, *_) = trainer(tmp_path, 1).predict(trained, loader())
-    images = next(iter(loader()))["image"]
-    torch.testing.assert_close(first, trained.kd.predict(images[:, 2:3]))
-
-
 def test_present_is_found_by_its_name_in_prediction(build, tiny_unet, tmp_path):
     kd = build(
         inputs=PrivilegedInput(MODALITIES, student=("t1ce", "t2")),
@@ -389,12 +361,23 @@ def test_a_test_and_several_loaders_of_validation(build, tmp_path):
     assert len(fit.predict(trained, [loader(), loader()])) == 2
     assert trained.kd.student.head.training
     assert not trained.kd.student.encoder.training
+    assert not trained.kd.teacher.training
+
+
+def test_what_is_no_wrapper_or_no_argument_is_refused(build, tmp_path):
+    for wrapper in (nn.Conv2d(1, 2, 1), "kd.pt"):
+        with pytest.raises(LifecycleError, match=f"is a {type(wrapper).__name__}"):
+            DistillationModule(wrapper, adam)
+    with pytest.raises(LifecycleError, match="network is a Conv2d"):
+        trainer(tmp_path, 1).fit(DistillationModule(lambda: nn.Conv2d(1, 2, 1), adam), loader())
+    with pytest.raises(ObjectiveError, match="names= says where label lies in a batch"):
+        DistillationModule(build(), adam, names={"label": "target"})
 
 
 def test_a_batch_may_say_that_it_has_no_reference(build, tmp_path):
-    unnamed = DistillationModule(build(), adam)
     fit = trainer(tmp_path, 1)
-    fit.fit(unnamed, loader(labelled=lambda index: torch.tensor(False)))
+    nothing = loader(labelled=lambda index: torch.tensor(False))
+    fit.fit(DistillationModule(build(), adam), nothing)
     assert "train/latent_kl_epoch" in fit.callback_metrics
     assert "train/ground_truth_epoch" not in fit.callback_metrics
 
@@ -429,20 +412,3 @@ def test_two_processes_go_on_from_a_checkpoint_as_if_they_had_not_stopped(build,
     whole = run(3)
     run(2)
     torch.testing.assert_close(run(3, tmp_path / "2" / "end.ckpt"), whole, rtol=0, atol=0)
-
-
-def test_names_that_no_step_takes_are_refused(build):
-    with pytest.raises(ObjectiveError, match="names= says where label lies in a batch"):
-        DistillationModule(build(), adam, names={"label": "target"})
-
-
-@pytest.mark.parametrize("wrapper", [nn.Conv2d(1, 2, 1), "kd.pt"])
-def test_a_network_that_is_no_wrapper_is_refused(wrapper):
-    with pytest.raises(LifecycleError, match=f"is a {type(wrapper).__name__}; .*DistillationWrap"):
-        DistillationModule(wrapper, adam)
-
-
-def test_a_function_that_builds_no_wrapper_is_refused(tmp_path):
-    built = DistillationModule(lambda: nn.Conv2d(1, 2, 1), adam)
-    with pytest.raises(LifecycleError, match="network is a Conv2d"):
-        trainer(tmp_path, 1).fit(built, loader())

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 from privdistill import (
     DistillationWrapper,
     LifecycleError,
-    ModalityError,
     ObjectiveError,
     PrivilegedInput,
     TeacherCache,
@@ -235,12 +234,16 @@ def test_with_an_inferer_the_student_runs_alone(build):
     torch.testing.assert_close(windows.state.output["pred"], whole.state.output["pred"])
 
 
-def test_present_is_refused_where_windows_of_several_images_mix(build):
-    batches = loader(present=lambda index: torch.ones(4, dtype=torch.bool))
-    inferer = SlidingWindowInferer((4, 4))
-    evaluator = DistillationEvaluator("cpu", batches, build(), inferer=inferer)
-    with pytest.raises(ModalityError, match="windows of a batch, here of 2 images"):
-        evaluator.run()
+def test_with_an_inferer_each_image_of_a_batch_keeps_its_own_present(build):
+    has = torch.tensor([[True] * 4, [True, True, True, False]])
+    batches = loader(present=lambda index: has[index % 2])
+    kd = build(("t1ce", "t2"))
+    evaluator = DistillationEvaluator(
+        "cpu", batches, kd, inferer=SlidingWindowInferer((8, 8)), decollate=False
+    )
+    evaluator.run()
+    image = [*batches][-1]["image"]
+    torch.testing.assert_close(evaluator.state.output["pred"], kd.predict(image, present=has))
 
 
 def test_checkpoints_hold_no_teacher(build, tmp_path):

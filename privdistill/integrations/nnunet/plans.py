@@ -33,9 +33,8 @@ def read(path: Path) -> Entries:
         beside = sorted(str(file.relative_to(folder)) for file in folder.glob("fold_*/*.pth"))
         raise LifecycleError(
             f"{path} does not exist; beside it are {', '.join(beside) or 'no checkpoints'}. "
-            "Expected a model folder of nnU-Net, nnUNet_results/DATASET/TRAINER__PLANS__"
-            "CONFIGURATION, with the same fold trained: a teacher of another one has seen the "
-            "student's validation cases."
+            "Expected nnU-Net's model folder, nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION,"
+            " of the same fold: a teacher of another one has seen the student's validation cases."
         )
     found, needed = None, _ENTRIES if path.suffix == ".pth" else set()
     try:
@@ -46,9 +45,9 @@ def read(path: Path) -> Entries:
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise LifecycleError(
-            f"{path} holds more than tensors and plain values: {str(error).splitlines()[0]} A "
-            "checkpoint can run any program when it is read, so this one is not. If you trust who "
-            "made it, read it with torch.load(path, weights_only=False) and save it without."
+            f"{path} holds more than tensors and plain values, and can run any program when it is "
+            "read, so it is not. If you trust who made it, read it with torch.load(path, "
+            f"weights_only=False) and save it without: {str(error).splitlines()[0]}"
         ) from error
     except (RuntimeError, EOFError, ValueError):
         pass  # said below
@@ -67,8 +66,7 @@ def common_facts(plans: Entries, configuration: Entries, dataset: Entries) -> En
     """What teacher and student must have in common to see the same patches and say the same."""
     facts = {name: configuration[name] for name in ("spacing", "patch_size", *_PER_CHANNEL)}
     facts |= {"channels": channel_names(dataset), "labels": dataset["labels"]}
-    facts["regions_class_order"] = dataset.get("regions_class_order")
-    facts["transpose_forward"] = plans["transpose_forward"]
+    facts |= {"regions": dataset.get("regions_class_order"), "axes": plans["transpose_forward"]}
     # Other schemes look at the image alone.
     if "CTNormalization" in facts["normalization_schemes"]:
         facts[INTENSITIES] = plans[INTENSITIES]
@@ -87,15 +85,15 @@ def channel_indices(dataset: Entries, wanted: Sequence[str]) -> list[int]:
     places = {str(index): index for index in range(len(names))}
     places |= {name: index for index, name in enumerate(names) if names.count(name) == 1}
     wanted = [name for name in wanted if name]
-    found = [places[name] for name in wanted if name in places]
-    if not found or len(found) != len(wanted) or len(set(found)) != len(found):
+    found = {places[name]: name for name in wanted if name in places}
+    if not found or len(found) != len(wanted):
         listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
         raise ModalityError(
             f"The student's channels are {', '.join(wanted) or 'not given'}; the data set has "
             f"{listed}. Name each of them once, or give its number where names repeat: "
             "PRIVDISTILL_CHANNELS=t1ce, or several with commas."
         )
-    return found
+    return list(found)
 
 
 def reduced_dataset(dataset: Entries, channels: Sequence[int]) -> Entries:

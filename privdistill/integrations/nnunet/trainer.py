@@ -1,6 +1,5 @@
 """The trainer: nnU-Net's own, with a teacher of all channels and a student of some."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, distributed, nn
 
 from privdistill import DistillationWrapper, Objective, PrivilegedInput, SoftTargetDiceBCE, Term
+from privdistill.cache.fingerprint import hashed
 from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.integrations.nnunet import export
 from privdistill.integrations.nnunet import plans as files
@@ -102,9 +102,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
 
     def _imitation(self) -> float:
         """The teacher's share of the loss."""
-        share: Any = self.imitation
-        if share is None:
-            share = os.environ.get("PRIVDISTILL_IMITATION", "0.5")
+        told = os.environ.get("PRIVDISTILL_IMITATION", "0.5")
+        share: Any = told if self.imitation is None else self.imitation
         with suppress(ValueError):
             share = float(share)
         check("PRIVDISTILL_IMITATION", SHARE, imitation=share)
@@ -138,8 +137,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         if self.kd.objective.needs_target:
             raise ObjectiveError(
                 f"The objective {self.kd.objective} reads the reference, as nnU-Net's own loss "
-                "does, with its ignore label and regions. Leave that term out; its weight is "
-                "1 - imitation."
+                "does already. Leave that term out; its weight is 1 - imitation."
             )
         student = set(self.network.parameters())
         adapters = [weight for weight in self.kd.parameters() if weight not in student]
@@ -169,9 +167,8 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         unlike = files.differences(facts, self._facts)
         if unlike:
             raise LifecycleError(
-                f"The teacher in {folder} was trained on other patches than the student gets. They "
-                f"differ in (teacher's and student's) {unlike}. Train both with the same plans, "
-                "nnUNetv2_train DATASET CONFIGURATION FOLD -p PLANS, of all channels."
+                f"The teacher in {folder} was trained on other patches: its and the student's "
+                f"{unlike}. Train both with the same plans of all channels, -p PLANS."
             )
         self._refuse_foreign(own, folder)
         kind = recursive_find_trainer_class_by_name(found["trainer_name"])
@@ -180,7 +177,7 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
             manager, own, len(facts["channels"]), heads, enable_deep_supervision=False
         )
         network.load_state_dict(found["network_weights"])
-        self._teacher = _digest(found["network_weights"])
+        self._teacher = hashed(found["network_weights"])[:16]
         return network
 
     def _refuse_foreign(self, configuration: ConfigurationManager, folder: Path) -> None:
@@ -254,10 +251,10 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
 
     def _told(self) -> dict[str, Any]:
         """What a training must not change when it goes on."""
-        told = {"channels": self._channels, "imitation": self._share, "objective": None}
+        told = {"channels": self._channels, "imitation": self._share}
         if self.kd is not None:
-            told |= {"objective": str(self.kd.objective), "teacher": self._teacher}
-            told["taps"] = str(dict(self.taps))
+            told |= {"objective": str(self.kd.objective), "taps": str(dict(self.taps))}
+            told["teacher"] = self._teacher
         return told
 
     def save_checkpoint(self, filename: str) -> None:
@@ -295,12 +292,3 @@ class nnUNetTrainerDistillation(nnUNetTrainer):  # noqa: N801  (nnU-Net finds tr
         if not self.disable_checkpointing:
             written = export.write_student_folder(Path(self.output_folder_base), fold=self.fold)
             self.print_to_log_file(f"The stand-alone model: {written}")
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """What tells a teacher's weights from others: SHA-256 of names and bytes, in part."""
-    whole = hashlib.sha256()
-    for name, value in weights.items():
-        whole.update(name.encode())
-        whole.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()[:16]

@@ -132,6 +132,21 @@ def is_given(row: Row, config: Config) -> bool:
     return config.network.teacher_model is not None and plain
 
 
+def wrapped(
+    recipe: Recipe, metadata: ModelMetadata, modalities: Sequence[str]
+) -> DistillationWrapper:
+    """Put the networks of a recipe into a wrapper."""
+    return DistillationWrapper(
+        recipe.teacher,
+        recipe.network,
+        objective=recipe.objective,
+        inputs=recipe.inputs,
+        taps=recipe.taps,
+        activation=metadata.activation,
+        example=torch.zeros(1, len(modalities), *metadata.input_size),
+    )
+
+
 def rehearse(
     row: Row, config: Config, description: Description, teacher: ModelMetadata | None
 ) -> dict[str, Any]:
@@ -148,15 +163,7 @@ def rehearse(
     )
     teachers = () if teacher is None else tuple(build(teacher) for _ in row.teachers)
     recipe = recipe_of(row, setting_of(row, config, description, network, teachers))
-    DistillationWrapper(
-        recipe.teacher,
-        recipe.network,
-        objective=recipe.objective,
-        inputs=recipe.inputs,
-        taps=recipe.taps,
-        activation=metadata.activation,
-        example=torch.zeros(1, len(stacked(config.data, description)), *metadata.input_size),
-    ).close()
+    wrapped(recipe, metadata, stacked(config.data, description)).close()
     return {
         "row": {"recipe": row.recipe, "role": row.role, "teachers": list(row.teachers)},
         "objective": str(recipe.objective),

@@ -1,6 +1,5 @@
 """What a study consists of: a file with recipes, and with how many references each is tried."""
 
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
