@@ -48,7 +48,7 @@ def asked_of(inputs: Any, teachers: Sequence[Side], objective: Objective, select
     own = getattr(select, "args", ())
     chosen = [*own, *(layer.select for side in teachers for layer in side.places.values())]
     # An address in a function's name would be another one in each process.
-    names = [written(function) for function in chosen]
+    names = [getattr(function, "__qualname__", type(function).__qualname__) for function in chosen]
     return repr((seen, places, objective.needs_teacher_logits, objective.taps, names))
 
 

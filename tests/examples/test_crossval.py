@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from quick import QUICK
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -30,7 +31,8 @@ QUIET = Console(quiet=True)
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--precision", "32-true", "--workers", "1", "--accelerator", "cpu"),
-    *("--epochs", "1", "--folds", "2", "--jobs", "1", "--preset", "demo"),
+    *("--epochs", "1", "--folds", "2", "--jobs", "1"),
+    *QUICK,
 ]
 ROWS = ("teacher", "baseline", "kdnet")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from quick import QUICK
 from rich.console import Console
 
 from kdnet.config import parse_config
@@ -36,7 +37,8 @@ QUIET = Console(quiet=True)
 SUBJECTS = [Subject(f"case{i}", images={}, segmentation=None) for i in range(9)]
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
-    *("--workers", "1", "--folds", "3", "--preset", "demo", "--accelerator", "cpu"),
+    *("--workers", "1", "--folds", "3", "--accelerator", "cpu"),
+    *QUICK,
 ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from quick import PLAIN
 
 import study
 from kdnet.errors import UserError
@@ -22,13 +23,13 @@ from kdnet.training.checkpoint import read_metadata
 from phantoms import generate_phantoms
 
 SMALL = [
+    *PLAIN,
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--workers", "1", "--jobs", "1", "--accelerator", "cpu"),
 ]
 FILE = {
     "title": "A tiny study",
     "options": {
-        "preset": "demo",
         "activation": "sigmoid",
         "folds": 2,
         "validation_fraction": 0,

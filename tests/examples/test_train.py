@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import QUICK
 from safetensors.torch import load_file
 
 import train
@@ -31,7 +32,8 @@ SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--precision", "32-true", "--workers", "1", "--epochs", "2", "--folds", "3"),
     # Weights are compared bit by bit, and a GPU adds in an order of its own.
-    *("--accelerator", "cpu", "--preset", "demo"),
+    *("--accelerator", "cpu"),
+    *QUICK,
 ]
 
 

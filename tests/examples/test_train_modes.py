@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from quick import QUICK
 from safetensors.torch import load_file
 
 import faulty_training
@@ -105,7 +106,7 @@ def test_the_cache_of_fixed_patches_keeps_its_limit(subjects, tmp_path):
 
 def test_slices_of_a_grid(subjects, tmp_path):
     options = [*SMALL, "--grid", "12,16,8", "--crop", "12,12,12", "--slices", "axial"]
-    found = run(subjects, tmp_path / "run", *options, "--preset", "demo")
+    found = run(subjects, tmp_path / "run", *options, *QUICK)
     metadata = read_metadata(found("teacher").model)
     assert metadata.input_size == (12, 16)
     assert metadata.backbone_arguments["spatial_dims"] == 2
@@ -190,7 +191,7 @@ def test_several_latent_layers_share_the_weight_whatever_they_are_called():
 
 
 def test_a_trained_teacher_may_be_of_any_kind(subjects, tmp_path, capsys):
-    options = [*SMALL, "--teacher_backbone", "multiresunet", "--preset", "demo"]
+    options = [*SMALL, "--teacher_backbone", "multiresunet", *QUICK]
     options += ["--teacher_backbone_arguments", '{"filters": [4, 8]}', "--grid", "8,8,8"]
     options += ["--crop", "12,12,12", "--predictions", "false"]
     found = run(subjects, tmp_path / "run", *options)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from killing import is_wanted, start
+from quick import PLAIN
 from safetensors.torch import load_file
 
 import study
@@ -23,7 +24,8 @@ from kdnet.training.history import read_history
 KILLS = 20
 SEED = 8
 SMALL = [
-    *("--preset", "demo", "--phantoms", "6", "--phantom_size", "16", "--grid", "8,8,8"),
+    *PLAIN,
+    *("--phantoms", "6", "--phantom_size", "16", "--grid", "8,8,8"),
     *("--backbone_arguments", '{"channels": [2, 4]}', "--threads", "1", "--workers", "1"),
     *("--accelerator", "cpu", "--epochs", "3", "--folds", "3", "--batch_size", "2"),
 ]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from quick import QUICK
 from rich.console import Console
 
 import crossval
@@ -21,7 +22,8 @@ SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--crop", "null"),
     *("--threads", "1", "--accelerator", "cpu"),
     *("--workers", "1", "--epochs", "1", "--folds", "3"),
-    *("--preset", "demo", "--description", "brats2021"),
+    *QUICK,
+    *("--description", "brats2021"),
 ]
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from quick import QUICK
 
 import report
 import train
@@ -83,7 +84,7 @@ def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
     tmp_path, monkeypatch, capsys, place
 ):
     data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
-    given = ["--data-root", str(data), "--preset", "demo", "--grid", "8,8,8", "--workers", "1"]
+    given = ["--data-root", str(data), *QUICK, "--grid", "8,8,8", "--workers", "1"]
     given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3", "--epochs", "1"]
     given += ["--out", str(tmp_path / "run"), "--accelerator", "cpu"]
     with monkeypatch.context() as patch:
@@ -150,7 +151,7 @@ def test_a_pool_that_is_gone_already_stops_the_unit_at_once(monkeypatch):
 
 def start_pool(out, *more, log):
     command = [
-        *(sys.executable, str(APPLICATION / "crossval.py"), "--preset", "demo", "--jobs", "2"),
+        *(sys.executable, str(APPLICATION / "crossval.py"), *QUICK, "--jobs", "2"),
         *("--phantoms", "6", "--phantom_size", "16", "--grid", "8,8,8", "--threads", "1"),
         *("--backbone_arguments", '{"channels": [2, 4]}', "--workers", "1", "--folds", "2"),
         *("--rows", "baseline", "--out", str(out), *more),

@@ -1,9 +1,10 @@
 """What changes a training sample beyond flips: its pose, and the brightness of each modality."""
 
 import math
+from typing import Any
 
 import torch
-from monai.transforms import RandAffined
+from monai.transforms.spatial.dictionary import RandAffined
 from torch import Tensor
 
 from kdnet.data.preprocessing import Sample
@@ -32,10 +33,13 @@ def augment(sample: Sample, draw: int) -> Sample:
         padding_mode="zeros",
         allow_missing_keys=True,
     )
-    moved = move.set_random_state(draw % 2**32)(dict(sample))
-    changed = Sample(image=_brighten(_plain(moved["image"]), draw), name=sample["name"])
+    move.set_random_state(draw % 2**32)
+    # MONAI's tensors remember what was done to them, which nobody asks.
+    arrays: dict[Any, Any] = {name: sample[name] for name in ("image", "label") if name in sample}
+    moved = {name: value.as_subclass(Tensor) for name, value in move(arrays).items()}
+    changed = Sample(image=_brighten(moved["image"], draw), name=sample["name"])
     if "label" in sample:
-        changed["label"] = _plain(moved["label"]).to(sample["label"].dtype)
+        changed["label"] = moved["label"].to(sample["label"].dtype)
     return changed
 
 
@@ -46,8 +50,3 @@ def _brighten(image: Tensor, draw: int) -> Tensor:
     contrast, brightness = 2 * torch.rand(shape, generator=generator) - 1
     changed = image * (1 + CONTRAST * contrast) + BRIGHTNESS * brightness
     return torch.where(image == 0, 0.0, changed)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor without what MONAI remembers of it."""
-    return tensor.as_subclass(Tensor)

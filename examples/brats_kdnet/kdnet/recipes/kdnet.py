@@ -102,8 +102,7 @@ def ground_truth(options: ObjectiveConfig) -> Term:
 def student_objective(options: ObjectiveConfig) -> Objective:
     """Equation (5): lambda L_KD + (1 - lambda) L_GT + alpha L_KL."""
     # Before there is a teacher to fit it to, while networks are only tried, it is the paper's.
-    fitted = options.temperature != "fit"
-    temperature = options.temperature if fitted else PAPER_TEMPERATURE
+    temperature = PAPER_TEMPERATURE if options.temperature == "fit" else options.temperature
     # Equations (1) and (2): the teacher's logits, softened by T, are what Dice compares with.
     soft_targets = SoftTargetDiceBCE(
         temperature=temperature,

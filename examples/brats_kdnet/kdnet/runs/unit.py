@@ -393,7 +393,7 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
         )
         batches = experiment.loader("train", unlabelled=recipe.teacher is not None)
         if recipe.teacher is not None and experiment.plan.kind == "train":
-            show_diagnosis(fabric, kd, batches, task)
+            show_diagnosis(fabric, kd, batches or (), task)
         fit(fabric, kd, batches, experiment.loader("validation"), task)
 
 

@@ -1,0 +1,8 @@
+"""Options with which tests of the application start: the demo, without what helps its student."""
+
+PLAIN = [
+    *("--preset", "demo", "--labelled", "null", "--recipe", "options", "--seed", "0"),
+    *("--augment", "false", "--temperature", "5", "--memory_format", "contiguous"),
+]
+#: The same with validation subjects and exclusive classes.
+QUICK = [*PLAIN, "--validation_fraction", "0.15", "--activation", "softmax"]
