@@ -128,7 +128,8 @@ class PrivilegedInput:
             ModalityError: If a modality is missing, the channel count is another, or `present` has
                 another form.
         """
-        return self._fill(self._view(image, self.teacher), self.teacher, present)
+        view = self._view(image, self.teacher)
+        return view if present is None else self._fill(view, self.teacher, present)
 
     def for_student(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities of a full input, or of one that holds nothing else.
@@ -151,7 +152,7 @@ class PrivilegedInput:
         # Equal counts say nothing: the order might be another.
         full = not alone or self._own == self._all
         view = self._view(image, self.student) if full else _as_tensor(image)
-        return self._fill(view, self.student, present)
+        return view if present is None else self._fill(view, self.student, present)
 
     def for_training(self, image: Image, present: Tensor | None = None) -> Tensor:
         """Return the student's modalities with some of them hidden at random.
@@ -186,9 +187,7 @@ class PrivilegedInput:
         kept = free & (torch.rand(free.shape, device=free.device) >= self.dropout)
         return (order == first) | (kept & (order > first))
 
-    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor | None) -> Tensor:
-        if present is None:
-            return view
+    def _fill(self, view: Tensor, names: tuple[str, ...], present: Tensor) -> Tensor:
         wanted = (view.shape[0], len(self.modalities))
         if tuple(present.shape) != wanted or present.dtype != torch.bool:
             raise ModalityError(

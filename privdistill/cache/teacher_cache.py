@@ -147,7 +147,8 @@ class TeacherCache:
         for key, entry, own in zip(keys, entries, digests, strict=True):
             if entry is not None:
                 _check_input(key, entry[_INPUT], own)
-        if len(found) == len(keys):
+        # An empty batch was never seen, and has nothing to be put together from.
+        if found and len(found) == len(keys):
             self._statistics.hits += len(keys)
             parts = {name: [entry[name] for entry in found] for name in found[0] if name != _INPUT}
             served = {name: self._joined(values, view.device) for name, values in parts.items()}

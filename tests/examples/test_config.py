@@ -113,7 +113,7 @@ def test_saved_configuration_reads_back_as_it_was(tmp_path):
         (["--empty_slices", "0.5"], "empty_slices is 0.5"),
         (["--slices", "oblique"], "'axial', 'coronal', 'sagittal'"),
         (["--validation_fraction", "0", "--selection", "best"], "--selection last"),
-        (["--out_of_fold", "2"], "--latent_weight 0"),
+        (["--out_of_fold", "2", "--latent_weight", "10"], "--latent_weight 0"),
         (["--validation_loss", "ground_truth", "--imitation", "1"], "validation_loss"),
     ],
 )
@@ -189,7 +189,9 @@ def test_native_preset_has_patches_and_no_grid():
 
 def test_recipe_auto_is_what_the_study_chose():
     """Changing configs/recipes needs another study: studies/lgg.yaml, when-it-helps."""
-    design = read_design("lgg")
-    for situation, setting in (("few", "20-labelled"), ("all", "all-labelled")):
-        recipe = design.recipes[design.chosen[setting]]
+    fine, coarse = read_design("lgg_fine"), read_design("lgg")
+    few = fine.recipes[fine.chosen["20-labelled"]]
+    # With all labels no recipe gained; that of few labels in the first study did no harm.
+    every = coarse.recipes[coarse.chosen["20-labelled"]]
+    for situation, recipe in (("few", few), ("all", every)):
         assert yaml.safe_load(recipe_file(situation).read_text()) == recipe.options

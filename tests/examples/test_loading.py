@@ -235,7 +235,7 @@ def test_random_numbers_of_positions_leave_order_and_flips_alone():
         return list(EpochSampler(20, shuffle=True, seed=0, flips=True, draws=draws))
 
     assert [address[:2] for address in sampler(draws=True)] == sampler(draws=False)
-    assert len({address[2] for address in sampler(moves=True)}) == 20
+    assert len({address[2] for address in sampler(draws=True)}) == 20
 
 
 def test_bits_of_a_flip_code_are_axes():

@@ -1,4 +1,5 @@
 import pytest
+from quick import QUICK
 
 from kdnet.config import Config, ObjectiveConfig, parse_config
 from kdnet.errors import UserError
@@ -7,7 +8,7 @@ from kdnet.rows import Row, read_rows, select_rows, sweep, with_part_teachers
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return parse_config(["--backbone_arguments", '{"channels": [2, 4]}'])
+    return parse_config([*QUICK, "--backbone_arguments", '{"channels": [2, 4]}'])
 
 
 def names(rows):

@@ -26,7 +26,7 @@ GARBAGE = b"\xff\xfe\x00\x01" * 9
 UNIT = "units/student/fold0-seed0"
 FILES = (
     *("config.yaml", "plan.json", "description.json", "scores.csv"),
-    *("slices.json", f"{UNIT}/unit.json", f"{UNIT}/history.csv"),
+    *("slices.json", f"{UNIT}/history.csv"),
 )
 
 

@@ -35,14 +35,13 @@ BY_OWNER = {"save": {"torch", "nib", "np"}, "dump": {"json", "yaml", "pickle"}, 
 #: All functions that change files outside of a block of `atomic`, and why they may.
 WRITERS = {
     ("files.py", "atomic"): "the application's helper for files",
-    ("stores.py", "_write"): "the library's helper",
+    ("stores.py", "put"): "the library's own, with a name that nobody else has",
     ("export.py", "_write_whole"): "the helper for files that nnU-Net reads",
-    ("phantoms.py", "_write"): "into the folder that atomic_folder gives",
+    ("phantom_files.py", "_write"): "into the folder that atomic_folder gives",
     ("pool.py", "_start"): "a log to which another process appends",
     ("figures.py", "_inline"): "into memory",
-    ("figures.py", "save"): "into memory",
     ("check_data.py", "check_data"): "into memory",
-    ("stats.py", "_paired"): "other names of columns",
+    ("study_tables.py", "unpaired"): "other names of columns",
 }
 
 

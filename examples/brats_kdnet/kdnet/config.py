@@ -255,9 +255,10 @@ class TrainingConfig:
             package and lightning. history.csv is written beside all of them.
         teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
             flip: "disk" (with the preprocessed subjects; processes and later runs share it),
-            "memory", or "off". "auto" is "disk", but "off" on a CUDA GPU, where reading what the
-            teacher said takes about as long as running it (docs/performance); with several or large
-            teachers "disk" may pay there too.
+            "memory", or "off". "auto" is "disk", but "off" where samples do not come back, because
+            they are augmented or patches at new positions, and on a CUDA GPU, where reading what
+            the teacher said takes about as long as running it (docs/performance); with several or
+            large teachers "disk" may pay there too.
         teacher_cache_storage: "full" keeps every bit, so that the student's weights are those of
             a training without the cache, but for rounding where the last batch is smaller; "half"
             takes half and errs a little.

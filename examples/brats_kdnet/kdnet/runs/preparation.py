@@ -157,7 +157,7 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     repeats = len({fold.repeat for fold in plan.folds})
     cases = {name for fold in plan.folds for name in _names(fold.split)}
     constants = (
-        f"lambda {options.imitation:g}, T {options.temperature}, alpha {options.latent_weight:g}"
+        f"lambda {options.imitation:g}, T {str(options.temperature).removesuffix('.0')}, alpha {options.latent_weight:g}"
     )
     parts = [
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",
