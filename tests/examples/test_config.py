@@ -6,7 +6,7 @@ import yaml
 
 import train
 from crossval import CROSSVAL
-from kdnet.config import Config, parse_config, parse_for, recipe_file
+from kdnet.config import Config, ObjectiveConfig, parse_config, parse_for, recipe_file
 from kdnet.errors import UserError
 from kdnet.studies.design import read_design
 
@@ -34,7 +34,7 @@ def test_paper_preset_is_the_paper():
 
 def recipe(situation):
     values = yaml.safe_load(recipe_file(situation).read_text())
-    return tuple(values[name] for name in NAMES)
+    return tuple(values.get(name, getattr(ObjectiveConfig(), name)) for name in NAMES)
 
 
 def constants(*arguments):

@@ -24,6 +24,7 @@ SMALL = [
     *("--workers", "1", "--folds", "3", "--accelerator", "cpu", "--preset", "demo"),
     *("--recipe", "options", "--augment", "true", "--start", "teacher", "--temperature", "fit"),
     *("--validation_fraction", "0", "--labelled", "2", "--batch_size", "2"),
+    *("--seed", "0"),
 ]
 
 

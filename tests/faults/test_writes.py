@@ -42,6 +42,7 @@ WRITERS = {
     ("figures.py", "_inline"): "into memory",
     ("check_data.py", "check_data"): "into memory",
     ("study_tables.py", "unpaired"): "other names of columns",
+    ("stats.py", "_paired"): "other names of columns",
 }
 
 
