@@ -379,7 +379,8 @@ def _score(logits: Tensor, reference: Tensor, known: Tensor, activation: Activat
         torch.bincount(bins[voxels], weights=values[voxels].double(), minlength=classes * _BINS)
         for voxels, values in counted
     ]
-    return torch.stack(sums).reshape(4, classes, _BINS).cpu()
+    # Of no voxel at all PyTorch counts in integers, whatever the weights are.
+    return torch.stack(sums).double().reshape(4, classes, _BINS).cpu()
 
 
 def _cka(student: Tensor, teacher: Tensor) -> Tensor:

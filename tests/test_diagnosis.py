@@ -456,6 +456,13 @@ def test_it_takes_less_than_two_seconds(build):
     assert time.perf_counter() - start < 2
 
 
+def test_the_order_of_batches_with_and_without_labels_does_not_matter(build):
+    kd = build()
+    none = {"image": IMAGE, "target": LABELS, "labelled": torch.tensor([False, False])}
+    batches = [none, (IMAGE, LABELS)]
+    assert diagnose(kd, batches).classes == diagnose(kd, batches[::-1]).classes
+
+
 def test_which_samples_are_labelled_may_be_a_list(build):
     batch = {"image": torch.rand(2, 4, 8, 8), "target": torch.randint(0, 3, (2, 8, 8))}
     kd = build()
