@@ -54,6 +54,18 @@ def test_augmentation_moves_all_modalities_and_the_reference_alike(axes):
     assert not after["label"][0][~brain].any()
 
 
+def test_rotations_are_of_voxels_whatever_the_shape_of_the_volume(monkeypatch):
+    monkeypatch.setattr("kdnet.data.augmentation.SCALE", 0.0)
+    monkeypatch.setattr("kdnet.data.augmentation.CONTRAST", 0.0)
+    monkeypatch.setattr("kdnet.data.augmentation.BRIGHTNESS", 0.0)
+    ball = torch.stack(torch.meshgrid(*map(torch.arange, (24, 24, 12)), indexing="ij")).float()
+    centre = torch.tensor([11.5, 11.5, 5.5]).reshape(3, 1, 1, 1)
+    image = torch.exp(-((ball - centre) ** 2).sum(0, keepdim=True) / 8)
+    moved = augment({"image": image, "name": "ball"}, 4)["image"]
+    # A ball in the middle stays what it is; sheared axes would make an ellipsoid of it.
+    assert torch.allclose(moved, image, atol=0.08)
+
+
 def test_augmentation_follows_from_its_number_alone():
     once, again, other = (augment(subject(3), draw)["image"] for draw in (7, 7, 8))
     assert torch.equal(once, again)
