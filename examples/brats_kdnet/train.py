@@ -16,8 +16,8 @@ Examples:
       patches of 128^3 at full resolution, predictions by sliding window
   train.py --data-root BraTS2021 --preset cpu --slices axial --backbone timm_unet
       two-dimensional networks, slice by slice
-  train.py --teacher_backbone kdnet --backbone multiresunet
-      a teacher of another kind
+  train.py --teacher_backbone kdnet --backbone multiresunet --start scratch
+      a teacher of another kind, whose weights its student cannot start from
   train.py --backbone monai.networks.nets.SegResNet --backbone_arguments '{"init_filters": 16}'
       any other encoder-decoder
   torchrun --nproc-per-node 4 train.py --data-root BraTS2018 --preset paper --devices 4
