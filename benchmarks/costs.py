@@ -202,7 +202,9 @@ def main() -> None:
         root = options.data_root or generate_phantoms(
             Path(folder) / "phantoms", subjects=options.subjects, seed=0, size=64, progress=False
         )
-        config = parse_config(["--preset", options.preset, "--data-root", str(root)])
+        # Augmented samples do not come back, and a cache before their teacher would cost alone.
+        plain = ["--augment", "false", "--activation", "softmax", "--labelled", "null"]
+        config = parse_config(["--preset", options.preset, "--data-root", str(root), *plain])
         description, every = find_subjects(root)
         subjects = every[: options.subjects]
         found = measure(config, description, subjects, Path(folder) / "cache", options)

@@ -6,7 +6,7 @@ another loss, change `student_objective`.
 
 import re
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 from torch import nn
 
@@ -35,6 +35,7 @@ class Setting:
         modalities: What the images of the subjects stack, in channel order.
         view: What the network sees.
         teacher_view: What teachers see.
+        start: What a distilled network starts from, "scratch" or the weights of its "teacher".
     """
 
     network: nn.Module
@@ -43,6 +44,7 @@ class Setting:
     modalities: tuple[str, ...]
     view: tuple[str, ...]
     teacher_view: tuple[str, ...]
+    start: Literal["scratch", "teacher"] = "scratch"
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -60,6 +62,7 @@ class Recipe:
         objective: What is minimised.
         inputs: What each of the two sees.
         taps: Layer pairs by name; empty where the library locates the bottleneck.
+        start: What the network starts from.
     """
 
     teacher: nn.Module | Ensemble | None
@@ -67,6 +70,7 @@ class Recipe:
     objective: Term | Objective
     inputs: PrivilegedInput
     taps: dict[str, Tap] = field(default_factory=dict)
+    start: Literal["scratch", "teacher"] = "scratch"
 
 
 def supervised(setting: Setting) -> Recipe:
@@ -86,6 +90,7 @@ def imitate(setting: Setting, objective: Objective, taps: dict[str, Tap]) -> Rec
             setting.modalities, student=setting.view, teacher=setting.teacher_view
         ),
         taps=taps,
+        start=setting.start,
     )
 
 

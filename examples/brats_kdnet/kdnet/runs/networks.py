@@ -27,7 +27,7 @@ from kdnet.rows import Row
 from kdnet.recipes.comparators import privileged_modalities
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
 from kdnet.training.runtime import check_precision, device_type
-from privdistill import DistillationWrapper
+from privdistill import DistillationWrapper, TeacherCache
 
 
 def workers(data: DataConfig) -> int:
@@ -123,6 +123,7 @@ def setting_of(
         modalities=stacked(config.data, description),
         view=view_of(row.role, config.data, description),
         teacher_view=view_of("teacher", config.data, description),
+        start=config.network.start,
     )
 
 
@@ -133,7 +134,10 @@ def is_given(row: Row, config: Config) -> bool:
 
 
 def wrapped(
-    recipe: Recipe, metadata: ModelMetadata, modalities: Sequence[str]
+    recipe: Recipe,
+    metadata: ModelMetadata,
+    modalities: Sequence[str],
+    cache: TeacherCache | None = None,
 ) -> DistillationWrapper:
     """Put the networks of a recipe into a wrapper."""
     return DistillationWrapper(
@@ -144,6 +148,8 @@ def wrapped(
         taps=recipe.taps,
         activation=metadata.activation,
         example=torch.zeros(1, len(modalities), *metadata.input_size),
+        cache=cache,
+        start=recipe.start,
     )
 
 

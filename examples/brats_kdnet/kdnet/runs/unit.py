@@ -48,6 +48,7 @@ from kdnet.runs.networks import (
     stacked,
     view_of,
     workers,
+    wrapped,
 )
 from kdnet.runs.plan import Plan, Unit
 from kdnet.runs.preparation import experiment_of
@@ -368,19 +369,9 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
     """Put teacher and student together, and train."""
     config, fabric = experiment.config, experiment.fabric
     seen = [frozenset(read_metadata(path).seen_cases) for path in experiment.teacher_files]
-    example = torch.zeros(1, len(experiment.modalities), *metadata.input_size)
+    cache = teacher_cache(experiment, recipe.teacher)
     with (
-        DistillationWrapper(
-            recipe.teacher,
-            recipe.network,
-            objective=recipe.objective,
-            inputs=recipe.inputs,
-            taps=recipe.taps,
-            activation=config.network.activation,
-            example=example,
-            cache=teacher_cache(experiment, recipe.teacher),
-            start=config.network.start if experiment.unit.row.recipe == "distilled" else "scratch",
-        ) as kd,
+        wrapped(recipe, metadata, experiment.modalities, cache) as kd,
         counted(experiment, kd.cache),
     ):
         task = Task(
