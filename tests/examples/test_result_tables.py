@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from invented_runs import scores_of, table, two_networks, write_plan
 from kdnet.data.description import load_description
@@ -133,6 +134,17 @@ def test_another_row_is_not_taken_for_a_published_one(fields):
     scores = scores_of("kdnet", {"a": 0.5}, space="grid")
     results = Results(Path(), {}, rows, scores)
     found = paper_table("Table 1", results)
+    assert found is None or len(cells_of(found, "KD-Net (GT + KL + KD)")) == 1
+
+
+@pytest.mark.parametrize(
+    "option", [{"start": "teacher"}, {"latent_weight": 0.0}, {"imitation": 0.0}, {"labelled": 4}]
+)
+def test_a_run_with_another_recipe_is_not_taken_for_the_published_one(tmp_path, option):
+    root = write_plan(tmp_path / "run", load_description("phantom"), cases=6, folds=2)
+    file = root / "config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | option))
+    found = paper_table("Table 1", read_folder(root))
     assert found is None or len(cells_of(found, "KD-Net (GT + KL + KD)")) == 1
 
 

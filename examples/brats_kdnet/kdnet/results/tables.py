@@ -287,11 +287,20 @@ def _results(own: pd.DataFrame) -> dict[str, str]:
 
 def _row_of(results: Results, wanted: Mapping[str, Any]) -> str:
     """The row that is trained as a published one says, whatever its name; may be empty."""
-    # The objectives of others have the recipe of KD-Net.
-    other = results.config.get("objective", "kdnet") != "kdnet"
+    config = results.config
+    # Others have the recipe of KD-Net, and are not the KD-Net that was published: objectives of the
+    # field, those without one of its terms, and students that start from the teacher's weights.
+    other = (
+        config.get("objective", "kdnet") != "kdnet"
+        or config.get("start") == "teacher"
+        or not (config.get("imitation", 1) and config.get("latent_weight", 1))
+    )
     for name, row in results.rows.items():
         recipe, role = row.get("recipe") or "supervised", results.role(name)
-        shared_out = any(row.get(part) is not None for part in ("labelled", "unlabelled"))
+        counts = (
+            source.get(part) for source in (row, config) for part in ("labelled", "unlabelled")
+        )
+        shared_out = any(count is not None for count in counts)
         same = (recipe, role, results.options(name)) == (
             wanted.get("recipe", "supervised"),
             wanted.get("role", "student"),
