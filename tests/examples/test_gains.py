@@ -15,14 +15,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import train
-from kdnet.config import parse_config, recipe_text, with_fitting_start
+from kdnet.config import parse_config, parse_for, recipe_text, with_fitting_start
 from kdnet.data.augmentation import BRIGHTNESS, CONTRAST, augment
 from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader, start_epoch
 from kdnet.errors import UserError
 from kdnet.runs.folder import Folder
 from kdnet.runs.unit import options_for
+from kdnet.studies.design import read_design
 from phantoms import generate_phantoms
+from study import STUDY
 
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
@@ -146,6 +148,14 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path
     assert train.main([*SMALL, *other, '{"filters": [4, 8]}', *out]) == 2
     assert "--start scratch" in capsys.readouterr().err
     assert not (tmp_path / "run" / "units").exists()
+
+
+@pytest.mark.parametrize("name", ["lgg", "brats2021", "phantoms"])
+def test_studies_whose_rows_are_stored_stay_what_they_were_whatever_their_preset_becomes(name):
+    config = parse_for(STUDY, read_design(name).arguments())[0]
+    told = (config.data.augment, config.objective.temperature, config.training.memory_format)
+    assert told == (False, 5.0, "contiguous")
+    assert (config.training.seed, config.network.start) == (0, "scratch")
 
 
 class Silent(torch.nn.Module):
