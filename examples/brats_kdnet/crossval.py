@@ -105,7 +105,7 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
     rows = select_rows(options.rows, *read_rows(options.rows_file))
     # What needs PyTorch is imported only now, so that --help and mistakes in rows come at once.
     from kdnet.runs.plan import deal, load_folds, make_plan  # noqa: PLC0415
-    from kdnet.runs.subjects import find_data  # noqa: PLC0415
+    from kdnet.runs.subjects import find_data, with_equal_steps  # noqa: PLC0415
 
     # Each row says how it is taught.
     config = replace(config, objective=replace(config.objective, recipe="options"))
@@ -118,6 +118,8 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
         if options.folds_file is None
         else load_folds(options.folds_file, data.foldable, validation=validation)
     )
+    # Folds differ by a subject or two; every row of every fold takes the steps of the first one's.
+    config = with_equal_steps(config, folds[0].split, data)
     seeds, subsets = options.seeds, options.subsets
     return make_plan(
         "crossval", "Cross-validation", config, rows, folds, data, seeds=seeds, subsets=subsets

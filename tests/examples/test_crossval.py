@@ -87,6 +87,16 @@ def failure(capsys, arguments, out):
     return capsys.readouterr().err
 
 
+def test_rows_that_see_no_unlabelled_subject_take_as_many_steps_as_those_that_do(tmp_path):
+    rows = ["--rows", "baseline,kdnet", "--phantoms", "6", "--workers", "1", "--epochs", "1"]
+    plan = plan_of([*rows, "--labelled", "2"], tmp_path / "run")
+    counts = {config.training.samples_per_epoch for config in plan.configs.values()}
+    # Of six phantoms four train in each of the demo's three folds.
+    assert counts == {4}
+    whole = plan_of([*rows, "--labelled", "null"], tmp_path / "run")
+    assert whole.config.training.samples_per_epoch == 0
+
+
 def test_every_row_is_scored_on_every_subject_once(finished, subjects):
     scores = read_scores(finished / "scores.csv")
     names = {path.name for path in subjects.iterdir() if path.is_dir()}

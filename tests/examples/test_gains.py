@@ -6,18 +6,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from rich.console import Console
 from safetensors.torch import load_file
 
 import train
-from kdnet.config import parse_config, recipe_text
+from kdnet.config import parse_config, parse_for, recipe_text, with_fitting_start
 from kdnet.data.augmentation import BRIGHTNESS, CONTRAST, augment
+from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader, start_epoch
 from kdnet.errors import UserError
 from kdnet.runs.folder import Folder
+from kdnet.runs.unit import options_for
+from kdnet.studies.design import read_design
 from phantoms import generate_phantoms
+from study import STUDY
 
 SMALL = [
     *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
@@ -126,6 +133,64 @@ def test_the_recipe_of_a_situation_is_told():
     assert "few" in recipe_text(few)
     assert "all" in recipe_text(every)
     assert recipe_text(few) != recipe_text(every)
+
+
+def test_a_recipe_lets_a_student_of_another_kind_than_its_teacher_start_from_scratch():
+    few = ["--recipe", "auto", "--labelled", "3"]
+    assert with_fitting_start(parse_config(few)).network.start == "teacher"
+    for other in (["--teacher_backbone", "multiresunet"], ["--teacher_backbone_arguments", "{}"]):
+        assert with_fitting_start(parse_config([*few, *other])).network.start == "scratch"
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, capsys):
+    other = ["--teacher_backbone", "multiresunet", "--teacher_backbone_arguments"]
+    out = ["--out", str(tmp_path / "run"), "--phantoms", "6", "--phantom_size", "16"]
+    assert train.main([*SMALL, *other, '{"filters": [4, 8]}', *out]) == 2
+    assert "--start scratch" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "units").exists()
+
+
+@pytest.mark.parametrize("name", ["lgg", "brats2021", "phantoms"])
+def test_studies_whose_rows_are_stored_stay_what_they_were_whatever_their_preset_becomes(name):
+    config = parse_for(STUDY, read_design(name).arguments())[0]
+    told = (config.data.augment, config.objective.temperature, config.training.memory_format)
+    assert told == (False, 5.0, "contiguous")
+    assert (config.training.seed, config.network.start) == (0, "scratch")
+
+
+class Silent(torch.nn.Module):
+    """A teacher that predicts nothing."""
+
+    def forward(self, image):
+        return image[:, :2] * 0 - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--objective", "hinton"], "fit"),
+        (["--imitation", "0"], "fit"),
+        (["--imitation", "0", "--imitation_start", "0.5"], 1.0),
+        ([], 1.0),
+    ],
+)
+def test_a_temperature_is_found_where_one_is_read_and_none_for_a_silent_teacher(options, found):
+    config = parse_config([*SMALL, "--activation", "sigmoid", *options])
+    description, recorded = load_description(Path("phantom")), []
+    experiment = SimpleNamespace(
+        config=config,
+        temperature=None,
+        modalities=tuple(description.modalities),
+        data=SimpleNamespace(description=description),
+        unit=SimpleNamespace(name="student"),
+        fabric=Fabric(accelerator="cpu", devices=1),
+        console=Console(quiet=True),
+        loader=lambda *_, **__: [{"image": torch.zeros(1, 4, 4, 4, 4)}],
+        record=lambda: recorded.append(experiment.temperature),
+    )
+    assert options_for(experiment, [Silent()]).temperature == found
+    # At once: a kill before the first epoch must not cost it.
+    assert recorded == ([] if found == "fit" else [found])
 
 
 @pytest.fixture(scope="module")

@@ -115,13 +115,11 @@ def test_what_a_diagnosis_found_is_shown_as_it_is(copy):
     assert "Diagnosis" not in write_report(copy).read_text(encoding="utf-8")
     unit = copy / "units" / "kdnet"
     (unit / "fold0-seed0" / "diagnosis.md").write_text("| term | share |\n<b>KL</b> 0.3")
-    (unit / "fold1-seed0" / "diagnosis.csv").write_text("term,share\nKL,0.4\n")
     page = write_report(copy).read_text(encoding="utf-8")
     assert (
         "<summary>kdnet/fold0-seed0</summary><pre>| term | share |\n&lt;b&gt;KL&lt;/b&gt; 0.3"
         in page
     )
-    assert "<summary>kdnet/fold1-seed0</summary><pre>term,share\nKL,0.4" in page
 
 
 def test_outcome_and_charts_are_those_of_kdnet_over_the_baseline(crossval_page):

@@ -435,8 +435,16 @@ def recipe_file(situation: str) -> Path:
     return _FOLDER / "recipes" / f"{situation}.yaml"
 
 
+def with_fitting_start(config: Config) -> Config:
+    """Let a student start from scratch where --recipe auto has a teacher of another kind for it."""
+    network = config.network
+    if config.objective.recipe != "auto" or network.of("teacher") == network.of("student"):
+        return config
+    return replace(config, network=replace(network, start="scratch"))
+
+
 def recipe_text(config: Config) -> str:
-    """Say in one line what --recipe auto has chosen, and which of it was given otherwise."""
+    """Say in one line what --recipe auto has chosen, with what was given otherwise in its place."""
     few = config.data.labelled is not None or config.data.unlabelled_root is not None
     file = recipe_file("few" if few else "all")
     values = {name: config.to_dict()[name] for name in read_values(file)}
@@ -506,7 +514,7 @@ def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
     preset = str(given.get("preset") or ("cpu" if given.get("data_root") else "demo"))
     values = {"recipe": "options"} | read_values(_preset_file(preset)) | given
     # What comes from the command line is text here.
-    few = any(values.get(name) not in {None, "null"} for name in ("labelled", "unlabelled_root"))
+    few = any(values.get(name) not in (None, "null") for name in ("labelled", "unlabelled_root"))
     situation = "few" if few else "all"
     return preset, situation if values["recipe"] == "auto" else "options"
 

@@ -224,8 +224,7 @@ def _diagnoses(results: Results) -> Iterator[tuple[str, str]]:
     """What `privdistill.diagnose` wrote of units, by their names."""
     for row in results.rows:
         for unit in results.units(row):
-            text = _text_of(unit / "diagnosis.md") or _text_of(unit / "diagnosis.csv")
-            if text:
+            if text := _text_of(unit / "diagnosis.md"):
                 yield f"{row}/{unit.name}", text
 
 

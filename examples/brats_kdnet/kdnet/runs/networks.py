@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,7 +27,11 @@ from kdnet.rows import Row
 from kdnet.recipes.comparators import privileged_modalities
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
 from kdnet.training.runtime import check_precision, device_type
+<<<<<<< HEAD
 from privdistill import DistillationWrapper, TeacherCache
+=======
+from privdistill import DistillationWrapper, PrivDistillError, inherit
+>>>>>>> review2
 
 
 def workers(data: DataConfig) -> int:
@@ -133,6 +137,11 @@ def is_given(row: Row, config: Config) -> bool:
     return config.network.teacher_model is not None and plain
 
 
+def start_of(row: Row, config: Config) -> Literal["scratch", "teacher"]:
+    """Say what a row's network starts from: only one that is distilled has weights to inherit."""
+    return config.network.start if row.recipe == "distilled" else "scratch"
+
+
 def wrapped(
     recipe: Recipe,
     metadata: ModelMetadata,
@@ -170,6 +179,11 @@ def rehearse(
     teachers = () if teacher is None else tuple(build(teacher) for _ in row.teachers)
     recipe = recipe_of(row, setting_of(row, config, description, network, teachers))
     wrapped(recipe, metadata, stacked(config.data, description)).close()
+    if start_of(row, config) == "teacher":
+        try:
+            inherit(network, teachers[0], recipe.inputs)
+        except PrivDistillError as error:
+            raise UserError(f"{error} Or give --start scratch.") from error
     return {
         "row": {"recipe": row.recipe, "role": row.role, "teachers": list(row.teachers)},
         "objective": str(recipe.objective),

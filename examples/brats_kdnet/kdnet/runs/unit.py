@@ -46,6 +46,7 @@ from kdnet.runs.networks import (
     is_given,
     setting_of,
     stacked,
+    start_of,
     view_of,
     workers,
     wrapped,
@@ -326,7 +327,8 @@ def options_for(experiment: Experiment, teachers: Sequence[nn.Module]) -> Object
     """The objective's options, with a temperature that fits its teachers where that was asked."""
     config = experiment.config
     options = config.objective
-    if options.temperature != "fit" or options.imitation == 0 or not teachers:
+    softened = options.objective == "kdnet" and (options.imitation or options.imitation_start)
+    if options.temperature != "fit" or not softened or not teachers:
         return options
     # Found once: a training that goes on has the temperature that it began with.
     if experiment.temperature is None:
@@ -335,17 +337,26 @@ def options_for(experiment: Experiment, teachers: Sequence[nn.Module]) -> Object
             student=view_of("student", config.data, experiment.data.description),
             teacher=view_of("teacher", config.data, experiment.data.description),
         )
-        experiment.temperature = fitted_temperature(
+        found = fitted_temperature(
             experiment.fabric,
             teachers,
             experiment.loader("train", unlabelled=True) or (),
             inputs,
             config.network.activation,
         )
-        experiment.console.print(
-            f"{experiment.unit.name}: temperature {experiment.temperature:g}, fitted to its teacher",
-            highlight=False,
+        experiment.temperature = 1.0 if found is None else found
+        text = (
+            "temperature 1, as its teacher predicts nothing in the first batches, to which none "
+            "fits: train it longer, or with more labelled subjects"
+            if found is None
+            else f"temperature {found:g}, fitted to its teacher"
         )
+        experiment.console.print(
+            f"{experiment.unit.name}: {text}", highlight=False, soft_wrap=True
+        )
+        # At once, as another number of devices would fit another one after a kill.
+        if experiment.fabric.is_global_zero:
+            experiment.record()
     return replace(options, temperature=experiment.temperature)
 
 
@@ -371,7 +382,21 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
     seen = [frozenset(read_metadata(path).seen_cases) for path in experiment.teacher_files]
     cache = teacher_cache(experiment, recipe.teacher)
     with (
+<<<<<<< HEAD
         wrapped(recipe, metadata, experiment.modalities, cache) as kd,
+=======
+        DistillationWrapper(
+            recipe.teacher,
+            recipe.network,
+            objective=recipe.objective,
+            inputs=recipe.inputs,
+            taps=recipe.taps,
+            activation=config.network.activation,
+            example=example,
+            cache=teacher_cache(experiment, recipe.teacher),
+            start=start_of(experiment.unit.row, config),
+        ) as kd,
+>>>>>>> review2
         counted(experiment, kd.cache),
     ):
         task = Task(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Literal
 
@@ -14,7 +15,13 @@ from kdnet.data.loading import Batch
 from kdnet.files import write_text
 from kdnet.training.checkpoint import Task
 from kdnet.training.loop import prepare
-from privdistill import DistillationWrapper, PrivilegedInput, diagnose, fit_temperature
+from privdistill import (
+    DistillationWrapper,
+    ObjectiveError,
+    PrivilegedInput,
+    diagnose,
+    fit_temperature,
+)
 
 #: Batches that are read; the temperature of the demo's teacher changes by 0.02 with more.
 FITTED_ON = 16
@@ -27,23 +34,29 @@ def fitted_temperature(
     batches: Iterable[Batch],
     inputs: PrivilegedInput,
     activation: Literal["softmax", "sigmoid"],
-) -> float:
-    """Return the largest temperature up to the paper's at which all teachers keep their word."""
+) -> float | None:
+    """Return the largest temperature up to the paper's at which all teachers keep their word.
+
+    None if none of them predicts anything.
+    """
     # Loaders draw a random number when they begin, which must not change the training behind.
     with torch.random.fork_rng(devices=[]):
         seen = [{"image": batch["image"].to(fabric.device)} for batch in islice(batches, FITTED_ON)]
-    found = min(
-        fit_temperature(
-            teacher.to(fabric.device),
-            seen,
-            PAPER_TEMPERATURE,
-            activation=activation,
-            inputs=inputs,
-        )
-        for teacher in teachers
-    )
+    found = []
+    for teacher in teachers:
+        # One that predicts no class says so only here, and must not cost its own training.
+        with suppress(ObjectiveError):
+            found.append(
+                fit_temperature(
+                    teacher.to(fabric.device),
+                    seen,
+                    PAPER_TEMPERATURE,
+                    activation=activation,
+                    inputs=inputs,
+                )
+            )
     # Processes see different batches, and must agree.
-    return round(fabric.broadcast(found), 3)
+    return fabric.broadcast(round(min(found), 3) if found else None)
 
 
 def show_diagnosis(
@@ -59,6 +72,7 @@ def show_diagnosis(
             dict(
                 zip(("image", "target"), prepare(batch, task), strict=True),
                 labelled=batch.get("labelled"),
+                teacher_weights=task.teacher_weights(batch["name"]),
             )
             for batch in islice(batches, DIAGNOSED_ON)
         ]
