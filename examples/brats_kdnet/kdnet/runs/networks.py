@@ -27,11 +27,7 @@ from kdnet.rows import Row
 from kdnet.recipes.comparators import privileged_modalities
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
 from kdnet.training.runtime import check_precision, device_type
-<<<<<<< HEAD
-from privdistill import DistillationWrapper, TeacherCache
-=======
-from privdistill import DistillationWrapper, PrivDistillError, inherit
->>>>>>> review2
+from privdistill import DistillationWrapper, ShapeMismatchError, TeacherCache
 
 
 def workers(data: DataConfig) -> int:
@@ -137,11 +133,6 @@ def is_given(row: Row, config: Config) -> bool:
     return config.network.teacher_model is not None and plain
 
 
-def start_of(row: Row, config: Config) -> Literal["scratch", "teacher"]:
-    """Say what a row's network starts from: only one that is distilled has weights to inherit."""
-    return config.network.start if row.recipe == "distilled" else "scratch"
-
-
 def wrapped(
     recipe: Recipe,
     metadata: ModelMetadata,
@@ -178,12 +169,11 @@ def rehearse(
     )
     teachers = () if teacher is None else tuple(build(teacher) for _ in row.teachers)
     recipe = recipe_of(row, setting_of(row, config, description, network, teachers))
-    wrapped(recipe, metadata, stacked(config.data, description)).close()
-    if start_of(row, config) == "teacher":
-        try:
-            inherit(network, teachers[0], recipe.inputs)
-        except PrivDistillError as error:
-            raise UserError(f"{error} Or give --start scratch.") from error
+    try:
+        wrapped(recipe, metadata, stacked(config.data, description)).close()
+    except ShapeMismatchError as error:
+        hint = " Or give --start scratch." if recipe.start == "teacher" else ""
+        raise UserError(f"{error}{hint}") from error
     return {
         "row": {"recipe": row.recipe, "role": row.role, "teachers": list(row.teachers)},
         "objective": str(recipe.objective),

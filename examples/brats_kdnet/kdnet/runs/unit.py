@@ -46,7 +46,6 @@ from kdnet.runs.networks import (
     is_given,
     setting_of,
     stacked,
-    start_of,
     view_of,
     workers,
     wrapped,
@@ -382,21 +381,7 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
     seen = [frozenset(read_metadata(path).seen_cases) for path in experiment.teacher_files]
     cache = teacher_cache(experiment, recipe.teacher)
     with (
-<<<<<<< HEAD
         wrapped(recipe, metadata, experiment.modalities, cache) as kd,
-=======
-        DistillationWrapper(
-            recipe.teacher,
-            recipe.network,
-            objective=recipe.objective,
-            inputs=recipe.inputs,
-            taps=recipe.taps,
-            activation=config.network.activation,
-            example=example,
-            cache=teacher_cache(experiment, recipe.teacher),
-            start=start_of(experiment.unit.row, config),
-        ) as kd,
->>>>>>> review2
         counted(experiment, kd.cache),
     ):
         task = Task(
