@@ -229,6 +229,17 @@ def test_a_baseline_has_as_many_steps_as_teacher_and_student_together(run):
     assert steps == {"teacher": 1, "baseline": 2, "student": 1}
 
 
+def test_what_decides_the_numbers_is_said_in_the_protocol(run):
+    protocol = json.loads((run / "plan.json").read_text())["protocol"]
+    for part in (
+        "2 of those in training labelled",
+        "starts from the teacher",
+        "augmented",
+        "T fit",
+    ):
+        assert part in protocol
+
+
 def test_the_temperature_and_the_diagnosis_are_kept_and_shown(run):
     folder = Folder(run).unit("student/fold0-seed0").root
     assert 1 <= json.loads((folder / "unit.json").read_text())["temperature"] <= 5

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kdnet.config import DataConfig
 from kdnet.data.splits import Split
 from kdnet.data.subjects import file_states
 from kdnet.errors import UserError
@@ -161,13 +162,15 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     )
     parts = [
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",
-        _counted(len(cases), "case"),
+        _counted(len(cases), "case") + _labels_text(config.data),
         _counted(len(plan.folds), "fold") + f" in {repeats} repeats" * (repeats > 1),
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
         f"student sees {'+'.join(network.modalities)}",
         network.geometry,
         f"{network.backbone} ({network.activation})",
         constants if options.objective == "kdnet" else options.objective,
+        "student starts from the teacher" * (config.network.start == "teacher"),
+        "augmented" * config.data.augment,
         _counted(training.epochs, "epoch"),
         f"{training.precision}, {training.memory_format}" + ", compiled" * bool(training.compile),
     ]
@@ -175,7 +178,12 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     built_in = read_rows()[0] if plan.kind == "crossval" else {}
     own = [row.name for row in plan.rows if built_in.get(row.name, row) != row]
     changed = f"; rows that are not the built-in ones: {', '.join(own)}" if own else ""
-    return ", ".join(parts) + changed
+    return ", ".join(filter(None, parts)) + changed
+
+
+def _labels_text(data: DataConfig) -> str:
+    """How many training subjects have a reference, where that is not all of them."""
+    return "" if data.labelled is None else f" ({data.labelled} of those in training labelled)"
 
 
 def _counted(number: int, what: str) -> str:
