@@ -29,6 +29,7 @@ from privdistill import (
     fit_temperature,
     target_agreement,
 )
+from privdistill.functional import centered_kernel_alignment
 
 IMAGE = torch.randn(2, 4, 8, 8)
 LABELS = torch.randint(0, 3, (2, 8, 8))
@@ -286,6 +287,13 @@ def test_equal_networks_have_equal_features():
     found = diagnose(kd, [torch.randn(2, 2, 9, 9)])
     assert found.similarity == {"deep": pytest.approx(1, abs=1e-5)}
     assert any("'deep'" in sentence for sentence in found.advice)
+
+
+def test_similarity_of_one_sample_is_that_of_the_term(build):
+    kd = build()
+    term = centered_kernel_alignment(*kd(IMAGE[:1], LABELS[:1]).taps["bottleneck"])
+    found = diagnose(kd, [(IMAGE[:1], LABELS[:1])])
+    assert found.similarity["bottleneck"] == pytest.approx(1 - term.item(), abs=1e-4)
 
 
 # --- what it says

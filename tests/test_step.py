@@ -38,6 +38,13 @@ def test_output_can_be_walked_as_a_tuple():
     assert (terms, student, teacher, taps) == ({}, LOGITS, None, {})
 
 
+def test_scalars_carry_no_graph():
+    loss = 2 * torch.ones((), requires_grad=True)
+    scalars = Output(loss, {"a": loss.detach()}, LOGITS, None, {}).scalars("train_")
+    assert scalars == {"train_loss": 2, "train_a": 2}
+    assert not any(value.requires_grad for value in scalars.values())
+
+
 def sizes(output, axes=2):
     return [tuple(head.shape[2:]) for head in find_heads(output, axes)]
 

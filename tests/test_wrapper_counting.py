@@ -10,6 +10,7 @@ from privdistill import (
     ObjectiveError,
     PrivilegedInput,
     Ramp,
+    Term,
 )
 
 IMAGE = torch.randn(2, 4, 8, 8)
@@ -39,6 +40,19 @@ def test_promise_19_ramps_count_steps_of_the_optimizer(build):
     for out, share in zip(outs, (0, 0, 0.5, 0.5, 1, 1), strict=True):
         wanted = out.terms["ground_truth"] + share * out.terms["latent_kl"]
         assert out.loss.item() == pytest.approx(wanted.item())
+
+
+def test_promise_19_a_term_may_read_the_number_of_its_step(build):
+    class Counted(Term):
+        def forward(self, step):
+            return step.student.mean() * step.index
+
+    kd = build(objective=1.0 * Counted())
+    for number in range(3):
+        out = kd(IMAGE)
+        # The counter has moved on by now.
+        out.loss.backward()
+        assert torch.equal(out.loss, number * out.student.mean())
 
 
 def test_promise_19_an_average_follows_once_a_step(build, tiny_unet):

@@ -189,6 +189,17 @@ def test_the_average_follows_the_student(build):
     assert torch.allclose(mean, first + 1.25)
 
 
+def test_the_average_takes_over_the_students_statistics(build, tiny_unet):
+    student = tiny_unet(1)
+    student.encoder.append(nn.BatchNorm2d(4))
+    kd = build(teacher=MovingAverage(), student=student, inputs=SAME)
+    kd(IMAGE, LABELS)
+    seen = student.encoder[2].running_mean.clone()
+    assert seen.any()
+    kd(IMAGE, LABELS)
+    assert torch.equal(kd.teacher.encoder[2].running_mean, seen)
+
+
 def test_the_average_rests_in_eval_mode_and_gets_no_gradient(build):
     kd = build(teacher=MovingAverage(), inputs=SAME)
     kd(IMAGE, LABELS).loss.backward()

@@ -39,6 +39,7 @@ OPTIONS = {
 # Their functions take what the term's own networks made.
 LEARNT = (ContrastiveProjection, VariationalInformation)
 PLAIN = [kind for kind in KINDS if kind not in LEARNT]
+WITH_TEACHER = [kind for kind in PLAIN if kind not in (GroundTruth, HolisticAdversarial)]
 
 
 def function(kind):
@@ -53,23 +54,33 @@ def step():
     return Step(*logits, target=target, image=torch.randn(2, 1, 4, 4), taps=taps)
 
 
+def arguments(kind, given, critic=None):
+    if kind is HolisticAdversarial:
+        return [given.student, critic, given.image]
+    if kind is GroundTruth:
+        return [given.student, given.target]
+    of = [given.student, given.teacher] if issubclass(kind, ResponseTerm) else given.taps["decoder"]
+    more = {
+        PrototypeSimilarity: torch.nn.functional.one_hot(given.target, 3).movedim(-1, 1).float(),
+        ReliableSoftTargetCE: given.target,
+    }
+    return [*of, more[kind]] if kind in more else [*of]
+
+
 @pytest.mark.parametrize("kind", PLAIN, ids=lambda kind: kind.__name__)
 def test_object_equals_function(kind):
     options, given = OPTIONS.get(kind.__name__, {}), step()
     term = make(kind, **options)
-    if kind is HolisticAdversarial:
-        arguments = [given.student, term.critic, given.image]
-    elif kind is GroundTruth:
-        arguments = [given.student, given.target]
-    elif issubclass(kind, ResponseTerm):
-        arguments = [given.student, given.teacher]
-    else:
-        arguments = list(given.taps["bottleneck"])
-    if kind is PrototypeSimilarity:
-        arguments.append(torch.nn.functional.one_hot(given.target, 3).movedim(-1, 1).float())
-    if kind is ReliableSoftTargetCE:
-        arguments.append(given.target)
-    assert function(kind)(*arguments, **options) == term(given)
+    taken = arguments(kind, given, getattr(term, "critic", None))
+    assert function(kind)(*taken, **options) == term(given)
+
+
+@pytest.mark.parametrize("kind", WITH_TEACHER, ids=lambda kind: kind.__name__)
+def test_no_gradient_flows_into_what_the_teacher_gave(kind):
+    student, teacher, *more = arguments(kind, step())
+    function(kind)(student.requires_grad_(), teacher.requires_grad_(), *more).backward()
+    assert student.grad.any()
+    assert teacher.grad is None
 
 
 @pytest.mark.parametrize("kind", LEARNT, ids=lambda kind: kind.__name__)

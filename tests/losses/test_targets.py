@@ -51,6 +51,16 @@ def test_values_beyond_one_are_quoted():
         convert(torch.eye(4).mul(4).expand(2, 3, 4, 4), "sigmoid")
 
 
+def test_a_voxel_that_is_unknown_in_one_class_is_unknown_in_all():
+    one = convert(torch.zeros(2, 4, 4, dtype=torch.long))
+    one[0, 1, 2, 3] = 255
+    every = one.clone()
+    every[0, :, 2, 3] = 255
+    some, whole = (reference(given, LOGITS, "softmax", "", 255) for given in (one, every))
+    assert all(map(torch.equal, some, whole))
+    assert some.mask.sum() == 31
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 2, 4, 4), (1, 4, 4), (2, 4)])
 def test_other_shapes_are_refused_with_both_shapes(shape):
     with pytest.raises(ShapeMismatchError, match=r"target is .*\(2, 3, 4, 4\)"):
