@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import nibabel
-import numpy as np
 import torch
 
 import kdnet.training.checkpoint
@@ -97,7 +96,6 @@ def arm(moments):
         "save_file", kdnet.training.checkpoint.save_file, 1
     )
     Path.write_text = moments.half("write_text", Path.write_text, 0)
-    np.savez_compressed = moments.half("savez_compressed", np.savez_compressed, 0)
     nibabel.save = moments.half("nib.save", nibabel.save, 1)
     writerows = csv.DictWriter.writerows
 

@@ -155,7 +155,7 @@ TARGETS = {
     "a subject half made": "before replace Phantom_0003$",
     "a label map": "half nib[.]save",
     "the scores": "before replace scores.csv",
-    "slices": "half savez_compressed",
+    "slices": "before replace slices.json",
     "the report": "before replace report.html",
     "a step": "before take_step",
 }
