@@ -234,11 +234,6 @@ class Experiment:
             any_subset=row.recipe == "missing_modality",
         )
 
-    def samples(self, part: str) -> Any:
-        """Return what networks are trained or validated on."""
-        samples_of = validation_samples if part == "validation" else training_samples
-        return samples_of(self.datasets[part], self.config.data, self.config.training.seed)
-
     def loader(
         self, part: Literal["train", "validation"], *, unlabelled: bool = False
     ) -> Any | None:
@@ -246,13 +241,15 @@ class Experiment:
         data, training = self.config.data, self.config.training
         if not getattr(self.split, part):
             return None
-        samples = self.samples(part)
+        subjects = self.datasets[part]
         mixed = unlabelled and bool(self.split.unlabelled)
         if mixed:
-            samples = ConcatDataset([samples, self.samples("unlabelled")])
+            # Before they are cut, as samples that move have addresses that no other data set knows.
+            subjects = ConcatDataset([subjects, self.datasets["unlabelled"]])
+        samples_of = validation_samples if part == "validation" else training_samples
         on_cpu = self.fabric.device.type == "cpu"
         return build_loader(
-            samples,
+            samples_of(subjects, data, training.seed),
             training.batch_size,
             shuffle=part == "train",
             seed=training.seed,
