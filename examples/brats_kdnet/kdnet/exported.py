@@ -164,6 +164,7 @@ def _check_whole(path: Path) -> None:
             # Programs hold archives themselves, the last of which a cut file may end with.
             starts = min((part.header_offset for part in archive.infolist()), default=-1)
             fault = archive.testzip() if starts == 0 else "its beginning or its end"
+    # What zipfile raises of flipped bits: also for methods it lacks, and for encryption.
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         fault = first_line(error)
     if fault is not None:

@@ -23,7 +23,7 @@ from privdistill import (
     fit_temperature,
 )
 
-#: Batches that are read; the temperature of the demo's teacher changes by 0.02 with more.
+#: Batches that are read: more cost time before the training, fewer hold no small region.
 FITTED_ON = 16
 DIAGNOSED_ON = 4
 
