@@ -1,6 +1,6 @@
 """A network that sees T1ce alone learns from one that saw four modalities: one file to copy.
 
-    python one_file.py                                      # phantoms, two minutes on two cores
+    python one_file.py                                      # phantoms, about two minutes
     python one_file.py --data-root BraTS2021 --steps 4000   # folders NAME of NAME_t1ce.nii.gz, ...
 
 Without NAME_seg.nii.gz the teacher alone teaches. Change the constants and `network` to yours.
@@ -34,7 +34,7 @@ def network(modalities: int) -> torch.nn.Module:
 
 def find_subjects(root: Path) -> list[dict[str, Any]]:
     """Find the images of each subject, and its reference if there is one."""
-    subjects = []
+    subjects: list[dict[str, Any]] = []
     for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         *image, label = (folder / f"{folder.name}_{end}.nii.gz" for end in (*MODALITIES, "seg"))
         if missing := [path for path in image if not path.exists()]:
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, help="folder of subjects (default: phantoms)")
     parser.add_argument("--out", type=Path, default=Path("runs/one_file"), help="folder to write")
-    parser.add_argument("--steps", type=int, default=400, help="of the teacher, of the student")
+    parser.add_argument("--steps", type=int, default=400, help="of teacher and student (default 400)")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     monai.utils.set_determinism(0)
