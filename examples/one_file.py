@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, help="folder of subjects (default: phantoms)")
     parser.add_argument("--out", type=Path, default=Path("runs/one_file"), help="folder to write")
-    parser.add_argument("--steps", type=int, default=400, help="of teacher and student (default 400)")
+    parser.add_argument("--steps", type=int, default=400, help="of teacher and student (400)")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     monai.utils.set_determinism(0)
