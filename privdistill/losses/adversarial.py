@@ -103,9 +103,9 @@ def critic_loss(
 ) -> Tensor:
     r"""Compute the critic's loss, after the student's own step; only the critic gets gradients.
 
-    :math:`\mathrm{E}[D(p_s)] - \mathrm{E}[D(p_t)] + \mathrm{penalty} \cdot \mathrm{E}[(\lVert
-    \nabla D(x) \rVert - 1)^2]`, with x drawn uniformly between p_s and p_t, one point for each
-    sample.
+    :math:`\mathrm{E}[D(p_s)] - \mathrm{E}[D(p_t)] + \gamma \mathrm{E}[(\lVert
+    \nabla D(x) \rVert - 1)^2]`
+    with gamma the penalty and x drawn uniformly between p_s and p_t, one point for each sample.
 
     Args:
         critic: The critic, which you train. Nothing else does, so that in several processes its
