@@ -163,6 +163,45 @@ class FeatureL2(FeatureTerm, function=feature_l2):
     normalise: bool = False
 
 
+def feature_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean absolute difference of features.
+
+    :math:`\mathrm{mean} \lvert F_s - F_t \rvert` over batch, channels and voxels.
+
+    Args:
+        student: `(B, C, *spatial)`.
+        teacher: Same shape; no gradient flows into it.
+
+    Returns:
+        A scalar, >= 0.
+
+    Raises:
+        ShapeMismatchError: If the features differ in shape.
+
+    Example:
+        >>> feature_l1(torch.zeros(1, 2, 4), torch.full((1, 2, 4), -3.0))
+        tensor(3.)
+
+    Source:
+        Wang et al. 2023 (LCKD), arXiv:2310.01035, between modalities that one encoder sees one at a
+        time, after the code the authors published. In that of Wang et al. 2023 (ShaSpec),
+        arXiv:2307.14126, the gradient flows into both modalities.
+    """
+    student, teacher = ops.feature_pair(student, teacher, "feature_l1")
+    return (student - teacher).abs().mean()
+
+
+class FeatureL1(FeatureTerm, function=feature_l1):
+    """Mean absolute difference of features, `privdistill.functional.feature_l1`.
+
+    Args:
+        tap: Name of the tap.
+
+    Weight:
+        0.1, as in LCKD; it depends on the scale of the features.
+    """
+
+
 def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     r"""One minus the cosine between the channel vectors of each voxel.
 

@@ -5,7 +5,7 @@ part is Dice plus cross-entropy in all of them, so that they compare in what the
 a paper supervises otherwise, its preset says so.
 """
 
-from privdistill.losses.features import LatentKL
+from privdistill.losses.features import FeatureL2, LatentKL
 from privdistill.losses.learned import ContrastiveProjection
 from privdistill.losses.objective import Objective
 from privdistill.losses.options import NOT_NEGATIVE, POSITIVE, SHARE, check
@@ -238,3 +238,115 @@ def xie(*, zero_order: float = 1.0, first_order: float = 1.0) -> Objective:
     """
     check("xie", NOT_NEGATIVE, zero_order=zero_order, first_order=first_order)
     return GroundTruth() + zero_order * ProbabilityMSE() + first_order * LocalConsistency()
+
+
+def m3ae(*, features: float = 0.1, tap: str = "bottleneck") -> Objective:
+    r"""M3AE's self-distillation: the same features, whichever modalities are there.
+
+    :math:`L_\mathrm{GT} + 0.1 \mathrm{mean} (F_s - F_t)^2`. One network is student and teacher,
+    `DistillationWrapper(MovingAverage(0), network, ...)`: as the student it sees some modalities,
+    `PrivilegedInput(..., dropout=0.5)`, as the teacher all of them.
+
+    Args:
+        features: Weight of the features' distance.
+        tap: Name of the tap on the features.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> m3ae()
+        1 * GroundTruth() + 0.1 * FeatureL2(tap='bottleneck')
+
+    Source:
+        Liu et al. 2023, arXiv:2303.05302, and the constants of the code the authors published.
+        There both sets of modalities are drawn alike, and the gradient flows into both; the
+        supervised part is 0.7 Dice plus 0.3 BCE. Its pre-training and the learnt image that stands
+        in for what is absent are no losses on a teacher.
+    """
+    check("m3ae", NOT_NEGATIVE, features=features)
+    return GroundTruth() + features * FeatureL2(tap)
+
+
+def passion(
+    *, classes: int = 4, softened: float = 0.5, prototypes: float = 0.1, tap: str = "decoder"
+) -> Objective:
+    r"""PASSION's self-distillation: softened outputs, and similarity of features to prototypes.
+
+    :math:`L_\mathrm{GT} + \frac{0.5}{C} T^2 \mathrm{KL} + 0.1 \mathrm{MSE}(M_s, M_t)`, T = 4.
+    Needs a tap on the last decoder features:
+    `taps={"decoder": Tap(teacher=..., student=...)}`. One network is student and teacher, as in
+    `m3ae()`.
+
+    Args:
+        classes: Number of classes; the published divergence is a mean over classes too.
+        softened: Weight of the divergence.
+        prototypes: Weight of the similarity maps.
+        tap: Name of the tap on the last decoder features.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> passion().taps
+        ('decoder',)
+
+    Source:
+        Shi et al. 2024, arXiv:2407.14796, and the constants of the code the authors published. That
+        clips probabilities at 0.005, so that a student who is wrong and sure gets no gradient; not
+        so here. Its weights of the modalities, by how often each is there and how well it learns,
+        are left out, as is the loss of each modality's own decoder.
+    """
+    check("passion", POSITIVE, classes=classes)
+    check("passion", NOT_NEGATIVE, softened=softened, prototypes=prototypes)
+    # The published divergence is a mean over classes, ours a sum.
+    soft = HintonKL(temperature=4.0)
+    return GroundTruth() + softened / classes * soft + prototypes * PrototypeSimilarity(tap)
+
+
+def mstkdnet(
+    *, classes: int = 4, consistency: float = 10.0, features: float = 0.2, tap: str = "bottleneck"
+) -> Objective:
+    r"""MST-KDNet: standardised logits, probabilities, and features.
+
+    :math:`0.6 L_\mathrm{GT} + 10 \lVert p_t - p_s \rVert^2 + \frac{1}{C} T^2 \mathrm{KL}
+    + 0.2 \mathrm{mean} (F_s - F_t)^2` with T = 7; the
+    divergence is one of logits that are brought to mean 0 and variance 1 over classes. Each further
+    level of features, such as a transformer layer, is one more `0.2 * FeatureL2(tap)`.
+
+    Args:
+        classes: Number of classes; the published divergence is a mean over classes too.
+        consistency: Weight of the probabilities.
+        features: Weight of the features' distance.
+        tap: Name of the tap on the features.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> mstkdnet().named_terms["hinton_kl"]
+        (0.25, HintonKL(temperature=7.0, standardise=True))
+
+    Source:
+        Zhu et al. 2025, arXiv:2507.22626, and the constants of the code the authors published. That
+        code standardises over the last spatial axis, hands student and teacher to the divergence in
+        reverse, and divides it by the batch twice; this is the form of Sun et al. 2024,
+        arXiv:2403.01427. The published weight of the probabilities grows to 10 in 20 epochs, as
+        `Ramp(0, 10, steps=20 * len(loader), curve="exponential")`; a teacher that is trained along
+        has `0.4 * GroundTruth(of="teacher")`. The adversarial loss of style (0.0002) and the loss
+        on attention maps (1e8) are left out.
+    """
+    check("mstkdnet", POSITIVE, classes=classes)
+    check("mstkdnet", NOT_NEGATIVE, consistency=consistency, features=features)
+    soft = 1 / classes * HintonKL(temperature=7.0, standardise=True)
+    alike = consistency * ProbabilityMSE() + features * FeatureL2(tap)
+    return 0.6 * GroundTruth() + soft + alike

@@ -181,9 +181,9 @@ def hinton_kl(
 
     Source:
         Hinton et al. 2015, arXiv:1503.02531, section 2, where the cross-entropy differs from this
-        by the teacher's entropy. Standardisation: Sun et al. 2024, arXiv:2403.01427; the authors'
-        code divides by the sample standard deviation, this by the population's, with 1e-5 added to
-        the variance.
+        by the teacher's entropy. Standardisation: Sun et al. 2024, arXiv:2403.01427, Algorithm 1,
+        with 1e-5 added to the variance. The authors' code and figure 2 divide by the sample
+        standard deviation: their tempered logits are those of `T sqrt(C / (C - 1))` here.
     """
     student, teacher = ops.logit_pair(student_logits, teacher_logits, activation, "hinton_kl")
     student, teacher = ops.finite(student), ops.finite(teacher)
