@@ -26,9 +26,9 @@ def kdnet(
     latent_weight: float = 10.0,
     tap: str = "bottleneck",
 ) -> Objective:
-    """KD-Net: soft targets, the latent representation and the reference.
+    r"""KD-Net: soft targets, the latent representation and the reference.
 
-    `lambda L_KD + (1 - lambda) L_GT + alpha L_KL`.
+    :math:`\lambda L_\mathrm{KD} + (1 - \lambda) L_\mathrm{GT} + \alpha L_\mathrm{KL}`.
 
     Args:
         imitation: lambda, in [0, 1].
@@ -44,8 +44,8 @@ def kdnet(
 
     Example:
         >>> kdnet()
-        0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth() + 10 * \
-LatentKL(tap='bottleneck')
+        0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth() +
+        10 * LatentKL(tap='bottleneck')
 
     Source:
         Hu et al. 2020, arXiv:2106.09564, eq. (5); the constants are those of its section 3.2.
@@ -58,9 +58,9 @@ LatentKL(tap='bottleneck')
 
 
 def hinton(*, imitation: float = 0.5, temperature: float = 4.0) -> Objective:
-    """Hinton's distillation: tempered outputs of both networks, times T^2, and the reference.
+    r"""Hinton's distillation: tempered outputs of both networks, times T^2, and the reference.
 
-    `lambda T^2 KL + (1 - lambda) L_GT`.
+    :math:`\lambda T^2 \mathrm{KL} + (1 - \lambda) L_\mathrm{GT}`.
 
     Args:
         imitation: lambda, in [0, 1].
@@ -85,10 +85,10 @@ def hinton(*, imitation: float = 0.5, temperature: float = 4.0) -> Objective:
 
 
 def generalized(*, imitation: float = 0.5, temperature: float = 2.0) -> Objective:
-    """Generalized distillation with privileged information: one loss for targets of both kinds.
+    r"""Generalized distillation with privileged information: one loss for targets of both kinds.
 
-    `(1 - lambda) l(y, sigma(f)) + lambda l(s, sigma(f))` with `s = sigma(f_t / T)`. Only the
-    teacher is tempered.
+    :math:`(1 - \lambda) l(y, \sigma(f)) + \lambda l(s, \sigma(f))` with
+    :math:`s = \sigma(f_t / T)`. Only the teacher is tempered.
 
     Args:
         imitation: lambda, in [0, 1].
@@ -148,10 +148,10 @@ def structured(
 
 
 def pmkl(*, reliable: float = 0.5, contrastive: float = 0.5, tap: str = "decoder") -> Objective:
-    """Privileged modality distillation: soft targets where the teacher knows better, and contrast.
+    r"""Privileged modality distillation: soft targets where the teacher knows better, and contrast.
 
-    `L_GT + 0.5 L_RKD + 0.5 L_con`. Needs batches of two or more, and a tap on the last decoder
-    features: `taps={"decoder": Tap(teacher=..., student=...)}`.
+    :math:`L_\mathrm{GT} + 0.5 L_\mathrm{RKD} + 0.5 L_\mathrm{con}`. Needs batches of two or more,
+    and a tap on the last decoder features: `taps={"decoder": Tap(teacher=..., student=...)}`.
 
     Args:
         reliable: Weight of the soft targets, T = 10.
@@ -181,10 +181,10 @@ def pmkl(*, reliable: float = 0.5, contrastive: float = 0.5, tap: str = "decoder
 def protokd(
     *, classes: int = 4, softened: float = 10.0, prototypes: float = 0.1, tap: str = "decoder"
 ) -> Objective:
-    """Prototype distillation: softened outputs, and similarity of features to class prototypes.
+    r"""Prototype distillation: softened outputs, and similarity of features to class prototypes.
 
-    `L_GT + 10 KL + 0.1 MSE(M_s, M_t)`. Needs a tap on the last decoder features:
-    `taps={"decoder": Tap(teacher=..., student=...)}`.
+    :math:`L_\mathrm{GT} + 10 \mathrm{KL} + 0.1 \mathrm{MSE}(M_s, M_t)`. Needs a tap on the last
+    decoder features: `taps={"decoder": Tap(teacher=..., student=...)}`.
 
     Args:
         classes: Number of classes; the published divergence is a mean over classes too.
@@ -214,9 +214,9 @@ def protokd(
 
 
 def xie(*, zero_order: float = 1.0, first_order: float = 1.0) -> Objective:
-    """Xie's distillation of segmentation: probabilities, and how they change between neighbours.
+    r"""Xie's distillation of segmentation: probabilities, and how they change between neighbours.
 
-    `L_GT + lambda_0 ||p_t - p_s||^2 + lambda_1 (c_t - c_s)^2`.
+    :math:`L_\mathrm{GT} + \lambda_0 \lVert p_t - p_s \rVert^2 + \lambda_1 (c_t - c_s)^2`.
 
     Args:
         zero_order: Weight of the probabilities.
@@ -241,9 +241,9 @@ def xie(*, zero_order: float = 1.0, first_order: float = 1.0) -> Objective:
 
 
 def m3ae(*, features: float = 0.1, tap: str = "bottleneck") -> Objective:
-    """M3AE's self-distillation: the same features, whichever modalities are there.
+    r"""M3AE's self-distillation: the same features, whichever modalities are there.
 
-    `L_GT + 0.1 mean((F_s - F_t)^2)`. One network is student and teacher,
+    :math:`L_\mathrm{GT} + 0.1 \mathrm{mean} (F_s - F_t)^2`. One network is student and teacher,
     `DistillationWrapper(MovingAverage(0), network, ...)`: as the student it sees some modalities,
     `PrivilegedInput(..., dropout=0.5)`, as the teacher all of them.
 
@@ -274,9 +274,10 @@ def m3ae(*, features: float = 0.1, tap: str = "bottleneck") -> Objective:
 def passion(
     *, classes: int = 4, softened: float = 0.5, prototypes: float = 0.1, tap: str = "decoder"
 ) -> Objective:
-    """PASSION's self-distillation: softened outputs, and similarity of features to prototypes.
+    r"""PASSION's self-distillation: softened outputs, and similarity of features to prototypes.
 
-    `L_GT + 0.5 / C T^2 KL + 0.1 MSE(M_s, M_t)`, T = 4. Needs a tap on the last decoder features:
+    :math:`L_\mathrm{GT} + \frac{0.5}{C} T^2 \mathrm{KL} + 0.1 \mathrm{MSE}(M_s, M_t)`, T = 4.
+    Needs a tap on the last decoder features:
     `taps={"decoder": Tap(teacher=..., student=...)}`. One network is student and teacher, as in
     `m3ae()`.
 
@@ -312,9 +313,10 @@ def passion(
 def mstkdnet(
     *, classes: int = 4, consistency: float = 10.0, features: float = 0.2, tap: str = "bottleneck"
 ) -> Objective:
-    """MST-KDNet: standardised logits, probabilities, and features.
+    r"""MST-KDNet: standardised logits, probabilities, and features.
 
-    `0.6 L_GT + 10 ||p_t - p_s||^2 + 1 / C T^2 KL + 0.2 mean((F_s - F_t)^2)` with T = 7; the
+    :math:`0.6 L_\mathrm{GT} + 10 \lVert p_t - p_s \rVert^2 + \frac{1}{C} T^2 \mathrm{KL}
+    + 0.2 \mathrm{mean} (F_s - F_t)^2` with T = 7; the
     divergence is one of logits that are brought to mean 0 and variance 1 over classes. Each further
     level of features, such as a transformer layer, is one more `0.2 * FeatureL2(tap)`.
 
