@@ -1,9 +1,12 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+import crossval
+import study
 import train
 from crossval import CROSSVAL
 from kdnet.config import Config, ObjectiveConfig, parse_config, parse_for, recipe_file
@@ -129,14 +132,22 @@ def test_a_file_with_an_unknown_key_is_refused(tmp_path):
         parse_config(["--config", str(file)])
 
 
-def test_help_shows_every_option_with_examples_and_sources(capsys):
+def shown(capsys, main, flag):
     with pytest.raises(SystemExit) as leaving:
-        train.main(["--help"])
-    text = capsys.readouterr().out
+        main([flag])
     assert leaving.value.code == 0
-    assert "train.py --data-root BraTS2021 --preset cpu --out runs/brats\n" in text
+    text = capsys.readouterr().out
+    return text, {*re.findall(r"^ +--([\w-]+)", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("program", [train, crossval, study])
+def test_help_shows_what_people_use_first_and_help_all_every_option(program, capsys):
+    text, first = shown(capsys, program.main, "--help")
+    assert len(first - {"help-all", "config"}) == 12
+    assert "Examples:\n" in text
+    text, every = shown(capsys, program.main, "--help-all")
     assert "Source: the paper" in text
-    assert all(f"--{name}" in text for name in Config().to_dict())
+    assert every >= first | {name.replace("_", "-") for name in Config().to_dict()}
 
 
 def test_every_value_of_the_flat_form_is_plain():

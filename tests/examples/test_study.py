@@ -209,7 +209,7 @@ def test_the_stored_command_trains_every_unit_and_tells_no_path():
 
 def test_a_study_without_a_name_is_an_error(capsys):
     assert study.main(["--study"]) == 2
-    assert "the name of a study" in capsys.readouterr().err
+    assert "--study" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("typo", [{"binarisation": "sotf"}, {"tempreature": 2}])
