@@ -327,6 +327,69 @@ def start(arguments, out, *more, **pipes):
     return subprocess.Popen(command, text=True, **pipes)
 
 
+def test_a_protocol_sets_what_is_not_given_and_refuses_what_contradicts_it(capsys, tmp_path):
+    given = ["--protocol", "brats2018-public", "--data-root", "x"]
+    config, options = parse_for(crossval.CROSSVAL, crossval.with_protocol(given))
+    assert (config.run.preset, config.training.selection) == ("native", "last")
+    more = crossval.with_protocol([*given, "--preset", "paper"])
+    config, options = parse_for(crossval.CROSSVAL, more)
+    assert (config.run.preset, config.training.selection) == ("paper", "last")
+    crossval.refuse(config, options)
+    message = failure(capsys, [*given, "--selection", "best"], tmp_path / "new")
+    assert "brats2018-public has selection last; found best" in message
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"options": 3}', '{"options": {"epoch": 3}}'])
+def test_a_protocol_that_cannot_be_used_is_an_error(capsys, tmp_path, content):
+    (tmp_path / "mine.json").write_text(content)
+    given = ["--protocol", str(tmp_path / "mine.json")]
+    named = "--epoch 3" if "epoch" in content else "mine.json"
+    assert named in failure(capsys, given, tmp_path / "new")
+
+
+@pytest.fixture
+def public(tmp_path):
+    """The public protocol, reduced to a few names; phantoms that carry them, and one more."""
+    content = json.loads(crossval.protocol_file("brats2018-public").read_text(encoding="utf-8"))
+    folds = content["folds"]
+    # The first of every part of every split; most of them train in one split and test in another.
+    kept = {fold[part][0] for fold in folds for part in ("train", "validation", "test")}
+    for fold in folds:
+        for part in ("train", "validation", "test"):
+            fold[part] = [name for name in fold[part] if name in kept]
+    (tmp_path / "brats2018-public.json").write_text(json.dumps(content), encoding="utf-8")
+    root = generate_phantoms(
+        tmp_path / "data", subjects=len(kept) + 1, seed=0, size=16, progress=False
+    )
+    for name, phantom in zip(sorted(kept), sorted(root.glob("Phantom_*")), strict=False):
+        for file in phantom.iterdir():
+            file.rename(file.with_name(file.name.replace(phantom.name, name)))
+        phantom.rename(root / name)
+    return tmp_path / "brats2018-public.json", root, kept, folds
+
+
+def test_a_public_protocol_is_carried_out_and_shown_beside_what_others_published(
+    public, tmp_path, capsys
+):
+    file, root, kept, folds = public
+    out = tmp_path / "run"
+    options = ["--data-root", str(root), "--protocol", str(file), "--rows", "baseline", *SMALL]
+    assert crossval.main([*options, "--predictions", "false", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"not used: Phantom_{len(kept) + 1:04d}\n" in said
+    dealt = json.loads((out / "folds.json").read_text())["folds"]
+    assert [fold["test"] for fold in dealt] == [fold["test"] for fold in folds]
+    tested = {name for fold in folds for name in fold["test"]}
+    scores = read_scores(out / "scores.csv").query("space == 'native'")
+    assert {*scores["case"]} == tested <= kept
+    assert {*scores["postprocessing"]} == {"off", "on"}
+    table = said.partition("PHANTOM: brats2018-public, native space")[2].partition("PHANTOM: ")[0]
+    assert "DeMoSeg" in table
+    for treatment in ("no post-processing", "small regions removed"):
+        assert f"baseline (GT), {treatment}" in table
+    assert f"{len(kept)} cases, 3 folds in 3 repeats, brats2018-public" in table
+
+
 @pytest.mark.slow
 def test_a_unit_that_another_process_trains_is_waited_for(copy, arguments):
     folder = unit(copy, "kdnet")
