@@ -91,7 +91,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
 
 
 def test_saved_configuration_reads_back_as_it_was(tmp_path):
-    config = parse_config(["--preset", "cpu", "--grid", "8,8,8", "--teacher_modalities", "t1,t2"])
+    config = parse_config(["--preset", "cpu", "--grid", "8,8,8", "--teacher-modalities", "t1,t2"])
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.to_dict()))
     assert parse_config(["--config", str(file)]) == config
@@ -107,17 +107,17 @@ def test_saved_configuration_reads_back_as_it_was(tmp_path):
         (["--fold", "3"], "fold is 3; expected 0 to 2"),
         (["--epochs", "0", "--folds", "1"], "(?s)epochs is 0.*folds is 1"),
         (["--imitation", "1.5"], "imitation is 1.5"),
-        (["--leave_out", "2,2"], r"leave_out is \(2, 2\)"),
+        (["--leave-out", "2,2"], r"leave_out is \(2, 2\)"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
         (["--patch", "8,8,8"], "--grid null or --patch null"),
         (["--patch", "0,8,8", "--grid", "null"], r"patch is \(0, 8, 8\)"),
         (["--preset", "native", "--slices", "axial"], "--patch null or --slices null"),
-        (["--patches_per_case", "2"], "patches_per_case is 2"),
-        (["--empty_slices", "0.5"], "empty_slices is 0.5"),
+        (["--patches-per-case", "2"], "patches_per_case is 2"),
+        (["--empty-slices", "0.5"], "empty_slices is 0.5"),
         (["--slices", "oblique"], "'axial', 'coronal', 'sagittal'"),
-        (["--validation_fraction", "0", "--selection", "best"], "--selection last"),
-        (["--out_of_fold", "2", "--latent_weight", "10"], "--latent_weight 0"),
-        (["--validation_loss", "ground_truth", "--imitation", "1"], "validation_loss"),
+        (["--validation-fraction", "0", "--selection", "best"], "--selection last"),
+        (["--out-of-fold", "2", "--latent-weight", "10"], "--latent-weight 0"),
+        (["--validation-loss", "ground_truth", "--imitation", "1"], "validation_loss"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(arguments, message):
@@ -157,28 +157,28 @@ def test_every_value_of_the_flat_form_is_plain():
 
 def test_another_backbone_does_not_inherit_the_arguments_of_the_presets_own():
     assert parse_config(["--backbone", "multiresunet"]).network.backbone_arguments == {}
-    given = ["--backbone", "x.Y", "--backbone_arguments", '{"channels": [1, 2]}']
+    given = ["--backbone", "x.Y", "--backbone-arguments", '{"channels": [1, 2]}']
     assert parse_config(given).network.backbone_arguments == {"channels": [1, 2]}
     assert "channels" in parse_config([]).network.backbone_arguments
 
 
 def test_teacher_and_student_share_one_backbone_unless_told_otherwise():
-    network = parse_config(["--backbone_arguments", '{"channels": [2, 4]}']).network
+    network = parse_config(["--backbone-arguments", '{"channels": [2, 4]}']).network
     assert network.of("teacher") == network.of("student") == ("kdnet", {"channels": [2, 4]})
 
 
 @pytest.mark.parametrize(
     ("arguments", "teacher"),
     [
-        (["--teacher_backbone", "x.Y"], ("x.Y", {})),
-        (["--backbone", "x.Y", "--teacher_backbone", "x.Y"], ("x.Y", {})),
-        (["--teacher_backbone_arguments", '{"channels": [4, 8]}'], ("kdnet", {"channels": [4, 8]})),
+        (["--teacher-backbone", "x.Y"], ("x.Y", {})),
+        (["--backbone", "x.Y", "--teacher-backbone", "x.Y"], ("x.Y", {})),
+        (["--teacher-backbone-arguments", '{"channels": [4, 8]}'], ("kdnet", {"channels": [4, 8]})),
         (
-            ["--backbone", "x.Y", "--teacher_backbone", "kdnet"],
+            ["--backbone", "x.Y", "--teacher-backbone", "kdnet"],
             ("kdnet", {"channels": [8, 16, 32, 64]}),
         ),
         (
-            ["--teacher_backbone", "x.Y", "--teacher_backbone_arguments", '{"width": 4}'],
+            ["--teacher-backbone", "x.Y", "--teacher-backbone-arguments", '{"width": 4}'],
             ("x.Y", {"width": 4}),
         ),
     ],

@@ -29,7 +29,7 @@ from phantoms import generate_phantoms
 
 QUIET = Console(quiet=True)
 SMALL = [
-    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--precision", "32-true", "--workers", "1", "--accelerator", "cpu"),
     *("--epochs", "1", "--folds", "2", "--jobs", "1"),
     *QUICK,
@@ -131,7 +131,7 @@ def test_the_plan_says_what_the_results_are_of(finished):
 
 def test_a_built_in_row_that_was_redefined_is_named_in_the_protocol(arguments, tmp_path):
     (tmp_path / "rows.yaml").write_text("rows: {baseline: {label: mine}}")
-    more = ["--rows_file", str(tmp_path / "rows.yaml"), "--rows", "baseline", "--show", "units"]
+    more = ["--rows-file", str(tmp_path / "rows.yaml"), "--rows", "baseline", "--show", "units"]
     assert crossval.main([*arguments, *more, "--out", str(tmp_path / "run")]) == 0
     protocol = json.loads((tmp_path / "run" / "plan.json").read_text())["protocol"]
     assert protocol.endswith("not the built-in ones: baseline")
@@ -191,7 +191,7 @@ def test_a_new_student_of_a_known_teacher_is_tried_with_it(arguments, tmp_path):
         "rows:\n  coach: {role: teacher}\n  s1: {recipe: distilled, teacher: coach}\n"
         "  s2: {recipe: distilled, teacher: coach}\n"
     )
-    more = [*arguments, "--rows_file", str(rows), "--show", "units", "--out", str(tmp_path / "o")]
+    more = [*arguments, "--rows-file", str(rows), "--show", "units", "--out", str(tmp_path / "o")]
     assert crossval.main([*more, "--rows", "s1"]) == 0
     assert crossval.main([*more, "--rows", "s1,s2"]) == 0
 
@@ -200,7 +200,7 @@ def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
     finished, arguments, tmp_path, capsys
 ):
     model = str(unit(finished, "teacher").model)
-    message = failure(capsys, [*arguments, "--teacher_model", model], tmp_path / "new")
+    message = failure(capsys, [*arguments, "--teacher-model", model], tmp_path / "new")
     assert "of the held-out fold 1" in message
     assert not (tmp_path / "new").exists()
 
@@ -232,7 +232,7 @@ def test_another_row_under_a_known_name_is_refused(finished, arguments, tmp_path
     rows.write_text(
         "rows: {kdnet: {recipe: distilled, teacher: teacher, options: {temperature: 2}}}"
     )
-    message = failure(capsys, [*arguments, "--rows_file", str(rows)], finished)
+    message = failure(capsys, [*arguments, "--rows-file", str(rows)], finished)
     assert "kdnet/fold0-seed0 holds another experiment" in message
     assert "temperature: 5.0 there, 2.0 now" in message
 
@@ -241,14 +241,14 @@ def test_another_row_under_a_known_name_is_refused(finished, arguments, tmp_path
     ("more", "named"),
     [
         (["--rows", "odd"], "Row 'odd': Network 'no.such.Network'"),
-        (["--rows", "hemis", "--teacher_modalities", "flair,t2"], "Row 'hemis': .*t1ce"),
+        (["--rows", "hemis", "--teacher-modalities", "flair,t2"], "Row 'hemis': .*t1ce"),
     ],
 )
 def test_a_row_that_cannot_be_trained_is_named_before_anything_is_written(
     arguments, tmp_path, capsys, more, named
 ):
     (tmp_path / "rows.yaml").write_text("rows: {odd: {options: {backbone: no.such.Network}}}")
-    given = [*arguments, "--rows_file", str(tmp_path / "rows.yaml"), *more]
+    given = [*arguments, "--rows-file", str(tmp_path / "rows.yaml"), *more]
     message = failure(capsys, given, tmp_path / "new")
     assert all(part in message for part in named.split(".*"))
     assert not (tmp_path / "new").exists()
@@ -316,7 +316,7 @@ def test_one_unit_trains_its_teacher_and_nothing_else(arguments, tmp_path):
 
 
 def test_phantoms_are_the_same_for_every_seed(tmp_path):
-    generated = ["--phantoms", "6", "--phantom_size", "16", "--rows", "baseline", *SMALL]
+    generated = ["--phantoms", "6", "--phantom-size", "16", "--rows", "baseline", *SMALL]
     out = tmp_path / "phantoms"
     assert crossval.main([*generated, "--seeds", "3", "--out", str(out), "--show", "units"]) == 0
     assert [path.name for path in (out / "cache").glob("phantoms*")] == ["phantoms-6-16-seed0"]

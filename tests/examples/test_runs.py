@@ -39,14 +39,14 @@ QUIET = Console(quiet=True)
 PARTS = ("train", "validation", "test")
 SUBJECTS = [Subject(f"case{i}", images={}, segmentation=None) for i in range(9)]
 SMALL = [
-    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--workers", "1", "--folds", "3", "--accelerator", "cpu"),
     *QUICK,
 ]
 
 
 def deal_nine(repeats=1):
-    return deal(SUBJECTS, parse_config(["--folds", "3", "--validation_fraction", "0.2"]), repeats)
+    return deal(SUBJECTS, parse_config(["--folds", "3", "--validation-fraction", "0.2"]), repeats)
 
 
 def test_every_subject_is_tested_once_in_each_repeat_and_repeats_differ():
@@ -170,7 +170,7 @@ def test_a_teacher_of_another_seed_teaches_where_there_is_none_of_its_own():
 
 def test_teachers_without_a_part_have_the_seeds_of_the_whole_one():
     plan = plan_nine(
-        "--out_of_fold", "2", "--latent_weight", "0", own_seeds={"teacher": (3,), "student": (3, 4)}
+        "--out-of-fold", "2", "--latent-weight", "0", own_seeds={"teacher": (3,), "student": (3, 4)}
     )
     student = plan.find("student/fold0-seed4")
     taught = plan.teachers_of(student)
@@ -190,7 +190,7 @@ def plan(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     subjects = generate_phantoms(folder / "data", subjects=3, seed=0, size=16, progress=False)
     flags = ["--data-root", str(subjects), "--out", str(folder / "run")]
-    config = parse_config([*flags, *SMALL, "--student_modalities", "t1,flair"])
+    config = parse_config([*flags, *SMALL, "--student-modalities", "t1,flair"])
     data = find_data(config, QUIET)
     options = {"backbone": "hemis", "backbone_arguments": {"channels": [2, 4]}}
     rows = (

@@ -679,7 +679,7 @@ def _contradictions(config: Config) -> list[str]:
         "trained already. Leave either out.": objective.out_of_fold > 1 and given_teacher,
         f"out_of_fold is {objective.out_of_fold} and latent_weight {objective.latent_weight}: "
         "bottlenecks come from one teacher, which was trained on a part of the subjects that "
-        "it would teach. Set --latent_weight 0.": objective.out_of_fold > 1 and has_bottleneck,
+        "it would teach. Set --latent-weight 0.": objective.out_of_fold > 1 and has_bottleneck,
         "validation_fraction is 0, but selection best and schedule plateau need validation "
         "subjects. Set --selection last and --schedule onecycle, or a larger fraction.": (
             data.validation_fraction == 0 and needs_validation
