@@ -235,9 +235,9 @@ def application(settings: Settings) -> Figure:
     clock = Clock(report=settings.report, expected=settings.rounds)
     # Of twelve subjects six or seven train; the first epoch fills the cache.
     epochs = 2 if settings.quick else 1 + -(-settings.rounds // 6)
-    options = ["--preset", preset, "--phantoms", "12", "--batch_size", "1", *_AS_BEFORE]
+    options = ["--preset", preset, "--phantoms", "12", "--batch-size", "1", *_AS_BEFORE]
     options += ["--threads", str(settings.threads), "--epochs", str(epochs)]
-    options += ["--precision", "bf16-mixed", "--memory_format", "channels_last"]
+    options += ["--precision", "bf16-mixed", "--memory-format", "channels_last"]
     with tempfile.TemporaryDirectory() as folder:
         training(Path(folder), options, clock, against_plain=True)
     steps, rivals = (list(chain(*epochs[1:])) for epochs in (clock.steps, clock.rivals))
@@ -306,7 +306,7 @@ def epochs_by_subjects(settings: Settings) -> tuple[list[int], list[float], list
     epochs = 3 if settings.quick else 6
     for done, phantoms in enumerate(numbers, start=1):
         clock = Clock()
-        options = ["--preset", "demo", "--phantoms", str(phantoms), "--batch_size", "1"]
+        options = ["--preset", "demo", "--phantoms", str(phantoms), "--batch-size", "1"]
         options += [*_AS_BEFORE, "--grid", "32,32,32"]
         options += ["--threads", str(settings.threads), "--epochs", str(epochs)]
         with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
 PLAIN = [
     *("--preset", "demo", "--labelled", "null", "--recipe", "options", "--seed", "0"),
-    *("--augment", "false", "--temperature", "5", "--memory_format", "contiguous"),
+    *("--augment", "false", "--temperature", "5", "--memory-format", "contiguous"),
 ]
 #: The same with validation subjects and exclusive classes.
-QUICK = [*PLAIN, "--validation_fraction", "0.15", "--activation", "softmax"]
+QUICK = [*PLAIN, "--validation-fraction", "0.15", "--activation", "softmax"]

@@ -96,7 +96,8 @@ def problem_of_python(words):
 
 
 def unknown_options(path, options):
-    options = [option for option in options if option not in {"--help", "--print_config"}]
+    leaving = {"--help", "--help-all", "--print_config"}
+    options = [option for option in options if option not in leaving]
     if path.stem in WHOLE:
         parse = WHOLE[path.stem]
         given = [*options, "--out", "runs/of-this-test"]

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from kdnet.command import exit_status
-from kdnet.config import Config, Program, parse_for
+from kdnet.config import Config, Program, as_arguments, early, parse_for, read_values
 from kdnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ Examples:
       two rows (and the teacher), five folds, three seeds
   crossval.py --data-root BraTS2021 --rows baseline,kdnet --sweep modalities
       each single modality in turn as the student's
+  crossval.py --data-root BraTS2018 --protocol brats2018-public --rows baseline,kdnet
+      the splits on which others publish, beside their numbers
   crossval.py --data-root BraTS2021 --show units
       what an array job would train; --unit NUMBER trains one of them
 
@@ -49,7 +51,8 @@ class CrossvalOptions:
             themselves. Groups: paper (teacher, baseline, gt_kl, gt_kd, kdnet), table1, table2,
             comparators, negative, objectives; kdnet/rows.yaml lists all.
         rows_file: YAML file with rows of your own, in the form of kdnet/rows.yaml.
-        folds_file: JSON file with the case names of every fold, instead of --folds.
+        protocol: Case names of every fold, and options that belong to them, instead of --folds:
+            "brats2018-public", or a JSON file of your own in the form of protocols/*.json.
         repeats: How often the subjects are dealt into folds anew.
         seeds: Seeds of weights and order; each row is trained once for every fold and seed. --seed
             if none is given; that one also deals the folds.
@@ -66,7 +69,7 @@ class CrossvalOptions:
 
     rows: tuple[str, ...] = ("paper",)
     rows_file: Path | None = None
-    folds_file: Path | None = None
+    protocol: str | None = None
     repeats: int = 1
     seeds: tuple[int, ...] = ()
     sweep: Literal["none", "modalities"] = "none"
@@ -77,12 +80,13 @@ class CrossvalOptions:
     show: Literal["units", "status"] | None = None
 
 
-CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, out="runs/crossval-PRESET")
+_FIRST = ("rows", "protocol", "folds", "seeds", "jobs", "show")
+CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, "runs/crossval-PRESET", _FIRST)
 
 
 def cross_validate(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing and show the results."""
-    config, options = parse_for(CROSSVAL, arguments)
+    config, options = parse_for(CROSSVAL, with_protocol(arguments))
     refuse(config, options)
     plan = plan_rows(config, options, console)
     from kdnet.results.collected import collect_lesions, show_results  # noqa: PLC0415
@@ -98,13 +102,34 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
     return 1 if failed else 0
 
 
+def with_protocol(arguments: Sequence[str]) -> list[str]:
+    """Put the options of a protocol before those that are given."""
+    protocol = early(arguments, "protocol").get("protocol")
+    return [*as_arguments(protocol_options(protocol)), *arguments]
+
+
+def protocol_file(protocol: str) -> Path:
+    """Return the case lists of a protocol with its options."""
+    own = Path(__file__).with_name("protocols") / f"{protocol}.json"
+    return own if own.is_file() else Path(protocol)
+
+
+def protocol_options(protocol: str | None) -> dict[str, Any]:
+    """Return what a protocol sets; its case lists are read where the subjects are known."""
+    content = {} if protocol is None else read_values(protocol_file(protocol))
+    options = content.get("options", {})
+    if not isinstance(options, dict):
+        raise UserError(f"--protocol {protocol}: its options must be names and values.")
+    return options
+
+
 def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Plan":
     """Resolve rows and folds; nothing is written."""
     from kdnet.rows import read_rows, select_rows, sweep  # noqa: PLC0415
 
     rows = select_rows(options.rows, *read_rows(options.rows_file))
     # What needs PyTorch is imported only now, so that --help and mistakes in rows come at once.
-    from kdnet.runs.plan import deal, load_folds, make_plan  # noqa: PLC0415
+    from kdnet.runs.plan import deal, load_folds, make_plan, unused_text  # noqa: PLC0415
     from kdnet.runs.subjects import find_data, with_equal_steps  # noqa: PLC0415
 
     # Each row says how it is taught.
@@ -112,36 +137,45 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
     data = find_data(config, console)
     if options.sweep == "modalities":
         rows = sweep(rows, config.data.teacher_modalities or tuple(data.description.modalities))
-    validation = config.data.validation_fraction > 0
-    folds = (
-        deal(data.foldable, config, options.repeats)
-        if options.folds_file is None
-        else load_folds(options.folds_file, data.foldable, validation=validation)
-    )
+    facts = {}
+    if options.protocol is None:
+        folds = deal(data.foldable, config, options.repeats)
+    else:
+        path = protocol_file(options.protocol)
+        folds = load_folds(path, data.foldable, validation=config.data.validation_fraction > 0)
+        if unused := unused_text(folds, data.foldable):
+            console.print(unused, highlight=False, soft_wrap=True)
+        facts = {"case_lists": path.stem}
     # Folds differ by a subject or two; every row of every fold takes the steps of the first one's.
     config = with_equal_steps(config, folds[0].split, data)
-    seeds, subsets = options.seeds, options.subsets
+    title, seeds, subsets = "Cross-validation", options.seeds, options.subsets
     return make_plan(
-        "crossval", "Cross-validation", config, rows, folds, data, seeds=seeds, subsets=subsets
+        "crossval", title, config, rows, folds, data, seeds=seeds, subsets=subsets, facts=facts
     )
 
 
 def refuse(config: Config, options: CrossvalOptions) -> None:
     """Refuse what the types of the options allow and no cross-validation can use."""
-    seeds, training = options.seeds, config.training
+    seeds, training, chosen = options.seeds, config.training, config.to_dict()
     here = (
         "crossval.py trains every fold, each unit on one device. Case lists of your own: "
-        "--folds_file. One unit: --unit. A single fold on several devices: train.py"
+        "--protocol. One unit: --unit. A single fold on several devices: train.py"
     )
     problems = {
-        f"--split_file: {here}": config.data.split_file is not None,
+        f"--split-file: {here}": config.data.split_file is not None,
         f"--fold: {here}": config.data.fold != 0,
         f"--devices: {here}": training.devices not in {1, "auto"},
-        f"--num_nodes: {here}": training.num_nodes != 1,
+        f"--num-nodes: {here}": training.num_nodes != 1,
         f"--repeats is {options.repeats}; expected 1 or more": options.repeats < 1,
         "--rows names no row": not options.rows,
         f"--seeds names a seed twice: {', '.join(map(str, seeds))}": len({*seeds}) < len(seeds),
         f"--seeds must be 0 or more, below 2^32: {seeds}": any(not 0 <= s < 2**32 for s in seeds),
+    }
+    # A preset only says where options begin; with another value it would be another protocol.
+    problems |= {
+        f"--protocol {options.protocol} has {name} {value}; found {chosen[name]}": True
+        for name, value in protocol_options(options.protocol).items()
+        if name != "preset" and chosen.get(name, value) != value
     }
     for problem, found in problems.items():
         if found:

@@ -4,7 +4,6 @@ python examples/brats_kdnet/study.py --study phantoms
 python examples/brats_kdnet/study.py --study lgg --data-root LGG
 """
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Literal
 from rich.console import Console
 
 from kdnet.command import exit_status
-from kdnet.config import Config, Program, parse_for
+from kdnet.config import Config, Program, early, parse_for
 from kdnet.errors import UserError
 
 _DESCRIPTION = """\
@@ -71,14 +70,15 @@ class StudyOptions:
 #: What differs from start to start and changes no number.
 _OF_ONE_START = {"--jobs", "--only", "--unit", "--show", "--out", "--cache-dir", "--workers"}
 
-STUDY = Program("study.py", _DESCRIPTION, StudyOptions, out="runs/study")
+_FIRST = ("study", "jobs", "only", "search", "trials", "show")
+STUDY = Program("study.py", _DESCRIPTION, StudyOptions, "runs/study", _FIRST)
 
 
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
     from kdnet.studies.design import read_design  # noqa: PLC0415
 
-    design = read_design(named_study(arguments))
+    design = read_design(early(arguments, "study").get("study", StudyOptions.study))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)
     refuse(config, options, design.name)
@@ -118,7 +118,7 @@ def refuse(config: Config, options: StudyOptions, name: str) -> None:
     """Refuse what a study has no use for."""
     if config.network.teacher_model is not None:
         raise UserError(
-            "study.py does not take --teacher_model: it trains a teacher for every fold and number "
+            "study.py does not take --teacher-model: it trains a teacher for every fold and number "
             "of labelled subjects."
         )
     others = [name for name in ("unit", "only", "show") if getattr(options, name) is not None]
@@ -132,16 +132,6 @@ def refuse(config: Config, options: StudyOptions, name: str) -> None:
             f"The configuration file names the study {options.study}, which sets the defaults and "
             "must be known before; give --study on the command line."
         )
-
-
-def named_study(arguments: Sequence[str]) -> str:
-    """Find the study on the command line before anything else, as it sets the defaults."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--study", default=StudyOptions.study)
-    try:
-        return str(parser.parse_known_args(list(arguments))[0].study)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}: the name of a study, or a file.") from error
 
 
 def published(arguments: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ def test_every_step_can_be_taken(monkeypatch):
 
 
 def test_a_cache_saves_a_tenth_of_a_step_at_most_and_filling_it_costs_more():
-    # What --teacher_cache auto rests on.
+    # What --teacher-cache auto rests on.
     for precision in PRECISIONS:
         times = FOUND["milliseconds"][precision]
         assert times["served from disk"] > 0.9 * times["the library's terms"]

@@ -1,9 +1,12 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+import crossval
+import study
 import train
 from crossval import CROSSVAL
 from kdnet.config import Config, ObjectiveConfig, parse_config, parse_for, recipe_file
@@ -88,7 +91,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
 
 
 def test_saved_configuration_reads_back_as_it_was(tmp_path):
-    config = parse_config(["--preset", "cpu", "--grid", "8,8,8", "--teacher_modalities", "t1,t2"])
+    config = parse_config(["--preset", "cpu", "--grid", "8,8,8", "--teacher-modalities", "t1,t2"])
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.to_dict()))
     assert parse_config(["--config", str(file)]) == config
@@ -104,17 +107,17 @@ def test_saved_configuration_reads_back_as_it_was(tmp_path):
         (["--fold", "3"], "fold is 3; expected 0 to 2"),
         (["--epochs", "0", "--folds", "1"], "(?s)epochs is 0.*folds is 1"),
         (["--imitation", "1.5"], "imitation is 1.5"),
-        (["--leave_out", "2,2"], r"leave_out is \(2, 2\)"),
+        (["--leave-out", "2,2"], r"leave_out is \(2, 2\)"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
         (["--patch", "8,8,8"], "--grid null or --patch null"),
         (["--patch", "0,8,8", "--grid", "null"], r"patch is \(0, 8, 8\)"),
         (["--preset", "native", "--slices", "axial"], "--patch null or --slices null"),
-        (["--patches_per_case", "2"], "patches_per_case is 2"),
-        (["--empty_slices", "0.5"], "empty_slices is 0.5"),
+        (["--patches-per-case", "2"], "patches_per_case is 2"),
+        (["--empty-slices", "0.5"], "empty_slices is 0.5"),
         (["--slices", "oblique"], "'axial', 'coronal', 'sagittal'"),
-        (["--validation_fraction", "0", "--selection", "best"], "--selection last"),
-        (["--out_of_fold", "2", "--latent_weight", "10"], "--latent_weight 0"),
-        (["--validation_loss", "ground_truth", "--imitation", "1"], "validation_loss"),
+        (["--validation-fraction", "0", "--selection", "best"], "--selection last"),
+        (["--out-of-fold", "2", "--latent-weight", "10"], "--latent-weight 0"),
+        (["--validation-loss", "ground_truth", "--imitation", "1"], "validation_loss"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(arguments, message):
@@ -129,14 +132,22 @@ def test_a_file_with_an_unknown_key_is_refused(tmp_path):
         parse_config(["--config", str(file)])
 
 
-def test_help_shows_every_option_with_examples_and_sources(capsys):
+def shown(capsys, main, flag):
     with pytest.raises(SystemExit) as leaving:
-        train.main(["--help"])
-    text = capsys.readouterr().out
+        main([flag])
     assert leaving.value.code == 0
-    assert "train.py --data-root BraTS2021 --preset cpu --out runs/brats\n" in text
+    text = capsys.readouterr().out
+    return text, {*re.findall(r"^ +--([\w-]+)", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("program", [train, crossval, study])
+def test_help_shows_what_people_use_first_and_help_all_every_option(program, capsys):
+    text, first = shown(capsys, program.main, "--help")
+    assert len(first - {"help-all", "config"}) == 12
+    assert "Examples:\n" in text
+    text, every = shown(capsys, program.main, "--help-all")
     assert "Source: the paper" in text
-    assert all(f"--{name}" in text for name in Config().to_dict())
+    assert every >= first | {name.replace("_", "-") for name in Config().to_dict()}
 
 
 def test_every_value_of_the_flat_form_is_plain():
@@ -146,28 +157,28 @@ def test_every_value_of_the_flat_form_is_plain():
 
 def test_another_backbone_does_not_inherit_the_arguments_of_the_presets_own():
     assert parse_config(["--backbone", "multiresunet"]).network.backbone_arguments == {}
-    given = ["--backbone", "x.Y", "--backbone_arguments", '{"channels": [1, 2]}']
+    given = ["--backbone", "x.Y", "--backbone-arguments", '{"channels": [1, 2]}']
     assert parse_config(given).network.backbone_arguments == {"channels": [1, 2]}
     assert "channels" in parse_config([]).network.backbone_arguments
 
 
 def test_teacher_and_student_share_one_backbone_unless_told_otherwise():
-    network = parse_config(["--backbone_arguments", '{"channels": [2, 4]}']).network
+    network = parse_config(["--backbone-arguments", '{"channels": [2, 4]}']).network
     assert network.of("teacher") == network.of("student") == ("kdnet", {"channels": [2, 4]})
 
 
 @pytest.mark.parametrize(
     ("arguments", "teacher"),
     [
-        (["--teacher_backbone", "x.Y"], ("x.Y", {})),
-        (["--backbone", "x.Y", "--teacher_backbone", "x.Y"], ("x.Y", {})),
-        (["--teacher_backbone_arguments", '{"channels": [4, 8]}'], ("kdnet", {"channels": [4, 8]})),
+        (["--teacher-backbone", "x.Y"], ("x.Y", {})),
+        (["--backbone", "x.Y", "--teacher-backbone", "x.Y"], ("x.Y", {})),
+        (["--teacher-backbone-arguments", '{"channels": [4, 8]}'], ("kdnet", {"channels": [4, 8]})),
         (
-            ["--backbone", "x.Y", "--teacher_backbone", "kdnet"],
+            ["--backbone", "x.Y", "--teacher-backbone", "kdnet"],
             ("kdnet", {"channels": [8, 16, 32, 64]}),
         ),
         (
-            ["--teacher_backbone", "x.Y", "--teacher_backbone_arguments", '{"width": 4}'],
+            ["--teacher-backbone", "x.Y", "--teacher-backbone-arguments", '{"width": 4}'],
             ("x.Y", {"width": 4}),
         ),
     ],

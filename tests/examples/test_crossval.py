@@ -29,7 +29,7 @@ from phantoms import generate_phantoms
 
 QUIET = Console(quiet=True)
 SMALL = [
-    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--precision", "32-true", "--workers", "1", "--accelerator", "cpu"),
     *("--epochs", "1", "--folds", "2", "--jobs", "1"),
     *QUICK,
@@ -131,7 +131,7 @@ def test_the_plan_says_what_the_results_are_of(finished):
 
 def test_a_built_in_row_that_was_redefined_is_named_in_the_protocol(arguments, tmp_path):
     (tmp_path / "rows.yaml").write_text("rows: {baseline: {label: mine}}")
-    more = ["--rows_file", str(tmp_path / "rows.yaml"), "--rows", "baseline", "--show", "units"]
+    more = ["--rows-file", str(tmp_path / "rows.yaml"), "--rows", "baseline", "--show", "units"]
     assert crossval.main([*arguments, *more, "--out", str(tmp_path / "run")]) == 0
     protocol = json.loads((tmp_path / "run" / "plan.json").read_text())["protocol"]
     assert protocol.endswith("not the built-in ones: baseline")
@@ -191,7 +191,7 @@ def test_a_new_student_of_a_known_teacher_is_tried_with_it(arguments, tmp_path):
         "rows:\n  coach: {role: teacher}\n  s1: {recipe: distilled, teacher: coach}\n"
         "  s2: {recipe: distilled, teacher: coach}\n"
     )
-    more = [*arguments, "--rows_file", str(rows), "--show", "units", "--out", str(tmp_path / "o")]
+    more = [*arguments, "--rows-file", str(rows), "--show", "units", "--out", str(tmp_path / "o")]
     assert crossval.main([*more, "--rows", "s1"]) == 0
     assert crossval.main([*more, "--rows", "s1,s2"]) == 0
 
@@ -200,7 +200,7 @@ def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
     finished, arguments, tmp_path, capsys
 ):
     model = str(unit(finished, "teacher").model)
-    message = failure(capsys, [*arguments, "--teacher_model", model], tmp_path / "new")
+    message = failure(capsys, [*arguments, "--teacher-model", model], tmp_path / "new")
     assert "of the held-out fold 1" in message
     assert not (tmp_path / "new").exists()
 
@@ -232,7 +232,7 @@ def test_another_row_under_a_known_name_is_refused(finished, arguments, tmp_path
     rows.write_text(
         "rows: {kdnet: {recipe: distilled, teacher: teacher, options: {temperature: 2}}}"
     )
-    message = failure(capsys, [*arguments, "--rows_file", str(rows)], finished)
+    message = failure(capsys, [*arguments, "--rows-file", str(rows)], finished)
     assert "kdnet/fold0-seed0 holds another experiment" in message
     assert "temperature: 5.0 there, 2.0 now" in message
 
@@ -241,14 +241,14 @@ def test_another_row_under_a_known_name_is_refused(finished, arguments, tmp_path
     ("more", "named"),
     [
         (["--rows", "odd"], "Row 'odd': Network 'no.such.Network'"),
-        (["--rows", "hemis", "--teacher_modalities", "flair,t2"], "Row 'hemis': .*t1ce"),
+        (["--rows", "hemis", "--teacher-modalities", "flair,t2"], "Row 'hemis': .*t1ce"),
     ],
 )
 def test_a_row_that_cannot_be_trained_is_named_before_anything_is_written(
     arguments, tmp_path, capsys, more, named
 ):
     (tmp_path / "rows.yaml").write_text("rows: {odd: {options: {backbone: no.such.Network}}}")
-    given = [*arguments, "--rows_file", str(tmp_path / "rows.yaml"), *more]
+    given = [*arguments, "--rows-file", str(tmp_path / "rows.yaml"), *more]
     message = failure(capsys, given, tmp_path / "new")
     assert all(part in message for part in named.split(".*"))
     assert not (tmp_path / "new").exists()
@@ -316,7 +316,7 @@ def test_one_unit_trains_its_teacher_and_nothing_else(arguments, tmp_path):
 
 
 def test_phantoms_are_the_same_for_every_seed(tmp_path):
-    generated = ["--phantoms", "6", "--phantom_size", "16", "--rows", "baseline", *SMALL]
+    generated = ["--phantoms", "6", "--phantom-size", "16", "--rows", "baseline", *SMALL]
     out = tmp_path / "phantoms"
     assert crossval.main([*generated, "--seeds", "3", "--out", str(out), "--show", "units"]) == 0
     assert [path.name for path in (out / "cache").glob("phantoms*")] == ["phantoms-6-16-seed0"]
@@ -325,6 +325,69 @@ def test_phantoms_are_the_same_for_every_seed(tmp_path):
 def start(arguments, out, *more, **pipes):
     command = [sys.executable, crossval.__file__, *arguments, "--out", str(out), *more]
     return subprocess.Popen(command, text=True, **pipes)
+
+
+def test_a_protocol_sets_what_is_not_given_and_refuses_what_contradicts_it(capsys, tmp_path):
+    given = ["--protocol", "brats2018-public", "--data-root", "x"]
+    config, options = parse_for(crossval.CROSSVAL, crossval.with_protocol(given))
+    assert (config.run.preset, config.training.selection) == ("native", "last")
+    more = crossval.with_protocol([*given, "--preset", "paper"])
+    config, options = parse_for(crossval.CROSSVAL, more)
+    assert (config.run.preset, config.training.selection) == ("paper", "last")
+    crossval.refuse(config, options)
+    message = failure(capsys, [*given, "--selection", "best"], tmp_path / "new")
+    assert "brats2018-public has selection last; found best" in message
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"options": 3}', '{"options": {"epoch": 3}}'])
+def test_a_protocol_that_cannot_be_used_is_an_error(capsys, tmp_path, content):
+    (tmp_path / "mine.json").write_text(content)
+    given = ["--protocol", str(tmp_path / "mine.json")]
+    named = "--epoch 3" if "epoch" in content else "mine.json"
+    assert named in failure(capsys, given, tmp_path / "new")
+
+
+@pytest.fixture
+def public(tmp_path):
+    """The public protocol, reduced to a few names; phantoms that carry them, and one more."""
+    content = json.loads(crossval.protocol_file("brats2018-public").read_text(encoding="utf-8"))
+    folds = content["folds"]
+    # The first of every part of every split; most of them train in one split and test in another.
+    kept = {fold[part][0] for fold in folds for part in ("train", "validation", "test")}
+    for fold in folds:
+        for part in ("train", "validation", "test"):
+            fold[part] = [name for name in fold[part] if name in kept]
+    (tmp_path / "brats2018-public.json").write_text(json.dumps(content), encoding="utf-8")
+    root = generate_phantoms(
+        tmp_path / "data", subjects=len(kept) + 1, seed=0, size=16, progress=False
+    )
+    for name, phantom in zip(sorted(kept), sorted(root.glob("Phantom_*")), strict=False):
+        for file in phantom.iterdir():
+            file.rename(file.with_name(file.name.replace(phantom.name, name)))
+        phantom.rename(root / name)
+    return tmp_path / "brats2018-public.json", root, kept, folds
+
+
+def test_a_public_protocol_is_carried_out_and_shown_beside_what_others_published(
+    public, tmp_path, capsys
+):
+    file, root, kept, folds = public
+    out = tmp_path / "run"
+    options = ["--data-root", str(root), "--protocol", str(file), "--rows", "baseline", *SMALL]
+    assert crossval.main([*options, "--predictions", "false", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"not used: Phantom_{len(kept) + 1:04d}\n" in said
+    dealt = json.loads((out / "folds.json").read_text())["folds"]
+    assert [fold["test"] for fold in dealt] == [fold["test"] for fold in folds]
+    tested = {name for fold in folds for name in fold["test"]}
+    scores = read_scores(out / "scores.csv").query("space == 'native'")
+    assert {*scores["case"]} == tested <= kept
+    assert {*scores["postprocessing"]} == {"off", "on"}
+    table = said.partition("PHANTOM: brats2018-public, native space")[2].partition("PHANTOM: ")[0]
+    assert "DeMoSeg" in table
+    for treatment in ("no post-processing", "small regions removed"):
+        assert f"baseline (GT), {treatment}" in table
+    assert f"{len(kept)} cases, 3 folds in 3 repeats, brats2018-public" in table
 
 
 @pytest.mark.slow

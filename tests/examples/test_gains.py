@@ -27,10 +27,10 @@ from phantoms import generate_phantoms
 from study import STUDY
 
 SMALL = [
-    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--workers", "1", "--folds", "3", "--accelerator", "cpu", "--preset", "demo"),
     *("--recipe", "options", "--augment", "true", "--start", "teacher", "--temperature", "fit"),
-    *("--validation_fraction", "0", "--labelled", "2", "--batch_size", "2"),
+    *("--validation-fraction", "0", "--labelled", "2", "--batch-size", "2"),
     *("--seed", "0"),
 ]
 
@@ -138,13 +138,13 @@ def test_the_recipe_of_a_situation_is_told():
 def test_a_recipe_lets_a_student_of_another_kind_than_its_teacher_start_from_scratch():
     few = ["--recipe", "auto", "--labelled", "3"]
     assert with_fitting_start(parse_config(few)).network.start == "teacher"
-    for other in (["--teacher_backbone", "multiresunet"], ["--teacher_backbone_arguments", "{}"]):
+    for other in (["--teacher-backbone", "multiresunet"], ["--teacher-backbone-arguments", "{}"]):
         assert with_fitting_start(parse_config([*few, *other])).network.start == "scratch"
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, capsys):
-    other = ["--teacher_backbone", "multiresunet", "--teacher_backbone_arguments"]
-    out = ["--out", str(tmp_path / "run"), "--phantoms", "6", "--phantom_size", "16"]
+    other = ["--teacher-backbone", "multiresunet", "--teacher-backbone-arguments"]
+    out = ["--out", str(tmp_path / "run"), "--phantoms", "6", "--phantom-size", "16"]
     assert train.main([*SMALL, *other, '{"filters": [4, 8]}', *out]) == 2
     assert "--start scratch" in capsys.readouterr().err
     assert not (tmp_path / "run" / "units").exists()
@@ -159,7 +159,7 @@ def test_studies_whose_rows_are_stored_stay_what_they_were_whatever_their_preset
 
 
 def test_subjects_without_reference_teach_by_patches_at_new_positions_too(tmp_path):
-    out = ["--out", str(tmp_path / "run"), "--phantoms", "6", "--phantom_size", "16"]
+    out = ["--out", str(tmp_path / "run"), "--phantoms", "6", "--phantom-size", "16"]
     flags = [*SMALL, "--epochs", "1", "--predictions", "false", *out]
     assert train.main([*flags, "--grid", "null", "--patch", "8,8,8"]) == 0
 
@@ -176,7 +176,7 @@ class Silent(torch.nn.Module):
     [
         (["--objective", "hinton"], "fit"),
         (["--imitation", "0"], "fit"),
-        (["--imitation", "0", "--imitation_start", "0.5"], 1.0),
+        (["--imitation", "0", "--imitation-start", "0.5"], 1.0),
         ([], 1.0),
     ],
 )

@@ -29,23 +29,23 @@ STUDIES = ROOT / "docs/results/when-it-helps"
 ROLES = ("teacher", "baseline", "student")
 KEYS = ("row", "fold", "case", "region", "space", "postprocessing")
 PLAIN = [
-    *("--preset", "demo", "--phantoms", "8", "--batch_size", "2", "--seed", "0"),
-    *("--precision", "32-true", "--memory_format", "contiguous", "--compile", "false"),
+    *("--preset", "demo", "--phantoms", "8", "--batch-size", "2", "--seed", "0"),
+    *("--precision", "32-true", "--memory-format", "contiguous", "--compile", "false"),
     *("--accelerator", "cpu", "--threads", "1", "--workers", "1"),
     # What the presets said when the oracles were made.
     *("--augment", "false", "--temperature", "5", "--recipe", "options"),
     *("--labelled", "null"),
 ]
 # The same, where a study says otherwise.
-SHARED = ["--validation_fraction", "0.15", "--activation", "softmax"]
+SHARED = ["--validation-fraction", "0.15", "--activation", "softmax"]
 DEMO = [
     *PLAIN,
     *SHARED,
-    *("--phantom_size", "32", "--grid", "16,16,16", "--folds", "4", "--epochs", "12"),
-    *("--backbone_arguments", '{"channels": [4, 8, 16]}'),
+    *("--phantom-size", "32", "--grid", "16,16,16", "--folds", "4", "--epochs", "12"),
+    *("--backbone-arguments", '{"channels": [4, 8, 16]}'),
 ]
-TINY = [*PLAIN, "--phantom_size", "16", "--grid", "8,8,8", "--jobs", "1"]
-TINY += ["--backbone_arguments", '{"channels": [2, 4]}']
+TINY = [*PLAIN, "--phantom-size", "16", "--grid", "8,8,8", "--jobs", "1"]
+TINY += ["--backbone-arguments", '{"channels": [2, 4]}']
 CROSSVAL = [*TINY, *SHARED, "--rows", "teacher,kdnet", "--folds", "2", "--epochs", "2"]
 STUDY = {
     "title": "Two units",

@@ -81,7 +81,7 @@ def test_another_visit_of_a_test_patient_neither_teaches_nor_is_taught_without_l
     assert seen_before(["BraTS-GLI-00004-101", "x"], seen, description) == ["BraTS-GLI-00004-101"]
     for root, name in (("mine", "BraTS-GLI-00001-000"), ("more", "BraTS-GLI-00001-007")):
         touch(tmp_path / root, *(f"{name}/{name}-{m}.nii" for m in ("t1c", "t1n", "t2w", "t2f")))
-    roots = ["--data-root", str(tmp_path / "mine"), "--unlabelled_root", str(tmp_path / "more")]
+    roots = ["--data-root", str(tmp_path / "mine"), "--unlabelled-root", str(tmp_path / "more")]
     with pytest.raises(UserError, match="BraTS-GLI-00001-007"):
         find_data(parse_config(roots), Console(quiet=True))
 

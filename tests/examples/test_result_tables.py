@@ -18,6 +18,7 @@ from kdnet.results.tables import (
     number,
     p_value,
     paper_table,
+    protocol_table,
     published,
     published_table,
     results_table,
@@ -118,6 +119,49 @@ def test_ours_over_folds_and_cases_stands_beside_the_published_numbers(tmp_path)
     assert [line[1] for line in cells_of(found, "U-HVED")] == ["published"]
     # Of Table 2, baseline, teacher and KD-Net: rows are known by recipe, role and options.
     assert len(cells_of(paper_table("Table 2", results), "ours, over folds", 1)) == 3
+
+
+def under_protocol(scores, **facts):
+    rows = {"student": {"name": "student", "label": "mine"}}
+    return Results(Path(), facts | {"protocol": "as here"}, rows, scores)
+
+
+def test_under_a_public_protocol_splits_and_cases_stand_beside_what_others_published():
+    # Case b is tested in both splits.
+    parts = [
+        scores_of("student", values, region, fold=fold, space="native", postprocessing=treatment)
+        for region in ("ET", "TC", "WT")
+        for treatment, more in (("off", 0.0), ("on", 0.1))
+        for fold, values in enumerate(
+            ({"a": 0.2 + more, "b": 0.4 + more}, {"b": 0.6 + more, "c": 0.8 + more})
+        )
+    ]
+    seen = "flair+t1ce"
+    more = scores_of("student", {"a": 1.0}, space="native", modalities=seen, fold=9)
+    found = protocol_table(under_protocol(table(*parts, more), case_lists="brats2018-public"))
+    over_splits, over_cases = cells_of(found, "mine, no post-processing")
+    assert over_splits[3:] == ["50.00 ± 28.28"] * 3  # of 0.3 and 0.7
+    assert over_cases[1:] == ["ours, over 3 cases", "(1)", *["50.00 ± 30.00"] * 3]  # 0.2, 0.5, 0.8
+    cleaned, _ = cells_of(found, "mine, small regions removed")
+    assert cleaned[3:] == ["60.00 ± 28.28"] * 3
+    (theirs,) = cells_of(found, "DeMoSeg")
+    assert theirs[3:] == ["78.98", "84.81", "81.99"]
+    assert found.notes[1] == "(1) ours: as here."
+    # One protocol alone: what is not comparable stands in the other table.
+    assert cells_of(found, "ACN") == []
+
+
+@pytest.mark.parametrize(
+    ("lists", "changes"),
+    [
+        ({}, {}),
+        ({"case_lists": "mine"}, {}),
+        ({"case_lists": "brats2018-public"}, {"modalities": "t2"}),
+    ],
+)
+def test_other_case_lists_or_modalities_stand_beside_no_published_number(lists, changes):
+    parts = [scores_of("student", {"a": 0.2}, region, **changes) for region in ("ET", "TC", "WT")]
+    assert protocol_table(under_protocol(table(*parts), **lists)) is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from kdnet.rows import Row, read_rows, select_rows, sweep, with_part_teachers
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return parse_config([*QUICK, "--backbone_arguments", '{"channels": [2, 4]}'])
+    return parse_config([*QUICK, "--backbone-arguments", '{"channels": [2, 4]}'])
 
 
 def names(rows):
@@ -178,5 +178,5 @@ def test_students_share_part_teachers_and_each_row_may_ask_for_its_own_number():
     options = {"out_of_fold": 3, "latent_weight": 0.0}
     own = [Row(name, "distilled", teacher="teacher", options=options) for name in ("a", "b")]
     assert len(with_part_teachers((TEACHER, *own), Config())) == 6
-    with pytest.raises(UserError, match="--latent_weight 0"):
+    with pytest.raises(UserError, match="--latent-weight 0"):
         Row("a", "distilled", teacher="teacher", options={"out_of_fold": 2}).configure(Config())

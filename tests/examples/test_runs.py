@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 import threading
 import time
 from dataclasses import replace
@@ -16,6 +17,7 @@ from filelock import FileLock
 from quick import QUICK
 from rich.console import Console
 
+from crossval import protocol_file
 from kdnet.config import parse_config
 from kdnet.data.splits import Split
 from kdnet.data.subjects import ImageFile, Subject, changed_files, file_states
@@ -26,7 +28,7 @@ from kdnet.files import write_json
 from kdnet.rows import Row
 from kdnet.runs.folder import Folder, UnitFolder, locked
 from kdnet.runs.networks import build, check_unseen
-from kdnet.runs.plan import Fold, deal, folds_content, load_folds, make_plan
+from kdnet.runs.plan import Fold, deal, folds_content, load_folds, make_plan, unused_text
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import launch, opened, score
@@ -34,16 +36,17 @@ from kdnet.training.checkpoint import save_model
 from phantoms import generate_phantoms
 
 QUIET = Console(quiet=True)
+PARTS = ("train", "validation", "test")
 SUBJECTS = [Subject(f"case{i}", images={}, segmentation=None) for i in range(9)]
 SMALL = [
-    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--workers", "1", "--folds", "3", "--accelerator", "cpu"),
     *QUICK,
 ]
 
 
 def deal_nine(repeats=1):
-    return deal(SUBJECTS, parse_config(["--folds", "3", "--validation_fraction", "0.2"]), repeats)
+    return deal(SUBJECTS, parse_config(["--folds", "3", "--validation-fraction", "0.2"]), repeats)
 
 
 def test_every_subject_is_tested_once_in_each_repeat_and_repeats_differ():
@@ -92,10 +95,45 @@ def test_repeated_splits_may_test_a_subject_again(tmp_path):
     assert load_folds(path, SUBJECTS)[1] == Fold(1, 1, Split(("case1",), ("case0",), ("case2",)))
 
 
+def test_the_public_splits_are_those_that_others_publish_on():
+    path = protocol_file("brats2018-public")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    names = {name for fold in content["folds"] for part in PARTS for name in fold[part]}
+    everyone = [Subject(name, {}) for name in sorted(names)]
+    splits = [fold.split for fold in load_folds(path, everyone)]
+    assert len(names) == 285
+    assert [[len(getattr(s, part)) for part in PARTS] for s in splits] == [[199, 29, 57]] * 3
+    # Repeated splits, no cross-validation: what a look at the published lists finds.
+    one, two, three = ({*split.test} for split in splits)
+    assert (len(one & two), len(one & three), len(two & three)) == (14, 9, 14)
+    assert len(one | two | three) == 137
+
+
+def test_subjects_that_are_missing_are_counted_and_named_once():
+    path = protocol_file("brats2018-public")
+    with pytest.raises(UserError) as caught:
+        load_folds(path, SUBJECTS)
+    caught.match("285 of 285 subjects are not in the data set: Brats18_2013_0_1, .* and 185 more")
+    names = {*re.findall(r"Brats18_\w+", path.read_text(encoding="utf-8"))}
+    lost = sorted(names)[3:20]
+    with pytest.raises(UserError) as caught:
+        load_folds(path, [Subject(name, {}) for name in names - {*lost}])
+    caught.match(f"17 of 285 subjects are not in the data set: {', '.join(lost)}$")
+
+
+def test_subjects_in_no_fold_are_named(tmp_path):
+    path = write_folds(tmp_path, lists(["case0"], ["case1"], ["case2"]))
+    folds = load_folds(path, SUBJECTS)
+    text = unused_text(folds, SUBJECTS)
+    assert text.startswith("6 of 9 ")
+    assert "case3" in text
+    assert unused_text(folds, SUBJECTS[:3]) == ""
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"folds": []}', '{"folds": [{"train": []}]}'])
 def test_case_lists_of_another_form_are_refused(tmp_path, content):
     (tmp_path / "mine.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="--folds_file"):
+    with pytest.raises(UserError, match="--protocol"):
         load_folds(tmp_path / "mine.json", SUBJECTS)
 
 
@@ -132,7 +170,7 @@ def test_a_teacher_of_another_seed_teaches_where_there_is_none_of_its_own():
 
 def test_teachers_without_a_part_have_the_seeds_of_the_whole_one():
     plan = plan_nine(
-        "--out_of_fold", "2", "--latent_weight", "0", own_seeds={"teacher": (3,), "student": (3, 4)}
+        "--out-of-fold", "2", "--latent-weight", "0", own_seeds={"teacher": (3,), "student": (3, 4)}
     )
     student = plan.find("student/fold0-seed4")
     taught = plan.teachers_of(student)
@@ -152,7 +190,7 @@ def plan(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     subjects = generate_phantoms(folder / "data", subjects=3, seed=0, size=16, progress=False)
     flags = ["--data-root", str(subjects), "--out", str(folder / "run")]
-    config = parse_config([*flags, *SMALL, "--student_modalities", "t1,flair"])
+    config = parse_config([*flags, *SMALL, "--student-modalities", "t1,flair"])
     data = find_data(config, QUIET)
     options = {"backbone": "hemis", "backbone_arguments": {"channels": [2, 4]}}
     rows = (

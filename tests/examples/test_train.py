@@ -29,7 +29,7 @@ ROLES = ("teacher", "baseline", "student")
 NAMES = [f"Phantom_{number:04d}" for number in range(1, 7)]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SMALL = [
-    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
+    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
     *("--precision", "32-true", "--workers", "1", "--epochs", "2", "--folds", "3"),
     # Weights are compared bit by bit, and a GPU adds in an order of its own.
     *("--accelerator", "cpu"),
@@ -111,7 +111,7 @@ def test_a_run_on_a_gpu_comes_to_its_end_and_is_known_again(arguments, tmp_path)
     assert train.main(given) == 0
     record = json.loads(unit(tmp_path / "run", "student").record.read_text())
     assert record["peak_mib"]["gpu"] > 0
-    assert "teacher_cache" not in record, "--teacher_cache auto keeps nothing on a GPU"
+    assert "teacher_cache" not in record, "--teacher-cache auto keeps nothing on a GPU"
     assert train.main(given) == 0
 
 
@@ -223,19 +223,19 @@ def test_other_subjects_labels_or_files_than_it_began_with_are_refused(
 
 
 def test_a_trained_teacher_can_be_given(run, arguments, tmp_path, capsys):
-    given = [*arguments, "--out", str(tmp_path / "run"), "--cache_dir", str(run / "cache")]
-    given += ["--teacher_model", str(unit(run, "teacher").model), "--predictions", "false"]
+    given = [*arguments, "--out", str(tmp_path / "run"), "--cache-dir", str(run / "cache")]
+    given += ["--teacher-model", str(unit(run, "teacher").model), "--predictions", "false"]
     for _ in range(2):
         assert train.main(given) == 0
         assert equal(weights(run), weights(tmp_path / "run"))
-    given[given.index("--teacher_model") + 1] = str(unit(run, "student").model)
+    given[given.index("--teacher-model") + 1] = str(unit(run, "student").model)
     assert "differs in modalities" in refusal(capsys, [*given, "--out", str(tmp_path / "other")])
 
 
 @pytest.mark.parametrize("place", ["off", "memory"])
 def test_the_student_is_the_same_without_the_teacher_cache(run, arguments, tmp_path, place):
-    more = ["--out", str(tmp_path / "run"), "--teacher_cache", place, "--predictions", "false"]
-    more += ["--teacher_model", str(unit(run, "teacher").model)]
+    more = ["--out", str(tmp_path / "run"), "--teacher-cache", place, "--predictions", "false"]
+    more += ["--teacher-model", str(unit(run, "teacher").model)]
     assert train.main([*arguments, *more, "--cache_dir", str(run / "cache")]) == 0
     assert equal(weights(run), weights(tmp_path / "run"))
     record = json.loads(unit(tmp_path / "run", "student").record.read_text())
@@ -258,24 +258,24 @@ def test_a_unit_tells_what_the_teacher_cache_saved(run):
         (["--data-root", "/no/such/folder"], "/no/such/folder"),
         (["--preset", "huge"], "'huge'"),
         (["--backbone", "resnet"], "'resnet'"),
-        (["--student_modalities", "pet"], "no modality pet"),
+        (["--student-modalities", "pet"], "no modality pet"),
         (["--description", "no.yaml"], "no.yaml"),
-        (["--bottleneck_layer", "deep"], "deep"),
-        (["--teacher_bottleneck_layer", "deep"], "deep"),
-        (["--teacher_backbone_arguments", '{"channels": [4]}'], "Row 'teacher'"),
-        (["--teacher_backbone", "timm_unet"], "--slices axial"),
+        (["--bottleneck-layer", "deep"], "deep"),
+        (["--teacher-bottleneck-layer", "deep"], "deep"),
+        (["--teacher-backbone-arguments", '{"channels": [4]}'], "Row 'teacher'"),
+        (["--teacher-backbone", "timm_unet"], "--slices axial"),
         (["--grid", "1,1,1"], "(1, 1, 1)"),
-        (["--teacher_model", "none.safetensors"], "none.safetensors"),
+        (["--teacher-model", "none.safetensors"], "none.safetensors"),
         (["--accelerator", "abacus"], "Lightning Fabric cannot start"),
-        (["--split_file", "none.json"], "none.json"),
-        (["--teacher_cache_gib", "0"], "teacher_cache_gib"),
+        (["--split-file", "none.json"], "none.json"),
+        (["--teacher-cache-gib", "0"], "teacher_cache_gib"),
         (["--precision", "bf16-mixed", "--grid", "4,4,4"], "depth 2"),
         (["--labelled", "9"], "9"),
-        (["--phantom_size", "8"], "phantom_size"),
+        (["--phantom-size", "8"], "phantom_size"),
         (["--folds", "10", "--phantoms", "6"], "phantoms"),
-        (["--backbone_arguments", '{"in_channels": 2}'], "in_channels"),
-        (["--backbone_arguments", '{"channels": [8, -16]}'], "cannot be built"),
-        (["--imitation", "1", "--validation_loss", "ground_truth"], "validation_loss"),
+        (["--backbone-arguments", '{"in_channels": 2}'], "in_channels"),
+        (["--backbone-arguments", '{"channels": [8, -16]}'], "cannot be built"),
+        (["--imitation", "1", "--validation-loss", "ground_truth"], "validation_loss"),
     ],
 )
 def test_unusable_input_is_one_message_and_nothing_is_written(
@@ -308,7 +308,7 @@ def test_a_teacher_of_another_fold_is_refused_before_anything_is_written(
     run, arguments, tmp_path, capsys, made
 ):
     out = tmp_path / "fold1"
-    flags = ["--out", str(out), "--fold", "1", "--teacher_model", str(unit(run, "teacher").model)]
+    flags = ["--out", str(out), "--fold", "1", "--teacher-model", str(unit(run, "teacher").model)]
     # Without --data-root the same six phantoms would be made by the run itself.
     given = arguments if made == "found" else [*arguments[2:], "--phantoms", "6"]
     assert "of the held-out fold 1" in refusal(capsys, [*given, *flags])
@@ -317,7 +317,7 @@ def test_a_teacher_of_another_fold_is_refused_before_anything_is_written(
 
 def split_file(path, train, validation, test):
     path.write_text(json.dumps({"train": train, "validation": validation, "test": test}))
-    return ["--split_file", str(path)]
+    return ["--split-file", str(path)]
 
 
 def test_what_a_teacher_saw_its_student_has_seen_too(run, arguments, tmp_path, capsys):
@@ -325,7 +325,7 @@ def test_what_a_teacher_saw_its_student_has_seen_too(run, arguments, tmp_path, c
     teacher, out = tmp_path / "teacher.safetensors", tmp_path / "elsewhere"
     # Whatever its file calls it, it is this run's teacher.
     save_model(teacher, network, replace(metadata, role="student", seen_cases=(NAMES[5],)))
-    given = [*arguments, "--out", str(out), "--teacher_model", str(teacher)]
+    given = [*arguments, "--out", str(out), "--teacher-model", str(teacher)]
     given += split_file(tmp_path / "split.json", NAMES[:2], NAMES[2:3], NAMES[3:5])
     assert train.main(given) == 0
     seen = {role: read_metadata(unit(out, role).model) for role in ROLES}
@@ -333,7 +333,7 @@ def test_what_a_teacher_saw_its_student_has_seen_too(run, arguments, tmp_path, c
     assert {*seen["baseline"].seen_cases} == {*NAMES[:3]}
     assert {*seen["student"].seen_cases} == {*NAMES[:3], NAMES[5]}
     assert len(seen["student"].orientation) == 3
-    chain = ["--teacher_model", str(unit(out, "student").model), "--teacher_modalities", "t1ce"]
+    chain = ["--teacher-model", str(unit(out, "student").model), "--teacher-modalities", "t1ce"]
     chain += split_file(tmp_path / "other.json", NAMES[:2], NAMES[2:3], NAMES[5:])
     message = refusal(capsys, [*arguments, *chain, "--out", str(tmp_path / "run")])
     assert f"1 subjects of the held-out fold 0: {NAMES[5]}" in message
@@ -356,7 +356,7 @@ def test_a_benchmark_recommends_and_trains_nothing(tmp_path, capsys, monkeypatch
     assert train.main(given) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert "--precision" in last
-    assert "--memory_format" in last
+    assert "--memory-format" in last
     assert not out.exists()
 
 
@@ -416,7 +416,7 @@ def test_a_stopped_process_continues_with_the_same_command(arguments, tmp_path, 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_what_two_processes_began_one_goes_on_with(arguments, tmp_path, strategy):
     out = tmp_path / "run"
-    alone = [*arguments, "--batch_size", "1", "--epochs", "60", "--predictions", "false"]
+    alone = [*arguments, "--batch-size", "1", "--epochs", "60", "--predictions", "false"]
     alone += ["--schedule", "onecycle"]
     stop_in_teacher(start(alone, out, "--devices", "2", "--strategy", strategy), out)
     began = len(read_history(unit(out, "teacher").history))
@@ -433,7 +433,7 @@ def test_what_two_processes_began_one_goes_on_with(arguments, tmp_path, strategy
 @pytest.mark.slow
 def test_two_processes_may_be_started_by_torchrun(arguments, tmp_path):
     out = tmp_path / "run"
-    flags = ["--devices", "2", "--strategy", "ddp", "--batch_size", "1", "--out", str(out)]
+    flags = ["--devices", "2", "--strategy", "ddp", "--batch-size", "1", "--out", str(out)]
     command = [sys.executable, *TORCHRUN, str(SCRIPT), *arguments, *flags]
     subprocess.run(command, check=True, capture_output=True, timeout=240)
     steps = -(-len(json.loads((out / "folds.json").read_text())["folds"][0]["train"]) // 2)
@@ -445,7 +445,7 @@ def test_two_processes_may_be_started_by_torchrun(arguments, tmp_path):
 def test_sharded_networks_are_validated_on_whole_volumes(arguments, tmp_path, part):
     out = tmp_path / "run"
     # Of the one validation subject the second process has none.
-    flags = ["--devices", "2", "--strategy", "fsdp", "--batch_size", "2", "--out", str(out), *part]
+    flags = ["--devices", "2", "--strategy", "fsdp", "--batch-size", "2", "--out", str(out), *part]
     command = [sys.executable, *TORCHRUN, str(SCRIPT), *arguments, *flags, "--epochs", "1"]
     subprocess.run(command, check=True, capture_output=True, timeout=240)
     for role in ROLES:

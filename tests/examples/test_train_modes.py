@@ -41,7 +41,7 @@ from privdistill import DistillationWrapper, GroundTruth, PrivilegedInput
 
 SIZES = (12, 20, 14, 18, 16, 15)
 SMALL = [
-    *("--backbone_arguments", '{"channels": [2, 4, 8]}', "--threads", "1", "--workers", "1"),
+    *("--backbone-arguments", '{"channels": [2, 4, 8]}', "--threads", "1", "--workers", "1"),
     *("--epochs", "1", "--folds", "3", "--accelerator", "cpu"),
 ]
 PATCHES = [*SMALL, "--preset", "native", "--augment", "false", "--patch", "16,16,16"]
@@ -82,7 +82,7 @@ def assert_predict_agrees(found, subjects, out):
 
 
 def test_patches_of_volumes_of_several_sizes(subjects, tmp_path, capsys):
-    found = run(subjects, tmp_path / "run", *PATCHES, "--teacher_cache", "disk")
+    found = run(subjects, tmp_path / "run", *PATCHES, "--teacher-cache", "disk")
     assert "Teacher cache: off, as patches at new positions" in capsys.readouterr().out
     assert "teacher_cache" not in found("student").read_record()
     metadata = read_metadata(found("student").model)
@@ -94,8 +94,8 @@ def test_patches_of_volumes_of_several_sizes(subjects, tmp_path, capsys):
 
 
 def test_the_cache_of_fixed_patches_keeps_its_limit(subjects, tmp_path):
-    options = ["--patches_per_case", "2", "--teacher_cache", "memory", "--epochs", "2"]
-    limit = ["--teacher_cache_gib", "0.0002", "--flips", "false", "--predictions", "false"]
+    options = ["--patches-per-case", "2", "--teacher-cache", "memory", "--epochs", "2"]
+    limit = ["--teacher-cache-gib", "0.0002", "--flips", "false", "--predictions", "false"]
     found = run(subjects, tmp_path / "run", *PATCHES, *options, *limit)
     counts = found("student").read_record()["teacher_cache"]
     assert 0 < counts["bytes"] <= 0.0002 * 2**30
@@ -191,19 +191,19 @@ def test_several_latent_layers_share_the_weight_whatever_they_are_called():
 
 
 def test_a_trained_teacher_may_be_of_any_kind(subjects, tmp_path, capsys):
-    options = [*SMALL, "--teacher_backbone", "multiresunet", *QUICK]
-    options += ["--teacher_backbone_arguments", '{"filters": [4, 8]}', "--grid", "8,8,8"]
+    options = [*SMALL, "--teacher-backbone", "multiresunet", *QUICK]
+    options += ["--teacher-backbone-arguments", '{"filters": [4, 8]}', "--grid", "8,8,8"]
     options += ["--crop", "12,12,12", "--predictions", "false"]
     found = run(subjects, tmp_path / "run", *options)
     assert read_metadata(found("teacher").model).backbone == "multiresunet"
-    given = [*options, "--teacher_model", str(found("teacher").model), "--slices", "axial"]
+    given = [*options, "--teacher-model", str(found("teacher").model), "--slices", "axial"]
     given += ["--data-root", str(subjects), "--out", str(tmp_path / "other")]
     assert train.main(given) == 2
     assert "differs in slices" in capsys.readouterr().err
 
 
 def test_teacher_and_student_are_built_as_they_are_described():
-    config = parse_config([*SMALL, "--slices", "coronal", "--teacher_backbone", "multiresunet"])
+    config = parse_config([*SMALL, "--slices", "coronal", "--teacher-backbone", "multiresunet"])
     description = load_description(Path("phantom"))
     teacher, student = (describe_network(r, config, description) for r in ("teacher", "student"))
     assert (teacher.backbone, student.backbone) == ("multiresunet", "kdnet")
@@ -274,7 +274,7 @@ def test_an_epoch_takes_one_sample_per_subject_patch_or_slice():
 
 
 def test_rows_of_the_teachers_role_train_the_network_that_they_name():
-    config = parse_config([*SMALL, "--teacher_backbone", "multiresunet"])
+    config = parse_config([*SMALL, "--teacher-backbone", "multiresunet"])
     for options, expected in (
         ({}, ("multiresunet", {})),
         ({"backbone_arguments": {"alpha": 2.0}}, ("multiresunet", {"alpha": 2.0})),

@@ -82,7 +82,7 @@ def test_a_configuration_makes_no_objects(tmp_path, tag, key):
         parse_config(["--config", str(path)])
     with suppress(UserError):
         # What is no YAML that is safe may only be taken as the words that it is.
-        config = parse_config(["--student_modalities", tag])
+        config = parse_config(["--student-modalities", tag])
         assert all(isinstance(name, str) for name in config.data.student_modalities)
 
 

@@ -25,9 +25,9 @@ KILLS = 20
 SEED = 8
 SMALL = [
     *PLAIN,
-    *("--phantoms", "6", "--phantom_size", "16", "--grid", "8,8,8"),
-    *("--backbone_arguments", '{"channels": [2, 4]}', "--threads", "1", "--workers", "1"),
-    *("--accelerator", "cpu", "--epochs", "3", "--folds", "3", "--batch_size", "2"),
+    *("--phantoms", "6", "--phantom-size", "16", "--grid", "8,8,8"),
+    *("--backbone-arguments", '{"channels": [2, 4]}', "--threads", "1", "--workers", "1"),
+    *("--accelerator", "cpu", "--epochs", "3", "--folds", "3", "--batch-size", "2"),
 ]
 STUDY = {
     "title": "Killed",

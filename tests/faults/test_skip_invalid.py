@@ -1,4 +1,4 @@
-"""--skip_invalid: sound subjects are used, the others named, and they stay the same ones."""
+"""--skip-invalid: sound subjects are used, the others named, and they stay the same ones."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from kdnet.runs.subjects import find_data, split_of
 
 BROKEN = ("truncated", "label_seven", "all_nan")
 SMALL = [
-    *("--backbone_arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--crop", "null"),
+    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--crop", "null"),
     *("--threads", "1", "--accelerator", "cpu"),
     *("--workers", "1", "--epochs", "1", "--folds", "3"),
     *QUICK,
@@ -61,7 +61,7 @@ def test_without_the_flag_all_problems_are_told_and_nothing_is_trained(data, tmp
 
 
 def found(data, tmp_path):
-    config = parse_config(arguments(data, tmp_path / "run", "--skip_invalid", "true"))
+    config = parse_config(arguments(data, tmp_path / "run", "--skip-invalid", "true"))
     return config, find_data(config, Console(quiet=True))
 
 
@@ -98,7 +98,7 @@ def test_a_damaged_list_of_those_left_out_is_told(data, tmp_path, content):
 
 def test_what_only_looks_wrong_is_told_and_left_in(data, tmp_path, capsys):
     set_background(image(data / "good0"))
-    config = parse_config(arguments(data, tmp_path / "run", "--skip_invalid", "true"))
+    config = parse_config(arguments(data, tmp_path / "run", "--skip-invalid", "true"))
     kept = find_data(config, Console())
     assert "good0" in kept.subjects
     assert {problem.subject for problem in kept.skipped} == {*BROKEN}
@@ -108,7 +108,7 @@ def test_what_only_looks_wrong_is_told_and_left_in(data, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_run_trains_on_the_others_says_so_and_goes_on(data, tmp_path, capsys):
     out = tmp_path / "run"
-    command = arguments(data, out, "--skip_invalid", "true")
+    command = arguments(data, out, "--skip-invalid", "true")
     assert train.main(command) == 0
     said = capsys.readouterr().out
     assert "Left out: 3 of 9 subjects: all_nan, label_seven, truncated" in said
@@ -130,7 +130,7 @@ def test_a_run_trains_on_the_others_says_so_and_goes_on(data, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_cross_validation_does_without_the_same_ones_in_every_fold(data, tmp_path, capsys):
     out = tmp_path / "crossval"
-    command = arguments(data, out, "--skip_invalid", "true", "--rows", "baseline", "--jobs", "1")
+    command = arguments(data, out, "--skip-invalid", "true", "--rows", "baseline", "--jobs", "1")
     assert crossval.main(command) == 0
     folds = json.loads((out / "folds.json").read_text())["folds"]
     assert {name for fold in folds for name in fold["test"]} == {f"good{n}" for n in range(6)}

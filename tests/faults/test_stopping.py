@@ -85,7 +85,7 @@ def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
 ):
     data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
     given = ["--data-root", str(data), *QUICK, "--grid", "8,8,8", "--workers", "1"]
-    given += ["--backbone_arguments", '{"channels": [2, 4]}', "--folds", "3", "--epochs", "1"]
+    given += ["--backbone-arguments", '{"channels": [2, 4]}', "--folds", "3", "--epochs", "1"]
     given += ["--out", str(tmp_path / "run"), "--accelerator", "cpu"]
     with monkeypatch.context() as patch:
         patch.setattr(f"kdnet.runs.{place}", lambda *_, **__: send(signal.SIGTERM))
@@ -152,8 +152,8 @@ def test_a_pool_that_is_gone_already_stops_the_unit_at_once(monkeypatch):
 def start_pool(out, *more, log):
     command = [
         *(sys.executable, str(APPLICATION / "crossval.py"), *QUICK, "--jobs", "2"),
-        *("--phantoms", "6", "--phantom_size", "16", "--grid", "8,8,8", "--threads", "1"),
-        *("--backbone_arguments", '{"channels": [2, 4]}', "--workers", "1", "--folds", "2"),
+        *("--phantoms", "6", "--phantom-size", "16", "--grid", "8,8,8", "--threads", "1"),
+        *("--backbone-arguments", '{"channels": [2, 4]}', "--workers", "1", "--folds", "2"),
         *("--rows", "baseline", "--out", str(out), *more),
     ]
     return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -203,7 +203,7 @@ def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monk
 def test_the_units_of_a_killed_pool_keep_their_step_and_leave(tmp_path):
     out = tmp_path / "run"
     with (tmp_path / "log.txt").open("wb") as log:
-        parent = start_pool(out, "--batch_size", "1", "--epochs", "5000", log=log)
+        parent = start_pool(out, "--batch-size", "1", "--epochs", "5000", log=log)
     end = time.monotonic() + 400
     while len(list(out.rglob("history.csv"))) < 2 and time.monotonic() < end:
         assert parent.poll() is None, (tmp_path / "log.txt").read_text()

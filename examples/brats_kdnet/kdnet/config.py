@@ -1,8 +1,10 @@
 """Every option: what it means, its presets, and how it is read and checked."""
 
 import argparse
+import json
+import re
 import sys
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +19,8 @@ _FOLDER = Path(__file__).parents[1] / "configs"
 PRESETS = ("demo", "cpu", "paper", "native")
 #: Of the paper, section 3.2; no temperature that is fitted is larger.
 PAPER_TEMPERATURE = 5.0
+#: What people set first, whatever the program.
+_FIRST = ("preset", "out", "data_root", "description", "student_modalities", "epochs")
 
 # jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
 # somebody else could make use of. In a mapping without types everything stays what it is.
@@ -359,12 +363,14 @@ class Program:
         description: What --help says first.
         options: Dataclass of its own options; None if it has none.
         out: Default run folder; PRESET stands for the preset.
+        first: Options that --help shows beside those of all programs; --help-all shows every one.
     """
 
     name: str
     description: str = ""
     options: type | None = None
     out: str = "runs/PRESET"
+    first: tuple[str, ...] = ("labelled", "grid", "fold", "backbone", "recipe", "seed")
 
 
 @dataclass(frozen=True)
@@ -384,7 +390,23 @@ TRAIN = Program("train.py", options=TrainOptions)
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keep the line breaks of the examples."""
+    """Keep the line breaks of the examples, and show options as they are usually written."""
+
+    def format_help(self) -> str:
+        """Return the text."""
+        return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), super().format_help())
+
+
+def _brief(first: Sequence[str]) -> type[_Formatter]:
+    """Return what shows a few options alone."""
+    shown = {"help", "help_all", "config", *_FIRST, *first}
+
+    class _Brief(_Formatter):
+        def add_argument(self, action: Action) -> None:
+            if action.dest in shown:
+                super().add_argument(action)
+
+    return _Brief
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
@@ -396,10 +418,13 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
     """Read the configuration and the options of a program's own."""
     tokens = _normalised(sys.argv[1:] if arguments is None else arguments, program)
     preset, recipe = _find_layers(tokens)
+    parser = _build_parser(preset, program, recipe)
+    if "--help_all" not in tokens:
+        parser.formatter_class = _brief(program.first)
     try:
-        values = _build_parser(preset, program, recipe).parse_args(tokens)
+        values = parser.parse_args(tokens)
     except ArgumentError as error:
-        raise UserError(f"{error}\n{program.name} --help lists every option.") from error
+        raise UserError(f"{error}\n{program.name} --help-all lists every option.") from error
     own = None if program.options is None else _group(program.options, values)
     return _compose(values, program), own
 
@@ -414,13 +439,13 @@ def changed(config: Config, options: Mapping[str, Any]) -> Config:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Return the options of a preset, a recipe or a configuration file."""
+    """Return what a file of options holds: a preset, a recipe, a protocol, a configuration."""
     try:
         values = read_yaml(path)
     except UnreadableError as error:
-        raise UserError(f"--config: {path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"--config: {path} must hold keys and values, such as 'epochs: 40'.")
+        raise UserError(f"{path} must hold keys and values, such as 'epochs: 40'.")
     return values
 
 
@@ -468,8 +493,10 @@ def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options"
         allow_abbrev=False,
         default_config_files=[str(layer) for layer in layers],
         formatter_class=_Formatter,
+        usage=f"{program.name} [--OPTION VALUE ...]",
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_argument("--help_all", action="help", help="Show every option and exit.")
+    parser.add_argument("--config", action="config", help="YAML file with any of the options.")
     for group in (*filter(None, [program.options]), *_groups().values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
@@ -497,20 +524,36 @@ def _normalised(tokens: Sequence[str], program: Program) -> list[str]:
     return result
 
 
+def early(tokens: Sequence[str], *names: str) -> dict[str, str]:
+    """Return the options among some that are given, before all others are read."""
+    first = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    for name in names:
+        first.add_argument(f"--{name}", type=str)
+    try:
+        found = vars(first.parse_known_args(list(tokens))[0])
+    except ArgumentError as error:
+        raise UserError(str(error)) from error
+    return {name: value for name, value in found.items() if value}
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return options as they would stand on a command line."""
+    return [
+        text
+        for name, value in options.items()
+        for text in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+    ]
+
+
 def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
     """Look for preset and recipe before anything else is read, as they set the defaults.
 
     A recipe is "options", which sets none, or that of a situation: "all" or "few".
     """
-    first = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
-    for name in ("preset", "recipe", "config", "data_root", "labelled", "unlabelled_root"):
-        first.add_argument(f"--{name}", type=str)
-    try:
-        flags = vars(first.parse_known_args(list(tokens))[0])
-    except ArgumentError as error:
-        raise UserError(str(error)) from error
-    given = read_values(Path(flags["config"])) if flags["config"] else {}
-    given |= {name: value for name, value in flags.items() if value}
+    names = ("preset", "recipe", "config", "data_root", "labelled", "unlabelled_root")
+    flags = early(tokens, *names)
+    given = read_values(Path(flags["config"])) if "config" in flags else {}
+    given |= flags
     preset = str(given.get("preset") or ("cpu" if given.get("data_root") else "demo"))
     values = {"recipe": "options"} | read_values(_preset_file(preset)) | given
     # What comes from the command line is text here.
@@ -636,7 +679,7 @@ def _contradictions(config: Config) -> list[str]:
         "trained already. Leave either out.": objective.out_of_fold > 1 and given_teacher,
         f"out_of_fold is {objective.out_of_fold} and latent_weight {objective.latent_weight}: "
         "bottlenecks come from one teacher, which was trained on a part of the subjects that "
-        "it would teach. Set --latent_weight 0.": objective.out_of_fold > 1 and has_bottleneck,
+        "it would teach. Set --latent-weight 0.": objective.out_of_fold > 1 and has_bottleneck,
         "validation_fraction is 0, but selection best and schedule plateau need validation "
         "subjects. Set --selection last and --schedule onecycle, or a larger fraction.": (
             data.validation_fraction == 0 and needs_validation

@@ -11,7 +11,7 @@ from kdnet.evaluation.scoring import gather_scores, read_scores, scored_in, writ
 from kdnet.results.page import write_report
 from kdnet.results.stats import gains
 from kdnet.results.stored import Results, read_folder
-from kdnet.results.tables import Table, gain_table, paper_table, results_table
+from kdnet.results.tables import Table, gain_table, results_table, tables_beside_published
 from kdnet.runs.plan import Plan
 
 
@@ -69,6 +69,5 @@ def show_results(plan: Plan, console: Console) -> None:
 
 def _main_tables(results: Results) -> list[Table]:
     scores, label = results.scores, results.label
-    papers = [paper_table(which, results) for which in ("Table 1", "Table 2")]
     own = [results_table(scores, label), gain_table(gains(scored_in(scores)), label)]
-    return [table for table in (*papers, *own) if table is not None and len(table.frame)]
+    return [table for table in (*tables_beside_published(results), *own) if len(table.frame)]

@@ -29,10 +29,10 @@ from kdnet.results.tables import (
     empty_table,
     gain_table,
     headline,
-    paper_table,
     published_table,
     results_table,
     subset_table,
+    tables_beside_published,
 )
 from kdnet.training.history import read_history
 
@@ -185,13 +185,12 @@ def _of_rows(results: Results) -> Iterator[Section]:
     yield Section(
         "How empty regions count", words=[_EMPTY, _FIRST], tables=[empty_table(scores, label)]
     )
-    papers = [paper_table(which, results) for which in ("Table 1", "Table 2")]
     fits = {*scores["region"]} >= {*REGIONS} and results.seen == ["t1ce"]
-    if any(papers):
+    if beside := tables_beside_published(results):
         yield Section(
             "Beside the published numbers",
             words=["The paper's own numbers were apparently measured at the training grid."],
-            tables=papers,
+            tables=beside,
             more={"What others published": [published_table()] * fits},
         )
     if results.subsets is not None:

@@ -35,6 +35,7 @@ EMPTY_RULE = (
 _TREATMENTS = {"off": "no post-processing", "on": "small regions removed"}
 _DASH = "\N{EN DASH}"
 _NOT_RUN = "not run"
+_T1CE = "BraTS 2018, T1ce alone"
 
 Label = Callable[[str], str]
 
@@ -224,7 +225,28 @@ def paper_table(which: str, results: Results) -> Table | None:
     return _with_protocols(f"{which} of the paper, {SPACES['grid']}", lines, protocols)
 
 
-def published_table(which: str = "BraTS 2018, T1ce alone") -> Table:
+def protocol_table(results: Results) -> Table | None:
+    """Rows that see T1ce alone beside those published under the same protocol, in native space."""
+    name, table = results.facts.get("case_lists"), published()["tables"][_T1CE]
+    rows = [row for row in table if row["protocol"] == name]
+    scores = results.scores
+    ours = scores[(scores["space"] == "native") & (scores["modalities"] == "t1ce")]
+    if not rows or ours.empty or not {*REGIONS} <= {*ours["region"]}:
+        return None
+    protocols, lines = [f"ours: {results.protocol}"], []
+    for (row, treatment), own in ours.groupby(["row", "postprocessing"], sort=False):
+        lines += _our_lines(f"{results.label(row)}, {_TREATMENTS[treatment]}", own)
+    lines += [_published_line(row, protocols) for row in rows]
+    return _with_protocols(f"{name}, {SPACES['native']}", lines, protocols)
+
+
+def tables_beside_published(results: Results) -> list[Table]:
+    """Return the tables in which published numbers stand beside ours."""
+    papers = [paper_table(which, results) for which in ("Table 1", "Table 2")]
+    return [table for table in (protocol_table(results), *papers) if table is not None]
+
+
+def published_table(which: str = _T1CE) -> Table:
     """What others published, with their protocols."""
     protocols: list[str] = []
     lines = [_published_line(row, protocols) for row in published()["tables"][which]]

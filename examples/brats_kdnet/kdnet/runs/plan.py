@@ -34,6 +34,11 @@ class Fold:
     repeat: int
     split: Split
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All subjects of its split."""
+        return (*self.split.train, *self.split.validation, *self.split.test)
+
     def to_dict(self) -> dict[str, Any]:
         """Return its numbers and lists of names."""
         return {"number": self.number, "repeat": self.repeat, **self.split.to_dict()}
@@ -243,7 +248,11 @@ def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = Tr
     subjects = list(subjects)
     folds = _read(path, patients_of(subjects))
     known, needed = {subject.name for subject in subjects}, _PARTS if validation else _PARTS[::2]
-    problems = [problem for fold in folds for problem in _problems(fold, known, needed)]
+    problems = [problem for fold in folds for problem in _problems(fold, needed)]
+    listed = {name for fold in folds for name in fold.names}
+    if missing := sorted(listed - known):
+        counted = f"{len(missing)} of {len(listed)} subjects are not in the data set"
+        problems.append(f"  {counted}: {_first(missing, 100)}")
     for one, other in itertools.combinations(folds, 2):
         # Within one repeat such a case would count twice.
         shared = sorted({*one.split.test} & {*other.split.test})
@@ -255,6 +264,13 @@ def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = Tr
     if problems:
         raise UserError(f"{path}: these folds cannot be used:\n" + "\n".join(problems))
     return folds
+
+
+def unused_text(folds: Iterable[Fold], subjects: Sequence[Subject]) -> str:
+    """Say which subjects are in no fold; empty if all are in one."""
+    unused = sorted({one.name for one in subjects}.difference(*(fold.names for fold in folds)))
+    counted = f"{len(unused)} of {len(subjects)} subjects are in no fold and are not used"
+    return f"{counted}: {_first(unused)}" if unused else ""
 
 
 def folds_content(folds: Iterable[Fold]) -> dict[str, Any]:
@@ -273,31 +289,26 @@ def _read(path: Path, patients: Mapping[str, str]) -> list[Fold]:
             for number, content in enumerate(read_json(path)["folds"])
         ]
         # Whatever stands in the lists is looked for among the subjects.
-        if not folds or not all({*map(type, _names(fold.split))} <= {str} for fold in folds):
+        if not folds or not all({*map(type, fold.names)} <= {str} for fold in folds):
             raise ValueError("no folds, or no names in them")
     except (UnreadableError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f'--folds_file: {path} cannot be read ({error}): expected {{"folds": [{{"train": [...], '
+            f'--protocol: {path} cannot be read ({error}): expected {{"folds": [{{"train": [...], '
             '"validation": [...], "test": [...]}, ...]}, lists of case names for every fold, and '
-            'perhaps "repeat", a number from 0.'
+            'perhaps "repeat", a number from 0; beside them perhaps "options".'
         ) from error
     return folds
 
 
-def _problems(fold: Fold, known: set[str], needed: Sequence[str]) -> list[str]:
-    split, names = fold.split, _names(fold.split)
+def _problems(fold: Fold, needed: Sequence[str]) -> list[str]:
+    split = fold.split
     found = {
         "no subjects for": [part for part in needed if not getattr(split, part)],
-        "named more than once:": sorted(name for name, n in Counter(names).items() if n > 1),
-        "not in the data set:": sorted({*names} - known),
+        "named more than once:": sorted(name for name, n in Counter(fold.names).items() if n > 1),
     }
     told = [f"{what} {_first(which)}" for what, which in found.items() if which]
     return [f"  fold {fold.number}: {problem}" for problem in (*filter(None, [split.torn()]), *told)]
 
 
-def _names(split: Split) -> tuple[str, ...]:
-    return (*split.train, *split.validation, *split.test)
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10)
+def _first(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)

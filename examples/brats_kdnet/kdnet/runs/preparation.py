@@ -164,6 +164,7 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",
         _counted(len(cases), "case") + _labels_text(config.data),
         _counted(len(plan.folds), "fold") + f" in {repeats} repeats" * (repeats > 1),
+        plan.facts.get("case_lists", ""),
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
         f"student sees {'+'.join(network.modalities)}",
         network.geometry,

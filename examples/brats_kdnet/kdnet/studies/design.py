@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from kdnet.config import Arguments
+from kdnet.config import Arguments, as_arguments
 from kdnet.errors import UserError
 from kdnet.files import UnreadableError, read_yaml
 from kdnet.rows import ROW_OPTIONS, Row
@@ -120,11 +119,7 @@ class Design:
     def arguments(self) -> list[str]:
         """Return the options as they would stand on a command line."""
         # A preset's number of labels would be that of every row which means all.
-        return ["--labelled", "null"] + [
-            text
-            for name, value in self.options.items()
-            for text in (f"--{name}", value if isinstance(value, str) else yaml_text(value))
-        ]
+        return ["--labelled", "null", *as_arguments(self.options)]
 
     def rows(self) -> tuple[tuple[Row, ...], dict[str, tuple[int, ...]]]:
         """Return the rows to train, teachers first, and the seeds of each."""
@@ -217,11 +212,6 @@ def row_name(recipe: str, labelled: Count, unlabelled: Count) -> str:
     """Return the name of a row, which is that of its folder."""
     others = "" if unlabelled == "all" else f"-{unlabelled}-unlabelled"
     return f"{labelled}-labelled{others}_{recipe}"
-
-
-def yaml_text(value: Any) -> str:
-    """Write a value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
 def read_design(wanted: str) -> Design:
