@@ -72,7 +72,9 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         self.names = batches.check_names(names)
-        self._metrics = _by_name(metrics)
+        # Rebound: Lightning finds the argument that hyper-parameters came from with ==, to which a
+        # metric of torchmetrics answers with another metric; a checkpoint would confuse the two.
+        self._metrics = metrics = _by_name(metrics)
         # Modules of their own, so that Lightning moves them.
         self._moved = nn.ModuleList(m for m in self._metrics.values() if isinstance(m, nn.Module))
         self._optimizer, self._scheduler = optimizer, scheduler

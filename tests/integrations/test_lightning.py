@@ -289,13 +289,18 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_the_same(build, tiny_unet,
     torch.testing.assert_close(run(3, tmp_path / "2.ckpt"), whole, rtol=0, atol=0)
 
 
-def test_lightnings_own_checkpoints_give_back_the_student_and_hold_no_teacher(build, tmp_path):
+@pytest.mark.parametrize("later", [False, True])
+def test_lightnings_own_checkpoints_give_back_the_student_and_hold_no_teacher(
+    build, tmp_path, later
+):
     saver = lightning.callbacks.ModelCheckpoint(tmp_path, monitor="val/loss", save_last=True)
-    trained = module(build())
+    names, metrics = {"target": "label"}, MulticlassAccuracy(3)
+    trained = DistillationModule(build(), adam, names=names, metrics=metrics)
     fit = trainer(tmp_path, 2, enable_checkpointing=True, callbacks=[saver])
     fit.fit(trained, loader(), loader())
-    options = {"wrapper": build, "optimizer": adam, "names": {"target": "label"}}
-    again = DistillationModule.load_from_checkpoint(saver.last_model_path, **options)
+    again = DistillationModule.load_from_checkpoint(
+        saver.last_model_path, wrapper=build if later else build(), optimizer=adam, names=names
+    )
     torch.testing.assert_close(again.kd.state_dict(), trained.kd.state_dict(), rtol=0, atol=0)
     assert saver.best_model_score == fit.callback_metrics["val/loss"]
     kept = torch.load(saver.last_model_path, weights_only=True)["state_dict"]
