@@ -24,13 +24,25 @@ from privdistill.losses.features import (
     AttentionTransfer,
     ChannelWise,
     FeatureCosine,
+    FeatureL1,
     FeatureL2,
     Gram,
     LatentKL,
 )
 from privdistill.losses.learned import ContrastiveProjection, VariationalInformation
 from privdistill.losses.objective import Objective, Term
-from privdistill.losses.presets import generalized, hinton, kdnet, pmkl, protokd, structured, xie
+from privdistill.losses.presets import (
+    generalized,
+    hinton,
+    kdnet,
+    m3ae,
+    mstkdnet,
+    passion,
+    pmkl,
+    protokd,
+    structured,
+    xie,
+)
 from privdistill.losses.relational import (
     CenteredKernelAlignment,
     LocalConsistency,
@@ -63,15 +75,16 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionTransfer", "CacheError", "CacheStore", "CacheWarning", "CenteredKernelAlignment",
     "ChannelWise", "ContrastiveProjection", "Critic", "Diagnosis", "DistillationWrapper",
-    "Ensemble", "FeatureCosine", "FeatureL2", "FeatureTerm", "Gram", "GroundTruth", "HintonKL",
-    "HolisticAdversarial", "Inheritance", "JointTeacher", "LatentKL", "Layer", "LayerNotFoundError",
-    "LifecycleError", "LocalConsistency", "LogitMSE", "ModalityError", "MovingAverage", "Objective",
-    "ObjectiveError", "Output", "PairwiseSimilarity", "PrivDistillError", "PrivilegedInput",
-    "ProbabilityMSE", "PrototypeSimilarity", "Ramp", "ReliableSoftTargetCE", "ResponseTerm",
-    "ShapeMismatchError", "SoftTargetDiceBCE", "Step", "Tap", "TapPair", "TeacherCache", "Term",
-    "VariationalInformation", "assert_no_leak", "critic_loss", "describe", "diagnose",
-    "fit_temperature", "generalized", "hinton", "inherit", "kdnet", "pmkl", "precompute", "protokd",
-    "structured", "target_agreement", "warm_up", "xie",
+    "Ensemble", "FeatureCosine", "FeatureL1", "FeatureL2", "FeatureTerm", "Gram", "GroundTruth",
+    "HintonKL", "HolisticAdversarial", "Inheritance", "JointTeacher", "LatentKL", "Layer",
+    "LayerNotFoundError", "LifecycleError", "LocalConsistency", "LogitMSE", "ModalityError",
+    "MovingAverage", "Objective", "ObjectiveError", "Output", "PairwiseSimilarity",
+    "PrivDistillError", "PrivilegedInput", "ProbabilityMSE", "PrototypeSimilarity", "Ramp",
+    "ReliableSoftTargetCE", "ResponseTerm", "ShapeMismatchError", "SoftTargetDiceBCE", "Step",
+    "Tap", "TapPair", "TeacherCache", "Term", "VariationalInformation", "assert_no_leak",
+    "critic_loss", "describe", "diagnose", "fit_temperature", "generalized", "hinton", "inherit",
+    "kdnet", "m3ae", "mstkdnet", "passion", "pmkl", "precompute", "protokd", "structured",
+    "target_agreement", "warm_up", "xie",
 ]  # fmt: skip
 
 # What looks at networks before a training is imported when it is asked for: a fifth of the time.

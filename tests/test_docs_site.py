@@ -56,10 +56,36 @@ def test_every_page_of_the_index_exists():
     assert [p for p in pages if "*" not in p and not list(DOCS.glob(f"{p}.*"))] == []
 
 
+def test_the_start_page_installs_shows_code_and_leads_on():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    start = index.partition("\n## ")[0]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", start, re.MULTILINE | re.DOTALL)
+    (_, install), (_, code) = blocks
+    assert [language for language, _ in blocks] == ["bash", "python"]
+    assert install.startswith("pip install ")
+    assert len(install.splitlines()) == 1
+    assert len([line for line in code.splitlines() if line]) <= 12
+    assert re.search(r"^!\[.+\]\(.+\.png\)$", start, re.MULTILINE)
+    cards = start.partition('<div class="cards">')[2]
+    assert len(re.findall(r"^- \*\*\[.+\]\(.+\)\*\*$", cards, re.MULTILINE)) == 4
+
+
+@pytest.mark.parametrize(
+    "page", [*DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md")], ids=lambda page: page.name
+)
+def test_no_code_is_wider_than_its_column(page):
+    # At 1280 px the column holds 103 characters; commands and what they print are wrapped.
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    code = "".join(block for kind, block in blocks if kind not in ("bash", "text"))
+    assert [line for line in code.splitlines() if len(line) > 103] == []
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("furo", reason="the extra docs is not installed")
     pytest.importorskip("myst_nb", reason="the extra docs is not installed")
+    pytest.importorskip("sphinx_copybutton", reason="the extra docs is not installed")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet"]
     built = subprocess.run(
         [*command, str(DOCS), str(tmp_path)],
@@ -70,3 +96,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "reference" / "wrapper.html").is_file()
+    # Formulas are in the page, and nothing is fetched that would set them.
+    page = (tmp_path / "terms.html").read_text(encoding="utf-8")
+    assert "<math " in page
+    assert re.findall(r'<(?:script|link)[^>]+"https?:', page) == []

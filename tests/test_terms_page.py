@@ -1,4 +1,4 @@
-"""docs/terms.md: one row for each term, made from the classes."""
+"""docs/terms.md: one section for each term and preset, made from the classes."""
 
 import inspect
 import os
@@ -12,7 +12,6 @@ import privdistill.functional as F
 from privdistill.losses import presets
 
 PAGE = Path(__file__).parent.parent / "docs" / "terms.md"
-HEAD = "| term | formula | reads | options | typical weight | source |\n| --- |" + " --- |" * 5
 PRESETS = [function for name, function in vars(presets).items() if inspect.isfunction(function)]
 PRESETS = [function for function in PRESETS if function.__module__ == presets.__name__]
 
@@ -23,18 +22,22 @@ def function(kind):
 
 
 def section(documented, title):
-    """The text of a docstring's section, on one line."""
+    """The text of a docstring's section, on one line, with links to the papers."""
     text = inspect.getdoc(documented)
     (body,) = re.findall(rf"^{title}:\n((?:    .*\n?|\n)+)", text, re.MULTILINE)
-    return " ".join(body.split()).replace("|", "\\|")
+    body = " ".join(body.split())
+    body = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", body)
+    return re.sub(r"doi:(10\.[\w./]+\w)", r"[doi:\1](https://doi.org/\1)", body)
 
 
 def formula(documented):
-    """The first formula, else the first sentence."""
-    text = inspect.getdoc(documented).split("\nArgs:")[0]
-    found = [part for part in re.findall(r"`([^`]+)`", text) if " " in part]
-    chosen = " ".join(found[0].split()) if found else text.splitlines()[0]
-    return f"`{chosen}`".replace("|", "\\|") if found else chosen
+    """The first formula and what its paragraph says of it, else the first sentence."""
+    first, *others = inspect.getdoc(documented).split("\n\n")
+    for paragraph in (" ".join(other.split()) for other in others):
+        if found := re.fullmatch(r":math:`([^`]+)`[,:.]? ?(.*)", paragraph):
+            rest = re.sub(r":math:`([^`]+)`", r"$\1$", found[2])
+            return f"$$\n{found[1]}\n$$\n\n{rest}".rstrip()
+    return first
 
 
 def reads(term):
@@ -43,41 +46,49 @@ def reads(term):
     return ", ".join(parts)
 
 
-def options(term):
-    parameters = inspect.signature(type(term)).parameters.values()
+def options(documented):
+    parameters = inspect.signature(documented).parameters.values()
     named = [p for p in parameters if p.name != "tap"]
     return ", ".join(
         f"`{p.name}`" if p.default is p.empty else f"`{p.name}={p.default!r}`" for p in named
     )
 
 
-def rows():
-    return [
-        f"| `{kind.__name__}` | {formula(function(kind))} | {reads(make(kind))} "
-        f"| {options(make(kind)) or 'none'} | {section(kind, 'Weight')} "
-        f"| {section(function(kind), 'Source')} |"
-        for kind in KINDS
-    ]
+def entry(name, documented, **items):
+    """A heading, the formula, and what there is to know, one item a line."""
+    lines = [f"- **{item.capitalize()}:** {text}\n" for item, text in items.items()]
+    return f"### `{name}`\n\n{formula(documented)}\n\n{''.join(lines)}\n"
 
 
-def preset_rows():
-    return [
-        f"| `{preset.__name__}{inspect.signature(preset)}`".replace(" -> Objective", "").replace(
-            " -> privdistill.losses.objective.Objective", ""
+def terms():
+    for kind in KINDS:
+        yield entry(
+            kind.__name__,
+            function(kind),
+            weight=section(kind, "Weight"),
+            source=section(function(kind), "Source"),
+            reads=reads(make(kind)),
+            options=options(kind) or "none",
         )
-        + f" | `{preset()!r}` | {section(preset, 'Source')} |"
-        for preset in PRESETS
-    ]
+
+
+def chosen():
+    for preset in PRESETS:
+        yield entry(
+            preset.__name__,
+            preset,
+            objective=f"`{preset()!r}`",
+            source=section(preset, "Source"),
+            options=options(preset),
+        )
 
 
 def page(text):
-    parts = re.split(r"((?:^\|.*\n)+)", text, flags=re.MULTILINE)
-    tables = ["\n".join([HEAD, *rows()]) + "\n"]
-    tables.append(
-        "\n".join(["| preset | objective | source |\n| --- | --- | --- |", *preset_rows()])
-    )
-    parts[1], parts[3] = tables[0], tables[1] + "\n"
-    return "".join(parts)
+    for heading, entries in (("Terms", terms()), ("Presets", chosen())):
+        found = re.compile(rf"(^## {heading}\n.*?)^### .*?(?=^## )", re.MULTILINE | re.DOTALL)
+        made = "".join(entries)
+        text = found.sub(lambda match, made=made: match[1] + made, text)
+    return text
 
 
 def test_the_page_is_what_the_classes_say():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import privdistill.functional as F
 from privdistill import (
     Ensemble,
     GroundTruth,
@@ -24,6 +25,7 @@ from privdistill import (
     ShapeMismatchError,
     SoftTargetDiceBCE,
     Tap,
+    m3ae,
 )
 
 IMAGE = torch.randn(2, 4, 8, 8)
@@ -214,6 +216,26 @@ def test_the_average_rests_in_eval_mode_and_gets_no_gradient(build):
 def test_an_average_of_a_student_that_sees_less_is_refused(build):
     with pytest.raises(ModalityError, match="the views differ"):
         build(teacher=MovingAverage())
+
+
+def test_one_network_learns_from_what_it_says_when_it_sees_more(build, tiny_unet):
+    names = ("flair", "t1", "t1ce", "t2")
+    inputs = PrivilegedInput(names, student=names, dropout=0.5)
+    network = tiny_unet(4)
+    kd = build(teacher=MovingAverage(0), student=network, inputs=inputs, objective=m3ae())
+    optimizer = torch.optim.SGD(kd.parameters(), lr=0.1)
+    for _ in range(2):
+        torch.manual_seed(1)
+        view = inputs.for_training(IMAGE)
+        assert not torch.equal(view, IMAGE)
+        torch.manual_seed(1)
+        out = kd(IMAGE, LABELS)
+        own, other = (network.bottleneck(network.down(network.encoder(x))) for x in (view, IMAGE))
+        expected = F.ground_truth(network(view), LABELS) + 0.1 * (own - other).square().mean()
+        assert torch.allclose(out.loss, expected)
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])

@@ -56,9 +56,10 @@ def holistic_adversarial(
     *,
     activation: Activation = "softmax",
 ) -> Tensor:
-    """How little a critic takes the student's prediction, seen as a whole, for the teacher's.
+    r"""How little a critic takes the student's prediction, seen as a whole, for the teacher's.
 
-    `-E[D(p_s, image)]`: the critic D sees the probabilities and, on further channels, the image.
+    :math:`-\mathrm{E}[D(p_s, \mathrm{image})]`: the critic D sees the probabilities and, on further
+    channels, the image.
 
     Args:
         student_logits: `(B, C, *spatial)`.
@@ -100,10 +101,11 @@ def critic_loss(
     gradient_penalty: float = 10.0,
     metric: Literal["rms", "euclidean"] = "rms",
 ) -> Tensor:
-    """Compute the critic's loss, after the student's own step; only the critic gets gradients.
+    r"""Compute the critic's loss, after the student's own step; only the critic gets gradients.
 
-    `E[D(p_s)] - E[D(p_t)] + penalty * E[(||grad D(x)|| - 1)^2]`, with x drawn uniformly
-    between p_s and p_t, one point for each sample.
+    :math:`\mathrm{E}[D(p_s)] - \mathrm{E}[D(p_t)] + \gamma \mathrm{E}[(\lVert
+    \nabla D(x) \rVert - 1)^2]`
+    with gamma the penalty and x drawn uniformly between p_s and p_t, one point for each sample.
 
     Args:
         critic: The critic, which you train. Nothing else does, so that in several processes its

@@ -21,11 +21,12 @@ def latent_kl(
     temperature: float = 1.0,
     reduction: Reduction = "sum",
 ) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's to the student's normalised features.
+    r"""Kullback-Leibler divergence from the teacher's to the student's normalised features.
 
-    `L_KL = sum_j q_j log(q_j / p_j)`, q from the teacher and p from the student, averaged over the
-    batch. For "softmax" and "l1" j runs over channels and space together; for the other two, the
-    divergence of each distribution is averaged over voxels or channels.
+    :math:`L_\mathrm{KL} = \sum_j q_j \log \frac{q_j}{p_j}`, q from the teacher and p from the
+    student, averaged over the batch. For "softmax" and "l1" j runs over channels and space
+    together; for the other two, the divergence of each distribution is averaged over voxels or
+    channels.
 
     Args:
         student: `(B, C, *spatial)`.
@@ -114,9 +115,9 @@ class LatentKL(FeatureTerm, function=latent_kl):
 
 
 def feature_l2(student: Tensor, teacher: Tensor, *, normalise: bool = False) -> Tensor:
-    """Mean squared difference of features.
+    r"""Mean squared difference of features.
 
-    `mean((F_s - F_t)^2)` over batch, channels and voxels.
+    :math:`\mathrm{mean} (F_s - F_t)^2` over batch, channels and voxels.
 
     Args:
         student: `(B, C, *spatial)`.
@@ -162,11 +163,51 @@ class FeatureL2(FeatureTerm, function=feature_l2):
     normalise: bool = False
 
 
-def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """One minus the cosine between the channel vectors of each voxel.
+def feature_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean absolute difference of features.
 
-    Computed as half the squared distance of the two unit vectors, which is the same and exact
-    where they agree. Two zero vectors agree; of one zero vector it is one half.
+    :math:`\mathrm{mean} \lvert F_s - F_t \rvert` over batch, channels and voxels.
+
+    Args:
+        student: `(B, C, *spatial)`.
+        teacher: Same shape; no gradient flows into it.
+
+    Returns:
+        A scalar, >= 0.
+
+    Raises:
+        ShapeMismatchError: If the features differ in shape.
+
+    Example:
+        >>> feature_l1(torch.zeros(1, 2, 4), torch.full((1, 2, 4), -3.0))
+        tensor(3.)
+
+    Source:
+        Wang et al. 2023 (LCKD), arXiv:2310.01035, between modalities that one encoder sees one at a
+        time, after the code the authors published. In that of Wang et al. 2023 (ShaSpec),
+        arXiv:2307.14126, the gradient flows into both modalities.
+    """
+    student, teacher = ops.feature_pair(student, teacher, "feature_l1")
+    return (student - teacher).abs().mean()
+
+
+class FeatureL1(FeatureTerm, function=feature_l1):
+    """Mean absolute difference of features, `privdistill.functional.feature_l1`.
+
+    Args:
+        tap: Name of the tap.
+
+    Weight:
+        0.1, as in LCKD; it depends on the scale of the features.
+    """
+
+
+def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""One minus the cosine between the channel vectors of each voxel.
+
+    :math:`1 - \cos(F_s, F_t)`, averaged over voxels and batch. Computed as half the squared
+    distance of the two unit vectors, which is the same and exact where they agree. Two zero vectors
+    agree; of one zero vector it is one half.
 
     Args:
         student: `(B, C, *spatial)`.
@@ -201,10 +242,10 @@ class FeatureCosine(FeatureTerm, function=feature_cosine):
 
 
 def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> Tensor:
-    """Squared distance between the spatial attention maps of both networks.
+    r"""Squared distance between the spatial attention maps of both networks.
 
-    `|| Q_s / ||Q_s|| - Q_t / ||Q_t|| ||^2` with `Q = sum_c |F_c|^p` flattened over space, averaged
-    over the batch.
+    :math:`\left\lVert \frac{Q_s}{\lVert Q_s \rVert} - \frac{Q_t}{\lVert Q_t \rVert} \right\rVert^2`
+    with :math:`Q = \sum_c |F_c|^p` flattened over space, averaged over the batch.
 
     Args:
         student: `(B, C, *spatial)`.
@@ -264,10 +305,10 @@ class AttentionTransfer(FeatureTerm, function=attention_transfer):
 
 
 def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
-    """Kullback-Leibler divergence between the channels as distributions over space.
+    r"""Kullback-Leibler divergence between the channels as distributions over space.
 
-    `T^2 / C sum_c sum_i q_ci log(q_ci / p_ci)`, averaged over the batch, with q and p the softmax
-    over space of `F_t / T` and `F_s / T` in each channel.
+    :math:`\frac{T^2}{C} \sum_c \sum_i q_{ci} \log \frac{q_{ci}}{p_{ci}}`, averaged over the batch,
+    with q and p the softmax over space of `F_t / T` and `F_s / T` in each channel.
 
     Args:
         student: `(B, C, *spatial)`.
@@ -318,11 +359,12 @@ class ChannelWise(FeatureTerm, function=channel_wise):
 
 
 def gram(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared difference of the channels' correlations over space: style without place.
+    r"""Squared difference of the channels' correlations over space: style without place.
 
-    `|| G_t - G_s ||^2 / (4 C^2)` with `G = F F^T / S` of the `(C, S)` features, S voxels, averaged
-    over the batch. Its slope grows with the cube of the features: in fp16 it may overflow for
-    features beyond some hundreds, and a gradient scaler then skips the step.
+    :math:`\frac{\lVert G_t - G_s \rVert^2}{4 C^2}` with :math:`G = F F^\top / S` of the `(C, S)`
+    features, S voxels, averaged over the batch. Its slope grows with the cube of the features: in
+    fp16 it may overflow for features beyond some hundreds, and a gradient scaler then skips the
+    step.
 
     Args:
         student: `(B, C, *spatial)`.

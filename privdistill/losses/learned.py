@@ -20,10 +20,10 @@ _WIDTH = Rule(lambda value: value is None or WHOLE.holds(value), WHOLE.text)
 
 
 def variational_information(mean: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
-    """Negative log-likelihood of the teacher's features, given the student's.
+    r"""Negative log-likelihood of the teacher's features, given the student's.
 
-    `((F_t - mu(F_s))^2 / v_c + log v_c) / 2`, averaged over batch, channels and voxels: minimising
-    it raises a lower bound of the mutual information.
+    :math:`\frac{1}{2} \left( \frac{(F_t - \mu(F_s))^2}{v_c} + \log v_c \right)`, averaged over
+    batch, channels and voxels: minimising it raises a lower bound of the mutual information.
 
     Args:
         mean: What a network makes of the student's features, `mu(F_s)`, `(B, C, *spatial)`.
@@ -120,11 +120,11 @@ class _Gaussian(nn.Module):
 
 
 def contrastive_projection(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
-    """Margin contrastive loss between embeddings of the same samples by both networks.
+    r"""Margin contrastive loss between embeddings of the same samples by both networks.
 
-    `mean_ij (d_ii^2 if i = j else max(0, margin - d_ij)^2)` over all B^2 pairs, with `d_ij` the
-    distance between the student's embedding of sample i and the teacher's of sample j, each over
-    its L2 norm.
+    :math:`\frac{1}{B^2} \sum_i \left( d_{ii}^2 + \sum_{j \neq i} \max(0, m - d_{ij})^2 \right)`, m
+    the margin, with d_ij the distance between the student's embedding of sample i and the teacher's
+    of sample j, each over its L2 norm.
 
     Args:
         student: Embeddings `(B, D)`, B >= 2.

@@ -5,7 +5,7 @@ part is Dice plus cross-entropy in all of them, so that they compare in what the
 a paper supervises otherwise, its preset says so.
 """
 
-from privdistill.losses.features import LatentKL
+from privdistill.losses.features import FeatureL2, LatentKL
 from privdistill.losses.learned import ContrastiveProjection
 from privdistill.losses.objective import Objective
 from privdistill.losses.options import NOT_NEGATIVE, POSITIVE, SHARE, check
@@ -26,9 +26,9 @@ def kdnet(
     latent_weight: float = 10.0,
     tap: str = "bottleneck",
 ) -> Objective:
-    """KD-Net: soft targets, the latent representation and the reference.
+    r"""KD-Net: soft targets, the latent representation and the reference.
 
-    `lambda L_KD + (1 - lambda) L_GT + alpha L_KL`.
+    :math:`\lambda L_\mathrm{KD} + (1 - \lambda) L_\mathrm{GT} + \alpha L_\mathrm{KL}`.
 
     Args:
         imitation: lambda, in [0, 1].
@@ -44,8 +44,8 @@ def kdnet(
 
     Example:
         >>> kdnet()
-        0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth() + 10 * \
-LatentKL(tap='bottleneck')
+        0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth() +
+        10 * LatentKL(tap='bottleneck')
 
     Source:
         Hu et al. 2020, arXiv:2106.09564, eq. (5); the constants are those of its section 3.2.
@@ -58,9 +58,9 @@ LatentKL(tap='bottleneck')
 
 
 def hinton(*, imitation: float = 0.5, temperature: float = 4.0) -> Objective:
-    """Hinton's distillation: tempered outputs of both networks, times T^2, and the reference.
+    r"""Hinton's distillation: tempered outputs of both networks, times T^2, and the reference.
 
-    `lambda T^2 KL + (1 - lambda) L_GT`.
+    :math:`\lambda T^2 \mathrm{KL} + (1 - \lambda) L_\mathrm{GT}`.
 
     Args:
         imitation: lambda, in [0, 1].
@@ -85,10 +85,10 @@ def hinton(*, imitation: float = 0.5, temperature: float = 4.0) -> Objective:
 
 
 def generalized(*, imitation: float = 0.5, temperature: float = 2.0) -> Objective:
-    """Generalized distillation with privileged information: one loss for targets of both kinds.
+    r"""Generalized distillation with privileged information: one loss for targets of both kinds.
 
-    `(1 - lambda) l(y, sigma(f)) + lambda l(s, sigma(f))` with `s = sigma(f_t / T)`. Only the
-    teacher is tempered.
+    :math:`(1 - \lambda) l(y, \sigma(f)) + \lambda l(s, \sigma(f))` with
+    :math:`s = \sigma(f_t / T)`. Only the teacher is tempered.
 
     Args:
         imitation: lambda, in [0, 1].
@@ -148,10 +148,10 @@ def structured(
 
 
 def pmkl(*, reliable: float = 0.5, contrastive: float = 0.5, tap: str = "decoder") -> Objective:
-    """Privileged modality distillation: soft targets where the teacher knows better, and contrast.
+    r"""Privileged modality distillation: soft targets where the teacher knows better, and contrast.
 
-    `L_GT + 0.5 L_RKD + 0.5 L_con`. Needs batches of two or more, and a tap on the last decoder
-    features: `taps={"decoder": Tap(teacher=..., student=...)}`.
+    :math:`L_\mathrm{GT} + 0.5 L_\mathrm{RKD} + 0.5 L_\mathrm{con}`. Needs batches of two or more,
+    and a tap on the last decoder features: `taps={"decoder": Tap(teacher=..., student=...)}`.
 
     Args:
         reliable: Weight of the soft targets, T = 10.
@@ -181,10 +181,10 @@ def pmkl(*, reliable: float = 0.5, contrastive: float = 0.5, tap: str = "decoder
 def protokd(
     *, classes: int = 4, softened: float = 10.0, prototypes: float = 0.1, tap: str = "decoder"
 ) -> Objective:
-    """Prototype distillation: softened outputs, and similarity of features to class prototypes.
+    r"""Prototype distillation: softened outputs, and similarity of features to class prototypes.
 
-    `L_GT + 10 KL + 0.1 MSE(M_s, M_t)`. Needs a tap on the last decoder features:
-    `taps={"decoder": Tap(teacher=..., student=...)}`.
+    :math:`L_\mathrm{GT} + 10 \mathrm{KL} + 0.1 \mathrm{MSE}(M_s, M_t)`. Needs a tap on the last
+    decoder features: `taps={"decoder": Tap(teacher=..., student=...)}`.
 
     Args:
         classes: Number of classes; the published divergence is a mean over classes too.
@@ -214,9 +214,9 @@ def protokd(
 
 
 def xie(*, zero_order: float = 1.0, first_order: float = 1.0) -> Objective:
-    """Xie's distillation of segmentation: probabilities, and how they change between neighbours.
+    r"""Xie's distillation of segmentation: probabilities, and how they change between neighbours.
 
-    `L_GT + lambda_0 ||p_t - p_s||^2 + lambda_1 (c_t - c_s)^2`.
+    :math:`L_\mathrm{GT} + \lambda_0 \lVert p_t - p_s \rVert^2 + \lambda_1 (c_t - c_s)^2`.
 
     Args:
         zero_order: Weight of the probabilities.
@@ -238,3 +238,115 @@ def xie(*, zero_order: float = 1.0, first_order: float = 1.0) -> Objective:
     """
     check("xie", NOT_NEGATIVE, zero_order=zero_order, first_order=first_order)
     return GroundTruth() + zero_order * ProbabilityMSE() + first_order * LocalConsistency()
+
+
+def m3ae(*, features: float = 0.1, tap: str = "bottleneck") -> Objective:
+    r"""M3AE's self-distillation: the same features, whichever modalities are there.
+
+    :math:`L_\mathrm{GT} + 0.1 \mathrm{mean} (F_s - F_t)^2`. One network is student and teacher,
+    `DistillationWrapper(MovingAverage(0), network, ...)`: as the student it sees some modalities,
+    `PrivilegedInput(..., dropout=0.5)`, as the teacher all of them.
+
+    Args:
+        features: Weight of the features' distance.
+        tap: Name of the tap on the features.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> m3ae()
+        1 * GroundTruth() + 0.1 * FeatureL2(tap='bottleneck')
+
+    Source:
+        Liu et al. 2023, arXiv:2303.05302, and the constants of the code the authors published.
+        There both sets of modalities are drawn alike, and the gradient flows into both; the
+        supervised part is 0.7 Dice plus 0.3 BCE. Its pre-training and the learnt image that stands
+        in for what is absent are no losses on a teacher.
+    """
+    check("m3ae", NOT_NEGATIVE, features=features)
+    return GroundTruth() + features * FeatureL2(tap)
+
+
+def passion(
+    *, classes: int = 4, softened: float = 0.5, prototypes: float = 0.1, tap: str = "decoder"
+) -> Objective:
+    r"""PASSION's self-distillation: softened outputs, and similarity of features to prototypes.
+
+    :math:`L_\mathrm{GT} + \frac{0.5}{C} T^2 \mathrm{KL} + 0.1 \mathrm{MSE}(M_s, M_t)`, T = 4.
+    Needs a tap on the last decoder features:
+    `taps={"decoder": Tap(teacher=..., student=...)}`. One network is student and teacher, as in
+    `m3ae()`.
+
+    Args:
+        classes: Number of classes; the published divergence is a mean over classes too.
+        softened: Weight of the divergence.
+        prototypes: Weight of the similarity maps.
+        tap: Name of the tap on the last decoder features.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> passion().taps
+        ('decoder',)
+
+    Source:
+        Shi et al. 2024, arXiv:2407.14796, and the constants of the code the authors published. That
+        clips probabilities at 0.005, so that a student who is wrong and sure gets no gradient; not
+        so here. Its weights of the modalities, by how often each is there and how well it learns,
+        are left out, as is the loss of each modality's own decoder.
+    """
+    check("passion", POSITIVE, classes=classes)
+    check("passion", NOT_NEGATIVE, softened=softened, prototypes=prototypes)
+    # The published divergence is a mean over classes, ours a sum.
+    soft = HintonKL(temperature=4.0)
+    return GroundTruth() + softened / classes * soft + prototypes * PrototypeSimilarity(tap)
+
+
+def mstkdnet(
+    *, classes: int = 4, consistency: float = 10.0, features: float = 0.2, tap: str = "bottleneck"
+) -> Objective:
+    r"""MST-KDNet: standardised logits, probabilities, and features.
+
+    :math:`0.6 L_\mathrm{GT} + 10 \lVert p_t - p_s \rVert^2 + \frac{1}{C} T^2 \mathrm{KL}
+    + 0.2 \mathrm{mean} (F_s - F_t)^2` with T = 7; the
+    divergence is one of logits that are brought to mean 0 and variance 1 over classes. Each further
+    level of features, such as a transformer layer, is one more `0.2 * FeatureL2(tap)`.
+
+    Args:
+        classes: Number of classes; the published divergence is a mean over classes too.
+        consistency: Weight of the probabilities.
+        features: Weight of the features' distance.
+        tap: Name of the tap on the features.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: If a constant has no meaning.
+
+    Example:
+        >>> mstkdnet().named_terms["hinton_kl"]
+        (0.25, HintonKL(temperature=7.0, standardise=True))
+
+    Source:
+        Zhu et al. 2025, arXiv:2507.22626, and the constants of the code the authors published. That
+        code standardises over the last spatial axis, hands student and teacher to the divergence in
+        reverse, and divides it by the batch twice; this is the form of Sun et al. 2024,
+        arXiv:2403.01427. The published weight of the probabilities grows to 10 in 20 epochs, as
+        `Ramp(0, 10, steps=20 * len(loader), curve="exponential")`; a teacher that is trained along
+        has `0.4 * GroundTruth(of="teacher")`. The adversarial loss of style (0.0002) and the loss
+        on attention maps (1e8) are left out.
+    """
+    check("mstkdnet", POSITIVE, classes=classes)
+    check("mstkdnet", NOT_NEGATIVE, consistency=consistency, features=features)
+    soft = 1 / classes * HintonKL(temperature=7.0, standardise=True)
+    alike = consistency * ProbabilityMSE() + features * FeatureL2(tap)
+    return 0.6 * GroundTruth() + soft + alike

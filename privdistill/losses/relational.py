@@ -25,11 +25,11 @@ _SHORT = 1e-12  # squared length below which a vector has no direction
 def pairwise_similarity(
     student: Tensor, teacher: Tensor, *, scale: float = 0.5, max_positions: int = 4096
 ) -> Tensor:
-    """Squared difference between the cosine similarities of all pairs of positions.
+    r"""Squared difference between the cosine similarities of all pairs of positions.
 
-    `1/N^2 sum_ij (a_t_ij - a_s_ij)^2`, with a_ij the cosine of the max-pooled features at
-    positions i and j, averaged over the batch. A position whose features are all zero is similar to
-    none.
+    :math:`\frac{1}{N^2} \sum_{ij} (a^t_{ij} - a^s_{ij})^2`, with a_ij the cosine of the max-pooled
+    features at positions i and j, averaged over the batch. A position whose features are all zero
+    is similar to none.
 
     Args:
         student: `(B, C, *spatial)`.
@@ -119,12 +119,12 @@ def prototype_similarity(
     mask: Tensor | None = None,
     sample_weights: Tensor | None = None,
 ) -> Tensor:
-    """Squared difference between the maps of similarity to class prototypes.
+    r"""Squared difference between the maps of similarity to class prototypes.
 
-    `mean (M_s - M_t)^2` with `M_c(v) = cos(F(v), proto_c)`, where proto_c is the mean of the
-    features over the voxels of class c in the reference, of each sample and network its own. Only
-    classes that every sample of the batch has are compared; where there is none, the loss is zero.
-    Under DDP each process looks at its own batch.
+    :math:`\mathrm{mean} (M_s - M_t)^2` with :math:`M_c(v) = \cos(F(v), \mathrm{proto}_c)`, where
+    proto_c is the mean of the features over the voxels of class c in the reference, of each sample
+    and network its own. Only classes that every sample of the batch has are compared; where there
+    is none, the loss is zero. Under DDP each process looks at its own batch.
 
     Args:
         student: `(B, C, *spatial)`.
@@ -226,11 +226,12 @@ def local_consistency(
     reduction: Reduction = "mean",
     activation: Activation = "softmax",
 ) -> Tensor:
-    """Squared difference between the maps of how much each voxel differs from its neighbours.
+    r"""Squared difference between the maps of how much each voxel differs from its neighbours.
 
-    `mean_x (c_s(x) - c_t(x))^2` with `c(x) = mean_y ||p(x) - p(y)||` over the neighbours y of x
-    (2 in 1-D, 8 in 2-D, 26 in 3-D; fewer at the border) and p the probabilities. The differences
-    of each pair of neighbours are kept for the backward pass: 13 times the logits in 3-D.
+    :math:`\mathrm{mean}_x (c_s(x) - c_t(x))^2` with
+    :math:`c(x) = \mathrm{mean}_y \lVert p(x) - p(y) \rVert` over the neighbours y of x (2 in 1-D, 8
+    in 2-D, 26 in 3-D; fewer at the border) and p the probabilities. The differences of each pair of
+    neighbours are kept for the backward pass: 13 times the logits in 3-D.
 
     Args:
         student_logits: `(B, C, *spatial)`.
@@ -312,11 +313,12 @@ class LocalConsistency(ResponseTerm, function=local_consistency):
 def centered_kernel_alignment(
     student: Tensor, teacher: Tensor, *, over: Literal["voxels", "samples"] = "voxels"
 ) -> Tensor:
-    """One minus the linear centred kernel alignment (CKA) of both networks' features.
+    r"""One minus the linear centred kernel alignment (CKA) of both networks' features.
 
-    `1 - ||Y'X||^2 / (||X'X|| ||Y'Y||)`, Frobenius norms, with X and Y the centred features of
-    student and teacher, one example a row. It is blind to rotations and to the scale of the
-    features. Features that do not vary are aligned with nothing and give one, without a gradient.
+    :math:`1 - \frac{\lVert Y^\top X \rVert^2}{\lVert X^\top X \rVert \lVert Y^\top Y \rVert}`,
+    Frobenius norms, with X and Y the centred features of student and teacher, one example a row. It
+    is blind to rotations and to the scale of the features. Features that do not vary are aligned
+    with nothing and give one, without a gradient.
 
     Args:
         student: `(B, C, *spatial)`.

@@ -32,11 +32,12 @@ def soft_target_dice_bce(
     tempered_logits: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Dice against the teacher's soft targets, cross-entropy against its binary prediction.
+    r"""Dice against the teacher's soft targets, cross-entropy against its binary prediction.
 
-    `L_KD = (1 - Dice(s, sigma(l_s))) + BCE(b, sigma(l_s))` with `s = sigma(l_t / T)` and b the
-    one-hot argmax (softmax) or `l_t > 0` (sigmoid). Only the teacher is tempered, and there is no
-    factor T^2: at T > 1 perfect imitation does not bring the loss to zero.
+    :math:`L_\mathrm{KD} = 1 - \mathrm{Dice}(s, \sigma(l_s)) + \mathrm{BCE}(b, \sigma(l_s))` with
+    :math:`s = \sigma(l_t / T)` and b the one-hot argmax (softmax) or `l_t > 0` (sigmoid). Only the
+    teacher is tempered, and there is no factor T^2: at T > 1 perfect imitation does not bring the
+    loss to zero.
 
     Args:
         student_logits: `(B, C, *spatial)`.
@@ -148,11 +149,11 @@ def hinton_kl(
     standardise: bool = False,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's to the student's tempered probabilities.
+    r"""Kullback-Leibler divergence from the teacher's to the student's tempered probabilities.
 
-    `T^2 sum_c q_c log(q_c / p_c)` at each voxel, with `q = sigma(l_t / T)` and
-    `p = sigma(l_s / T)`; both are tempered. For the sigmoid (regions) it is the binary divergence
-    of each channel's pair `(p_c, 1 - p_c)`, averaged over channels.
+    :math:`T^2 \sum_c q_c \log \frac{q_c}{p_c}` at each voxel, with :math:`q = \sigma(l_t / T)` and
+    :math:`p = \sigma(l_s / T)`; both are tempered. For the sigmoid (regions) it is the binary
+    divergence of each channel's pair `(p_c, 1 - p_c)`, averaged over channels.
 
     Args:
         student_logits: `(B, C, *spatial)`.
@@ -180,9 +181,9 @@ def hinton_kl(
 
     Source:
         Hinton et al. 2015, arXiv:1503.02531, section 2, where the cross-entropy differs from this
-        by the teacher's entropy. Standardisation: Sun et al. 2024, arXiv:2403.01427; the authors'
-        code divides by the sample standard deviation, this by the population's, with 1e-5 added to
-        the variance.
+        by the teacher's entropy. Standardisation: Sun et al. 2024, arXiv:2403.01427, Algorithm 1,
+        with 1e-5 added to the variance. The authors' code and figure 2 divide by the sample
+        standard deviation: their tempered logits are those of `T sqrt(C / (C - 1))` here.
     """
     student, teacher = ops.logit_pair(student_logits, teacher_logits, activation, "hinton_kl")
     student, teacher = ops.finite(student), ops.finite(teacher)
@@ -255,9 +256,9 @@ def logit_mse(
     centre: bool = False,
     activation: Activation = "softmax",
 ) -> Tensor:
-    """Mean squared difference of logits.
+    r"""Mean squared difference of logits.
 
-    `mean((l_s - l_t)^2)` over batch, channels and voxels.
+    :math:`\mathrm{mean} (l_s - l_t)^2` over batch, channels and voxels.
 
     Args:
         student_logits: `(B, C, *spatial)`.
@@ -314,9 +315,9 @@ class LogitMSE(ResponseTerm, function=logit_mse):
 def probability_mse(
     student_logits: Tensor, teacher_logits: Tensor, *, activation: Activation = "softmax"
 ) -> Tensor:
-    """Squared distance of probabilities: the zero-order knowledge of a segmentation.
+    r"""Squared distance of probabilities: the zero-order knowledge of a segmentation.
 
-    `sum_c (sigma(l_t)_c - sigma(l_s)_c)^2` at each voxel, averaged over voxels and batch.
+    :math:`\sum_c (\sigma(l_t)_c - \sigma(l_s)_c)^2` at each voxel, averaged over voxels and batch.
 
     Args:
         student_logits: `(B, C, *spatial)`.
@@ -371,12 +372,13 @@ def reliable_soft_target_ce(
     validate: bool = True,
     tempered_logits: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy with the teacher's soft targets, where the teacher knows better.
+    r"""Cross-entropy with the teacher's soft targets, where the teacher knows better.
 
-    `sum(m CE(sigma(l_t / T), sigma(l_s / T))) / sum(m)` over batch and voxels, where
-    `m = max(0, CE_s - CE_t)` if the teacher's prediction equals the reference and 0 otherwise;
-    `CE_s` and `CE_t` compare each network's untempered output with the reference, and no gradient
-    flows through m. For the sigmoid all of this holds for each channel. Zero if no m is positive.
+    :math:`\frac{\sum m \mathrm{CE}(\sigma(l_t / T), \sigma(l_s / T))}{\sum m}` over batch and
+    voxels, where :math:`m = \max(0, \mathrm{CE}_s - \mathrm{CE}_t)` if the teacher's prediction
+    equals the reference and 0 otherwise; `CE_s` and `CE_t` compare each network's untempered output
+    with the reference, and no gradient flows through m. For the sigmoid all of this holds for each
+    channel. Zero if no m is positive.
 
     Args:
         student_logits: `(B, C, *spatial)`.

@@ -117,9 +117,10 @@ def ground_truth(
     validate: bool = True,
     **options: Any,
 ) -> Tensor:
-    """Dice and binary cross-entropy against the reference segmentation.
+    r"""Dice and binary cross-entropy against the reference segmentation.
 
-    `L_GT = (1 - Dice(y, sigma(l_s))) + BCE(y, sigma(l_s))`, Dice per sample and channel.
+    :math:`L_\mathrm{GT} = 1 - \mathrm{Dice}(y, \sigma(l_s)) + \mathrm{BCE}(y, \sigma(l_s))`, Dice
+    per sample and channel.
 
     Args:
         logits: `(B, C, *spatial)`.
@@ -158,9 +159,10 @@ def ground_truth(
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class GroundTruth(Term):
-    """The reference segmentation, by Dice and cross-entropy or by any supervised loss.
+    r"""The reference segmentation, by Dice and cross-entropy or by any supervised loss.
 
-    `L_GT = (1 - Dice(y, sigma(l_s))) + BCE(y, sigma(l_s))`, `privdistill.functional.ground_truth`.
+    :math:`L_\mathrm{GT} = 1 - \mathrm{Dice}(y, \sigma(l_s)) + \mathrm{BCE}(y, \sigma(l_s))`,
+    `privdistill.functional.ground_truth`.
 
     Args:
         criterion: Another loss: a module or function from logits and target to a scalar, such as

@@ -164,8 +164,6 @@ def weights_of_samples(
     validate: bool = True,
 ) -> Tensor | None:
     """Return the weight of each sample, zero without a reference; None where all are alike."""
-    if labelled is None and sample_weights is None:
-        return None
     for name, given in (("labelled", labelled), ("sample_weights", sample_weights)):
         if given is not None and given.shape != (len(logits),):
             raise ShapeMismatchError(

@@ -74,7 +74,8 @@ class MovingAverage:
 
     Both must see the same modalities. The average follows at the start of a training step, after
     each step of the optimizer; buffers are copied. It is the wrapper's submodule `teacher`, in eval
-    mode and without gradients.
+    mode and without gradients. With `decay=0` it is the student as it is now: one network that
+    learns from what it says itself when it sees more, with `PrivilegedInput(..., dropout=0.5)`.
 
     Args:
         decay: Share of the average that is kept in each step, in [0, 1).

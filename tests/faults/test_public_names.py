@@ -29,6 +29,7 @@ NUMBERS = st.one_of(
 # What users derive from or fill in themselves.
 BASES = {"CacheStore", "FeatureTerm", "ResponseTerm", "Term"}
 PRESETS = ("kdnet", "hinton", "generalized", "structured", "pmkl", "protokd", "xie", "warm_up")
+PRESETS += ("m3ae", "passion", "mstkdnet")
 #: All that an objective can be made of.
 TERMS = {
     name: kind

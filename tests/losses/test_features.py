@@ -7,6 +7,7 @@ from privdistill import (
     ChannelWise,
     ContrastiveProjection,
     FeatureCosine,
+    FeatureL1,
     FeatureL2,
     Gram,
     ObjectiveError,
@@ -17,6 +18,7 @@ from privdistill import (
 
 SHAPES = [(2, 3, 5), (2, 3, 4, 5), (2, 3, 3, 4, 2)]
 PLAIN = [
+    FeatureL1,
     FeatureL2,
     lambda: FeatureL2(normalise=True),
     FeatureCosine,
@@ -54,6 +56,10 @@ def flat(values):
 
 def norm(vector):
     return np.sqrt((vector**2).sum() + 1e-12)
+
+
+def l1(student, teacher):
+    return np.abs(student - teacher).mean()
 
 
 def l2(student, teacher):
@@ -100,7 +106,7 @@ def gram(student, teacher):
     return ((s - t) ** 2).sum((1, 2)).mean() / (4 * channels**2 * space**2)
 
 
-REFERENCES = [l2, normalised_l2, cosine, attention, channel_wise, gram]
+REFERENCES = [l1, l2, normalised_l2, cosine, attention, channel_wise, gram]
 
 
 def close(found, expected):

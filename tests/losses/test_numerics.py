@@ -18,6 +18,9 @@ from privdistill import (
     Step,
     TapPair,
     kdnet,
+    m3ae,
+    mstkdnet,
+    passion,
     pmkl,
     protokd,
     structured,
@@ -133,6 +136,11 @@ MISTAKES = {
     "no classes": lambda: protokd(classes=0),
     "reliable": lambda: pmkl(reliable=float("nan")),
     "zero order": lambda: xie(zero_order=-1),
+    "features": lambda: m3ae(features=-1),
+    "no classes to average": lambda: passion(classes=0),
+    "prototypes": lambda: passion(prototypes=-1),
+    "distance of features": lambda: mstkdnet(features=-1),
+    "consistency": lambda: mstkdnet(consistency=-1),
     "name that is a number": lambda: GroundTruth().named(3),
 }
 

@@ -130,6 +130,14 @@ def test_standardised_divergence_equals_the_formula(activation):
     assert close(found, hinton(step, 2.0, z_score))
 
 
+def test_the_standardised_divergence_is_that_of_the_published_example():
+    # Sun et al. 2024, figure 2: a cat, a dog, a bird, a frog; they divide by the sample's deviation
+    teacher, student = [-1.162, 1.162, 0.387, -0.387], [-1.320, 0.660, 0.880, -0.220]
+    step = Step(*(torch.tensor(z).reshape(1, 4, 1) for z in (student, teacher)))
+    term = HintonKL(temperature=math.sqrt(4 / 3), scale_by_t2=False, standardise=True)
+    assert term(step).item() == pytest.approx(0.0995, abs=2e-4)
+
+
 def test_standardised_logits_may_have_another_size():
     step = pair()
     scaled = Step(student=7 * step.teacher + 2, teacher=step.teacher)

@@ -7,8 +7,8 @@ from kdnet.models import UHVED, GatedFusionNet
 from kdnet.models.synthesis import SynthesisNetwork
 from kdnet.recipes.kdnet import Recipe, Setting, ground_truth, uncompiled
 from kdnet.recipes.objectives import distilled
-from kdnet.recipes.terms import Reconstruction, StyleDivergence, SubsetDivergence, SynthesisL1
-from privdistill import Objective, PrivilegedInput, Tap
+from kdnet.recipes.terms import Reconstruction, StyleDivergence, SubsetDivergence
+from privdistill import FeatureL1, Objective, PrivilegedInput, Tap
 
 
 def missing_modality(setting: Setting) -> Recipe:
@@ -65,10 +65,12 @@ def synthesise_then_segment(setting: Setting) -> Recipe:
             f"The recipe synthesised makes {', '.join(privileged)}, the network makes {made}. Set "
             f"backbone: synthesis, backbone_arguments: {{synthesised: {len(privileged)}}}."
         )
+    # The usual loss of image synthesis; Hu et al. 2020, arXiv:2106.09564, name none.
+    synthesis = FeatureL1("synthesis").named("synthesis_l1")
     return Recipe(
         teacher=PrivilegedImage(),
         network=setting.network,
-        objective=ground_truth(setting.options) + 1.0 * SynthesisL1("synthesis"),
+        objective=ground_truth(setting.options) + 1.0 * synthesis,
         inputs=PrivilegedInput(setting.modalities, student=setting.view, teacher=privileged),
         taps={"synthesis": Tap(teacher="image", student="generator", adapter=None)},
     )

@@ -1,4 +1,4 @@
-"""Terms on what a network returns beside its logits, and on synthesised images."""
+"""Terms on what a network returns beside its logits, and a contrast for any batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from kdnet.models.blocks import at_least_float32
-from privdistill import ContrastiveProjection, FeatureTerm, ObjectiveError, Step, Term
+from privdistill import ContrastiveProjection, ObjectiveError, Step, Term
 
 
 class OutputTerm(Term, ABC):
@@ -88,16 +88,6 @@ class StyleDivergence(OutputTerm):
         mean, log_variance = map(at_least_float32, returned[:2])
         values = (mean.square() + log_variance.exp() - 1 - log_variance).sum(2) / 2
         return _mean_present(values, returned[2])
-
-
-class SynthesisL1(FeatureTerm):
-    """Mean absolute difference between synthesised and real modalities."""
-
-    # Source: The usual loss of image synthesis; Hu et al. 2020, arXiv:2106.09564, name none.
-
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare both images of the tap."""
-        return (student - teacher).abs().mean()
 
 
 class ContrastWithinBatch(ContrastiveProjection):
