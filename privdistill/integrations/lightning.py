@@ -2,14 +2,16 @@
 # ruff: noqa: ARG002 - Lightning passes indices to every step.
 
 from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from privdistill import DistillationWrapper, Output
+from privdistill import DistillationWrapper, Output, Term
 from privdistill.inputs import Image
 from privdistill.integrations import batch as batches
+from privdistill.losses.schedules import Weight
 
 try:
     from lightning.pytorch import LightningModule
@@ -23,10 +25,11 @@ class DistillationModule(LightningModule):
     """Train a wrapper with Lightning; a checkpoint holds no frozen teacher.
 
     The loss and every term, unweighted, are logged under `train/`, `val/` and `test/`, metrics
-    under the last two. Schedules and averages count steps of the optimizer, whatever
-    `accumulate_grad_batches` is. A checkpoint also holds the state of torch's random numbers, so
-    that from the end of an epoch a training goes on exactly, dropout and shuffling included; not
-    from within an epoch, nor in several processes.
+    under the last two. Objective, inputs, and each term's weight and options are hyper-parameters.
+    Schedules and averages count steps of the optimizer, whatever `accumulate_grad_batches` is. A
+    checkpoint also holds the state of torch's random numbers, so that from the end of an epoch a
+    training goes on exactly, dropout and shuffling included; not from within an epoch, nor in
+    several processes.
 
     Args:
         wrapper: The wrapper, or a function that builds it, called once by `configure_model`.
@@ -69,7 +72,9 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         self.names = batches.check_names(names)
-        self._metrics = _by_name(metrics)
+        # Rebound: Lightning finds the argument that hyper-parameters came from with ==, to which a
+        # metric of torchmetrics answers with another metric; a checkpoint would confuse the two.
+        self._metrics = metrics = _by_name(metrics)
         # Modules of their own, so that Lightning moves them.
         self._moved = nn.ModuleList(m for m in self._metrics.values() if isinstance(m, nn.Module))
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -84,7 +89,9 @@ class DistillationModule(LightningModule):
     def _take(self, wrapper: Any) -> None:
         kd = batches.unwrapped(wrapper)
         self.kd = wrapper
-        self.save_hyperparameters({"objective": str(kd.objective), "inputs": str(kd.inputs)})
+        terms = {name: _described(*pair) for name, pair in kd.objective.named_terms.items()}
+        whole = {"objective": str(kd.objective), "inputs": str(kd.inputs)}
+        self.save_hyperparameters(whole | {"terms": terms})
 
     def configure_model(self) -> None:
         """Call the function that builds the wrapper, once."""
@@ -173,6 +180,13 @@ class DistillationModule(LightningModule):
             torch.set_rng_state(cpu)
             torch.cuda.set_rng_state_all(devices[: torch.cuda.device_count()])
         self._random = []
+
+
+def _described(weight: Weight, term: Term) -> dict[str, Any]:
+    """A term's weight and those of its options that a logger can sort runs by."""
+    options = {name: vars(term).get(name) for name in signature(type(term)).parameters}
+    plain = {name: value for name, value in options.items() if isinstance(value, int | float | str)}
+    return {"weight": str(weight) if weight.schedules else weight.factor, **plain}
 
 
 def _by_name(given: Any, name: str = "") -> dict[str, Any]:

@@ -1,7 +1,10 @@
 import csv
 import signal
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,14 +205,59 @@ def test_rows_after_the_last_checkpoint_are_dropped_and_curves_go_on(tmp_path, l
     assert (float(row["train/loss"]), int(row["step"])) == (0.25, 2)
 
 
+def write_two_epochs(work):
+    journal = Journal(work, epoch=0, steps=1)
+    with journal.open():
+        for epoch in (1, 2):
+            journal.epoch({"epoch": epoch, "step": epoch, "train_loss": 1 / epoch})
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_logger_that_is_not_installed_is_one_message_before_the_first_step(
     tmp_path, name, monkeypatch
 ):
-    monkeypatch.setitem(__import__("sys").modules, "lightning.pytorch.loggers", None)
-    with pytest.raises(UserError, match=rf"--logger {name} needs .*--logger tensorboard"):
+    monkeypatch.setitem(sys.modules, "lightning.pytorch.loggers", None)
+    with pytest.raises(UserError, match=rf"--logger {name} .*lightning {name}.*tensorboard or csv"):
         train(case(tmp_path, logger=name), samples := Samples(5))
     assert samples.reads == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_of_wandb_ends_with_its_training(tmp_path, fails, monkeypatch):
+    named, ended = [], []
+
+    def logger(name, save_dir):
+        named.append(name)
+        run = SimpleNamespace(finish=ended.append)
+        log = (lambda *_: 1 / 0) if fails else (lambda *_: None)
+        return SimpleNamespace(experiment=run, log_metrics=log, finalize=lambda status: None)
+
+    loggers = SimpleNamespace(WandbLogger=logger)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch.loggers", loggers)
+    work = case(tmp_path / "teacher", role="fold0-seed0", logger="wandb")
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        write_two_epochs(work)
+    assert named == ["teacher/fold0-seed0"]
+    assert ended == [int(fails)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_each_training_is_a_run_of_its_own(tmp_path, name, monkeypatch):
+    package = pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("kdnet.training.history._TRACKING_URI", None)
+    works = [case(tmp_path / role, logger=name) for role in ("teacher", "student")]
+    for work in works:
+        write_two_epochs(work)
+    for work in works:
+        if name == "wandb":
+            assert len([*work.scalars.rglob("*.wandb")]) == 1
+            continue
+        client = package.MlflowClient(f"sqlite:///{work.scalars}/mlflow.db")
+        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        losses = client.get_metric_history(run.info.run_id, "train/loss")
+        assert [(entry.step, entry.value) for entry in losses] == [(1, 1.0), (2, 0.5)]
 
 
 def test_clipping_bounds_the_step_of_plain_gradients(tmp_path):

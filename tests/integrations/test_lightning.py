@@ -181,6 +181,42 @@ def test_the_objective_and_the_inputs_reach_the_logger(build, tmp_path):
     assert "student t1ce" in logger.experiment.hparams["inputs"]
 
 
+def test_weights_and_options_of_every_term_are_hyper_parameters(build):
+    soft = Ramp(0, 1, steps=5) * SoftTargetDiceBCE(temperature=4.0)
+    objective = soft + 0.25 * GroundTruth(nn.CrossEntropyLoss()).named("metrics")
+    terms = module(build(objective=objective)).hparams["terms"]
+    assert terms["soft_target_dice_bce"]["weight"] == "Ramp(0, 1, steps=5)"
+    assert terms["soft_target_dice_bce"]["temperature"] == 4.0
+    assert terms["metrics"]["weight"] == 0.25
+    assert "loss" not in terms["metrics"]
+
+
+class Scripted:
+    """A metric that is best in the second epoch."""
+
+    def __init__(self):
+        self.values = iter([0.1, 0.9, 0.5])
+
+    def __call__(self, logits, target): ...
+
+    def update(self, logits, target): ...
+
+    def reset(self): ...
+
+    def compute(self):
+        return next(self.values)
+
+
+def test_a_checkpoint_is_chosen_by_a_metric(build, tmp_path):
+    metrics = {"dice": Scripted()}
+    measured = DistillationModule(build(), adam, names={"target": "label"}, metrics=metrics)
+    saver = lightning.callbacks.ModelCheckpoint(tmp_path, monitor="val/dice", mode="max")
+    options = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "callbacks": [saver]}
+    trainer(tmp_path, 3, **options).fit(measured, loader(), loader())
+    assert saver.best_model_score == pytest.approx(0.9)
+    assert torch.load(saver.best_model_path, weights_only=True)["epoch"] == 1
+
+
 def test_a_training_equals_the_plain_loop(build, tmp_path):
     trained, fit = module(build()), trainer(tmp_path, 2)
     fit.fit(trained, loader(), loader())
@@ -253,13 +289,18 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_the_same(build, tiny_unet,
     torch.testing.assert_close(run(3, tmp_path / "2.ckpt"), whole, rtol=0, atol=0)
 
 
-def test_lightnings_own_checkpoints_give_back_the_student_and_hold_no_teacher(build, tmp_path):
+@pytest.mark.parametrize("later", [False, True])
+def test_lightnings_own_checkpoints_give_back_the_student_and_hold_no_teacher(
+    build, tmp_path, later
+):
     saver = lightning.callbacks.ModelCheckpoint(tmp_path, monitor="val/loss", save_last=True)
-    trained = module(build())
+    names, metrics = {"target": "label"}, MulticlassAccuracy(3)
+    trained = DistillationModule(build(), adam, names=names, metrics=metrics)
     fit = trainer(tmp_path, 2, enable_checkpointing=True, callbacks=[saver])
     fit.fit(trained, loader(), loader())
-    options = {"wrapper": build, "optimizer": adam, "names": {"target": "label"}}
-    again = DistillationModule.load_from_checkpoint(saver.last_model_path, **options)
+    again = DistillationModule.load_from_checkpoint(
+        saver.last_model_path, wrapper=build if later else build(), optimizer=adam, names=names
+    )
     torch.testing.assert_close(again.kd.state_dict(), trained.kd.state_dict(), rtol=0, atol=0)
     assert saver.best_model_score == fit.callback_metrics["val/loss"]
     kept = torch.load(saver.last_model_path, weights_only=True)["state_dict"]

@@ -256,7 +256,8 @@ class TrainingConfig:
         compile: Compile the networks with torch.compile; on CPUs that took a minute for each
             network and gained nothing.
         logger: Where the curves go: "tensorboard", "csv", or "wandb" and "mlflow", which need their
-            package and lightning. history.csv is written beside all of them.
+            package and lightning; WANDB_MODE and MLFLOW_TRACKING_URI say where to, the latter a
+            file beside the network unless given. history.csv is written beside all of them.
         teacher_cache: Where the teacher's outputs are kept, so that it runs once per subject and
             flip: "disk" (with the preprocessed subjects; processes and later runs share it),
             "memory", or "off". "auto" is "disk", but "off" where samples do not come back, because

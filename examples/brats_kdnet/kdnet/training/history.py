@@ -2,11 +2,12 @@
 
 import csv
 import importlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.logger import Logger
@@ -15,11 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdnet.errors import UserError
-from kdnet.files import UnreadableError, atomic, read_rows, written
+from kdnet.files import UnreadableError, atomic, read_rows, said, written
 from kdnet.training.checkpoint import Task
 
 _WHOLE_NUMBERS = ("epoch", "step")
 _LINE_SECONDS = 10.0
+# What makes a service keep its runs in files here.
+_OFFLINE = {"wandb": "WANDB_MODE=offline", "mlflow": "unset MLFLOW_TRACKING_URI"}
+# Read once: MLflow sets the variable itself as soon as a run is opened.
+_TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI")
 
 
 class Journal:
@@ -65,6 +70,9 @@ class Journal:
     def _finalize(self, status: str) -> None:
         if self.logger is not None:
             self.logger.finalize(status)
+        if self.writes and self.task.settings.logger == "wandb":
+            # Lightning leaves the run open, and the next unit's curves would be written into it.
+            cast("Any", self.logger).experiment.finish(int(status != "success"))
 
     def step(self, loss: float) -> None:
         """Note that a step is done."""
@@ -142,15 +150,24 @@ def build_logger(name: str, folder: Path, *, epoch: int) -> Logger:
         return CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
     # Lightning has these two, and is needed for nothing else.
     kind = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name]
+    unit, local = "/".join(folder.parts[-3:-1]), f"sqlite:///{folder / 'mlflow.db'}"
+    options: dict[str, dict[str, Any]] = {
+        "wandb": {"name": unit, "save_dir": folder},
+        "mlflow": {"run_name": unit, "tracking_uri": _TRACKING_URI or local},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         loggers = importlib.import_module("lightning.pytorch.loggers")
-        logger: Logger = getattr(loggers, kind)(save_dir=str(folder))
-    except ImportError as error:
+        logger: Any = getattr(loggers, kind)(**options[name])
+        # Opened now, so that an account or a server that is missing is found before the first step.
+        _ = logger.experiment
+    except Exception as error:
         raise UserError(
-            f"--logger {name} needs packages that are not installed ({error}). Install them (pip "
-            f"install lightning {name}), or choose --logger tensorboard or csv."
+            f"--logger {name} cannot be opened ({said(error)}). It needs packages (pip install "
+            f"lightning {name}), and an account or a server unless you say {_OFFLINE[name]}. Or "
+            "choose --logger tensorboard or csv."
         ) from error
-    return logger
+    return cast("Logger", logger)
 
 
 @contextmanager
