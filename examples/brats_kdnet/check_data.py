@@ -76,7 +76,7 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
         highlight=False,
     )
     if 0 < broken < len(subjects):
-        console.out("train.py and crossval.py use the others with --skip_invalid true.")
+        console.out("train.py and crossval.py use the others with --skip-invalid true.")
     return 1 if broken else 0
 
 

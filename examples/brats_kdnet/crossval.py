@@ -131,13 +131,13 @@ def refuse(config: Config, options: CrossvalOptions) -> None:
     seeds, training = options.seeds, config.training
     here = (
         "crossval.py trains every fold, each unit on one device. Case lists of your own: "
-        "--folds_file. One unit: --unit. A single fold on several devices: train.py"
+        "--folds-file. One unit: --unit. A single fold on several devices: train.py"
     )
     problems = {
-        f"--split_file: {here}": config.data.split_file is not None,
+        f"--split-file: {here}": config.data.split_file is not None,
         f"--fold: {here}": config.data.fold != 0,
         f"--devices: {here}": training.devices not in {1, "auto"},
-        f"--num_nodes: {here}": training.num_nodes != 1,
+        f"--num-nodes: {here}": training.num_nodes != 1,
         f"--repeats is {options.repeats}; expected 1 or more": options.repeats < 1,
         "--rows names no row": not options.rows,
         f"--seeds names a seed twice: {', '.join(map(str, seeds))}": len({*seeds}) < len(seeds),

@@ -35,14 +35,14 @@ _CHANNELS = ("flair", "t1", "t1ce", "t2")
 # Eight of twelve phantoms train and validate.
 _RUN = (
     *("--preset", "paper", "--phantoms", "12", "--predictions", "false"),
-    *("--epochs", "6", "--validation_fraction", "0.25"),
+    *("--epochs", "6", "--validation-fraction", "0.25"),
 )
 _SIZES = {
     # The paper's networks with its crop and grid.
-    "cuda": ("--phantom_size", "128", "--crop", "128,128,128", "--grid", "64,64,64"),
+    "cuda": ("--phantom-size", "128", "--crop", "128,128,128", "--grid", "64,64,64"),
     "cpu": (
-        *("--phantom_size", "16", "--crop", "null", "--grid", "8,8,8", "--workers", "1"),
-        *("--backbone_arguments", '{"channels": [2, 4]}', "--threads", "1"),
+        *("--phantom-size", "16", "--crop", "null", "--grid", "8,8,8", "--workers", "1"),
+        *("--backbone-arguments", '{"channels": [2, 4]}', "--threads", "1"),
         *("--accelerator", "cpu"),
     ),
 }
@@ -69,7 +69,7 @@ class nnUNetTrainerShortDistillation(Short, nnUNetTrainerDistillation): ...
 
 def command(program: str, out: Path, device: str, *flags: str) -> list[str]:
     """Return the command of a program on phantoms that all runs of a folder share."""
-    places = ["--out", str(out), "--cache_dir", str(out.parent / "cache")]
+    places = ["--out", str(out), "--cache-dir", str(out.parent / "cache")]
     return [sys.executable, str(_HERE / f"{program}.py"), *_RUN, *_SIZES[device], *places, *flags]
 
 
@@ -189,7 +189,7 @@ def study(out: Path, device: str) -> dict[str, Any]:
     """Train a study of six units, as many at a time as there are GPUs."""
     out.mkdir(parents=True)
     (out / "device.yaml").write_text(yaml.safe_dump(_STUDY))
-    small = ("--folds", "2", "--epochs", "2", "--validation_fraction", "0")
+    small = ("--folds", "2", "--epochs", "2", "--validation-fraction", "0")
     run(command("study", out / "study", device, "--study", str(out / "device.yaml"), *small))
     scored = len(list((out / "study").glob("units/*/*/scores.csv")))
     return {"units": scored, "ok": scored == 6}

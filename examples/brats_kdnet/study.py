@@ -118,7 +118,7 @@ def refuse(config: Config, options: StudyOptions, name: str) -> None:
     """Refuse what a study has no use for."""
     if config.network.teacher_model is not None:
         raise UserError(
-            "study.py does not take --teacher_model: it trains a teacher for every fold and number "
+            "study.py does not take --teacher-model: it trains a teacher for every fold and number "
             "of labelled subjects."
         )
     others = [name for name in ("unit", "only", "show") if getattr(options, name) is not None]

@@ -8,7 +8,7 @@ Examples:
       phantoms, a few minutes on two cores
   train.py --data-root BraTS2021 --preset cpu --out runs/brats
       real subjects; BraTS 2018, 2020, 2021, 2023 and MSD Task01 are recognised
-  train.py --data-root PATIENTS --description patients.yaml --student_modalities t2 --preset cpu
+  train.py --data-root PATIENTS --description patients.yaml --student-modalities t2 --preset cpu
       your own data set, described in one file, and which modality the student sees
   train.py --data-root BraTS2018 --preset paper --fold 1
       the recipe of arXiv:2106.09564, second of three folds
@@ -16,9 +16,9 @@ Examples:
       patches of 128^3 at full resolution, predictions by sliding window
   train.py --data-root BraTS2021 --preset cpu --slices axial --backbone timm_unet
       two-dimensional networks, slice by slice
-  train.py --teacher_backbone kdnet --backbone multiresunet --start scratch
+  train.py --teacher-backbone kdnet --backbone multiresunet --start scratch
       a teacher of another kind, whose weights its student cannot start from
-  train.py --backbone monai.networks.nets.SegResNet --backbone_arguments '{"init_filters": 16}'
+  train.py --backbone monai.networks.nets.SegResNet --backbone-arguments '{"init_filters": 16}'
       any other encoder-decoder
   torchrun --nproc-per-node 4 train.py --data-root BraTS2018 --preset paper --devices 4
       several GPUs

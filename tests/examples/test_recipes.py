@@ -137,7 +137,7 @@ def test_several_teachers_answer_together_but_features_come_from_one():
     teachers = (KDNet(4, 4, WIDTHS), KDNet(4, 4, WIDTHS))
     found = recipe("distilled", KDNet(1, 4, WIDTHS), *teachers, latent_weight=0.0)
     assert list(found.teacher.networks) == list(teachers)
-    with pytest.raises(UserError, match="--out_of_fold 1"):
+    with pytest.raises(UserError, match="--out-of-fold 1"):
         recipe("distilled", KDNet(1, 4, WIDTHS), *teachers)
 
 
@@ -253,7 +253,7 @@ def test_the_layers_that_are_shared_can_be_named():
         (MultiResUNet(1, 4, WIDTHS), [KDNet(4, 4, WIDTHS)], {}, "'bottleneck'"),
         (KDNet(1, 4, WIDTHS), [KDNet(4, 4, WIDTHS)], {"bottleneck_layer": "deep"}, "'deep'"),
         (HeMIS(1, 4, WIDTHS), [HeMIS(4, 4, WIDTHS)], {}, "'bottleneck'"),
-        (nn.Sequential(), [KDNet(4, 4, WIDTHS)], {}, "--bottleneck_layer"),
+        (nn.Sequential(), [KDNet(4, 4, WIDTHS)], {}, "--bottleneck-layer"),
     ],
 )
 def test_layers_that_cannot_be_shared_are_refused(student, teachers, options, message):

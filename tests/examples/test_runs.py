@@ -95,7 +95,7 @@ def test_repeated_splits_may_test_a_subject_again(tmp_path):
 @pytest.mark.parametrize("content", ["[]", "{", '{"folds": []}', '{"folds": [{"train": []}]}'])
 def test_case_lists_of_another_form_are_refused(tmp_path, content):
     (tmp_path / "mine.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="--folds_file"):
+    with pytest.raises(UserError, match="--folds-file"):
         load_folds(tmp_path / "mine.json", SUBJECTS)
 
 

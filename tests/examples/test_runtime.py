@@ -67,7 +67,7 @@ def test_steps_of_any_network_are_measured_and_the_fastest_way_is_named(monkeypa
     settings = TrainingConfig(accelerator="cpu")
     monkeypatch.setattr(runtime, "measure_steps", lambda *_: {("bf16-mixed", "channels_last"): 0.1})
     *_, advice = recommend(settings, network, shape)
-    assert "--precision bf16-mixed --memory_format channels_last" in advice
+    assert "--precision bf16-mixed --memory-format channels_last" in advice
 
 
 def test_where_bf16_is_wrong_it_is_not_measured(monkeypatch):

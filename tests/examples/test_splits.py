@@ -107,9 +107,9 @@ def test_parts_that_are_left_out_are_each_subject_once():
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"labelled": 21}, "--unlabelled_root"),
-        ({"labelled": 18, "unlabelled": 3}, "--unlabelled_root"),
-        ({"labelled": 1, "leave_out": (0, 2)}, "--out_of_fold"),
+        ({"labelled": 21}, "--unlabelled-root"),
+        ({"labelled": 18, "unlabelled": 3}, "--unlabelled-root"),
+        ({"labelled": 1, "leave_out": (0, 2)}, "--out-of-fold"),
     ],
 )
 def test_more_subjects_than_there_are_is_refused(numbers, words):

@@ -173,7 +173,7 @@ def test_a_search_that_has_changed_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["--teacher_model", "some.safetensors"], "--teacher_model"),
+        (["--teacher-model", "some.safetensors"], "--teacher-model"),
         (["--search", "few", "--show", "units"], "--show"),
         (["--search", "many"], "there are: few"),
         (["--search", "far"], "found folds 2, fold 7"),

@@ -356,7 +356,7 @@ def test_a_benchmark_recommends_and_trains_nothing(tmp_path, capsys, monkeypatch
     assert train.main(given) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert "--precision" in last
-    assert "--memory_format" in last
+    assert "--memory-format" in last
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""--skip_invalid: sound subjects are used, the others named, and they stay the same ones."""
+"""--skip-invalid: sound subjects are used, the others named, and they stay the same ones."""
 
 import json
 import shutil

@@ -72,7 +72,7 @@ def hostile(tmp_path, monkeypatch):
 
 def test_a_foreign_network_is_refused_before_its_module_is_imported(hostile):
     write, mark = hostile
-    with pytest.raises(UserError, match=r"'canary\.Net'.*--trust_backbone canary\.Net"):
+    with pytest.raises(UserError, match=r"'canary\.Net'.*--trust-backbone canary\.Net"):
         load_model(write())
     assert not mark.exists()
     assert "canary" not in sys.modules
@@ -138,7 +138,7 @@ def test_predict_refuses_and_takes_the_users_word(hostile, tmp_path, capsys):
     model = write()
     command = ["--model", str(model), "--input", str(tmp_path / "none"), "--out", str(tmp_path)]
     assert predict.main(command) == 2
-    assert "--trust_backbone canary.Net" in capsys.readouterr().err
+    assert "--trust-backbone canary.Net" in capsys.readouterr().err
     assert not mark.exists()
     assert predict.main([*command, "--trust_backbone", "canary.Net"]) == 2
     assert "found nothing there" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_a_report_leaves_out_what_a_foreign_network_costs(hostile, tmp_path):
     table = cost_table(read_folder(root))
     assert table.frame.empty
     assert "mine: " in table.notes[-1]
-    assert "--trust_backbone canary.Net" in table.notes[-1]
+    assert "--trust-backbone canary.Net" in table.notes[-1]
     assert not mark.exists()
 
 

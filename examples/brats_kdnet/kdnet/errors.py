@@ -15,7 +15,7 @@ class ExhaustedError(UserError):
 
 _RESUME = "Finished epochs are kept: the same command goes on after the last of them."
 _SMALLER = (
-    "lower --batch_size, choose a smaller --patch or --grid, or --precision bf16-mixed where the "
+    "lower --batch-size, choose a smaller --patch or --grid, or --precision bf16-mixed where the "
     "device has it. These make another experiment: choose a new --out"
 )
 _GPU = (
@@ -25,14 +25,14 @@ _GPU = (
 )
 _CPU = (
     "Main memory was not enough. Lower --workers, keep the teacher's outputs in files with "
-    "--teacher_cache disk, or in less room with --teacher_cache_gib, and start with fewer --jobs "
+    "--teacher-cache disk, or in less room with --teacher-cache-gib, and start with fewer --jobs "
     f"if there are several. Otherwise {_SMALLER}. {_RESUME}"
 )
 _LOADING = (
     "A process that loads data was lost, or gave nothing for so long that it must hang. The kernel "
     "kills the largest process when memory runs out (dmesg tells), and a container without room in "
     "shared memory does too (docker run --shm-size 8g): lower --workers. A network drive may have "
-    "gone: look whether --data_root and --cache_dir can be read. If it happens again, "
+    "gone: look whether --data-root and --cache-dir can be read. If it happens again, "
     f"check_data.py reads every file once and names those that cannot be read. {_RESUME}"
 )
 _SHOWN = 300

@@ -72,7 +72,7 @@ def open_model(
     if not trust_program:
         raise UserError(
             f"{path}: opening a program of torch.export can run code that its author put there. "
-            "If you wrote the file, give --trust_program; else use .safetensors or .onnx."
+            "If you wrote the file, give --trust-program; else use .safetensors or .onnx."
         )
     return _read_program(path)
 

@@ -128,7 +128,7 @@ def _lineage(
     if name not in rows:
         raise UserError(
             f"There is no row {name!r}. Rows: {', '.join(rows)}. Groups: {', '.join(groups)}. "
-            "Rows of your own are described in a file: --rows_file."
+            "Rows of your own are described in a file: --rows-file."
         )
     if name in students:
         raise UserError(f"Row {students[0]!r}: its teachers teach each other in a circle.")

@@ -84,7 +84,7 @@ def cache_remark(data: DataConfig, place: str) -> str | None:
         )
     return (
         "Teacher cache: off, as patches at new positions in every epoch do not come back; "
-        "--patches_per_case N gives each subject N positions to which they do."
+        "--patches-per-case N gives each subject N positions to which they do."
     )
 
 
@@ -161,7 +161,7 @@ class SliceDataset(Dataset[Sample]):
             raise UserError(
                 f"--slices {plane}: none of the {count} subjects has a slice with "
                 f"{'brain' if empty_slices == 1 else 'tumour'} in it. Look at the images, or set "
-                "--empty_slices 1."
+                "--empty-slices 1."
             )
 
     def __len__(self) -> int:

@@ -137,7 +137,7 @@ def share_labels(
         raise UserError(
             f"--labelled {count} and --unlabelled {more} ask for more than the {total} training "
             "subjects of this fold. Ask for fewer, or give further subjects without a reference in "
-            "a folder of their own: --unlabelled_root."
+            "a folder of their own: --unlabelled-root."
         )
     # Unlabelled ones come after the labelled, so that more labels add to those there were.
     chosen, rest = _first(order, count)
@@ -146,7 +146,7 @@ def share_labels(
     if parts > len(chosen) or not used:
         raise UserError(
             f"--labelled {count} takes {len(chosen)} patients (the first has {len(order[0])} "
-            f"visits), which cannot be dealt into --out_of_fold {parts} parts with some left to "
+            f"visits), which cannot be dealt into --out-of-fold {parts} parts with some left to "
             "train on. Ask for more labelled subjects, or for fewer parts."
         )
     others = _names(_first(rest, more)[0])

@@ -57,7 +57,7 @@ def build_network(
     backbone = _find_class(name)
     if reserved := sorted({*_IN_CHANNELS, *_OUT_CHANNELS} & arguments.keys()):
         raise UserError(
-            f"--backbone_arguments: {', '.join(reserved)} follow from the modalities and classes "
+            f"--backbone-arguments: {', '.join(reserved)} follow from the modalities and classes "
             "of the data set; leave them out."
         )
     # Read from the signature, as nothing else says what a class of somebody else takes.
@@ -78,7 +78,7 @@ def build_network(
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
         raise UserError(
             f"Network {name!r} cannot be built with {channels | dict(arguments)}: {error}\n"
-            f"Its arguments are: {', '.join(keywords)}. Set them with --backbone_arguments."
+            f"Its arguments are: {', '.join(keywords)}. Set them with --backbone-arguments."
         ) from error
 
 
@@ -97,7 +97,7 @@ def check_axes(name: str, network: nn.Module, axes: int) -> None:
         raise UserError(
             f"Network {name!r} has {min(found)}-D convolutions, and would see {axes}-D images. "
             "Slices are for 2-D networks, --slices axial: kdnet, multiresunet, timm_unet, or one "
-            "whose class takes --backbone_arguments '{\"spatial_dims\": 2}'."
+            "whose class takes --backbone-arguments '{\"spatial_dims\": 2}'."
         )
 
 

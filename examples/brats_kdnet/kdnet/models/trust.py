@@ -30,14 +30,14 @@ def check_trusted(
         if name not in HARMLESS:
             raise UserError(
                 f"{source} asks for the network {name!r}, which runs code that the author of the "
-                f"file has chosen. Nothing was imported. If you trust it: --trust_backbone {name}."
+                f"file has chosen. Nothing was imported. If you trust it: --trust-backbone {name}."
             )
         for text in _texts(given):
             if {*text} & _REACHING:
                 raise UserError(
                     f"{source} builds its network {name!r} with {text!r}, which may be a path, an "
                     "address or a model of a hub. Nothing was built. If you trust it: "
-                    f"--trust_backbone {name}."
+                    f"--trust-backbone {name}."
                 )
 
 

@@ -86,7 +86,7 @@ def privileged_modalities(view: tuple[str, ...], teacher_view: tuple[str, ...]) 
     if not more:
         raise UserError(
             f"The recipe synthesised needs modalities that only teachers see; both see "
-            f"{', '.join(view)}. Set --student_modalities and --teacher_modalities."
+            f"{', '.join(view)}. Set --student-modalities and --teacher-modalities."
         )
     return ("flair",) if "flair" in more else more
 
@@ -108,10 +108,10 @@ def share_deepest_layers(setting: Setting) -> Recipe:
     except (AttributeError, RuntimeError) as error:
         raise UserError(
             f"The recipe shared cannot copy layer {name!r} from the teacher: {error}. Give both "
-            "the same backbone and arguments, or name the deepest layers: --bottleneck_layer."
+            "the same backbone and arguments, or name the deepest layers: --bottleneck-layer."
         ) from error
     if not student.state_dict():
-        raise UserError(f"Layer {name!r} has no weights to share; name others: --bottleneck_layer.")
+        raise UserError(f"Layer {name!r} has no weights to share; name others: --bottleneck-layer.")
     # Fixed, or the student would unlearn what is shared.
     student.requires_grad_(requires_grad=False)
     return distilled(setting)

@@ -32,7 +32,7 @@ def distilled(setting: Setting) -> Recipe:
     if len(setting.teachers) > 1 and objective.taps:
         raise UserError(
             f"The objective {setting.options.objective} compares features, which come from one "
-            "teacher. Set --out_of_fold 1, or compare predictions alone, as --latent_weight 0 does."
+            "teacher. Set --out-of-fold 1, or compare predictions alone, as --latent-weight 0 does."
         )
     taps = bottleneck(setting.options, setting.network, objective, setting.teacher)
     # Names of last decoder layers differ from network to network: what enters the head is read.

@@ -54,8 +54,8 @@ def check_views(data: DataConfig, description: Description) -> None:
     if unknown:
         raise UserError(
             f"{description.name} has no modality {', '.join(unknown)}; it has "
-            f"{', '.join(description.modalities)}. Set --student_modalities and "
-            "--teacher_modalities."
+            f"{', '.join(description.modalities)}. Set --student-modalities and "
+            "--teacher-modalities."
         )
 
 
@@ -128,7 +128,7 @@ def setting_of(
 
 
 def is_given(row: Row, config: Config) -> bool:
-    """Say whether a row's network is the one of --teacher_model, instead of being trained."""
+    """Say whether a row's network is the one of --teacher-model, instead of being trained."""
     plain = row.role == "teacher" and row.recipe == "supervised" and not row.options
     return config.network.teacher_model is not None and plain
 
@@ -189,8 +189,8 @@ def _check_scored_view(row: Row, config: Config, description: Description) -> No
     unseen = [modality for modality in scored if modality not in trained]
     if unseen:
         raise UserError(
-            f"its network is trained with {', '.join(trained)} (--teacher_modalities) and scored "
-            f"with {', '.join(scored)} (--student_modalities), so that it would never have seen "
+            f"its network is trained with {', '.join(trained)} (--teacher-modalities) and scored "
+            f"with {', '.join(scored)} (--student-modalities), so that it would never have seen "
             f"{', '.join(unseen)}. Give the teacher's modalities those of the student, too."
         )
 

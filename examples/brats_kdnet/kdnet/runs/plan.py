@@ -277,7 +277,7 @@ def _read(path: Path, patients: Mapping[str, str]) -> list[Fold]:
             raise ValueError("no folds, or no names in them")
     except (UnreadableError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f'--folds_file: {path} cannot be read ({error}): expected {{"folds": [{{"train": [...], '
+            f'--folds-file: {path} cannot be read ({error}): expected {{"folds": [{{"train": [...], '
             '"validation": [...], "test": [...]}, ...]}, lists of case names for every fold, and '
             'perhaps "repeat", a number from 0.'
         ) from error

@@ -90,7 +90,7 @@ def make_phantoms(config: Config, data: DataSet, cache: Path, console: Console) 
 
 
 def _with_further(data: DataConfig, found: DataSet) -> DataSet:
-    """Add the subjects of --unlabelled_root, which belong to no fold."""
+    """Add the subjects of --unlabelled-root, which belong to no fold."""
     if data.unlabelled_root is None:
         return found
     _, more = find_subjects(data.unlabelled_root, found.description)
@@ -98,7 +98,7 @@ def _with_further(data: DataConfig, found: DataSet) -> DataSet:
     known = seen_before((one.name for one in more), found.subjects, found.description)
     if known:
         raise UserError(
-            f"--unlabelled_root: {data.unlabelled_root} holds {len(known)} patients of the data "
+            f"--unlabelled-root: {data.unlabelled_root} holds {len(known)} patients of the data "
             f"set, such as {known[0]}, which may be among those that test. Remove them there, or "
             "give them other names if they are other patients."
         )

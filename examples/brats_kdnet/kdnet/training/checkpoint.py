@@ -431,7 +431,7 @@ def is_finished(folder: Path) -> bool:
             raise UserError(
                 f"{path} is not the file with which the training was finished: it is damaged, "
                 f"missing or another one. Restore it, or remove {folder} to train this network "
-                "again; a network from elsewhere can be given as --teacher_model."
+                "again; a network from elsewhere can be given as --teacher-model."
             )
     return True
 

@@ -110,7 +110,7 @@ def recommend(settings: TrainingConfig, network: nn.Module, shape: Sequence[int]
     precision, layout = next(iter(seconds))
     lines = [f"{value:8.4f} s a step  {', '.join(way)}" for way, value in seconds.items()]
     advice = (
-        f"Fastest here: --precision {precision} --memory_format {layout}. Another precision gives "
+        f"Fastest here: --precision {precision} --memory-format {layout}. Another precision gives "
         "other numbers: keep one for all networks that are compared."
     )
     return [*lines, advice]
@@ -263,7 +263,7 @@ def check_step(fabric: Fabric, batch: Batch, out: Output, norm: Tensor | None, w
         f"Training stopped ({where}): expected finite numbers, found loss {loss:.4g} and "
         f"gradient norm {length:.4g}. Terms: {terms}. Cases: {', '.join(batch['name'])}.\n"
         "The weights of the last finished epoch are kept. Look at these cases, lower "
-        "--learning_rate, set --gradient_clip, or use --precision 32-true; then choose a new --out."
+        "--learning-rate, set --gradient-clip, or use --precision 32-true; then choose a new --out."
     )
 
 
