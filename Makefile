@@ -1,22 +1,23 @@
 # Every target works on a fresh machine with Python >= 3.11 and make.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO_DIR ?= runs/demo
 DEMO_OPTIONS ?=
 
-.PHONY: help env demo test test-all fuzz bench docs notebooks dist check format gpu clean
+.PHONY: help env demo test test-all test-oldest fuzz bench docs notebooks dist check format gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 env: $(VENV)/.installed  ## create the virtual environment
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[brats,dev,networks,lightning,monai,accelerate,export,nnunet]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --config-settings editable_mode=compat -e '.[brats,dev,networks,lightning,monai,accelerate,export,nnunet]'
 	touch $@
 
 demo: env  ## the whole path on synthetic subjects: teacher, baseline, student, report
@@ -27,6 +28,9 @@ test: env  ## the suite, doctests included
 
 test-all: env  ## everything, slow and fault tests too
 	$(BIN)/python -m pytest -n $(JOBS) -m ''
+
+test-oldest:  ## the suite with the oldest versions of all packages, in an environment of its own
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=oldest.txt
 
 fuzz: env  ## the property tests alone, 10,000 generated examples each; hours
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n $(JOBS) -m hypothesis --timeout=0
@@ -41,7 +45,7 @@ notebooks: $(VENV)/.docs  ## run the notebooks anew and store their outputs
 	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
 	touch $@
 
 dist: env  ## wheel and source archive in dist/
@@ -66,4 +70,4 @@ gpu: env  ## what only a CUDA device can show, a part at a time: compile, resume
 	$(BIN)/python -m pytest -m gpu
 
 clean:  ## remove the environment, caches and runs
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info docs/_build
+	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info docs/_build

@@ -1,7 +1,7 @@
 """Distillation in a loop of Hugging Face Accelerate, on random images.
 
 python examples/accelerate_loop.py
-torchrun --nproc_per_node 2 examples/accelerate_loop.py
+torchrun --nproc-per-node 2 examples/accelerate_loop.py
 """
 
 import sys

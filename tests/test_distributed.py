@@ -9,6 +9,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
+from versions import needs_fsdp
 
 from privdistill import (
     ContrastiveProjection,
@@ -27,7 +28,7 @@ from privdistill import (
     VariationalInformation,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_fsdp]
 KDNET = SoftTargetDiceBCE() + GroundTruth() + 10 * LatentKL()
 ONE = PrivilegedInput(("t1", "t1ce"), student=("t1ce",), teacher=("t1ce",))
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors of a run")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument(
-        *("--trust_backbone", "--trust-backbone"),
+        *("--trust-backbone", "--trust_backbone"),
         action="append",
         default=[],
         metavar="IMPORT.PATH",

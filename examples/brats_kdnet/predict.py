@@ -206,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
         help="read these alone, with a network for any subset of modalities (default: all it sees)",
     )
     add(
-        *("--trust_backbone", "--trust-backbone"),
+        *("--trust-backbone", "--trust_backbone"),
         action="extend",
         nargs="+",
         default=[],
@@ -215,7 +215,7 @@ def parser() -> argparse.ArgumentParser:
         "for networks of this application and the usual ones of MONAI",
     )
     add(
-        *("--trust_program", "--trust-program"),
+        *("--trust-program", "--trust_program"),
         action="store_true",
         help="open a .pt2 although a file of somebody else could run any code",
     )

@@ -25,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="folder of a run of any kind, or of studies")
     parser.add_argument(
-        "--trust_backbone",
-        "--trust-backbone",
+        *("--trust-backbone", "--trust_backbone"),
         action="extend",
         nargs="+",
         default=[],

@@ -16,6 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
+from versions import needs_fsdp
 
 import faulty_training
 from faulty_training import MODALITIES, case, send
@@ -119,7 +120,7 @@ def work(rank, folder, port, strategy):
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+@pytest.fixture(scope="module", params=["ddp", pytest.param("fsdp", marks=needs_fsdp)])
 def folder(request, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:

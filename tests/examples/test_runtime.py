@@ -5,6 +5,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from versions import needs_fsdp
 
 from kdnet.config import Config, TrainingConfig
 from kdnet.errors import UserError
@@ -111,6 +112,7 @@ def trained(network):
     return network, optimizer
 
 
+@needs_fsdp
 def test_states_are_whole_and_those_of_a_network_that_is_not_sharded(mesh):
     plain = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     sharded = shard(copy.deepcopy(plain), mesh)
@@ -122,6 +124,7 @@ def test_states_are_whole_and_those_of_a_network_that_is_not_sharded(mesh):
     assert isinstance(sharded[0].weight, DTensor)
 
 
+@needs_fsdp
 def test_a_state_goes_back_into_its_parts(mesh):
     network, optimizer = trained(nn.Linear(3, 2))
     weights, moments = whole(network.state_dict()), whole(optimizer.state_dict())

@@ -175,5 +175,5 @@ def test_slices_are_flipped_along_their_own_axes_alone():
 
 
 def test_a_data_set_without_any_useful_slice_is_refused():
-    with pytest.raises(UserError, match=r"none of the 1 subjects has a slice with tumour.*empty_"):
+    with pytest.raises(UserError, match=r"none of the 1 subjects has a slice with tumour.*empty-"):
         SliceDataset([sliced(tumour="000000000")], "axial", empty_slices=0.0)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from quick import QUICK
 from safetensors.torch import load_file
+from versions import needs_fsdp
 
 import train
 from kdnet.evaluation.scoring import read_scores
@@ -413,7 +414,7 @@ def test_a_stopped_process_continues_with_the_same_command(arguments, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=needs_fsdp)])
 def test_what_two_processes_began_one_goes_on_with(arguments, tmp_path, strategy):
     out = tmp_path / "run"
     alone = [*arguments, "--batch-size", "1", "--epochs", "60", "--predictions", "false"]
@@ -440,6 +441,7 @@ def test_two_processes_may_be_started_by_torchrun(arguments, tmp_path):
     assert [row["step"] for row in read_history(unit(out, "student").history)] == [steps, 2 * steps]
 
 
+@needs_fsdp
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [("--patch", "16,16,16", "--grid", "null"), ("--slices", "axial")])
 def test_sharded_networks_are_validated_on_whole_volumes(arguments, tmp_path, part):

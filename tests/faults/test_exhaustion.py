@@ -97,7 +97,7 @@ def main_memory_of_numpy():
 @pytest.mark.parametrize(
     ("call", "parts"),
     [
-        (gpu_is_full, ("The GPU's memory", "--batch_size", "--patch", "79.10 GiB")),
+        (gpu_is_full, ("The GPU's memory", "--batch-size", "--patch", "79.10 GiB")),
         (main_memory_of_numpy, ("Main memory", "--workers", "Unable to allocate")),
     ],
 )

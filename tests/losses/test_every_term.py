@@ -68,7 +68,8 @@ def step(student, teacher, labels=None, activation="softmax", **options):
         labels = torch.nn.functional.one_hot(labels, max(2, channels)).movedim(-1, 1)[:, :channels]
     taps = dict.fromkeys(("bottleneck", "decoder"), TapPair(student, teacher))
     image = torch.zeros(batch, 1, *space, device=student.device)
-    options = {"target": labels, "image": image, "taps": taps, "activation": activation} | options
+    usual = {"target": labels, "image": image, "taps": taps, "activation": activation}
+    options = {**usual, **options}  # PyTorch 2.6 cannot compile a | b
     return Step(student, teacher, **options)
 
 

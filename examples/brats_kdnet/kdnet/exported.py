@@ -72,7 +72,7 @@ def open_model(
     if not trust_program:
         raise UserError(
             f"{path}: opening a program of torch.export can run code that its author put there. "
-            "If you wrote the file, give --trust_program; else use .safetensors or .onnx."
+            "If you wrote the file, give --trust-program; else use .safetensors or .onnx."
         )
     return _read_program(path)
 
@@ -109,8 +109,12 @@ def _program(path: Path, network: nn.Module, metadata: ModelMetadata) -> Any:
     batch = {0: torch.export.Dim("batch")}
     try:
         with torch.no_grad():
+            # Strict tracing, the default of PyTorch 2.6, cannot follow what the wrapper enters.
             return torch.export.export(
-                _Logits(network).eval(), (_example(metadata),), dynamic_shapes=(batch,)
+                _Logits(network).eval(),
+                (_example(metadata),),
+                dynamic_shapes=(batch,),
+                strict=False,
             )
     except Exception as error:  # whatever a network of somebody else makes torch.export raise
         raise UserError(
