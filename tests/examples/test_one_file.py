@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[2]
 FILE = ROOT / "examples" / "one_file.py"
 PAGE = ROOT / "docs" / "how-to" / "one-file.md"
 BLOCK = re.compile(r"^```py\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BLOCKS = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
+BLOCKS = [
+    block
+    for page in (PAGE, ROOT / "README.md")
+    for block in BLOCK.findall(page.read_text(encoding="utf-8"))
+]
 
 
 @pytest.fixture
@@ -48,13 +52,13 @@ def test_it_fits_on_a_few_screens():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_page_shows_the_file_as_it_is(block):
+def test_pages_show_the_file_as_it_is(block):
     source = FILE.read_text(encoding="utf-8")
     assert any(textwrap.indent(block, " " * deep) in source for deep in (0, 4, 8))
 
 
 def test_the_page_shows_the_parts_that_matter():
-    assert len(BLOCKS) >= 5
+    assert len(BLOCKS) >= 6
 
 
 @pytest.mark.slow
