@@ -34,7 +34,7 @@ PLAIN = [
     *("--accelerator", "cpu", "--threads", "1", "--workers", "1"),
     # What the presets said when the oracles were made.
     *("--augment", "false", "--temperature", "5", "--recipe", "options"),
-    *("--labelled", "null"),
+    *("--labelled", "null", "--learning-rate", "0.002"),
 ]
 # The same, where a study says otherwise.
 SHARED = ["--validation-fraction", "0.15", "--activation", "softmax"]
