@@ -174,6 +174,13 @@ def test_what_is_no_network_is_refused(build, wrong):
         build(teacher=wrong)
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_weights_in_place_of_a_network_are_refused_without_their_numbers(build, tiny_unet, role):
+    with pytest.raises(LifecycleError, match="load_state_dict") as refused:
+        build(**{role: tiny_unet(4).state_dict()})
+    assert "tensor(" not in str(refused.value)
+
+
 def test_the_average_follows_the_student(build):
     kd = build(teacher=MovingAverage(decay=0.5), inputs=SAME)
     mean = kd.teacher.head.weight

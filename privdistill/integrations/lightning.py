@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privdistill import DistillationWrapper, Output, Term
+from privdistill.exceptions import ObjectiveError
 from privdistill.inputs import Image
 from privdistill.integrations import batch as batches
 from privdistill.losses.schedules import Weight
@@ -47,7 +48,8 @@ class DistillationModule(LightningModule):
         output: `Output` of the last step of a validation or test, for callbacks.
 
     Raises:
-        ObjectiveError: If `names` holds what no step takes.
+        ObjectiveError: If `names` holds what no step takes, or `optimizer`, `scheduler` or a metric
+            cannot be called.
         LifecycleError: If `wrapper` is another network.
 
     Example:
@@ -75,6 +77,8 @@ class DistillationModule(LightningModule):
         # Rebound: Lightning finds the argument that hyper-parameters came from with ==, to which a
         # metric of torchmetrics answers with another metric; a checkpoint would confuse the two.
         self._metrics = metrics = _by_name(metrics)
+        for name, call in {"optimizer": optimizer, "scheduler": scheduler, **metrics}.items():
+            _check_callable(name, call)
         # Modules of their own, so that Lightning moves them.
         self._moved = nn.ModuleList(m for m in self._metrics.values() if isinstance(m, nn.Module))
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -180,6 +184,15 @@ class DistillationModule(LightningModule):
             torch.set_rng_state(cpu)
             torch.cuda.set_rng_state_all(devices[: torch.cuda.device_count()])
         self._random = []
+
+
+def _check_callable(name: str, given: Any) -> None:
+    if not (callable(given) or (name == "scheduler" and given is None)):
+        raise ObjectiveError(
+            f"DistillationModule: `{name}` is a {type(given).__name__}; expected a function, as in "
+            "optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-4), "
+            "scheduler=lambda optimizer: StepLR(optimizer, 10), metrics={'dice': metric}."
+        )
 
 
 def _described(weight: Weight, term: Term) -> dict[str, Any]:

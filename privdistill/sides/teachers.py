@@ -1,7 +1,7 @@
 """What can teach: one frozen network, several, an average of the student, or one that learns."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import getattr_static
 from itertools import chain
@@ -129,10 +129,17 @@ def networks_of(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
     wrong = [network for network in found if not isinstance(network, nn.Module)]
     if wrong or not found:
         raise LifecycleError(
-            f"The teacher is {wrong[0] if wrong else teacher!r}; expected a network, a list of "
-            "them, Ensemble(...), MovingAverage(...), JointTeacher(...) or None."
+            f"The teacher is {_short(wrong[0] if wrong else teacher)}; expected a network, a list "
+            "of them, Ensemble(...), MovingAverage(...), JointTeacher(...) or None."
         )
     return found
+
+
+def _short(given: object) -> str:
+    """What came instead of a network; of a state_dict not its numbers, but where they belong."""
+    if not isinstance(given, Mapping):
+        return repr(given)
+    return f"{type(given).__name__}, weights that network.load_state_dict(...) takes"
 
 
 def roles_of(teachers: Sequence[nn.Module]) -> list[str]:
@@ -158,7 +165,7 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
     """Refuse networks that cannot be wrapped together."""
     if not isinstance(student, nn.Module):
         raise LifecycleError(
-            f"The student is {student!r}; expected a network, an instance of torch.nn.Module."
+            f"The student is {_short(student)}; expected a network, an instance of torch.nn.Module."
         )
     for role, network in zip(["student", *roles_of(teachers)], [student, *teachers], strict=True):
         # A part that is replicated hides its taps as well as a whole does.

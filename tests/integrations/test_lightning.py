@@ -415,6 +415,19 @@ def test_what_is_no_wrapper_or_no_argument_is_refused(build, tmp_path):
         DistillationModule(build(), adam, names={"label": "target"})
 
 
+@pytest.mark.parametrize("argument", ["optimizer", "scheduler", "metrics"])
+def test_what_cannot_be_called_is_refused_before_the_training(build, argument):
+    kd = build()
+    made = torch.optim.Adam(kd.parameters())
+    wrong = {
+        "optimizer": made,
+        "scheduler": torch.optim.lr_scheduler.StepLR(made, 1),
+        "metrics": [adam],
+    }[argument]
+    with pytest.raises(ObjectiveError, match=f"is a {type(wrong).__name__}"):
+        DistillationModule(kd, **({"optimizer": adam} | {argument: wrong}))
+
+
 def test_a_batch_may_say_that_it_has_no_reference(build, tmp_path):
     fit = trainer(tmp_path, 1)
     nothing = loader(labelled=lambda index: torch.tensor(False))
