@@ -151,15 +151,17 @@ def nnunet(out: Path, device: str) -> dict[str, Any]:
     variables |= {"nnUNet_extTrainer": str(trainers), "nnUNet_n_proc_DA": processes}
     variables |= {"nnUNet_def_n_proc": processes, "PRIVDISTILL_CHANNELS": "t1ce"}
     train = ("nnUNetv2_train", "901", "3d_fullres", "0", "-device", device, "-tr")
+    plan = ("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres")
     for program, *flags in (
-        ("nnUNetv2_plan_and_preprocess", "-d", "901", "-c", "3d_fullres", "-np", processes),
+        (*plan, "-np", processes, "-npfp", processes),
         (*train, "nnUNetTrainerShort"),
         (*train, "nnUNetTrainerShortDistillation"),
     ):
         place = str(Path(sys.executable).with_name(program))
         run([place, *flags], PRIVDISTILL_TEACHER=str(teacher), **variables)
     found = sorted(str(p.relative_to(results)) for p in results.rglob("checkpoint_final.pth"))
-    return {"checkpoints": found, "ok": len(found) == 2}
+    # The teacher's, the training's and the stand-alone student's.
+    return {"checkpoints": found, "ok": len(found) == 3}
 
 
 def write_dataset(folder: Path, phantoms: Path, size: int) -> None:
