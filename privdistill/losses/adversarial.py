@@ -197,7 +197,7 @@ def _scores(critic: nn.Module, joint: Tensor, *, learning: bool = True) -> Tenso
     # A critic that was cast to half precision still computes in the precision of its input.
     state = {
         name: value.to(joint.dtype) if value.is_floating_point() else value
-        for name, value in (state | buffers).items()
+        for name, value in {**state, **buffers}.items()
     }
     scores: Any = functional_call(critic, state, (joint,))
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

@@ -212,7 +212,7 @@ class PrototypeSimilarity(FeatureTerm):
         """Compute the term from the tap's features and the target."""
         student, teacher = self.features(step)
         step = enlarged(step) if self.resize else step
-        about = {"owner": self.name, "ignore_index": self.ignore_index} | read_target(step)
+        about = {"owner": self.name, "ignore_index": self.ignore_index, **read_target(step)}
         channels, mask, weights = reference(
             logits=step.student, activation=step.activation, **about
         )
@@ -276,7 +276,7 @@ def _local_changes(p: Tensor) -> tuple[Tensor, Tensor]:
     neighbours = p.new_zeros(size)
     centre = (0,) * len(size)
     # Half of the neighbours: a distance belongs to both of its ends.
-    for offset in product((-1, 0, 1), repeat=len(size)):
+    for offset in product(*[(-1, 0, 1)] * len(size)):  # PyTorch 2.6 cannot compile repeat=
         if offset > centre:
             pairs = list(zip(offset, size, strict=True))
             here = tuple(slice(max(0, -s), length - max(0, s)) for s, length in pairs)

@@ -135,8 +135,8 @@ def _answer(term: ResponseTerm, step: Step, temperature: float) -> dict[str, Any
     """The teacher's answer; of several teachers that of their mean at T = 1, and that at T."""
     activation = term.activation or step.activation
     mixed = term.teacher_logits(step, activation, temperature) if step.members else None
-    answer = {"teacher_logits": term.teacher_logits(step, activation), "tempered_logits": mixed}
-    return answer | {"activation": activation}
+    logits = term.teacher_logits(step, activation)
+    return {"teacher_logits": logits, "tempered_logits": mixed, "activation": activation}
 
 
 def hinton_kl(
@@ -483,5 +483,5 @@ class ReliableSoftTargetCE(ResponseTerm):
     def forward(self, step: Step) -> Tensor:
         """Compute the term from both networks' logits and the target."""
         step = enlarged(step) if self.resize else step
-        given = _answer(self, step, self.temperature) | read_target(step)
+        given = {**_answer(self, step, self.temperature), **read_target(step)}
         return reliable_soft_target_ce(step.student, **given, **options_of(self))

@@ -196,7 +196,7 @@ def rewritten(path, folder, metadata):
     other = folder / "other.pt2"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w") as target:
         for name in source.namelist():
-            own = name.endswith("extra/privdistill")
+            own = Path(name).name == "privdistill"
             target.writestr(name, metadata if own else source.read(name))
     return other
 
