@@ -8,7 +8,8 @@
 
 A folder holds subject folders in a BraTS layout or in that of the training data, or the files
 themselves. Label maps lie on the original grid, with the original affine and the label values of
-the training data: `<stem of the first modality's file>_seg.nii.gz`.
+the training data: `<stem of the first modality's file>_seg.nii.gz`, with `<subject>_` before it
+where the stem does not begin with the subject's name.
 
 A network that was trained for any subset of modalities (recipe missing_modality of crossval.py)
 takes what each subject has, and the modalities that are used are shown. A file given alone is a
@@ -125,7 +126,10 @@ def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
     """File names of the label maps."""
     # Files of other modalities alone are told by the checks.
     known = [subject for subject in subjects if inputs.present(subject)]
-    names = [f"{stem_of(inputs.first(subject))}_seg.nii.gz" for subject in known]
+    stems = [(subject.name, stem_of(inputs.first(subject))) for subject in known]
+    # Where folders alone name subjects, all files are called alike.
+    named = [stem if stem.startswith(name) else f"{name}_{stem}" for name, stem in stems]
+    names = [f"{name}_seg.nii.gz" for name in named]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         listing = ", ".join(twice)

@@ -276,9 +276,10 @@ def attempt(
                 f"The {role} failed on its view of the example, {image.dtype} "
                 f"{tuple(image.shape)}, with weights of {dtype}:\n{type(error).__name__}: {error}\n"
                 "Check that teacher and student are not swapped, that the modalities fit the input "
-                "layers, and that the example has the size and dtype of the batches (build the "
-                "wrapper under torch.autocast if steps run so). A network called as "
-                "network(image, mask) goes into a module whose forward(image) makes the mask."
+                "layers, that the image is large enough for every downsampling, and that the "
+                "example has the size and dtype of the batches (build the wrapper under "
+                "torch.autocast if steps run so). A network called as network(image, mask) goes "
+                "into a module whose forward(image) makes the mask."
             ) from error
 
 

@@ -273,6 +273,19 @@ def test_bad_input_is_one_message_status_two_and_no_output(
     assert not out.exists()
 
 
+def test_where_folders_alone_name_subjects_label_maps_are_called_after_both(tmp_path):
+    own = replace(load_description("brats2021"), modalities={"t1ce": "scans/{subject}/T1ce.nii*"})
+    model = save(tmp_path / "model.safetensors", description=own)
+    root, out = tmp_path / "in", tmp_path / "out"
+    first, _ = (write_image(root / f"scans/{name}/T1ce.nii.gz", ord(name)) for name in "ab")
+    assert run("--model", model, "--input", root, "--out", out / "all") == 0
+    names = sorted(path.name for path in (out / "all").iterdir())
+    assert names == ["a_T1ce_seg.nii.gz", "b_T1ce_seg.nii.gz"]
+    assert run("--model", model, "--input", first, "--out", out / "one") == 0
+    expected = nib.load(out / "all" / "a_T1ce_seg.nii.gz").get_fdata()
+    np.testing.assert_array_equal(labels_of(out / "one"), expected)
+
+
 def test_what_cannot_be_written_or_opened_is_refused(model, tmp_path, capsys):
     paths = [write_image(tmp_path / name / "scan.nii") for name in ("a", "b")]
     assert run("--model", model, "--input", *paths, "--out", tmp_path / "out") == 2

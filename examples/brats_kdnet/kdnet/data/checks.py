@@ -259,7 +259,12 @@ def _missing(
     for role in roles:
         if role not in subject.files:
             expected = patterns[role].replace("{subject}", subject.name)
-            yield None, f"{_called(role)} is missing, expected {expected}"
+            # Subjects without a reference need not be lost: distillation gains from them.
+            cure = "; subjects without one go into a folder of their own, --unlabelled-root"
+            yield (
+                None,
+                f"{_called(role)} is missing, expected {expected}{cure * (role == SEGMENTATION)}",
+            )
 
 
 def _called(role: str) -> str:

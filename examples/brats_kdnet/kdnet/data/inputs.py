@@ -97,9 +97,10 @@ class Inputs:
         # Where only other modalities are found, the subjects are kept for the checks to report.
         best = max(layouts, key=self._worth, default=[])
         if not best and not images:
+            wanted = self.description.modalities[self.modalities[0]]
             raise UserError(
-                f"--input {folder}: expected NIfTI files or subject folders as in BraTS, MSD "
-                f"or the training data, with {self.modalities[0]}; found none."
+                f"--input {folder}: expected NIfTI files or subject folders as in BraTS, MSD or "
+                f"the training data ({wanted}); found none."
             )
         if not best:
             return [self._lone_file(path) for path in images]
@@ -122,7 +123,8 @@ class Inputs:
         named = [layout for layout in every if {*self.modalities} <= {*layout.modalities}]
         yield from named
         # The same names without subject folders: all files side by side.
-        yield from (_flattened(layout) for layout in named if not layout.channels)
+        for layout in named:
+            yield from _flattened(layout)
 
     def _said_by_name(self, path: Path) -> set[str]:
         """What a file is by its name, in any layout; empty if the name does not say."""
@@ -149,13 +151,15 @@ def _subjects_of(folder: Path, description: Description) -> list[Subject]:
         return []
 
 
-def _flattened(description: Description) -> Description:
-    # A pattern that finds no label map, since one beside the images is none of theirs.
+def _flattened(description: Description) -> Iterator[Description]:
     patterns = {
-        name: "|".join(map(_file_part, pattern.split("|")))
+        # Where folders alone name subjects, files side by side cannot be told apart.
+        name: "|".join(part for part in map(_file_part, pattern.split("|")) if "{subject}" in part)
         for name, pattern in description.modalities.items()
     }
-    return replace(description, modalities=patterns, segmentation="{subject}_no_label_map.nii")
+    if all(patterns.values()) and not description.channels:
+        # A pattern that finds no label map, since one beside the images is none of theirs.
+        yield replace(description, modalities=patterns, segmentation="{subject}_no_label_map.nii")
 
 
 def _file_part(pattern: str) -> str:
