@@ -113,8 +113,8 @@ def _check_ignored(ignore_index: int, owner: str) -> None:
 
 def read_target(step: Step) -> dict[str, Any]:
     """Return what a step says of its target, as the losses that read one take it."""
-    names = ("target", "labelled", "sample_weights", "validate")
-    return {name: getattr(step, name) for name in names}
+    known = {"labelled": step.labelled, "sample_weights": step.sample_weights}
+    return {"target": step.target, "validate": step.validate, **known}
 
 
 def enlarged(step: Step) -> Step:

@@ -142,7 +142,8 @@ def test_other_errors_pass_as_they_are(error):
 
 def test_every_option_that_is_recommended_exists():
     texts = [errors._GPU, errors._CPU, errors._LOADING]
-    named = {name for text in texts for name in re.findall(r"(?<!run )--([a-z][a-z_]+)", text)}
+    found = [name for text in texts for name in re.findall(r"(?<!run )--([a-z][a-z-]+)", text)]
+    named = {name.replace("-", "_") for name in found}
     known = {item.name for kind in (DataConfig, TrainingConfig) for item in fields(kind)}
     assert named <= known | {item.name for item in fields(CrossvalOptions)} | {"out"}
 
