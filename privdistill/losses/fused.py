@@ -181,8 +181,11 @@ def _rows(values: Tensor, place: _Place, dtype: torch.dtype, clean: bool) -> Ten
     values = values[place].to(dtype)
     if not clean:
         values = torch.nan_to_num(values, nan=math.nan, posinf=ops.LARGEST, neginf=-ops.LARGEST)
-    # Rows of channels_last tensors are strewn over memory, and arithmetic on them is slow.
-    return values if values.stride(2) == 1 else values.contiguous()
+    # Rows of channels_last tensors are strewn over memory, and arithmetic on them is slow; a
+    # compiler lays them out by itself.
+    if torch.compiler.is_compiling() or values.stride(2) == 1:
+        return values
+    return values.contiguous()
 
 
 def _sums(block: _Block) -> Tensor:

@@ -1,7 +1,7 @@
 """Hooks that record layer outputs, and only while they are armed."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,21 @@ from privdistill.taps.tap import Layer, as_layer
 
 class _LastTapReached(BaseException):
     """Leaves a forward pass; no `Exception`, which a network might catch for reasons of its own."""
+
+
+class _Recording:
+    """A block in which a recorder records; a class, as the compiler of PyTorch 2.6 asks for."""
+
+    def __init__(self, recorder: "Recorder", leave_early: bool) -> None:
+        self.recorder = recorder
+        self.leave_early = leave_early
+
+    def __enter__(self) -> dict[str, Tensor]:
+        return self.recorder.start(leave_early=self.leave_early)
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> bool:
+        self.recorder.stop()
+        return kind is _LastTapReached
 
 
 # Tells what stays of a hook in a copy or a file of its network.
@@ -113,12 +128,15 @@ class Recorder:
         if self._leaves_early and len(self._captured) == len(self.places):
             raise _LastTapReached
 
-    @contextmanager
-    def recording(self, *, leave_early: bool = False) -> Iterator[dict[str, Tensor]]:
-        """Record into the mapping that is yielded; it belongs to the caller afterwards.
+    def recording(self, *, leave_early: bool = False) -> "_Recording":
+        """Record into the mapping that the block is given; it belongs to the caller afterwards.
 
         `leave_early` leaves the block once every tap has fired, as nothing behind is wanted.
         """
+        return _Recording(self, leave_early)
+
+    def start(self, *, leave_early: bool) -> dict[str, Tensor]:
+        """Arm the hooks, and return what they will record into."""
         if self.armed:
             raise LifecycleError(
                 f"The {self.role} is already being recorded. Run one forward at a time: a wrapper "
@@ -130,13 +148,12 @@ class Recorder:
         self.armed = True
         # A graph cannot be left half-way.
         self._leaves_early = leave_early and not torch.compiler.is_compiling()
-        try:
-            yield captured
-        except _LastTapReached:
-            pass
-        finally:
-            self.armed = False
-            self._captured = {}
+        return captured
+
+    def stop(self) -> None:
+        """Disarm the hooks."""
+        self.armed = False
+        self._captured = {}
 
     def check(self, captured: Mapping[str, Any]) -> None:
         """Refuse a forward pass in which a tap did not fire once, with a tensor."""

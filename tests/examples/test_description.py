@@ -61,6 +61,7 @@ def test_unknown_and_missing_keys_are_all_named(brats):
         ({"grid": [64, 64]}, "three positive numbers"),
         ({"crop": [0, 64, 64]}, "crop is"),
         ({"spacing": "true"}, "'header' or 'nominal'"),
+        ({"background": 0}, "'zero' or 'noise'"),
         ({"modalities": {"t1": "t1.nii"}}, r"no \{subject\}"),
         ({"modalities": {}}, "modalities is empty"),
         ({"channels": {"adc": 0}}, "channels names adc"),

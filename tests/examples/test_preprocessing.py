@@ -67,6 +67,17 @@ def test_z_score_before_the_crop_sees_the_whole_volume(tmp_path, write_volume):
     assert image[0, 4, 4, 4].item() == pytest.approx((10 - values.mean()) / values.std(), rel=1e-5)
 
 
+def test_where_the_background_is_noise_all_voxels_count(tmp_path, write_volume):
+    noise = replace(BRATS, background="noise")
+    volume = np.zeros((8, 8, 8), dtype=np.int16)
+    volume[4:] = 10
+    subject = one_image(tmp_path, write_volume, volume)
+    image = preprocessing(description=noise, grid=(8, 8, 8))(subject)["image"][0]
+    # Mean 5, deviation 5: what is exactly 0 is a voxel like others.
+    assert image[:, 0, 0].tolist() == [-1] * 4 + [1] * 4
+    assert preprocessing(description=noise).fingerprint() != preprocessing().fingerprint()
+
+
 def test_an_empty_or_constant_modality_gives_no_nan(tmp_path, write_volume):
     for value in (0, 7):
         subject = one_image(tmp_path, write_volume, np.full((8, 8, 8), value, dtype=np.int16))

@@ -128,6 +128,10 @@ def test_a_background_that_is_not_zero_is_told_even_of_every_image(tmp_path, bac
     found = warnings_of(tmp_path)
     assert len(found) == 12
     assert all(f"{background:.3g}" in reason for reason in found.values())
+    # The description can say so, and then nothing is to be told.
+    noisy = replace(BRATS, background="noise")
+    _, subjects = find_subjects(tmp_path, noisy)
+    assert check_subjects(noisy, subjects, workers=1, progress=False) == []
 
 
 def test_a_share_of_brain_unlike_the_others_is_told(tmp_path, capsys):

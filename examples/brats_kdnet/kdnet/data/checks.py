@@ -192,7 +192,7 @@ def _check_subject(
                 read_classes(file, description)
             else:
                 findings.orientation = findings.orientation or geometry.orientation
-                reasons += _look_at(subject, role, findings)
+                reasons += _look_at(subject, role, findings, description)
         except UnreadableVolumeError as error:
             reasons.append(error.reason)
         faults += [(file.path, reason) for reason in reasons]
@@ -201,7 +201,9 @@ def _check_subject(
     return findings
 
 
-def _look_at(subject: Subject, modality: str, findings: _Findings) -> Iterator[str]:
+def _look_at(
+    subject: Subject, modality: str, findings: _Findings, description: Description
+) -> Iterator[str]:
     """Say what is wrong with an image; note what a sound one is compared with others by."""
     file = subject.images[modality]
     volume = read_volume(file)
@@ -210,6 +212,8 @@ def _look_at(subject: Subject, modality: str, findings: _Findings) -> Iterator[s
         return
     # Only of sound images: two that are all zero are no copies of each other.
     findings.digests[modality] = _digest(volume)
+    if description.background == "noise":
+        return
     if fault := _background_fault(volume):
         findings.problems.append(Problem(subject.name, file.path, fault, warning=True))
     else:
@@ -351,7 +355,8 @@ def _background_fault(volume: NDArray[Any]) -> str:
         return ""
     return (
         f"{share:.0%} of its voxels are about {corner:.3g}, as in its corner, and not 0: "
-        "background would be taken for brain; set it to 0"
+        "background would be taken for brain; set it to 0, or say 'background: noise' in the "
+        "description of the data set"
     )
 
 

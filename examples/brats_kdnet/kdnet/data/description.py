@@ -41,6 +41,8 @@ class Description:
         spacing: "header" if voxel sizes in the headers (mm) are true; "nominal" if they are not,
             so that distances are given in voxels.
         crop: Central crop (or padding) before resampling, voxels; None takes the whole volume.
+        background: "zero" if voxels outside of the head are exactly 0, so that z-scores leave them
+            out; "noise" if they are not, so that z-scores are over all voxels.
         channels: Modality name to its index along the fourth axis, for 4-D files.
         phantom: Whether the images are synthetic.
         citation: Whom to cite where results are shown.
@@ -57,6 +59,7 @@ class Description:
     grid: Size
     spacing: Literal["header", "nominal"]
     crop: Size | None = None
+    background: Literal["zero", "noise"] = "zero"
     channels: dict[str, int] = field(default_factory=dict)
     phantom: bool = False
     citation: str = ""
@@ -94,7 +97,7 @@ class Description:
         """Build a description from what `to_dict` gave, or from a user's YAML file."""
         known = [item.name for item in fields(cls)]
         # The attributes that have a default.
-        optional = {"crop", "channels", "phantom", "citation", "patient"}
+        optional = {"crop", "background", "channels", "phantom", "citation", "patient"}
         unknown = [str(key) for key in values if key not in known]
         missing = [name for name in known if name not in {*optional, *values}]
         if unknown or missing:
@@ -196,6 +199,8 @@ def _contradictions(described: Description) -> Iterator[str]:
             yield f"{name} is {size}; expected three positive numbers of voxels."
     if described.spacing not in {"header", "nominal"}:
         yield f"spacing is '{described.spacing}'; expected 'header' or 'nominal'."
+    if described.background not in {"zero", "noise"}:
+        yield f"background is '{described.background}'; expected 'zero' or 'noise'."
 
 
 def _pattern_contradictions(described: Description) -> Iterator[str]:

@@ -99,7 +99,7 @@ class Preprocessing:
             raise UserError(f"Subject '{subject.name}': modalities differ in shape: {shapes}.")
         # The paper leaves the order open; statistics of what the network sees are the default.
         if self.normalise == "after_crop":
-            channels = tuple(map(z_score, channels))
+            channels = tuple(map(self._z_score, channels))
         sample = Sample(
             image=self._resampled(torch.stack(channels), self.resample),
             name=subject.name,
@@ -157,8 +157,11 @@ class Preprocessing:
         volume = read_volume(file)
         nonzero = np.count_nonzero(volume) / volume.size
         if self.normalise == "before_crop":
-            volume = z_score(torch.from_numpy(volume.astype(np.float32))).numpy()
+            volume = self._z_score(torch.from_numpy(volume.astype(np.float32))).numpy()
         return torch.from_numpy(self._cropped(volume).astype(np.float32)), nonzero
+
+    def _z_score(self, image: Tensor) -> Tensor:
+        return z_score(image, everywhere=self.description.background == "noise")
 
     def _resampled(self, image: Tensor, mode: str) -> Tensor:
         if self.grid is None:
@@ -174,9 +177,9 @@ class Preprocessing:
         return cropped
 
 
-def z_score(image: Tensor) -> Tensor:
-    """Give the voxels that are not 0 mean 0 and deviation 1; the others are background."""
-    brain = image != 0
+def z_score(image: Tensor, *, everywhere: bool = False) -> Tensor:
+    """Give the voxels that are not 0, or all, mean 0 and deviation 1; the others are background."""
+    brain = torch.ones_like(image, dtype=torch.bool) if everywhere else image != 0
     if not brain.any():
         return image
     values = image[brain]
