@@ -7,6 +7,7 @@ import pytest
 import torch
 from paths import EVERY, IMAGE, LABELS, NAMES, PATHS, PRESENT, Deep, assert_close, train
 from torch._dynamo.testing import CompileCounterWithBackend
+from versions import whole_graphs
 
 from privdistill import LifecycleError, ObjectiveError, PrivilegedInput
 
@@ -84,7 +85,7 @@ def test_promise_9_masks_and_dropout_compile(build, tiny_unet):
     )
 
 
-@pytest.mark.parametrize("path", ["usual", "average", "heads"])
+@pytest.mark.parametrize("path", ["usual", "average", pytest.param("heads", marks=whole_graphs)])
 def test_promise_9_later_steps_compile_nothing_new(build, tiny_unet, path):
     counter = CompileCounterWithBackend("aot_eager")
     kd = build(validate="never", **PATHS[path](tiny_unet))

@@ -295,6 +295,8 @@ def test_a_change_that_no_weight_shows_is_found_and_has_a_version(change, tmp_pa
 
 # The compiler looks at tensors that are no leaves where the graph breaks.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+# Of PyTorch 2.6, about its own settings.
+@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles")
 @pytest.mark.parametrize("compiled", [torch.compile, lambda net: net.compile() or net])
 def test_promise_9_a_compiled_teacher_finds_what_the_eager_one_left(compiled, tmp_path):
     image = torch.rand(2, 1, 4, 4)
@@ -311,8 +313,10 @@ def test_new_keys_compile_nothing_new_and_leave_one_break(networks, batches):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(cached, backend=counter)
     image, target, _ = batches[0]
-    # More kinds of keys than the compiler makes graphs of one function.
-    with torch._dynamo.config.patch(recompile_limit=2):
+    # More kinds of keys than graphs of one function; the second name is that of PyTorch 2.6.
+    limits = ("recompile_limit", "cache_size_limit")
+    limit = next(name for name in limits if hasattr(torch._dynamo.config, name))
+    with torch._dynamo.config.patch({limit: 2}):
         for number in range(4):
             for _ in range(2):
                 found = compiled(image, target, key=[f"{number}/0", f"{number}/1"]).loss

@@ -62,7 +62,7 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     # The first entry may itself be a mapping or a list of heads, as where a loss stands beside it.
     leading = find_heads(first, axes, equals)
     alike = leading[0].shape[:2]
-    nested = [inner if isinstance(inner, tuple | list) else [inner] for inner in others]
+    nested = [inner if isinstance(inner, (tuple, list)) else [inner] for inner in others]
     further = [
         other
         for other in chain.from_iterable(nested)
@@ -73,7 +73,7 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     fine = [head for head in heads if head.shape == finest]
     if isinstance(output, list) and equals is not None and len(fine) > max(equals):
         fine = [fine[index] for index in equals]
-    if not isinstance(output, Mapping | list):
+    if not isinstance(output, (Mapping, list)):
         fine = fine[: max(1, sum(head.shape == finest for head in leading))]
     # Deep supervision halves sizes; a feature map of some other size is no head.
     coarse = [head for head in heads if _divides(head.shape[2:], finest[2:])]
@@ -89,7 +89,7 @@ def _entries(output: Any, axes: int) -> list[Any]:
     if isinstance(output, Mapping):
         auxiliary = [value for key, value in output.items() if str(key).startswith("aux")]
         return [output.get("out", output.get("logits")), *auxiliary]
-    if not isinstance(output, tuple | list) or hasattr(output, "logits"):
+    if not isinstance(output, (tuple, list)) or hasattr(output, "logits"):
         return [getattr(output, "logits", None)]
     # Heads that lie in a list of their own lead whatever stands beside it.
     if not output or not isinstance(output[0], Tensor):

@@ -185,7 +185,7 @@ class TeacherSide:
             early = early and not why_not_left_early(member)
             answer = member(view, leave_early=early)
             heads += answer.heads
-            features |= answer.features
+            features.update(answer.features)
             if heads and len(heads[-1]) > 1 and not isinstance(member.run, Resting):
                 raise ObjectiveError(
                     f"The JointTeacher returns {len(heads[-1])} heads, of which only the first "

@@ -197,7 +197,7 @@ def tap_table(
         if isinstance(tap, Tap):
             table[name] = tap
         elif teachers:
-            table |= _levels(name, tap, teachers[number], student)
+            table.update(_levels(name, tap, teachers[number], student))
     for name in read:
         # The only one that a rule locates.
         if name == "bottleneck":

@@ -28,6 +28,8 @@ ORACLES = Path(__file__).with_name("oracles.json")
 STUDIES = ROOT / "docs/results/when-it-helps"
 ROLES = ("teacher", "baseline", "student")
 KEYS = ("row", "fold", "case", "region", "space", "postprocessing")
+#: Older versions round otherwise.
+NEWEST = torch.__version__ >= "2.14"
 PLAIN = [
     *("--preset", "demo", "--phantoms", "8", "--batch-size", "2", "--seed", "0"),
     *("--precision", "32-true", "--memory-format", "contiguous", "--compile", "false"),
@@ -155,8 +157,9 @@ def stored():
 
 @pytest.fixture(scope="module")
 def close(stored):
-    """Compares numbers; rounding of another processor grows in training, an edit does more."""
-    tolerance = 1e-5 if arithmetic() == stored["arithmetic"]["conv3d"] else 0.1
+    """Compares numbers; other rounding grows in training, an edit does more."""
+    alike = arithmetic() == stored["arithmetic"]["conv3d"] and NEWEST
+    tolerance = 1e-5 if alike else 0.1
 
     def differences(found, expected):
         assert found.keys() == expected.keys()
@@ -197,6 +200,7 @@ def test_the_demo_trains_the_same_three_networks(demo, stored, close):
     assert close(weights_of(demo), stored["weights"]) == {}
 
 
+@pytest.mark.skipif(not NEWEST, reason="scores of so short a training differ by more than rounding")
 def test_the_demo_gives_the_same_scores(demo, stored, close):
     # All plans score what is left without small regions, too; then train.py did not.
     found = {key: value for key, value in scores_of(demo).items() if key.endswith(" off")}

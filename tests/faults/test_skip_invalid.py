@@ -50,7 +50,7 @@ def arguments(data: Path, out: Path, *more: str) -> list[str]:
 def test_without_the_flag_all_problems_are_told_and_nothing_is_trained(data, tmp_path, capsys):
     assert train.main(arguments(data, tmp_path / "run")) == 2
     message = capsys.readouterr().err
-    assert message.startswith("Problems: 3, in 3 of the subjects")
+    assert message.lstrip().startswith("Problems: 3, in 3 of the subjects")
     assert all(name in message for name in BROKEN)
     # With nothing left to train on, the flag does not help.
     for folder in data.glob("good*"):
