@@ -36,12 +36,14 @@ def find_subjects(root: Path) -> list[dict[str, Any]]:
     """Find the images of each subject, and its reference if there is one."""
     subjects: list[dict[str, Any]] = []
     for folder in sorted(path for path in root.glob("*") if path.is_dir()):
-        *image, label = (folder / f"{folder.name}_{end}.nii.gz" for end in (*MODALITIES, "seg"))
+        *image, seg = (folder / f"{folder.name}_{end}.nii.gz" for end in (*MODALITIES, "seg"))
         if missing := [path for path in image if not path.exists()]:
             raise SystemExit(f"{missing[0]}: no such file; a subject has each of {MODALITIES}.")
-        known = label.exists()
+        known = seg.exists()
+        if known and np.setdiff1d(nib.load(seg).dataobj, [0, *torch.cat([*REGIONS.values()])]).size:
+            raise SystemExit(f"{seg}: holds a label that no region names; change REGIONS.")
         # Without a reference any volume will do, as its values are never read.
-        subjects.append({"image": image, "label": label if known else image[0], "labelled": known})
+        subjects.append({"image": image, "label": seg if known else image[0], "labelled": known})
     if sum(subject["labelled"] for subject in subjects) <= HELD_OUT:
         raise SystemExit(f"{root}: expected over {HELD_OUT} folders NAME with NAME_seg.nii.gz.")
     return subjects
@@ -85,9 +87,8 @@ def train(name: str, data: Any, steps: int, inputs: Any, **options: Any) -> Dist
 def predict(kd: DistillationWrapper, sample: dict[str, Any]) -> torch.Tensor:
     """Segment a subject: regions (R, X, Y, Z) in the space of its files."""
     image = sample["image"][None].to(DEVICE)
-    logits = monai.inferers.sliding_window_inference(image, PATCH, BATCH, kd.predict, overlap=0.5)
-    likely = mt.ResampleToMatch(padding_mode="zeros")(logits[0].sigmoid().cpu(), sample["label"])
-    return likely > 0.5
+    maps = monai.inferers.sliding_window_inference(image, PATCH, BATCH, kd.predict, overlap=0.5)
+    return mt.ResampleToMatch(padding_mode="zeros")(maps[0].sigmoid().cpu(), sample["label"]) > 0.5
 
 
 def write_phantoms(root: Path) -> Path:
@@ -132,7 +133,6 @@ def main(arguments: list[str] | None = None) -> None:
     objective = 0.9 * SoftTargetDiceBCE(temperature=fitted) + 0.1 * GroundTruth()
     taught = {"teacher": teacher.student, "objective": objective, "start": "teacher"}
     kd = train("student", every, options.steps, own, **taught)
-
     test = load(held_out, train=False)
     print(f"\n{'Dice':8}", *(f"{region:>6}" for region in REGIONS))
     for name, model in {"teacher": teacher, "baseline": baseline, "student": kd}.items():

@@ -17,6 +17,7 @@ from kdnet.config import Config, Program, as_arguments, early, parse_for, read_v
 from kdnet.errors import UserError
 
 if TYPE_CHECKING:
+    from kdnet.rows import Row
     from kdnet.runs.plan import Plan
 
 _DESCRIPTION = """\
@@ -148,10 +149,23 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
         facts = {"case_lists": path.stem}
     # Folds differ by a subject or two; every row of every fold takes the steps of the first one's.
     config = with_equal_steps(config, folds[0].split, data)
+    if config.network.start == "teacher":
+        rows = with_equal_trainings(rows, config.training.epochs)
     title, seeds, subsets = "Cross-validation", options.seeds, options.subsets
     return make_plan(
         "crossval", title, config, rows, folds, data, seeds=seeds, subsets=subsets, facts=facts
     )
+
+
+def with_equal_trainings(rows: Sequence["Row"], epochs: int) -> list["Row"]:
+    """Let what students are measured against train as long as teacher and student together."""
+    controls = {row.against for row in rows if row.recipe == "distilled"}
+    return [
+        replace(row, options={**row.options, "epochs": 2 * row.options.get("epochs", epochs)})
+        if row.name in controls and row.recipe == "supervised"
+        else row
+        for row in rows
+    ]
 
 
 def refuse(config: Config, options: CrossvalOptions) -> None:

@@ -137,6 +137,15 @@ def test_a_built_in_row_that_was_redefined_is_named_in_the_protocol(arguments, t
     assert protocol.endswith("not the built-in ones: baseline")
 
 
+def test_students_that_start_from_the_teacher_meet_a_baseline_of_as_many_steps(arguments, tmp_path):
+    epochs = {}
+    for start in ("scratch", "teacher"):
+        plan = plan_of([*arguments, "--epochs", "3", "--start", start], tmp_path)
+        rows = {row.name: row.options.get("epochs", 3) for row in plan.rows}
+        epochs[start] = (rows["teacher"], rows["baseline"], rows["kdnet"])
+    assert epochs == {"scratch": (3, 3, 3), "teacher": (3, 6, 3)}
+
+
 def test_a_second_start_trains_nothing_again(finished, arguments, capsys, monkeypatch):
     monkeypatch.setattr(pool, "run_unit", None)
     assert crossval.main([*arguments, "--out", str(finished)]) == 0

@@ -119,6 +119,12 @@ def test_a_missing_modality_is_named(one_file, written):
         one_file.main(["--data-root", str(written)])
 
 
+def test_a_label_of_no_region_is_named(one_file, written, monkeypatch):
+    monkeypatch.setattr(one_file, "REGIONS", {"WT": torch.tensor([7])})
+    with pytest.raises(SystemExit, match=r"seg\.nii\.gz: holds a label that no region names"):
+        one_file.find_subjects(written)
+
+
 @pytest.mark.parametrize("name", ["empty", "absent"])
 def test_a_folder_without_subjects_is_named(one_file, tmp_path, name):
     (tmp_path / "empty").mkdir()

@@ -200,7 +200,7 @@ def test_rows_after_the_last_checkpoint_are_dropped_and_curves_go_on(tmp_path, l
     if logger == "tensorboard":
         assert len(list(work.scalars.glob("events*"))) == 2
         return
-    with (work.scalars / "csv" / "version_1" / "metrics.csv").open() as file:
+    with (work.scalars / "version_1" / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (float(row["train/loss"]), int(row["step"])) == (0.25, 2)
 
@@ -230,7 +230,8 @@ def test_a_run_of_wandb_ends_with_its_training(tmp_path, fails, monkeypatch):
         named.append(name)
         run = SimpleNamespace(finish=ended.append)
         log = (lambda *_: 1 / 0) if fails else (lambda *_: None)
-        return SimpleNamespace(experiment=run, log_metrics=log, finalize=lambda status: None)
+        nothing = SimpleNamespace(log_hyperparams=lambda _: None, finalize=lambda status: None)
+        return SimpleNamespace(experiment=run, log_metrics=log, **vars(nothing))
 
     loggers = SimpleNamespace(WandbLogger=logger)
     monkeypatch.setitem(sys.modules, "lightning.pytorch.loggers", loggers)
@@ -247,7 +248,10 @@ def test_each_training_is_a_run_of_its_own(tmp_path, name, monkeypatch):
     package = pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("kdnet.training.history._TRACKING_URI", None)
-    works = [case(tmp_path / role, logger=name) for role in ("teacher", "student")]
+    works = [
+        replace(case(tmp_path / role, logger=name), options={"temperature": 1.5})
+        for role in ("teacher", "student")
+    ]
     for work in works:
         write_two_epochs(work)
     for work in works:
@@ -258,6 +262,7 @@ def test_each_training_is_a_run_of_its_own(tmp_path, name, monkeypatch):
         (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
         losses = client.get_metric_history(run.info.run_id, "train/loss")
         assert [(entry.step, entry.value) for entry in losses] == [(1, 1.0), (2, 0.5)]
+        assert run.data.params == {"temperature": "1.5"}
 
 
 def test_clipping_bounds_the_step_of_plain_gradients(tmp_path):

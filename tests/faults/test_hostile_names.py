@@ -127,7 +127,7 @@ def test_a_row_is_called_by_a_name_for_folders(name):
     except UserError:
         return
     assert is_name(row.name)
-    assert row.name not in {"predictions", "tensorboard"}
+    assert row.name not in {"predictions", "curves"}
 
 
 @given(hostile)

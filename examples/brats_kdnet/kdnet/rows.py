@@ -21,7 +21,7 @@ from kdnet.files import LONGEST, UnreadableError, is_name, read_yaml
 
 _BUILT_IN = Path(__file__).with_name("rows.yaml")
 _SMALL_PRESETS = ("demo", "cpu")
-_SHARED_FOLDERS = ("predictions", "tensorboard")
+_SHARED_FOLDERS = ("predictions", "curves")
 # Names become folders.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
 #: Options that a row may have. Others would make it another experiment: test subjects, grid, seed.

@@ -388,6 +388,7 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
             console=experiment.console,
             volumes=whole_volumes(experiment.datasets["validation"], config.data),
             seen_by_teachers=tuple(seen),
+            options=config.to_dict(),
         )
         batches = experiment.loader("train", unlabelled=recipe.teacher is not None)
         if recipe.teacher is not None and experiment.plan.kind == "train":

@@ -203,6 +203,7 @@ class Task:
         volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
             whole volumes.
         seen_by_teachers: Subjects that each teacher was trained or selected on.
+        options: Options of the run, which loggers show.
     """
 
     metadata: ModelMetadata
@@ -211,6 +212,7 @@ class Task:
     console: Console
     volumes: Sequence[Sample] | None = None
     seen_by_teachers: tuple[frozenset[str], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def teacher_weights(self, names: Sequence[str]) -> Tensor | None:
         """Say which teachers teach which samples: those that were not trained on them."""
@@ -229,7 +231,7 @@ class Task:
     @property
     def scalars(self) -> Path:
         """Folder of its curves."""
-        return self.folder / "tensorboard"
+        return self.folder / "curves"
 
     @property
     def model_file(self) -> Path:

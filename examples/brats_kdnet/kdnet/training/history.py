@@ -43,6 +43,9 @@ class Journal:
             # What comes after the state that goes on was written by a start that was killed.
             self.rows = [row for row in read_history(self.path) if row["epoch"] <= epoch]
             self.logger = build_logger(task.settings.logger, task.scalars, epoch=epoch)
+            # Files of curves have config.yaml beside them.
+            if epoch == 0 and task.settings.logger != "csv":
+                self.logger.log_hyperparams(dict(task.options))
         self._started, self._last_line = time.monotonic(), 0.0
         self._bar = _bar(
             task.console if self.writes else Console(quiet=True),
@@ -147,7 +150,7 @@ def build_logger(name: str, folder: Path, *, epoch: int) -> Logger:
         return TensorBoardLogger(folder, name="", version="", purge_step=epoch + 1)
     if name == "csv":
         # Every start writes a version of its own; history.csv holds all of them.
-        return CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
+        return CSVLogger(folder, name="", flush_logs_every_n_steps=1)
     # Lightning has these two, and is needed for nothing else.
     kind = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name]
     unit, local = "/".join(folder.parts[-3:-1]), f"sqlite:///{folder / 'mlflow.db'}"
