@@ -121,6 +121,7 @@ def test_descriptions_of_any_content_are_refused_in_words(value):
 @example("../../outside")
 @example("/etc")
 @example("predictions")
+@example("x" * 101)
 def test_a_row_is_called_by_a_name_for_folders(name):
     try:
         row = _row(Path("rows.yaml"), name, {"label": "x"})

@@ -230,7 +230,9 @@ def _row(path: Path, name: str, values: Any) -> Row:
     imitates = row.recipe in {"distilled", "shared"}
     unknown = sorted({*row.options} - {*ROW_OPTIONS})
     problems = {
-        f"its name must match {_NAME.pattern}": not _NAME.fullmatch(name),
+        f"its name must match {_NAME.pattern}, with at most {LONGEST} characters": not (
+            _NAME.fullmatch(name) and is_name(name)
+        ),
         "its name is that of a folder that all rows share": name in _SHARED_FOLDERS,
         f"it has no options {', '.join(unknown)}; there are {', '.join(ROW_OPTIONS)}": bool(
             unknown
