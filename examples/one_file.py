@@ -1,6 +1,6 @@
 """A network that sees T1ce alone learns from one that saw four modalities: one file to copy.
 
-    python one_file.py                                      # phantoms, about two minutes
+    python one_file.py                                      # phantoms, about a minute
     python one_file.py --data-root BraTS2021 --steps 4000   # folders NAME of NAME_t1ce.nii.gz, ...
 
 Without NAME_seg.nii.gz the teacher alone teaches. Change the constants and `network` to yours.
@@ -41,7 +41,7 @@ def find_subjects(root: Path) -> list[dict[str, Any]]:
             raise SystemExit(f"{missing[0]}: no such file; a subject has each of {MODALITIES}.")
         known = seg.exists()
         if known and np.setdiff1d(nib.load(seg).dataobj, [0, *torch.cat([*REGIONS.values()])]).size:
-            raise SystemExit(f"{seg}: holds a label that no region names; change REGIONS.")
+            raise SystemExit(f"{seg}: REGIONS lacks some of its labels: add them, or drop this.")
         # Without a reference any volume will do, as its values are never read.
         subjects.append({"image": image, "label": seg if known else image[0], "labelled": known})
     if sum(subject["labelled"] for subject in subjects) <= HELD_OUT:

@@ -149,23 +149,33 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
         facts = {"case_lists": path.stem}
     # Folds differ by a subject or two; every row of every fold takes the steps of the first one's.
     config = with_equal_steps(config, folds[0].split, data)
-    if config.network.start == "teacher":
-        rows = with_equal_trainings(rows, config.training.epochs)
+    rows = with_equal_trainings(rows, config)
     title, seeds, subsets = "Cross-validation", options.seeds, options.subsets
     return make_plan(
         "crossval", title, config, rows, folds, data, seeds=seeds, subsets=subsets, facts=facts
     )
 
 
-def with_equal_trainings(rows: Sequence["Row"], epochs: int) -> list["Row"]:
-    """Let what students are measured against train as long as teacher and student together."""
-    controls = {row.against for row in rows if row.recipe == "distilled"}
-    return [
-        replace(row, options={**row.options, "epochs": 2 * row.options.get("epochs", epochs)})
-        if row.name in controls and row.recipe == "supervised"
-        else row
-        for row in rows
-    ]
+def with_equal_trainings(rows: Sequence["Row"], config: Config) -> list["Row"]:
+    """Measure students that start from their teacher against as many epochs as both had."""
+    named = {row.name: row for row in rows}
+    found = dict(named)
+    for row in rows:
+        starts = row.options.get("start", config.network.start) == "teacher"
+        control = named.get(row.against or "")
+        if row.teacher is None or not starts or control is None or "epochs" in control.options:
+            continue
+        trained = (row, named[row.teacher])
+        epochs = sum(one.options.get("epochs", config.training.epochs) for one in trained)
+        longer = replace(
+            control,
+            name=f"{control.name}_{epochs}_epochs",
+            label=f"{control.label}, {epochs} epochs",
+            against=None,
+            options={**control.options, "epochs": epochs},
+        )
+        found |= {longer.name: longer, row.name: replace(row, against=longer.name)}
+    return list(found.values())
 
 
 def refuse(config: Config, options: CrossvalOptions) -> None:

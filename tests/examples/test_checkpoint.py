@@ -114,6 +114,7 @@ def test_a_network_without_patch_and_grid_is_refused():
         ({"grid": (8, 8, 8)}, "grid"),
         ({"slices": "axial"}, "slices"),
         ({"description": load_description("lgg")}, "classes"),
+        ({"description": replace(METADATA.description, background="noise")}, "background"),
     ],
 )
 def test_another_view_or_class_count_is_refused_with_both_descriptions(tmp_path, changes, word):

@@ -137,13 +137,32 @@ def test_a_built_in_row_that_was_redefined_is_named_in_the_protocol(arguments, t
     assert protocol.endswith("not the built-in ones: baseline")
 
 
-def test_students_that_start_from_the_teacher_meet_a_baseline_of_as_many_steps(arguments, tmp_path):
-    epochs = {}
-    for start in ("scratch", "teacher"):
-        plan = plan_of([*arguments, "--epochs", "3", "--start", start], tmp_path)
-        rows = {row.name: row.options.get("epochs", 3) for row in plan.rows}
-        epochs[start] = (rows["teacher"], rows["baseline"], rows["kdnet"])
-    assert epochs == {"scratch": (3, 3, 3), "teacher": (3, 6, 3)}
+def test_students_that_start_from_the_teacher_meet_a_baseline_of_as_many_epochs(tmp_path):
+    given = ["--rows", "baseline,kdnet,gt_kd", "--phantoms", "6", "--phantom-size", "16", *SMALL]
+    plain = plan_of([*given, "--epochs", "3", "--start", "scratch"], tmp_path)
+    assert {row.against for row in plain.rows} == {None, "baseline"}
+    plan = plan_of([*given, "--epochs", "3", "--start", "teacher"], tmp_path)
+    assert {row.name: row.against for row in plan.rows} == {
+        "teacher": None,
+        "baseline": None,
+        "kdnet": "baseline_6_epochs",
+        "gt_kd": "baseline_6_epochs",
+        "baseline_6_epochs": None,
+    }
+    assert plan.rows[-1].options == {"epochs": 6}
+
+
+def test_a_control_that_says_its_epochs_is_left_alone(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "rows: {long: {against: null, options: {epochs: 9}},"
+        " mine: {recipe: distilled, teacher: teacher, against: long, options: {start: teacher}},"
+        " other: {recipe: distilled, teacher: teacher, options: {start: teacher, epochs: 4}}}"
+    )
+    given = ["--rows-file", str(tmp_path / "mine.yaml"), "--rows", "baseline,long,mine,other"]
+    given += [*SMALL, "--phantoms", "6", "--phantom-size", "16", "--epochs", "3"]
+    plan = plan_of(given, tmp_path)
+    against = {row.name: row.against for row in plan.rows}
+    assert (against["mine"], against["other"]) == ("long", "baseline_7_epochs")
 
 
 def test_a_second_start_trains_nothing_again(finished, arguments, capsys, monkeypatch):

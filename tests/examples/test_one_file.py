@@ -121,7 +121,7 @@ def test_a_missing_modality_is_named(one_file, written):
 
 def test_a_label_of_no_region_is_named(one_file, written, monkeypatch):
     monkeypatch.setattr(one_file, "REGIONS", {"WT": torch.tensor([7])})
-    with pytest.raises(SystemExit, match=r"seg\.nii\.gz: holds a label that no region names"):
+    with pytest.raises(SystemExit, match=r"seg\.nii\.gz: REGIONS lacks some of its labels"):
         one_file.find_subjects(written)
 
 

@@ -189,7 +189,7 @@ def test_history_has_a_column_for_every_term(tmp_path):
 
 @pytest.mark.parametrize("logger", ["tensorboard", "csv"])
 def test_rows_after_the_last_checkpoint_are_dropped_and_curves_go_on(tmp_path, logger):
-    work = case(tmp_path, logger=logger)
+    work = replace(case(tmp_path, logger=logger), options={"temperature": 1.5})
     for done, rows in ((0, [(1, 0.5), (2, 0.5), (3, 0.5)]), (1, [(2, 0.25)])):
         journal = Journal(work, epoch=done, steps=1)
         with journal.open():
@@ -198,7 +198,9 @@ def test_rows_after_the_last_checkpoint_are_dropped_and_curves_go_on(tmp_path, l
     losses = [row["train_loss"] for row in read_history(work.folder / "history.csv")]
     assert losses == [0.5, 0.25]
     if logger == "tensorboard":
-        assert len(list(work.scalars.glob("events*"))) == 2
+        events = list(work.scalars.glob("events*"))
+        assert len(events) == 2
+        assert all(b"temperature: 1.5" in path.read_bytes() for path in events)
         return
     with (work.scalars / "version_1" / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)

@@ -321,7 +321,7 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
     differing = [key for key in keys if getattr(found, key) != getattr(expected, key)]
     differing += [
         key
-        for key in ("classes", "regions")
+        for key in ("classes", "regions", "background")
         if getattr(found.description, key) != getattr(expected.description, key)
     ]
     if differing:

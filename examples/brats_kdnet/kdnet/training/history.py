@@ -43,9 +43,6 @@ class Journal:
             # What comes after the state that goes on was written by a start that was killed.
             self.rows = [row for row in read_history(self.path) if row["epoch"] <= epoch]
             self.logger = build_logger(task.settings.logger, task.scalars, epoch=epoch)
-            # Files of curves have config.yaml beside them.
-            if epoch == 0 and task.settings.logger != "csv":
-                self.logger.log_hyperparams(dict(task.options))
         self._started, self._last_line = time.monotonic(), 0.0
         self._bar = _bar(
             task.console if self.writes else Console(quiet=True),
@@ -61,6 +58,7 @@ class Journal:
         """Show the bar in the block, and finish the curves after it."""
         try:
             with self._bar:
+                self._log_options()
                 yield
         except BaseException:
             # What stopped the training matters more than what its curves lose by it.
@@ -69,6 +67,18 @@ class Journal:
             raise
         with written(self.task.scalars):
             self._finalize("success")
+
+    def _log_options(self) -> None:
+        """Show the options of the run where curves are compared; CSV has no place for them."""
+        name, options = self.task.settings.logger, dict(self.task.options)
+        if self.logger is None or not options:
+            return
+        if name == "tensorboard":
+            # Its hyper-parameters come with a curve of their own, which would say nothing.
+            text = "\n".join(f"    {key}: {value}" for key, value in options.items())
+            cast("Any", self.logger).experiment.add_text("options", text)
+        elif name != "csv":
+            self.logger.log_hyperparams(options)
 
     def _finalize(self, status: str) -> None:
         if self.logger is not None:
