@@ -186,8 +186,6 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _gathers(operator: str, shape: tuple[int, ...], parents: tuple[Node, ...]) -> bool:
     """Whether attention reduces a map to one vector: one query, or one weighted mean."""
-    if operator.startswith("_scaled_dot_product"):
-        return shape[-2] == 1 < parents[-1].shape[-2]
     if operator != "bmm" or len(parents) < 2 or parents[0].shape[-1] == 1:
         return False
     weights = ["softmax" in parent.origin.operator for parent in parents]

@@ -835,13 +835,15 @@ def test_a_context_that_attention_gathers_is_no_bottleneck(fused):
         def __init__(self):
             super().__init__()
             self.score, self.mix = nn.Conv2d(4, 1, 1), nn.Conv2d(4, 4, 1)
-            self.query = nn.Parameter(torch.zeros(1, 1, 4))
+            self.query = nn.Parameter(torch.zeros(1, 1, 1, 4))
 
         def forward(self, x):
             places = x.flatten(2)
             if fused:
                 tokens = places.transpose(1, 2)
-                mean = F.scaled_dot_product_attention(self.query, tokens, tokens).transpose(1, 2)
+                heads = tokens.unsqueeze(1).contiguous()
+                query = self.query + heads[:, :, :1]
+                mean = F.scaled_dot_product_attention(query, heads, heads)[:, 0].transpose(1, 2)
             else:
                 mean = places @ self.score(x).flatten(2).softmax(-1).transpose(1, 2)
             return x + self.mix(mean.unsqueeze(3))
