@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from privdistill.taps.layout import find_layout
+from privdistill.taps.layout import Layout, find_layout
 
 # Pooling to a fixed size gives context (squeeze-excitation, ASPP, the bins of PSP), not features.
 _FIXED_POOLS = ("adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool")
@@ -114,7 +114,7 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shape = tuple(tensor.shape)
         # Windows of a transformer are cut along the batch and are no maps of the image.
         features = shape[:1] == (self._batch,) and tensor.is_floating_point()
-        layout = find_layout(shape, self._spatial) if features else None
+        layout = self._layout(operator, shape, parents) if features else None
         is_map = layout is not None and (layout.kind != "tokens" or prod(layout.grid) > 1)
         grid = layout.grid if layout and is_map else ()
         channels = shape[1] if layout and layout.kind == "map" else shape[-1] if shape else 0
@@ -132,16 +132,30 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # What stood longest has the least rounding in its stride.
             same = [parent for parent in parents if grid and parent.grid == grid]
             before = min(same or parents[:1], key=lambda parent: parent.number)
-            base = grid or before.base
-            stride = before.stride * _zoom(operator, args, before.base, base)
+            base, stride = before.base, before.stride
+            # What lies between two maps is measured by them.
+            if grid:
+                base, stride = grid, stride * _zoom(operator, args, before.base, grid)
         self._nodes[tensor] = Node(
             next(self._numbers), operator, shape, parents, pooled, window, channels, grid,
             base, stride,
         )  # fmt: skip
 
+    def _layout(
+        self, operator: str, shape: tuple[int, ...], parents: tuple[Node, ...]
+    ) -> Layout | None:
+        """How features are laid out: what is cut or padded stays as it was, whatever its size."""
+        if operator.startswith(_BORDERS) and parents and len(parents[0].shape) == len(shape):
+            whole, grid = parents[0].shape, parents[0].grid
+            if whole[1:-1] == grid != whole[2:]:
+                return Layout("channels_last", shape[1:-1])
+        return find_layout(shape, self._spatial)
+
     def _pools(self, operator: str, shape: tuple[int, ...], parents: tuple[Node, ...]) -> bool:
         """Whether an operator pools to a fixed size, or reduces a map to one voxel."""
         if operator.startswith(_FIXED_POOLS):
+            return True
+        if _gathers(operator, shape, parents):
             return True
         several = len(shape) == self._rank and prod(shape[2:]) > 1
         if several or not operator.startswith(_REDUCTIONS):
@@ -170,6 +184,14 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return hook
 
 
+def _gathers(operator: str, shape: tuple[int, ...], parents: tuple[Node, ...]) -> bool:
+    """Whether attention reduces a map to one vector: one query, or one weighted mean."""
+    if operator != "bmm" or len(parents) < 2 or parents[0].shape[-1] == 1:
+        return False
+    weights = ["softmax" in parent.origin.operator for parent in parents]
+    return (weights[0] and shape[-2] == 1) or (weights[1] and shape[-1] == 1)
+
+
 def _zoom(
     operator: str, args: tuple[Any, ...], before: tuple[int, ...], after: tuple[int, ...]
 ) -> float:
@@ -183,7 +205,7 @@ def _zoom(
         return float(prod(given[0] if given and given[0] else window))
     if operator == "slice":
         return float(args[4]) if len(args) > 4 and after != before else 1.0
-    if operator.startswith(_BORDERS) or not (before and after):
+    if operator.startswith(_BORDERS) or not before:
         return 1.0
     return float(prod(before) / prod(after))
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 # Class and register tokens that vision transformers put before those of the image.
-_PREFIXES = (0, 1, 2, 4, 5)
+_PREFIXES = (0, 1, 2, 4, 5, 9)
 
 
 class Layout(NamedTuple):

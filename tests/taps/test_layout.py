@@ -14,6 +14,7 @@ from privdistill.taps.layout import Layout, as_map, find_layout
         ((2, 24, 16, 16), (64, 64), Layout("map", (16, 16))),
         ((2, 16, 96), (16, 16), Layout("tokens", (4, 4))),
         ((2, 17, 96), (16, 16), Layout("tokens", (4, 4), 1)),
+        ((2, 73, 96), (128, 128), Layout("tokens", (8, 8), 9)),
         ((2, 20, 96), (16, 16), Layout("tokens", (4, 4), 4)),
         ((2, 32, 96), (32, 32, 16), Layout("tokens", (4, 4, 2))),
         ((2, 8, 50), (100,), Layout("map", (50,))),

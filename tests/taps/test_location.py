@@ -825,3 +825,97 @@ def test_frequencies_are_no_bottleneck(half):
 
     net = Net(down=down(1, 4), fourier=Fourier(), head=nn.Conv2d(4, 2, 1))
     assert locate(net).name == "fourier"
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_context_that_attention_gathers_is_no_bottleneck(fused):
+    class Context(nn.Module):
+        """One weighted mean of all places, which is added to each, as in GCNet."""
+
+        def __init__(self):
+            super().__init__()
+            self.score, self.mix = nn.Conv2d(4, 1, 1), nn.Conv2d(4, 4, 1)
+            self.query = nn.Parameter(torch.zeros(1, 1, 1, 4))
+
+        def forward(self, x):
+            places = x.flatten(2)
+            if fused:
+                tokens = places.transpose(1, 2)
+                heads = tokens.unsqueeze(1).contiguous()
+                query = self.query + heads[:, :, :1]
+                mean = F.scaled_dot_product_attention(query, heads, heads)[:, 0].transpose(1, 2)
+            else:
+                mean = places @ self.score(x).flatten(2).softmax(-1).transpose(1, 2)
+            return x + self.mix(mean.unsqueeze(3))
+
+    class Net(Flat):
+        def forward(self, x):
+            return self.head(F.interpolate(self.deep(x), size=x.shape[2:]))
+
+    net = Net(deep=nn.Sequential(down(1, 4), Context()), head=nn.Conv2d(4, 2, 1))
+    assert locate(net).name == "deep"
+
+
+@pytest.mark.parametrize("way", ["split", "slices", "pooled queries"])
+def test_heads_of_attention_are_no_resolution(way):
+    class Heads(nn.Module):
+        """Queries, keys and values are cut from each head's channels; queries may be pooled."""
+
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.projection = nn.Linear(128, 384), nn.Linear(128, 128)
+            self.pool = down(16, 16)
+
+        def forward(self, tokens):
+            heads = self.qkv(tokens).unflatten(2, (8, 48)).transpose(1, 2)
+            if way == "slices":
+                query, key, value = heads[..., :16], heads[..., 16:32], heads[..., 32:]
+            else:
+                query, key, value = heads.chunk(3, -1)
+            if way == "pooled queries":
+                maps = query.transpose(2, 3).unflatten(3, (4, 4)).flatten(0, 1)
+                query = self.pool(maps).flatten(2).transpose(1, 2).unflatten(0, (-1, 8))
+            mixed = F.scaled_dot_product_attention(query, key, value)
+            return self.projection(mixed.transpose(1, 2).flatten(2))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.mlp = Heads(), nn.Linear(128, 128)
+
+        def forward(self, maps):
+            skip = F.max_pool2d(maps, 2) if way == "pooled queries" else maps
+            skipped = skip.flatten(2).transpose(1, 2)
+            tokens = skipped + self.attention(maps.flatten(2).transpose(1, 2))
+            return (tokens + self.mlp(tokens)).transpose(1, 2).reshape(skip.shape)
+
+    class Net(Flat):
+        def forward(self, x):
+            fine = self.stem(x)
+            deep = self.deep(self.down(fine))
+            return self.head(F.interpolate(deep, size=fine.shape[2:]) + fine)
+
+    side = 4 if way == "pooled queries" else 8
+    net = Net(
+        stem=nn.Conv2d(1, 128, 2, 2),
+        down=nn.Conv2d(128, 128, side, side),
+        deep=Block(),
+        head=nn.Conv2d(128, 2, 1),
+    )
+    with torch.no_grad():
+        assert locate_bottleneck(net.eval(), torch.zeros(1, 1, 32, 32), find_heads).name == "deep"
+
+
+def test_a_map_that_is_padded_for_windows_and_cropped_keeps_its_resolution():
+    class Window(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.mlp = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, maps):
+            x = maps.movedim(1, -1)
+            x = x + self.mix(F.pad(x, (0, 0, 0, 2, 0, 2)))[:, :2, :2].contiguous()
+            return (x + self.mlp(x)).movedim(-1, 1)
+
+    stage = nn.Sequential(down(1, 16), nn.Conv2d(16, 16, 4, stride=4), Window())
+    assert locate(nn.Sequential(stage, nn.Upsample(16), nn.Conv2d(16, 2, 1))).name == "0"
