@@ -13,7 +13,7 @@ from privdistill.sides.frozen import Frozen, Resting
 from privdistill.taps.layout import as_map
 from privdistill.taps.location import HeadFinder
 from privdistill.taps.names import is_compiled
-from privdistill.taps.recorder import Recorder
+from privdistill.taps.recorder import LastTapReached, Recorder
 from privdistill.taps.tap import Layer
 
 
@@ -86,9 +86,14 @@ class Side:
     def __call__(self, view: Tensor, *, leave_early: bool = False) -> Answer:
         """Run the network, if need be only up to its last tap, and capture its features."""
         check_view(view, self.role, self.example)
-        output = None
-        with self.recorder.recording(leave_early=leave_early) as features:
+        # No context manager, which costs more calls, and which the compiler of PyTorch 2.6 refuses.
+        features, output = self.recorder.start(leave_early=leave_early), None
+        try:
             output = self.run(self.own(view))
+        except LastTapReached:
+            pass
+        finally:
+            self.recorder.stop()
         self.recorder.check(features)
         for tap in self.recorder.corrupted(features):
             raise LifecycleError(

@@ -1,7 +1,7 @@
 """Hooks that record layer outputs, and only while they are armed."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,23 +13,8 @@ from privdistill.taps.names import closest, layers
 from privdistill.taps.tap import Layer, as_layer
 
 
-class _LastTapReached(BaseException):
+class LastTapReached(BaseException):
     """Leaves a forward pass; no `Exception`, which a network might catch for reasons of its own."""
-
-
-class _Recording:
-    """A block in which a recorder records; a class, as the compiler of PyTorch 2.6 asks for."""
-
-    def __init__(self, recorder: "Recorder", leave_early: bool) -> None:
-        self.recorder = recorder
-        self.leave_early = leave_early
-
-    def __enter__(self) -> dict[str, Tensor]:
-        return self.recorder.start(leave_early=self.leave_early)
-
-    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> bool:
-        self.recorder.stop()
-        return kind is _LastTapReached
 
 
 # Tells what stays of a hook in a copy or a file of its network.
@@ -126,17 +111,22 @@ class Recorder:
                 self._versions[tap] = output._version  # noqa: SLF001
         self._captured[tap] = output
         if self._leaves_early and len(self._captured) == len(self.places):
-            raise _LastTapReached
+            raise LastTapReached
 
-    def recording(self, *, leave_early: bool = False) -> "_Recording":
-        """Record into the mapping that the block is given; it belongs to the caller afterwards.
+    @contextmanager
+    def recording(self) -> Iterator[dict[str, Tensor]]:
+        """Record into the mapping that the block is given; it belongs to the caller afterwards."""
+        captured = self.start()
+        try:
+            yield captured
+        finally:
+            self.stop()
 
-        `leave_early` leaves the block once every tap has fired, as nothing behind is wanted.
+    def start(self, *, leave_early: bool = False) -> dict[str, Tensor]:
+        """Arm the hooks, and return what they will record into.
+
+        `leave_early` raises `LastTapReached` once every tap has fired, as nothing behind is wanted.
         """
-        return _Recording(self, leave_early)
-
-    def start(self, *, leave_early: bool) -> dict[str, Tensor]:
-        """Arm the hooks, and return what they will record into."""
         if self.armed:
             raise LifecycleError(
                 f"The {self.role} is already being recorded. Run one forward at a time: a wrapper "
