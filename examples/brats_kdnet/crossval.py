@@ -163,7 +163,10 @@ def with_equal_trainings(rows: Sequence["Row"], config: Config) -> list["Row"]:
     for row in rows:
         starts = row.options.get("start", config.network.start) == "teacher"
         control = named.get(row.against or "")
-        if row.teacher is None or not starts or control is None or "epochs" in control.options:
+        if row.recipe != "distilled" or row.teacher is None or not starts:
+            continue
+        # One that says its epochs was chosen to be compared with.
+        if control is None or "epochs" in control.options:
             continue
         trained = (row, named[row.teacher])
         epochs = sum(one.options.get("epochs", config.training.epochs) for one in trained)
