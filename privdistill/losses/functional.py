@@ -44,11 +44,11 @@ def known_finite(*several: Tensor) -> bool:
     """Say whether logits are finite; False also where a look at them is not cheap."""
     # A GPU would have to wait, and a compiler has no values.
     for logits in several:
-        if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        if not logits.is_cpu or torch.compiler.is_compiling():
             return False
         # One reading costs less than a copy and its gradient. Half precision would overflow.
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        if not logits.detach().sum(dtype=dtype).isfinite():
+        if not math.isfinite(logits.sum(dtype=dtype).item()):
             return False
     return True
 

@@ -114,7 +114,7 @@ class _DiceBCESums(torch.autograd.Function):
                 sums.append(_sums(_block(tensors, recipe, place)))  # noqa: PERF401
             # Sums of sums, as one long one would lose digits.
             samples.append(torch.stack(sums).sum(0) if len(sums) > 1 else sums[0])
-        return torch.cat(samples, dim=1)
+        return torch.cat(samples, dim=1) if len(samples) > 1 else samples[0]
 
     @staticmethod
     @once_differentiable
