@@ -34,6 +34,16 @@ def test_kdnet_keeps_any_size_and_has_the_last_width_at_the_coarsest(size):
     assert seen == [(1, 8, *(n // 4 for n in size))]
 
 
+def test_with_a_prior_every_region_begins_with_about_that_share_of_voxels():
+    plain, rare = (KDNet(1, 3, channels=(4, 8), prior=prior) for prior in (None, 0.01))
+    image = torch.randn(2, 1, 8, 8, 8)
+    shares = [network(image).sigmoid().mean().item() for network in (plain, rare)]
+    assert 0.25 < shares[0] < 0.75
+    assert 0.003 < shares[1] < 0.03
+    with pytest.raises(UserError, match="prior"):
+        build_network("kdnet", {"channels": [4, 8], "prior": 1}, in_channels=1, out_channels=3)
+
+
 def test_single_voxel_at_the_bottleneck_is_refused_with_a_size_that_works():
     network = KDNet(1, 2, channels=(2, 4, 8))
     with pytest.raises(ValueError, match=r"at least 4 voxels along each axis and 8 along one"):

@@ -1,5 +1,6 @@
 """The encoder-decoder of KD-Net's Fig. 1, an adaptation of No New-Net."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -62,6 +63,8 @@ class KDNet(nn.Module):
 
     # Source: Hu et al. 2020, arXiv:2106.09564, Fig. 1. Widths, and the convolution that halves the
     # channels before each upsampling, come from its source, No New-Net (Isensee et al. 2018).
+    # `prior` is what sigmoid outputs say of every voxel at first (Lin et al. 2017,
+    # arXiv:1708.02002, section 3.3); the paper has none.
 
     def __init__(
         self,
@@ -70,6 +73,8 @@ class KDNet(nn.Module):
         channels: Sequence[int] = (30, 60, 120, 240, 480),
         skip_connections: int | None = None,
         spatial_dims: int = 3,
+        *,
+        prior: float | None = None,
     ) -> None:
         super().__init__()
         levels = len(channels) - 1
@@ -98,6 +103,9 @@ class KDNet(nn.Module):
         )
         self.last = ConvolutionBlock(channels[0], channels[0], spatial_dims)
         self.head = CONVOLUTION[spatial_dims](channels[0], out_channels, kernel_size=1)
+        if prior is not None:
+            # Regions are small, and it takes hundreds of steps to come down from a half.
+            nn.init.constant_(cast("Tensor", self.head.bias), math.log(prior) - math.log1p(-prior))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
