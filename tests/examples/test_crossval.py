@@ -224,6 +224,15 @@ def test_a_new_student_of_a_known_teacher_is_tried_with_it(arguments, tmp_path):
     assert crossval.main([*more, "--rows", "s1,s2"]) == 0
 
 
+def test_an_objective_that_counts_classes_and_reads_features_trains(arguments, copy):
+    row = {"recipe": "distilled", "teacher": "teacher", "options": {"objective": "passion"}}
+    (copy / "rows.yaml").write_text(json.dumps({"rows": {"passion": row}}))
+    more = ["--rows-file", str(copy / "rows.yaml"), "--rows", "passion"]
+    given = [*arguments, *more, "--unit", "passion/fold0-seed0", "--out", str(copy)]
+    assert crossval.main(given) == 0
+    assert unit(copy, "passion").scores.is_file()
+
+
 def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
     finished, arguments, tmp_path, capsys
 ):
