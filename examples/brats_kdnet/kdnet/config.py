@@ -406,7 +406,10 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
     def format_help(self) -> str:
         """Return the text."""
-        return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), super().format_help())
+        text = re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), super().format_help())
+        # jsonargparse says twice which files set defaults, with their absolute paths.
+        text = re.sub(r"default config file locations:\n.*contents of:", "Defaults:", text)
+        return text.replace(f"{_FOLDER.parent}/", "")
 
 
 def _brief(first: Sequence[str]) -> type[_Formatter]:
