@@ -1,6 +1,7 @@
 """Code blocks in the documentation run as they stand, top to bottom, page by page."""
 
 import re
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "examples").rglob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\[[^\]]*\]\(([^)#:]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#:]*)(?:#([^)]*))?\)")
+FENCED = re.compile(r"^(```+|:::+).*?^\1$", re.MULTILINE | re.DOTALL)
+INCLUDED = re.compile(r"^```\{include\} (\S+)$", re.MULTILINE)
+HEADING = re.compile(r"^#{1,6} +(.*?)[ #]*$", re.MULTILINE)
 # What pages need beyond the application's packages.
 NEEDS = {
     "plain-loop.md": ("accelerate",),
@@ -44,6 +48,27 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page):
-    targets = LINK.findall(page.read_text(encoding="utf-8"))
-    missing = [target for target in targets if not (page.parent / target).exists()]
+    missing = []
+    for _, target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        file = page.parent / target if target else page
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            missing.append(f"{target}#{anchor}")
     assert missing == []
+
+
+def anchors(page):
+    """Of all headings, as GitHub makes them: lower case, no punctuation, hyphens for spaces."""
+    found = Counter()
+    text = page.read_text(encoding="utf-8")
+    # The site shows a page of the repository as one of its own.
+    parts = [text, *((page.parent / name).read_text("utf-8") for name in INCLUDED.findall(text))]
+    for heading in HEADING.findall(FENCED.sub("", "\n".join(parts))):
+        plain = LINK.sub(r"\1", heading).lower()
+        found[re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")] += 1
+    return {name + f"-{n}" * (n > 0) for name, count in found.items() for n in range(count)}
+
+
+def test_anchors_follow_the_rule_of_github(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A `b_c`, d - e!\n## [Link](x.md) 2\n```bash\n# not one\n```\n## Link 2\n")
+    assert anchors(page) == {"a-b_c-d---e", "link-2", "link-2-1"}

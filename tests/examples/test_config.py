@@ -145,6 +145,8 @@ def test_help_shows_what_people_use_first_and_help_all_every_option(program, cap
     text, first = shown(capsys, program.main, "--help")
     assert len(first - {"help-all", "config"}) == 12
     assert "Examples:\n" in text
+    assert len(re.findall(r"configs/demo\.yaml", text)) == 1
+    assert str(Path(program.__file__).parent) not in text
     text, every = shown(capsys, program.main, "--help-all")
     assert "Source: the paper" in text
     assert every >= first | {name.replace("_", "-") for name in Config().to_dict()}

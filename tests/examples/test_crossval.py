@@ -219,16 +219,28 @@ def test_a_new_student_of_a_known_teacher_is_tried_with_it(arguments, tmp_path):
         "rows:\n  coach: {role: teacher}\n  s1: {recipe: distilled, teacher: coach}\n"
         "  s2: {recipe: distilled, teacher: coach}\n"
     )
-    more = [*arguments, "--rows-file", str(rows), "--show", "units", "--out", str(tmp_path / "o")]
-    assert crossval.main([*more, "--rows", "s1"]) == 0
-    assert crossval.main([*more, "--rows", "s1,s2"]) == 0
+    more = [*arguments, "--rows-file", str(rows), "--rows"]
+    out = tmp_path / "run"
+    assert crossval.main([*more, "s1", "--out", str(out), "--show", "units"]) == 0
+    plan = plan_of([*more, "s1,s2"], out)
+    assert {*pool.rehearse_rows(plan, plan.units(), QUIET).experiments} == {"coach", "s1", "s2"}
 
 
+def test_an_objective_that_counts_classes_and_reads_features_trains(arguments, copy):
+    row = {"recipe": "distilled", "teacher": "teacher", "options": {"objective": "passion"}}
+    (copy / "rows.yaml").write_text(json.dumps({"rows": {"passion": row}}))
+    more = ["--rows-file", str(copy / "rows.yaml"), "--rows", "passion"]
+    given = [*arguments, *more, "--unit", "passion/fold0-seed0", "--out", str(copy)]
+    assert crossval.main(given) == 0
+    assert unit(copy, "passion").scores.is_file()
+
+
+@pytest.mark.parametrize("more", [[], ["--show", "units"]])
 def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
-    finished, arguments, tmp_path, capsys
+    finished, arguments, tmp_path, capsys, more
 ):
     model = str(unit(finished, "teacher").model)
-    message = failure(capsys, [*arguments, "--teacher-model", model], tmp_path / "new")
+    message = failure(capsys, [*arguments, "--teacher-model", model, *more], tmp_path / "new")
     assert "of the held-out fold 1" in message
     assert not (tmp_path / "new").exists()
 
@@ -320,6 +332,17 @@ def test_units_are_listed_with_teachers_first(finished, arguments, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-6].split() == ["0", "teacher/fold0-seed0", "done"]
     assert lines[-1].split() == ["5", "kdnet/fold1-seed0", "done"]
+
+
+def test_what_is_shown_of_a_prepared_folder_is_not_tried_again(
+    copy, arguments, capsys, monkeypatch
+):
+    monkeypatch.setattr(pool, "rehearse_rows", None)
+    before = (copy / "plan.json").stat().st_mtime_ns
+    given = ["--rows", "baseline,kdnet,gt_kd", "--out", str(copy), "--show", "status"]
+    assert crossval.main([*arguments, *given]) == 0
+    assert (copy / "plan.json").stat().st_mtime_ns == before
+    assert "another configuration" in failure(capsys, [*arguments, *given, "--epochs", "2"], copy)
 
 
 def test_status_shows_the_dice_of_what_is_done_and_the_epochs_of_what_is_not(

@@ -1,5 +1,8 @@
 """Each recipe: its objective, what its networks see, and training steps through the wrapper."""
 
+from inspect import getmembers, isfunction
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from torch import nn
@@ -14,15 +17,17 @@ from kdnet.recipes.comparators import privileged_modalities
 from kdnet.recipes.objectives import head_of
 from kdnet.rows import Row
 from privdistill import DistillationWrapper, GroundTruth, HintonKL
+from privdistill.losses import presets
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 WIDTHS = (4, 8)
 KDNET = {"channels": [4, 8]}
-OBJECTIVES = ("kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd")
+OBJECTIVES = get_args(get_type_hints(ObjectiveConfig)["objective"])
 
 
-def recipe(name, network, *teachers, view=("t1ce",), teacher_view=MODALITIES, **options):
-    setting = Setting(network, teachers, ObjectiveConfig(**options), MODALITIES, view, teacher_view)
+def recipe(name, network, *teachers, view=("t1ce",), teacher_view=MODALITIES, classes=4, **options):
+    given = ObjectiveConfig(**options)
+    setting = Setting(network, teachers, given, MODALITIES, view, teacher_view, classes)
     return recipe_of(Row("any", name), setting)
 
 
@@ -98,6 +103,16 @@ def test_every_objective_has_the_reference_of_all_rows(name):
     assert (reference.include_background, reference.smoothing) == (False, 1.0)
 
 
+def test_objectives_are_the_presets_of_the_library():
+    functions = {name for name, _ in getmembers(presets, isfunction)}
+    assert {*OBJECTIVES} == functions & {*privdistill.__all__}
+
+
+def test_logits_of_two_channels_are_not_standardised():
+    with pytest.raises(UserError, match="mstkdnet"):
+        distilled(objective="mstkdnet", classes=2)
+
+
 def test_another_supervised_loss_of_an_objective_stays(monkeypatch):
     criterion = nn.CrossEntropyLoss()
     monkeypatch.setattr(privdistill, "xie", lambda: HintonKL() + GroundTruth(criterion))
@@ -113,8 +128,7 @@ def test_constants_are_those_of_the_library():
         "contrastive_projection": 0.5,
     }
     # The number of classes divides ProtoKD's first weight.
-    student, teacher = KDNet(1, 3, WIDTHS), KDNet(4, 3, WIDTHS)
-    assert weights(distilled(student, teacher, objective="protokd")) == {
+    assert weights(distilled(objective="protokd", classes=3)) == {
         "ground_truth": 1.0,
         "hinton_kl": pytest.approx(10 / 3),
         "prototype_similarity": 0.1,

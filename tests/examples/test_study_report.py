@@ -2,9 +2,11 @@
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from invented_runs import invented_study, write_study
 from kdnet.errors import UserError
@@ -120,7 +122,7 @@ def test_outcome_is_that_of_the_chosen_recipe_where_there_is_one(study, tmp_path
 
 def test_figures_show_the_numbers_of_the_tables(study):
     found = study(invented_study({"chosen": 0.1, "paper": -0.1}))
-    headline, labelled, unlabelled = study_pictures(found)
+    headline, labelled = study_pictures(found)
     shown = {text.get_text() for axes in headline.figure.axes for text in axes.texts}
     lines = [line for _, line in table_of(found, "Dice").iterrows() if line["network"] != "paper"]
     assert {line["Dice"].split()[0] for line in lines} <= shown
@@ -130,7 +132,25 @@ def test_figures_show_the_numbers_of_the_tables(study):
     ]
     for gain in found.gains:
         assert any(math.isclose(height, gain.mean) for height in heights), gain.row
-    assert "&lt;" not in str(unlabelled.svg)
+    assert "&lt;" not in str(labelled.svg)
+    assert all(picture.title.startswith(found.results.title) for picture in (headline, labelled))
+
+
+@pytest.mark.parametrize(("labelled", "there"), [((8, 20), False), ((4, 8, 20), True)])
+def test_one_number_of_unlabelled_subjects_is_no_figure(study, labelled, there):
+    names = [picture.name for picture in study_pictures(study(invented_study(labelled=labelled)))]
+    assert ("gain-by-unlabelled" in names) == there
+
+
+def test_names_of_several_lines_stand_apart(study):
+    names = {kind: f"{kind} of so many words that it takes lines" for kind in ("chosen", "teacher")}
+    figure = study_pictures(study(labels=names))[0].figure
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    labels = figure.axes[0].get_yticklabels()
+    assert any("\n" in label.get_text() for label in labels)
+    boxes = [label.get_window_extent(renderer) for label in labels]
+    assert all(lower.y1 < upper.y0 for upper, lower in pairwise(boxes))
 
 
 def test_figures_of_nothing_are_not_there(study):

@@ -170,9 +170,11 @@ class ObjectiveConfig:
             are labelled, or where few are: configs/recipes/all.yaml or few.yaml, each of whose
             options may be given as well; "options" leaves them as they are. For train.py;
             crossval.py's rows say what they are.
-        objective: "kdnet" (the paper, equation 5), or one of the field: "hinton", "generalized",
-            "xie", "structured", "pmkl", "protokd", with the constants of the library's presets.
-            The options below are those of "kdnet" and of the reference's Dice and cross-entropy.
+        objective: "kdnet" (the paper, equation 5), or another preset of the library with its
+            constants. All learn from the frozen teacher here, also those of "m3ae" and "passion",
+            whose papers let one network teach itself; "mstkdnet" needs three output channels or
+            more. The options below are those of "kdnet" and of the reference's Dice and
+            cross-entropy.
         imitation: lambda, the weight of the teacher's soft targets. Source: the paper, 3.2.
         temperature: T of the teacher's soft targets, 5 in the paper, 3.2; "fit" takes the largest
             up to 5 at which they still say what this teacher would predict.
@@ -206,9 +208,18 @@ class ObjectiveConfig:
     """
 
     recipe: Literal["options", "auto"] = "options"
-    objective: Literal["kdnet", "hinton", "generalized", "xie", "structured", "pmkl", "protokd"] = (
-        "kdnet"
-    )
+    objective: Literal[
+        "kdnet",
+        "hinton",
+        "generalized",
+        "xie",
+        "structured",
+        "pmkl",
+        "protokd",
+        "m3ae",
+        "passion",
+        "mstkdnet",
+    ] = "kdnet"
     imitation: float = 0.75
     temperature: float | Literal["fit"] = PAPER_TEMPERATURE
     binarisation: Literal["auto", "argmax", "positive", "soft"] = "auto"
@@ -395,7 +406,10 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
     def format_help(self) -> str:
         """Return the text."""
-        return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), super().format_help())
+        text = re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), super().format_help())
+        # jsonargparse says twice which files set defaults, with their absolute paths.
+        text = re.sub(r"default config file locations:\n.*contents of:", "Defaults:", text)
+        return text.replace(f"{_FOLDER.parent}/", "")
 
 
 def _brief(first: Sequence[str]) -> type[_Formatter]:

@@ -35,6 +35,7 @@ class Setting:
         modalities: What the images of the subjects stack, in channel order.
         view: What the network sees.
         teacher_view: What teachers see.
+        classes: Output channels of the networks.
         start: What a distilled network starts from, "scratch" or the weights of its "teacher".
     """
 
@@ -44,6 +45,7 @@ class Setting:
     modalities: tuple[str, ...]
     view: tuple[str, ...]
     teacher_view: tuple[str, ...]
+    classes: int
     start: Literal["scratch", "teacher"] = "scratch"
 
     @property

@@ -1,5 +1,7 @@
 """Objectives of the field beside KD-Net's, by the name that the configuration gives them."""
 
+import inspect
+
 from torch import nn
 
 import privdistill
@@ -50,10 +52,14 @@ def objective_of(setting: Setting) -> Objective:
     name = setting.options.objective
     if name == "kdnet":
         return student_objective(setting.options)
-    # ProtoKD divides a weight by the number of classes.
-    known = {} if name != "protokd" else {"classes": head_of(setting.network)[1].out_channels}
-    preset: Objective = getattr(privdistill, name)(**known)
-    pairs = preset.named_terms.values()
+    if name == "mstkdnet" and setting.classes < 3:
+        raise UserError(
+            f"mstkdnet needs 3 output channels or more, found {setting.classes}. Take hinton."
+        )
+    preset = getattr(privdistill, name)
+    # Some divide a weight by the number of classes.
+    per_class = "classes" in inspect.signature(preset).parameters
+    pairs = preset(**{"classes": setting.classes} if per_class else {}).named_terms.values()
     return Objective([(weight, _adjusted(term, setting)) for weight, term in pairs])
 
 

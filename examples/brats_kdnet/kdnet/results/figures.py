@@ -117,7 +117,7 @@ def case_gains(gain: Gain, label: Label) -> Markup:
 def study_pictures(study: Study) -> list[Picture]:
     """Dice of the networks that matter, and gains against numbers of subjects; those there are."""
     name = study.results.title + " (phantom)" * study.results.phantom
-    dots = _dots(study, f"{name}: Dice", _shown_rows(study))
+    dots = _dots(study, f"{name}: mean Dice", _shown_rows(study))
     return [
         dots,
         *_gain_lines(study, "gain-by-labelled", name, "labelled", _by_labelled),
@@ -142,14 +142,16 @@ def _shown_rows(study: Study) -> list[str]:
 def _dots(study: Study, title: str, rows: Sequence[str]) -> Picture:
     """Mean and interval of every row, below the names of their settings."""
     heights, names = {}, {}
+    labels = {row: textwrap.fill(_plain(study.results.label(row)), 28) for row in rows}
     below = 0.0
     for row in rows:
         # A line is left free above each setting, for its name.
         if study.setting(row) not in names:
             names[study.setting(row)] = below
             below += 0.7
-        below += 1.0
-        heights[row] = below - 0.7
+        lines = 1 + labels[row].count("\n")
+        below += 0.3 + 0.7 * lines
+        heights[row] = below - 0.35 * (lines + 1)
 
     def draw(axes: Any, region: str) -> None:
         for row, height in heights.items():
@@ -158,8 +160,7 @@ def _dots(study: Study, title: str, rows: Sequence[str]) -> Picture:
         for name, height in names.items():
             where: Any = {"xycoords": ("axes fraction", "data"), "fontweight": "bold"}
             _note(axes, name, (0, height + 0.2), (3, 0), va="center", **where)
-        labels = [textwrap.fill(_plain(study.results.label(row)), 26) for row in rows]
-        axes.set_yticks([*heights.values()], labels)
+        axes.set_yticks([*heights.values()], [*labels.values()])
         axes.set_ylim(below, -0.3)
         # Room for the number beside the last interval.
         left, right = axes.get_xlim()
@@ -197,9 +198,10 @@ def _gain_lines(
     if gains.empty:
         return
     points = pd.concat([own.assign(line=line) for line, own in lines_of(gains)] or [gains[:0]])
-    if points.empty:
+    # Of one number of unlabelled subjects it would be the other figure again.
+    if points[what].nunique() < 1 + (what == "unlabelled"):
         return
-    title = f"{title}: gain over the {study.reference} against {what} subjects"
+    title = f"{title}: gain over the {study.reference}, by number of {what} subjects"
     ticks = sorted(points[what].unique())
     span = max(ticks) - min(ticks) or 1.0
 

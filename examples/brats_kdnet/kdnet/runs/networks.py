@@ -123,6 +123,7 @@ def setting_of(
         modalities=stacked(config.data, description),
         view=view_of(row.role, config.data, description),
         teacher_view=view_of("teacher", config.data, description),
+        classes=number_of_outputs(description, config.network.activation),
         start=config.network.start,
     )
 

@@ -53,7 +53,10 @@ def carry_out(
     number_of_jobs(options.jobs, plan.config.training.accelerator)
     # A task of an array prepares what it needs and no more.
     chosen = units if options.unit is None else plan.with_teachers([plan.find(options.unit)])
-    plan = prepare(rehearse_rows(plan, chosen, console), chosen, console)
+    if options.show is None or not plan.files.plan.is_file():
+        plan = prepare(rehearse_rows(plan, chosen, console), chosen, console)
+    # What has been prepared is only looked at.
+    plan.files.check_config(plan.config)
     if options.show == "status":
         console.print(status_table(plan, units))
     elif options.show == "units":
