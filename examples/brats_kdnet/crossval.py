@@ -152,7 +152,7 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
     rows = with_equal_trainings(rows, config)
     title, seeds, subsets = "Cross-validation", options.seeds, options.subsets
     return make_plan(
-        "crossval", title, config, rows, folds, data, seeds=seeds, subsets=subsets, facts=facts
+        "crossval", title, config, rows, folds, data=data, seeds=seeds, subsets=subsets, facts=facts
     )
 
 

@@ -102,7 +102,9 @@ def study(arguments: Sequence[str], console: Console) -> int:
     data = find_data(config, console)
     folds = deal(data.foldable, config)
     facts = design.facts() | {"commands": [published(arguments)]}
-    plan = make_plan("study", design.title, config, rows, folds, data, own_seeds=seeds, facts=facts)
+    plan = make_plan(
+        "study", design.title, config, rows, folds, data=data, own_seeds=seeds, facts=facts
+    )
     units = plan.with_teachers(unit for unit in plan.units() if (options.only or "") in unit.name)
     if not units:
         raise UserError(f"--only {options.only}: no unit has such a name; --show units lists them.")

@@ -68,7 +68,7 @@ def distil(config: Config, console: Console) -> None:
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
         Row("student", recipe="distilled", teacher="teacher", against="baseline"),
     )
-    plan = make_plan("train", "Teacher, baseline, student", config, rows, [fold], data)
+    plan = make_plan("train", "Teacher, baseline, student", config, rows, [fold], data=data)
 
     # Mistakes show before anything is written: every network is built and tried with its teacher.
     plan = rehearse_rows(plan, plan.units(), console)

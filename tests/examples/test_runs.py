@@ -146,7 +146,7 @@ ROWS = (
 def plan_nine(*options, rows=ROWS, **seeds):
     config = parse_config([*SMALL, *options])
     data = DataSet(find_data(config, QUIET).description, {one.name: one for one in SUBJECTS})
-    return make_plan("crossval", "x", config, rows, deal_nine(), data, **seeds)
+    return make_plan("crossval", "x", config, rows, deal_nine(), data=data, **seeds)
 
 
 def test_units_are_rows_times_seeds_times_folds_with_teachers_first():
@@ -198,7 +198,7 @@ def plan(tmp_path_factory):
         Row("any", recipe="missing_modality", role="teacher", options=options),
     )
     folds = deal(data.foldable, config)[:1]
-    plan = make_plan("crossval", "x", config, rows, folds, data)
+    plan = make_plan("crossval", "x", config, rows, folds, data=data)
     return prepare(rehearse_rows(plan, plan.units(), QUIET), plan.units(), QUIET)
 
 

@@ -1,7 +1,7 @@
 """The folder of a run: where everything lies, what it began with, and who works in it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,15 @@ from kdnet.files import (
 FREE_OPTIONS = frozenset(
     {
         *("out", "preset", "cache_dir", "workers", "predictions", "trust_backbone"),
-        *("teacher_cache", "teacher_cache_gib", "logger", "accelerator", "devices", "num_nodes", "strategy"),
+        *(
+            "teacher_cache",
+            "teacher_cache_gib",
+            "logger",
+            "accelerator",
+            "devices",
+            "num_nodes",
+            "strategy",
+        ),
     }
 )
 
@@ -65,7 +73,9 @@ class UnitFolder:
         for name in ("experiment", "teachers", "seconds", "peak_mib", "teacher_cache"):
             values = content.get(name, {})
             numbers = name not in {"experiment", "teachers"}
-            if not isinstance(values, dict) or (numbers and not all(map(is_number, values.values()))):
+            if not isinstance(values, dict) or (
+                numbers and not all(map(is_number, values.values()))
+            ):
                 raise UserError(
                     f"{self.record} is damaged: '{name}' must hold values by name. Restore it, or "
                     f"remove {self.root} to train this unit again."
@@ -79,7 +89,7 @@ class UnitFolder:
 
     def check_experiment(self, now: Mapping[str, Any]) -> None:
         """Refuse to take what another experiment left for a result of this one."""
-        # A unit that never began, or whose record was removed on purpose, is what it is asked to be.
+        # A unit that never began, or whose record was removed on purpose, is what is asked for.
         before = self.read_record().get("experiment", now)
         differing = _differences(_flat(before), _flat(now))
         if differing:
@@ -170,17 +180,17 @@ class Folder:
             )
         if read_mapping(self.folds) != _as_stored(folds):
             raise UserError(
-                f"{self.folds}: the folds, or the cases in them, have changed since this run began. "
-                + other
+                f"{self.folds}: the folds, or the cases in them, have changed since this run "
+                f"began. {other}"
             )
         changed = changed_files(read_mapping(self.states), states) if self.states.exists() else []
         if changed:
             raise UserError(
                 f"{self.root}: {len(changed)} files of the data set have changed since this run "
                 f"began: {', '.join(changed[:5])}{', ...' * (len(changed) > 5)}. What is trained "
-                "already has seen the old ones. Restore them with their times (cp -p, rsync -t), or "
-                f"choose another --out. If nothing but times has changed, remove {self.states} to "
-                "go on without this check."
+                "already has seen the old ones. Restore them with their times (cp -p, rsync -t), "
+                "or choose another --out. If nothing but times has changed, remove "
+                f"{self.states} to go on without this check."
             )
 
     def read_plan(self) -> dict[str, Any]:
@@ -246,8 +256,8 @@ def _flat(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of an experiment as unit.json holds them, each under a name of its own."""
     flat: dict[str, Any] = {}
     for part, entries in _as_stored(experiment).items():
-        entries = entries if isinstance(entries, dict) else {"": entries}
-        flat |= {f"{part}.{name}".rstrip("."): value for name, value in entries.items()}
+        named = entries if isinstance(entries, dict) else {"": entries}
+        flat |= {f"{part}.{name}".rstrip("."): value for name, value in named.items()}
     return flat
 
 

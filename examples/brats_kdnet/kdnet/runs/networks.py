@@ -7,15 +7,14 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 import kdnet.recipes
 import privdistill.losses
-from kdnet.config import Config
-from kdnet.config import DataConfig
+from kdnet.config import Config, DataConfig
 from kdnet.data.description import Description
 from kdnet.data.splits import Split, seen_before
 from kdnet.data.targets import number_of_outputs
@@ -23,8 +22,8 @@ from kdnet.errors import UserError
 from kdnet.models import build_network, check_axes, in_two_dimensions
 from kdnet.models.trust import check_trusted
 from kdnet.recipes import Recipe, Setting, recipe_of
-from kdnet.rows import Row
 from kdnet.recipes.comparators import privileged_modalities
+from kdnet.rows import Row
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
 from kdnet.training.runtime import check_precision, device_type
 from privdistill import DistillationWrapper, ShapeMismatchError, TeacherCache
@@ -197,7 +196,14 @@ def _check_scored_view(row: Row, config: Config, description: Description) -> No
 
 
 #: What decides a network's numbers beside its recipe: what it is given, and how it is trained.
-_TRAINED_BY = ("data/loading", "data/augmentation", "data/preprocessing", "data/samples", "data/targets", "training/loop")
+_TRAINED_BY = (
+    "data/loading",
+    "data/augmentation",
+    "data/preprocessing",
+    "data/samples",
+    "data/targets",
+    "training/loop",
+)
 
 
 def _sources(recipe: Recipe) -> dict[str, str]:
@@ -254,4 +260,3 @@ def _check_unseen(path: Path, metadata: ModelMetadata, split: Split, held_out: s
             f"{', '.join(leaked[:5])}. Its knowledge of them would reach the scores. Give the "
             "network of this fold, or let every fold train its own teacher."
         )
-

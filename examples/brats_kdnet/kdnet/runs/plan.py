@@ -154,7 +154,7 @@ class Plan:
         found = []
         for name in unit.row.teachers:
             seeds = self.seeds[name]
-            # Without a twin of its own seed a student learns from the first: a teacher is given, not drawn.
+            # Without a twin of its own seed a student learns from the first: one that is given.
             seed = unit.seed if unit.seed in seeds else seeds[0]
             found.append(replace(unit, row=self.row(name), seed=seed))
         return found
@@ -200,8 +200,8 @@ def make_plan(
     config: Config,
     rows: Sequence[Row],
     folds: Sequence[Fold],
-    data: DataSet,
     *,
+    data: DataSet,
     seeds: tuple[int, ...] = (),
     own_seeds: Mapping[str, tuple[int, ...]] | None = None,
     subsets: bool = True,
@@ -217,7 +217,9 @@ def make_plan(
         for name in {*row.teachers} - {*(own_seeds or every)}:
             every[name] = every[str(whole[row.name])]
     configs = {row.name: row.configure(config) for row in parts}
-    plan = Plan(kind, title, config, configs, parts, tuple(folds), every, data, subsets, facts or {})
+    plan = Plan(
+        kind, title, config, configs, parts, tuple(folds), every, data, subsets, facts or {}
+    )
     for unit in plan.units():
         plan.split(unit)  # refuses more labelled subjects or parts than there are
     return plan
@@ -259,7 +261,7 @@ def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = Tr
         if shared and one.repeat == other.repeat:
             problems.append(
                 f"  folds {one.number} and {other.number}: their test sets overlap: "
-                f"{_first(shared)}. Repeated splits carry different numbers under \"repeat\"."
+                f'{_first(shared)}. Repeated splits carry different numbers under "repeat".'
             )
     if problems:
         raise UserError(f"{path}: these folds cannot be used:\n" + "\n".join(problems))
@@ -307,7 +309,9 @@ def _problems(fold: Fold, needed: Sequence[str]) -> list[str]:
         "named more than once:": sorted(name for name, n in Counter(fold.names).items() if n > 1),
     }
     told = [f"{what} {_first(which)}" for what, which in found.items() if which]
-    return [f"  fold {fold.number}: {problem}" for problem in (*filter(None, [split.torn()]), *told)]
+    return [
+        f"  fold {fold.number}: {problem}" for problem in (*filter(None, [split.torn()]), *told)
+    ]
 
 
 def _first(names: Sequence[str], most: int = 10) -> str:

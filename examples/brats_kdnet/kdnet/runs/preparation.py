@@ -157,9 +157,8 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     network = describe_network("student", config, description)
     repeats = len({fold.repeat for fold in plan.folds})
     cases = {name for fold in plan.folds for name in _names(fold.split)}
-    constants = (
-        f"lambda {options.imitation:g}, T {str(options.temperature).removesuffix('.0')}, alpha {options.latent_weight:g}"
-    )
+    temperature = str(options.temperature).removesuffix(".0")
+    constants = f"lambda {options.imitation:g}, T {temperature}, alpha {options.latent_weight:g}"
     parts = [
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",
         _counted(len(cases), "case") + _labels_text(config.data),

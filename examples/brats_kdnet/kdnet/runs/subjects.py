@@ -62,7 +62,7 @@ class DataSet:
 
 
 def find_data(config: Config, console: Console) -> DataSet:
-    """Find the subjects; nothing is written, and no image is read unless unsound ones are left out."""
+    """Find the subjects; writes nothing, and reads images only to leave out unsound ones."""
     data = config.data
     if data.data_root is None:
         description = load_description(Path("phantom"))

@@ -31,11 +31,11 @@ from kdnet.data.samples import (
     whole_volumes,
 )
 from kdnet.data.splits import Split
-from kdnet.errors import UserError
+from kdnet.errors import UserError, explained
 from kdnet.evaluation.inference import volume_predictor
 from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
 from kdnet.evaluation.scoring import evaluate, write_scores
-from kdnet.errors import explained
+from kdnet.files import file_digest
 from kdnet.recipes import Recipe, recipe_of
 from kdnet.runs.folder import UnitFolder, locked
 from kdnet.runs.networks import (
@@ -53,7 +53,6 @@ from kdnet.runs.networks import (
 from kdnet.runs.plan import Plan, Unit
 from kdnet.runs.preparation import experiment_of
 from kdnet.runs.subjects import DataSet, orientation_of, prepare_parts
-from kdnet.files import file_digest
 from kdnet.training.checkpoint import (
     ModelMetadata,
     Task,
@@ -64,8 +63,8 @@ from kdnet.training.checkpoint import (
     save_state,
 )
 from kdnet.training.diagnosis import fitted_temperature, show_diagnosis
-from kdnet.training.loop import fit
 from kdnet.training.history import counting
+from kdnet.training.loop import fit
 from kdnet.training.runtime import peak_memory, shard, timed, torch_format
 from privdistill import (
     DistillationWrapper,
@@ -347,9 +346,7 @@ def options_for(experiment: Experiment, teachers: Sequence[nn.Module]) -> Object
             if found is None
             else f"temperature {found:g}, fitted to its teacher"
         )
-        experiment.console.print(
-            f"{experiment.unit.name}: {text}", highlight=False, soft_wrap=True
-        )
+        experiment.console.print(f"{experiment.unit.name}: {text}", highlight=False, soft_wrap=True)
         # At once, as another number of devices would fit another one after a kill.
         if experiment.fabric.is_global_zero:
             experiment.record()

@@ -49,7 +49,7 @@ def search(design: Design, wanted: str, config: Config, *, trials: int, console:
         options = ask_new(done, space)
         console.print(f"Trial {number + 1} of {trials}: {space.options | options}", highlight=False)
         rows, seeds = trial_rows(space, number, space.options | options)
-        plan = make_plan("study", "Search", config, rows, folds, data, own_seeds=seeds)
+        plan = make_plan("study", "Search", config, rows, folds, data=data, own_seeds=seeds)
         dice, gain = try_options(plan, console)
         if not math.isfinite(gain):
             raise UserError(f"Trial {number}: its gain is {gain}; no Dice can be told.")
