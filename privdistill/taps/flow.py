@@ -85,7 +85,7 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes = WeakIdKeyDictionary()
         self._numbers = count()
         self._rank = image.ndim
-        self._batch, self._spatial = image.shape[0], tuple(image.shape[2:])
+        self._batch, self.spatial = image.shape[0], tuple(image.shape[2:])
         self._add(image, "input", (), ())
 
     def __torch_dispatch__(
@@ -149,7 +149,10 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             whole, grid = parents[0].shape, parents[0].grid
             if whole[1:-1] == grid != whole[2:]:
                 return Layout("channels_last", shape[1:-1])
-        return find_layout(shape, self._spatial)
+        known = [node.base for node in parents if node.base]
+        layout = find_layout(shape, self.spatial, known)
+        # Tokens that are no whole grid may be queries, or several levels in a row.
+        return None if layout and layout.prefix and layout.grid not in known else layout
 
     def _pools(self, operator: str, shape: tuple[int, ...], parents: tuple[Node, ...]) -> bool:
         """Whether an operator pools to a fixed size, or reduces a map to one voxel."""
