@@ -59,17 +59,14 @@ class Node:
 
 @dataclass(eq=False)
 class LayerOutput:
-    """Output of a layer that may have weights.
-
-    `learns` is set if they made it, and `keeps` if it has the shape of the layer's input.
-    """
+    """Output of a layer that may have weights; `learns` is set if they made it."""
 
     name: str
     select: int | str | None
     node: Node
     weighs: bool
     learns: bool
-    keeps: bool
+    inputs: list[Node]
 
 
 Outputs = list[LayerOutput]
@@ -173,15 +170,13 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def hook(_module: nn.Module, args: Any, output: Any) -> None:
             inputs = self.nodes(args)
-            shapes = {node.shape for node in inputs}
             for select, value in _entries(output):
                 for node in self.nodes(value) if isinstance(value, Tensor) else ():
                     # What is only resampled was learned at a coarser resolution.
                     learns = weighs and not node.operator.startswith(UPSAMPLING)
                     # A layer may only join its input to what it computed: a skip connection.
                     if node.operator != "cat" or not set(inputs) & set(node.parents):
-                        keeps = node.shape in shapes
-                        found = LayerOutput(name, select, node, weighs, learns, keeps)
+                        found = LayerOutput(name, select, node, weighs, learns, inputs)
                         self.outputs.append(found)
 
         return hook

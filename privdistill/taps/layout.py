@@ -59,7 +59,8 @@ def find_layout(
         )
         return Layout("map", first) if is_map else Layout("channels_last", last)
     if len(shape) == 3:
-        grids = [*((False, grid) for grid in known), *_grids(spatial)]
+        least = shape[1] - _MOST_PREFIXED
+        grids = [*((False, grid) for grid in known), *_grids(spatial, least)]
         readings = [(rough, shape[1] - prod(grid), grid) for rough, grid in grids]
         fitting = [item for item in readings if 0 <= item[1] <= _MOST_PREFIXED]
         if fitting:
@@ -113,10 +114,13 @@ def _keeps_proportions(grid: Sequence[int], spatial: Sequence[int]) -> bool:
     return len(grid) > 1 and len(ratios) == 1
 
 
-def _grids(spatial: Sequence[int]) -> Iterator[tuple[bool, tuple[int, ...]]]:
-    """Grids of square patches, and whether these neither tile the image nor halve it."""
+def _grids(spatial: Sequence[int], least: int) -> Iterator[tuple[bool, tuple[int, ...]]]:
+    """Grids of so many square patches or more; whether these neither tile nor halve the image."""
     for patch in range(1, max(spatial) + 1):
-        rough = patch.bit_count() > 1 and any(size % patch for size in spatial)
         # A rest at the border is left out or padded.
+        padded = tuple(-(-size // patch) for size in spatial)
+        if prod(padded) < least:
+            return
+        rough = patch.bit_count() > 1 and any(size % patch for size in spatial)
         yield rough, tuple(max(1, size // patch) for size in spatial)
-        yield rough, tuple(-(-size // patch) for size in spatial)
+        yield rough, padded

@@ -10,8 +10,8 @@ The rule gives one layer for every network, or an error that lists the candidate
 4. Nor is the decoder: a module that leads from the coarsest resolution to a finer one, the lateral
    projection that a sum with a finer one waits for, and context that is pooled and pasted beside
    the features it came from (ASPP, PSP). A module that goes down and up holds both; the rule is
-   then asked of its children. A module that gives several levels back as it got them, like a
-   stage of an HRNet, is encoder, and of it only what leads to its coarsest level counts.
+   then asked of its children. A module that gives the coarsest level back with finer ones joined,
+   like a stage of an HRNet, is encoder, and of it only what leads to that level counts.
 5. Of what is left, the last is the bottleneck: the end of the encoder, or a module of its own
    behind it. Where nothing finer follows, that is the last layer before the head, unless one
    module with several levels holds most of the layers: this is the encoder then.
@@ -126,7 +126,7 @@ def _locate(flow: FlowRecorder, logits: list[Node], role: str) -> Location:
     once = [i for i in flow.outputs if i.node in reached and runs[i.name, i.select] == 1]
     maps = [item for item in once if item.node.grid and not item.node.pooled]
     # Norms and activations end a stage as well as convolutions; pooling alone begins none.
-    stages = [item for item in maps if item.learns or item.keeps]
+    stages = [i for i in maps if i.learns or i.node.shape in {n.shape for n in i.inputs}]
     deepest = max((item.node.stride for item in stages), default=1.0)
     coarse = [item for item in stages if deepest > 1 and not _finer(item.node, deepest)]
     # Where an encoder ends in a pooling, what comes behind it is the decoder.
@@ -187,13 +187,16 @@ def _attends(node: Node) -> bool:
 
 
 def _exchanging(outputs: Outputs, deepest: float) -> dict[str, Nodes]:
-    """Modules that give levels back as they got them, and what leads to the coarsest of these."""
-    found = {}
-    for name in {i.name for i in outputs if i.keeps and i.select is not None}:
-        given = [i.node for i in outputs if i.name == name and i.keeps and i.node.grid]
-        coarsest = [node for node in given if not _finer(node, deepest)]
-        if 0 < len(coarsest) < len(given):
-            found[name] = ancestors(coarsest, parents_of)
+    """Modules that give the coarsest level back with finer ones joined, and what leads to it."""
+    found: dict[str, Nodes] = {}
+    coarsest = [item for item in outputs if item.node.grid and not _finer(item.node, deepest)]
+    for item in coarsest:
+        inside = [i.node for i in outputs if _inside(i.name, {item.name})]
+        finer = {node for node in inside if node.grid and _finer(node, deepest)}
+        if finer and item.node.grid in [node.grid for node in item.inputs]:
+            way = ancestors([item.node], parents_of)
+            if not finer.isdisjoint(way):
+                found.setdefault(item.name, set()).update(way)
     return found
 
 

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -938,10 +939,10 @@ class Split(nn.Module):
 class Exchange(nn.Module):
     """A stage of an HRNet: one layer at each level, then each level is joined with the other."""
 
-    def __init__(self):
+    def __init__(self, width=8):
         super().__init__()
-        self.fine, self.deep = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
-        self.up, self.down = nn.Conv2d(8, 4, 1), down(4, 8)
+        self.fine, self.deep = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(8, width, 3, 1, 1)
+        self.up, self.down = nn.Conv2d(width, 4, 1), down(4, width)
 
     def forward(self, levels):
         fine, deep = self.fine(levels[0]), self.deep(levels[1])
@@ -960,11 +961,11 @@ class Widen(nn.Module):
 
 
 class Read(nn.Module):
-    """Logits from the first of the levels, or from both."""
+    """Logits from the finer of two levels, of four channels, or from both."""
 
-    def __init__(self, count):
+    def __init__(self, channels):
         super().__init__()
-        self.count, self.head = count, nn.Conv2d((4, 12)[count - 1], 2, 1)
+        self.count, self.head = 1 + (channels > 4), nn.Conv2d(channels, 2, 1)
 
     def forward(self, levels):
         maps = [F.interpolate(level, size=16) for level in levels[: self.count]]
@@ -972,29 +973,29 @@ class Read(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("stages", "count", "expected"),
+    ("stages", "channels", "name"),
     [
         # The coarse level after its exchange is not needed, so its features before it are last.
-        ([Split, Exchange], 1, (8, 4, 4, "1.deep")),
-        ([Split, Exchange, Exchange], 1, (8, 4, 4, "2.deep")),
-        ([Split, Exchange, Widen], 1, (8, 4, 4, "1.deep")),
-        ([Split, Exchange], 2, (8, 4, 4, "1")),
-        ([Split, Exchange, Exchange], 2, (8, 4, 4, "2")),
-        ([Split, Exchange, Widen], 2, (8, 4, 4, "2.deep")),
+        ([Split, Exchange], 4, "1.deep"),
+        ([Split, Exchange, Exchange], 4, "2.deep"),
+        ([Split, Exchange, Widen], 4, "1.deep"),
+        ([Split, Exchange], 12, "1"),
+        ([Split, Exchange, Exchange], 12, "2"),
+        ([Split, Exchange, Widen], 12, "2.deep"),
+        ([Split, partial(Exchange, 6)], 10, "1"),
     ],
 )
-def test_stages_that_keep_their_levels_are_encoder_flat_and_nested(stages, count, expected):
-    *shape, name = expected
-    flat = locate(nn.Sequential(*(stage() for stage in stages), Read(count)))
-    assert (flat.name, flat.shape) == (name, (1, *shape))
-    nested = locate(nn.Sequential(nn.Sequential(*(stage() for stage in stages)), Read(count)))
+def test_stages_that_exchange_levels_are_encoder_flat_and_nested(stages, channels, name):
+    flat = locate(nn.Sequential(*(stage() for stage in stages), Read(channels)))
+    assert (flat.name, flat.select) == (name, 1 if len(name) == 1 else None)
+    nested = locate(nn.Sequential(nn.Sequential(*(stage() for stage in stages)), Read(channels)))
     # An encoder that ends in such a stage gives the very same tensor.
-    assert nested.name == ("0" if flat.select is not None else f"0.{name}")
-    assert nested.select == flat.select
+    assert nested.name == ("0" if len(name) == 1 else f"0.{name}")
+    assert (nested.select, nested.shape) == (flat.select, flat.shape)
 
 
 def test_levels_that_a_decoder_exchanges_are_decoder():
-    assert locate(nn.Sequential(Split(), nn.Sequential(Exchange(), Read(1)))).name == "0.transition"
+    assert locate(nn.Sequential(Split(), nn.Sequential(Exchange(), Read(4)))).name == "0.transition"
 
 
 class Prefixed(nn.Module):
