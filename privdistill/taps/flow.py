@@ -59,17 +59,14 @@ class Node:
 
 @dataclass(eq=False)
 class LayerOutput:
-    """Output of a layer that may have weights.
-
-    `learns` is set if they made it, and `keeps` if it has the shape of the layer's input.
-    """
+    """Output of a layer that may have weights; `learns` is set if they made it."""
 
     name: str
     select: int | str | None
     node: Node
     weighs: bool
     learns: bool
-    keeps: bool
+    inputs: list[Node]
 
 
 Outputs = list[LayerOutput]
@@ -85,7 +82,7 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes = WeakIdKeyDictionary()
         self._numbers = count()
         self._rank = image.ndim
-        self._batch, self._spatial = image.shape[0], tuple(image.shape[2:])
+        self._batch, self.spatial = image.shape[0], tuple(image.shape[2:])
         self._add(image, "input", (), ())
 
     def __torch_dispatch__(
@@ -149,7 +146,10 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             whole, grid = parents[0].shape, parents[0].grid
             if whole[1:-1] == grid != whole[2:]:
                 return Layout("channels_last", shape[1:-1])
-        return find_layout(shape, self._spatial)
+        known = [node.base for node in parents if node.base]
+        layout = find_layout(shape, self.spatial, known)
+        # Tokens that are no whole grid may be queries, or several levels in a row.
+        return None if layout and layout.prefix and layout.grid not in known else layout
 
     def _pools(self, operator: str, shape: tuple[int, ...], parents: tuple[Node, ...]) -> bool:
         """Whether an operator pools to a fixed size, or reduces a map to one voxel."""
@@ -170,15 +170,13 @@ class FlowRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def hook(_module: nn.Module, args: Any, output: Any) -> None:
             inputs = self.nodes(args)
-            shapes = {node.shape for node in inputs}
             for select, value in _entries(output):
                 for node in self.nodes(value) if isinstance(value, Tensor) else ():
                     # What is only resampled was learned at a coarser resolution.
                     learns = weighs and not node.operator.startswith(UPSAMPLING)
                     # A layer may only join its input to what it computed: a skip connection.
                     if node.operator != "cat" or not set(inputs) & set(node.parents):
-                        keeps = node.shape in shapes
-                        found = LayerOutput(name, select, node, weighs, learns, keeps)
+                        found = LayerOutput(name, select, node, weighs, learns, inputs)
                         self.outputs.append(found)
 
         return hook

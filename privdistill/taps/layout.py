@@ -1,13 +1,13 @@
 """Read features as maps: transformers lay them out as tokens or with channels last."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
 from torch import Tensor
 
-# Class and register tokens that vision transformers put before those of the image.
-_PREFIXES = (0, 1, 2, 4, 5, 9)
+# Class and register tokens before those of the image are fewer than any map worth comparing.
+_MOST_PREFIXED = 16
 
 
 class Layout(NamedTuple):
@@ -24,15 +24,19 @@ class Layout(NamedTuple):
     prefix: int = 0
 
 
-def find_layout(shape: Sequence[int], spatial: Sequence[int]) -> Layout | None:
+def find_layout(
+    shape: Sequence[int], spatial: Sequence[int], known: Iterable[tuple[int, ...]] = ()
+) -> Layout | None:
     """Tell the layout of features from their shape and the image's.
 
     Tokens are laid on the grid whose patches have the same side in every axis, as vision
-    transformers do. Axes of size one that the image does not have count for nothing.
+    transformers do; the fewer tokens it leaves over the better. Axes of size one that the image
+    does not have count for nothing.
 
     Args:
         shape: Shape of the features, batch first.
         spatial: Spatial size of the image they were computed from.
+        known: Grids of the maps they were computed from, where these are known.
 
     Returns:
         The layout, or None if no feature map of the image has such a shape.
@@ -55,10 +59,13 @@ def find_layout(shape: Sequence[int], spatial: Sequence[int]) -> Layout | None:
         )
         return Layout("map", first) if is_map else Layout("channels_last", last)
     if len(shape) == 3:
-        for prefix in _PREFIXES:
-            for grid in _grids(spatial):
-                if prod(grid) == shape[1] - prefix:
-                    return Layout("tokens", grid, prefix)
+        least = shape[1] - _MOST_PREFIXED
+        grids = [*((False, grid) for grid in known), *_grids(spatial, least)]
+        readings = [(rough, shape[1] - prod(grid), grid) for rough, grid in grids]
+        fitting = [item for item in readings if 0 <= item[1] <= _MOST_PREFIXED]
+        if fitting:
+            _, prefix, grid = min(fitting, key=lambda item: item[:2])
+            return Layout("tokens", grid, prefix)
     return None
 
 
@@ -107,8 +114,13 @@ def _keeps_proportions(grid: Sequence[int], spatial: Sequence[int]) -> bool:
     return len(grid) > 1 and len(ratios) == 1
 
 
-def _grids(spatial: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Grids of square patches, which may leave out or pad a rest at the border."""
+def _grids(spatial: Sequence[int], least: int) -> Iterator[tuple[bool, tuple[int, ...]]]:
+    """Grids of so many square patches or more; whether these neither tile nor halve the image."""
     for patch in range(1, max(spatial) + 1):
-        yield tuple(max(1, size // patch) for size in spatial)
-        yield tuple(-(-size // patch) for size in spatial)
+        # A rest at the border is left out or padded.
+        padded = tuple(-(-size // patch) for size in spatial)
+        if prod(padded) < least:
+            return
+        rough = patch.bit_count() > 1 and any(size % patch for size in spatial)
+        yield rough, tuple(max(1, size // patch) for size in spatial)
+        yield rough, padded

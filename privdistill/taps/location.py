@@ -10,7 +10,8 @@ The rule gives one layer for every network, or an error that lists the candidate
 4. Nor is the decoder: a module that leads from the coarsest resolution to a finer one, the lateral
    projection that a sum with a finer one waits for, and context that is pooled and pasted beside
    the features it came from (ASPP, PSP). A module that goes down and up holds both; the rule is
-   then asked of its children.
+   then asked of its children. A module that gives the coarsest level back with finer ones joined,
+   like a stage of an HRNet, is encoder, and of it only what leads to that level counts.
 5. Of what is left, the last is the bottleneck: the end of the encoder, or a module of its own
    behind it. Where nothing finer follows, that is the last layer before the head, unless one
    module with several levels holds most of the layers: this is the encoder then.
@@ -38,6 +39,7 @@ from privdistill.taps.flow import (
     behind,
     parents_of,
 )
+from privdistill.taps.layout import find_layout
 from privdistill.taps.names import watched
 
 # Finds the logits in what a network returned, given the number of spatial axes.
@@ -86,8 +88,9 @@ def locate_bottleneck(
         The layer and the other candidates.
 
     Raises:
-        LayerNotFoundError: If the network never downsamples, or two branches that do not depend
-            on each other are equally coarse; the message lists the candidates.
+        LayerNotFoundError: If the network never downsamples, two branches that do not depend on
+            each other are equally coarse, or tokens may lie on several grids; the message lists
+            the candidates.
 
     Example:
         >>> import torch
@@ -100,22 +103,30 @@ def locate_bottleneck(
         Hu et al. 2020, arXiv:2106.09564, section 2.2: the latent representation between encoder
         and decoder. The paper does not say which layer of Fig. 1 that is; the rule here is ours.
     """
-    flow = FlowRecorder(image)
+    flow, heads, unread = FlowRecorder(image), [], None
     with flow, watched(model, flow.watch):
         output = model(image)
         try:
             heads = find_heads(output, image.ndim - 2)
-        except ShapeMismatchError:
-            heads = []
+        except ShapeMismatchError as error:
+            unread = error
         # Of a network that returns features alone, all of them are what counts.
-    logits = _main(flow.nodes(heads)) or flow.nodes(output)
+    try:
+        return _locate(flow, _main(flow.nodes(heads)) or flow.nodes(output), role)
+    except LayerNotFoundError as error:
+        # Queries and masks have no one bottleneck; logits made of them may.
+        raise LayerNotFoundError(f"{unread}\n{error}") if unread else error from unread
+
+
+def _locate(flow: FlowRecorder, logits: list[Node], role: str) -> Location:
+    """Find the bottleneck among the layers that some outputs depend on."""
     reached = ancestors(logits, _features)
     runs = Counter((item.name, item.select) for item in flow.outputs)
     # What runs several times gives no one output.
     once = [i for i in flow.outputs if i.node in reached and runs[i.name, i.select] == 1]
     maps = [item for item in once if item.node.grid and not item.node.pooled]
     # Norms and activations end a stage as well as convolutions; pooling alone begins none.
-    stages = [item for item in maps if item.learns or item.keeps]
+    stages = [i for i in maps if i.learns or i.node.shape in {n.shape for n in i.inputs}]
     deepest = max((item.node.stride for item in stages), default=1.0)
     coarse = [item for item in stages if deepest > 1 and not _finer(item.node, deepest)]
     # Where an encoder ends in a pooling, what comes behind it is the decoder.
@@ -123,6 +134,9 @@ def locate_bottleneck(
     ends = {n for n in pools if deepest <= _ONE_LEVEL * n.stride}
     decoded = behind(ends, reached)
     coarse = [item for item in coarse if item.node not in decoded] or coarse
+    exchanging = _exchanging(flow.outputs, deepest)
+    for name, way in exchanging.items():
+        coarse = [i for i in coarse if i.node in way or not _inside(i.name, {name})]
     # Class scores at the coarsest resolution carry as little as the logits do.
     body = _without_head(coarse, logits)
     if not body:
@@ -130,9 +144,10 @@ def locate_bottleneck(
             f"Bottleneck of the {role}: no layer has a coarser output than the input, runs only "
             f"once and is no head, so there is none to find. Name a layer pair: {_REMEDY}"
         )
-    encoder, how = _encoder(maps, body, reached, role)
+    encoder, how = _encoder(maps, body, reached, exchanging, role)
     last = _last(encoder)
     _check_single(encoder, body, last, role)
+    _check_layout(last, body, flow.spatial, role)
     names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
     how = f"{how}, {prod(last.node.grid)} voxels"
     return Location(last.name, last.node.shape, tuple(names), how, last.select)
@@ -171,6 +186,20 @@ def _attends(node: Node) -> bool:
     )
 
 
+def _exchanging(outputs: Outputs, deepest: float) -> dict[str, Nodes]:
+    """Modules that give the coarsest level back with finer ones joined, and what leads to it."""
+    found: dict[str, Nodes] = {}
+    coarsest = [item for item in outputs if item.node.grid and not _finer(item.node, deepest)]
+    for item in coarsest:
+        inside = [i.node for i in outputs if _inside(i.name, {item.name})]
+        finer = {node for node in inside if node.grid and _finer(node, deepest)}
+        if finer and item.node.grid in [node.grid for node in item.inputs]:
+            way = ancestors([item.node], parents_of)
+            if not finer.isdisjoint(way):
+                found.setdefault(item.name, set()).update(way)
+    return found
+
+
 # 3. The head
 
 
@@ -199,7 +228,9 @@ def _without_head(coarse: Outputs, logits: list[Node]) -> Outputs:
 # 4. The decoder
 
 
-def _encoder(maps: Outputs, body: Outputs, reached: Nodes, role: str) -> tuple[Outputs, str]:
+def _encoder(
+    maps: Outputs, body: Outputs, reached: Nodes, exchanging: dict[str, Nodes], role: str
+) -> tuple[Outputs, str]:
     """Return what is no decoder among the coarsest outputs, and how that was told."""
     finer = [i for i in maps if i.weighs and _finer(i.node, body[0].node.stride)]
     below = behind({item.node for item in body}, reached)
@@ -207,9 +238,11 @@ def _encoder(maps: Outputs, body: Outputs, reached: Nodes, role: str) -> tuple[O
     before = [item for item in finer if item.node not in below]
     module, level = _descend(maps, body, up, before, role)
     first = _child(level[0].name, module)
-    risen = {_child(i.name, module) for i in up if _inside(i.name, {module})} - {first, module}
-    kept = [item for item in level if _child(item.name, module) not in risen]
-    kept += _exchanging(level, risen, finer, up)
+    kept, keeping = level, set(exchanging)
+    for child in {_child(item.name, module) for item in level} - {first, module}:
+        risen = [i for i in up if _inside(i.name, {child}) and not _inside(i.name, keeping)]
+        way = ancestors([item.node for item in risen], parents_of)
+        kept = [i for i in kept if i.node not in way or not _inside(i.name, {child})]
     # Neither may leave nothing: a network of lateral projections alone has a bottleneck, too.
     for drop in (_laterals(kept, reached), _context(reached)):
         kept = [item for item in kept if item.node.origin not in drop] or kept
@@ -252,19 +285,6 @@ def _rises(up: Outputs, before: Outputs, own: Outputs, module: str) -> Outputs:
     start, sources = own[0].node.number, ancestors([_last(own).node], parents_of)
     again = [i for i in (*up, *before) if i.node.number > start and i.node in sources]
     return [] if again else [item for item in up if _inside(item.name, {module})]
-
-
-def _exchanging(level: Outputs, risen: set[str], finer: Outputs, up: Outputs) -> Outputs:
-    """What children that lead up also lead down to, as the last stage of an HRNet does."""
-    upward = {item.node for item in up}
-    found: Outputs = []
-    for child in risen:
-        inside = [item for item in level if _inside(item.name, {child})]
-        sources = {_last(inside).node} if inside else set()
-        sources = ancestors(sources, lambda n: [p for p in n.parents if p not in upward])
-        downward = [i for i in finer if i.node in sources and _inside(i.name, {child})]
-        found += [item for item in inside if downward and item.node in sources]
-    return found
 
 
 def _check_encoder(before: Outputs, own: Outputs, rises: Outputs, ends: bool, role: str) -> None:
@@ -357,6 +377,14 @@ def _check_single(encoder: Outputs, body: Outputs, last: LayerOutput, role: str)
         same = [[i for i in apart if i.node.origin is item.node.origin] for item in apart]
         listed = [last, *map(_last, same)]
         raise _undecided(role, "several branches are equally coarse and independent", listed)
+
+
+def _check_layout(last: LayerOutput, body: Outputs, spatial: Sequence[int], role: str) -> None:
+    """Refuse features that their shape alone, all that is known in a step, lays out otherwise."""
+    read, grid = find_layout(last.node.shape, spatial), last.node.grid
+    if read is None or read.grid != grid:
+        why = f"'{last.name}' is laid out on a grid {grid}, but by its shape alone as {read}"
+        raise _undecided(role, why, [last, *body])
 
 
 def _learned_beyond(node: Node, before: Nodes) -> bool:

@@ -1,3 +1,6 @@
+import copy
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -919,3 +922,147 @@ def test_a_map_that_is_padded_for_windows_and_cropped_keeps_its_resolution():
 
     stage = nn.Sequential(down(1, 16), nn.Conv2d(16, 16, 4, stride=4), Window())
     assert locate(nn.Sequential(stage, nn.Upsample(16), nn.Conv2d(16, 2, 1))).name == "0"
+
+
+class Split(nn.Module):
+    """A level, and one that is coarser."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.transition = down(1, 4), down(4, 8)
+
+    def forward(self, x):
+        fine = self.stem(x)
+        return [fine, self.transition(fine)]
+
+
+class Exchange(nn.Module):
+    """A stage of an HRNet: one layer at each level, then each level is joined with the other."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.fine, self.deep = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(8, width, 3, 1, 1)
+        self.up, self.down = nn.Conv2d(width, 4, 1), down(4, width)
+
+    def forward(self, levels):
+        fine, deep = self.fine(levels[0]), self.deep(levels[1])
+        return [fine + F.interpolate(self.up(deep), scale_factor=2), deep + self.down(fine)]
+
+
+class Widen(nn.Module):
+    """One more layer at each level, as timm's HRNet has."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.deep = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
+
+    def forward(self, levels):
+        return [self.fine(levels[0]), self.deep(levels[1])]
+
+
+class Read(nn.Module):
+    """Logits from the finer of two levels, of four channels, or from both."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.count, self.head = 1 + (channels > 4), nn.Conv2d(channels, 2, 1)
+
+    def forward(self, levels):
+        maps = [F.interpolate(level, size=16) for level in levels[: self.count]]
+        return self.head(torch.cat(maps, 1))
+
+
+@pytest.mark.parametrize(
+    ("stages", "channels", "name"),
+    [
+        # The coarse level after its exchange is not needed, so its features before it are last.
+        ([Split, Exchange], 4, "1.deep"),
+        ([Split, Exchange, Exchange], 4, "2.deep"),
+        ([Split, Exchange, Widen], 4, "1.deep"),
+        ([Split, Exchange], 12, "1"),
+        ([Split, Exchange, Exchange], 12, "2"),
+        ([Split, Exchange, Widen], 12, "2.deep"),
+        ([Split, partial(Exchange, 6)], 10, "1"),
+    ],
+)
+def test_stages_that_exchange_levels_are_encoder_flat_and_nested(stages, channels, name):
+    flat = locate(nn.Sequential(*(stage() for stage in stages), Read(channels)))
+    assert (flat.name, flat.select) == (name, 1 if len(name) == 1 else None)
+    nested = locate(nn.Sequential(nn.Sequential(*(stage() for stage in stages)), Read(channels)))
+    # An encoder that ends in such a stage gives the very same tensor.
+    assert nested.name == ("0" if len(name) == 1 else f"0.{name}")
+    assert (nested.select, nested.shape) == (flat.select, flat.shape)
+
+
+def test_levels_that_a_decoder_exchanges_are_decoder():
+    assert locate(nn.Sequential(Split(), nn.Sequential(Exchange(), Read(4)))).name == "0.transition"
+
+
+class Prefixed(nn.Module):
+    """A transformer of patches, with tokens before those of the image."""
+
+    def __init__(self, patch, prefix):
+        super().__init__()
+        padding = -(-(-64 % patch) // 2)
+        self.patches = nn.Conv2d(1, 8, patch, stride=patch, padding=padding)
+        self.prefix = nn.Parameter(torch.zeros(1, prefix, 8))
+        self.block, self.head = nn.Linear(8, 8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        maps = self.patches(x)
+        tokens = torch.cat((self.prefix, maps.flatten(2).transpose(1, 2)), 1)
+        tokens = self.block(tokens)[:, self.prefix.shape[1] :]
+        return F.interpolate(self.head(tokens.transpose(1, 2).reshape(maps.shape)), size=64)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3, 9, 16])
+def test_tokens_behind_any_few_others_are_a_map(prefix):
+    with torch.no_grad():
+        net = Prefixed(16, prefix).eval()
+        found = locate_bottleneck(net, torch.zeros(1, 1, 64, 64), find_heads)
+    assert (found.name, found.shape) == ("block", (1, 16 + prefix, 8))
+    assert "16 voxels" in found.how
+
+
+def test_tokens_whose_shape_tells_another_grid_are_an_error_that_lists_them():
+    """25 tokens are 5 x 5 patches of 14 voxels here, and could be 4 x 4 behind nine others."""
+    net = Prefixed(14, 0).eval()
+    with torch.no_grad(), pytest.raises(LayerNotFoundError, match=r"'block' \(1, 25, 8\)\n"):
+        locate_bottleneck(net, torch.zeros(1, 1, 64, 64), find_heads)
+
+
+def test_tokens_of_several_levels_in_a_row_are_no_map():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fine, self.mid, self.deep = nn.Conv2d(1, 8, 8, stride=8), down(8, 8), down(8, 8)
+            self.mix, self.head = nn.Linear(8, 8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            fine = self.fine(x)
+            mid = self.mid(fine)
+            levels = [self.deep(mid), mid, fine]
+            row = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
+            tokens = self.mix(row)[:, -64:]
+            return F.interpolate(self.head(tokens.transpose(1, 2).reshape(fine.shape)), size=64)
+
+    with torch.no_grad():
+        found = locate_bottleneck(Net().eval(), torch.zeros(1, 1, 64, 64), find_heads)
+    assert found.name == "deep"
+
+
+@pytest.mark.parametrize("deep", [nn.Conv2d(1, 8, 1), nn.Conv2d(1, 8, 4, stride=4)])
+def test_an_undecided_network_without_logits_is_told_that_none_were_found(deep):
+    class Masks(nn.Module):
+        """Queries and a mask of each, of which no logits are made."""
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.queries = deep, copy.deepcopy(deep), nn.Linear(16, 4)
+
+        def forward(self, x):
+            masks = torch.cat((self.one(x), self.two(x)), 1)
+            return {"masks": masks, "queries": self.queries(masks.mean((2, 3)))}
+
+    with pytest.raises(LayerNotFoundError, match=r"select_logits=(.|\n)*taps="):
+        locate(Masks())
