@@ -56,6 +56,13 @@ def brats_folder(tmp_path: Path, write_subject: Callable[..., None]) -> Path:
 
 
 @pytest.fixture
+def without_page(monkeypatch) -> None:
+    """Leaves out tables and page, which take longer than the training of networks this small."""
+    monkeypatch.setattr("kdnet.results.collected._main_tables", lambda _: [])
+    monkeypatch.setattr("kdnet.results.collected.write_report", lambda root, _: root)
+
+
+@pytest.fixture
 def real_data() -> Callable[[str], Path]:
     """The folder of a real data set; skips the test where there is none."""
 

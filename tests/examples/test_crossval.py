@@ -171,6 +171,7 @@ def test_a_second_start_trains_nothing_again(finished, arguments, capsys, monkey
     assert "6 units, 6 done" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_row_that_is_added_is_all_that_is_trained(copy, arguments, monkeypatch):
     trained = []
     monkeypatch.setattr(pool, "run_unit", lambda _, unit, __: trained.append(unit.name))
@@ -180,6 +181,7 @@ def test_a_row_that_is_added_is_all_that_is_trained(copy, arguments, monkeypatch
     assert {*read_scores(copy / "scores.csv")["row"]} >= {"kdnet", "teacher"}
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_lost_score_file_costs_no_training(copy, arguments):
     folder = unit(copy, "kdnet")
     before, scores = folder.model.stat().st_mtime_ns, folder.scores.read_text()
@@ -189,6 +191,7 @@ def test_a_lost_score_file_costs_no_training(copy, arguments):
     assert folder.model.stat().st_mtime_ns == before
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_network_that_has_seen_the_test_fold_is_refused(copy, arguments, capsys):
     shutil.copy(unit(copy, "teacher", 1).model, unit(copy, "teacher", 0).model)
     shutil.rmtree(unit(copy, "kdnet").root)
@@ -318,6 +321,7 @@ def test_a_failed_unit_stops_its_students_alone(copy, arguments, monkeypatch):
     assert done == ["baseline/fold0-seed0"]
 
 
+@pytest.mark.usefixtures("without_page")
 def test_seeds_share_folds_and_differ_in_weights(copy, arguments):
     more = [*arguments, "--seeds", "0,1", "--rows", "baseline"]
     assert crossval.main([*more, "--out", str(copy)]) == 0
@@ -359,6 +363,7 @@ def test_status_shows_the_dice_of_what_is_done_and_the_epochs_of_what_is_not(
     assert "5 of 6 units done" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_page")
 def test_one_unit_trains_its_teacher_and_nothing_else(arguments, tmp_path):
     out = tmp_path / "array"
     assert crossval.main([*arguments, "--out", str(out), "--unit", "5"]) == 0

@@ -158,6 +158,7 @@ def test_studies_whose_rows_are_stored_stay_what_they_were_whatever_their_preset
     assert (config.training.seed, config.network.start) == (0, "scratch")
 
 
+@pytest.mark.usefixtures("without_page")
 def test_subjects_without_reference_teach_by_patches_at_new_positions_too(tmp_path):
     out = ["--out", str(tmp_path / "run"), "--phantoms", "6", "--phantom-size", "16"]
     flags = [*SMALL, "--epochs", "1", "--predictions", "false", *out]

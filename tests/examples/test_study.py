@@ -128,6 +128,7 @@ def test_a_second_start_trains_nothing_and_writes_the_same_rows(
     assert (finished / "headline.png").is_file()
 
 
+@pytest.mark.usefixtures("without_page")
 def test_some_units_alone_are_trained_with_their_teachers(arguments, tmp_path):
     out = tmp_path / "study"
     assert study.main([*arguments, "--out", str(out), "--only", "2-labelled_soft/fold1-seed1"]) == 0
@@ -135,6 +136,7 @@ def test_some_units_alone_are_trained_with_their_teachers(arguments, tmp_path):
     assert trained == {"2-labelled_teacher", "2-labelled_soft"}
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_search_never_reads_the_test_subjects_of_its_fold(finished, arguments, tmp_path):
     out = tmp_path / "study"
     assert study.main([*arguments, "--out", str(out), "--search", "few", "--trials", "1"]) == 0
@@ -144,6 +146,7 @@ def test_a_search_never_reads_the_test_subjects_of_its_fold(finished, arguments,
     assert {*trial} == {"number", "options", "dice", "gain"}
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_search_goes_on_with_the_trial_that_was_cut_short_and_tries_nothing_twice(
     arguments, tmp_path, monkeypatch
 ):

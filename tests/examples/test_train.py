@@ -48,7 +48,7 @@ def _threads():
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "phantoms"
-    return generate_phantoms(root, subjects=6, seed=0, size=32, progress=False)
+    return generate_phantoms(root, subjects=6, seed=0, size=16, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,7 @@ class Tiny(KDNet):
 """
 
 
+@pytest.mark.usefixtures("without_page")
 def test_edited_code_is_another_experiment_unless_a_comment_alone_is_new(
     arguments, tmp_path, capsys, monkeypatch
 ):
@@ -198,6 +199,7 @@ def test_another_configuration_is_refused_in_the_same_folder(
     assert named in refusal(capsys, [*arguments, *changed])
 
 
+@pytest.mark.usefixtures("without_page")
 def test_what_changes_no_number_may_change(run, arguments):
     assert train.main([*arguments, "--teacher_cache", "off", "--workers", "2"]) == 0
 
@@ -223,6 +225,7 @@ def test_other_subjects_labels_or_files_than_it_began_with_are_refused(
     assert not unit(copy, "student").scores.exists()
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_trained_teacher_can_be_given(run, arguments, tmp_path, capsys):
     given = [*arguments, "--out", str(tmp_path / "run"), "--cache-dir", str(run / "cache")]
     given += ["--teacher-model", str(unit(run, "teacher").model), "--predictions", "false"]
@@ -233,6 +236,7 @@ def test_a_trained_teacher_can_be_given(run, arguments, tmp_path, capsys):
     assert "differs in modalities" in refusal(capsys, [*given, "--out", str(tmp_path / "other")])
 
 
+@pytest.mark.usefixtures("without_page")
 @pytest.mark.parametrize("place", ["off", "memory"])
 def test_the_student_is_the_same_without_the_teacher_cache(run, arguments, tmp_path, place):
     more = ["--out", str(tmp_path / "run"), "--teacher-cache", place, "--predictions", "false"]
@@ -321,6 +325,7 @@ def split_file(path, train, validation, test):
     return ["--split-file", str(path)]
 
 
+@pytest.mark.usefixtures("without_page")
 def test_what_a_teacher_saw_its_student_has_seen_too(run, arguments, tmp_path, capsys):
     network, metadata = load_model(unit(run, "teacher").model)
     teacher, out = tmp_path / "teacher.safetensors", tmp_path / "elsewhere"
@@ -340,6 +345,7 @@ def test_what_a_teacher_saw_its_student_has_seen_too(run, arguments, tmp_path, c
     assert f"1 subjects of the held-out fold 0: {NAMES[5]}" in message
 
 
+@pytest.mark.usefixtures("without_page")
 def test_unlabelled_subjects_teach_the_student_alone_and_all_take_equal_steps(arguments, tmp_path):
     out = tmp_path / "run"
     given = [*arguments, "--out", str(out), "--labelled", "2", "--epochs", "1"]
@@ -377,6 +383,7 @@ def test_help_does_not_wait_for_pytorch(program):
     assert f"{program}.py --" in shown.stdout
 
 
+@pytest.mark.usefixtures("without_page")
 def test_compiled_networks_of_one_class_are_distilled_too(arguments, tmp_path, monkeypatch):
     """Code that was compiled for the baseline knows nothing of the student's taps."""
     monkeypatch.setattr(

@@ -30,9 +30,14 @@ FILES = (
 )
 
 
+CONFIG, DESCRIPTION = parse_config([]), load_description("brats2021")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    root = write_plan(tmp_path_factory.mktemp("damaged") / "run", load_description("brats2021"))
+    # Two networks on two cases, so that a report takes no longer than it must.
+    root = tmp_path_factory.mktemp("damaged") / "run"
+    write_plan(root, DESCRIPTION, ("baseline", "student"), cases=2)
     write_reports(root)  # cuts the slices
     return root
 
@@ -58,8 +63,8 @@ def go_on(folder):
         run.read_plan,
         run.read_skipped,
         unit.read_record,
-        lambda: run.check_config(parse_config([])),
-        lambda: run.check_unchanged(load_description("brats2021"), {"folds": []}, {}),
+        lambda: run.check_config(CONFIG),
+        lambda: run.check_unchanged(DESCRIPTION, {"folds": []}, {}),
         lambda: read_scores(unit.scores),
         lambda: load_slices(folder / "slices.json"),
         lambda: read_history(unit.history),

@@ -7,6 +7,7 @@ import sys
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -434,8 +435,7 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
     tokens = _normalised(sys.argv[1:] if arguments is None else arguments, program)
     preset, recipe = _find_layers(tokens)
     parser = _build_parser(preset, program, recipe)
-    if "--help_all" not in tokens:
-        parser.formatter_class = _brief(program.first)
+    parser.formatter_class = _Formatter if "--help_all" in tokens else _brief(program.first)
     try:
         values = parser.parse_args(tokens)
     except ArgumentError as error:
@@ -497,6 +497,8 @@ def _groups() -> dict[str, Any]:
     return {"run": RunConfig} | {item.name: item.default_factory for item in fields(Config)}
 
 
+# Every row of a plan is parsed by the same one.
+@lru_cache(maxsize=4)
 def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options") -> ArgumentParser:
     layers = [_preset_file(preset)]
     if recipe != "options" and program.name == TRAIN.name:

@@ -185,8 +185,9 @@ def with_part_teachers(rows: Sequence[Row], config: Config) -> tuple[Row, ...]:
     by_name = {row.name: row for row in rows}
     found: dict[str, Row] = {}
     for row in rows:
-        parts = row.configure(config).objective.out_of_fold
-        if row.recipe == "distilled" and row.teacher is not None and parts > 1:
+        distilled = row.recipe == "distilled"
+        parts = row.configure(config).objective.out_of_fold if distilled else 0
+        if row.teacher is not None and parts > 1:
             teachers = part_teachers(by_name[row.teacher], parts)
             names = [teacher.name for teacher in teachers]
             found |= dict(zip(names, teachers, strict=True))

@@ -101,10 +101,13 @@ def cells(scores: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
 
     Cases stand behind their patients; without such a column each is a patient of its own.
     """
-    if "patient" not in scores:
-        scores = scores.assign(patient=scores["case"])
-    table = scores.pivot(index=["patient", "case"], columns=["fold", "seed"], values=metric)
-    return table.dropna(how="all").dropna(how="all", axis=1)
+    return _there(_arranged(scores, metric))
+
+
+def all_cells(scores: pd.DataFrame) -> list[pd.DataFrame]:
+    """Arrange every score of a row and region that has some, in about the time of one."""
+    table = _arranged(scores, [*METRICS])
+    return [_there(table[metric]) for metric in METRICS]
 
 
 def gains(scores: pd.DataFrame, metric: str = "dice", *, together: bool = False) -> list[Gain]:
@@ -252,6 +255,18 @@ def _drawn(patients: tuple[int, ...], folds: tuple[int, ...], seed: int) -> _Dra
         seeds = len(columns)
         units[:, columns] = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
     return _Draws(counts[:, patients].astype(np.float64), units)
+
+
+def _arranged(scores: pd.DataFrame, metric: str | list[str]) -> pd.DataFrame:
+    if "patient" not in scores:
+        scores = scores.assign(patient=scores["case"])
+    return scores.pivot(index=["patient", "case"], columns=["fold", "seed"], values=metric)
+
+
+def _there(table: pd.DataFrame) -> pd.DataFrame:
+    found = table.notna().to_numpy()
+    kept: pd.DataFrame = table.loc[found.any(axis=1), found.any(axis=0)]
+    return kept
 
 
 def _quotient(above: Array, below: Array, least: float) -> Array:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from kdnet.errors import printable
 from kdnet.evaluation.scoring import scored_in
 from kdnet.files import read_yaml
-from kdnet.results.stats import METRICS, Gain, Interval, cells, interval
+from kdnet.results.stats import Gain, Interval, all_cells, cells, interval
 from kdnet.results.stored import Results
 
 SPACES = {"native": "native space", "grid": "training grid"}
@@ -291,13 +291,14 @@ def as_markdown(text: str) -> str:
 
 def _results(own: pd.DataFrame) -> dict[str, str]:
     """Cells of one network and region."""
-    dice, present, hd95, nsd = (cells(own, metric).mean(axis=1) for metric in METRICS)
+    tables = all_cells(own)
+    dice, present, hd95, nsd = (table.mean(axis=1) for table in tables)
     folds, seeds = (own.groupby(by)["dice"].mean() for by in ("fold", "seed"))
     low, middle, high = map(number, dice.quantile([0.25, 0.5, 0.75]))
     return {
         "Dice": spread(dice),
         "median (quartiles)": f"{middle} ({low} to {high})",
-        "95 % interval": ends(interval(cells(own))),
+        "95 % interval": ends(interval(tables[0])),
         "sd of folds": number(folds.std()),
         "sd of seeds": number(seeds.std()),
         "Dice, reference present (n)": f"{spread(present)} ({len(present)})",

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -221,12 +222,14 @@ def _sources(recipe: Recipe) -> dict[str, str]:
         found |= {f"{package.__name__}.{path.stem}": path for path in folder.glob("*.py")}
     application = Path(str(kdnet.recipes.__file__)).parents[1]
     found |= {f"kdnet.{p.replace('/', '.')}": application / f"{p}.py" for p in _TRAINED_BY}
-    return {name: _code_digest(found[name]) for name in sorted(found)}
+    return {name: _code_digest(found[name].read_text(encoding="utf-8")) for name in sorted(found)}
 
 
-def _code_digest(path: Path) -> str:
-    """SHA-256 of what Python makes of a file, so that comments and line breaks do not matter."""
-    code = ast.dump(ast.parse(path.read_text(encoding="utf-8")))
+# Rows share most of their code.
+@lru_cache(maxsize=64)
+def _code_digest(text: str) -> str:
+    """SHA-256 of what Python makes of a text, so that comments and line breaks do not matter."""
+    code = ast.dump(ast.parse(text))
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
