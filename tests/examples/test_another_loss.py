@@ -48,7 +48,7 @@ def test_the_change_and_the_rows_on_the_page_give_students_that_can_be_built(tmp
         [*command, "--show", "units"], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "attention/fold1-seed100" in done.stdout
+    assert "attention/fold1-seed106" in done.stdout
 
 
 def test_the_case_lists_on_the_page_are_folds(tmp_path):

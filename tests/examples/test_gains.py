@@ -23,6 +23,7 @@ from kdnet.errors import UserError
 from kdnet.runs.folder import Folder
 from kdnet.runs.unit import options_for
 from kdnet.studies.design import read_design
+from kdnet.training.diagnosis import chosen
 from phantoms import generate_phantoms
 from study import STUDY
 
@@ -256,6 +257,16 @@ def test_the_temperature_and_the_diagnosis_are_kept_and_shown(run):
     others = Folder(run).unit("baseline/fold0-seed0").root
     assert not (others / "diagnosis.md").exists()
     assert "temperature" not in json.loads((others / "unit.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("labelled", "taken"),
+    [({6}, [0, 1, 2, 6]), ({1, 6}, [0, 1, 2, 3]), ({}, [0, 1, 2, 3]), ({0, 6}, [0, 1, 2, 3])],
+)
+def test_a_diagnosis_sees_a_reference_where_there_is_one(labelled, taken):
+    batches = [{"name": [i], "labelled": torch.tensor([False, i in labelled])} for i in range(8)]
+    assert [batch["name"][0] for batch in chosen(batches)] == taken
+    assert len(chosen([{"name": [0]}] * 8)) == 4
 
 
 @pytest.mark.slow

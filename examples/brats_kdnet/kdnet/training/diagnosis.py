@@ -74,10 +74,25 @@ def show_diagnosis(
                 labelled=batch.get("labelled"),
                 teacher_weights=task.teacher_weights(batch["name"]),
             )
-            for batch in islice(batches, DIAGNOSED_ON)
+            for batch in chosen(batches)
         ]
     found = diagnose(kd, steps, limit=DIAGNOSED_ON)
     task.console.print(str(found), highlight=False, soft_wrap=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     write_text(task.folder / "diagnosis.json", json.dumps(found.to_dict(), indent=2) + "\n")
     write_text(file, f"{found}\n")
+
+
+def chosen(batches: Iterable[Batch]) -> list[Batch]:
+    """Take the first batches; where references are few, the first with one is the last of them."""
+    rest = iter(batches)
+    first = list(islice(rest, DIAGNOSED_ON))
+    if not any(map(_has_reference, first)):
+        # Without a reference nobody knows whether the teacher leads.
+        first[-1:] = list(islice(filter(_has_reference, rest), 1)) or first[-1:]
+    return first
+
+
+def _has_reference(batch: Batch) -> bool:
+    labelled = batch.get("labelled")
+    return labelled is None or bool(labelled.any())
