@@ -998,6 +998,9 @@ def test_levels_that_a_decoder_exchanges_are_decoder():
     assert locate(nn.Sequential(Split(), nn.Sequential(Exchange(), Read(4)))).name == "0.transition"
 
 
+WIDTHS = (4, 8, 16, 32)
+
+
 class Stem(nn.Module):
     """The finest of several levels."""
 
@@ -1018,9 +1021,6 @@ class Deepen(nn.Module):
 
     def forward(self, maps):
         return [*maps, self.step(maps[-1])]
-
-
-WIDTHS = (4, 8, 16, 32)
 
 
 def tie(start, end):
