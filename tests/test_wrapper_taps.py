@@ -197,6 +197,35 @@ def test_token_positions_are_kept(tapped):
     assert not torch.allclose(same.teacher, pair.teacher)
 
 
+class Registered(nn.Module):
+    """Nine tokens for an image of 8 x 8 voxels: 3 x 3 patches, or 2 x 2 behind five others."""
+
+    def __init__(self, side):
+        super().__init__()
+        step, padding = (3, 1) if side == 3 else (4, 0)
+        self.patches = nn.Conv2d(4, 8, step, step, padding)
+        self.registers = nn.Parameter(torch.zeros(1, 9 - side**2, 8))
+        self.block, self.head = nn.Linear(8, 8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        grid = self.patches(x)
+        registers = self.registers.expand(len(x), -1, -1)
+        tokens = self.block(torch.cat((registers, grid.flatten(2).transpose(1, 2)), dim=1))
+        tokens = tokens[:, registers.shape[1] :].transpose(1, 2).reshape(grid.shape)
+        return nn.functional.interpolate(self.head(tokens), size=x.shape[2:])
+
+
+@pytest.mark.parametrize("place", ["block", None])
+def test_tokens_named_or_located_lie_on_the_grid_that_they_come_from(tapped, place):
+    _, pair = tapped(place, "bottleneck", teacher=Registered(2))
+    assert pair.teacher.shape == (2, 8, 2, 2)
+    with pytest.raises(ShapeMismatchError, match=r"'block'.* 3 x 3"):
+        tapped(place, "bottleneck", teacher=Registered(3))
+    laid_out = Layer("block", select=lambda tokens: tokens.transpose(1, 2).unflatten(2, (3, 3)))
+    _, pair = tapped(laid_out, "bottleneck", teacher=Registered(3))
+    assert pair.teacher.shape == (2, 8, 3, 3)
+
+
 def test_features_that_are_no_map_are_refused(tapped):
     flat = Layer("bottleneck", select=lambda value: value.flatten(1))
     with pytest.raises(ShapeMismatchError, match=r"gives \(\d, 128\) for an image"):

@@ -21,6 +21,7 @@ from privdistill.sides.probabilities import check_logits, in_unit_interval
 from privdistill.sides.restored import restored, set_mode
 from privdistill.sides.side import Side, check_view
 from privdistill.sides.teachers import Teacher, held, roles_of
+from privdistill.taps.flow import FlowRecorder
 from privdistill.taps.location import HeadFinder, Location, locate_bottleneck
 from privdistill.taps.names import find_layer, is_program, uncompiled
 from privdistill.taps.pairing import Pairing
@@ -221,6 +222,8 @@ def run(side: Side, view: Tensor, *, training: bool = False, asked: bool = False
     side.to_lay_out = [tap for tap in side.to_lay_out if features[tap] is not captured[tap]]
     if not training:
         side.shapes = {tap: tuple(value.shape) for tap, value in features.items()}
+        if side.to_lay_out:
+            _check_grids(side, view, features)
     if not side.reads_logits:
         return Trial([], features, image, output)
     if side.select is heads.find_heads and heads.undecided(output, axes):
@@ -234,6 +237,26 @@ def run(side: Side, view: Tensor, *, training: bool = False, asked: bool = False
         look = partial(check_logits, select=side.select, role=side.role)
         attempt(side.network, noise.to(view), side.role, look)
     return Trial(logits, features, image, output)
+
+
+def _check_grids(side: Side, view: Tensor, features: Mapping[str, Tensor]) -> None:
+    """Refuse features whose shape, all that a step knows, tells another grid than they lie on."""
+
+    def find_grids(network: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
+        flow = FlowRecorder(image)
+        with flow, side.recorder.recording() as captured:
+            network(image)
+        return {tap: node.grid for tap in side.to_lay_out for node in flow.nodes(captured[tap])}
+
+    for tap, grid in attempt(side.network, view, side.role, find_grids).items():
+        read = tuple(features[tap].shape[2:])
+        if grid != read:
+            raise ShapeMismatchError(
+                f"Tap '{tap}': layer '{side.places[tap]}' of the {side.role} gives features on a "
+                f"grid of {sizes(grid) or 'no map'}; by their shape, all that a step knows, they "
+                f"would be read as {sizes(read)}. Choose another layer, or bring them into the "
+                "form (B, C, *spatial) with Layer(..., select=function)."
+            )
 
 
 def attempt(

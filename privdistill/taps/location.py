@@ -11,7 +11,9 @@ The rule gives one layer for every network, or an error that lists the candidate
    projection that a sum with a finer one waits for, and context that is pooled and pasted beside
    the features it came from (ASPP, PSP). A module that goes down and up holds both; the rule is
    then asked of its children. A module that gives the coarsest level back with finer ones joined,
-   like a stage of an HRNet, is encoder, and of it only what leads to that level counts.
+   like a stage of an HRNet, is encoder, and of it only what leads to that level counts. One that
+   gets levels which were exchanged before, and gives finer ones alone, may be the last such
+   stage or a decoder: this is an error.
 5. Of what is left, the last is the bottleneck: the end of the encoder, or a module of its own
    behind it. Where nothing finer follows, that is the last layer before the head, unless one
    module with several levels holds most of the layers: this is the encoder then.
@@ -39,7 +41,6 @@ from privdistill.taps.flow import (
     behind,
     parents_of,
 )
-from privdistill.taps.layout import find_layout
 from privdistill.taps.names import watched
 
 # Finds the logits in what a network returned, given the number of spatial axes.
@@ -89,8 +90,8 @@ def locate_bottleneck(
 
     Raises:
         LayerNotFoundError: If the network never downsamples, two branches that do not depend on
-            each other are equally coarse, or tokens may lie on several grids; the message lists
-            the candidates.
+            each other are equally coarse, or encoder and decoder cannot be told apart; the
+            message lists the candidates.
 
     Example:
         >>> import torch
@@ -144,10 +145,10 @@ def _locate(flow: FlowRecorder, logits: list[Node], role: str) -> Location:
             f"Bottleneck of the {role}: no layer has a coarser output than the input, runs only "
             f"once and is no head, so there is none to find. Name a layer pair: {_REMEDY}"
         )
+    _check_stages(maps, body, exchanging, role)
     encoder, how = _encoder(maps, body, reached, exchanging, role)
     last = _last(encoder)
     _check_single(encoder, body, last, role)
-    _check_layout(last, body, flow.spatial, role)
     names = dict.fromkeys(item.name for item in coarse if not _inside(item.name, {last.name}))
     how = f"{how}, {prod(last.node.grid)} voxels"
     return Location(last.name, last.node.shape, tuple(names), how, last.select)
@@ -300,6 +301,33 @@ def _check_encoder(before: Outputs, own: Outputs, rises: Outputs, ends: bool, ro
         )
 
 
+def _check_stages(maps: Outputs, body: Outputs, exchanging: dict[str, Nodes], role: str) -> None:
+    """Refuse to choose where levels that were exchanged are joined into finer ones alone."""
+    first, names = body[0], {item.name for item in body}
+    # What an encoder made, and was not just given, is decoded outside of it.
+    made = {i.node for i in maps if _inside(first.name, {i.name}) and i.node not in i.inputs}
+    for item in maps:
+        deep = [n for n in item.inputs if n.grid and not _finer(n, first.node.stride)]
+        fine = [n for n in item.inputs if _finer(n, first.node.stride) and n not in made]
+        alone = _finer(item.node, first.node.stride) and item.name not in names.union(exchanging)
+        holds = alone and any(_inside(name, {item.name}) for name in names)
+        if holds and any(_exchanged(one, other) for one in fine for other in deep):
+            why = (
+                f"'{item.name}' joins levels that were exchanged before into a finer one, so it "
+                "may be the last stage of the encoder or a decoder"
+            )
+            raise _undecided(role, why, [i for i in body if not _inside(i.name, names - {i.name})])
+
+
+def _exchanged(fine: Node, deep: Node) -> bool:
+    """Whether one map came up and the other down, and neither was made of the other."""
+    above, below = ancestors([fine], parents_of), ancestors([deep], parents_of)
+    risen = any(_finer(n, p.stride) for n in above - below for p in n.parents if not p.pooled)
+    return risen and any(
+        _finer(p, n.stride) for n in below - above for p in n.parents if not n.pooled
+    )
+
+
 def _laterals(kept: Outputs, reached: Nodes) -> Nodes:
     """Projections that a sum or join with finer ones waits for, and what depends on them."""
     children: dict[Node, list[Node]] = {}
@@ -377,14 +405,6 @@ def _check_single(encoder: Outputs, body: Outputs, last: LayerOutput, role: str)
         same = [[i for i in apart if i.node.origin is item.node.origin] for item in apart]
         listed = [last, *map(_last, same)]
         raise _undecided(role, "several branches are equally coarse and independent", listed)
-
-
-def _check_layout(last: LayerOutput, body: Outputs, spatial: Sequence[int], role: str) -> None:
-    """Refuse features that their shape alone, all that is known in a step, lays out otherwise."""
-    read, grid = find_layout(last.node.shape, spatial), last.node.grid
-    if read is None or read.grid != grid:
-        why = f"'{last.name}' is laid out on a grid {grid}, but by its shape alone as {read}"
-        raise _undecided(role, why, [last, *body])
 
 
 def _learned_beyond(node: Node, before: Nodes) -> bool:

@@ -998,6 +998,112 @@ def test_levels_that_a_decoder_exchanges_are_decoder():
     assert locate(nn.Sequential(Split(), nn.Sequential(Exchange(), Read(4)))).name == "0.transition"
 
 
+WIDTHS = (4, 8, 16, 32)
+
+
+class Stem(nn.Module):
+    """The finest of several levels."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = nn.Conv2d(1, 4, 3, 1, 1)
+
+    def forward(self, x):
+        return [self.step(x)]
+
+
+class Deepen(nn.Module):
+    """One level more than before, from the coarsest."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.step = down(WIDTHS[levels - 1], WIDTHS[levels])
+
+    def forward(self, maps):
+        return [*maps, self.step(maps[-1])]
+
+
+def tie(start, end):
+    """From one level to another."""
+    if end < start:
+        up = nn.Upsample(scale_factor=2 ** (start - end))
+        return nn.Sequential(nn.Conv2d(WIDTHS[start], WIDTHS[end], 1), up)
+    return nn.Sequential(*(down(*WIDTHS[step : step + 2]) for step in range(start, end)))
+
+
+class Mesh(nn.Module):
+    """A layer at each level; what is given back, the finest levels or all, are sums of all."""
+
+    def __init__(self, levels, given):
+        super().__init__()
+        self.arms = nn.ModuleList(nn.Conv2d(w, w, 3, 1, 1) for w in WIDTHS[:levels])
+        self.ties = nn.ModuleList(
+            nn.ModuleList(tie(start, end) for start in range(levels)) for end in range(given)
+        )
+
+    def forward(self, maps):
+        maps = [arm(level) for arm, level in zip(self.arms, maps, strict=True)]
+        return [sum(tie(m) for tie, m in zip(row, maps, strict=True)) for row in self.ties]
+
+
+def meshed(levels, meshes, given):
+    """Stages of up to so many levels; the last has so many meshes and gives so many levels."""
+    stages = [Stem()]
+    for count in range(2, levels):
+        stages += [Deepen(count - 1), Mesh(count, count)]
+    last = [Mesh(levels, levels) for _ in range(meshes - 1)]
+    return [*stages, Deepen(levels - 1), *last, Mesh(levels, given)]
+
+
+def nest(layers, form):
+    """The same layers one after another: flat, as a body, or with the last stage as a part."""
+    if form == "body":
+        return nn.Sequential(nn.Sequential(*layers), Read(4))
+    first = 1 + max(i for i, layer in enumerate(layers) if isinstance(layer, Deepen))
+    last = layers[first:] if form == "flat" else [nn.Sequential(*layers[first:])]
+    return nn.Sequential(*layers[:first], *last, Read(4))
+
+
+@pytest.mark.parametrize("form", ["flat", "body", "stage"])
+@pytest.mark.parametrize(("levels", "meshes"), [(3, 1), (3, 2), (4, 1), (4, 2)])
+def test_a_last_stage_that_gives_its_finest_level_alone_is_an_error_that_lists_it(
+    levels, meshes, form
+):
+    """What it does at the coarsest level may be an encoder's, as the levels were exchanged."""
+    net = nest(meshed(levels, meshes, 1), form)
+    arms = [name for name, _ in net.named_modules() if name.endswith(f"arms.{levels - 1}")]
+    with pytest.raises(LayerNotFoundError, match=r"taps=") as caught:
+        locate(net)
+    listed = [line for line in str(caught.value).splitlines() if line.startswith("  ")]
+    assert any(f"'{arms[-1]}'" in line for line in listed)
+    assert 2 <= len(listed) <= 8
+    # Where it gives all levels back, none of them is a decoder's alone.
+    assert locate(nest(meshed(levels, meshes, levels), form)).name == arms[-1]
+
+
+def test_levels_that_an_encoder_exchanges_may_end_in_a_decoder_of_any_layers():
+    encoder = nn.Sequential(*meshed(3, 1, 3))
+    found = locate(nn.Sequential(encoder, Mesh(3, 1), Read(4)))
+    assert (found.name, found.select) == ("0", 2)
+
+
+def test_levels_of_a_pyramid_may_end_in_a_module_of_any_layers():
+    """Coarse levels were brought up, and none came down again beside them."""
+
+    class Neck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ups, self.lateral = nn.ModuleList([tie(1, 0), tie(2, 1)]), nn.Conv2d(16, 16, 1)
+
+        def forward(self, maps):
+            deep = self.lateral(maps[2])
+            mid = maps[1] + self.ups[1](deep)
+            return [maps[0] + self.ups[0](mid), mid, deep]
+
+    layers = [Stem(), Deepen(1), Deepen(2), Neck(), Mesh(3, 1), Read(4)]
+    assert locate(nn.Sequential(*layers)).name == "2.step"
+
+
 class Prefixed(nn.Module):
     """A transformer of patches, with tokens before those of the image."""
 
@@ -1022,13 +1128,6 @@ def test_tokens_behind_any_few_others_are_a_map(prefix):
         found = locate_bottleneck(net, torch.zeros(1, 1, 64, 64), find_heads)
     assert (found.name, found.shape) == ("block", (1, 16 + prefix, 8))
     assert "16 voxels" in found.how
-
-
-def test_tokens_whose_shape_tells_another_grid_are_an_error_that_lists_them():
-    """25 tokens are 5 x 5 patches of 14 voxels here, and could be 4 x 4 behind nine others."""
-    net = Prefixed(14, 0).eval()
-    with torch.no_grad(), pytest.raises(LayerNotFoundError, match=r"'block' \(1, 25, 8\)\n"):
-        locate_bottleneck(net, torch.zeros(1, 1, 64, 64), find_heads)
 
 
 def test_tokens_of_several_levels_in_a_row_are_no_map():
