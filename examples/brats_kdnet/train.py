@@ -44,9 +44,9 @@ from kdnet.config import TRAIN, Config, parse_for, recipe_text, with_fitting_sta
 def distil(config: Config, console: Console) -> None:
     """Carry out the experiment of the paper on one fold."""
     from kdnet.rows import Row  # noqa: PLC0415
-    from kdnet.runs.plan import Fold, make_plan  # noqa: PLC0415
+    from kdnet.runs.plan import fold_of, make_plan  # noqa: PLC0415
     from kdnet.runs.preparation import prepare, rehearse_rows  # noqa: PLC0415
-    from kdnet.runs.subjects import find_data, split_of, with_equal_steps  # noqa: PLC0415
+    from kdnet.runs.subjects import find_data, with_equal_steps  # noqa: PLC0415
     from kdnet.runs.unit import launch, run_unit  # noqa: PLC0415
 
     config = with_fitting_start(config)
@@ -55,7 +55,7 @@ def distil(config: Config, console: Console) -> None:
 
     # Subjects are found once. Of one fold, some train, some validate, and the others are held out.
     data = find_data(config, console)
-    fold = Fold(config.data.fold, 0, split_of(config, data.foldable))
+    fold = fold_of(data.foldable, config)
     config = with_equal_steps(config, fold.split, data)
 
     trainings = 2 if config.network.start == "teacher" else 1

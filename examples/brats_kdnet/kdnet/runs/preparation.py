@@ -95,7 +95,7 @@ def _begin_or_go_on(plan: Plan, console: Console) -> Plan:
         files.begin(plan.config, data.description)
     plan = replace(plan, data=make_phantoms(plan.config, data, plan.cache, console))
     # Of phantoms none, as those are made again if they are removed.
-    names = {name for split in splits for name in _names(split)} if real else ()
+    names = {name for split in splits for name in split.names} if real else ()
     states = file_states(plan.data.named(names))
     if begun:
         files.check_unchanged(data.description, folds, states)
@@ -105,10 +105,6 @@ def _begin_or_go_on(plan: Plan, console: Console) -> Plan:
     # Last, since it says that the others are there.
     write_json(files.folds, folds)
     return plan
-
-
-def _names(split: Split) -> tuple[str, ...]:
-    return (*split.train, *split.validation, *split.test, *split.unlabelled)
 
 
 def _fill_cache(plan: Plan, units: Sequence[Unit], console: Console) -> None:
@@ -156,7 +152,7 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     options, training = config.objective, config.training
     network = describe_network("student", config, description)
     repeats = len({fold.repeat for fold in plan.folds})
-    cases = {name for fold in plan.folds for name in _names(fold.split)}
+    cases = {name for fold in plan.folds for name in fold.split.names}
     temperature = str(options.temperature).removesuffix(".0")
     constants = f"lambda {options.imitation:g}, T {temperature}, alpha {options.latent_weight:g}"
     parts = [
