@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from kdnet.command import exit_status
-from kdnet.config import Config, Program, as_arguments, early, parse_for, read_values
+from kdnet.config import Config, Program, as_arguments, early, parse_for
 from kdnet.errors import UserError
+from kdnet.files import read_mapping
 
 if TYPE_CHECKING:
     from kdnet.rows import Row
@@ -117,7 +118,7 @@ def protocol_file(protocol: str) -> Path:
 
 def protocol_options(protocol: str | None) -> dict[str, Any]:
     """Return what a protocol sets; its case lists are read where the subjects are known."""
-    content = {} if protocol is None else read_values(protocol_file(protocol))
+    content = {} if protocol is None else read_mapping(protocol_file(protocol))
     options = content.get("options", {})
     if not isinstance(options, dict):
         raise UserError(f"--protocol {protocol}: its options must be names and values.")

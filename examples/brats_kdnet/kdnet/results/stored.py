@@ -15,8 +15,7 @@ from kdnet.data.description import Description, load_description
 from kdnet.data.subjects import patient_of
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import COLUMNS, read_scores, read_table
-from kdnet.files import is_name
-from kdnet.runs.folder import read_mapping
+from kdnet.files import is_name, read_mapping
 from kdnet.training.history import read_history
 
 PLAN, ROWS = "plan.json", "rows.csv"

@@ -16,13 +16,11 @@ from kdnet.data.subjects import States, changed_files
 from kdnet.environment import environment
 from kdnet.errors import UserError
 from kdnet.files import (
-    UnreadableError,
     WriteError,
     file_digest,
     is_name,
     is_number,
-    read_json,
-    read_yaml,
+    read_mapping,
     write_json,
     write_text,
 )
@@ -212,17 +210,6 @@ class Folder:
         if not isinstance(names, list):
             raise UserError(f"{self.skipped} is damaged: 'subjects' must be a list of names.")
         return names
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a JSON or YAML file of keys and values."""
-    try:
-        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
-    except UnreadableError as error:
-        raise UserError(f"{path} is damaged and cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: expected keys and values.")
-    return content
 
 
 @contextmanager
