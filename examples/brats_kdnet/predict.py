@@ -44,7 +44,6 @@ from kdnet.evaluation.inference import (
 )
 from kdnet.exported import open_model
 from kdnet.training.checkpoint import ModelMetadata
-from privdistill import DistillationWrapper, GroundTruth
 
 
 def predict(options: argparse.Namespace, console: Console) -> None:
@@ -63,9 +62,8 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     # Before images are read: what cannot be written need not be looked at.
     names = output_names(subjects, inputs)
     check(subjects, inputs, metadata, console, strict=options.strict)
-    run = volume_predictor(
-        runner(network, options.device), patch=metadata.patch, slices=metadata.slices
-    )
+    device = place_on(network.eval(), options.device)
+    run = volume_predictor(network, device, patch=metadata.patch, slices=metadata.slices)
     pairs, quiet = [*zip(subjects, names, strict=True)], not console.is_terminal
     for subject, name in track(pairs, "Segmenting", console=console, disable=quiet):
         present = inputs.present(subject)
@@ -137,17 +135,15 @@ def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
     return names
 
 
-def runner(network: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
-    """Return the network as a function from images to logits, on a device."""
+def place_on(network: nn.Module, device: str) -> torch.device:
+    """Bring the network to a device, and return which that is."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         target = torch.device(name)
-        network = network.to(target).eval()
+        network.to(target)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise UserError(f"--device {device} cannot be used: {error}") from error
-    # Any backbone's form of output is understood, as in training.
-    kd = DistillationWrapper(None, network, objective=GroundTruth())
-    return lambda image: kd.predict(image.to(target)).float().cpu()
+    return target
 
 
 def segment(

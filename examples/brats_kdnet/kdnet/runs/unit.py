@@ -66,13 +66,7 @@ from kdnet.training.diagnosis import fitted_temperature, show_diagnosis
 from kdnet.training.history import counting
 from kdnet.training.loop import fit
 from kdnet.training.runtime import peak_memory, shard, timed, torch_format
-from privdistill import (
-    DistillationWrapper,
-    Ensemble,
-    GroundTruth,
-    PrivilegedInput,
-    TeacherCache,
-)
+from privdistill import Ensemble, PrivilegedInput, TeacherCache
 
 
 def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
@@ -497,9 +491,8 @@ def score_view(
     """Score a network that sees some of its modalities, the others set to zero."""
     config, folder, view = experiment.config, experiment.folder, "+".join(seen)
     subjects = experiment.data.named(experiment.split.test)
-    predict = volume_predictor(
-        predictor(network, experiment.fabric.device), patch=metadata.patch, slices=metadata.slices
-    )
+    device = experiment.fabric.device
+    predict = volume_predictor(network, device, patch=metadata.patch, slices=metadata.slices)
     unit, split = experiment.unit, experiment.split
     further = {*metadata.seen_cases} - {*split.train, *split.validation}
     place = {
@@ -540,14 +533,3 @@ def hiding(
         return predict(torch.where(mask, image, 0.0))
 
     return of_seen
-
-
-def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Wrap a trained network so that it maps images to logits on the CPU."""
-    kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
-
-    @torch.inference_mode()
-    def predict(image: Tensor) -> Tensor:
-        return kd.predict(image.to(device)).float().cpu()
-
-    return predict
