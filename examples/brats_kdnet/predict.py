@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from kdnet.command import exit_status
+from kdnet.command import add_trust, exit_status
 from kdnet.data.checks import Problem, check_subjects, listed, raise_for_problems, unlike_training
 from kdnet.data.inputs import Inputs, stem_of
 from kdnet.data.subjects import Subject
@@ -205,15 +205,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME,NAME",
         help="read these alone, with a network for any subset of modalities (default: all it sees)",
     )
-    add(
-        *("--trust-backbone", "--trust_backbone"),
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="IMPORT.PATH",
-        help="a class that the model file may have imported, which runs its module; not needed "
-        "for networks of this application and the usual ones of MONAI",
-    )
+    add_trust(found)
     add(
         *("--trust-program", "--trust_program"),
         action="store_true",

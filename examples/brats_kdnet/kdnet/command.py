@@ -1,5 +1,6 @@
 """How a command ends: with a message and an exit status, never with a traceback."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -26,6 +27,19 @@ def exit_status(action: Callable[[], int | None]) -> int:
             raise
         sys.stderr.write(f"{printable(text, keep=chr(10))}\n")
         return 2
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Let the user name classes that model files may ask for."""
+    parser.add_argument(
+        *("--trust-backbone", "--trust_backbone"),
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="IMPORT.PATH",
+        help="a class that a model file may have imported, which runs its module; not needed for "
+        "networks of this application and the usual ones of MONAI",
+    )
 
 
 def _explained(error: Exception) -> str | None:
