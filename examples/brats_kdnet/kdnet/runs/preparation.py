@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from kdnet.config import DataConfig
 from kdnet.data.splits import Split
 from kdnet.data.subjects import file_states
 from kdnet.errors import UserError
@@ -153,11 +152,13 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     network = describe_network("student", config, description)
     repeats = len({fold.repeat for fold in plan.folds})
     cases = {name for fold in plan.folds for name in fold.split.names}
+    labelled = config.data.labelled
+    few = "" if labelled is None else f" ({labelled} of those in training labelled)"
     temperature = str(options.temperature).removesuffix(".0")
     constants = f"lambda {options.imitation:g}, T {temperature}, alpha {options.latent_weight:g}"
     parts = [
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",
-        _counted(len(cases), "case") + _labels_text(config.data),
+        _counted(len(cases), "case") + few,
         _counted(len(plan.folds), "fold") + f" in {repeats} repeats" * (repeats > 1),
         plan.facts.get("case_lists", ""),
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
@@ -175,11 +176,6 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     own = [row.name for row in plan.rows if built_in.get(row.name, row) != row]
     changed = f"; rows that are not the built-in ones: {', '.join(own)}" if own else ""
     return ", ".join(filter(None, parts)) + changed
-
-
-def _labels_text(data: DataConfig) -> str:
-    """How many training subjects have a reference, where that is not all of them."""
-    return "" if data.labelled is None else f" ({data.labelled} of those in training labelled)"
 
 
 def _counted(number: int, what: str) -> str:

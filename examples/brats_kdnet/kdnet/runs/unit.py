@@ -4,7 +4,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -129,12 +129,8 @@ def held_by_first(
     folder: UnitFolder, name: str, fabric: Fabric, console: Console
 ) -> Iterator[None]:
     """Let the first process hold the folder of a unit until all of them have left it."""
-    if not fabric.is_global_zero:
-        fabric.barrier()
-        yield
-        fabric.barrier()
-        return
-    with locked(folder.root / ".lock", f"{name} is trained", console):
+    lock = locked(folder.root / ".lock", f"{name} is trained", console)
+    with lock if fabric.is_global_zero else nullcontext():
         fabric.barrier()
         yield
         fabric.barrier()
@@ -302,7 +298,8 @@ def train(experiment: Experiment) -> None:
     if training.compile:
         # What was compiled for an earlier network of this class knows nothing of this one's taps.
         torch.compiler.reset()
-        network, teachers = compiled(network), list(map(compiled, teachers))
+        parts = (cast("nn.Module", torch.compile(part)) for part in (network, *teachers))
+        network, *teachers = parts
     config = replace(experiment.config, objective=options_for(experiment, teachers))
     setting = setting_of(unit.row, config, experiment.data.description, network, teachers)
     with timed(experiment.seconds, "training"), explained(f"The training of {unit.name}"):
@@ -385,11 +382,6 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
         if recipe.teacher is not None and experiment.plan.kind == "train":
             show_diagnosis(fabric, kd, batches or (), task)
         fit(fabric, kd, batches, experiment.loader("validation"), task)
-
-
-def compiled(network: nn.Module) -> nn.Module:
-    """Return the compiled network; its weights stay those of the network."""
-    return cast("nn.Module", torch.compile(network))
 
 
 def load_teachers(experiment: Experiment) -> list[nn.Module]:
