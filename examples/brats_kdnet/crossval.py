@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from kdnet.command import exit_status
+from kdnet.command import console, exit_status
 from kdnet.config import Config, Program, as_arguments, early, parse_for
 from kdnet.errors import UserError
 from kdnet.files import read_mapping
@@ -100,7 +100,7 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
         return 0
     show_results(plan, console)
     if options.lesions:
-        console.print(f"Written: {collect_lesions(plan)}", highlight=False, soft_wrap=True)
+        console.print(f"Written: {collect_lesions(plan)}", soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -146,7 +146,7 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
         path = protocol_file(options.protocol)
         folds = load_folds(path, data.foldable, validation=config.data.validation_fraction > 0)
         if unused := unused_text(folds, data.foldable):
-            console.print(unused, highlight=False, soft_wrap=True)
+            console.print(unused, soft_wrap=True)
         facts = {"case_lists": path.stem}
     # Folds differ by a subject or two; every row of every fold takes the steps of the first one's.
     config = with_equal_steps(config, folds[0].split, data)
@@ -213,7 +213,7 @@ def refuse(config: Config, options: CrossvalOptions) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run."""
     given = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: cross_validate(given, Console(markup=False)))
+    return exit_status(lambda: cross_validate(given, console()))
 
 
 if __name__ == "__main__":

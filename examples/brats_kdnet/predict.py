@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from kdnet.command import add_trust, exit_status
+from kdnet.command import add_trust, console, exit_status
 from kdnet.data.checks import Problem, check_subjects, listed, raise_for_problems, unlike_training
 from kdnet.data.inputs import Inputs, stem_of
 from kdnet.data.subjects import Subject
@@ -68,10 +68,10 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     for subject, name in track(pairs, "Segmenting", console=console, disable=quiet):
         present = inputs.present(subject)
         if metadata.any_subset:
-            console.out(f"Uses {'+'.join(present)} of {subject.name}", highlight=False)
+            console.out(f"Uses {'+'.join(present)} of {subject.name}")
         segment(run, subject, out / name, metadata, present)
     what = "1 label map" if len(subjects) == 1 else f"{len(subjects)} label maps"
-    console.out(f"{what} in {out}", highlight=False)
+    console.out(f"{what} in {out}")
 
 
 def chosen_modalities(wanted: Sequence[str], metadata: ModelMetadata) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ def check(
     raise_for_problems(problems, strict=strict)
     if problems:
         said = f"These may be segmented wrongly; --strict refuses them.\n{listed(problems)}"
-        console.out(said, highlight=False)
+        console.out(said)
 
 
 def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
@@ -178,8 +178,7 @@ def segment(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and segment."""
     options = parser().parse_args(arguments)
-    # Names of files are shown as they are, brackets and all.
-    return exit_status(lambda: predict(options, Console(markup=False)))
+    return exit_status(lambda: predict(options, console()))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from rich.console import Console
+
 from kdnet.errors import UserError, printable
 from kdnet.stopping import StoppedError, leave_with_parent, stoppable
 
@@ -27,6 +29,11 @@ def exit_status(action: Callable[[], int | None]) -> int:
             raise
         sys.stderr.write(f"{printable(text, keep=chr(10))}\n")
         return 2
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return what shows names of cases and files as they are, whatever they hold."""
+    return Console(markup=False, highlight=False, emoji=False, stderr=stderr)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -230,7 +230,7 @@ def locked(path: Path, reason: str, console: Console) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        console.print(f"Waiting: {reason} by another process ({path}).", highlight=False)
+        console.print(f"Waiting: {reason} by another process ({path}).")
         lock.acquire()
     except OSError as error:
         raise UserError(f"--out: {path.parent} cannot be written: {error}") from error

@@ -35,7 +35,7 @@ def rehearse_rows(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
     experiments = {}
     for name, unit in needed.items():
         if len(needed) > 1:
-            console.print(f"Trying {name}", highlight=False)
+            console.print(f"Trying {name}")
         try:
             teacher = _teacher_of(plan, unit)
             experiments[name] = rehearse(

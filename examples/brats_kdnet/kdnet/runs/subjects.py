@@ -115,7 +115,7 @@ def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSe
         problems = _told(_checked(config, found, found.subjects, console), console)
         _, left_out = keep_usable(found.foldable, problems)
         if problems:
-            console.out(listed(problems), highlight=False)
+            console.out(listed(problems))
             names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
             console.print(f"Left out: {len(left_out)} of {len(found.subjects)} subjects: {names}")
     kept = {name: one for name, one in found.subjects.items() if name not in {*left_out}}
@@ -182,9 +182,7 @@ def _told(problems: list[Problem], console: Console) -> list[Problem]:
         console.print(
             f"{len(unusual)} images look unusual, which check_data.py lists: "
             f"{unusual[0].subject}, {unusual[0].reason}",
-            highlight=False,
             soft_wrap=True,
-            markup=False,
         )
     return [problem for problem in problems if not problem.warning]
 

@@ -282,8 +282,7 @@ def train(experiment: Experiment) -> None:
     """Train the network of a unit, unless that is done."""
     unit, console, folder = experiment.unit, experiment.console, experiment.folder
     if is_finished(folder.root):
-        text = f"{unit.name}: trained, read from {folder.model}"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(f"{unit.name}: trained, read from {folder.model}", soft_wrap=True)
         return
     if is_given(unit.row, experiment.config):
         adopt_teacher(experiment, cast("Path", experiment.config.network.teacher_model))
@@ -337,7 +336,7 @@ def options_for(experiment: Experiment, teachers: Sequence[nn.Module]) -> Object
             if found is None
             else f"temperature {found:g}, fitted to its teacher"
         )
-        experiment.console.print(f"{experiment.unit.name}: {text}", highlight=False, soft_wrap=True)
+        experiment.console.print(f"{experiment.unit.name}: {text}", soft_wrap=True)
         # At once, as another number of devices would fit another one after a kill.
         if experiment.fabric.is_global_zero:
             experiment.record()
@@ -357,7 +356,7 @@ def announce(experiment: Experiment) -> None:
         plane_remark(experiment.config.data, orientation_of(data, split)),
     ]
     for remark in filter(None, remarks):
-        experiment.console.print(remark, highlight=False, soft_wrap=True)
+        experiment.console.print(remark, soft_wrap=True)
 
 
 def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> None:
@@ -409,9 +408,7 @@ def adopt_teacher(experiment: Experiment, path: Path) -> None:
             {"finished": True, "epoch": metadata.epoch, "files": files},
         )
     experiment.fabric.barrier()
-    experiment.console.print(
-        f"{experiment.unit.name}: read from {path}", highlight=False, soft_wrap=True
-    )
+    experiment.console.print(f"{experiment.unit.name}: read from {path}", soft_wrap=True)
 
 
 def teacher_cache(
@@ -427,7 +424,7 @@ def teacher_cache(
     if not any(True for n in networks if n is not None for _ in n.parameters()):
         return None
     if remark := cache_remark(data, place):
-        experiment.console.print(remark, highlight=False, soft_wrap=True)
+        experiment.console.print(remark, soft_wrap=True)
     if place == "off" or not comes_back(data):
         return None
     return TeacherCache(
