@@ -65,7 +65,7 @@ GPU_PARTS ?= compile resume nnunet study steps
 
 gpu: env  ## what only a CUDA device can show, a part at a time: compile, resume, nnU-Net, study, steps
 	@status=0; for part in $(GPU_PARTS); do \
-	    $(BIN)/python examples/brats_kdnet/gpu_check.py --part $$part || status=1; \
+	    $(BIN)/python benchmarks/gpu_check.py --part $$part || status=1; \
 	done; exit $$status
 	$(BIN)/python -m pytest -m gpu
 

@@ -24,9 +24,9 @@ from kdnet.config import Config, parse_config
 from kdnet.data.description import load_description
 from kdnet.rows import Row
 from kdnet.runs.networks import build, describe_network
-from kdnet.runs.plan import Fold, make_plan
+from kdnet.runs.plan import fold_of, make_plan
 from kdnet.runs.preparation import prepare, rehearse_rows
-from kdnet.runs.subjects import find_data, split_of
+from kdnet.runs.subjects import find_data
 from kdnet.runs.unit import launch, opened, train
 from kdnet.training.checkpoint import save_model
 
@@ -103,7 +103,7 @@ def training(
     config = parse_config([*options, "--out", str(folder), "--flips", "false"])
     data = find_data(config, QUIET)
     rows = (Row("teacher", role="teacher"), Row("student", recipe="distilled", teacher="teacher"))
-    fold = Fold(config.data.fold, 0, split_of(config, data.foldable))
+    fold = fold_of(data.foldable, config)
     plan = make_plan("train", "A student under the stopwatch", config, rows, [fold], data)
     plan = rehearse_rows(plan, plan.units(), QUIET)
     fabric = launch(config)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdnet.command import exit_status
+from kdnet.command import console, exit_status
 from kdnet.data.checks import check_subjects, listed, problems_as_rows
 from kdnet.data.description import load_description
 from kdnet.data.subjects import find_subjects
@@ -69,11 +69,10 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
         writer.writerows(rows)
         _write(options.csv, text.getvalue())
     if problems:
-        console.out(listed(problems), highlight=False)
+        console.out(listed(problems))
     console.out(
         f"{printable(f'{description.name} in {options.data_root}')}: {len(subjects)} subjects, "
         f"{summary['usable']} usable, {broken} with problems ({len(serious)} in all).",
-        highlight=False,
     )
     if 0 < broken < len(subjects):
         console.out("train.py and crossval.py use the others with --skip-invalid true.")
@@ -85,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # What goes to a pipe is not the list's to spoil.
     piped = "-" in {str(options.json), str(options.csv)}
-    return exit_status(lambda: check_data(options, Console(stderr=piped)))
+    return exit_status(lambda: check_data(options, console(stderr=piped)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from kdnet.command import exit_status
-from kdnet.config import Config, Program, as_arguments, early, parse_for, read_values
+from kdnet.command import console, exit_status
+from kdnet.config import Config, Program, as_arguments, early, parse_for
 from kdnet.errors import UserError
+from kdnet.files import read_mapping
 
 if TYPE_CHECKING:
     from kdnet.rows import Row
@@ -99,7 +100,7 @@ def cross_validate(arguments: Sequence[str], console: Console) -> int:
         return 0
     show_results(plan, console)
     if options.lesions:
-        console.print(f"Written: {collect_lesions(plan)}", highlight=False, soft_wrap=True)
+        console.print(f"Written: {collect_lesions(plan)}", soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -117,7 +118,7 @@ def protocol_file(protocol: str) -> Path:
 
 def protocol_options(protocol: str | None) -> dict[str, Any]:
     """Return what a protocol sets; its case lists are read where the subjects are known."""
-    content = {} if protocol is None else read_values(protocol_file(protocol))
+    content = {} if protocol is None else read_mapping(protocol_file(protocol))
     options = content.get("options", {})
     if not isinstance(options, dict):
         raise UserError(f"--protocol {protocol}: its options must be names and values.")
@@ -145,7 +146,7 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
         path = protocol_file(options.protocol)
         folds = load_folds(path, data.foldable, validation=config.data.validation_fraction > 0)
         if unused := unused_text(folds, data.foldable):
-            console.print(unused, highlight=False, soft_wrap=True)
+            console.print(unused, soft_wrap=True)
         facts = {"case_lists": path.stem}
     # Folds differ by a subject or two; every row of every fold takes the steps of the first one's.
     config = with_equal_steps(config, folds[0].split, data)
@@ -212,7 +213,7 @@ def refuse(config: Config, options: CrossvalOptions) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run."""
     given = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: cross_validate(given, Console(markup=False)))
+    return exit_status(lambda: cross_validate(given, console()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdnet.command import exit_status
+from kdnet.command import add_trust, exit_status
 from kdnet.errors import printable
 from kdnet.exported import check_format, export
 from kdnet.training.checkpoint import load_model
@@ -29,13 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors of a run")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument(
-        *("--trust-backbone", "--trust_backbone"),
-        action="append",
-        default=[],
-        metavar="IMPORT.PATH",
-        help="network beyond the known ones that the model file may have imported",
-    )
+    add_trust(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: _export(options))
 

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from kdnet.command import exit_status
+from kdnet.command import add_trust, console, exit_status
 from kdnet.data.checks import Problem, check_subjects, listed, raise_for_problems, unlike_training
 from kdnet.data.inputs import Inputs, stem_of
 from kdnet.data.subjects import Subject
@@ -44,7 +44,6 @@ from kdnet.evaluation.inference import (
 )
 from kdnet.exported import open_model
 from kdnet.training.checkpoint import ModelMetadata
-from privdistill import DistillationWrapper, GroundTruth
 
 
 def predict(options: argparse.Namespace, console: Console) -> None:
@@ -63,17 +62,16 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     # Before images are read: what cannot be written need not be looked at.
     names = output_names(subjects, inputs)
     check(subjects, inputs, metadata, console, strict=options.strict)
-    run = volume_predictor(
-        runner(network, options.device), patch=metadata.patch, slices=metadata.slices
-    )
+    device = place_on(network.eval(), options.device)
+    run = volume_predictor(network, device, patch=metadata.patch, slices=metadata.slices)
     pairs, quiet = [*zip(subjects, names, strict=True)], not console.is_terminal
     for subject, name in track(pairs, "Segmenting", console=console, disable=quiet):
         present = inputs.present(subject)
         if metadata.any_subset:
-            console.out(f"Uses {'+'.join(present)} of {subject.name}", highlight=False)
+            console.out(f"Uses {'+'.join(present)} of {subject.name}")
         segment(run, subject, out / name, metadata, present)
     what = "1 label map" if len(subjects) == 1 else f"{len(subjects)} label maps"
-    console.out(f"{what} in {out}", highlight=False)
+    console.out(f"{what} in {out}")
 
 
 def chosen_modalities(wanted: Sequence[str], metadata: ModelMetadata) -> tuple[str, ...]:
@@ -119,7 +117,7 @@ def check(
     raise_for_problems(problems, strict=strict)
     if problems:
         said = f"These may be segmented wrongly; --strict refuses them.\n{listed(problems)}"
-        console.out(said, highlight=False)
+        console.out(said)
 
 
 def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
@@ -137,17 +135,15 @@ def output_names(subjects: Sequence[Subject], inputs: Inputs) -> list[str]:
     return names
 
 
-def runner(network: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
-    """Return the network as a function from images to logits, on a device."""
+def place_on(network: nn.Module, device: str) -> torch.device:
+    """Bring the network to a device, and return which that is."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         target = torch.device(name)
-        network = network.to(target).eval()
+        network.to(target)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise UserError(f"--device {device} cannot be used: {error}") from error
-    # Any backbone's form of output is understood, as in training.
-    kd = DistillationWrapper(None, network, objective=GroundTruth())
-    return lambda image: kd.predict(image.to(target)).float().cpu()
+    return target
 
 
 def segment(
@@ -182,8 +178,7 @@ def segment(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and segment."""
     options = parser().parse_args(arguments)
-    # Names of files are shown as they are, brackets and all.
-    return exit_status(lambda: predict(options, Console(markup=False)))
+    return exit_status(lambda: predict(options, console()))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -209,15 +204,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME,NAME",
         help="read these alone, with a network for any subset of modalities (default: all it sees)",
     )
-    add(
-        *("--trust-backbone", "--trust_backbone"),
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="IMPORT.PATH",
-        help="a class that the model file may have imported, which runs its module; not needed "
-        "for networks of this application and the usual ones of MONAI",
-    )
+    add_trust(found)
     add(
         *("--trust-program", "--trust_program"),
         action="store_true",

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdnet.command import exit_status
+from kdnet.command import add_trust, exit_status
 from kdnet.results.page import write_reports
 
 
@@ -24,14 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and write the reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="folder of a run of any kind, or of studies")
-    parser.add_argument(
-        *("--trust-backbone", "--trust_backbone"),
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="IMPORT.PATH",
-        help="networks that the folder's model files may have imported, to say what they cost",
-    )
+    add_trust(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: _report(options.folder, options.trust_backbone))
 

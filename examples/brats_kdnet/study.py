@@ -13,7 +13,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from kdnet.command import exit_status
+from kdnet.command import console, exit_status
 from kdnet.config import Config, Program, early, parse_for
 from kdnet.errors import UserError
 
@@ -96,7 +96,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
         from kdnet.studies.search import search  # noqa: PLC0415
 
         folder = search(design, options.search, config, trials=options.trials, console=console)
-        console.print(trials_table(folder).text(), highlight=False, soft_wrap=True)
+        console.print(trials_table(folder).text(), soft_wrap=True)
         return 0
 
     data = find_data(config, console)
@@ -157,7 +157,7 @@ def published(arguments: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run."""
     given = sys.argv[1:] if arguments is None else arguments
-    return exit_status(lambda: study(given, Console(markup=False)))
+    return exit_status(lambda: study(given, console()))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from kdnet.command import exit_status
+from kdnet.command import console, exit_status
 from kdnet.config import TRAIN, Config, parse_for, recipe_text, with_fitting_start
 
 # What needs PyTorch is imported where it is used, so that --help comes at once.
@@ -44,18 +44,18 @@ from kdnet.config import TRAIN, Config, parse_for, recipe_text, with_fitting_sta
 def distil(config: Config, console: Console) -> None:
     """Carry out the experiment of the paper on one fold."""
     from kdnet.rows import Row  # noqa: PLC0415
-    from kdnet.runs.plan import Fold, make_plan  # noqa: PLC0415
+    from kdnet.runs.plan import fold_of, make_plan  # noqa: PLC0415
     from kdnet.runs.preparation import prepare, rehearse_rows  # noqa: PLC0415
-    from kdnet.runs.subjects import find_data, split_of, with_equal_steps  # noqa: PLC0415
+    from kdnet.runs.subjects import find_data, with_equal_steps  # noqa: PLC0415
     from kdnet.runs.unit import launch, run_unit  # noqa: PLC0415
 
     config = with_fitting_start(config)
     if config.objective.recipe == "auto":
-        console.print(recipe_text(config), highlight=False, soft_wrap=True)
+        console.print(recipe_text(config), soft_wrap=True)
 
     # Subjects are found once. Of one fold, some train, some validate, and the others are held out.
     data = find_data(config, console)
-    fold = Fold(config.data.fold, 0, split_of(config, data.foldable))
+    fold = fold_of(data.foldable, config)
     config = with_equal_steps(config, fold.split, data)
 
     trainings = 2 if config.network.start == "teacher" else 1
@@ -99,7 +99,7 @@ def benchmark(config: Config, console: Console) -> None:
     metadata = describe_network("student", config, find_data(config, console).description)
     shape = (config.training.batch_size, metadata.in_channels, *metadata.input_size)
     for line in recommend(config.training, build(metadata), shape):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,9 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         config, options = parse_for(replace(TRAIN, description=__doc__), arguments)
-        # Names of cases and folders are shown as they are, brackets and all.
-        console = Console(markup=False)
-        benchmark(config, console) if options.benchmark else distil(config, console)
+        action = benchmark if options.benchmark else distil
+        action(config, console())
 
     return exit_status(run)
 

@@ -1,6 +1,7 @@
 """Whole volumes from a network that sees parts: by hand for windows, slice by slice for planes."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.subjects import find_subjects
-from kdnet.evaluation.inference import predict_volume, volume_predictor
+from kdnet.evaluation.inference import predict_volume
 from kdnet.evaluation.scoring import evaluate
 
 PATCH = (4, 4, 4)
@@ -69,7 +70,7 @@ def test_a_network_sees_a_window_a_slice_or_the_whole(parts, shape):
         seen.add(tuple(part.shape[1:]))
         return part
 
-    volume_predictor(predict, **parts)(torch.ones(1, 3, 20, 11, 6))
+    predict_volume(predict, torch.ones(1, 3, 20, 11, 6), **parts)
     assert seen == {shape}
 
 
@@ -92,8 +93,8 @@ def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_
     # Class 2 everywhere: 12^3 voxels, of which the cube of 8^3 is WT.
     edema = torch.full((1, len(description.classes), 1, 1, 1), -1.0)
     edema[0, description.labels[2]] = 1.0
-    predict = volume_predictor(
-        lambda part: edema.expand(1, -1, *part.shape[2:]), patch=(8, 8, 8), slices=None
+    predict = partial(
+        predict_volume, lambda part: edema.expand(1, -1, *part.shape[2:]), patch=(8, 8, 8)
     )
     scores = evaluate(
         predict, subjects[:1], preprocessing, description, "softmax", unit={"row": "student"}

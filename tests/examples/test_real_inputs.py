@@ -14,7 +14,7 @@ from kdnet.config import Config, DataConfig, TrainingConfig, parse_config
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import load_description
 from kdnet.data.preprocessing import read_classes
-from kdnet.data.splits import Split, seen_before, share_labels
+from kdnet.data.splits import seen_before, share_labels
 from kdnet.data.subjects import ImageFile, Subject, find_subjects, patient_of
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import write_label_map
@@ -67,11 +67,8 @@ def test_files_of_case_lists_keep_a_patient_in_one_part(tmp_path):
     assert load_folds(tmp_path / "folds.json", subjects) == folds
     twice = [subject.name for subject in subjects if patient_of(subject.name).endswith("1")]
     lists = {"train": twice[:1], "validation": ["BraTS-GLI-00000-000"], "test": twice[1:]}
-    (tmp_path / "split.json").write_text(json.dumps(lists))
     (tmp_path / "mine.json").write_text(json.dumps({"folds": [lists]}))
     with pytest.raises(UserError, match=r"BraTS-GLI-00001.*`patient`"):
-        Split.load(tmp_path / "split.json", subjects)
-    with pytest.raises(UserError, match="BraTS-GLI-00001"):
         load_folds(tmp_path / "mine.json", subjects)
 
 

@@ -28,7 +28,7 @@ from kdnet.files import write_json
 from kdnet.rows import Row
 from kdnet.runs.folder import Folder, UnitFolder, locked
 from kdnet.runs.networks import build, check_unseen
-from kdnet.runs.plan import Fold, deal, folds_content, load_folds, make_plan, unused_text
+from kdnet.runs.plan import Fold, deal, fold_of, folds_content, load_folds, make_plan, unused_text
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import launch, opened, score
@@ -130,11 +130,29 @@ def test_subjects_in_no_fold_are_named(tmp_path):
     assert unused_text(folds, SUBJECTS[:3]) == ""
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"folds": []}', '{"folds": [{"train": []}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "{", '{"folds": []}', '{"folds": [{"train": []}]}'),
+        json.dumps(lists(["case0"], ["case1"], ["case2"], unlabeled=["case3"])),
+    ],
+)
 def test_case_lists_of_another_form_are_refused(tmp_path, content):
     (tmp_path / "mine.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="--protocol"):
+    with pytest.raises(UserError, match=r"mine\.json"):
         load_folds(tmp_path / "mine.json", SUBJECTS)
+
+
+def test_the_lists_of_one_fold_may_stand_alone_and_name_unlabelled_subjects(tmp_path):
+    path = tmp_path / "mine.json"
+    config = parse_config(["--split-file", str(path)])
+    split = Split(("case0",), ("case1",), ("case2",), ("case3",))
+    path.write_text(json.dumps(split.to_dict()), encoding="utf-8")
+    assert fold_of(SUBJECTS, config) == Fold(0, 0, split)
+    assert "unlabelled" not in replace(split, unlabelled=()).to_dict()
+    path.write_text(json.dumps(folds_content(deal_nine())), encoding="utf-8")
+    with pytest.raises(UserError, match="3 folds"):
+        fold_of(SUBJECTS, config)
 
 
 ROWS = (

@@ -1,6 +1,5 @@
 """Splits: every subject is tested once, grades are shared out, files are checked."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -61,24 +60,6 @@ def test_numbers_that_do_not_fit_are_refused(numbers, message):
         split_subjects(subjects(4), **settings)
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"train": ["s00"], "validation": ["s00"], "test": []}, "more than once: s00"),
-        ({"train": ["x"], "validation": [], "test": []}, "not in the data set: x"),
-        ({"train": [], "test": []}, "train, validation, test.*found train, test"),
-        ({"train": "s00", "validation": [], "test": []}, "lists of names"),
-        ([], "found none"),
-        ("{", "expected a split as JSON"),
-    ],
-)
-def test_a_split_that_does_not_fit_is_refused(tmp_path, parts, message):
-    content = parts if isinstance(parts, str) else json.dumps(parts)
-    (tmp_path / "cases.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        Split.load(tmp_path / "cases.json", subjects(2))
-
-
 TRAINING = Split(tuple(f"t{i:02}" for i in range(20)), ("v0",), ("x0", "x1"))
 
 
@@ -115,11 +96,3 @@ def test_parts_that_are_left_out_are_each_subject_once():
 def test_more_subjects_than_there_are_is_refused(numbers, words):
     with pytest.raises(UserError, match=words):
         shared(**numbers)
-
-
-def test_unlabelled_subjects_are_saved_where_there_are_any(tmp_path):
-    everyone = subjects(4)
-    split = Split(("s00",), ("s01",), ("s02",), ("s03",))
-    (tmp_path / "split.json").write_text(json.dumps(split.to_dict()))
-    assert Split.load(tmp_path / "split.json", everyone) == split
-    assert "unlabelled" not in Split(("s00",), ("s01",), ("s02",)).to_dict()

@@ -13,8 +13,9 @@ import train
 from kdnet.config import changed, parse_config
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
+from kdnet.files import read_mapping
 from kdnet.rows import read_rows
-from kdnet.runs.folder import Folder, read_mapping
+from kdnet.runs.folder import Folder
 
 APPLICATION = Path(train.__file__).parent
 SOURCES = [

@@ -15,7 +15,8 @@ from kdnet.config import parse_config
 from kdnet.errors import UserError
 from kdnet.files import write_json
 from kdnet.runs.folder import Folder
-from kdnet.runs.subjects import find_data, split_of
+from kdnet.runs.plan import fold_of
+from kdnet.runs.subjects import find_data
 
 BROKEN = ("truncated", "label_seven", "all_nan")
 SMALL = [
@@ -72,7 +73,7 @@ def test_the_sound_ones_are_dealt_as_if_the_others_were_not_there(data, tmp_path
     for name in BROKEN:
         shutil.rmtree(data / name)
     _, alone = found(data, tmp_path)
-    assert split_of(config, kept.foldable) == split_of(config, alone.foldable)
+    assert fold_of(kept.foldable, config) == fold_of(alone.foldable, config)
 
 
 def test_a_run_that_goes_on_leaves_out_the_same_ones_though_they_were_repaired(data, tmp_path):

@@ -1,7 +1,10 @@
 """How a command ends: with a message and an exit status, never with a traceback."""
 
+import argparse
 import sys
 from collections.abc import Callable
+
+from rich.console import Console
 
 from kdnet.errors import UserError, printable
 from kdnet.stopping import StoppedError, leave_with_parent, stoppable
@@ -26,6 +29,24 @@ def exit_status(action: Callable[[], int | None]) -> int:
             raise
         sys.stderr.write(f"{printable(text, keep=chr(10))}\n")
         return 2
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return what shows names of cases and files as they are, whatever they hold."""
+    return Console(markup=False, highlight=False, emoji=False, stderr=stderr)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Let the user name classes that model files may ask for."""
+    parser.add_argument(
+        *("--trust-backbone", "--trust_backbone"),
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="IMPORT.PATH",
+        help="a class that a model file may have imported, which runs its module; not needed for "
+        "networks of this application and the usual ones of MONAI",
+    )
 
 
 def _explained(error: Exception) -> str | None:

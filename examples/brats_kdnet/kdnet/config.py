@@ -6,15 +6,15 @@ import re
 import sys
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from kdnet.errors import UserError
-from kdnet.files import UnreadableError, read_yaml
+from kdnet.files import read_mapping
 
 _FOLDER = Path(__file__).parents[1] / "configs"
 PRESETS = ("demo", "cpu", "paper", "native")
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     Arguments: TypeAlias = dict[str, Any]
 else:
     Arguments = dict
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -453,15 +455,37 @@ def changed(config: Config, options: Mapping[str, Any]) -> Config:
     return _compose(values)
 
 
-def read_values(path: Path) -> dict[str, Any]:
-    """Return what a file of options holds: a preset, a recipe, a protocol, a configuration."""
+def parsed(kind: Callable[..., _Kind], values: Any, place: str, **more: Any) -> _Kind:
+    """Make an object of a data class of what a file holds."""
+    items = [item for item in fields(cast("Any", kind)) if item.name not in more]
+    known = ", ".join(item.name for item in items)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{place}: expected the keys {known}.")
+    given = {name: value for name, value in values.items() if value is not None}
+    unknown = [str(name) for name in values if name not in {item.name for item in items}]
+    missing = [item.name for item in items if _is_required(item) and item.name not in given]
+    if unknown or missing:
+        raise UserError(
+            f"{place}: expected the keys {known}; unknown keys {', '.join(unknown) or 'none'}; "
+            f"missing keys {', '.join(missing) or 'none'}."
+        )
+    parser = _file_parser(kind)
     try:
-        values = read_yaml(path)
-    except UnreadableError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold keys and values, such as 'epochs: 40'.")
-    return values
+        found: _Kind = parser.instantiate(parser.parse_object({"file": given | more})).file
+    except ArgumentError as error:
+        raise UserError(f"{place}: {error}.") from error
+    return found
+
+
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+@lru_cache(maxsize=8)
+def _file_parser(kind: Callable[..., Any]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "file")
+    return parser
 
 
 def _preset_file(preset: str) -> Path:
@@ -487,7 +511,7 @@ def recipe_text(config: Config) -> str:
     """Say in one line what --recipe auto has chosen, with what was given otherwise in its place."""
     few = config.data.labelled is not None or config.data.unlabelled_root is not None
     file = recipe_file("few" if few else "all")
-    values = {name: config.to_dict()[name] for name in read_values(file)}
+    values = {name: config.to_dict()[name] for name in read_mapping(file)}
     chosen = ", ".join(f"{name} {value}" for name, value in values.items())
     return f"Recipe for {'few labelled subjects' if few else 'all subjects labelled'}: {chosen}"
 
@@ -569,10 +593,10 @@ def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
     """
     names = ("preset", "recipe", "config", "data_root", "labelled", "unlabelled_root")
     flags = early(tokens, *names)
-    given = read_values(Path(flags["config"])) if "config" in flags else {}
+    given = read_mapping(Path(flags["config"])) if "config" in flags else {}
     given |= flags
     preset = str(given.get("preset") or ("cpu" if given.get("data_root") else "demo"))
-    values = {"recipe": "options"} | read_values(_preset_file(preset)) | given
+    values = {"recipe": "options"} | read_mapping(_preset_file(preset)) | given
     # What comes from the command line is text here.
     few = any(values.get(name) not in (None, "null") for name in ("labelled", "unlabelled_root"))
     situation = "few" if few else "all"
@@ -590,7 +614,7 @@ def _compose(values: Namespace, program: Program = TRAIN) -> Config:
     out = config.run.out or Path(program.out.replace("PRESET", preset))
     config = replace(
         config,
-        network=_without_foreign(config.network, read_values(_preset_file(preset))),
+        network=_without_foreign(config.network, read_mapping(_preset_file(preset))),
         run=replace(config.run, out=out),
     )
     wrong = [*_out_of_range(config), *_contradictions(config)]

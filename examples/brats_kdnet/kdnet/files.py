@@ -74,6 +74,19 @@ def read_yaml(path: Path) -> Any:
     return _read(path, yaml.safe_load)
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON or YAML file of keys and values."""
+    try:
+        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except UnreadableError as error:
+        raise UserError(f"{path} is damaged, or cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} is damaged, or of another form: expected keys and values, as in 'epochs: 9'."
+        )
+    return content
+
+
 def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a CSV file whose rows are all as long as its header."""
     try:

@@ -1,12 +1,10 @@
 """Rows of a results table: which network is trained how, with which teacher."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
-
-from jsonargparse import ArgumentError, ArgumentParser
+from typing import Any, Literal
 
 from kdnet.config import (
     Arguments,
@@ -15,9 +13,10 @@ from kdnet.config import (
     ObjectiveConfig,
     TrainingConfig,
     changed,
+    parsed,
 )
 from kdnet.errors import UserError
-from kdnet.files import LONGEST, UnreadableError, is_name, read_yaml
+from kdnet.files import LONGEST, is_name, read_mapping
 
 _BUILT_IN = Path(__file__).with_name("rows.yaml")
 _SMALL_PRESETS = ("demo", "cpu")
@@ -106,7 +105,7 @@ def read_rows(path: Path | None = None) -> tuple[dict[str, Row], dict[str, list[
     rows: dict[str, Row] = {}
     groups: dict[str, list[str]] = {}
     for file in [_BUILT_IN, path] if path else [_BUILT_IN]:
-        content = _read(file)
+        content = parsed(_File, read_mapping(file), str(file))
         rows |= {str(name): _row(file, str(name), row) for name, row in content.rows.items()}
         groups |= content.groups
     return rows, groups
@@ -216,18 +215,10 @@ class _File:
     groups: dict[str, list[str]] = field(default_factory=dict)
 
 
-def _read(path: Path) -> _File:
-    try:
-        content = read_yaml(path) or {}
-    except UnreadableError as error:
-        raise UserError(f"{path}: the rows cannot be read: {error}") from error
-    return _parsed(_File, content, str(path))
-
-
 def _row(path: Path, name: str, values: Any) -> Row:
     place = f"{path}: row {name!r}"
     defaults = {"label": name, "against": "baseline"}
-    row = _parsed(Row, defaults | values if isinstance(values, dict) else values, place, name=name)
+    row = parsed(Row, defaults | values if isinstance(values, dict) else values, place, name=name)
     imitates = row.recipe in {"distilled", "shared"}
     unknown = sorted({*row.options} - {*ROW_OPTIONS})
     problems = {
@@ -252,20 +243,3 @@ def _row(path: Path, name: str, values: Any) -> Row:
             raise UserError(f"{place}: {problem}.")
     # A row that others are measured against is measured against none.
     return replace(row, against=None) if row.against == name else row
-
-
-_Kind = TypeVar("_Kind")
-
-
-def _parsed(kind: Callable[..., _Kind], values: Any, place: str, **more: Any) -> _Kind:
-    """Make an object of a data class of what a file holds."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    known = [item.name for item in fields(cast("Any", kind)) if item.name not in more]
-    if not isinstance(values, dict) or {*values} - {*known}:
-        raise UserError(f"{place}: expected the keys {', '.join(known)}.")
-    given = {name: value for name, value in values.items() if value is not None}
-    try:
-        return kind(**parser.parse_object(given | more).as_dict())
-    except ArgumentError as error:
-        raise UserError(f"{place}: {error}.") from error

@@ -6,18 +6,20 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
+from kdnet.config import parsed
 from kdnet.errors import UserError
-from kdnet.files import UnreadableError, is_name, read_yaml
+from kdnet.files import is_name, read_mapping
 
 Size = tuple[int, int, int]
 
 _WILDCARDS = re.compile(r"\*+|\?|\[[^\]]+\]|\{[^}]*\}")
 _CLASSES = re.compile(r"\[[^\]]+\]")
 _MOST_WILDCARDS = 8
+_WHOLE_NUMBER = re.compile(r"-?\d+")
 #: What a label map can be written with (int32), unsigned or not.
 _LABELS = range(-(2**31), 2**31)
 #: Class indices are kept in a byte each.
@@ -93,41 +95,22 @@ class Description:
         return plain | {"labels": dict(self.labels)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Description:
+    def from_dict(
+        cls, values: Mapping[str, Any], place: str = "Description of a data set"
+    ) -> Description:
         """Build a description from what `to_dict` gave, or from a user's YAML file."""
-        known = [item.name for item in fields(cls)]
-        # The attributes that have a default.
-        optional = {"crop", "background", "channels", "phantom", "citation", "patient"}
-        unknown = [str(key) for key in values if key not in known]
-        missing = [name for name in known if name not in {*optional, *values}]
-        if unknown or missing:
-            raise UserError(
-                f"Description of a data set: unknown keys {', '.join(unknown) or 'none'}; missing "
-                f"keys {', '.join(missing) or 'none'}; known keys are {', '.join(known)}."
-            )
-        try:
-            return cls(**_converted(values))
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"Description of data set '{values.get('name')}': a value has the wrong form "
-                f"({error}). Compare with datasets/template.yaml."
-            ) from error
+        labels = values.get("labels")
+        # Keys are made numbers: 2.5 or True shall not be rounded into one without a word.
+        keys = map(str, labels) if isinstance(labels, Mapping) else ()
+        if wrong := [key for key in keys if not _WHOLE_NUMBER.fullmatch(key)]:
+            raise UserError(f"{place}: labels holds {wrong[0]}; expected whole numbers.")
+        return parsed(cls, values, place)
 
 
 def load_description(path: Path) -> Description:
     """Read the description of a data set from YAML."""
     found = _locate(Path(path))
-    try:
-        values = read_yaml(found)
-        if not isinstance(values, dict):
-            raise UnreadableError("it does not consist of 'key: value' lines")
-    except UnreadableError as error:
-        template = DATASETS_FOLDER / "template.yaml"
-        raise UserError(f"{found}: expected a YAML file such as {template}; {error}") from error
-    try:
-        return Description.from_dict(values)
-    except UserError as error:
-        raise UserError(f"{found}: {error}") from error
+    return Description.from_dict(read_mapping(found), str(found))
 
 
 def _locate(path: Path) -> Path:
@@ -146,41 +129,6 @@ def _locate(path: Path) -> Path:
     )
 
 
-def _converted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values in the types of the attributes; lists become tuples, string keys numbers."""
-    crop, channels = values.get("crop"), values.get("channels") or {}
-    return {
-        **values,
-        "name": str(values["name"]),
-        "patient": str(values.get("patient") or ""),
-        "modalities": {str(k): str(v) for k, v in values["modalities"].items()},
-        "labels": {_integer(k): _integer(v) for k, v in values["labels"].items()},
-        "classes": tuple(map(str, _list(values["classes"]))),
-        "regions": {str(k): _integers(v) for k, v in values["regions"].items()},
-        "grid": _integers(values["grid"]),
-        "crop": None if crop is None else _integers(crop),
-        "channels": {str(k): _integer(v) for k, v in channels.items()},
-    }
-
-
-def _integer(value: Any) -> int:
-    """A whole number; 2.5 or True are not silently rounded into one."""
-    if isinstance(value, bool) or int(value) != float(value):
-        raise ValueError(f"expected a whole number, found {value!r}")
-    return int(value)
-
-
-def _integers(value: Any) -> tuple[int, ...]:
-    return tuple(map(_integer, _list(value)))
-
-
-def _list(value: Any) -> Any:
-    # Text would be taken for a list of its letters.
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise ValueError(f"expected a list of numbers or names, found {value!r}")
-    return value
-
-
 def _contradictions(described: Description) -> Iterator[str]:
     """What in a description cannot be true at once, one sentence each."""
     yield from _pattern_contradictions(described)
@@ -195,12 +143,8 @@ def _contradictions(described: Description) -> Iterator[str]:
         yield "its name holds characters that cannot be printed."
     yield from _label_contradictions(described)
     for name, size in (("grid", described.grid), ("crop", described.crop)):
-        if size is not None and (len(size) != 3 or min(size) < 1):
+        if size is not None and min(size) < 1:
             yield f"{name} is {size}; expected three positive numbers of voxels."
-    if described.spacing not in {"header", "nominal"}:
-        yield f"spacing is '{described.spacing}'; expected 'header' or 'nominal'."
-    if described.background not in {"zero", "noise"}:
-        yield f"background is '{described.background}'; expected 'zero' or 'noise'."
 
 
 def _pattern_contradictions(described: Description) -> Iterator[str]:

@@ -10,13 +10,11 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from kdnet.data.description import Description
 from kdnet.data.subjects import Subject, patient_of
 from kdnet.errors import UserError
-from kdnet.files import UnreadableError, read_json
 
 
 @dataclass(frozen=True)
@@ -42,23 +40,10 @@ class Split:
         optional = {"unlabelled": self.unlabelled, "patients": self.patients}
         return {k: v for k, v in asdict(self).items() if v or k not in optional}
 
-    @classmethod
-    def load(cls, path: Path, subjects: Iterable[Subject]) -> Split:
-        """Read a split and check it against the subjects that were found."""
-        subjects = list(subjects)
-        split = cls(**_read_parts(path), patients=patients_of(subjects))
-        listed = [*split.train, *split.validation, *split.test, *split.unlabelled]
-        if twice := sorted({name for name in listed if listed.count(name) > 1}):
-            raise UserError(f"{path}: named more than once: {', '.join(twice[:10])}.")
-        known = {subject.name for subject in subjects}
-        if unknown := sorted({*listed} - known):
-            raise UserError(
-                f"{path}: {len(unknown)} names are not in the data set: {', '.join(unknown[:10])}. "
-                f"Known are for example {', '.join(sorted(known)[:3])}."
-            )
-        if torn := split.torn():
-            raise UserError(f"{path}: {torn}")
-        return split
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its subjects."""
+        return (*self.train, *self.validation, *self.test, *self.unlabelled)
 
     def torn(self) -> str:
         """Say which patients stand in more than one part; empty if none do."""
@@ -184,20 +169,3 @@ def _stratified_order(subjects: Sequence[Subject], seed: int) -> list[list[str]]
         random.Random(f"{seed}:{grade}").shuffle(own)
         order += own
     return order
-
-
-def _read_parts(path: Path) -> dict[str, tuple[str, ...]]:
-    try:
-        parts = read_json(path)
-    except UnreadableError as error:
-        raise UserError(f"{path}: expected a split as JSON; {error}.") from error
-    parts = dict(parts) if isinstance(parts, dict) else {}
-    # Whose visits subjects are is read from their names anew.
-    parts.pop("patients", None)
-    lists = all(isinstance(own, list) for own in parts.values())
-    if not lists or {*parts} - {"unlabelled"} != {"train", "validation", "test"}:
-        raise UserError(
-            f"{path}: expected lists of names called train, validation, test, and perhaps "
-            f"unlabelled; found {', '.join(map(str, parts)) or 'none'}."
-        )
-    return {name: tuple(map(str, own)) for name, own in parts.items()}

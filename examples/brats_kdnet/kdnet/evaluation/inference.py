@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdnet.data.description import Description, Size
 from kdnet.data.preprocessing import Preprocessing
@@ -19,6 +19,7 @@ from kdnet.data.samples import Plane, cut, stack
 from kdnet.data.targets import predict_classes
 from kdnet.errors import UserError
 from kdnet.files import atomic
+from privdistill import DistillationWrapper, GroundTruth
 
 #: Overlap of windows, and width of the Gaussian that weights them, as a share of the window.
 #: Source of both: nnU-Net (Isensee et al. 2021): half a patch, an eighth of a patch. MONAI lets no
@@ -58,9 +59,15 @@ def predict_volume(
 
 
 def volume_predictor(
-    predict: Callable[[Tensor], Tensor], *, patch: Size | None, slices: Plane | None
+    network: nn.Module, device: torch.device, *, patch: Size | None, slices: Plane | None
 ) -> Callable[[Tensor], Tensor]:
-    """Make a function of whole volumes of a function of their parts."""
+    """Make a function of volumes to their logits, on the CPU, of a network for their parts."""
+    # It takes the logits from any form of output, as in training.
+    kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
+
+    def predict(part: Tensor) -> Tensor:
+        return kd.predict(part.to(device)).float().cpu()
+
     return lambda image: predict_volume(predict, image, patch=patch, slices=slices)
 
 

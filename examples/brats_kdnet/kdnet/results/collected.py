@@ -53,18 +53,18 @@ def collect_lesions(plan: Plan) -> Path:
 def show_results(plan: Plan, console: Console) -> None:
     """Collect the scores, show the main tables, write the page, and say what the units took."""
     if not collect(plan):
-        console.print("No unit is done, so there are no results yet.", highlight=False)
+        console.print("No unit is done, so there are no results yet.")
         return
     results = read_folder(plan.root)
     for table in () if results.is_study else _main_tables(results):
         phantom = "PHANTOM: " * results.phantom
-        console.print(f"{phantom}{table.text()}", highlight=False, soft_wrap=True)
+        console.print(f"{phantom}{table.text()}", soft_wrap=True)
     report = write_report(plan.root, plan.trusted)
     records = [plan.folder(unit).read_record() for unit in plan.units()]
     total = sum(sum(record.get("seconds", {}).values()) for record in records)
     for path in (plan.root / "tables.md", report):
-        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
-    console.print(f"In all {total:.0f} s of training and scoring.", highlight=False)
+        console.print(f"Written: {path}", soft_wrap=True)
+    console.print(f"In all {total:.0f} s of training and scoring.")
 
 
 def _main_tables(results: Results) -> list[Table]:

@@ -15,20 +15,14 @@ from kdnet.data.description import Description, load_description
 from kdnet.data.subjects import patient_of
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import COLUMNS, read_scores, read_table
-from kdnet.files import is_name
-from kdnet.runs.folder import read_mapping
+from kdnet.files import read_mapping
+from kdnet.runs.folder import Folder
 from kdnet.training.history import read_history
 
 PLAN, ROWS = "plan.json", "rows.csv"
 
 #: Columns of rows.csv, the published scores of a study, by which its lines differ.
 _PLACE = ("row", "labelled", "unlabelled", "fold", "seed", "case", "region", "space")
-_FORMS = {
-    **dict.fromkeys(("title", "dataset", "protocol"), str),
-    **dict.fromkeys(("chosen", "commands", "rows"), list),
-    "labels": dict,
-}
-_OF_A_ROW = ("kind", "label", "role", "recipe", "teacher", "against")
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ def read_folder(root: Path) -> Results:
             f"{root}: expected the folder of a run, a cross-validation or a study, found no {PLAN} "
             "in it. Give the folder that was written to (--out)."
         )
-    facts = _read_plan(root / PLAN)
+    facts = Folder(root).read_plan()
     rows = {str(row["name"]): row for row in facts["rows"]}
     path = root / "description.json"
     description = load_description(path) if path.is_file() else None
@@ -177,26 +171,6 @@ def optional_mapping(path: Path) -> dict[str, Any]:
 def said(options: Mapping[str, Any]) -> str:
     """Options in one line."""
     return ", ".join(f"{name} {'none' if v is None else v}" for name, v in options.items())
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    facts = read_mapping(path)
-    right = all(isinstance(facts[key], form) for key, form in _FORMS.items() if key in facts)
-    if not right or not all(map(_is_row, facts.get("rows", [None]))):
-        raise UserError(
-            f"{path} is damaged: its facts are of another form, or its rows have no names that can "
-            "name a folder. Restore it from a copy, or give the command of the run again."
-        )
-    return facts
-
-
-def _is_row(row: object) -> bool:
-    return (
-        isinstance(row, dict)
-        and is_name(row.get("name"))
-        and isinstance(row.get("options") or {}, dict)
-        and all(isinstance(row.get(text) or "", str) for text in _OF_A_ROW)
-    )
 
 
 def _published(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -16,13 +16,11 @@ from kdnet.data.subjects import States, changed_files
 from kdnet.environment import environment
 from kdnet.errors import UserError
 from kdnet.files import (
-    UnreadableError,
     WriteError,
     file_digest,
     is_name,
     is_number,
-    read_json,
-    read_yaml,
+    read_mapping,
     write_json,
     write_text,
 )
@@ -43,6 +41,13 @@ FREE_OPTIONS = frozenset(
         ),
     }
 )
+#: What plan.json says, as far as it is read again.
+_FACTS = {
+    **dict.fromkeys(("title", "dataset", "protocol"), str),
+    **dict.fromkeys(("chosen", "commands", "rows"), list),
+    "labels": dict,
+}
+_OF_A_ROW = ("kind", "label", "role", "recipe", "teacher", "against")
 
 
 class UnitFolder:
@@ -195,14 +200,17 @@ class Folder:
 
     def read_plan(self) -> dict[str, Any]:
         """Return what plan.json says of earlier starts; empty if there is none."""
-        content = read_mapping(self.plan) if self.plan.exists() else {}
-        rows = content.get("rows", [])
-        # Their names are those of folders below this one.
-        if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and is_name(row.get("name")) for row in rows
-        ):
-            raise UserError(f"{self.plan} is damaged: expected rows with names of folders.")
-        return content
+        if not self.plan.is_file():
+            return {}
+        facts = read_mapping(self.plan)
+        right = all(isinstance(facts[key], form) for key, form in _FACTS.items() if key in facts)
+        if not right or not all(map(_is_row, facts.get("rows", [None]))):
+            raise UserError(
+                f"{self.plan} is damaged: its facts are of another form, or its rows have no names "
+                "that can name a folder. Restore it from a copy, or remove it and give the command "
+                "of the run again."
+            )
+        return facts
 
     def read_skipped(self) -> list[str] | None:
         """Return the names of the subjects that the run does without; None if it has not begun."""
@@ -214,17 +222,6 @@ class Folder:
         return names
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a JSON or YAML file of keys and values."""
-    try:
-        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
-    except UnreadableError as error:
-        raise UserError(f"{path} is damaged and cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: expected keys and values.")
-    return content
-
-
 @contextmanager
 def locked(path: Path, reason: str, console: Console) -> Iterator[None]:
     """Hold a lock, and say so if another process has it; the system frees that of a dead one."""
@@ -233,7 +230,7 @@ def locked(path: Path, reason: str, console: Console) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        console.print(f"Waiting: {reason} by another process ({path}).", highlight=False)
+        console.print(f"Waiting: {reason} by another process ({path}).")
         lock.acquire()
     except OSError as error:
         raise UserError(f"--out: {path.parent} cannot be written: {error}") from error
@@ -250,6 +247,16 @@ def locked(path: Path, reason: str, console: Console) -> Iterator[None]:
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that decide what is trained."""
     return {name: value for name, value in options.items() if name not in FREE_OPTIONS}
+
+
+def _is_row(row: object) -> bool:
+    # Their names are those of folders below the run's.
+    return (
+        isinstance(row, dict)
+        and is_name(row.get("name"))
+        and isinstance(row.get("options") or {}, dict)
+        and all(isinstance(row.get(text) or "", str) for text in _OF_A_ROW)
+    )
 
 
 def _flat(experiment: Mapping[str, Any]) -> dict[str, Any]:

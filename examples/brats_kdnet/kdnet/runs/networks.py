@@ -245,21 +245,17 @@ def describe_teacher(path: Path, config: Config, description: Description) -> Mo
 def check_unseen(path: Path, metadata: ModelMetadata, splits: Mapping[int, Split]) -> None:
     """Refuse a network that has seen what it, or its student, will be tested on, by fold."""
     for fold, split in splits.items():
-        _check_unseen(path, metadata, split, f"the held-out fold {fold}")
-
-
-def _check_unseen(path: Path, metadata: ModelMetadata, split: Split, held_out: str) -> None:
-    known = seen_before(split.unlabelled, metadata.seen_cases, metadata.description)
-    if known and metadata.role == "teacher":
-        raise UserError(
-            f"{path} was trained on {len(known)} of the subjects that shall have no reference, "
-            f"such as {known[0]}: it would bring their references in. Give a teacher that was "
-            "trained on labelled subjects alone."
-        )
-    leaked = seen_before(split.test, metadata.seen_cases, metadata.description)
-    if leaked:
-        raise UserError(
-            f"{path} was trained on {len(leaked)} subjects of {held_out}: "
-            f"{', '.join(leaked[:5])}. Its knowledge of them would reach the scores. Give the "
-            "network of this fold, or let every fold train its own teacher."
-        )
+        known = seen_before(split.unlabelled, metadata.seen_cases, metadata.description)
+        if known and metadata.role == "teacher":
+            raise UserError(
+                f"{path} was trained on {len(known)} of the subjects that shall have no reference, "
+                f"such as {known[0]}: it would bring their references in. Give a teacher that was "
+                "trained on labelled subjects alone."
+            )
+        leaked = seen_before(split.test, metadata.seen_cases, metadata.description)
+        if leaked:
+            raise UserError(
+                f"{path} was trained on {len(leaked)} subjects of the held-out fold {fold}: "
+                f"{', '.join(leaked[:5])}. Its knowledge of them would reach the scores. Give the "
+                "network of this fold, or let every fold train its own teacher."
+            )

@@ -16,7 +16,8 @@ from kdnet.rows import Row, with_part_teachers
 from kdnet.runs.folder import Folder, UnitFolder
 from kdnet.runs.subjects import DataSet, shared_out
 
-_PARTS = ("train", "validation", "test")
+#: What stands beside the lists of a fold.
+_BESIDE = ("number", "repeat", "patients")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,6 @@ class Fold:
     number: int
     repeat: int
     split: Split
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All subjects of its split."""
-        return (*self.split.train, *self.split.validation, *self.split.test)
 
     def to_dict(self) -> dict[str, Any]:
         """Return its numbers and lists of names."""
@@ -245,13 +241,28 @@ def deal(subjects: Sequence[Subject], config: Config, repeats: int = 1) -> list[
     ]
 
 
+def fold_of(subjects: Sequence[Subject], config: Config) -> Fold:
+    """Return the fold that the configuration names, or that of its file."""
+    data = config.data
+    if data.split_file is None:
+        return deal(subjects, config)[data.fold]
+    folds = load_folds(data.split_file, subjects)
+    if len(folds) > 1:
+        raise UserError(
+            f"--split-file: {data.split_file} holds {len(folds)} folds; expected one. "
+            "crossval.py --protocol takes several."
+        )
+    return replace(folds[0], number=data.fold)
+
+
 def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = True) -> list[Fold]:
     """Read case lists and check them against each other and the data set."""
     subjects = list(subjects)
     folds = _read(path, patients_of(subjects))
-    known, needed = {subject.name for subject in subjects}, _PARTS if validation else _PARTS[::2]
+    known = {subject.name for subject in subjects}
+    needed = ("train", "validation", "test") if validation else ("train", "test")
     problems = [problem for fold in folds for problem in _problems(fold, needed)]
-    listed = {name for fold in folds for name in fold.names}
+    listed = {name for fold in folds for name in fold.split.names}
     if missing := sorted(listed - known):
         counted = f"{len(missing)} of {len(listed)} subjects are not in the data set"
         problems.append(f"  {counted}: {_first(missing, 100)}")
@@ -270,7 +281,8 @@ def load_folds(path: Path, subjects: Iterable[Subject], *, validation: bool = Tr
 
 def unused_text(folds: Iterable[Fold], subjects: Sequence[Subject]) -> str:
     """Say which subjects are in no fold; empty if all are in one."""
-    unused = sorted({one.name for one in subjects}.difference(*(fold.names for fold in folds)))
+    used = (fold.split.names for fold in folds)
+    unused = sorted({one.name for one in subjects}.difference(*used))
     counted = f"{len(unused)} of {len(subjects)} subjects are in no fold and are not used"
     return f"{counted}: {_first(unused)}" if unused else ""
 
@@ -282,22 +294,29 @@ def folds_content(folds: Iterable[Fold]) -> dict[str, Any]:
 
 def _read(path: Path, patients: Mapping[str, str]) -> list[Fold]:
     try:
+        content = read_json(path)
+        # The lists of a single fold may stand alone.
         folds = [
             Fold(
-                int(content.get("number", number)),
-                int(content.get("repeat", 0)),
-                Split(**{part: tuple(content[part]) for part in _PARTS}, patients=patients),
+                int(lists.get("number", number)),
+                int(lists.get("repeat", 0)),
+                # Whose visits subjects are is read from their names anew.
+                Split(
+                    **{part: tuple(own) for part, own in lists.items() if part not in _BESIDE},
+                    patients=patients,
+                ),
             )
-            for number, content in enumerate(read_json(path)["folds"])
+            for number, lists in enumerate(content.get("folds", [content]))
         ]
         # Whatever stands in the lists is looked for among the subjects.
-        if not folds or not all({*map(type, fold.names)} <= {str} for fold in folds):
+        if not folds or not all({*map(type, fold.split.names)} <= {str} for fold in folds):
             raise ValueError("no folds, or no names in them")
     except (UnreadableError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f'--protocol: {path} cannot be read ({error}): expected {{"folds": [{{"train": [...], '
-            '"validation": [...], "test": [...]}, ...]}, lists of case names for every fold, and '
-            'perhaps "repeat", a number from 0; beside them perhaps "options".'
+            f'{path} cannot be read ({error}): expected {{"train": [...], "validation": [...], '
+            '"test": [...]}, lists of case names, and perhaps "unlabelled"; of several folds '
+            '{"folds": [...]}, with a number from 0 as "repeat" where subjects are dealt anew; '
+            'beside them perhaps "options".'
         ) from error
     return folds
 
@@ -306,7 +325,7 @@ def _problems(fold: Fold, needed: Sequence[str]) -> list[str]:
     split = fold.split
     found = {
         "no subjects for": [part for part in needed if not getattr(split, part)],
-        "named more than once:": sorted(name for name, n in Counter(fold.names).items() if n > 1),
+        "named more than once:": sorted(name for name, n in Counter(split.names).items() if n > 1),
     }
     told = [f"{what} {_first(which)}" for what, which in found.items() if which]
     return [

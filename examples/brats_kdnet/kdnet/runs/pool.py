@@ -62,13 +62,13 @@ def carry_out(
     elif options.show == "units":
         for number, unit in enumerate(units):
             done = "  done" * plan.is_done(unit)
-            console.print(f"{number:4d}  {unit.name}{done}", highlight=False)
+            console.print(f"{number:4d}  {unit.name}{done}")
     elif options.unit is not None:
         run_unit(plan, chosen[-1], console)
     else:
         failed = train_units(plan, units, options.jobs, command, console)
         for name, reason in failed.items():
-            console.print(f"{name} failed: {reason}", highlight=False, soft_wrap=True)
+            console.print(f"{name} failed: {reason}", soft_wrap=True)
         return plan, failed
     return plan, None
 
@@ -80,7 +80,7 @@ def train_units(
     missing = sum(not plan.is_done(unit) for unit in units)
     number = min(number_of_jobs(jobs, plan.config.training.accelerator), missing)
     at_a_time = f"; {number} at a time" * bool(missing)
-    console.print(f"{len(units)} units, {len(units) - missing} done{at_a_time}", highlight=False)
+    console.print(f"{len(units)} units, {len(units) - missing} done{at_a_time}")
     if number <= 1:
         return train_here(plan, units, console)
     return Pool(plan, units, number, command).run(console)
@@ -96,12 +96,12 @@ def train_here(plan: Plan, units: Sequence[Unit], console: Console) -> dict[str,
             if reason := blocked(plan, unit, failed):
                 raise UserError(reason)
             left = seconds_left(plan, units, jobs=1)
-            console.print(f"Unit {number} of {len(units)}: {unit.name}{left}", highlight=False)
+            console.print(f"Unit {number} of {len(units)}: {unit.name}{left}")
             with explained(unit.name):
                 run_unit(plan, unit, console)
         except (UserError, PrivDistillError) as error:
             failed[unit.name] = str(error)
-            console.print(f"{unit.name} failed: {error}", highlight=False)
+            console.print(f"{unit.name} failed: {error}")
     return failed
 
 
@@ -205,7 +205,7 @@ class Pool:
         going = [f"{u.name} {state(self.plan, u)}" for u in self.units if u.name in self.running]
         line = summary(self.plan, self.units, self.jobs)
         now = ", ".join(going) or "none under way"
-        console.print(f"{line}: {now}", highlight=False, soft_wrap=True)
+        console.print(f"{line}: {now}", soft_wrap=True)
 
     def _end(self) -> None:
         """Ask all processes to leave, and wait until they have kept what they have."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from kdnet.config import DataConfig
 from kdnet.data.splits import Split
 from kdnet.data.subjects import file_states
 from kdnet.errors import UserError
@@ -36,7 +35,7 @@ def rehearse_rows(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
     experiments = {}
     for name, unit in needed.items():
         if len(needed) > 1:
-            console.print(f"Trying {name}", highlight=False)
+            console.print(f"Trying {name}")
         try:
             teacher = _teacher_of(plan, unit)
             experiments[name] = rehearse(
@@ -95,7 +94,7 @@ def _begin_or_go_on(plan: Plan, console: Console) -> Plan:
         files.begin(plan.config, data.description)
     plan = replace(plan, data=make_phantoms(plan.config, data, plan.cache, console))
     # Of phantoms none, as those are made again if they are removed.
-    names = {name for split in splits for name in _names(split)} if real else ()
+    names = {name for split in splits for name in split.names} if real else ()
     states = file_states(plan.data.named(names))
     if begun:
         files.check_unchanged(data.description, folds, states)
@@ -105,10 +104,6 @@ def _begin_or_go_on(plan: Plan, console: Console) -> Plan:
     # Last, since it says that the others are there.
     write_json(files.folds, folds)
     return plan
-
-
-def _names(split: Split) -> tuple[str, ...]:
-    return (*split.train, *split.validation, *split.test, *split.unlabelled)
 
 
 def _fill_cache(plan: Plan, units: Sequence[Unit], console: Console) -> None:
@@ -156,12 +151,14 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     options, training = config.objective, config.training
     network = describe_network("student", config, description)
     repeats = len({fold.repeat for fold in plan.folds})
-    cases = {name for fold in plan.folds for name in _names(fold.split)}
+    cases = {name for fold in plan.folds for name in fold.split.names}
+    labelled = config.data.labelled
+    few = "" if labelled is None else f" ({labelled} of those in training labelled)"
     temperature = str(options.temperature).removesuffix(".0")
     constants = f"lambda {options.imitation:g}, T {temperature}, alpha {options.latent_weight:g}"
     parts = [
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",
-        _counted(len(cases), "case") + _labels_text(config.data),
+        _counted(len(cases), "case") + few,
         _counted(len(plan.folds), "fold") + f" in {repeats} repeats" * (repeats > 1),
         plan.facts.get("case_lists", ""),
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
@@ -179,11 +176,6 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     own = [row.name for row in plan.rows if built_in.get(row.name, row) != row]
     changed = f"; rows that are not the built-in ones: {', '.join(own)}" if own else ""
     return ", ".join(filter(None, parts)) + changed
-
-
-def _labels_text(data: DataConfig) -> str:
-    """How many training subjects have a reference, where that is not all of them."""
-    return "" if data.labelled is None else f" ({data.labelled} of those in training labelled)"
 
 
 def _counted(number: int, what: str) -> str:

@@ -20,7 +20,7 @@ from kdnet.data.description import Description, load_description
 from kdnet.data.loading import prepare
 from kdnet.data.phantom_files import generate_phantoms, phantom_names
 from kdnet.data.samples import samples_per_subject
-from kdnet.data.splits import Split, seen_before, share_labels, split_subjects
+from kdnet.data.splits import Split, seen_before, share_labels
 from kdnet.data.subjects import Subject, find_subjects
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError, printable
@@ -115,7 +115,7 @@ def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSe
         problems = _told(_checked(config, found, found.subjects, console), console)
         _, left_out = keep_usable(found.foldable, problems)
         if problems:
-            console.out(listed(problems), highlight=False)
+            console.out(listed(problems))
             names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
             console.print(f"Left out: {len(left_out)} of {len(found.subjects)} subjects: {names}")
     kept = {name: one for name, one in found.subjects.items() if name not in {*left_out}}
@@ -128,24 +128,6 @@ def record_skipped(folder: Folder, data: DataSet) -> None:
         names = list(dict.fromkeys(problem.subject for problem in data.skipped))
         problems = problems_as_rows(data.skipped)
         write_json(folder.skipped, {"subjects": names, "problems": problems})
-
-
-def split_of(config: Config, subjects: Sequence[Subject]) -> Split:
-    """Return the split of a file, or the fold that the configuration names."""
-    data = config.data
-    if data.split_file is not None:
-        split = Split.load(data.split_file, subjects)
-        empty = [part for part in ("train", "validation", "test") if not getattr(split, part)]
-        if empty:
-            raise UserError(f"{data.split_file}: {' and '.join(empty)} must not be empty.")
-        return split
-    return split_subjects(
-        subjects,
-        folds=data.folds,
-        fold=data.fold,
-        validation_fraction=data.validation_fraction,
-        seed=config.training.seed,
-    )
 
 
 def shared_out(data: DataConfig, split: Split, found: DataSet) -> Split:
@@ -200,9 +182,7 @@ def _told(problems: list[Problem], console: Console) -> list[Problem]:
         console.print(
             f"{len(unusual)} images look unusual, which check_data.py lists: "
             f"{unusual[0].subject}, {unusual[0].reason}",
-            highlight=False,
             soft_wrap=True,
-            markup=False,
         )
     return [problem for problem in problems if not problem.warning]
 

@@ -4,7 +4,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -66,13 +66,7 @@ from kdnet.training.diagnosis import fitted_temperature, show_diagnosis
 from kdnet.training.history import counting
 from kdnet.training.loop import fit
 from kdnet.training.runtime import peak_memory, shard, timed, torch_format
-from privdistill import (
-    DistillationWrapper,
-    Ensemble,
-    GroundTruth,
-    PrivilegedInput,
-    TeacherCache,
-)
+from privdistill import Ensemble, PrivilegedInput, TeacherCache
 
 
 def run_unit(plan: Plan, unit: Unit, console: Console) -> None:
@@ -135,12 +129,8 @@ def held_by_first(
     folder: UnitFolder, name: str, fabric: Fabric, console: Console
 ) -> Iterator[None]:
     """Let the first process hold the folder of a unit until all of them have left it."""
-    if not fabric.is_global_zero:
-        fabric.barrier()
-        yield
-        fabric.barrier()
-        return
-    with locked(folder.root / ".lock", f"{name} is trained", console):
+    lock = locked(folder.root / ".lock", f"{name} is trained", console)
+    with lock if fabric.is_global_zero else nullcontext():
         fabric.barrier()
         yield
         fabric.barrier()
@@ -292,8 +282,7 @@ def train(experiment: Experiment) -> None:
     """Train the network of a unit, unless that is done."""
     unit, console, folder = experiment.unit, experiment.console, experiment.folder
     if is_finished(folder.root):
-        text = f"{unit.name}: trained, read from {folder.model}"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(f"{unit.name}: trained, read from {folder.model}", soft_wrap=True)
         return
     if is_given(unit.row, experiment.config):
         adopt_teacher(experiment, cast("Path", experiment.config.network.teacher_model))
@@ -308,7 +297,8 @@ def train(experiment: Experiment) -> None:
     if training.compile:
         # What was compiled for an earlier network of this class knows nothing of this one's taps.
         torch.compiler.reset()
-        network, teachers = compiled(network), list(map(compiled, teachers))
+        parts = (cast("nn.Module", torch.compile(part)) for part in (network, *teachers))
+        network, *teachers = parts
     config = replace(experiment.config, objective=options_for(experiment, teachers))
     setting = setting_of(unit.row, config, experiment.data.description, network, teachers)
     with timed(experiment.seconds, "training"), explained(f"The training of {unit.name}"):
@@ -346,7 +336,7 @@ def options_for(experiment: Experiment, teachers: Sequence[nn.Module]) -> Object
             if found is None
             else f"temperature {found:g}, fitted to its teacher"
         )
-        experiment.console.print(f"{experiment.unit.name}: {text}", highlight=False, soft_wrap=True)
+        experiment.console.print(f"{experiment.unit.name}: {text}", soft_wrap=True)
         # At once, as another number of devices would fit another one after a kill.
         if experiment.fabric.is_global_zero:
             experiment.record()
@@ -366,7 +356,7 @@ def announce(experiment: Experiment) -> None:
         plane_remark(experiment.config.data, orientation_of(data, split)),
     ]
     for remark in filter(None, remarks):
-        experiment.console.print(remark, highlight=False, soft_wrap=True)
+        experiment.console.print(remark, soft_wrap=True)
 
 
 def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> None:
@@ -391,11 +381,6 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
         if recipe.teacher is not None and experiment.plan.kind == "train":
             show_diagnosis(fabric, kd, batches or (), task)
         fit(fabric, kd, batches, experiment.loader("validation"), task)
-
-
-def compiled(network: nn.Module) -> nn.Module:
-    """Return the compiled network; its weights stay those of the network."""
-    return cast("nn.Module", torch.compile(network))
 
 
 def load_teachers(experiment: Experiment) -> list[nn.Module]:
@@ -423,9 +408,7 @@ def adopt_teacher(experiment: Experiment, path: Path) -> None:
             {"finished": True, "epoch": metadata.epoch, "files": files},
         )
     experiment.fabric.barrier()
-    experiment.console.print(
-        f"{experiment.unit.name}: read from {path}", highlight=False, soft_wrap=True
-    )
+    experiment.console.print(f"{experiment.unit.name}: read from {path}", soft_wrap=True)
 
 
 def teacher_cache(
@@ -441,7 +424,7 @@ def teacher_cache(
     if not any(True for n in networks if n is not None for _ in n.parameters()):
         return None
     if remark := cache_remark(data, place):
-        experiment.console.print(remark, highlight=False, soft_wrap=True)
+        experiment.console.print(remark, soft_wrap=True)
     if place == "off" or not comes_back(data):
         return None
     return TeacherCache(
@@ -497,9 +480,8 @@ def score_view(
     """Score a network that sees some of its modalities, the others set to zero."""
     config, folder, view = experiment.config, experiment.folder, "+".join(seen)
     subjects = experiment.data.named(experiment.split.test)
-    predict = volume_predictor(
-        predictor(network, experiment.fabric.device), patch=metadata.patch, slices=metadata.slices
-    )
+    device = experiment.fabric.device
+    predict = volume_predictor(network, device, patch=metadata.patch, slices=metadata.slices)
     unit, split = experiment.unit, experiment.split
     further = {*metadata.seen_cases} - {*split.train, *split.validation}
     place = {
@@ -540,14 +522,3 @@ def hiding(
         return predict(torch.where(mask, image, 0.0))
 
     return of_seen
-
-
-def predictor(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Wrap a trained network so that it maps images to logits on the CPU."""
-    kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
-
-    @torch.inference_mode()
-    def predict(image: Tensor) -> Tensor:
-        return kd.predict(image.to(device)).float().cpu()
-
-    return predict

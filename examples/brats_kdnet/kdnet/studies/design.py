@@ -5,11 +5,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from kdnet.config import Arguments, as_arguments
+from kdnet.config import Arguments, as_arguments, parsed
 from kdnet.errors import UserError
 from kdnet.files import UnreadableError, read_yaml
 from kdnet.rows import ROW_OPTIONS, Row
@@ -229,18 +227,7 @@ def read_design(wanted: str) -> Design:
 
 
 def _design(path: Path, content: Any) -> Design:
-    keys = ("title", "options", "recipes", "blocks")
-    if not isinstance(content, dict) or {*content} - {"chosen", "searches"} != {*keys}:
-        raise UserError(
-            f"{path}: a study has the keys {', '.join(keys)}, and perhaps chosen and searches."
-        )
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Design, "design")
-    try:
-        values = parser.parse_object({"design": {"name": path.stem, **content}})
-    except ArgumentError as error:
-        raise UserError(f"{path}: {error}") from error
-    design = cast("Design", parser.instantiate(values).design)
+    design = parsed(Design, content, str(path), name=path.stem)
     # Rows can be told only when their recipes are there.
     problems = [*_of_recipes(design), *_of_blocks(design), *_of_searches(design)]
     problems = problems or [*_of_rows(design)]

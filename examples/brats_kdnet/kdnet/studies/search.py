@@ -47,7 +47,7 @@ def search(design: Design, wanted: str, config: Config, *, trials: int, console:
     trials = min(trials, math.prod(len(values) for values in space.space.values()))
     while (number := len(done)) < trials:
         options = ask_new(done, space)
-        console.print(f"Trial {number + 1} of {trials}: {space.options | options}", highlight=False)
+        console.print(f"Trial {number + 1} of {trials}: {space.options | options}")
         rows, seeds = trial_rows(space, number, space.options | options)
         plan = make_plan("study", "Search", config, rows, folds, data=data, own_seeds=seeds)
         dice, gain = try_options(plan, console)
@@ -56,7 +56,7 @@ def search(design: Design, wanted: str, config: Config, *, trials: int, console:
         # Mean Dice on the inner test subjects, and mean paired difference to their baseline.
         done.append({"number": number, "options": options, "dice": dice, "gain": gain})
         write_text(root / "trials.json", json.dumps(done, indent=2) + "\n")
-        console.print(f"  Dice {dice:.3f}, gain {100 * gain:+.1f} points", highlight=False)
+        console.print(f"  Dice {dice:.3f}, gain {100 * gain:+.1f} points")
     return root
 
 

@@ -77,7 +77,7 @@ def show_diagnosis(
             for batch in chosen(batches)
         ]
     found = diagnose(kd, steps, limit=DIAGNOSED_ON)
-    task.console.print(str(found), highlight=False, soft_wrap=True)
+    task.console.print(str(found), soft_wrap=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     write_text(task.folder / "diagnosis.json", json.dumps(found.to_dict(), indent=2) + "\n")
     write_text(file, f"{found}\n")

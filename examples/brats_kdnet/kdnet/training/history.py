@@ -114,7 +114,7 @@ class Journal:
         if "validation_loss" in row:
             line += f"validation loss {row['validation_loss']:.3f}  "
             line += f"Dice {row['validation_dice']:.3f}  "
-        self.task.console.print(f"{line}{left:.0f} s left", highlight=False, soft_wrap=True)
+        self.task.console.print(f"{line}{left:.0f} s left", soft_wrap=True)
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:

@@ -1,7 +1,7 @@
 """What only a CUDA device can show, in parts of at most two minutes that run alone.
 
-    python examples/brats_kdnet/gpu_check.py --part compile
-    python examples/brats_kdnet/gpu_check.py --part resume --out runs/gpu
+    python benchmarks/gpu_check.py --part compile
+    python benchmarks/gpu_check.py --part resume --out runs/gpu
 
 Each part writes gpu-PART.json into the folder and prints it; status 1 says that it found a fault.
 Phantoms stand in for subjects. Without a GPU a part says that it is skipped, and succeeds;
@@ -24,12 +24,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "brats_kdnet"))
+
 from kdnet.data.phantom_files import generate_phantoms
 from kdnet.files import write_json
 from kdnet.runs.folder import Folder, UnitFolder
 from kdnet.training.history import read_history
 
-_HERE = Path(__file__).parent
+_PROGRAMS = Path(__file__).parents[1] / "examples" / "brats_kdnet"
 _ROLES = ("teacher", "baseline", "student")
 _CHANNELS = ("flair", "t1", "t1ce", "t2")
 # Eight of twelve phantoms train and validate.
@@ -70,7 +72,14 @@ class nnUNetTrainerShortDistillation(Short, nnUNetTrainerDistillation): ...
 def command(program: str, out: Path, device: str, *flags: str) -> list[str]:
     """Return the command of a program on phantoms that all runs of a folder share."""
     places = ["--out", str(out), "--cache-dir", str(out.parent / "cache")]
-    return [sys.executable, str(_HERE / f"{program}.py"), *_RUN, *_SIZES[device], *places, *flags]
+    return [
+        sys.executable,
+        str(_PROGRAMS / f"{program}.py"),
+        *_RUN,
+        *_SIZES[device],
+        *places,
+        *flags,
+    ]
 
 
 def run(call: Sequence[str], **variables: str) -> None:
