@@ -473,7 +473,9 @@ def parsed(kind: Callable[..., _Kind], values: Any, place: str, **more: Any) -> 
     try:
         found: _Kind = parser.instantiate(parser.parse_object({"file": given | more})).file
     except ArgumentError as error:
-        raise UserError(f"{place}: {error}.") from error
+        # The parser has one argument, whose name says nothing to whoever wrote the file.
+        told = " ".join(str(error).split()).replace('Parser key "file.', '"')
+        raise UserError(f"{place}: {told}.") from error
     return found
 
 
