@@ -104,7 +104,7 @@ def test_saved_configuration_reads_back_as_it_was(tmp_path):
         (["--epoch", "3"], "--epoch 3"),
         (["--epochs", "many"], '"epochs"'),
         (["--schedule", "cosine"], "'plateau', 'onecycle', 'constant'"),
-        (["--fold", "3"], "fold is 3; expected 0 to 2"),
+        (["--fold", "3"], "fold is 3; expected 0 to 1"),
         (["--epochs", "0", "--folds", "1"], "(?s)epochs is 0.*folds is 1"),
         (["--imitation", "1.5"], "imitation is 1.5"),
         (["--leave-out", "2,2"], r"leave_out is \(2, 2\)"),
