@@ -152,6 +152,11 @@ def test_help_shows_what_people_use_first_and_help_all_every_option(program, cap
     assert every >= first | {name.replace("_", "-") for name in Config().to_dict()}
 
 
+def test_every_value_of_the_flat_form_is_plain():
+    for value in Config().to_dict().values():
+        assert isinstance(value, str | int | float | bool | list | dict | None)
+
+
 def test_another_backbone_does_not_inherit_the_arguments_of_the_presets_own():
     assert parse_config(["--backbone", "multiresunet"]).network.backbone_arguments == {}
     given = ["--backbone", "x.Y", "--backbone-arguments", '{"channels": [1, 2]}']
