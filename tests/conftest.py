@@ -75,3 +75,28 @@ def build(networks):
         return DistillationWrapper(teacher, student, **usual | options)
 
     return make
+
+
+def leave_out(patch, distances=True):
+    patch.setattr("kdnet.results.collected._main_tables", lambda _: [])
+    patch.setattr("kdnet.results.collected.write_report", lambda root, _: root)
+    if distances:
+        patch.setattr("kdnet.evaluation.scoring.surface_scores", lambda *_, **__: (1.0, 0.5))
+
+
+@pytest.fixture
+def training_alone(monkeypatch):
+    """Leaves out what takes longer than the training of tiny networks: distances, tables, page."""
+    leave_out(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def train_alone():
+    """Runs a program without them, for runs that several tests look at."""
+
+    def start(program, arguments, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            leave_out(patch, **options)
+            return program.main(arguments)
+
+    return start

@@ -1,24 +1,24 @@
 """A training of seconds whose data set or network can do something harmful."""
 
 import os
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
+from quick import STUDENT
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
 from kdnet.config import TrainingConfig
-from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader
 from kdnet.models import build_network
-from kdnet.training.checkpoint import ModelMetadata, Task
+from kdnet.training.checkpoint import Task
 from kdnet.training.history import read_history
 from kdnet.training.loop import fit
 from privdistill import DistillationWrapper, GroundTruth, HintonKL, PrivilegedInput
 
-DESCRIPTION = load_description("brats2021")
-MODALITIES = tuple(DESCRIPTION.modalities)
+MODALITIES = tuple(STUDENT.description.modalities)
 GRID = (4, 4, 4)
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -81,18 +81,8 @@ def network(width=2, channels=1, classes=4):
 
 def case(folder, width=2, role="baseline", **settings):
     """A task of four epochs of three steps."""
-    metadata = ModelMetadata(
-        role=role,
-        backbone="kdnet",
-        backbone_arguments={"channels": [width, 2 * width]},
-        in_channels=1,
-        out_channels=4,
-        modalities=("t1ce",),
-        activation="softmax",
-        description=DESCRIPTION,
-        crop=None,
-        grid=GRID,
-    )
+    arguments = {"channels": [width, 2 * width]}
+    metadata = replace(STUDENT, role=role, backbone_arguments=arguments, grid=GRID)
     usual = {"epochs": 4, "batch_size": 2, "learning_rate": 0.01, "schedule": "onecycle"}
     folder.mkdir(parents=True, exist_ok=True)
     return Task(

@@ -1,16 +1,18 @@
 """Folders of plans that are invented: no number comes from a training."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import yaml
+from quick import STUDENT
 
 from kdnet.evaluation.scoring import COLUMNS, gather_scores, write_scores
-from kdnet.models import build_network
-from kdnet.training.checkpoint import ModelMetadata, save_model
+from kdnet.runs.networks import build
+from kdnet.training.checkpoint import save_model
 
 REGIONS = ("ET", "TC", "WT")
 ROLES = ("teacher", "baseline", "student")
@@ -19,28 +21,29 @@ LABELS = {"kdnet": "KD-Net (GT+KL+KD)"}
 PLAIN = {"fold": 0, "seed": 0, "labelled": 8, "unlabelled": 0, "postprocessing": "off"}
 
 
+def line_of(row, case, dice, region="ET", **changes):
+    """One line of a table of scores."""
+    line = {
+        "row": row,
+        "against": "" if row in {"teacher", "baseline"} else "baseline",
+        "case": case,
+        "region": region,
+        "space": "native",
+        "modalities": "t1ce",
+        "dice": dice,
+        "dice_reference_present": dice,
+        "hd95": 4.0,
+        "hd95_unit": "mm",
+        "nsd": float("nan"),
+        "reference_voxels": 50,
+        "predicted_voxels": 40,
+    }
+    return line | PLAIN | changes
+
+
 def scores_of(row, values, region="ET", **changes):
     """Lines of one row: case to Dice."""
-    lines = [
-        {
-            "row": row,
-            "against": "" if row in {"teacher", "baseline"} else "baseline",
-            "case": case,
-            "region": region,
-            "space": "native",
-            "modalities": "t1ce",
-            "dice": dice,
-            "dice_reference_present": dice,
-            "hd95": 4.0,
-            "hd95_unit": "mm",
-            "nsd": float("nan"),
-            "reference_voxels": 50,
-            "predicted_voxels": 40,
-        }
-        | PLAIN
-        | changes
-        for case, dice in values.items()
-    ]
+    lines = [line_of(row, case, dice, region, **changes) for case, dice in values.items()]
     return pd.DataFrame(lines, columns=[*COLUMNS])
 
 
@@ -61,7 +64,7 @@ def two_networks(differences, region="ET", **changes):
 def invented_scores(cases=8, gain=0.05, rows=ROLES, first=0, **changes):
     """Scores of a baseline, of a teacher, and of networks that are better by about `gain`."""
     generator = np.random.default_rng(first)
-    parts = []
+    lines = []
     for index in range(first, first + cases):
         base = float(generator.uniform(0.4, 0.6))
         for row in rows:
@@ -70,9 +73,9 @@ def invented_scores(cases=8, gain=0.05, rows=ROLES, first=0, **changes):
             for region, space in product(REGIONS, ("grid", "native")):
                 empty = {"dice_reference_present": float("nan"), "reference_voxels": 0}
                 empty = empty if region == "ET" and index == 0 else {}
-                value = {f"Case_{index}": 0.0 if empty else dice}
-                parts.append(scores_of(row, value, region, space=space, **empty, **changes))
-    return table(*parts)
+                more = {"space": space} | empty | changes
+                lines.append(line_of(row, f"Case_{index}", 0.0 if empty else dice, region, **more))
+    return pd.DataFrame(lines, columns=[*COLUMNS])
 
 
 def write_data(root, names):
@@ -93,24 +96,18 @@ def write_data(root, names):
 def write_model(unit, role, description):
     """A model file and a history."""
     view = tuple(description.modalities) if role.startswith("teacher") else ("t1ce",)
-    arguments = {"channels": [2, 4], "skip_connections": 1}
-    described = ModelMetadata(
+    described = replace(
+        STUDENT,
         role=role,
-        backbone="kdnet",
-        backbone_arguments=arguments,
+        backbone_arguments={"channels": [2, 4]},
         in_channels=len(view),
-        out_channels=4,
         modalities=view,
-        activation="softmax",
         description=description,
-        crop=None,
-        grid=(16, 16, 16),
         epoch=3,
         phantom=description.phantom,
     )
-    network = build_network("kdnet", arguments, in_channels=len(view), out_channels=4)
     unit.mkdir(parents=True, exist_ok=True)
-    save_model(unit / "model.safetensors", network, described)
+    save_model(unit / "model.safetensors", build(described), described)
     header = "epoch,step,learning_rate,seconds,train_loss,train_ground_truth,"
     header += "validation_loss,validation_dice\n"
     rows = "".join(f"{e},{e},0.001,1.5,{1 / e},{2 / e},{1.1 / e},{1 - 1 / e}\n" for e in (1, 2, 3))
@@ -126,19 +123,20 @@ def write_plan(
     names = [f"Case_{index}" for index in range(folds * cases)]
     data = root.parent / "data"
     labels = write_data(data, names)
-    for (place, row), fold, seed in product(enumerate(rows), range(folds), seeds):
-        unit = root / "units" / row / f"fold{fold}-seed{seed}"
-        write_model(unit, row, description)
+    for fold, seed in product(range(folds), seeds):
         here = {"fold": fold, "seed": seed}
-        every = invented_scores(cases, 0.05 + 0.01 * seed, rows=rows, first=fold * cases, **here)
-        write_scores(unit / "scores.csv", every[every["row"] == row])
-        for name in names[fold * cases : (fold + 1) * cases]:
+        scores = invented_scores(cases, 0.05 + 0.01 * seed, rows=rows, first=fold * cases, **here)
+        for place, row in enumerate(rows):
+            unit = root / "units" / row / f"fold{fold}-seed{seed}"
+            write_model(unit, row, description)
+            write_scores(unit / "scores.csv", scores[scores["row"] == row])
             # Label maps equal the reference but for one more row of voxels per network.
             predicted = labels.astype(np.uint8)
             predicted[14 + place, 6:12, 3:7] = 2
-            path = unit / "predictions" / f"{name}_seg.nii.gz"
-            path.parent.mkdir(exist_ok=True)
-            nib.save(nib.Nifti1Image(predicted, AFFINE), path)
+            (unit / "predictions").mkdir()
+            for name in names[fold * cases : (fold + 1) * cases]:
+                path = unit / "predictions" / f"{name}_seg.nii.gz"
+                nib.save(nib.Nifti1Image(predicted, AFFINE), path)
     gather_scores(root)
     settings = {"data_root": str(data), "student_modalities": ["t1ce"], "temperature": 5.0}
     (root / "config.yaml").write_text(yaml.safe_dump(settings | (config or {})))

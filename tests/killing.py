@@ -23,11 +23,6 @@ import kdnet.training.checkpoint
 import kdnet.training.loop
 import train
 
-#: Calls that come to their half: the file is begun, and then the process dies.
-HALVES = ("torch.save", "save_file", "write_text", "writerows", "savez_compressed", "nib.save")
-#: Calls before which, or after which, the process dies.
-POINTS = ("fsync", "replace", "rename", "take_step")
-
 
 def is_wanted(pattern, moment):
     """Say whether a moment counts."""

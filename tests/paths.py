@@ -108,6 +108,25 @@ PATHS = {
 }
 
 
+def all_at_once(unet):
+    """Options of a wrapper with adapters, which looks at layers in every way."""
+    taps = {
+        "bottleneck": both(Layer("stages", select=-1)),
+        "encoder": both("stages.encoder"),
+        "down": both("stages.down"),
+        "up": both(Layer("up", at="input")),
+    }
+    kinds = zip(taps, (*KL, "l1"), strict=True)
+    terms = [LatentKL(name, normalisation=kind) for name, kind in kinds]
+    supervised = GroundTruth(squared_denominator=True, batch_dice=True, include_background=False)
+    return {
+        "teacher": Staged(unet(4, width=6)),
+        "student": Staged(unet(1)),
+        "taps": taps,
+        "objective": sum(terms, SoftTargetDiceBCE(include_background=False) + supervised),
+    }
+
+
 def target(kd):
     """Labels where classes exclude each other, else one channel per region."""
     return LABELS if kd.activation == "softmax" else HOT

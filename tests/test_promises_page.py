@@ -1,6 +1,7 @@
 """The page of promises names tests that exist, and all that belong to a promise."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ PAGE = (TESTS.parent / "docs" / "promises.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \|.*$", PAGE, re.MULTILINE)
 
 
+@functools.cache
 def names_by_file():
     found = {}
     for path in TESTS.rglob("test_*.py"):

@@ -8,9 +8,8 @@ needs_fsdp = pytest.mark.skipif(
     not hasattr(torch.cpu.current_stream(), "record_event"),
     reason="FSDP of PyTorch 2.6 needs a GPU",
 )
-whole_graphs = pytest.mark.skipif(
-    torch.__version__ < "2.7", reason="PyTorch 2.6 compiles a choice among heads in parts"
-)
+#: PyTorch 2.6 compiles a choice among heads in parts.
+WHOLE_GRAPHS = torch.__version__ >= "2.7"
 needs_quicknat = pytest.mark.skipif(
     monai.__version__.startswith("1.5"), reason="QuickNAT of MONAI 1.5 does not run in 2-D"
 )

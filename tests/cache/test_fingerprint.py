@@ -86,10 +86,10 @@ def test_a_scripted_teacher_is_told_by_its_weights():
 class Noted(nn.Module):
     """Keeps sets and addresses: as attributes, in its text and in its state."""
 
-    def __init__(self):
+    def __init__(self, names="abcdefghij"):
         super().__init__()
         self.layer = network()
-        self.names = set("abcdefghij")
+        self.names = set(names)
         self.anything = object()
 
     def extra_repr(self):
@@ -102,6 +102,13 @@ class Noted(nn.Module):
         self.names = state["names"]
 
 
+def test_the_order_of_sets_and_addresses_change_nothing():
+    one, other = Noted([0, 8]), Noted([8, 0])
+    assert [*one.names] != [*other.names]
+    assert current(one) == current(other)
+
+
+@pytest.mark.slow
 def test_every_process_takes_the_same_fingerprint():
     program = "from test_fingerprint import *; print(current(Noted()), current(quantised(0)))"
     # This process has another order of sets, drawn at random.

@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from phantoms import generate_phantoms
+
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
@@ -55,11 +57,11 @@ def brats_folder(tmp_path: Path, write_subject: Callable[..., None]) -> Path:
     return root
 
 
-@pytest.fixture
-def without_page(monkeypatch) -> None:
-    """Leaves out tables and page, which take longer than the training of networks this small."""
-    monkeypatch.setattr("kdnet.results.collected._main_tables", lambda _: [])
-    monkeypatch.setattr("kdnet.results.collected.write_report", lambda root, _: root)
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six phantoms of 16^3 voxels, for trainings that leave them as they are."""
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    return generate_phantoms(root, subjects=6, seed=0, size=16, progress=False)
 
 
 @pytest.fixture

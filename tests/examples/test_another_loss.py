@@ -1,19 +1,21 @@
 """What the application's page says of another loss, and the public-protocol page of one's own."""
 
+import importlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from quick import TINY
 
 from kdnet.data.subjects import Subject
 from kdnet.runs.plan import load_folds
 
 ROOT = Path(__file__).parents[2]
 APPLICATION = ROOT / "examples" / "brats_kdnet"
-SMALL = ["--phantoms", "6", "--phantom-size", "16", "--grid", "8,8,8", "--folds", "2"]
-SMALL += ["--backbone-arguments", '{"channels": [2, 4]}', "--labelled", "null"]
+SMALL = [*TINY, "--phantoms", "6", "--phantom-size", "16", "--folds", "2", "--labelled", "null"]
 
 
 def blocks(page, kind):
@@ -28,9 +30,27 @@ def changed(text, hunk):
     return text.replace(old, new, 1)
 
 
-def test_the_change_and_the_rows_on_the_page_give_students_that_can_be_built(tmp_path):
-    copy = tmp_path / "application"
-    shutil.copytree(APPLICATION, copy, ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """The application once more, for this test imported from there."""
+    copied = tmp_path / "application"
+    shutil.copytree(APPLICATION, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    names = {"kdnet", *(path.stem for path in APPLICATION.glob("*.py"))}
+
+    def forget():
+        loaded = [name for name in sys.modules if name.partition(".")[0] in names]
+        return {name: sys.modules.pop(name) for name in loaded}
+
+    before = forget()
+    monkeypatch.syspath_prepend(copied)
+    yield copied
+    forget()
+    sys.modules.update(before)
+
+
+def test_the_change_and_the_rows_on_the_page_give_students_that_can_be_built(
+    copy, tmp_path, capsys
+):
     (diff,) = blocks(APPLICATION / "README.md", "diff")
     changes = re.findall(r"^--- (\S+)\n(.*?)(?=^--- |\Z)", diff, re.DOTALL | re.MULTILINE)
     assert len(changes) == 2
@@ -41,14 +61,11 @@ def test_the_change_and_the_rows_on_the_page_give_students_that_can_be_built(tmp
         (copy / file).write_text(text, encoding="utf-8")
     (rows,) = blocks(APPLICATION / "README.md", "yaml")
     (tmp_path / "mine.yaml").write_text(rows, encoding="utf-8")
-    command = [sys.executable, copy / "crossval.py", *SMALL, "--out", tmp_path / "run"]
-    command += ["--rows-file", tmp_path / "mine.yaml", "--rows", "baseline,attention,mild"]
+    arguments = [*SMALL, "--out", str(tmp_path / "run"), "--rows-file", str(tmp_path / "mine.yaml")]
     # Every student is tried with its teacher before units are listed.
-    done = subprocess.run(
-        [*command, "--show", "units"], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "attention/fold1-seed106" in done.stdout
+    more = ["--rows", "baseline,attention,mild", "--show", "units"]
+    assert importlib.import_module("crossval").main([*arguments, *more]) == 0
+    assert "attention/fold1-seed106" in capsys.readouterr().out
 
 
 def test_the_case_lists_on_the_page_are_folds(tmp_path):

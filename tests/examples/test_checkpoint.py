@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from quick import STUDENT
 from safetensors.torch import load_file, save_file
 
 from faulty_training import Samples, case, equal, send, train
 from kdnet.data.description import load_description
 from kdnet.errors import UserError
-from kdnet.models import build_network
+from kdnet.runs import networks
 from kdnet.stopping import StoppedError
 from kdnet.training.checkpoint import (
-    ModelMetadata,
     check_compatible,
     load_model,
     load_state,
@@ -19,23 +19,11 @@ from kdnet.training.checkpoint import (
     save_state,
 )
 
-METADATA = ModelMetadata(
-    role="student",
-    backbone="kdnet",
-    backbone_arguments={"channels": [2, 4, 8]},
-    in_channels=1,
-    out_channels=4,
-    modalities=("t1ce",),
-    activation="softmax",
-    description=load_description("brats2021"),
-    crop=(32, 32, 32),
-    grid=(16, 16, 16),
-    epoch=3,
-)
+METADATA = replace(STUDENT, backbone_arguments={"channels": [2, 4, 8]}, crop=(32, 32, 32), epoch=3)
 
 
 def build():
-    return build_network("kdnet", {"channels": [2, 4, 8]}, in_channels=1, out_channels=4)
+    return networks.build(METADATA)
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_teacher_and_student_share_one_backbone_unless_told_otherwise():
         (["--teacher-backbone-arguments", '{"channels": [4, 8]}'], ("kdnet", {"channels": [4, 8]})),
         (
             ["--backbone", "x.Y", "--teacher-backbone", "kdnet"],
-            ("kdnet", {"channels": [8, 16, 32, 64]}),
+            ("kdnet", {"channels": [8, 16, 32, 64], "prior": 0.01}),
         ),
         (
             ["--teacher-backbone", "x.Y", "--teacher-backbone-arguments", '{"width": 4}'],

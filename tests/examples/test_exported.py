@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,20 +12,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from quick import STUDENT
 from safetensors.torch import load_file
 
 import predict
 from export import main
 from kdnet import exported
-from kdnet.data.description import load_description
 from kdnet.data.phantom_images import make_phantom
 from kdnet.errors import UserError
 from kdnet.exported import TOLERANCE, export, open_model
-from kdnet.models import build_network
-from kdnet.training.checkpoint import ModelMetadata, save_model, save_weights
+from kdnet.runs.networks import build
+from kdnet.training.checkpoint import save_model, save_weights
 
-DESCRIBED = load_description("brats2021").to_dict()
-NETWORK = {"channels": [4, 8], "skip_connections": 1}
+DESCRIBED = STUDENT.description.to_dict()
 ENDINGS = [".safetensors", ".pt2", ".onnx"]
 # What torch's exporter to ONNX says of its own parts.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -33,20 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)
-    network = build_network("kdnet", NETWORK, in_channels=1, out_channels=4).eval()
-    metadata = ModelMetadata(
-        role="student",
-        backbone="kdnet",
-        backbone_arguments=NETWORK,
-        in_channels=1,
-        out_channels=4,
-        modalities=("t1ce",),
-        activation="softmax",
-        description=load_description("brats2021"),
-        crop=None,
-        grid=(8, 8, 8),
-    )
-    return network, metadata
+    metadata = replace(STUDENT, grid=(8, 8, 8))
+    return build(metadata).eval(), metadata
 
 
 @pytest.fixture(scope="module")

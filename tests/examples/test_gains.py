@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning_fabric import Fabric
+from quick import TINY
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -24,15 +25,12 @@ from kdnet.runs.folder import Folder
 from kdnet.runs.unit import options_for
 from kdnet.studies.design import read_design
 from kdnet.training.diagnosis import chosen
-from phantoms import generate_phantoms
 from study import STUDY
 
 SMALL = [
-    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
-    *("--workers", "1", "--folds", "3", "--accelerator", "cpu", "--preset", "demo"),
+    *(*TINY, "--folds", "3", "--preset", "demo", "--seed", "0"),
     *("--recipe", "options", "--augment", "true", "--start", "teacher", "--temperature", "fit"),
     *("--validation-fraction", "0", "--labelled", "2", "--batch-size", "2"),
-    *("--seed", "0"),
 ]
 
 
@@ -159,7 +157,7 @@ def test_studies_whose_rows_are_stored_stay_what_they_were_whatever_their_preset
     assert (config.training.seed, config.network.start) == (0, "scratch")
 
 
-@pytest.mark.usefixtures("without_page")
+@pytest.mark.usefixtures("training_alone")
 def test_subjects_without_reference_teach_by_patches_at_new_positions_too(tmp_path):
     out = ["--out", str(tmp_path / "run"), "--phantoms", "6", "--phantom-size", "16"]
     flags = [*SMALL, "--epochs", "1", "--predictions", "false", *out]
@@ -202,15 +200,11 @@ def test_a_temperature_is_found_where_one_is_read_and_none_for_a_silent_teacher(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("gains")
-    phantoms = generate_phantoms(root / "data", subjects=6, seed=0, size=32, progress=False)
-    out = root / "run"
+def run(train_alone, phantoms, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("gains") / "run"
     # Weights that stay where they start show where that was.
     flags = ["--data-root", str(phantoms), "--out", str(out), "--epochs", "1", *SMALL]
-    threads = torch.get_num_threads()
-    assert train.main([*flags, "--learning_rate", "1e-30"]) == 0
-    torch.set_num_threads(threads)
+    assert train_alone(train, [*flags, "--learning_rate", "1e-30"]) == 0
     return out
 
 
@@ -270,9 +264,9 @@ def test_a_diagnosis_sees_a_reference_where_there_is_one(labelled, taken):
 
 
 @pytest.mark.slow
-def test_a_stopped_student_goes_on_with_its_temperature_and_its_augmentation(run, tmp_path):
-    data = run.parent / "data"
-    program = [sys.executable, train.__file__, "--data-root", str(data), *SMALL, "--epochs", "40"]
+def test_a_stopped_student_goes_on_with_its_temperature_and_its_augmentation(phantoms, tmp_path):
+    program = [sys.executable, train.__file__, *SMALL]
+    program += ["--data-root", str(phantoms), "--epochs", "40"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     subprocess.run([*program, "--out", str(whole)], check=True, capture_output=True)
     history = stopped / "units/student/fold0-seed0/history.csv"

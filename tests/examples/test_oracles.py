@@ -10,11 +10,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -66,18 +64,11 @@ STUDY = {
 }
 
 
-def command(checkout, program, *arguments):
-    return [sys.executable, f"{checkout}/examples/brats_kdnet/{program}.py", *map(str, arguments)]
-
-
-def environment(checkout):
-    return os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-
-
 def run(checkout, program, *arguments):
+    script = f"{checkout}/examples/brats_kdnet/{program}.py"
     done = subprocess.run(
-        command(checkout, program, *arguments),
-        env=environment(checkout),
+        [sys.executable, script, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -173,9 +164,11 @@ def close(stored):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(train_alone, tmp_path_factory):
+    import train  # not where this file is a program
+
     out = tmp_path_factory.mktemp("oracle") / "demo"
-    run(ROOT, "train", *DEMO, "--out", out)
+    assert train_alone(train, [*DEMO, "--out", str(out)], distances=False) == 0
     return out
 
 
@@ -205,24 +198,6 @@ def test_the_demo_gives_the_same_scores(demo, stored, close):
     # All plans score what is left without small regions, too; then train.py did not.
     found = {key: value for key, value in scores_of(demo).items() if key.endswith(" off")}
     assert close(found, stored["demo"]) == {}
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_and_started_again_gives_the_same_networks_and_scores(demo, tmp_path):
-    out = tmp_path / "killed"
-    arguments = command(ROOT, "train", *DEMO, "--out", out)
-    for role in ROLES:
-        with subprocess.Popen(
-            arguments, env=environment(ROOT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            history = out / place(role) / "history.csv"
-            while not history.exists() and process.poll() is None:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-    run(ROOT, "train", *DEMO, "--out", out)
-    assert weights_of(out) == weights_of(demo)
-    assert scores_of(out) == scores_of(demo)
 
 
 @pytest.mark.slow

@@ -4,45 +4,25 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from quick import STUDENT
 
 from kdnet.data.description import load_description
 from kdnet.data.inputs import Inputs
 from kdnet.data.subjects import ImageFile, Subject
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import native_classes
-from kdnet.models import build_network
-from kdnet.training.checkpoint import ModelMetadata, load_model, save_model
+from kdnet.runs.networks import build
+from kdnet.training.checkpoint import load_model, save_model
 from predict import main
 
-GRID = (16, 16, 16)
 SHAPE = (20, 18, 15)
 AFFINE = np.array([[0, -1.5, 0, 5], [-1.0, 0, 0, 9], [0, 0, 3.0, -4], [0, 0, 0, 1]])
-NETWORK = {"channels": [4, 8], "skip_connections": 1}
 
 
-def metadata(modalities=("t1ce",), **changes):
-    return replace(
-        ModelMetadata(
-            role="student",
-            backbone="kdnet",
-            backbone_arguments=NETWORK,
-            in_channels=len(modalities),
-            out_channels=4,
-            modalities=modalities,
-            activation="softmax",
-            description=load_description("brats2021"),
-            crop=None,
-            grid=GRID,
-        ),
-        **changes,
-    )
-
-
-def save(path, **options):
-    described = metadata(**options)
+def save(path, modalities=("t1ce",), **changes):
+    described = replace(STUDENT, modalities=modalities, in_channels=len(modalities), **changes)
     torch.manual_seed(0)
-    network = build_network("kdnet", NETWORK, in_channels=described.in_channels, out_channels=4)
-    save_model(path, network, described)
+    save_model(path, build(described), described)
     return path
 
 

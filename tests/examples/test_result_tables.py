@@ -1,6 +1,7 @@
 """Tables of results: what stands in their cells, and what names from files can do to them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,13 @@ def test_gains_and_sentences_say_no_more_than_they_may():
     assert gain_table([], str).frame.empty
 
 
-def test_ours_over_folds_and_cases_stands_beside_the_published_numbers(tmp_path):
-    root = write_plan(tmp_path / "run", load_description("phantom"), cases=6, folds=2)
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables") / "run"
+    return write_plan(folder, load_description("phantom"), cases=6, folds=2)
+
+
+def test_ours_over_folds_and_cases_stands_beside_the_published_numbers(root):
     results = read_folder(root)
     found = paper_table("Table 1", results)
     over_folds, over_cases, theirs = cells_of(found, "KD-Net (GT + KL + KD)")
@@ -184,11 +190,10 @@ def test_another_row_is_not_taken_for_a_published_one(fields):
 @pytest.mark.parametrize(
     "option", [{"start": "teacher"}, {"latent_weight": 0.0}, {"imitation": 0.0}, {"labelled": 4}]
 )
-def test_a_run_with_another_recipe_is_not_taken_for_the_published_one(tmp_path, option):
-    root = write_plan(tmp_path / "run", load_description("phantom"), cases=6, folds=2)
-    file = root / "config.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | option))
-    found = paper_table("Table 1", read_folder(root))
+def test_a_run_with_another_recipe_is_not_taken_for_the_published_one(root, tmp_path, option):
+    results = read_folder(root)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**results.config, **option}))
+    found = paper_table("Table 1", replace(results, root=tmp_path))
     assert found is None or len(cells_of(found, "KD-Net (GT + KL + KD)")) == 1
 
 

@@ -52,12 +52,6 @@ def test_a_row_says_what_it_is_measured_against(tmp_path):
     }
 
 
-def test_a_row_may_have_numbers_of_subjects_of_its_own(config):
-    row = Row("anything", labelled=4, unlabelled=0)
-    data = row.configure(config).data
-    assert (data.labelled, data.unlabelled) == (4, 0)
-
-
 @pytest.mark.parametrize(
     ("row", "arguments"),
     [

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from quick import QUICK
+from quick import QUICK, TINY
 from rich.console import Console
 
 from crossval import protocol_file
@@ -38,11 +38,7 @@ from phantoms import generate_phantoms
 QUIET = Console(quiet=True)
 PARTS = ("train", "validation", "test")
 SUBJECTS = [Subject(f"case{i}", images={}, segmentation=None) for i in range(9)]
-SMALL = [
-    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
-    *("--workers", "1", "--folds", "3", "--accelerator", "cpu"),
-    *QUICK,
-]
+SMALL = [*TINY, *QUICK, "--folds", "3"]
 
 
 def deal_nine(repeats=1):

@@ -1,8 +1,6 @@
 import math
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +24,6 @@ from kdnet.evaluation.scoring import (
     write_scores,
 )
 
-REAL = Path(os.environ.get("PRIVDISTILL_DATA", "../shared/data")) / "brats2021"
 DESCRIPTION = load_description("brats2021")
 SHAPE = (16, 16, 12)
 AFFINE = np.array([[-2.0, 0, 0, 5], [0, -1.0, 0, 9], [0, 0, 3.0, -4], [0, 0, 0, 1]])
@@ -255,10 +252,9 @@ def test_tables_of_units_are_gathered(tmp_path):
     assert len(read_scores(tmp_path / "scores.csv")) == 2
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs real subjects, see PRIVDISTILL_DATA")
-def test_reference_of_a_real_subject_survives_grid_and_back(tmp_path):
+def test_reference_of_a_real_subject_survives_grid_and_back(real_data, tmp_path):
     """The most that a perfect network can reach at 64^3: the borders of 2 mm voxels are lost."""
-    description, subjects = find_subjects(REAL)
+    description, subjects = find_subjects(real_data("brats2021"))
     (subject,) = [subject for subject in subjects if subject.name == "BraTS2021_01476"]
     brats = Preprocessing(description, ("t1ce",), description.crop, description.grid)
     on_grid = brats(subject)["label"][0].numpy()

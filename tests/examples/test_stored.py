@@ -97,22 +97,6 @@ def test_published_rows_stand_in_the_order_of_their_subjects(tmp_path):
     assert study.setting("20-of-20_chosen") == "20 labelled"
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "quoted"),
-    [
-        ("dice", 1.5, "1.5"),
-        ("labelled", 0.5, "0.5"),
-        ("space", "mni", "mni"),
-        ("case", "", "case"),
-    ],
-)
-def test_unfit_value_is_named_with_its_line(tmp_path, column, value, quoted):
-    rows = invented_study(cases=2).astype(object)
-    rows.loc[3, column] = value
-    with pytest.raises(UserError, match=f"line 5: .*{quoted}"):
-        read_folder(write_study(tmp_path, rows))
-
-
 def test_a_place_that_comes_twice_is_refused(tmp_path):
     with pytest.raises(UserError, match="two lines are about"):
         read_folder(write_study(tmp_path, invented_study(cases=2).iloc[[0, 1, 0]]))

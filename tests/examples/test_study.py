@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from quick import PLAIN
+from quick import PLAIN, TINY
 
 import study
 from kdnet.errors import UserError
@@ -22,11 +21,7 @@ from kdnet.studies.search import check_unchanged_search
 from kdnet.training.checkpoint import read_metadata
 from phantoms import generate_phantoms
 
-SMALL = [
-    *PLAIN,
-    *("--backbone-arguments", '{"channels": [2, 4]}', "--grid", "8,8,8", "--threads", "1"),
-    *("--workers", "1", "--jobs", "1", "--accelerator", "cpu"),
-]
+SMALL = [*TINY, *PLAIN, "--jobs", "1"]
 FILE = {
     "title": "A tiny study",
     "options": {
@@ -64,12 +59,10 @@ def arguments(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(arguments, tmp_path_factory) -> Path:
+def finished(train_alone, arguments, tmp_path_factory) -> Path:
     """A folder in which every unit is trained."""
     out = tmp_path_factory.mktemp("runs") / "study"
-    threads = torch.get_num_threads()
-    assert study.main([*arguments, "--out", str(out)]) == 0
-    torch.set_num_threads(threads)
+    assert train_alone(study, [*arguments, "--out", str(out)]) == 0
     return out
 
 
@@ -128,7 +121,7 @@ def test_a_second_start_trains_nothing_and_writes_the_same_rows(
     assert (finished / "headline.png").is_file()
 
 
-@pytest.mark.usefixtures("without_page")
+@pytest.mark.usefixtures("training_alone")
 def test_some_units_alone_are_trained_with_their_teachers(arguments, tmp_path):
     out = tmp_path / "study"
     assert study.main([*arguments, "--out", str(out), "--only", "2-labelled_soft/fold1-seed1"]) == 0
@@ -136,7 +129,7 @@ def test_some_units_alone_are_trained_with_their_teachers(arguments, tmp_path):
     assert trained == {"2-labelled_teacher", "2-labelled_soft"}
 
 
-@pytest.mark.usefixtures("without_page")
+@pytest.mark.usefixtures("training_alone")
 def test_a_search_never_reads_the_test_subjects_of_its_fold(finished, arguments, tmp_path):
     out = tmp_path / "study"
     assert study.main([*arguments, "--out", str(out), "--search", "few", "--trials", "1"]) == 0
@@ -146,7 +139,7 @@ def test_a_search_never_reads_the_test_subjects_of_its_fold(finished, arguments,
     assert {*trial} == {"number", "options", "dice", "gain"}
 
 
-@pytest.mark.usefixtures("without_page")
+@pytest.mark.usefixtures("training_alone")
 def test_a_search_goes_on_with_the_trial_that_was_cut_short_and_tries_nothing_twice(
     arguments, tmp_path, monkeypatch
 ):
@@ -215,17 +208,24 @@ def test_a_study_without_a_name_is_an_error(capsys):
     assert "--study" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("typo", [{"binarisation": "sotf"}, {"tempreature": 2}])
-def test_a_typo_in_a_study_is_told_before_pytorch_is_imported(tmp_path, typo):
-    recipes = {"soft": {"label": "soft targets", "options": typo}}
-    (tmp_path / "typo.yaml").write_text(
-        yaml.safe_dump(FILE | {"recipes": recipes, "blocks": FILE["blocks"][:1]})
-    )
-    code = f"import sys, study; study.main(['--study', '{tmp_path}/typo.yaml']); "
+def test_a_typo_in_a_study_is_told_before_pytorch_is_imported(tmp_path):
+    code = "import sys, study\nfor file in sys.argv[1:]: study.main(['--study', file])\n"
     code += "sys.exit('torch' in sys.modules)"
+    files = []
+    for number, typo in enumerate([{"binarisation": "sotf"}, {"tempreature": 2}]):
+        recipes = {"soft": {"label": "soft targets", "options": typo}}
+        files.append(tmp_path / f"{number}.yaml")
+        files[-1].write_text(
+            yaml.safe_dump(FILE | {"recipes": recipes, "blocks": FILE["blocks"][:1]})
+        )
     environment = os.environ | {"PYTHONPATH": str(Path(study.__file__).parent)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *files],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert next(iter(typo.values() if "binarisation" in typo else typo)) in done.stderr
+    assert "sotf" in done.stderr
+    assert "tempreature" in done.stderr
     assert done.returncode == 0

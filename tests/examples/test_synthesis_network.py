@@ -23,11 +23,6 @@ def test_the_segmenter_sees_view_and_synthesis():
     assert torch.equal(seen[0], torch.cat((image, network.generator(image)), dim=1))
 
 
-def test_both_networks_work_in_two_dimensions():
-    network = SynthesisNetwork(1, 2, segmenter_arguments=SMALL, spatial_dims=2)
-    assert network(torch.randn(1, 1, 8, 8)).shape == (1, 2, 8, 8)
-
-
 def test_arguments_that_make_no_sense_are_named():
     with pytest.raises(UserError, match="synthesised is 1 or more, not 0"):
         build_network("synthesis", {"synthesised": 0}, in_channels=1, out_channels=4)

@@ -56,9 +56,7 @@ def subjects(tmp_path, write_subject) -> Path:
 
 
 def run(subjects, out, *options):
-    threads = torch.get_num_threads()
     status = train.main(["--data-root", str(subjects), "--out", str(out), *options])
-    torch.set_num_threads(threads)
     assert status == 0
     return lambda role: Folder(out).unit(f"{role}/fold0-seed0")
 
@@ -81,7 +79,7 @@ def assert_predict_agrees(found, subjects, out):
     return maps
 
 
-@pytest.mark.usefixtures("without_page")
+@pytest.mark.usefixtures("training_alone")
 def test_patches_of_volumes_of_several_sizes(subjects, tmp_path, capsys):
     found = run(subjects, tmp_path / "run", *PATCHES, "--teacher-cache", "disk")
     assert "Teacher cache: off, as patches at new positions" in capsys.readouterr().out
@@ -94,7 +92,7 @@ def test_patches_of_volumes_of_several_sizes(subjects, tmp_path, capsys):
     assert "validation_dice" in read_history(found("student").history)[0]
 
 
-@pytest.mark.usefixtures("without_page")
+@pytest.mark.usefixtures("training_alone")
 def test_the_cache_of_fixed_patches_keeps_its_limit(subjects, tmp_path):
     options = ["--patches-per-case", "2", "--teacher-cache", "memory", "--epochs", "2"]
     limit = ["--teacher-cache-gib", "0.0002", "--flips", "false", "--predictions", "false"]
@@ -106,7 +104,7 @@ def test_the_cache_of_fixed_patches_keeps_its_limit(subjects, tmp_path):
     assert counts["hits"] + counts["misses"] == 2 * (3 * 2 + 3)
 
 
-@pytest.mark.usefixtures("without_page")
+@pytest.mark.usefixtures("training_alone")
 def test_slices_of_a_grid(subjects, tmp_path):
     options = [*SMALL, "--grid", "12,16,8", "--crop", "12,12,12", "--slices", "axial"]
     found = run(subjects, tmp_path / "run", *options, *QUICK)
@@ -193,7 +191,7 @@ def test_several_latent_layers_share_the_weight_whatever_they_are_called():
     assert [*bottleneck(options, kd.student, objective)] == ["layer_encoder_0", "bottleneck"]
 
 
-@pytest.mark.usefixtures("without_page")
+@pytest.mark.usefixtures("training_alone")
 def test_a_trained_teacher_may_be_of_any_kind(subjects, tmp_path, capsys):
     options = [*SMALL, "--teacher-backbone", "multiresunet", *QUICK]
     options += ["--teacher-backbone-arguments", '{"filters": [4, 8]}', "--grid", "8,8,8"]

@@ -20,7 +20,6 @@ from kdnet.stopping import StoppedError
 from kdnet.training.checkpoint import is_finished, load_state, read_metadata
 from kdnet.training.history import Journal, read_history
 from kdnet.training.loop import build_scheduler, mean_dice
-from kdnet.training.runtime import NonFiniteError
 
 
 def network():
@@ -147,17 +146,6 @@ def test_a_signal_during_the_very_last_batch_is_not_lost(tmp_path, monkeypatch):
     with pytest.raises(StoppedError, match=r"Stopped in epoch 4 .* 4 of 4 epochs are kept"):
         train(work)
     assert is_finished(work.folder)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, value):
-    def spoil(samples):
-        samples.images[:] = value
-
-    work = case(tmp_path)
-    with pytest.raises(NonFiniteError, match=r"baseline, epoch 2, step 4.* voxels of .* of case"):
-        train(work, Samples(5, at=6, call=spoil))
-    assert all(torch.isfinite(tensor).all() for tensor in load_file(work.last_file).values())
 
 
 def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, monkeypatch):

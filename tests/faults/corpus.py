@@ -359,7 +359,10 @@ TABLE = {
         lambda s: copy_of(image(s), "good2"),
         "t1ce: the same voxels as in subject good2",
     ),
-    "missing_modality": (lambda s: image(s).unlink(), "modality t1ce is missing"),
+    "missing_modality": (
+        lambda s: image(s).unlink(),
+        "modality t1ce is missing, expected missing_modality/missing_modality_t1ce.nii*",
+    ),
     "missing_label_map": (lambda s: label_map(s).unlink(), "the label map is missing"),
     "two_files_for_one_modality": (
         lambda s: packed(s).write_bytes(gzip.compress(image(s).read_bytes())),
@@ -388,6 +391,9 @@ SOUND |= {
     ),
     "label_map_without_tumour": lambda s: save(label_map(s), np.zeros((SIZE,) * 3, dtype=np.uint8)),
     "slope_of_zero": edited(scl_slope=0),
+    "affine_that_was_rounded": lambda s: save(
+        image(s), volume_of(image(s)), np.eye(4) + 1e-5 * np.eye(4, k=3)
+    ),
     "slope_that_is_no_number": edited(scl_slope=np.nan),
     "a_few_bytes_behind_the_voxels": changed(lambda c: c + bytes(512)),
 } | {

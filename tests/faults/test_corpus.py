@@ -3,11 +3,22 @@
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from faults.corpus import FAULTS, NAMES, SOUND, SOUND_NAMES, image, write_corpus, write_subject
+from faults.corpus import (
+    FAULTS,
+    NAMES,
+    SOUND,
+    SOUND_NAMES,
+    image,
+    save,
+    write_corpus,
+    write_subject,
+)
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import load_description
 from kdnet.data.subjects import find_subjects
@@ -22,10 +33,6 @@ def problems_of(root):
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory):
     return problems_of(write_corpus(tmp_path_factory.mktemp("corpus") / "data"))
-
-
-def test_there_are_more_than_sixty_faults():
-    assert len(FAULTS) + len(NAMES) >= 60
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -46,6 +53,24 @@ def test_a_name_that_breaks_tables_or_files_is_told(problems, name):
 @pytest.mark.parametrize("name", [*SOUND, *SOUND_NAMES, "good0", "good3"])
 def test_a_sound_subject_stays_sound(problems, name):
     assert problems[name] == []
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path):
+    FAULTS["constant"][0](write_subject(tmp_path / "constant"))
+    description, (subject,) = find_subjects(tmp_path)
+    many = [replace(subject, name=f"{number}") for number in range(9)]
+    one, several = (check_subjects(description, many, workers=n, progress=False) for n in (1, 5))
+    assert one == several
+    assert len(one) >= 9
+
+
+def test_a_channel_that_a_4d_file_lacks_is_told(tmp_path):
+    stack = np.random.default_rng(0).normal(size=(6, 6, 6, 3)).astype(np.float32)
+    for folder, volume in (("imagesTr", stack), ("labelsTr", np.zeros((6, 6, 6), np.uint8))):
+        (tmp_path / folder).mkdir()
+        save(tmp_path / folder / "BRATS_001.nii.gz", volume)
+    (problem,) = check_subjects(*find_subjects(tmp_path), workers=1, progress=False)
+    assert "expected four axes with a channel 3" in problem.reason
 
 
 def test_one_subject_in_two_strata_is_told(tmp_path):

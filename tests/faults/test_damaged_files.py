@@ -15,7 +15,8 @@ from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
 from kdnet.files import UnreadableError, read_json, read_rows, read_yaml
 from kdnet.results.page import write_reports
-from kdnet.results.slices import load_slices
+from kdnet.results.slices import cut_slices, load_slices
+from kdnet.results.stored import read_folder
 from kdnet.runs.folder import Folder, UnitFolder
 from kdnet.runs.plan import load_folds
 from kdnet.training.history import read_history
@@ -38,13 +39,15 @@ def finished(tmp_path_factory):
     # Two networks on two cases, so that a report takes no longer than it must.
     root = tmp_path_factory.mktemp("damaged") / "run"
     write_plan(root, DESCRIPTION, ("baseline", "student"), cases=2)
-    write_reports(root)  # cuts the slices
+    cut_slices(read_folder(root))
     return root
 
 
 @pytest.fixture
 def run(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
+    """Without the networks, whose operations take long to count."""
+    ignored = shutil.ignore_patterns("*.safetensors")
+    return shutil.copytree(finished, tmp_path / "run", ignore=ignored)
 
 
 def report(folder):

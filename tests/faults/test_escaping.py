@@ -12,6 +12,8 @@ from invented_runs import write_plan
 from kdnet.data.description import load_description
 from kdnet.evaluation.scoring import read_scores, write_scores
 from kdnet.results.page import write_report
+from kdnet.results.slices import cut_slices
+from kdnet.results.stored import read_folder
 from page_links import read_links
 
 TEXT = """<hostile onmouseover=alert(1)>"'</script></style><script>alert(2)</script>{{ 7*7 }}"""
@@ -67,7 +69,7 @@ def rename_slices(path) -> None:
 def page(request, tmp_path_factory):
     description = replace(load_description("brats2021"), name=TEXT, citation=TEXT)
     root = write_plan(tmp_path_factory.mktemp("cv") / "cv", description, folds=2, cases=4)
-    write_report(root)  # cuts the slices
+    cut_slices(read_folder(root))
     rename(root)
     rename_slices(root / "slices.json")
     if request.param == "study":

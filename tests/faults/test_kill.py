@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from killing import is_wanted, start
-from quick import PLAIN
+from quick import PLAIN, TINY
 from safetensors.torch import load_file
 
 import study
@@ -24,10 +24,8 @@ from kdnet.training.history import read_history
 KILLS = 20
 SEED = 8
 SMALL = [
-    *PLAIN,
-    *("--phantoms", "6", "--phantom-size", "16", "--grid", "8,8,8"),
-    *("--backbone-arguments", '{"channels": [2, 4]}', "--threads", "1", "--workers", "1"),
-    *("--accelerator", "cpu", "--epochs", "3", "--folds", "3", "--batch-size", "2"),
+    *(*TINY, *PLAIN, "--phantoms", "6", "--phantom-size", "16"),
+    *("--epochs", "3", "--folds", "3", "--batch-size", "2"),
 ]
 STUDY = {
     "title": "Killed",

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from quick import QUICK
+from quick import QUICK, TINY
 
 import report
 import train
@@ -77,13 +77,13 @@ def test_no_handler_of_errors_takes_it_for_one():
         swallowing()
 
 
+@pytest.mark.usefixtures("training_alone")
 def test_train_stopped_before_its_first_step_leaves_a_folder_that_goes_on(
     tmp_path, monkeypatch, capsys
 ):
     data = generate_phantoms(tmp_path / "data", subjects=6, seed=0, size=16, progress=False)
-    given = ["--data-root", str(data), *QUICK, "--grid", "8,8,8", "--workers", "1"]
-    given += ["--backbone-arguments", '{"channels": [2, 4]}', "--folds", "3", "--epochs", "1"]
-    given += ["--out", str(tmp_path / "run"), "--accelerator", "cpu"]
+    given = ["--data-root", str(data), *TINY, *QUICK, "--folds", "3", "--epochs", "1"]
+    given += ["--out", str(tmp_path / "run")]
     # Each goes on with what the one before left.
     for place in ("preparation.check_files", "preparation.prepare_parts", "unit.teach"):
         with monkeypatch.context() as patch:
@@ -150,9 +150,8 @@ def test_a_pool_that_is_gone_already_stops_the_unit_at_once(monkeypatch):
 
 def start_pool(out, *more, log):
     command = [
-        *(sys.executable, str(APPLICATION / "crossval.py"), *QUICK, "--jobs", "2"),
-        *("--phantoms", "6", "--phantom-size", "16", "--grid", "8,8,8", "--threads", "1"),
-        *("--backbone-arguments", '{"channels": [2, 4]}', "--workers", "1", "--folds", "2"),
+        *(sys.executable, str(APPLICATION / "crossval.py"), *TINY, *QUICK, "--jobs", "2"),
+        *("--phantoms", "6", "--phantom-size", "16", "--folds", "2"),
         *("--rows", "baseline", "--out", str(out), *more),
     ]
     return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

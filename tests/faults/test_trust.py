@@ -7,20 +7,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from quick import STUDENT
 from safetensors.torch import load_file
 
 import predict
 import train
 from invented_runs import scores_of
 from kdnet.config import NetworkConfig
-from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import write_scores
 from kdnet.models import NETWORKS, build_network
 from kdnet.models.trust import HARMLESS, check_trusted
 from kdnet.results.cost import cost_table
 from kdnet.results.stored import read_folder
-from kdnet.training.checkpoint import ModelMetadata, load_model, read_metadata, save_weights
+from kdnet.training.checkpoint import load_model, read_metadata, save_weights
 
 CANARY = """
 import pathlib
@@ -37,19 +37,9 @@ def call(**words):
 """
 
 
-def metadata(backbone="kdnet", arguments=None) -> ModelMetadata:
-    return ModelMetadata(
-        role="teacher",
-        backbone=backbone,
-        backbone_arguments=arguments or {},
-        in_channels=1,
-        out_channels=4,
-        modalities=("t1ce",),
-        activation="softmax",
-        description=load_description("brats2021"),
-        crop=None,
-        grid=(16, 16, 16),
-    )
+def metadata(backbone="kdnet", arguments=None):
+    arguments = arguments or {}
+    return replace(STUDENT, role="teacher", backbone=backbone, backbone_arguments=arguments)
 
 
 @pytest.fixture
