@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -342,9 +343,7 @@ sys.exit("torch" in sys.modules or "monai" in sys.modules)
 @pytest.mark.usefixtures("training_alone")
 def test_compiled_networks_of_one_class_are_distilled_too(run, arguments, tmp_path, monkeypatch):
     """Code that was compiled for the baseline knows nothing of the student's taps."""
-    monkeypatch.setattr(
-        "kdnet.runs.unit.compiled", lambda network: torch.compile(network, backend="eager")
-    )
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     given = [*arguments, "--out", str(tmp_path / "run"), "--compile", "true", "--epochs", "1"]
     given += ["--teacher-model", str(unit(run, "teacher").model), "--teacher-cache", "off"]
     given += ["--validation-fraction", "0", "--selection", "last"]
