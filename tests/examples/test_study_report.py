@@ -142,6 +142,17 @@ def test_one_number_of_unlabelled_subjects_is_no_figure(study, labelled, there):
     assert ("gain-by-unlabelled" in names) == there
 
 
+def test_with_one_number_of_labels_gains_stand_beside_the_recipes(study):
+    found = study(invented_study({"chosen": 0.1, "paper": -0.1}, labelled=(8,)))
+    _, picture = study_pictures(found)
+    (axes,) = picture.figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    drawn = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
+    assert picture.name == "gains"
+    assert names == [found.results.label(gain.row) for gain in found.gains]
+    assert drawn == pytest.approx([gain.mean for gain in found.gains])
+
+
 def test_names_of_several_lines_stand_apart(study):
     names = {kind: f"{kind} of so many words that it takes lines" for kind in ("chosen", "teacher")}
     figure = study_pictures(study(labels=names))[0].figure

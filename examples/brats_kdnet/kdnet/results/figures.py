@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from kdnet.files import atomic
-from kdnet.results.stats import Gain, cells, interval
+from kdnet.results.stats import Gain, Interval, cells, interval
 from kdnet.results.study_tables import Study
 from kdnet.results.tables import Label, number
 
@@ -115,11 +115,11 @@ def case_gains(gain: Gain, label: Label) -> Markup:
 
 
 def study_pictures(study: Study) -> list[Picture]:
-    """Dice of the networks that matter, and gains against numbers of subjects; those there are."""
+    """Dice of the networks that matter, and gains of all recipes; those there are."""
     name = study.results.title + " (phantom)" * study.results.phantom
-    dots = _dots(study, f"{name}: mean Dice", _shown_rows(study))
     return [
-        dots,
+        _dice(study, f"{name}: mean Dice", _shown_rows(study)),
+        *_gains(study, f"{name}: gain over the {study.reference}"),
         *_gain_lines(study, "gain-by-labelled", name, "labelled", _by_labelled),
         *_gain_lines(study, "gain-by-unlabelled", name, "unlabelled", _by_unlabelled),
     ]
@@ -139,7 +139,52 @@ def _shown_rows(study: Study) -> list[str]:
     ]
 
 
-def _dots(study: Study, title: str, rows: Sequence[str]) -> Picture:
+def _dice(study: Study, title: str, rows: Sequence[str]) -> Picture:
+    """Mean Dice of every row."""
+    caption = (
+        "Mean Dice of the held-out cases, all folds and seeds pooled, with its 95 % bootstrap "
+        "interval over patients and seeds. Intervals of two networks may overlap although the "
+        "paired gain is certain."
+    )
+
+    def values_of(row: str, region: str) -> tuple[float, Interval]:
+        own = study.of(row)
+        values = cells(own[own["region"] == region])
+        return values.mean(axis=1).mean(), interval(values)
+
+    return Picture(
+        "headline", title, caption, _dots(study, title, rows, "Dice", values_of=values_of)
+    )
+
+
+def _gains(study: Study, title: str) -> Iterator[Picture]:
+    """Gain of every student, where all had as many labels: lines over their number are points."""
+    found = {(gain.row, gain.region): gain for gain in study.gains}
+    rows = list(dict.fromkeys(row for row, _ in found))
+    if len({study.subjects(row)[0] for row in rows}) != 1:
+        return
+    caption = (
+        f"Mean gain in Dice over the {study.reference} of the same fold, seed and case, with its "
+        "95 % bootstrap interval over patients and seeds. Rows may rest on different numbers of "
+        "folds and seeds, which the table of gains gives."
+    )
+
+    def values_of(row: str, region: str) -> tuple[float, Interval]:
+        return found[row, region].mean, found[row, region].interval
+
+    figure = _dots(study, title, rows, "gain in Dice", values_of=values_of, signed="+")
+    yield Picture("gains", title, caption, figure)
+
+
+def _dots(
+    study: Study,
+    title: str,
+    rows: Sequence[str],
+    what: str,
+    *,
+    values_of: Callable[[str, str], tuple[float, Interval]],
+    signed: str = "",
+) -> Figure:
     """Mean and interval of every row, below the names of their settings."""
     heights, names = {}, {}
     labels = {row: textwrap.fill(_plain(study.results.label(row)), 28) for row in rows}
@@ -155,11 +200,18 @@ def _dots(study: Study, title: str, rows: Sequence[str]) -> Picture:
 
     def draw(axes: Any, region: str) -> None:
         for row, height in heights.items():
-            own = study.of(row)
-            _dot(axes, study, row, cells(own[own["region"] == region]), height)
+            colour, marker = _style(study, study.kind(row))
+            mean, found = values_of(row, region)
+            end = mean if found.reason else found.upper
+            axes.plot([found.lower, found.upper], [height] * 2, color=colour, linewidth=2.2)
+            axes.plot([mean], [height], marker, color=colour, markersize=7, markeredgecolor="white")
+            _note(axes, number(mean, signed=signed), (end, height), (7, 0), va="center")
         for name, height in names.items():
             where: Any = {"xycoords": ("axes fraction", "data"), "fontweight": "bold"}
             _note(axes, name, (0, height + 0.2), (3, 0), va="center", **where)
+        if signed:
+            # Below the name of the first setting, which it would cross.
+            axes.vlines(0, min(heights.values()) - 0.5, below, color=_INK, linewidth=0.8)
         axes.set_yticks([*heights.values()], [*labels.values()])
         axes.set_ylim(below, -0.3)
         # Room for the number beside the last interval.
@@ -167,23 +219,9 @@ def _dots(study: Study, title: str, rows: Sequence[str]) -> Picture:
         axes.set_xlim(left, right + 0.1 * (right - left))
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x", color=_RULE, linewidth=0.6)
-        axes.set_xlabel("Dice", color=_INK)
+        axes.set_xlabel(what, color=_INK)
 
-    caption = (
-        "Mean Dice of the held-out cases, all folds and seeds pooled, with its 95 % bootstrap "
-        "interval over patients and seeds. Intervals of two networks may overlap although the "
-        "paired gain is certain."
-    )
-    return Picture("headline", title, caption, _panels(study, title, draw, 0.6 + 0.25 * below))
-
-
-def _dot(axes: Any, study: Study, row: str, values: pd.DataFrame, height: float) -> None:
-    colour, marker = _style(study, study.kind(row))
-    mean, found = values.mean(axis=1).mean(), interval(values)
-    end = mean if found.reason else found.upper
-    axes.plot([found.lower, found.upper], [height] * 2, color=colour, linewidth=2.2)
-    axes.plot([mean], [height], marker, color=colour, markersize=7, markeredgecolor="white")
-    _note(axes, number(mean), (end, height), (7, 0), va="center")
+    return _panels(study, title, draw, 0.6 + 0.25 * below)
 
 
 def _gain_lines(
@@ -198,12 +236,11 @@ def _gain_lines(
     if gains.empty:
         return
     points = pd.concat([own.assign(line=line) for line, own in lines_of(gains)] or [gains[:0]])
-    # Of one number of unlabelled subjects it would be the other figure again.
-    if points[what].nunique() < 1 + (what == "unlabelled"):
+    if points[what].nunique() < 2:
         return
     title = f"{title}: gain over the {study.reference}, by number of {what} subjects"
     ticks = sorted(points[what].unique())
-    span = max(ticks) - min(ticks) or 1.0
+    span = max(ticks) - min(ticks)
 
     def draw(axes: Any, region: str) -> None:
         shown = points[points["region"] == region].groupby("line", sort=False)
