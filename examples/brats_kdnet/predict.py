@@ -165,14 +165,7 @@ def segment(
     classes = native_classes(
         logits, geometry.shape, preprocessing, metadata.description, metadata.activation
     )
-    write_label_map(
-        target,
-        classes,
-        affine=geometry.affine,
-        header=geometry.header,
-        export_labels=metadata.description.export_labels,
-        note="trained on phantoms" if metadata.phantom else "",
-    )
+    write_label_map(target, classes, geometry, metadata.description)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,10 +3,10 @@
 import signal
 
 import pytest
+import safetensors.torch
 
 from faulty_training import Samples, case, equal, losses, send, train, weights
 from kdnet.stopping import StoppedError
-from kdnet.training import checkpoint
 from kdnet.training.checkpoint import load_state
 
 
@@ -37,15 +37,15 @@ def test_nothing_of_a_step_is_lost(tmp_path, whole, number, read):
 
 def during_saving(monkeypatch, *numbers):
     """Send signals when half of what an interruption keeps is written."""
-    save = checkpoint.save_file
+    save = safetensors.torch.save_file
 
-    def interrupted(tensors, path, **metadata):
+    def interrupted(tensors, path, metadata):
         if path.name.endswith("pause.safetensors"):
             path.write_bytes(b"half")
             send(*numbers)()
-        save(tensors, path, **metadata)
+        save(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr("safetensors.torch.save_file", interrupted)
 
 
 def test_further_signals_while_saving_change_nothing(tmp_path, whole, monkeypatch):

@@ -17,6 +17,8 @@ import torch
 from faulty_training import Samples, case, equal, network, train, weights
 from invented_runs import scores_of
 from kdnet import files
+from kdnet.data.description import load_description
+from kdnet.data.volumes import Geometry
 from kdnet.evaluation.inference import write_label_map
 from kdnet.evaluation.scoring import write_scores
 from kdnet.files import WriteError, atomic, atomic_folder, remove_abandoned, write_text
@@ -163,9 +165,8 @@ def files_end_at(size):
 
 def big_label_map(path):
     noise = np.random.default_rng(0).integers(0, 4, (24, 24, 24))
-    header = nib.Nifti1Header()
-    labels = dict(enumerate(range(4)))
-    write_label_map(path, noise, affine=np.eye(4), header=header, export_labels=labels)
+    geometry = Geometry(noise.shape, np.eye(4), nib.Nifti1Header(), (1.0, 1.0, 1.0))
+    write_label_map(path, noise, geometry, load_description("brats2021"))
 
 
 WRITES = {

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_edge_surface_distance
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
@@ -73,14 +74,10 @@ def surface_scores(
 
 def bounding_box(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
     """The smallest box that holds a mask."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        held = np.flatnonzero(mask.any(axis=others))
-        if held.size == 0:
-            return (slice(0),) * mask.ndim
-        box.append(slice(max(int(held[0]) - margin, 0), int(held[-1]) + 1 + margin))
-    return tuple(box)
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    if not boxes:
+        return (slice(0),) * mask.ndim
+    return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in boxes[0])
 
 
 def check_shapes(prediction: NDArray[Any], reference: NDArray[Any]) -> None:

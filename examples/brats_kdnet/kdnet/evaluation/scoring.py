@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdnet.data.description import Description
-from kdnet.data.preprocessing import Preprocessing
-from kdnet.data.subjects import Subject
+from kdnet.data.preprocessing import Preprocessing, read_classes
+from kdnet.data.subjects import SEGMENTATION, Subject
 from kdnet.data.targets import predict_classes, to_regions
+from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import native_classes, predict_finite, write_label_map
 from kdnet.evaluation.metrics import (
@@ -126,50 +127,37 @@ def evaluate(
     activation: str,
     *,
     unit: Mapping[str, Any],
-    modalities: str | None = None,
     smallest_volume: float | None = None,
     prediction_folder: Path | None = None,
-    on_case: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Predict and score held-out subjects, at the training grid and in native space."""
-    place = (
-        dict.fromkeys(("labelled", "unlabelled", "fold", "seed"), 0) | {"against": ""} | {**unit}
-    )
-    place["modalities"] = modalities or "+".join(preprocessing.modalities)
+    place = {**unit}
     scores: list[dict[str, Any]] = []
     for subject in subjects:
         place["case"] = subject.name
         sample = preprocessing(subject)
         logits = predict_finite(network_predict, sample["image"], subject.name)
         on_grid = predict_classes(logits, description, activation)[0].numpy()
-        native = preprocessing.native_label(subject)
-        shape = cast("tuple[int, int, int]", native.classes.shape)
-        predicted = native_classes(logits, shape, preprocessing, description, activation)
-        cells = grid_spacing(preprocessing, shape, native.spacing)
+        file = subject.files[SEGMENTATION]
+        reference, geometry = read_classes(file, description), read_geometry(file)
+        predicted = native_classes(logits, geometry.shape, preprocessing, description, activation)
+        cells = grid_spacing(preprocessing, geometry.shape, geometry.spacing)
         label = sample["label"][0].numpy()
         here = place | {"space": "grid", "postprocessing": "off", "spacing": cells}
         scores += score_case(on_grid, label, description, **here)
-        here |= {"space": "native", "spacing": native.spacing}
+        here |= {"space": "native", "spacing": geometry.spacing}
         # Without a grid and a crop both spaces are one; whole volumes are not compared twice.
         if preprocessing.grid is None and preprocessing.crop is None:
             scores += [{**s, "space": "native"} for s in scores[-len(description.regions) :]]
         else:
-            scores += score_case(predicted, native.classes, description, **here)
+            scores += score_case(predicted, reference, description, **here)
         if smallest_volume is not None:
-            cleaned = remove_small(predicted, description, native.spacing, smallest_volume)
+            cleaned = remove_small(predicted, description, geometry.spacing, smallest_volume)
             here["postprocessing"] = "on"
-            scores += score_case(cleaned, native.classes, description, **here)
+            scores += score_case(cleaned, reference, description, **here)
         if prediction_folder is not None:
-            write_label_map(
-                prediction_folder / f"{subject.name}_seg.nii.gz",
-                predicted,
-                affine=native.affine,
-                header=native.header,
-                export_labels=description.export_labels,
-                note="phantom" if description.phantom else "",
-            )
-        if on_case is not None:
-            on_case(subject.name)
+            path = prediction_folder / f"{subject.name}_seg.nii.gz"
+            write_label_map(path, predicted, geometry, description)
     return pd.DataFrame(scores, columns=[*COLUMNS])
 
 

@@ -15,19 +15,18 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from kdnet.config import TrainingConfig
 from kdnet.data.description import Description
-from kdnet.data.preprocessing import Preprocessing, Sample
+from kdnet.data.preprocessing import Normalise, Preprocessing, Resample, Sample
 from kdnet.data.samples import Plane, plane_of
 from kdnet.data.targets import number_of_outputs
 from kdnet.data.volumes import LIMIT_VARIABLE, largest_volume
 from kdnet.environment import versions
 from kdnet.errors import UserError, explain
-from kdnet.files import atomic, file_digest, first_line, said
+from kdnet.files import file_digest, first_line, said, write_tensors
 from kdnet.models import build_network
 from kdnet.models.trust import check_trusted
 from kdnet.stopping import Interruption
@@ -84,8 +83,8 @@ class ModelMetadata:
     description: Description
     crop: tuple[int, int, int] | None
     grid: tuple[int, int, int] | None
-    normalise: Literal["after_crop", "before_crop"] = "after_crop"
-    resample: Literal["trilinear", "area"] = "trilinear"
+    normalise: Normalise = "after_crop"
+    resample: Resample = "trilinear"
     epoch: int = 0
     phantom: bool = False
     orientation: str = ""
@@ -97,6 +96,15 @@ class ModelMetadata:
     nonzero: tuple[float, ...] = ()
     created_with: dict[str, str] = field(default_factory=versions)
 
+    def build(self) -> nn.Module:
+        """Build the untrained network."""
+        return build_network(
+            self.backbone,
+            self.backbone_arguments,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+        )
+
     def preprocessing(self) -> Preprocessing:
         """Return what brings a subject to the input of this network."""
         return Preprocessing(
@@ -104,8 +112,8 @@ class ModelMetadata:
             self.modalities,
             self.crop,
             self.grid,
-            normalise=self.normalise,
-            resample=self.resample,
+            self.normalise,
+            self.resample,
         )
 
     @property
@@ -172,6 +180,8 @@ def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
         **{name: _is_size(values[name]) for name in ("crop", "grid", "patch")},
         "grid and patch": values["grid"] is not None or values["patch"] is not None,
         "slices": values["slices"] in {None, *get_args(Plane)},
+        "normalise": values["normalise"] in get_args(Normalise),
+        "resample": values["resample"] in get_args(Resample),
         "orientation": isinstance(values["orientation"], str),
         "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
         "spacing": _are_numbers(values["spacing"], 3),
@@ -273,33 +283,8 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     """Rebuild a network from its file."""
     strings, weights = _read(path, FORMAT)
     metadata = parse_metadata(path, strings)
-    return network_of(path, metadata, weights, trusted=trusted), metadata
-
-
-def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
-    """Read metadata that came with a model."""
-    _check_format(path, strings, FORMAT)
-    try:
-        return ModelMetadata.from_strings(strings)
-    except (UserError, *_MISFITS, RecursionError) as error:
-        raise UserError(f"{path}: its metadata cannot be used ({said(error)}).") from error
-
-
-def network_of(
-    path: Path,
-    metadata: ModelMetadata,
-    weights: Mapping[str, Tensor],
-    *,
-    trusted: Collection[str] = (),
-) -> nn.Module:
-    """Rebuild a network from its metadata and weights."""
     check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
-    network = build_network(
-        metadata.backbone,
-        metadata.backbone_arguments,
-        in_channels=metadata.in_channels,
-        out_channels=metadata.out_channels,
-    )
+    network = metadata.build()
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -309,7 +294,16 @@ def network_of(
             f"Found {len(weights)} tensors with {total:,} numbers, such as "
             f"{next(iter(weights), 'none')}"
         ) from error
-    return network.eval()
+    return network.eval(), metadata
+
+
+def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
+    """Read metadata that came with a model."""
+    _check_format(path, strings, FORMAT)
+    try:
+        return ModelMetadata.from_strings(strings)
+    except (UserError, *_MISFITS, RecursionError) as error:
+        raise UserError(f"{path}: its metadata cannot be used ({said(error)}).") from error
 
 
 def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) -> None:
@@ -339,12 +333,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str]
         for name, tensor in tensors.items()
     }
     strings = {**strings, _TENSORS: _digest_of_tensors(plain)}
-    with atomic(path) as partial:
-        try:
-            save_file(plain, partial, metadata=strings | {_DIGEST: _digest(strings)})
-        except SafetensorError as error:
-            # So its writer reports a full disk.
-            raise OSError(first_line(error)) from error
+    write_tensors(path, plain, strings | {_DIGEST: _digest(strings)})
 
 
 def _read(

@@ -4,7 +4,7 @@ import csv
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,6 @@ from typing import Any, cast
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdnet.errors import UserError
@@ -44,9 +43,11 @@ class Journal:
             self.rows = [row for row in read_history(self.path) if row["epoch"] <= epoch]
             self.logger = build_logger(task.settings.logger, task.scalars, epoch=epoch)
         self._started, self._last_line = time.monotonic(), 0.0
-        self._bar = _bar(
-            task.console if self.writes else Console(quiet=True),
-            *(MofNCompleteColumn(), TextColumn("epochs  loss {task.fields[loss]}")),
+        self._bar = Progress(
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("epochs  loss {task.fields[loss]}"), TimeRemainingColumn()),
+            console=task.console,
+            disable=not (self.writes and task.console.is_terminal),
         )
         self._share = 1 / steps
         self._task = self._bar.add_task(
@@ -181,24 +182,3 @@ def build_logger(name: str, folder: Path, *, epoch: int) -> Logger:
             "choose --logger tensorboard or csv."
         ) from error
     return cast("Logger", logger)
-
-
-@contextmanager
-def counting(console: Console, title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show how many cases are done; quiet where the output is no terminal."""
-    columns = MofNCompleteColumn(), TextColumn("{task.fields[case]}")
-    with _bar(console, *columns, transient=True) as bar:
-        task = bar.add_task(title, total=total, case="")
-        yield lambda case: bar.update(task, advance=1, case=case)
-
-
-def _bar(console: Console, *columns: Any, transient: bool = False) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=transient,
-    )
