@@ -9,8 +9,6 @@ onnxruntime). predict.py runs each.
 TorchScript is not offered: PyTorch has deprecated it, and torch.export takes its place.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ Nothing learned from phantoms says anything about patients; the file `phantom.js
 subjects makes every result carry the word "phantom".
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

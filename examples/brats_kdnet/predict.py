@@ -16,8 +16,6 @@ takes what each subject has, and the modalities that are used are shown. A file 
 subject of its own. --modalities reads no others than it names.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import Counter

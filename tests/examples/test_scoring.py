@@ -126,7 +126,7 @@ def test_cases_without_any_tumour_agree():
     for line in scored(empty, empty):
         assert (line["dice"], line["hd95"], line["nsd"]) == (1.0, 0.0, 1.0)
         assert math.isnan(line["dice_reference_present"])
-    with pytest.raises(ValueError, match="same grid"):
+    with pytest.raises(UserError, match="same grid"):
         scored(empty, empty[:2])
 
 

@@ -107,7 +107,7 @@ def test_memory_that_runs_out_ends_the_run_with_its_epochs_kept(tmp_path, capsys
     assert is_one_message(capsys.readouterr().err, *parts)
     work, status = status_of(tmp_path, Samples(4))
     assert status == 0
-    assert load_state(work.state_file) == load_state(work.state_file) | {
+    assert load_state(work.folder.state) == load_state(work.folder.state) | {
         "finished": True,
         "epoch": 3,
     }

@@ -222,10 +222,10 @@ def test_a_run_without_room_stops_and_goes_on_from_its_last_checkpoint(tmp_path,
     if lost == "gone":
         assert not (tmp_path / "run").exists()
         (tmp_path / "away").rename(tmp_path / "run")
-    assert load_state(task.state_file)["epoch"] == 1
-    assert read_metadata(task.last_file).epoch == 1
+    assert load_state(task.folder.state)["epoch"] == 1
+    assert read_metadata(task.folder.last).epoch == 1
     train(task)
-    assert [row["epoch"] for row in read_history(task.folder / "history.csv")] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in read_history(task.folder.history)] == [1, 2, 3, 4]
     assert equal(weights(task), weights(whole))
 
 
@@ -247,7 +247,7 @@ def test_a_small_disk_that_is_really_full(tmp_path):
 
         with pytest.raises(WriteError, match="No space left on device"):
             train(task, Samples(5, 8, fill))
-        assert load_state(task.state_file)["epoch"] == 1
+        assert load_state(task.folder.state)["epoch"] == 1
         (disk / "filler").unlink()
         train(task)
         train(whole := case(tmp_path / "whole"))

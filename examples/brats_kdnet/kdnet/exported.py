@@ -10,8 +10,6 @@ TorchScript is not among them: PyTorch has deprecated it in favour of torch.expo
 also refuse an image of another shape.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import warnings

@@ -4,8 +4,6 @@
 decided by the code that `EpochSampler` draws, so that a continued run and a teacher cache see it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import random
@@ -55,7 +53,7 @@ def prepare(
     workers: int,
     *,
     progress: bool = True,
-) -> PreparedSubjects:
+) -> "PreparedSubjects":
     """Preprocess every subject once and keep the result on disk."""
     folder = Path(cache_dir) / preprocessing.fingerprint()[:16]
     prepared = PreparedSubjects(list(subjects), preprocessing, folder)

@@ -5,8 +5,6 @@ z-scores over the non-zero voxels of each modality, subsampling to 64^3. What it
 order of the first two and the interpolation, is an option here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -119,7 +117,17 @@ class Preprocessing:
         return torch.from_numpy(self._cropped(volume).astype(np.float32)), nonzero
 
     def _z_score(self, image: Tensor) -> Tensor:
-        return z_score(image, everywhere=self.description.background == "noise")
+        """Give the voxels that are not background mean 0 and deviation 1."""
+        noisy = self.description.background == "noise"
+        brain = torch.ones_like(image, dtype=torch.bool) if noisy else image != 0
+        if not brain.any():
+            return image
+        values = image[brain]
+        # An image of one value has no deviation to divide by.
+        deviation = values.std(unbiased=False).item() or 1.0
+        normalised = image.clone()
+        normalised[brain] = (values - values.mean().item()) / deviation
+        return normalised
 
     def _resampled(self, image: Tensor, mode: str) -> Tensor:
         if self.grid is None:
@@ -133,19 +141,6 @@ class Preprocessing:
         cropped = np.zeros(self.crop, dtype=volume.dtype)
         cropped[tuple(cut for _, cut in windows)] = volume[tuple(whole for whole, _ in windows)]
         return cropped
-
-
-def z_score(image: Tensor, *, everywhere: bool = False) -> Tensor:
-    """Give the voxels that are not 0, or all, mean 0 and deviation 1; the others are background."""
-    brain = torch.ones_like(image, dtype=torch.bool) if everywhere else image != 0
-    if not brain.any():
-        return image
-    values = image[brain]
-    # An image of one value has no deviation to divide by.
-    deviation = values.std(unbiased=False).item() or 1.0
-    normalised = image.clone()
-    normalised[brain] = (values - values.mean().item()) / deviation
-    return normalised
 
 
 def central_window(size: int, crop: int) -> tuple[slice, slice]:

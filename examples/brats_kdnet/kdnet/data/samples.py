@@ -5,8 +5,6 @@ sampling"); the others lie anywhere. Departures: a patch never reaches beyond th
 volume is smaller, and the third holds on average, not in every batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,21 +57,6 @@ def moves(data: DataConfig) -> bool:
 def comes_back(data: DataConfig) -> bool:
     """Say whether training samples are seen again, so that a teacher's answer may be kept."""
     return not moves(data) and not data.augment
-
-
-def cache_remark(data: DataConfig, place: str) -> str | None:
-    """Say that the teacher cache, which was asked for, is off; None where that is not so."""
-    if comes_back(data) or place == "off":
-        return None
-    if data.augment:
-        return (
-            "Teacher cache: off, as augmented samples do not come back; --augment false has flips "
-            "alone, which do."
-        )
-    return (
-        "Teacher cache: off, as patches at new positions in every epoch do not come back; "
-        "--patches-per-case N gives each subject N positions to which they do."
-    )
 
 
 def plane_remark(data: DataConfig, orientation: str) -> str | None:

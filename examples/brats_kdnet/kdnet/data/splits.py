@@ -3,8 +3,6 @@
 All subjects of a patient, who may have come several times, stay in one part.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Class indices to training targets, and logits back to class indices and regions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From a network that sees a part of a volume at a time to the label map of the whole volume."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Scores of one network on held-out cases, and the one long table that keeps them: scores.csv."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +17,7 @@ from kdnet.data.targets import predict_classes, to_regions
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import native_classes, predict_finite, write_label_map
-from kdnet.evaluation.metrics import (
-    Mask,
-    bounding_box,
-    check_shapes,
-    dice,
-    image_diagonal,
-    surface_scores,
-)
+from kdnet.evaluation.metrics import Mask, bounding_box, dice, image_diagonal, surface_scores
 from kdnet.evaluation.postprocessing import remove_small
 from kdnet.files import UnreadableError, atomic, read_rows
 
@@ -94,7 +85,11 @@ def region_masks(
     spacing: Sequence[float],
 ) -> tuple[list[tuple[str, Mask, Mask]], tuple[float, ...], float]:
     """Name, prediction and reference of every region, size of a voxel, and the image's diagonal."""
-    check_shapes(predicted, reference)
+    if predicted.shape != reference.shape:
+        raise UserError(
+            f"The prediction has shape {predicted.shape} and the reference {reference.shape}; "
+            "bring both to the same grid before they are compared."
+        )
     nominal = distance_unit(description) == "voxel"
     voxel = (1.0,) * predicted.ndim if nominal else tuple(map(float, spacing))
     # Every region lies inside; a full volume holds twenty times as much.
@@ -213,9 +208,9 @@ def read_table(
     return frame
 
 
-def _column(texts: pd.Series[Any], form: str | tuple[str, ...]) -> pd.Series[Any]:
+def _column(texts: "pd.Series[Any]", form: str | tuple[str, ...]) -> "pd.Series[Any]":
     """Texts as what they stand for; the first that is none of it is an error."""
-    values: pd.Series[Any] = texts
+    values = texts
     if form in {"count", "share", "number"}:
         values = texts.map(_number).astype(float)
         most = {"share": 1.0, "count": 2.0**53}.get(str(form), float(np.finfo(float).max))

@@ -22,7 +22,7 @@ from torch.utils.data import ConcatDataset
 
 from kdnet.config import Config, ObjectiveConfig
 from kdnet.data.loading import build_loader
-from kdnet.data.samples import cache_remark, comes_back, moves, plane_remark, samples_of
+from kdnet.data.samples import comes_back, moves, plane_remark, samples_of
 from kdnet.data.splits import Split
 from kdnet.errors import UserError, explained
 from kdnet.evaluation.inference import volume_predictor
@@ -272,7 +272,7 @@ def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator
 def train(experiment: Experiment) -> None:
     """Train the network of a unit, unless that is done."""
     unit, console, folder = experiment.unit, experiment.console, experiment.folder
-    if is_finished(folder.root):
+    if is_finished(folder):
         console.print(f"{unit.name}: trained, read from {folder.model}", soft_wrap=True)
         return
     if is_given(unit.row, experiment.config):
@@ -363,7 +363,7 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
         task = Task(
             metadata=metadata,
             settings=config.training,
-            folder=experiment.folder.root,
+            folder=experiment.folder,
             console=experiment.console,
             volumes=experiment.datasets["validation"] if in_parts else None,
             seen_by_teachers=tuple(seen),
@@ -396,7 +396,7 @@ def adopt_teacher(experiment: Experiment, path: Path) -> None:
         save_model(folder.model, network, replace(metadata, role=experiment.unit.row.name))
         files = {folder.model.name: file_digest(folder.model)}
         save_state(
-            folder.root / "state.safetensors",
+            folder.state,
             {"finished": True, "epoch": metadata.epoch, "files": files},
         )
     experiment.fabric.barrier()
@@ -415,9 +415,14 @@ def teacher_cache(
         place = "off" if on_gpu or not comes_back(data) else "disk"
     if not any(True for n in networks if n is not None for _ in n.parameters()):
         return None
-    if remark := cache_remark(data, place):
-        experiment.console.print(remark, soft_wrap=True)
-    if place == "off" or not comes_back(data):
+    if place == "off":
+        return None
+    if not comes_back(data):
+        experiment.console.print(
+            "Teacher cache: off, as augmented samples, and patches at new positions in every "
+            "epoch, do not come back; with --augment false and --patches-per-case N they do.",
+            soft_wrap=True,
+        )
         return None
     return TeacherCache(
         experiment.plan.cache / "teacher" if place == "disk" else None,

@@ -201,14 +201,37 @@ def _is_size(value: Any) -> bool:
     )
 
 
+class TrainingFolder:
+    """Files of one network.
+
+    Attributes:
+        root: Its folder.
+        model: The selected weights, with all that predict.py needs.
+        last: The weights after the last finished epoch.
+        state: What goes on after an epoch; written last, so that it vouches for the other files.
+        pause: What goes on in the middle of an epoch; there only after an interruption.
+        history: One line per epoch.
+        curves: Folder of the logger.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = root / "model.safetensors"
+        self.last = root / "last.safetensors"
+        self.state = root / "state.safetensors"
+        self.pause = root / "pause.safetensors"
+        self.history = root / "history.csv"
+        self.curves = root / "curves"
+
+
 @dataclass(frozen=True)
 class Task:
-    """What is trained and where its files go.
+    """What is trained, and how.
 
     Attributes:
         metadata: Describes the network; its role names the training.
         settings: Optimizer, schedule, selection.
-        folder: Folder of this network's files.
+        folder: Where its files go.
         console: Where progress is shown.
         volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
             whole volumes.
@@ -218,7 +241,7 @@ class Task:
 
     metadata: ModelMetadata
     settings: TrainingConfig
-    folder: Path
+    folder: TrainingFolder
     console: Console
     volumes: Sequence[Sample] | None = None
     seen_by_teachers: tuple[frozenset[str], ...] = ()
@@ -237,31 +260,6 @@ class Task:
     def role(self) -> str:
         """The network's role."""
         return self.metadata.role
-
-    @property
-    def scalars(self) -> Path:
-        """Folder of its curves."""
-        return self.folder / "curves"
-
-    @property
-    def model_file(self) -> Path:
-        """The selected weights."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def last_file(self) -> Path:
-        """The weights after the last finished epoch."""
-        return self.folder / "last.safetensors"
-
-    @property
-    def state_file(self) -> Path:
-        """What goes on after an epoch; written last, so that it vouches for the other files."""
-        return self.folder / "state.safetensors"
-
-    @property
-    def pause_file(self) -> Path:
-        """What goes on in the middle of an epoch; there only after an interruption."""
-        return self.folder / "pause.safetensors"
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
@@ -410,19 +408,19 @@ def load_state(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def is_finished(folder: Path) -> bool:
+def is_finished(folder: TrainingFolder) -> bool:
     """Say whether a network's training has come to its end, with the files that it left."""
-    state = load_state(folder / "state.safetensors")
+    state = load_state(folder.state)
     if state is None or not state["finished"]:
         return False
     # Unfinished states may be older than the files beside them.
     for name, expected in state.get("files", {}).items():
-        path = folder / name
+        path = folder.root / name
         if not path.is_file() or file_digest(path) != expected:
             raise UserError(
                 f"{path} is not the file with which the training was finished: it is damaged, "
-                f"missing or another one. Restore it, or remove {folder} to train this network "
-                "again; a network from elsewhere can be given as --teacher-model."
+                f"missing or another one. Restore it, or remove {folder.root} to train this "
+                "network again; a network from elsewhere can be given as --teacher-model."
             )
     return True
 
@@ -560,7 +558,7 @@ def resume(training: Training) -> None:
     """Put everything back to where the training was interrupted, or to its last epoch's end."""
     task = training.task
     # The end of an epoch and the middle of the next; the latter is gone with the next end.
-    state, paused = load_state(task.state_file), load_state(task.pause_file)
+    state, paused = load_state(task.folder.state), load_state(task.folder.pause)
     epoch = 0 if state is None else state["epoch"]
     try:
         if paused is not None and _goes_on(training, paused, epoch):
@@ -572,9 +570,9 @@ def resume(training: Training) -> None:
         if explain(error) is not None:
             raise
         raise UserError(
-            f"{task.folder}: its state does not fit this network and its optimizer "
+            f"{task.folder.root}: its state does not fit this network and its optimizer "
             f"({first_line(error)}). Restore it, or remove the folder to train this network again; "
-            f"{task.pause_file.name} alone, if it is there, to go on after epoch {epoch}."
+            f"{task.folder.pause.name} alone, if it is there, to go on after epoch {epoch}."
         ) from error
 
 
@@ -596,13 +594,13 @@ def save_epoch(training: Training, validation_loss: float) -> None:
     if not training.fabric.is_global_zero:
         return
     metadata = replace(task.metadata, epoch=position.epoch)
-    save_weights(task.last_file, weights, metadata)
-    if better or task.settings.selection == "last" or not task.model_file.is_file():
-        save_weights(task.model_file, weights, metadata)
+    save_weights(task.folder.last, weights, metadata)
+    if better or task.settings.selection == "last" or not task.folder.model.is_file():
+        save_weights(task.folder.model, weights, metadata)
     # The last weights are of no further use once all is finished, and may be removed.
-    files = {task.model_file.name: file_digest(task.model_file)}
-    save_state(task.state_file, state | {"files": files})
-    task.pause_file.unlink(missing_ok=True)
+    files = {task.folder.model.name: file_digest(task.folder.model)}
+    save_state(task.folder.state, state | {"files": files})
+    task.folder.pause.unlink(missing_ok=True)
 
 
 def pause(training: Training, random: Mapping[str, Tensor]) -> None:
@@ -612,7 +610,7 @@ def pause(training: Training, random: Mapping[str, Tensor]) -> None:
     for name, pair in position.means.sums.items():
         state["means"][name] = _gathered(fabric, pair.to(fabric.device))
     if fabric.is_global_zero:
-        save_state(training.task.pause_file, state)
+        save_state(training.task.folder.pause, state)
 
 
 def _state(training: Training, random: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -657,7 +655,7 @@ def _restore(training: Training, state: Mapping[str, Any]) -> None:
     now = task.metadata.summary()
     if state["network"] != now:
         raise UserError(
-            f"{task.folder} holds the state of another network.\nExpected {now}\n"
+            f"{task.folder.root} holds the state of another network.\nExpected {now}\n"
             f"Found    {state['network']}\nChoose another --out."
         )
     # Into what stands already, so that Fabric and the scheduler keep their hold of it.

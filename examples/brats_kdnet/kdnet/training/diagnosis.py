@@ -63,7 +63,7 @@ def show_diagnosis(
     fabric: Fabric, kd: DistillationWrapper, batches: Iterable[Batch], task: Task
 ) -> None:
     """Say whether distillation is going to help, and keep it beside the network, once."""
-    file = task.folder / "diagnosis.md"
+    file = task.folder.root / "diagnosis.md"
     if file.is_file() or not fabric.is_global_zero:
         return
     kd.to(fabric.device)
@@ -78,8 +78,8 @@ def show_diagnosis(
         ]
     found = diagnose(kd, steps, limit=DIAGNOSED_ON)
     task.console.print(str(found), soft_wrap=True)
-    task.folder.mkdir(parents=True, exist_ok=True)
-    write_text(task.folder / "diagnosis.json", json.dumps(found.to_dict(), indent=2) + "\n")
+    task.folder.root.mkdir(parents=True, exist_ok=True)
+    write_text(task.folder.root / "diagnosis.json", json.dumps(found.to_dict(), indent=2) + "\n")
     write_text(file, f"{found}\n")
 
 

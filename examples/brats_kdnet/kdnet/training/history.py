@@ -34,14 +34,13 @@ class Journal:
 
     def __init__(self, task: Task, *, epoch: int, steps: int, rank: int = 0) -> None:
         self.task, self.first, self.writes = task, epoch, rank == 0
-        self.path = task.folder / "history.csv"
         self.logger: Logger | None = None
         self.rows: list[dict[str, float]] = []
         if self.writes:
-            task.folder.mkdir(parents=True, exist_ok=True)
+            task.folder.root.mkdir(parents=True, exist_ok=True)
             # What comes after the state that goes on was written by a start that was killed.
-            self.rows = [row for row in read_history(self.path) if row["epoch"] <= epoch]
-            self.logger = build_logger(task.settings.logger, task.scalars, epoch=epoch)
+            self.rows = [row for row in read_history(task.folder.history) if row["epoch"] <= epoch]
+            self.logger = build_logger(task.settings.logger, task.folder.curves, epoch=epoch)
         self._started, self._last_line = time.monotonic(), 0.0
         self._bar = Progress(
             *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
@@ -66,7 +65,7 @@ class Journal:
             with suppress(OSError, ValueError):
                 self._finalize("failed")
             raise
-        with written(self.task.scalars):
+        with written(self.task.folder.curves):
             self._finalize("success")
 
     def _log_options(self) -> None:
@@ -97,8 +96,8 @@ class Journal:
         epoch = int(row["epoch"])
         if self.logger is not None:
             self.rows.append(row)
-            write_history(self.path, self.rows)
-            with written(self.task.scalars):
+            write_history(self.task.folder.history, self.rows)
+            with written(self.task.folder.curves):
                 # Their steps are epochs.
                 self.logger.log_metrics(tagged(row), epoch)
         self._bar.update(self._task, completed=epoch, loss=f"{row['train_loss']:.3f}")

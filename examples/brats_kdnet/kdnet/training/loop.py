@@ -261,5 +261,5 @@ def stop_if_asked(training: Training, random: Mapping[str, Tensor] | None = None
     raise StoppedError(
         received,
         f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} "
-        f"epochs{inside} are kept in {task.folder}. Give the same command to go on.",
+        f"epochs{inside} are kept in {task.folder.root}. Give the same command to go on.",
     )

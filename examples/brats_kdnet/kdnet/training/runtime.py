@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -233,9 +233,10 @@ def check_image(batch: Batch, kd: DistillationWrapper, where: str) -> None:
     image = batch["image"]
     if bool(torch.isfinite(image).all()):
         return
+    modalities = [*cast("PrivilegedInput", kd.inputs).channels]
     wrong = (~torch.isfinite(image)).flatten(2).sum(2).tolist()
     found = [
-        f"{int(count)} of {image[0, 0].numel()} voxels of {_modality(channel, kd)} of {name}"
+        f"{int(count)} of {image[0, 0].numel()} voxels of {modalities[channel]} of {name}"
         for name, counts in zip(batch["name"], wrong, strict=True)
         for channel, count in enumerate(counts)
         if count
@@ -265,10 +266,3 @@ def check_step(fabric: Fabric, batch: Batch, out: Output, norm: Tensor | None, w
         "The weights of the last finished epoch are kept. Look at these cases, lower "
         "--learning-rate, set --gradient-clip, or use --precision 32-true; then choose a new --out."
     )
-
-
-def _modality(channel: int, kd: DistillationWrapper) -> str:
-    names: list[str] = []
-    if isinstance(kd.inputs, PrivilegedInput):
-        names = [name for name, count in kd.inputs.channels.items() for _ in range(count)]
-    return names[channel] if channel < len(names) else f"channel {channel}"
