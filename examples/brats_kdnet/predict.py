@@ -52,7 +52,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     network, metadata = open_model(
         options.model, trusted=options.trust_backbone, trust_program=options.trust_program
     )
-    if metadata.phantom:
+    if metadata.description.phantom:
         console.out("The model was trained on phantoms: its label maps mean nothing in patients.")
     modalities = chosen_modalities(options.modalities, metadata)
     inputs = Inputs(metadata.description, modalities, metadata.any_subset)

@@ -201,7 +201,8 @@ def test_fewer_modalities_than_a_network_needs_cannot_be_asked_for(tmp_path, cap
 
 
 def test_phantom_model_marks_terminal_and_header(tmp_path, capsys):
-    model = save(tmp_path / "model.safetensors", phantom=True)
+    phantoms = load_description("phantom")
+    model = save(tmp_path / "model.safetensors", description=phantoms)
     image = write_image(tmp_path / "case.nii")
     run("--model", model, "--input", image, "--out", tmp_path / "out")
     assert "trained on phantoms" in capsys.readouterr().out

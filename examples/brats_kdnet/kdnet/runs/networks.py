@@ -86,7 +86,6 @@ def describe_network(
         slices=data.slices,
         normalise=data.normalise,
         resample=data.resample,
-        phantom=description.phantom,
     )
 
 

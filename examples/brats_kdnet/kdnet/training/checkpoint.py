@@ -60,7 +60,6 @@ class ModelMetadata:
         normalise: "after_crop" or "before_crop".
         resample: "trilinear" or "area".
         epoch: Epoch of these weights, from 1.
-        phantom: Whether it was trained on phantoms.
         orientation: Axis codes of the training images, such as "LPS".
         seen_cases: Subjects that trained or selected it, or any network that taught it; they must
             not test it.
@@ -86,7 +85,6 @@ class ModelMetadata:
     normalise: Normalise = "after_crop"
     resample: Resample = "trilinear"
     epoch: int = 0
-    phantom: bool = False
     orientation: str = ""
     seen_cases: tuple[str, ...] = ()
     patch: tuple[int, int, int] | None = None
@@ -308,12 +306,12 @@ def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) 
     """Refuse a trained network that does not fit the run it is given to."""
     keys = (
         *("modalities", "out_channels", "activation", "crop", "grid", "normalise", "resample"),
-        *("slices", "phantom"),
+        "slices",
     )
     differing = [key for key in keys if getattr(found, key) != getattr(expected, key)]
     differing += [
         key
-        for key in ("classes", "regions", "background")
+        for key in ("classes", "regions", "background", "phantom")
         if getattr(found.description, key) != getattr(expected.description, key)
     ]
     if differing:
