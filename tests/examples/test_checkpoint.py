@@ -89,11 +89,6 @@ def test_a_model_file_says_what_the_network_sees(file, changes, size, words):
     assert (preprocessing.grid, preprocessing.crop) == (metadata.grid, (32, 32, 32))
 
 
-def test_a_network_without_patch_and_grid_is_refused():
-    with pytest.raises(ValueError, match="neither a patch nor a grid"):
-        _ = replace(METADATA, grid=None).input_size
-
-
 @pytest.mark.parametrize(
     ("changes", "word"),
     [

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -117,9 +117,7 @@ class ModelMetadata:
     @property
     def input_size(self) -> tuple[int, ...]:
         """Voxels along each axis of what the network sees at a time."""
-        size = self.patch or self.grid
-        if size is None:
-            raise ValueError(f"{self.role}: neither a patch nor a grid is known.")
+        size = cast("tuple[int, ...]", self.patch or self.grid)
         return size if self.slices is None else plane_of(size, self.slices)
 
     @property
@@ -253,11 +251,6 @@ class Task:
         new = torch.tensor([[c not in seen for seen in self.seen_by_teachers] for c in cases])
         # Whom every teacher has seen, as validation subjects, is taught by all of them.
         return (new | ~new.any(dim=1, keepdim=True)).float()
-
-    @property
-    def role(self) -> str:
-        """The network's role."""
-        return self.metadata.role
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
@@ -500,11 +493,6 @@ class Position:
     seconds: float = 0.0
     random: Mapping[str, Tensor] | None = None
 
-    def finish_epoch(self) -> None:
-        """Count an epoch as finished."""
-        self.epoch += 1
-        self.batch, self.seconds, self.means = 0, 0.0, Means()
-
     def put_back_random(self) -> None:
         """Go on with the random numbers of an interrupted epoch, after its loader drew its own."""
         if self.random is None:
@@ -641,9 +629,9 @@ def _goes_on(training: Training, paused: Mapping[str, Any], epoch: int) -> bool:
     now = (fabric.world_size, training.steps)
     if then != now:
         fabric.print(
-            f"{training.task.role}: epoch {epoch + 1} begins again, as it was interrupted with "
-            f"{then[0]} processes and {then[1]} steps in an epoch; now they are {now[0]} and "
-            f"{now[1]}"
+            f"{training.task.metadata.role}: epoch {epoch + 1} begins again, as it was "
+            f"interrupted with {then[0]} processes and {then[1]} steps in an epoch; now they are "
+            f"{now[0]} and {now[1]}"
         )
     return then == now
 
@@ -674,7 +662,7 @@ def _restore(training: Training, state: Mapping[str, Any]) -> None:
         where = f"in epoch {position.epoch + 1}, after step {position.batch} of {training.steps}"
     else:
         position.put_back_random()
-    fabric.print(f"{task.role}: continues {where} ({position.step} in all)")
+    fabric.print(f"{task.metadata.role}: continues {where} ({position.step} in all)")
 
 
 def _load_schedule(training: Training, state: Mapping[str, Any]) -> None:

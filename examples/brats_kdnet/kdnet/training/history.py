@@ -50,7 +50,7 @@ class Journal:
         )
         self._share = 1 / steps
         self._task = self._bar.add_task(
-            task.role, total=task.settings.epochs, completed=epoch, loss="-"
+            task.metadata.role, total=task.settings.epochs, completed=epoch, loss="-"
         )
 
     @contextmanager
@@ -110,7 +110,7 @@ class Journal:
             return
         self._last_line = now
         left = (now - self._started) / (epoch - self.first) * (epochs - epoch)
-        line = f"{self.task.role}: epoch {epoch}/{epochs}  loss {row['train_loss']:.3f}  "
+        line = f"{self.task.metadata.role}: epoch {epoch}/{epochs}  loss {row['train_loss']:.3f}  "
         if "validation_loss" in row:
             line += f"validation loss {row['validation_loss']:.3f}  "
             line += f"Dice {row['validation_dice']:.3f}  "

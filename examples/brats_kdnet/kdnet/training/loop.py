@@ -110,7 +110,7 @@ def train_epoch(training: Training, journal: Journal) -> None:
 def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
     """Change the weights by one batch; return what the wrapper gave, and the loss."""
     fabric, task, position = training.fabric, training.task, training.position
-    where = f"{task.role}, epoch {position.epoch + 1}, step {position.step + 1}"
+    where = f"{task.metadata.role}, epoch {position.epoch + 1}, step {position.step + 1}"
     check_image(batch, training.kd, where)
     image, target = prepare(batch, task)
     out: Output = training.model(
@@ -168,7 +168,8 @@ def close_epoch(training: Training) -> dict[str, float]:
     }
     if isinstance(training.scheduler, ReduceLROnPlateau):
         training.scheduler.step(row["validation_loss"])
-    position.finish_epoch()
+    position.epoch += 1
+    position.batch, position.seconds, position.means = 0, 0.0, Means()
     return row
 
 
@@ -260,6 +261,6 @@ def stop_if_asked(training: Training, random: Mapping[str, Tensor] | None = None
     kept, epochs = position.epoch, task.settings.epochs
     raise StoppedError(
         received,
-        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} "
+        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.metadata.role}; {kept} of {epochs} "
         f"epochs{inside} are kept in {task.folder.root}. Give the same command to go on.",
     )
