@@ -168,9 +168,8 @@ def build_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         timeout=patience if workers else 0,
-        # Workers that persist draw from the run's random numbers once in each start, which would
-        # make a run that goes on another one.
-        generator=torch.Generator().manual_seed(seed) if workers else None,
+        # A loader draws a number whenever it begins, which would make a run that goes on another.
+        generator=torch.Generator().manual_seed(seed),
         pin_memory=torch.cuda.is_available(),
     )
 

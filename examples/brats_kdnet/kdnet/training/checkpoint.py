@@ -464,13 +464,6 @@ class Means:
         return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of this process's random number generators; empty for no GPU."""
-    cuda = device.type == "cuda"
-    gpu = torch.cuda.get_rng_state(device) if cuda else torch.zeros(0, dtype=torch.uint8)
-    return {"cpu": torch.get_rng_state(), "gpu": gpu}
-
-
 @dataclass
 class Position:
     """How far a training is.
@@ -482,7 +475,6 @@ class Position:
         batch: Steps taken in the epoch that is not finished.
         means: Losses of these steps.
         seconds: Time that they took before the training was interrupted.
-        random: Random numbers with which the next step begins, if they have to be put back first.
     """
 
     epoch: int = 0
@@ -491,17 +483,6 @@ class Position:
     batch: int = 0
     means: Means = field(default_factory=Means)
     seconds: float = 0.0
-    random: Mapping[str, Tensor] | None = None
-
-    def put_back_random(self) -> None:
-        """Go on with the random numbers of an interrupted epoch, after its loader drew its own."""
-        if self.random is None:
-            return
-        # Clones, because PyTorch reads them from the beginning of their memory.
-        torch.set_rng_state(self.random["cpu"].cpu().clone())
-        if self.random["gpu"].numel() and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.random["gpu"].cpu().clone())
-        self.random = None
 
 
 @dataclass
@@ -572,11 +553,7 @@ def save_epoch(training: Training, validation_loss: float) -> None:
     # Gathered from all processes where the network is sharded.
     weights = whole(network.state_dict())
     finished = position.epoch == task.settings.epochs
-    state = (
-        {"finished": True, "epoch": position.epoch}
-        if finished
-        else _state(training, random_state(training.fabric.device))
-    )
+    state = {"finished": True, "epoch": position.epoch} if finished else _state(training)
     if not training.fabric.is_global_zero:
         return
     metadata = replace(task.metadata, epoch=position.epoch)
@@ -589,19 +566,22 @@ def save_epoch(training: Training, validation_loss: float) -> None:
     task.folder.pause.unlink(missing_ok=True)
 
 
-def pause(training: Training, random: Mapping[str, Tensor]) -> None:
+def pause(training: Training) -> None:
     """Keep the middle of an epoch, beside the state of the last finished one."""
     position, fabric = training.position, training.fabric
-    state = _state(training, random)
+    state = _state(training)
     for name, pair in position.means.sums.items():
         state["means"][name] = _gathered(fabric, pair.to(fabric.device))
     if fabric.is_global_zero:
         save_state(training.task.folder.pause, state)
 
 
-def _state(training: Training, random: Mapping[str, Tensor]) -> dict[str, Any]:
+def _state(training: Training) -> dict[str, Any]:
     """All that goes on, in the same form from one process as from many."""
     position, fabric = training.position, training.fabric
+    random = {"cpu": torch.get_rng_state(), "gpu": torch.zeros(0, dtype=torch.uint8)}
+    if fabric.device.type == "cuda":
+        random["gpu"] = torch.cuda.get_rng_state(fabric.device)
     return {
         "finished": False,
         "network": training.task.metadata.summary(),
@@ -651,17 +631,18 @@ def _restore(training: Training, state: Mapping[str, Any]) -> None:
     fabric.strategy.precision.load_state_dict(state["precision"])
     # A process that is new begins with the random numbers of the first.
     own = rank if rank < len(state["random"]["cpu"]) else 0
+    # Clones, because PyTorch reads them from the beginning of their memory.
+    torch.set_rng_state(state["random"]["cpu"][own].clone())
+    if state["random"]["gpu"][own].numel() and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random"]["gpu"][own].clone())
     position = Position(
         **{name: state[name] for name in ("epoch", "step", "best", "batch", "seconds")},
         means=Means({n: pairs[rank].to(fabric.device) for n, pairs in state["means"].items()}),
-        random={name: every[own] for name, every in state["random"].items()},
     )
     training.position = position
     where = f"after epoch {position.epoch}"
     if position.batch:
         where = f"in epoch {position.epoch + 1}, after step {position.batch} of {training.steps}"
-    else:
-        position.put_back_random()
     fabric.print(f"{task.metadata.role}: continues {where} ({position.step} in all)")
 
 

@@ -1,7 +1,7 @@
 """The training loop, the same for teacher, baseline and student."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -21,7 +21,6 @@ from kdnet.training.checkpoint import (
     Task,
     Training,
     pause,
-    random_state,
     resume,
     save_epoch,
 )
@@ -95,7 +94,6 @@ def train_epoch(training: Training, journal: Journal) -> None:
     start_epoch(training.train, position.epoch, done=position.batch)
     training.model.train()
     for batch in training.train:
-        position.put_back_random()
         out, loss = take_step(training, batch)
         position.step += 1
         position.batch += 1
@@ -103,8 +101,6 @@ def train_epoch(training: Training, journal: Journal) -> None:
         journal.step(loss)
         position.seconds = time.perf_counter() - started
         stop_if_asked(training)
-    # Of an epoch that was interrupted in its validation no batch is left.
-    position.put_back_random()
 
 
 def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
@@ -178,30 +174,22 @@ def validate(training: Training) -> dict[str, float]:
     """Compute loss and Dice on the validation subjects, if there are any."""
     if training.validation is None:
         return {}
-    # Loaders draw random numbers when they begin.
-    random = random_state(training.fabric.device)
-
-    def between() -> None:
-        # Processes have different numbers of batches, so that they could not agree in between.
-        if training.fabric.world_size == 1:
-            stop_if_asked(training, random)
-
     training.kd.eval()
     with gathered(training.kd):
-        row = validate_batches(training, between)
+        row = validate_batches(training)
         if training.task.volumes is None:
             return row
-        return row | validate_volumes(training, between)
+        return row | validate_volumes(training)
 
 
-def validate_batches(training: Training, between: Callable[[], None]) -> dict[str, float]:
+def validate_batches(training: Training) -> dict[str, float]:
     """Compute loss and terms on batches, and Dice where they are whole subjects."""
     fabric, kd, task = training.fabric, training.kd, training.task
     # Named beforehand: a process whose share is empty must add up the same columns.
     names = ("loss", *(("dice",) if task.volumes is None else ()), *kd.objective.named_terms)
     means = Means(dict.fromkeys(names, torch.zeros(2, dtype=torch.float64, device=fabric.device)))
     for batch in cast("Loader", training.validation):
-        between()
+        stop_if_alone(training)
         image, target = prepare(batch, task)
         with fabric.autocast():
             out = kd(image, target, key=batch.get("key"))
@@ -215,7 +203,7 @@ def validate_batches(training: Training, between: Callable[[], None]) -> dict[st
     return means.reduce(fabric, "validation_")
 
 
-def validate_volumes(training: Training, between: Callable[[], None]) -> dict[str, float]:
+def validate_volumes(training: Training) -> dict[str, float]:
     """Compute Dice of whole validation subjects, predicted window by window or slice by slice."""
     fabric, kd, task = training.fabric, training.kd, training.task
     metadata, volumes = task.metadata, task.volumes or ()
@@ -227,7 +215,7 @@ def validate_volumes(training: Training, between: Callable[[], None]) -> dict[st
 
     means = Means({"dice": torch.zeros(2, dtype=torch.float64, device=fabric.device)})
     for index in range(fabric.global_rank, len(volumes), fabric.world_size):
-        between()
+        stop_if_alone(training)
         sample = volumes[index]
         logits = predict_volume(
             predict, sample["image"][None], patch=metadata.patch, slices=metadata.slices
@@ -248,7 +236,14 @@ def mean_dice(logits: Tensor | Sequence[Tensor], label: Tensor, metadata: ModelM
     return torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean()
 
 
-def stop_if_asked(training: Training, random: Mapping[str, Tensor] | None = None) -> None:
+def stop_if_alone(training: Training) -> None:
+    """Leave a validation after a signal; several processes could not agree within one."""
+    # Each has another number of batches.
+    if training.fabric.world_size == 1:
+        stop_if_asked(training)
+
+
+def stop_if_asked(training: Training) -> None:
     """Keep everything and leave the training after a signal to this or any other process."""
     received = training.interruption.agreed(training.fabric)
     if received is None:
@@ -256,7 +251,7 @@ def stop_if_asked(training: Training, random: Mapping[str, Tensor] | None = None
     task, position = training.task, training.position
     inside = ""
     if position.batch:
-        pause(training, random or random_state(training.fabric.device))
+        pause(training)
         inside = f" and {position.batch} of {training.steps} steps of the next"
     kept, epochs = position.epoch, task.settings.epochs
     raise StoppedError(
