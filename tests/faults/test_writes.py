@@ -42,7 +42,6 @@ WRITERS = {
     ("phantom_files.py", "_write"): "into the folder that atomic_folder gives",
     ("pool.py", "_start"): "a log to which another process appends",
     ("figures.py", "_inline"): "into memory",
-    ("check_data.py", "check_data"): "into memory",
     ("study_tables.py", "unpaired"): "other names of columns",
     ("stats.py", "_paired"): "other names of columns",
 }
