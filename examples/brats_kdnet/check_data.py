@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from kdnet.command import console, exit_status
+from kdnet.command import console, documented, exit_status
 from kdnet.data.checks import check_subjects, listed, problems_as_rows
 from kdnet.data.description import load_description
 from kdnet.data.subjects import find_subjects
@@ -82,9 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     add = parser.add_argument
     add("--data-root", "--data_root", type=Path, required=True, help="folder of the data set")
     add("--description", type=Path, help="YAML file, or its name in datasets/, for other layouts")

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from kdnet.command import add_trust, console, exit_status
+from kdnet.command import add_trust, console, documented, exit_status
 from kdnet.data.checks import Problem, check_subjects, listed, raise_for_problems, unlike_training
 from kdnet.data.inputs import Inputs, stem_of
 from kdnet.data.subjects import Subject
@@ -160,9 +160,7 @@ def segment(
     every = image.new_zeros(len(metadata.modalities), *image.shape[1:])
     every[[metadata.modalities.index(name) for name in present]] = image
     logits = predict_finite(run, every, subject.name)
-    classes = native_classes(
-        logits, geometry.shape, preprocessing, metadata.description, metadata.activation
-    )
+    classes = native_classes(logits, geometry.shape, preprocessing, metadata.activation)
     write_label_map(target, classes, geometry, metadata.description)
 
 
@@ -174,9 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
-    found = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = documented(__doc__)
     add = found.add_argument
     add("--model", type=Path, required=True, help="model.safetensors of a run")
     add(

@@ -97,7 +97,7 @@ def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_
         predict_volume, lambda part: edema.expand(1, -1, *part.shape[2:]), patch=(8, 8, 8)
     )
     unit = dict.fromkeys(COLUMNS, 0)
-    scores = evaluate(predict, subjects[:1], preprocessing, description, "softmax", unit=unit)
+    scores = evaluate(predict, subjects[:1], preprocessing, "softmax", unit=unit)
     lines = scores.to_dict("records")
     native = {line["region"]: line for line in lines if line["space"] == "native"}
     assert native["WT"]["dice"] == pytest.approx(2 * 8**3 / (8**3 + 12**3))

@@ -134,9 +134,7 @@ def labels_with(model, patient, seen):
     image[[name not in seen for name in EVERY]] = 0
     with torch.no_grad():
         logits = network(image[None])
-    classes = native_classes(
-        logits, SHAPE, described.preprocessing(), described.description, "softmax"
-    )
+    classes = native_classes(logits, SHAPE, described.preprocessing(), "softmax")
     return np.array([0, 1, 2, 4])[classes]
 
 

@@ -263,7 +263,6 @@ def test_the_layers_that_are_shared_can_be_named():
 @pytest.mark.parametrize(
     ("student", "teachers", "options", "message"),
     [
-        (KDNet(1, 4, WIDTHS), [], {}, "needs a teacher"),
         (KDNet(1, 4, (4, 6)), [KDNet(4, 4, WIDTHS)], {}, "'bottleneck'"),
         (MultiResUNet(1, 4, WIDTHS), [KDNet(4, 4, WIDTHS)], {}, "'bottleneck'"),
         (KDNet(1, 4, WIDTHS), [KDNet(4, 4, WIDTHS)], {"bottleneck_layer": "deep"}, "'deep'"),

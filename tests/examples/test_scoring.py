@@ -89,7 +89,7 @@ def scored(predicted, reference, description=DESCRIPTION, spacing=(1.0, 1.0, 1.0
 def score(network, subjects, preprocessed=None, **options):
     unit = options.pop("unit", {"row": "student"})
     preprocessed = preprocessed or preprocessing()
-    return evaluate(network, subjects, preprocessed, DESCRIPTION, "softmax", unit=unit, **options)
+    return evaluate(network, subjects, preprocessed, "softmax", unit=unit, **options)
 
 
 def test_regions_of_a_shifted_prediction_by_hand():
@@ -186,7 +186,7 @@ def test_sigmoid_decides_at_one_half_and_paints_background_outside_the_crop():
     for low, expected in ((20.0, 3), (-0.01, 2)):
         logits = torch.full((1, 3, 4, 4, 4), low)
         logits[:, 2] = abs(low)  # WT, with or without the regions inside it
-        classes = native_classes(logits, (8, 8, 8), inside, DESCRIPTION, "sigmoid")
+        classes = native_classes(logits, (8, 8, 8), inside, "sigmoid")
         assert (classes[2:6, 2:6, 2:6] == expected).all()
         assert (classes > 0).sum() == 64
 

@@ -154,7 +154,6 @@ def build_loader(
     *,
     workers: int,
     seed: int,
-    patience: float = PATIENCE,
     mixed: bool = False,
     augmented: bool = False,
     moves: bool = False,
@@ -167,7 +166,7 @@ def build_loader(
         sampler=EpochSampler(len(dataset), seed=seed, **order),  # type: ignore[arg-type]
         num_workers=workers,
         persistent_workers=workers > 0,
-        timeout=patience if workers else 0,
+        timeout=PATIENCE if workers else 0,
         # A loader draws a number whenever it begins, which would make a run that goes on another.
         generator=torch.Generator().manual_seed(seed),
         pin_memory=torch.cuda.is_available(),

@@ -14,7 +14,7 @@ from kdnet.data.loading import map_parallel
 from kdnet.data.phantom_images import make_phantom
 from kdnet.data.subjects import PHANTOM_MARKER
 from kdnet.errors import UserError
-from kdnet.files import UnreadableError, atomic_folder, read_json, remove_abandoned, write_json
+from kdnet.files import atomic_folder, read_mapping, remove_abandoned, write_json
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
 _VERSION = 1
@@ -66,10 +66,7 @@ def _claim(root: Path, settings: Mapping[str, Any]) -> None:
     """Mark a new folder as made of phantoms; refuse one that holds anything else."""
     marker = root / PHANTOM_MARKER
     if marker.exists():
-        try:
-            found = read_json(marker)
-        except UnreadableError as error:
-            found = str(error)
+        found = read_mapping(marker)
         if found != settings:
             raise UserError(
                 f"{root}: holds phantoms with the settings {found}, expected {dict(settings)}. "

@@ -84,11 +84,7 @@ def predict_finite(network_predict: Callable[[Tensor], Tensor], image: Tensor, n
 
 
 def native_classes(
-    logits: Tensor,
-    shape: tuple[int, int, int],
-    preprocessing: Preprocessing,
-    description: Description,
-    activation: str,
+    logits: Tensor, shape: tuple[int, int, int], preprocessing: Preprocessing, activation: str
 ) -> NDArray[np.integer]:
     """Class indices on the original grid from the logits of the training grid."""
     softmax = activation == "softmax"
@@ -98,7 +94,7 @@ def native_classes(
     )
     # `predict_classes` cuts at a logit of zero, which is a probability of one half; the argmax of
     # exclusive classes does not notice the shift.
-    return predict_classes(native[None] - 0.5, description, activation)[0].numpy()
+    return predict_classes(native[None] - 0.5, preprocessing.description, activation)[0].numpy()
 
 
 def write_label_map(

@@ -118,7 +118,6 @@ def evaluate(
     network_predict: Callable[[Tensor], Tensor],
     subjects: Iterable[Subject],
     preprocessing: Preprocessing,
-    description: Description,
     activation: str,
     *,
     unit: Mapping[str, Any],
@@ -126,7 +125,7 @@ def evaluate(
     prediction_folder: Path | None = None,
 ) -> pd.DataFrame:
     """Predict and score held-out subjects, at the training grid and in native space."""
-    place = {**unit}
+    place, description = {**unit}, preprocessing.description
     scores: list[dict[str, Any]] = []
     for subject in subjects:
         place["case"] = subject.name
@@ -135,7 +134,7 @@ def evaluate(
         on_grid = predict_classes(logits, description, activation)[0].numpy()
         file = subject.files[SEGMENTATION]
         reference, geometry = read_classes(file, description), read_geometry(file)
-        predicted = native_classes(logits, geometry.shape, preprocessing, description, activation)
+        predicted = native_classes(logits, geometry.shape, preprocessing, activation)
         cells = grid_spacing(preprocessing, geometry.shape, geometry.spacing)
         label = sample["label"][0].numpy()
         here = place | {"space": "grid", "postprocessing": "off", "spacing": cells}

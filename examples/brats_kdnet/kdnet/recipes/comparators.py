@@ -90,12 +90,10 @@ def share_deepest_layers(setting: Setting) -> Recipe:
     # teacher and student in the deepest layers; the result was almost that of KD-Net, slightly
     # worse. Which layers, whether they went on learning, and with which loss, is not said; fixed
     # layers of the trained teacher and the whole objective are ours.
-    if setting.teacher is None:
-        raise UserError("The recipe shared needs a teacher: name one in the row, teacher: teacher.")
     option = setting.options.bottleneck_layer
     name = "bottleneck" if option == "auto" else option
     try:
-        networks = (uncompiled(setting.network), uncompiled(setting.teacher))
+        networks = (uncompiled(setting.network), uncompiled(setting.teachers[0]))
         student, teacher = (network.get_submodule(name) for network in networks)
         student.load_state_dict(teacher.state_dict())
     except (AttributeError, RuntimeError) as error:

@@ -494,9 +494,8 @@ def score_view(
     return evaluate(
         hiding(predict, metadata.modalities, seen),
         track(subjects, title, console=console, transient=True, disable=not console.is_terminal),
-        metadata.preprocessing(),
-        experiment.data.description,
-        activation=metadata.activation,
+        replace(metadata, description=experiment.data.description).preprocessing(),
+        metadata.activation,
         unit=place,
         # Native label maps are scored as they are, and without what is too small.
         smallest_volume=SMALLEST_VOLUME if keep else None,
