@@ -73,8 +73,7 @@ class TimmUNet(nn.Module):
             skip = levels.pop() if levels else None
             size = image.shape[2:] if skip is None else skip.shape[2:]
             features = block(features, skip, size)
-        logits: Tensor = self.head(features)
-        return logits
+        return cast("Tensor", self.head(features))
 
     def _check_size(self, image: Tensor) -> None:
         factor = self.encoder.feature_info.reduction()[-1]

@@ -62,20 +62,14 @@ def check_precision(precision: str, device: str, network: nn.Module, shape: Sequ
 
 def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
     """Find the 3-D convolutions of a new network whose bf16 weight gradient is wrong on a CPU."""
-    names: list[str] = []
+    names = {module: name for name, module in network.named_modules()}
+    found: list[str] = []
 
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-            if inputs[0].shape[2] == 2:
-                names.append(name)
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[2] == 2:
+            found.append(names[module])
 
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(look(name))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv3d)
-    ]
+    hooks = [m.register_forward_pre_hook(look) for m in names if isinstance(m, nn.Conv3d)]
     # Not in training mode, in which batch norms refuse one voxel and change their statistics.
     network.eval()
     with torch.no_grad():
@@ -83,7 +77,7 @@ def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
     network.train()
     for hook in hooks:
         hook.remove()
-    return names
+    return found
 
 
 def measure_steps(
