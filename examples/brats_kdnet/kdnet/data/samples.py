@@ -130,8 +130,7 @@ class SliceDataset(Dataset[Sample]):
         if not self.addresses:
             raise UserError(
                 f"--slices {plane}: none of the {count} subjects has a slice with "
-                f"{'brain' if empty_slices == 1 else 'tumour'} in it. Look at the images, or set "
-                "--empty-slices 1."
+                f"{'brain' if empty_slices == 1 else 'tumour'} in it. Try --empty-slices 1."
             )
 
     def __len__(self) -> int:

@@ -74,12 +74,8 @@ def split_subjects(
 ) -> Split:
     """Deal subjects into folds, each with its share of every grade."""
     order = _stratified_order(subjects, seed)
-    if not 0 <= validation_fraction < 1 or not 2 <= folds <= len(order) or not 0 <= fold < folds:
-        raise UserError(
-            f"{len(order)} patients can be dealt into 2 to {len(order)} folds, numbered from 0, "
-            f"with a validation_fraction from 0 to below 1; found folds {folds}, fold {fold}, "
-            f"validation_fraction {validation_fraction}."
-        )
+    if folds > len(order):
+        raise UserError(f"{len(order)} patients cannot be dealt into {folds} folds; ask for fewer.")
     # Every so-manieth of an order sorted by grade: folds share grades evenly.
     test = order[fold::folds]
     rest = [patient for index, patient in enumerate(order) if index % folds != fold]
