@@ -47,7 +47,8 @@ def test_the_seed_alone_decides():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"folds": 9}, "9 folds"),
+        ({"fold": 3}, "fold 3 of 3"),
+        ({"folds": 9}, "fold 0 of 9"),
         ({"folds": 2, "validation_fraction": 0.9}, "none to train on"),
     ],
 )

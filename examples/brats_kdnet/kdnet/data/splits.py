@@ -74,8 +74,11 @@ def split_subjects(
 ) -> Split:
     """Deal subjects into folds, each with its share of every grade."""
     order = _stratified_order(subjects, seed)
-    if folds > len(order):
-        raise UserError(f"{len(order)} patients cannot be dealt into {folds} folds; ask for fewer.")
+    if folds > len(order) or fold >= folds:
+        raise UserError(
+            f"{len(order)} patients can be dealt into as many folds at most, numbered from 0; "
+            f"found fold {fold} of {folds}."
+        )
     # Every so-manieth of an order sorted by grade: folds share grades evenly.
     test = order[fold::folds]
     rest = [patient for index, patient in enumerate(order) if index % folds != fold]
