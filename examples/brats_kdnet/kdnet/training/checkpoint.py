@@ -38,6 +38,8 @@ FORMAT = "privdistill-brats-1"
 _STATE_FORMAT = "privdistill-brats-state-1"
 # Entries beside the metadata: digests of the tensors, and of all other entries.
 _TENSORS, _DIGEST = "tensors_sha256", "sha256"
+# How far a training is.
+_COUNTED = ("epoch", "step", "best", "batch", "seconds")
 # What a hostile or foreign state makes of reading it.
 _MISFITS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
@@ -465,27 +467,6 @@ class Means:
 
 
 @dataclass
-class Position:
-    """How far a training is.
-
-    Attributes:
-        epoch: Finished epochs.
-        step: Steps taken in all.
-        best: Lowest validation loss so far.
-        batch: Steps taken in the epoch that is not finished.
-        means: Losses of these steps.
-        seconds: Time that they took before the training was interrupted.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best: float = float("inf")
-    batch: int = 0
-    means: Means = field(default_factory=Means)
-    seconds: float = 0.0
-
-
-@dataclass
 class Training:
     """A network in training, and all that changes with it.
 
@@ -499,7 +480,12 @@ class Training:
         train: Shuffled batches.
         validation: Batches in fixed order; None if there are no validation subjects.
         task: Settings and files.
-        position: How far it is.
+        epoch: Finished epochs.
+        step: Steps taken in all.
+        best: Lowest validation loss so far.
+        batch: Steps taken in the epoch that is not finished.
+        seconds: Time that they took before the training was interrupted.
+        means: Losses of these steps.
         interruption: Knows whether it was asked to stop.
     """
 
@@ -512,7 +498,12 @@ class Training:
     train: Loader
     validation: Loader | None
     task: Task
-    position: Position = field(default_factory=Position)
+    epoch: int = 0
+    step: int = 0
+    best: float = float("inf")
+    batch: int = 0
+    seconds: float = 0.0
+    means: Means = field(default_factory=Means)
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
@@ -545,18 +536,18 @@ def resume(training: Training) -> None:
 
 def save_epoch(training: Training, validation_loss: float) -> None:
     """Write last weights, selected weights, and then the state that vouches for both."""
-    task, position = training.task, training.position
-    better = validation_loss < position.best
-    position.best = min(position.best, validation_loss)
+    task = training.task
+    better = validation_loss < training.best
+    training.best = min(training.best, validation_loss)
     # Files hold the names of the network itself, not those that torch.compile gives.
     network = getattr(training.kd.student, "_orig_mod", training.kd.student)
     # Gathered from all processes where the network is sharded.
     weights = whole(network.state_dict())
-    finished = position.epoch == task.settings.epochs
-    state = {"finished": True, "epoch": position.epoch} if finished else _state(training)
+    finished = training.epoch == task.settings.epochs
+    state = {"finished": True, "epoch": training.epoch} if finished else _state(training)
     if not training.fabric.is_global_zero:
         return
-    metadata = replace(task.metadata, epoch=position.epoch)
+    metadata = replace(task.metadata, epoch=training.epoch)
     save_weights(task.folder.last, weights, metadata)
     if better or task.settings.selection == "last" or not task.folder.model.is_file():
         save_weights(task.folder.model, weights, metadata)
@@ -568,9 +559,9 @@ def save_epoch(training: Training, validation_loss: float) -> None:
 
 def pause(training: Training) -> None:
     """Keep the middle of an epoch, beside the state of the last finished one."""
-    position, fabric = training.position, training.fabric
+    fabric = training.fabric
     state = _state(training)
-    for name, pair in position.means.sums.items():
+    for name, pair in training.means.sums.items():
         state["means"][name] = _gathered(fabric, pair.to(fabric.device))
     if fabric.is_global_zero:
         save_state(training.task.folder.pause, state)
@@ -578,19 +569,15 @@ def pause(training: Training) -> None:
 
 def _state(training: Training) -> dict[str, Any]:
     """All that goes on, in the same form from one process as from many."""
-    position, fabric = training.position, training.fabric
+    fabric = training.fabric
     random = {"cpu": torch.get_rng_state(), "gpu": torch.zeros(0, dtype=torch.uint8)}
     if fabric.device.type == "cuda":
         random["gpu"] = torch.cuda.get_rng_state(fabric.device)
     return {
         "finished": False,
         "network": training.task.metadata.summary(),
-        "epoch": position.epoch,
-        "step": position.step,
+        **{name: getattr(training, name) for name in _COUNTED},
         "steps": training.steps,
-        "best": position.best,
-        "batch": position.batch,
-        "seconds": position.seconds,
         "means": {},
         "weights": whole(training.kd.state_dict()),
         "optimizer": whole(training.optimizer.state_dict()),
@@ -635,15 +622,13 @@ def _restore(training: Training, state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["random"]["cpu"][own].clone())
     if state["random"]["gpu"][own].numel() and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random"]["gpu"][own].clone())
-    position = Position(
-        **{name: state[name] for name in ("epoch", "step", "best", "batch", "seconds")},
-        means=Means({n: pairs[rank].to(fabric.device) for n, pairs in state["means"].items()}),
-    )
-    training.position = position
-    where = f"after epoch {position.epoch}"
-    if position.batch:
-        where = f"in epoch {position.epoch + 1}, after step {position.batch} of {training.steps}"
-    fabric.print(f"{task.metadata.role}: continues {where} ({position.step} in all)")
+    for name in _COUNTED:
+        setattr(training, name, state[name])
+    training.means = Means({n: own[rank].to(fabric.device) for n, own in state["means"].items()})
+    where = f"after epoch {training.epoch}"
+    if training.batch:
+        where = f"in epoch {training.epoch + 1}, after step {training.batch} of {training.steps}"
+    fabric.print(f"{task.metadata.role}: continues {where} ({training.step} in all)")
 
 
 def _load_schedule(training: Training, state: Mapping[str, Any]) -> None:

@@ -36,10 +36,9 @@ def fit(
     # The same way from the start and after an interruption: what goes on is put back first.
     training = set_up(fabric, kd, train, validation, task)
     resume(training)
-    position = training.position
-    journal = Journal(task, epoch=position.epoch, steps=training.steps, rank=fabric.global_rank)
+    journal = Journal(task, epoch=training.epoch, steps=training.steps, rank=fabric.global_rank)
     with journal.open(), deferring() as training.interruption:
-        while position.epoch < task.settings.epochs:
+        while training.epoch < task.settings.epochs:
             train_epoch(training, journal)
             row = close_epoch(training)
             journal.epoch(row)
@@ -88,25 +87,24 @@ def build_scheduler(
 
 def train_epoch(training: Training, journal: Journal) -> None:
     """Take the steps of an epoch that are still to be taken."""
-    position = training.position
-    started = time.perf_counter() - position.seconds
+    started = time.perf_counter() - training.seconds
     # Order and flips follow from the epoch, so that those that were seen can be left out.
-    start_epoch(training.train, position.epoch, done=position.batch)
+    start_epoch(training.train, training.epoch, done=training.batch)
     training.model.train()
     for batch in training.train:
         out, loss = take_step(training, batch)
-        position.step += 1
-        position.batch += 1
-        add_terms(position.means, training.kd, out, batch.get("labelled"))
+        training.step += 1
+        training.batch += 1
+        add_terms(training.means, training.kd, out, batch.get("labelled"))
         journal.step(loss)
-        position.seconds = time.perf_counter() - started
+        training.seconds = time.perf_counter() - started
         stop_if_asked(training)
 
 
 def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
     """Change the weights by one batch; return what the wrapper gave, and the loss."""
-    fabric, task, position = training.fabric, training.task, training.position
-    where = f"{task.metadata.role}, epoch {position.epoch + 1}, step {position.step + 1}"
+    fabric, task = training.fabric, training.task
+    where = f"{task.metadata.role}, epoch {training.epoch + 1}, step {training.step + 1}"
     check_image(batch, training.kd, where)
     image, target = prepare(batch, task)
     out: Output = training.model(
@@ -152,20 +150,20 @@ def add_terms(means: Means, kd: DistillationWrapper, out: Output, labelled: Tens
 
 def close_epoch(training: Training) -> dict[str, float]:
     """Validate after the last step of an epoch, and return its row of the history."""
-    position, started = training.position, time.perf_counter()
+    started = time.perf_counter()
     measured = validate(training)
     row = {
-        "epoch": position.epoch + 1,
-        "step": position.step,
+        "epoch": training.epoch + 1,
+        "step": training.step,
         "learning_rate": training.optimizer.param_groups[0]["lr"],
-        "seconds": position.seconds + time.perf_counter() - started,
-        **position.means.reduce(training.fabric, "train_"),
+        "seconds": training.seconds + time.perf_counter() - started,
+        **training.means.reduce(training.fabric, "train_"),
         **measured,
     }
     if isinstance(training.scheduler, ReduceLROnPlateau):
         training.scheduler.step(row["validation_loss"])
-    position.epoch += 1
-    position.batch, position.seconds, position.means = 0, 0.0, Means()
+    training.epoch += 1
+    training.batch, training.seconds, training.means = 0, 0.0, Means()
     return row
 
 
@@ -248,12 +246,12 @@ def stop_if_asked(training: Training) -> None:
     received = training.interruption.agreed(training.fabric)
     if received is None:
         return
-    task, position = training.task, training.position
+    task = training.task
     inside = ""
-    if position.batch:
+    if training.batch:
         pause(training)
-        inside = f" and {position.batch} of {training.steps} steps of the next"
-    kept, epochs = position.epoch, task.settings.epochs
+        inside = f" and {training.batch} of {training.steps} steps of the next"
+    kept, epochs = training.epoch, task.settings.epochs
     raise StoppedError(
         received,
         f"Stopped in epoch {min(kept + 1, epochs)} of the {task.metadata.role}; {kept} of {epochs} "
