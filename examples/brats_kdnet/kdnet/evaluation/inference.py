@@ -55,7 +55,7 @@ def predict_volume(
     axis = AXES[slices] + 1
     parts = image[0].movedim(axis, 0).contiguous()
     answers = torch.cat([predict(some) for some in torch.split(parts, _SLICES)])
-    return answers.movedim(0, axis)[None]
+    return answers.movedim(0, axis).contiguous()[None]
 
 
 def volume_predictor(
