@@ -34,9 +34,10 @@ def samples_of(
 ) -> Dataset[Sample]:
     """Return the samples of training, or those of validation: the same in every epoch."""
     if data.patch is not None:
+        if training and not data.patches_per_case:
+            return FreePatches(subjects, data.patch)
         count = data.patches_per_case if training else TUMOUR_EVERY
-        fixed = FixedPatches(subjects, data.patch, count, seed)
-        return fixed if count else FreePatches(subjects, data.patch)
+        return FixedPatches(subjects, data.patch, count, seed)
     if data.slices is not None:
         return SliceDataset(subjects, data.slices, data.empty_slices if training else 1.0)
     return subjects

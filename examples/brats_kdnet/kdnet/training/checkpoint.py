@@ -559,18 +559,16 @@ def save_epoch(training: Training, validation_loss: float) -> None:
 
 def pause(training: Training) -> None:
     """Keep the middle of an epoch, beside the state of the last finished one."""
-    fabric = training.fabric
     state = _state(training)
-    for name, pair in training.means.sums.items():
-        state["means"][name] = _gathered(fabric, pair.to(fabric.device))
-    if fabric.is_global_zero:
+    if training.fabric.is_global_zero:
         save_state(training.task.folder.pause, state)
 
 
 def _state(training: Training) -> dict[str, Any]:
     """All that goes on, in the same form from one process as from many."""
     fabric = training.fabric
-    random = {"cpu": torch.get_rng_state(), "gpu": torch.zeros(0, dtype=torch.uint8)}
+    sums = {name: pair.to(fabric.device) for name, pair in training.means.sums.items()}
+    random = {"cpu": torch.get_rng_state()}
     if fabric.device.type == "cuda":
         random["gpu"] = torch.cuda.get_rng_state(fabric.device)
     return {
@@ -578,7 +576,7 @@ def _state(training: Training) -> dict[str, Any]:
         "network": training.task.metadata.summary(),
         **{name: getattr(training, name) for name in _COUNTED},
         "steps": training.steps,
-        "means": {},
+        "means": {name: _gathered(fabric, own) for name, own in sums.items()},
         "weights": whole(training.kd.state_dict()),
         "optimizer": whole(training.optimizer.state_dict()),
         "scheduler": training.scheduler.state_dict(),
@@ -619,9 +617,10 @@ def _restore(training: Training, state: Mapping[str, Any]) -> None:
     # A process that is new begins with the random numbers of the first.
     own = rank if rank < len(state["random"]["cpu"]) else 0
     # Clones, because PyTorch reads them from the beginning of their memory.
-    torch.set_rng_state(state["random"]["cpu"][own].clone())
-    if state["random"]["gpu"][own].numel() and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["random"]["gpu"][own].clone())
+    random = {name: every[own].clone() for name, every in state["random"].items()}
+    torch.set_rng_state(random["cpu"])
+    if "gpu" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["gpu"])
     for name in _COUNTED:
         setattr(training, name, state[name])
     training.means = Means({n: own[rank].to(fabric.device) for n, own in state["means"].items()})
@@ -644,7 +643,5 @@ def _load_schedule(training: Training, state: Mapping[str, Any]) -> None:
 
 def _gathered(fabric: Fabric, own: Tensor) -> Tensor:
     """One row for each process, on the CPU."""
-    if not own.numel():
-        return own.new_zeros(fabric.world_size, 0)
     every = torch.as_tensor(fabric.all_gather(own))
     return every.reshape(fabric.world_size, *own.shape).cpu()
