@@ -3,12 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from kdnet.data.description import Description, load_description
-from kdnet.data.targets import number_of_outputs, predict_classes, to_regions, to_target
+from kdnet.data.targets import number_of_outputs, predict_classes, to_target
 from kdnet.errors import UserError
 
 
@@ -42,17 +41,6 @@ def test_a_perfect_prediction_gives_the_label_back(brats, activation):
 def test_a_small_region_is_painted_over_a_large_one(brats):
     logits = torch.tensor([1.0, -1.0, -1.0]).reshape(1, 3, 1, 1, 1)
     assert predict_classes(logits, brats, "sigmoid").item() == 3
-
-
-def test_regions_of_arrays_and_tensors_agree(brats):
-    from_array = to_regions(np.arange(4), brats)
-    from_tensor = to_regions(torch.arange(4), brats)
-    assert {name: mask.tolist() for name, mask in from_array.items()} == {
-        "ET": [False, False, False, True],
-        "TC": [False, True, False, True],
-        "WT": [False, True, True, True],
-    }
-    assert all(np.array_equal(from_array[name], from_tensor[name]) for name in from_array)
 
 
 def test_number_of_outputs(brats):

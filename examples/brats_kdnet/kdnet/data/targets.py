@@ -1,10 +1,6 @@
 """Class indices to training targets, and logits back to class indices and regions."""
 
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,14 +35,6 @@ def predict_classes(logits: Tensor, description: Description, activation: str) -
     for channel, index in _painting(description):
         classes[logits[:, channel] > 0] = index
     return classes
-
-
-def to_regions(
-    classes: Tensor | NDArray[Any], description: Description
-) -> dict[str, NDArray[np.bool_]]:
-    """Masks of the regions that are scored."""
-    array = classes.cpu().numpy() if isinstance(classes, Tensor) else classes
-    return {name: np.isin(array, indices) for name, indices in description.regions.items()}
 
 
 def _joined(label: Tensor, indices: tuple[int, ...]) -> Tensor:

@@ -61,19 +61,19 @@ def surface_scores(
     if present != (True, True):
         penalty = image_diagonal(prediction.shape, spacing) if diagonal is None else diagonal
         return penalty, 0.0
-    box = bounding_box(prediction | reference, _MARGIN)
+    box = bounding_box(prediction | reference)
     there, back = _surface_distances(prediction[box], reference[box], spacing)
     farthest = max(float(np.percentile(way, 95)) for way in (there, back))
     close = int((there <= tolerance).sum()) + int((back <= tolerance).sum())
     return farthest, close / (there.size + back.size)
 
 
-def bounding_box(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
-    """The smallest box that holds a mask."""
+def bounding_box(mask: Mask) -> tuple[slice, ...]:
+    """The smallest box that holds a mask and a margin around it."""
     boxes = ndimage.find_objects(mask.view(np.uint8))
     if not boxes:
         return (slice(0),) * mask.ndim
-    return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in boxes[0])
+    return tuple(slice(max(side.start - _MARGIN, 0), side.stop + _MARGIN) for side in boxes[0])
 
 
 def _surface_distances(

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdnet.data.description import Description
 from kdnet.data.preprocessing import Preprocessing, read_classes
 from kdnet.data.subjects import SEGMENTATION, Subject
-from kdnet.data.targets import predict_classes, to_regions
+from kdnet.data.targets import predict_classes
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import native_classes, predict_finite, write_label_map
@@ -93,10 +93,12 @@ def region_masks(
     nominal = distance_unit(description) == "voxel"
     voxel = (1.0,) * predicted.ndim if nominal else tuple(map(float, spacing))
     # Every region lies inside; a full volume holds twenty times as much.
-    tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
-    truths = to_regions(reference[tumour], description)
-    found = to_regions(predicted[tumour], description).items()
-    masks = [(region, mask, truths[region]) for region, mask in found]
+    tumour = bounding_box((predicted > 0) | (reference > 0))
+    found, true = predicted[tumour], reference[tumour]
+    masks = [
+        (region, np.isin(found, indices), np.isin(true, indices))
+        for region, indices in description.regions.items()
+    ]
     return masks, voxel, image_diagonal(predicted.shape, voxel)
 
 
