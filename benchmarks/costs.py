@@ -174,7 +174,6 @@ def measure(
             lambda image: kd.predict(image.to(memory_format=torch_format(way.memory_format))),
             subjects[:2],
             student.preprocessing(),
-            description,
             student.activation,
             unit={"row": "student"},
         )

@@ -13,7 +13,7 @@ from torch import nn
 from kdnet.config import TrainingConfig
 from kdnet.data.loading import build_loader
 from kdnet.models import build_network
-from kdnet.training.checkpoint import Task
+from kdnet.training.checkpoint import Task, TrainingFolder
 from kdnet.training.history import read_history
 from kdnet.training.loop import fit
 from privdistill import DistillationWrapper, GroundTruth, HintonKL, PrivilegedInput
@@ -88,7 +88,7 @@ def case(folder, width=2, role="baseline", **settings):
     return Task(
         metadata=metadata,
         settings=TrainingConfig(**(usual | settings)),
-        folder=folder / role,
+        folder=TrainingFolder(folder / role),
         console=Console(quiet=True),
     )
 
@@ -114,8 +114,8 @@ def train(task, samples=None, validation=None, *, kd=None, batch=2, shuffle=True
 
 
 def weights(task):
-    return load_file(task.model_file) | {
-        f"last.{k}": v for k, v in load_file(task.last_file).items()
+    return load_file(task.folder.model) | {
+        f"last.{k}": v for k, v in load_file(task.folder.last).items()
     }
 
 
@@ -125,5 +125,5 @@ def equal(first, second):
 
 def losses(task):
     """Rows of the history, but for the time that they took."""
-    rows = read_history(task.folder / "history.csv")
+    rows = read_history(task.folder.history)
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

@@ -104,7 +104,6 @@ def write_model(unit, role, description):
         modalities=view,
         description=description,
         epoch=3,
-        phantom=description.phantom,
     )
     unit.mkdir(parents=True, exist_ok=True)
     save_model(unit / "model.safetensors", build(described), described)

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import nibabel
+import safetensors.torch
 import torch
 
-import kdnet.training.checkpoint
 import kdnet.training.loop
 import train
 
@@ -87,9 +87,7 @@ class Moments:
 def arm(moments):
     """Put the moments in place, in a process that is made for it."""
     torch.save = moments.half("torch.save", torch.save, 1)
-    kdnet.training.checkpoint.save_file = moments.half(
-        "save_file", kdnet.training.checkpoint.save_file, 1
-    )
+    safetensors.torch.save_file = moments.half("save_file", safetensors.torch.save_file, 1)
     Path.write_text = moments.half("write_text", Path.write_text, 0)
     nibabel.save = moments.half("nib.save", nibabel.save, 1)
     writerows = csv.DictWriter.writerows

@@ -9,20 +9,17 @@ describes others (docs/how-to/own-data.md). What only looks wrong is listed as a
 status: 0 if all subjects can be used, 1 if some cannot, 2 if there is nothing to look through.
 """
 
-from __future__ import annotations
-
 import argparse
-import csv
-import io
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
-from kdnet.command import console, exit_status
+from kdnet.command import console, documented, exit_status
 from kdnet.data.checks import check_subjects, listed, problems_as_rows
 from kdnet.data.description import load_description
 from kdnet.data.subjects import find_subjects
@@ -63,11 +60,8 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
     if options.json is not None:
         _write(options.json, json.dumps(summary, indent=2) + "\n")
     if options.csv is not None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ("subject", "file", "reason"), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        _write(options.csv, text.getvalue())
+        table = pd.DataFrame(rows, columns=["subject", "file", "reason"])
+        _write(options.csv, table.to_csv(index=False, lineterminator="\n"))
     if problems:
         console.out(listed(problems))
     console.out(
@@ -88,9 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     add = parser.add_argument
     add("--data-root", "--data_root", type=Path, required=True, help="folder of the data set")
     add("--description", type=Path, help="YAML file, or its name in datasets/, for other layouts")

@@ -9,14 +9,12 @@ onnxruntime). predict.py runs each.
 TorchScript is not offered: PyTorch has deprecated it, and torch.export takes its place.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdnet.command import add_trust, exit_status
+from kdnet.command import add_trust, documented, exit_status
 from kdnet.errors import printable
 from kdnet.exported import check_format, export
 from kdnet.training.checkpoint import load_model
@@ -24,9 +22,7 @@ from kdnet.training.checkpoint import load_model
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and export."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors of a run")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     add_trust(parser)

@@ -6,21 +6,16 @@ Nothing learned from phantoms says anything about patients; the file `phantom.js
 subjects makes every result carry the word "phantom".
 """
 
-from __future__ import annotations
-
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdnet.command import exit_status
+from kdnet.command import documented, exit_status
 from kdnet.data.phantom_files import generate_phantoms
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write phantoms from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = documented(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to fill")
     parser.add_argument("--subjects", type=int, default=40, help="how many (default 40)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")

@@ -16,8 +16,6 @@ takes what each subject has, and the modalities that are used are shown. A file 
 subject of its own. --modalities reads no others than it names.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import Counter
@@ -30,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from kdnet.command import add_trust, console, exit_status
+from kdnet.command import add_trust, console, documented, exit_status
 from kdnet.data.checks import Problem, check_subjects, listed, raise_for_problems, unlike_training
 from kdnet.data.inputs import Inputs, stem_of
 from kdnet.data.subjects import Subject
@@ -54,7 +52,7 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     network, metadata = open_model(
         options.model, trusted=options.trust_backbone, trust_program=options.trust_program
     )
-    if metadata.phantom:
+    if metadata.description.phantom:
         console.out("The model was trained on phantoms: its label maps mean nothing in patients.")
     modalities = chosen_modalities(options.modalities, metadata)
     inputs = Inputs(metadata.description, modalities, metadata.any_subset)
@@ -162,17 +160,8 @@ def segment(
     every = image.new_zeros(len(metadata.modalities), *image.shape[1:])
     every[[metadata.modalities.index(name) for name in present]] = image
     logits = predict_finite(run, every, subject.name)
-    classes = native_classes(
-        logits, geometry.shape, preprocessing, metadata.description, metadata.activation
-    )
-    write_label_map(
-        target,
-        classes,
-        affine=geometry.affine,
-        header=geometry.header,
-        export_labels=metadata.description.export_labels,
-        note="trained on phantoms" if metadata.phantom else "",
-    )
+    classes = native_classes(logits, geometry.shape, preprocessing, metadata.activation)
+    write_label_map(target, classes, geometry, metadata.description)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,9 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
-    found = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = documented(__doc__)
     add = found.add_argument
     add("--model", type=Path, required=True, help="model.safetensors of a run")
     add(

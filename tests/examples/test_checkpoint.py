@@ -89,11 +89,6 @@ def test_a_model_file_says_what_the_network_sees(file, changes, size, words):
     assert (preprocessing.grid, preprocessing.crop) == (metadata.grid, (32, 32, 32))
 
 
-def test_a_network_without_patch_and_grid_is_refused():
-    with pytest.raises(ValueError, match="neither a patch nor a grid"):
-        _ = replace(METADATA, grid=None).input_size
-
-
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -170,7 +165,7 @@ def test_any_flipped_byte_of_a_state_is_refused(tmp_path):
 )
 def test_what_is_no_state_is_refused_where_a_training_goes_on(tmp_path, content):
     task = case(tmp_path)
-    save_state_of_anything(task.state_file, content)
+    save_state_of_anything(task.folder.state, content)
     with pytest.raises(UserError, match="cannot be gone on with"):
         train(task)
 
@@ -186,7 +181,7 @@ def states(tmp_path_factory):
     task = case(tmp_path_factory.mktemp("states"))
     with pytest.raises(StoppedError):
         train(task, Samples(5, at=8, call=send(15)))
-    return load_state(task.state_file), load_state(task.pause_file)
+    return load_state(task.folder.state), load_state(task.folder.pause)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["state", "pause"])
@@ -199,8 +194,8 @@ def test_an_entry_that_is_missing_or_wrong_is_one_message_and_no_traceback(
         task = case(tmp_path / name)
         rest = {key: entry for key, entry in sound.items() if key != name}
         changed = rest if isinstance(value, str) and value == "nothing" else rest | {name: value}
-        save_state_of_anything((task.state_file, task.pause_file)[which], changed)
+        save_state_of_anything((task.folder.state, task.folder.pause)[which], changed)
         if which:
-            save_state(task.state_file, states[0])
+            save_state(task.folder.state, states[0])
         with pytest.raises(UserError, match=r"Restore it|another network|cannot be gone on with"):
             train(task)

@@ -10,7 +10,7 @@ import torch
 from kdnet.data.preprocessing import Preprocessing
 from kdnet.data.subjects import find_subjects
 from kdnet.evaluation.inference import predict_volume
-from kdnet.evaluation.scoring import evaluate
+from kdnet.evaluation.scoring import COLUMNS, evaluate
 
 PATCH = (4, 4, 4)
 
@@ -96,9 +96,8 @@ def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_
     predict = partial(
         predict_volume, lambda part: edema.expand(1, -1, *part.shape[2:]), patch=(8, 8, 8)
     )
-    scores = evaluate(
-        predict, subjects[:1], preprocessing, description, "softmax", unit={"row": "student"}
-    )
+    unit = dict.fromkeys(COLUMNS, 0)
+    scores = evaluate(predict, subjects[:1], preprocessing, "softmax", unit=unit)
     lines = scores.to_dict("records")
     native = {line["region"]: line for line in lines if line["space"] == "native"}
     assert native["WT"]["dice"] == pytest.approx(2 * 8**3 / (8**3 + 12**3))

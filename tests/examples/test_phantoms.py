@@ -22,7 +22,7 @@ SIZE = 32
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("phantoms") / "data"
-    return generate_phantoms(root, subjects=10, seed=0, size=SIZE, progress=False, workers=2)
+    return generate_phantoms(root, subjects=10, seed=0, size=SIZE, progress=False)
 
 
 def volumes(root: Path) -> dict[str, np.ndarray]:
@@ -48,9 +48,7 @@ def test_the_reader_of_brats_reads_them_as_phantoms(folder):
 
 
 def test_the_number_of_workers_and_subjects_does_not_matter(folder, tmp_path):
-    alone = generate_phantoms(
-        tmp_path / "alone", subjects=3, seed=0, size=SIZE, progress=False, workers=1
-    )
+    alone = generate_phantoms(tmp_path / "alone", subjects=3, seed=0, size=SIZE, progress=False)
     together = volumes(folder)
     for name, volume in volumes(alone).items():
         np.testing.assert_array_equal(volume, together[name])
@@ -110,7 +108,7 @@ def test_a_failure_leaves_no_half_subject(tmp_path, monkeypatch):
 
     monkeypatch.setattr(phantom_files, "_write", full_disk)
     with pytest.raises(UserError, match="no space left"):
-        generate_phantoms(tmp_path / "p", subjects=2, seed=0, size=16, progress=False, workers=1)
+        generate_phantoms(tmp_path / "p", subjects=2, seed=0, size=16, progress=False)
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["phantom.json"]
 
 

@@ -134,9 +134,7 @@ def labels_with(model, patient, seen):
     image[[name not in seen for name in EVERY]] = 0
     with torch.no_grad():
         logits = network(image[None])
-    classes = native_classes(
-        logits, SHAPE, described.preprocessing(), described.description, "softmax"
-    )
+    classes = native_classes(logits, SHAPE, described.preprocessing(), "softmax")
     return np.array([0, 1, 2, 4])[classes]
 
 
@@ -201,7 +199,8 @@ def test_fewer_modalities_than_a_network_needs_cannot_be_asked_for(tmp_path, cap
 
 
 def test_phantom_model_marks_terminal_and_header(tmp_path, capsys):
-    model = save(tmp_path / "model.safetensors", phantom=True)
+    phantoms = load_description("phantom")
+    model = save(tmp_path / "model.safetensors", description=phantoms)
     image = write_image(tmp_path / "case.nii")
     run("--model", model, "--input", image, "--out", tmp_path / "out")
     assert "trained on phantoms" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from kdnet.data.description import load_description
 from kdnet.data.preprocessing import read_classes
 from kdnet.data.splits import seen_before, share_labels
 from kdnet.data.subjects import ImageFile, Subject, find_subjects, patient_of
+from kdnet.data.volumes import Geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import write_label_map
 from kdnet.runs.plan import deal, folds_content, load_folds
@@ -157,11 +158,9 @@ def test_labels_that_are_almost_whole_are_whole(tmp_path, factor):
 def test_labels_of_any_size_are_read_and_written_again(tmp_path, value):
     mine = replace(BRATS, labels={0: 0, 1: 1, 2: 2, value: 3})
     classes = np.array([0, 3, 1, 2], dtype=np.uint8).reshape(4, 1, 1)
-    header = nib.Nifti1Header()
+    geometry = Geometry(classes.shape, np.eye(4), nib.Nifti1Header(), (1.0, 1.0, 1.0))
     path = tmp_path / "seg.nii.gz"
-    write_label_map(
-        path, classes, affine=np.eye(4), header=header, export_labels=mine.export_labels
-    )
+    write_label_map(path, classes, geometry, mine)
     assert np.asarray(nib.load(path).dataobj).ravel().tolist() == [0, value, 1, 2]
     np.testing.assert_array_equal(read_classes(ImageFile(path), mine), classes)
     with pytest.raises(UserError, match="2147483648"):

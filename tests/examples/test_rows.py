@@ -2,8 +2,10 @@ import pytest
 from quick import QUICK
 
 from kdnet.config import Config, ObjectiveConfig, parse_config
+from kdnet.data.description import load_description
 from kdnet.errors import UserError
 from kdnet.rows import Row, read_rows, select_rows, sweep, with_part_teachers
+from kdnet.runs.networks import build, describe_network
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,12 @@ def test_built_in_rows_have_options_that_the_configuration_knows(config):
         assert row.against is None or row.against in rows
     for members in groups.values():
         assert select_rows(members, rows, groups)
+
+
+@pytest.mark.parametrize("name", read_rows()[0])
+def test_the_network_of_every_built_in_row_can_be_built(config, name):
+    row = read_rows()[0][name]
+    build(describe_network(row.role, row.configure(config), load_description("brats2021"), name))
 
 
 def test_rows_of_table_two_differ_from_the_paper_in_one_switch(config):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdnet.data.loading import build_loader, start_epoch
-from kdnet.data.samples import FixedPatches, FreePatches, SliceDataset, cut, plane_of, stack
+from kdnet.data.samples import FixedPatches, FreePatches, SliceDataset
 from kdnet.errors import UserError
 
 PATCH = (4, 6, 5)
@@ -121,23 +121,11 @@ def test_a_patch_keeps_no_volume_alive():
     assert patch.untyped_storage().nbytes() == patch.numel() * 4
 
 
-PLANES = {"sagittal": (3, 4), "coronal": (2, 4), "axial": (2, 3)}
-
-
 def sliced(brain="011111110", tumour="000110000", name="A"):
     """A volume of one slice per character, along the third axis."""
     image = torch.tensor([float(c) for c in brain]).expand(2, 3, 4, -1).clone()
     label = torch.tensor([int(c) for c in tumour], dtype=torch.uint8).expand(1, 3, 4, -1).clone()
     return {"image": image, "label": label, "name": name}
-
-
-@pytest.mark.parametrize("plane", PLANES)
-def test_slices_are_put_together_as_they_were(plane):
-    volume = torch.rand(1, 2, 3, 4)
-    parts = list(cut(volume, plane))
-    assert parts[0].shape[1:] == PLANES[plane] == plane_of((2, 3, 4), plane)
-    assert torch.equal(stack(parts, plane), volume)
-    assert plane != "axial" or torch.equal(parts[1], volume[..., 1])
 
 
 def positions(sample, share):

@@ -89,7 +89,7 @@ def scored(predicted, reference, description=DESCRIPTION, spacing=(1.0, 1.0, 1.0
 def score(network, subjects, preprocessed=None, **options):
     unit = options.pop("unit", {"row": "student"})
     preprocessed = preprocessed or preprocessing()
-    return evaluate(network, subjects, preprocessed, DESCRIPTION, "softmax", unit=unit, **options)
+    return evaluate(network, subjects, preprocessed, "softmax", unit=unit, **options)
 
 
 def test_regions_of_a_shifted_prediction_by_hand():
@@ -126,7 +126,7 @@ def test_cases_without_any_tumour_agree():
     for line in scored(empty, empty):
         assert (line["dice"], line["hd95"], line["nsd"]) == (1.0, 0.0, 1.0)
         assert math.isnan(line["dice_reference_present"])
-    with pytest.raises(ValueError, match="same grid"):
+    with pytest.raises(UserError, match="same grid"):
         scored(empty, empty[:2])
 
 
@@ -142,10 +142,11 @@ def test_perfect_network_scores_one_everywhere_and_its_label_maps_are_the_refere
 ):
     labels = [class_indices(label_values()), class_indices(np.where(label_values(1) == 2, 2, 0))]
     unit = {"row": "teacher", "fold": 2, "seed": 7, "labelled": 5, "against": "baseline"}
+    unit["modalities"] = "t1ce"
     scores = score(perfect(labels), subjects, unit=unit, prediction_folder=tmp_path / "maps")
     assert len(scores) == 2 * 3 * 2
     assert [*scores.columns] == [*COLUMNS]
-    expected = {"dice": 1.0, "hd95": 0.0, "nsd": 1.0, "modalities": "t1ce"} | unit
+    expected = {"dice": 1.0, "hd95": 0.0, "nsd": 1.0} | unit
     for name, value in expected.items():
         assert {*scores[name]} == {value}
     without = one(scores, case="BraTS2021_00002", region="ET", space="native")
@@ -185,7 +186,7 @@ def test_sigmoid_decides_at_one_half_and_paints_background_outside_the_crop():
     for low, expected in ((20.0, 3), (-0.01, 2)):
         logits = torch.full((1, 3, 4, 4, 4), low)
         logits[:, 2] = abs(low)  # WT, with or without the regions inside it
-        classes = native_classes(logits, (8, 8, 8), inside, DESCRIPTION, "sigmoid")
+        classes = native_classes(logits, (8, 8, 8), inside, "sigmoid")
         assert (classes[2:6, 2:6, 2:6] == expected).all()
         assert (classes > 0).sum() == 64
 

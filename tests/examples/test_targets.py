@@ -3,12 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from kdnet.data.description import Description, load_description
-from kdnet.data.targets import number_of_outputs, predict_classes, to_regions, to_target
+from kdnet.data.targets import number_of_outputs, predict_classes, to_target
 from kdnet.errors import UserError
 
 
@@ -44,17 +43,6 @@ def test_a_small_region_is_painted_over_a_large_one(brats):
     assert predict_classes(logits, brats, "sigmoid").item() == 3
 
 
-def test_regions_of_arrays_and_tensors_agree(brats):
-    from_array = to_regions(np.arange(4), brats)
-    from_tensor = to_regions(torch.arange(4), brats)
-    assert {name: mask.tolist() for name, mask in from_array.items()} == {
-        "ET": [False, False, False, True],
-        "TC": [False, True, False, True],
-        "WT": [False, True, True, True],
-    }
-    assert all(np.array_equal(from_array[name], from_tensor[name]) for name in from_array)
-
-
 def test_number_of_outputs(brats):
     assert number_of_outputs(brats, "softmax") == 4
     assert number_of_outputs(brats, "sigmoid") == 3
@@ -66,5 +54,3 @@ def test_regions_that_cannot_be_told_apart_need_softmax(brats):
     with pytest.raises(UserError, match="region 'TC' must hold exactly one class"):
         number_of_outputs(overlapping, "sigmoid")
     assert number_of_outputs(overlapping, "softmax") == 4
-    with pytest.raises(UserError, match="found 'relu'"):
-        number_of_outputs(brats, "relu")

@@ -44,12 +44,6 @@ def test_what_cannot_be_built_is_refused(options, message):
         TimmUNet(1, 2, **options)
 
 
-def test_a_volume_is_refused_with_what_to_do():
-    network = TimmUNet(1, 2, decoder_channels=NARROW)
-    with pytest.raises(ValueError, match=r"expected slices .* Give --slices axial"):
-        network(torch.zeros(1, 1, 32, 32, 32))
-
-
 def test_slices_that_leave_one_pixel_are_refused_in_training():
     network = TimmUNet(1, 2, decoder_channels=NARROW)
     with pytest.raises(ValueError, match="more than 32 pixels along one axis"):

@@ -100,7 +100,7 @@ def test_the_student_alone_learns_from_the_teacher_and_sees_one_modality(run):
     metadata = {role: read_metadata(unit(run, role).model) for role in ROLES}
     assert metadata["teacher"].modalities == ("flair", "t1", "t1ce", "t2")
     assert metadata["baseline"].modalities == metadata["student"].modalities == ("t1ce",)
-    assert metadata["student"].phantom
+    assert metadata["student"].description.phantom
     columns = {role: set(read_history(unit(run, role).history)[0]) for role in ROLES}
     assert columns["teacher"] == columns["baseline"]
     assert columns["student"] - columns["baseline"] == {

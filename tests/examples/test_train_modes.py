@@ -21,7 +21,6 @@ from kdnet.data.description import load_description
 from kdnet.data.samples import (
     FixedPatches,
     FreePatches,
-    cache_remark,
     plane_remark,
     samples_per_subject,
 )
@@ -82,7 +81,10 @@ def assert_predict_agrees(found, subjects, out):
 @pytest.mark.usefixtures("training_alone")
 def test_patches_of_volumes_of_several_sizes(subjects, tmp_path, capsys):
     found = run(subjects, tmp_path / "run", *PATCHES, "--teacher-cache", "disk")
-    assert "Teacher cache: off, as patches at new positions" in capsys.readouterr().out
+    assert (
+        "Teacher cache: off, as augmented samples, and patches at new positions"
+        in capsys.readouterr().out
+    )
     assert "teacher_cache" not in found("student").read_record()
     metadata = read_metadata(found("student").model)
     assert (metadata.patch, metadata.grid, metadata.crop) == ((16, 16, 16), None, None)
@@ -242,7 +244,7 @@ def test_a_resumed_training_sees_the_patches_of_an_uninterrupted_one(tmp_path):
     with pytest.raises(StoppedError, match="1 of 3 epochs and 1 of 2 steps of the next are kept"):
         train_on_patches(parts, at=6)
     train_on_patches(parts)
-    expected, found = (load_file(task.folder / "last.safetensors") for task in (whole, parts))
+    expected, found = (load_file(task.folder.last) for task in (whole, parts))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
@@ -253,15 +255,12 @@ def test_dice_of_the_validation_is_that_of_whole_volumes(tmp_path):
     for item in map(task.volumes.__getitem__, range(2)):
         logits = predict_volume(kd.predict, item["image"][None, 2:3], patch=(4, 4, 4))
         dice.append(mean_dice(logits, item["label"][None].long(), task.metadata))
-    row = read_history(task.folder / "history.csv")[-1]
+    row = read_history(task.folder.history)[-1]
     assert row["validation_dice"] == pytest.approx(float(torch.stack(dice).mean()), abs=1e-6)
 
 
-def test_what_may_surprise_is_said():
+def test_slices_of_another_plane_than_their_name_says_are_told():
     free = DataConfig(patch=(8, 8, 8))
-    assert "Teacher cache: off" in cache_remark(free, "disk")
-    assert cache_remark(free, "off") is None
-    assert cache_remark(replace(free, patches_per_case=2), "disk") is None
     axial = DataConfig(slices="axial")
     assert plane_remark(axial, "RAS") is None
     assert plane_remark(free, "PSR") is None

@@ -54,8 +54,8 @@ def test_a_run_stopped_at_every_step_and_in_every_validation_is_the_same(tmp_pat
     assert stops == 7
     assert equal(weights(whole), weights(parts))
     assert losses(whole) == losses(parts)
-    assert read_metadata(whole.model_file) == read_metadata(parts.model_file)
-    assert not parts.pause_file.exists()
+    assert read_metadata(whole.folder.model) == read_metadata(parts.folder.model)
+    assert not parts.folder.pause.exists()
 
 
 def test_a_pause_of_an_older_epoch_is_not_gone_on_with(tmp_path):
@@ -63,11 +63,11 @@ def test_a_pause_of_an_older_epoch_is_not_gone_on_with(tmp_path):
     work = case(tmp_path)
     with pytest.raises(StoppedError):
         train(work, Samples(5, at=3, call=send(signal.SIGTERM)))
-    old = work.pause_file.read_bytes()
+    old = work.folder.pause.read_bytes()
     with pytest.raises(StoppedError):
         train(work, Samples(5, at=10, call=send(signal.SIGTERM)))
-    assert load_state(work.state_file)["epoch"] >= 1
-    work.pause_file.write_bytes(old)
+    assert load_state(work.folder.state)["epoch"] >= 1
+    work.folder.pause.write_bytes(old)
     train(work)
     train(whole := case(tmp_path / "whole"))
     assert equal(weights(work), weights(whole))
@@ -77,10 +77,10 @@ def test_a_damaged_pause_says_what_is_left_without_it(tmp_path):
     work = case(tmp_path)
     with pytest.raises(StoppedError):
         train(work, Samples(5, at=7, call=send(signal.SIGTERM)))
-    work.pause_file.write_bytes(b"half")
+    work.folder.pause.write_bytes(b"half")
     with pytest.raises(UserError, match=r"remove pause.safetensors alone"):
         train(work)
-    work.pause_file.unlink()
+    work.folder.pause.unlink()
     train(work)
     train(whole := case(tmp_path / "whole"))
     assert equal(weights(work), weights(whole))
@@ -116,9 +116,9 @@ def test_the_state_of_another_network_is_refused_with_both_descriptions(tmp_path
 def test_a_finished_training_vouches_for_its_weights(tmp_path):
     train(work := case(tmp_path, epochs=1))
     assert is_finished(work.folder)
-    content = bytearray(work.model_file.read_bytes())
+    content = bytearray(work.folder.model.read_bytes())
     content[-1] ^= 1
-    work.model_file.write_bytes(content)
+    work.folder.model.write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors is not the file with which"):
         is_finished(work.folder)
 
@@ -156,19 +156,19 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, monkeypa
 
     monkeypatch.setattr("kdnet.training.loop.validate", validate)
     train(work := case(tmp_path, selection="best"))
-    assert read_metadata(work.model_file).epoch == 2
-    assert read_metadata(work.last_file).epoch == 4
+    assert read_metadata(work.folder.model).epoch == 2
+    assert read_metadata(work.folder.last).epoch == 4
 
 
 def test_last_weights_are_those_of_the_last_epoch(tmp_path):
     work = case(tmp_path, selection="last", learning_rate=0.5, schedule="constant")
     student = train(work)
-    assert equal(load_file(work.model_file), dict(student.state_dict()))
+    assert equal(load_file(work.folder.model), dict(student.state_dict()))
 
 
 def test_history_has_a_column_for_every_term(tmp_path):
     train(work := case(tmp_path, epochs=1))
-    with (work.folder / "history.csv").open() as file:
+    with (work.folder.history).open() as file:
         assert next(csv.reader(file)) == [
             *("epoch", "step", "learning_rate", "seconds", "train_loss", "train_ground_truth"),
             *("validation_loss", "validation_dice", "validation_ground_truth"),
@@ -183,14 +183,14 @@ def test_rows_after_the_last_checkpoint_are_dropped_and_curves_go_on(tmp_path, l
         with journal.open():
             for epoch, loss in rows:
                 journal.epoch({"epoch": epoch, "step": epoch, "train_loss": loss})
-    losses = [row["train_loss"] for row in read_history(work.folder / "history.csv")]
+    losses = [row["train_loss"] for row in read_history(work.folder.history)]
     assert losses == [0.5, 0.25]
     if logger == "tensorboard":
-        events = list(work.scalars.glob("events*"))
+        events = list(work.folder.curves.glob("events*"))
         assert len(events) == 2
         assert all(b"temperature: 1.5" in path.read_bytes() for path in events)
         return
-    with (work.scalars / "version_1" / "metrics.csv").open() as file:
+    with (work.folder.curves / "version_1" / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (float(row["train/loss"]), int(row["step"])) == (0.25, 2)
 
@@ -246,9 +246,9 @@ def test_each_training_is_a_run_of_its_own(tmp_path, name, monkeypatch):
         write_two_epochs(work)
     for work in works:
         if name == "wandb":
-            assert len([*work.scalars.rglob("*.wandb")]) == 1
+            assert len([*work.folder.curves.rglob("*.wandb")]) == 1
             continue
-        client = package.MlflowClient(f"sqlite:///{work.scalars}/mlflow.db")
+        client = package.MlflowClient(f"sqlite:///{work.folder.curves}/mlflow.db")
         (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
         losses = client.get_metric_history(run.info.run_id, "train/loss")
         assert [(entry.step, entry.value) for entry in losses] == [(1, 1.0), (2, 0.5)]
@@ -259,7 +259,10 @@ def test_clipping_bounds_the_step_of_plain_gradients(tmp_path):
     train(free := case(tmp_path / "free", epochs=1))
     train(bound := case(tmp_path / "bound", epochs=1, gradient_clip=1e-9))
     moved = [
-        max((load_file(w.model_file)[n] - t).abs().max() for n, t in network().state_dict().items())
+        max(
+            (load_file(w.folder.model)[n] - t).abs().max()
+            for n, t in network().state_dict().items()
+        )
         for w in (free, bound)
     ]
     assert moved[1] < moved[0]

@@ -73,14 +73,14 @@ LOADING = "A process that loads data was lost"
     ],
 )
 def test_a_loading_process_that_fails_ends_the_run_and_the_next_start_finishes_it(
-    tmp_path, capsys, call, words
+    tmp_path, capsys, monkeypatch, call, words
 ):
+    monkeypatch.setattr("kdnet.data.loading.PATIENCE", 2.0)
     samples = FailingSamples(call, tmp_path / "mended")
-    loading = {"workers": 1, "patience": 2.0}
-    assert status_of(tmp_path / "run", samples, **loading)[1] == 2
+    assert status_of(tmp_path / "run", samples, workers=1)[1] == 2
     assert is_one_message(capsys.readouterr().err, LOADING, words, "the same command goes on")
     (tmp_path / "mended").touch()
-    work, status = status_of(tmp_path / "run", samples, **loading)
+    work, status = status_of(tmp_path / "run", samples, workers=1)
     assert status == 0
     whole, _ = status_of(tmp_path / "whole", Samples(4))
     assert equal(weights(work), weights(whole))
@@ -107,7 +107,7 @@ def test_memory_that_runs_out_ends_the_run_with_its_epochs_kept(tmp_path, capsys
     assert is_one_message(capsys.readouterr().err, *parts)
     work, status = status_of(tmp_path, Samples(4))
     assert status == 0
-    assert load_state(work.state_file) == load_state(work.state_file) | {
+    assert load_state(work.folder.state) == load_state(work.folder.state) | {
         "finished": True,
         "epoch": 3,
     }

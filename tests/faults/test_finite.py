@@ -55,11 +55,11 @@ def test_the_state_before_is_kept_and_goes_on(tmp_path):
     with pytest.raises(NonFiniteError, match="epoch 3, step 5"):
         fit(tmp_path, Samples(4), student=Network(spoil_from=7))
     work = case(tmp_path)
-    state = load_state(work.state_file)
+    state = load_state(work.folder.state)
     assert (state["epoch"], state["step"]) == (2, 4)
-    assert all(torch.isfinite(tensor).all() for tensor in load_file(work.last_file).values())
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(work.folder.last).values())
     fit(tmp_path, Samples(4))
-    assert load_state(work.state_file)["finished"]
+    assert load_state(work.folder.state)["finished"]
 
 
 def test_under_a_loss_scaler_an_infinite_gradient_is_normal_and_an_infinite_loss_is_not():

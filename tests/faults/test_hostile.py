@@ -53,8 +53,8 @@ def test_the_trap_works(tmp_path, trap):
 @HOSTILE
 def test_a_state_is_refused(tmp_path, trap, write):
     task = case(tmp_path / "run")
-    task.folder.mkdir()
-    for file in (task.state_file, task.pause_file):
+    task.folder.root.mkdir()
+    for file in (task.folder.state, task.folder.pause):
         write(file)
         with pytest.raises(UserError, match="cannot be gone on with"):
             load_state(file)

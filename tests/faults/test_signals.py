@@ -3,10 +3,10 @@
 import signal
 
 import pytest
+import safetensors.torch
 
 from faulty_training import Samples, case, equal, losses, send, train, weights
 from kdnet.stopping import StoppedError
-from kdnet.training import checkpoint
 from kdnet.training.checkpoint import load_state
 
 
@@ -25,7 +25,7 @@ def test_nothing_of_a_step_is_lost(tmp_path, whole, number, read):
     with pytest.raises(StoppedError) as stop:
         train(task, Samples(5, read, send(number)))
     epoch, inside = divmod(read - 1, 5)
-    kept = load_state(task.pause_file)
+    kept = load_state(task.folder.pause)
     step = 3 * epoch + inside // 2 + 1
     assert (kept["epoch"], kept["step"], kept["batch"]) == (epoch, step, inside // 2 + 1)
     assert stop.value.exit_status == 128 + number
@@ -37,15 +37,15 @@ def test_nothing_of_a_step_is_lost(tmp_path, whole, number, read):
 
 def during_saving(monkeypatch, *numbers):
     """Send signals when half of what an interruption keeps is written."""
-    save = checkpoint.save_file
+    save = safetensors.torch.save_file
 
-    def interrupted(tensors, path, **metadata):
+    def interrupted(tensors, path, metadata):
         if path.name.endswith("pause.safetensors"):
             path.write_bytes(b"half")
             send(*numbers)()
-        save(tensors, path, **metadata)
+        save(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr("safetensors.torch.save_file", interrupted)
 
 
 def test_further_signals_while_saving_change_nothing(tmp_path, whole, monkeypatch):
@@ -54,7 +54,7 @@ def test_further_signals_while_saving_change_nothing(tmp_path, whole, monkeypatc
         during_saving(patch, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         with pytest.raises(StoppedError, match="1 of 4 epochs and 2 of 3 steps"):
             train(task, Samples(5, 8, send(signal.SIGINT)))
-    assert load_state(task.pause_file)["step"] == 5
+    assert load_state(task.folder.pause)["step"] == 5
     train(task)
     assert equal(weights(task), weights(whole))
 
@@ -65,8 +65,8 @@ def test_leaving_at_once_while_saving_harms_no_file(tmp_path, whole, monkeypatch
         during_saving(patch, signal.SIGINT, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             train(task, Samples(5, 8, send(signal.SIGINT)))
-    assert not task.pause_file.exists()
-    assert [path.name for path in task.folder.glob(".*")] == []
-    assert load_state(task.state_file)["epoch"] == 1
+    assert not task.folder.pause.exists()
+    assert [path.name for path in task.folder.root.glob(".*")] == []
+    assert load_state(task.folder.state)["epoch"] == 1
     train(task)
     assert equal(weights(task), weights(whole))

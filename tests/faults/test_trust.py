@@ -186,6 +186,7 @@ def described_as(path, strings):
         *({"grid": value} for value in ([16, 16], [16, 0, 16], [2**15, 2**15, 1])),
         *({"crop": value} for value in (4, [10**30, 1, 1])),
         *({"slices": value} for value in ("oblique", [1])),
+        *({"normalise": "never"}, {"resample": "cubic"}),
         *({"patch": [2**10, 2**10, 2**10]}, {"activation": {}}, {"backbone": ["kdnet"]}),
         *({"backbone_arguments": "x"}, {"seen_cases": [1]}, {"orientation": 3}),
     ],

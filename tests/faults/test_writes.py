@@ -17,6 +17,8 @@ import torch
 from faulty_training import Samples, case, equal, network, train, weights
 from invented_runs import scores_of
 from kdnet import files
+from kdnet.data.description import load_description
+from kdnet.data.volumes import Geometry
 from kdnet.evaluation.inference import write_label_map
 from kdnet.evaluation.scoring import write_scores
 from kdnet.files import WriteError, atomic, atomic_folder, remove_abandoned, write_text
@@ -40,7 +42,6 @@ WRITERS = {
     ("phantom_files.py", "_write"): "into the folder that atomic_folder gives",
     ("pool.py", "_start"): "a log to which another process appends",
     ("figures.py", "_inline"): "into memory",
-    ("check_data.py", "check_data"): "into memory",
     ("study_tables.py", "unpaired"): "other names of columns",
     ("stats.py", "_paired"): "other names of columns",
 }
@@ -163,9 +164,8 @@ def files_end_at(size):
 
 def big_label_map(path):
     noise = np.random.default_rng(0).integers(0, 4, (24, 24, 24))
-    header = nib.Nifti1Header()
-    labels = dict(enumerate(range(4)))
-    write_label_map(path, noise, affine=np.eye(4), header=header, export_labels=labels)
+    geometry = Geometry(noise.shape, np.eye(4), nib.Nifti1Header(), (1.0, 1.0, 1.0))
+    write_label_map(path, noise, geometry, load_description("brats2021"))
 
 
 WRITES = {
@@ -221,10 +221,10 @@ def test_a_run_without_room_stops_and_goes_on_from_its_last_checkpoint(tmp_path,
     if lost == "gone":
         assert not (tmp_path / "run").exists()
         (tmp_path / "away").rename(tmp_path / "run")
-    assert load_state(task.state_file)["epoch"] == 1
-    assert read_metadata(task.last_file).epoch == 1
+    assert load_state(task.folder.state)["epoch"] == 1
+    assert read_metadata(task.folder.last).epoch == 1
     train(task)
-    assert [row["epoch"] for row in read_history(task.folder / "history.csv")] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in read_history(task.folder.history)] == [1, 2, 3, 4]
     assert equal(weights(task), weights(whole))
 
 
@@ -246,7 +246,7 @@ def test_a_small_disk_that_is_really_full(tmp_path):
 
         with pytest.raises(WriteError, match="No space left on device"):
             train(task, Samples(5, 8, fill))
-        assert load_state(task.state_file)["epoch"] == 1
+        assert load_state(task.folder.state)["epoch"] == 1
         (disk / "filler").unlink()
         train(task)
         train(whole := case(tmp_path / "whole"))

@@ -36,6 +36,12 @@ def console(*, stderr: bool = False) -> Console:
     return Console(markup=False, highlight=False, emoji=False, stderr=stderr)
 
 
+def documented(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose --help begins with a text as it stands."""
+    kind = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=text, formatter_class=kind)
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Let the user name classes that model files may ask for."""
     parser.add_argument(

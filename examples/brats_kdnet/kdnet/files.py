@@ -15,11 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from kdnet.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: File systems allow 255 bytes for a name, to which endings are added.
 LONGEST = 100
@@ -171,6 +174,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except WriteError:
         if not path.is_dir():
             raise
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, "Tensor"], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a file of tensors, and of text beside them, atomically."""
+    # Only now, as --help does not wait for PyTorch.
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    with atomic(path) as partial:
+        try:
+            save_file(tensors, partial, metadata)
+        except SafetensorError as error:
+            # So its writer reports a full disk.
+            raise OSError(first_line(error)) from error
 
 
 def write_text(path: Path, text: str) -> None:

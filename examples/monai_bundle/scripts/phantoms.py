@@ -19,9 +19,7 @@ def files(
     modalities: Sequence[str] = MODALITIES,
 ) -> list[dict[str, Any]]:
     """Write phantoms, unless they are there, and list each subject's "image" files and "label"."""
-    folder = generate_phantoms(
-        Path(root), subjects=subjects, seed=seed, size=size, progress=False, workers=1
-    )
+    folder = generate_phantoms(Path(root), subjects=subjects, seed=seed, size=size, progress=False)
     return [
         {
             "image": [str(folder / name / f"{name}_{m}.nii.gz") for m in modalities],

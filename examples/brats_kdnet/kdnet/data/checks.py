@@ -1,7 +1,5 @@
 """Looking at every file of a data set before training, and reporting all problems at once."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os

@@ -1,7 +1,5 @@
 """What a data set is: its files, labels, regions and grid, as one YAML file can say it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -97,7 +95,7 @@ class Description:
     @classmethod
     def from_dict(
         cls, values: Mapping[str, Any], place: str = "Description of a data set"
-    ) -> Description:
+    ) -> "Description":
         """Build a description from what `to_dict` gave, or from a user's YAML file."""
         labels = values.get("labels")
         # Keys are made numbers: 2.5 or True shall not be rounded into one without a word.

@@ -1,7 +1,5 @@
 """Images that are to be segmented: files, folders and modalities by name, as subjects."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@
 decided by the code that `EpochSampler` draws, so that a continued run and a teacher cache see it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import random
@@ -17,17 +15,16 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kdnet.data.augmentation import augment
 from kdnet.data.preprocessing import Preprocessing, Sample
-from kdnet.data.subjects import Subject
+from kdnet.data.subjects import Subject, file_states
 from kdnet.errors import UserError, explained
-from kdnet.files import WriteError, atomic, first_line, remove_abandoned
+from kdnet.files import first_line, remove_abandoned, write_tensors, written
 
 #: One bit per spatial axis: 0 leaves the volume alone, 7 flips all three axes.
 FLIP_CODES = 8
@@ -56,14 +53,12 @@ def prepare(
     workers: int,
     *,
     progress: bool = True,
-) -> PreparedSubjects:
+) -> "PreparedSubjects":
     """Preprocess every subject once and keep the result on disk."""
     folder = Path(cache_dir) / preprocessing.fingerprint()[:16]
     prepared = PreparedSubjects(list(subjects), preprocessing, folder)
-    try:
+    with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: the cache cannot be written ({error}).") from error
     remove_abandoned(folder)
     # In an order of its own, so that runs that share an empty cache share the work.
     order = random.SystemRandom().sample(subjects, len(subjects))
@@ -87,16 +82,11 @@ def map_parallel(
         with explained(f"{title}: {getattr(item, 'name', item)}"):
             return function(item)
 
-    work = list(items)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress
-    )
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool, bar:
-        futures = [pool.submit(named, item) for item in work]
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        futures = [pool.submit(named, item) for item in items]
+        shown = track(futures, title, console=Console(stderr=True), disable=not progress)
         try:
-            results = (future.result() for future in futures)
-            return list(bar.track(results, total=len(work), description=title))
+            return [future.result() for future in shown]
         finally:
             for future in futures:
                 future.cancel()
@@ -119,16 +109,10 @@ class PreparedSubjects(Dataset[Sample]):
 
     def file(self, subject: Subject) -> Path:
         """Return where a subject lies in the present state of its files."""
-        digest = hashlib.sha256()
-        for role, file in sorted(subject.files.items()):
-            try:
-                status = file.path.stat()
-            except OSError as error:
-                raise UserError(f"{file.path}: cannot be read ({error}).") from error
-            path = str(file.path.resolve())
-            state = (role, path, file.channel, status.st_size, status.st_mtime_ns)
-            digest.update(repr(state).encode())
-        return self.folder / f"{subject.name}-{digest.hexdigest()[:24]}.safetensors"
+        files = {r: (str(f.path.resolve()), f.channel) for r, f in subject.files.items()}
+        state = repr((files, file_states([subject])))
+        digest = hashlib.sha256(state.encode()).hexdigest()
+        return self.folder / f"{subject.name}-{digest[:24]}.safetensors"
 
     def fill(self, subject: Subject) -> None:
         """Write the file of a subject, if there is none that is complete."""
@@ -139,14 +123,7 @@ class PreparedSubjects(Dataset[Sample]):
                 return
         except (SafetensorError, OSError):
             sample = self.preprocessing(subject)
-        tensors = {key: value for key, value in sample.items() if isinstance(value, Tensor)}
-        try:
-            with atomic(file) as partial:
-                save_file(tensors, partial)
-        except (WriteError, SafetensorError) as error:
-            raise UserError(
-                f"{self.folder}: the cache cannot be written. {first_line(error)}"
-            ) from error
+        write_tensors(file, {key: t for key, t in sample.items() if isinstance(t, Tensor)})
 
     def read(self, index: int, *names: str) -> dict[str, Tensor]:
         """Read what a subject's file holds, or some of it; from a file that was removed, anew."""
@@ -177,7 +154,6 @@ def build_loader(
     *,
     workers: int,
     seed: int,
-    patience: float = PATIENCE,
     mixed: bool = False,
     augmented: bool = False,
     moves: bool = False,
@@ -187,40 +163,34 @@ def build_loader(
     return DataLoader(
         FlippedDataset(dataset, mixed=mixed, moves=moves, augmented=augmented),
         batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), seed=seed, draws=moves or augmented, **order),  # type: ignore[arg-type]
+        sampler=EpochSampler(len(dataset), seed=seed, **order),  # type: ignore[arg-type]
         num_workers=workers,
         persistent_workers=workers > 0,
-        timeout=patience if workers else 0,
-        # Workers that persist draw from the run's random numbers once in each start, which would
-        # make a run that goes on another one.
-        generator=torch.Generator().manual_seed(seed) if workers else None,
+        timeout=PATIENCE if workers else 0,
+        # A loader draws a number whenever it begins, which would make a run that goes on another.
+        generator=torch.Generator().manual_seed(seed),
         pin_memory=torch.cuda.is_available(),
     )
 
 
 def start_epoch(loader: DataLoader[Any], epoch: int, *, done: int = 0) -> None:
     """Choose the order and the flips of the coming epoch."""
-    sampler = loader.sampler
-    if not isinstance(sampler, EpochSampler):
-        raise TypeError(
-            f"expected a loader from build_loader, found the sampler {type(sampler).__name__}; "
-            "Fabric must not replace it (use_distributed_sampler=False)"
-        )
+    sampler = cast("EpochSampler", loader.sampler)
     sampler.epoch = epoch
     sampler.done = done * cast("int", loader.batch_size)
 
 
 @dataclass(eq=False)
-class EpochSampler(Sampler[tuple[int, ...]]):
-    """Pairs of sample index and flip code, a function of seed and epoch.
+class EpochSampler(Sampler[tuple[int, int, int]]):
+    """Index of a sample, flip code and a random number, a function of seed and epoch.
+
+    The number decides where a sample lies in its subject, or how it is augmented.
 
     Attributes:
         size: Samples of the data set.
         shuffle: Whether their order changes; processes then get equally many.
         seed: Of order, flips and numbers.
         flips: Whether samples are flipped.
-        draws: Whether a third number decides where a sample lies in its subject, or how it is
-            augmented.
         per_epoch: Samples of an epoch in training; 0 takes each once.
         replicas: Processes that share an epoch.
         rank: Which of them this is.
@@ -232,7 +202,6 @@ class EpochSampler(Sampler[tuple[int, ...]]):
     shuffle: bool
     seed: int
     flips: bool
-    draws: bool = False
     per_epoch: int = 0
     replicas: int = 1
     rank: int = 0
@@ -246,15 +215,14 @@ class EpochSampler(Sampler[tuple[int, ...]]):
     def __len__(self) -> int:
         return len(self._mine(list(range(self.count))))
 
-    def __iter__(self) -> Iterator[tuple[int, ...]]:
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         generator = torch.Generator()
         text = f"{self.seed}:{self.epoch}".encode()
         generator.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
         places: list[tuple[int, int, int]] = []
         while len(places) < self.count:
             places += self._pass(generator)
-        for index, code, draw in self._mine(places[: self.count])[self.done :]:
-            yield (index, code, draw) if self.draws else (index, code)
+        yield from self._mine(places[: self.count])[self.done :]
 
     def _pass(self, generator: torch.Generator) -> list[tuple[int, int, int]]:
         """Each sample once, with a flip code and a number."""
@@ -276,7 +244,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
 
 @dataclass(eq=False)
 class FlippedDataset(Dataset[dict[str, Tensor | str]]):
-    """Samples under a flip, addressed by index, flip code and perhaps a number.
+    """Samples under a flip, addressed by index, flip code and a number.
 
     Attributes:
         samples: As they are without.
@@ -293,19 +261,19 @@ class FlippedDataset(Dataset[dict[str, Tensor | str]]):
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
 
-    def __getitem__(self, address: tuple[int, ...]) -> dict[str, Tensor | str]:
-        index, code, *draw = address
+    def __getitem__(self, address: tuple[int, int, int]) -> dict[str, Tensor | str]:
+        index, code, draw = address
         # Samples that move are addressed by what decides their position as well.
-        sample: Sample = self.samples[(index, *draw) if self.moves else index]
+        sample: Sample = self.samples[(index, draw) if self.moves else index]
         if self.augmented:
-            sample = augment(sample, *draw)
+            sample = augment(sample, draw)
         axes = sample["image"].ndim - 1
         code %= 2**axes
         flipped: dict[str, Tensor | str] = {
             "image": flip(sample["image"], code, axes),
             "name": sample["name"],
         }
-        if not draw:
+        if not (self.moves or self.augmented):
             flipped["key"] = f"{sample['name']}/flip{code}"
         if "label" in sample:
             flipped["label"] = flip(sample["label"], code, axes).long()

@@ -1,9 +1,6 @@
 """Phantoms as files, in the layout of BraTS 2021, so that the same reader is used."""
 
-from __future__ import annotations
-
 import functools
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +14,7 @@ from kdnet.data.loading import map_parallel
 from kdnet.data.phantom_images import make_phantom
 from kdnet.data.subjects import PHANTOM_MARKER
 from kdnet.errors import UserError
-from kdnet.files import UnreadableError, atomic_folder, read_json, remove_abandoned, write_text
+from kdnet.files import atomic_folder, read_mapping, remove_abandoned, write_json
 
 #: Written into the marker: raise it whenever the same seed begins to give other images.
 _VERSION = 1
@@ -32,7 +29,6 @@ def generate_phantoms(
     seed: int,
     size: int = 64,
     progress: bool = True,
-    workers: int | None = None,
 ) -> Path:
     """Write synthetic subjects, or the part of them that is not there yet."""
     if subjects < 1 or size < _SMALLEST:
@@ -54,7 +50,7 @@ def generate_phantoms(
     map_parallel(
         functools.partial(_write_subject, root, seed=seed, size=size),
         [index for index, name in enumerate(names) if not (root / name).is_dir()],
-        workers=workers or os.cpu_count() or 1,
+        workers=os.cpu_count() or 1,
         title="Making phantoms",
         progress=progress,
     )
@@ -70,10 +66,7 @@ def _claim(root: Path, settings: Mapping[str, Any]) -> None:
     """Mark a new folder as made of phantoms; refuse one that holds anything else."""
     marker = root / PHANTOM_MARKER
     if marker.exists():
-        try:
-            found = read_json(marker)
-        except UnreadableError as error:
-            found = str(error)
+        found = read_mapping(marker)
         if found != settings:
             raise UserError(
                 f"{root}: holds phantoms with the settings {found}, expected {dict(settings)}. "
@@ -87,7 +80,7 @@ def _claim(root: Path, settings: Mapping[str, Any]) -> None:
         )
     else:
         root.mkdir(parents=True, exist_ok=True)
-        write_text(marker, json.dumps(settings, indent=2) + "\n")
+        write_json(marker, settings)
 
 
 def _write_subject(root: Path, index: int, *, seed: int, size: int) -> None:

@@ -5,8 +5,6 @@ by clipping it around zero, so borders are smooth without supersampling. Nothing
 patients: the contrasts only have the signs and the rough sizes that textbooks give.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

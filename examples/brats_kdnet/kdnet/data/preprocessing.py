@@ -5,11 +5,10 @@ z-scores over the non-zero voxels of each modality, subsampling to 64^3. What it
 order of the first two and the interpolation, is an option here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from torch.nn import functional as F
 from kdnet.data.description import Description, Size
 from kdnet.data.subjects import ImageFile, Subject
 from kdnet.data.volumes import UnreadableVolumeError, read_geometry, read_volume
-from kdnet.errors import UserError
 
 Normalise = Literal["before_crop", "after_crop"]
 Resample = Literal["trilinear", "area"]
@@ -44,59 +42,30 @@ class Sample(TypedDict):
     spacing: NotRequired[Tensor]
 
 
-class NativeLabel(NamedTuple):
-    """A label map on its original grid."""
-
-    classes: NDArray[np.uint8]
-    affine: NDArray[np.float64]
-    header: Any
-    spacing: tuple[float, float, float]
-
-
+@dataclass(frozen=True)
 class Preprocessing:
-    """Reads one subject onto the training grid; deterministic, so that its result can be cached."""
+    """Reads one subject onto the training grid; deterministic, so that its result can be cached.
 
-    def __init__(
-        self,
-        description: Description,
-        modalities: tuple[str, ...],
-        crop: Size | None,
-        grid: Size | None,
-        *,
-        normalise: Normalise = "after_crop",
-        resample: Resample = "trilinear",
-    ) -> None:
-        unknown = [name for name in modalities if name not in description.modalities]
-        if unknown or not modalities:
-            raise UserError(
-                f"Data set '{description.name}' has the modalities "
-                f"{', '.join(description.modalities)}; asked for {', '.join(modalities) or 'none'}."
-            )
-        # Model files, which anybody may have written, bring them along.
-        for value, known in ((normalise, get_args(Normalise)), (resample, get_args(Resample))):
-            if value not in known:
-                raise UserError(f"preprocessing: expected {' or '.join(known)}, found '{value}'.")
-        self.description = description
-        self.modalities = tuple(modalities)
-        self.crop = crop
-        self.grid = grid
-        self.normalise = normalise
-        self.resample = resample
+    Attributes:
+        description: Of the data set.
+        modalities: What is read, in channel order.
+        crop: Central crop, voxels; None for the whole volume.
+        grid: Grid after resampling, voxels; None if subjects keep their own.
+        normalise: Whether z-scores are of the crop or of the whole volume.
+        resample: How images reach the grid.
+    """
+
+    description: Description
+    modalities: tuple[str, ...]
+    crop: Size | None
+    grid: Size | None
+    normalise: Normalise = "after_crop"
+    resample: Resample = "trilinear"
 
     def __call__(self, subject: Subject) -> Sample:
-        """Read one subject."""
-        lacking = [name for name in self.modalities if name not in subject.images]
-        if lacking:
-            raise UserError(
-                f"Subject '{subject.name}': expected the modality {lacking[0]}, found "
-                f"{', '.join(subject.images) or 'none'}."
-            )
+        """Read one subject, whose files were checked."""
         files = [subject.images[name] for name in self.modalities]
         channels, nonzero = zip(*map(self._read_channel, files), strict=True)
-        shapes = {tuple(channel.shape) for channel in channels}
-        # Checks before training see whole files; this is for whoever calls it alone.
-        if len(shapes) > 1:
-            raise UserError(f"Subject '{subject.name}': modalities differ in shape: {shapes}.")
         # The paper leaves the order open; statistics of what the network sees are the default.
         if self.normalise == "after_crop":
             channels = tuple(map(self._z_score, channels))
@@ -131,24 +100,11 @@ class Preprocessing:
         native[into] = inside[(slice(None), *(cut for _, cut in windows))]
         return native
 
-    def native_label(self, subject: Subject) -> NativeLabel:
-        """Read the label map of a subject as it is, in class indices."""
-        if subject.segmentation is None:
-            raise UserError(f"Subject '{subject.name}': expected a segmentation, found none.")
-        classes = read_classes(subject.segmentation, self.description)
-        geometry = read_geometry(subject.segmentation)
-        return NativeLabel(classes, geometry.affine, geometry.header, geometry.spacing)
-
     def fingerprint(self) -> str:
         """A name for this preprocessing: any other setting has another one."""
-        settings = {
+        settings = asdict(self) | {
             "version": _VERSION,
             "description": self.description.to_dict(),
-            "modalities": self.modalities,
-            "crop": self.crop,
-            "grid": self.grid,
-            "normalise": self.normalise,
-            "resample": self.resample,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -161,7 +117,17 @@ class Preprocessing:
         return torch.from_numpy(self._cropped(volume).astype(np.float32)), nonzero
 
     def _z_score(self, image: Tensor) -> Tensor:
-        return z_score(image, everywhere=self.description.background == "noise")
+        """Give the voxels that are not background mean 0 and deviation 1."""
+        noisy = self.description.background == "noise"
+        brain = torch.ones_like(image, dtype=torch.bool) if noisy else image != 0
+        if not brain.any():
+            return image
+        values = image[brain]
+        # An image of one value has no deviation to divide by.
+        deviation = values.std(unbiased=False).item() or 1.0
+        normalised = image.clone()
+        normalised[brain] = (values - values.mean().item()) / deviation
+        return normalised
 
     def _resampled(self, image: Tensor, mode: str) -> Tensor:
         if self.grid is None:
@@ -175,19 +141,6 @@ class Preprocessing:
         cropped = np.zeros(self.crop, dtype=volume.dtype)
         cropped[tuple(cut for _, cut in windows)] = volume[tuple(whole for whole, _ in windows)]
         return cropped
-
-
-def z_score(image: Tensor, *, everywhere: bool = False) -> Tensor:
-    """Give the voxels that are not 0, or all, mean 0 and deviation 1; the others are background."""
-    brain = torch.ones_like(image, dtype=torch.bool) if everywhere else image != 0
-    if not brain.any():
-        return image
-    values = image[brain]
-    # An image of one value has no deviation to divide by.
-    deviation = values.std(unbiased=False).item() or 1.0
-    normalised = image.clone()
-    normalised[brain] = (values - values.mean().item()) / deviation
-    return normalised
 
 
 def central_window(size: int, crop: int) -> tuple[slice, slice]:

@@ -5,12 +5,10 @@ sampling"); the others lie anywhere. Departures: a patch never reaches beyond th
 volume is smaller, and the third holds on average, not in every batch.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,23 +29,17 @@ AXES: dict[str, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 TUMOUR_EVERY = 3
 
 
-def training_samples(subjects: Dataset[Sample], data: DataConfig, seed: int) -> Dataset[Sample]:
-    """Return the samples that a network is trained on."""
-    if data.patch is not None and data.patches_per_case:
-        return FixedPatches(subjects, data.patch, data.patches_per_case, seed)
+def samples_of(
+    subjects: Dataset[Sample], data: DataConfig, seed: int, *, training: bool
+) -> Dataset[Sample]:
+    """Return the samples of training, or those of validation: the same in every epoch."""
     if data.patch is not None:
-        return FreePatches(subjects, data.patch)
+        if training and not data.patches_per_case:
+            return FreePatches(subjects, data.patch)
+        count = data.patches_per_case if training else TUMOUR_EVERY
+        return FixedPatches(subjects, data.patch, count, seed)
     if data.slices is not None:
-        return SliceDataset(subjects, data.slices, empty_slices=data.empty_slices)
-    return subjects
-
-
-def validation_samples(subjects: Dataset[Sample], data: DataConfig, seed: int) -> Dataset[Sample]:
-    """Return the samples whose loss is followed; the same in every epoch."""
-    if data.patch is not None:
-        return FixedPatches(subjects, data.patch, TUMOUR_EVERY, seed)
-    if data.slices is not None:
-        return SliceDataset(subjects, data.slices)
+        return SliceDataset(subjects, data.slices, data.empty_slices if training else 1.0)
     return subjects
 
 
@@ -66,26 +58,6 @@ def moves(data: DataConfig) -> bool:
 def comes_back(data: DataConfig) -> bool:
     """Say whether training samples are seen again, so that a teacher's answer may be kept."""
     return not moves(data) and not data.augment
-
-
-def whole_volumes(subjects: Any, data: DataConfig) -> Any | None:
-    """Return the subjects whose Dice is of whole volumes, put together from their parts."""
-    return None if data.patch is None and data.slices is None else subjects
-
-
-def cache_remark(data: DataConfig, place: str) -> str | None:
-    """Say that the teacher cache, which was asked for, is off; None where that is not so."""
-    if comes_back(data) or place == "off":
-        return None
-    if data.augment:
-        return (
-            "Teacher cache: off, as augmented samples do not come back; --augment false has flips "
-            "alone, which do."
-        )
-    return (
-        "Teacher cache: off, as patches at new positions in every epoch do not come back; "
-        "--patches-per-case N gives each subject N positions to which they do."
-    )
 
 
 def plane_remark(data: DataConfig, orientation: str) -> str | None:
@@ -120,7 +92,8 @@ class FixedPatches(Dataset[Sample]):
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         start = _choose_start(sample, self.patch, generator, on_tumour=number % TUMOUR_EVERY == 0)
         where = ",".join(map(str, start)) + "+" + "x".join(map(str, self.patch))
-        return _cut_patch(sample, f"{sample['name']}/patch{number}@{where}", start, self.patch)
+        name = f"{sample['name']}/patch{number}@{where}"
+        return _part(sample, name, lambda volume: _window(volume, start, self.patch))
 
 
 @dataclass(eq=False)
@@ -140,15 +113,13 @@ class FreePatches(Dataset[Sample]):
         generator = torch.Generator().manual_seed(number)
         on_tumour = _draw(TUMOUR_EVERY, generator) == 0
         start = _choose_start(sample, self.patch, generator, on_tumour=on_tumour)
-        return _cut_patch(sample, sample["name"], start, self.patch)
+        return _part(sample, sample["name"], lambda volume: _window(volume, start, self.patch))
 
 
 class SliceDataset(Dataset[Sample]):
     """One sample per slice that holds brain, named `<case>/<plane><index>`."""
 
-    def __init__(
-        self, samples: Dataset[Sample], plane: Plane, *, empty_slices: float = 1.0
-    ) -> None:
+    def __init__(self, samples: Dataset[Sample], plane: Plane, empty_slices: float = 1.0) -> None:
         self.samples = samples
         self.plane = plane
         count: int = len(samples)  # type: ignore[arg-type]
@@ -160,8 +131,7 @@ class SliceDataset(Dataset[Sample]):
         if not self.addresses:
             raise UserError(
                 f"--slices {plane}: none of the {count} subjects has a slice with "
-                f"{'brain' if empty_slices == 1 else 'tumour'} in it. Look at the images, or set "
-                "--empty-slices 1."
+                f"{'brain' if empty_slices == 1 else 'tumour'} in it. Try --empty-slices 1."
             )
 
     def __len__(self) -> int:
@@ -170,14 +140,8 @@ class SliceDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         case, position = self.addresses[index]
         sample = self.samples[case]
-        axis = AXES[self.plane] - 3
-        part = Sample(
-            image=sample["image"].select(axis, position),
-            name=f"{sample['name']}/{self.plane}{position}",
-        )
-        if "label" in sample:
-            part["label"] = sample["label"].select(axis, position)
-        return part
+        name = f"{sample['name']}/{self.plane}{position}"
+        return _part(sample, name, lambda volume: volume.select(AXES[self.plane] - 3, position))
 
 
 def plane_of(size: Sequence[int], plane: Plane) -> tuple[int, ...]:
@@ -185,21 +149,12 @@ def plane_of(size: Sequence[int], plane: Plane) -> tuple[int, ...]:
     return tuple(n for axis, n in enumerate(size) if axis != AXES[plane])
 
 
-def cut(volume: Tensor, plane: Plane) -> Iterator[Tensor]:
-    """Cut a volume into its slices."""
-    return iter(volume.unbind(AXES[plane] - 3))
-
-
-def stack(slices: Sequence[Tensor], plane: Plane) -> Tensor:
-    """Put slices together again; the inverse of `cut`."""
-    return torch.stack(list(slices), AXES[plane] - 3)
-
-
 def _useful_slices(sample: Sample, plane: Plane, empty_slices: float) -> list[int]:
     """The slices of a subject that are worth training on."""
-    brain = [bool(part.any()) for part in cut(sample["image"], plane)]
+    axis = AXES[plane] - 3
+    brain = [bool(part.any()) for part in sample["image"].unbind(axis)]
     label = sample.get("label")
-    tumour = brain if label is None else [bool(part.any()) for part in cut(label, plane)]
+    tumour = brain if label is None else [bool(part.any()) for part in label.unbind(axis)]
     chosen, empty = [], 0
     for position, (has_brain, has_tumour) in enumerate(zip(brain, tumour, strict=True)):
         if has_brain and not has_tumour:
@@ -238,10 +193,10 @@ def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=generator))
 
 
-def _cut_patch(sample: Sample, name: str, start: Sequence[int], patch: Size) -> Sample:
-    part = Sample(image=_window(sample["image"], start, patch), name=name)
+def _part(sample: Sample, name: str, cut: Callable[[Tensor], Tensor]) -> Sample:
+    part = Sample(image=cut(sample["image"]), name=name)
     if "label" in sample:
-        part["label"] = _window(sample["label"], start, patch)
+        part["label"] = cut(sample["label"])
     return part
 
 

@@ -3,8 +3,6 @@
 All subjects of a patient, who may have come several times, stay in one part.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections import defaultdict
@@ -76,11 +74,10 @@ def split_subjects(
 ) -> Split:
     """Deal subjects into folds, each with its share of every grade."""
     order = _stratified_order(subjects, seed)
-    if not 0 <= validation_fraction < 1 or not 2 <= folds <= len(order) or not 0 <= fold < folds:
+    if folds > len(order) or fold >= folds:
         raise UserError(
-            f"{len(order)} patients can be dealt into 2 to {len(order)} folds, numbered from 0, "
-            f"with a validation_fraction from 0 to below 1; found folds {folds}, fold {fold}, "
-            f"validation_fraction {validation_fraction}."
+            f"{len(order)} patients can be dealt into as many folds at most, numbered from 0; "
+            f"found fold {fold} of {folds}."
         )
     # Every so-manieth of an order sorted by grade: folds share grades evenly.
     test = order[fold::folds]

@@ -1,7 +1,5 @@
 """Finding the subjects of a data set on disk, and whether their files stay what they were."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,64 +1,40 @@
 """Class indices to training targets, and logits back to class indices and regions."""
 
-from __future__ import annotations
-
-from typing import Any, Literal
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdnet.data.description import Description
 from kdnet.errors import UserError
 
-Activation = Literal["softmax", "sigmoid"]
 
-
-def number_of_outputs(description: Description, activation: Activation | str) -> int:
+def number_of_outputs(description: Description, activation: str) -> int:
     """Channels of a network's logits."""
-    if _is_softmax(activation):
+    if activation == "softmax":
         return len(description.classes)
     # Refused now, not after the training, if regions cannot be told apart.
     _painting(description)
     return len(description.regions)
 
 
-def to_target(label: Tensor, description: Description, activation: Activation | str) -> Tensor:
+def to_target(label: Tensor, description: Description, activation: str) -> Tensor:
     """Turn class indices into what the losses compare with."""
-    if _is_softmax(activation):
+    if activation == "softmax":
         one_hot = F.one_hot(label[:, 0].long(), len(description.classes))
         return one_hot.movedim(-1, 1).float()
     regions = [_joined(label, indices) for indices in description.regions.values()]
     return torch.cat(regions, dim=1).float()
 
 
-def predict_classes(
-    logits: Tensor, description: Description, activation: Activation | str
-) -> Tensor:
+def predict_classes(logits: Tensor, description: Description, activation: str) -> Tensor:
     """Decide the class of every voxel."""
-    if _is_softmax(activation):
+    if activation == "softmax":
         return logits.argmax(dim=1)
     classes = torch.zeros_like(logits[:, 0], dtype=torch.int64)
     # From the largest region to the smallest, which is painted over it.
     for channel, index in _painting(description):
         classes[logits[:, channel] > 0] = index
     return classes
-
-
-def to_regions(
-    classes: Tensor | NDArray[Any], description: Description
-) -> dict[str, NDArray[np.bool_]]:
-    """Masks of the regions that are scored."""
-    array = classes.cpu().numpy() if isinstance(classes, Tensor) else classes
-    return {name: np.isin(array, indices) for name, indices in description.regions.items()}
-
-
-def _is_softmax(activation: str) -> bool:
-    if activation not in {"softmax", "sigmoid"}:
-        raise UserError(f"activation: expected 'softmax' or 'sigmoid', found '{activation}'.")
-    return activation == "softmax"
 
 
 def _joined(label: Tensor, indices: tuple[int, ...]) -> Tensor:

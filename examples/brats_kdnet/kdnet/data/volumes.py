@@ -5,8 +5,6 @@ kilobytes can unfold to gigabytes. So what decides how much is read is compared 
 the file and with a limit first, and no more than the promised bytes is ever unfolded.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

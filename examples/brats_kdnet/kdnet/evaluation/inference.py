@@ -1,8 +1,6 @@
 """From a network that sees a part of a volume at a time to the label map of the whole volume."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +13,9 @@ from torch import Tensor, nn
 
 from kdnet.data.description import Description, Size
 from kdnet.data.preprocessing import Preprocessing
-from kdnet.data.samples import Plane, cut, stack
+from kdnet.data.samples import AXES, Plane
 from kdnet.data.targets import predict_classes
+from kdnet.data.volumes import Geometry
 from kdnet.errors import UserError
 from kdnet.files import atomic
 from privdistill import DistillationWrapper, GroundTruth
@@ -53,9 +52,10 @@ def predict_volume(
         return cast("Tensor", logits)
     if slices is None:
         return predict(image)
-    parts = torch.stack(list(cut(image[0], slices)))
+    axis = AXES[slices] + 1
+    parts = image[0].movedim(axis, 0).contiguous()
     answers = torch.cat([predict(some) for some in torch.split(parts, _SLICES)])
-    return stack(answers.unbind(), slices)[None]
+    return answers.movedim(0, axis).contiguous()[None]
 
 
 def volume_predictor(
@@ -84,11 +84,7 @@ def predict_finite(network_predict: Callable[[Tensor], Tensor], image: Tensor, n
 
 
 def native_classes(
-    logits: Tensor,
-    shape: tuple[int, int, int],
-    preprocessing: Preprocessing,
-    description: Description,
-    activation: str,
+    logits: Tensor, shape: tuple[int, int, int], preprocessing: Preprocessing, activation: str
 ) -> NDArray[np.integer]:
     """Class indices on the original grid from the logits of the training grid."""
     softmax = activation == "softmax"
@@ -98,31 +94,22 @@ def native_classes(
     )
     # `predict_classes` cuts at a logit of zero, which is a probability of one half; the argmax of
     # exclusive classes does not notice the shift.
-    return predict_classes(native[None] - 0.5, description, activation)[0].numpy()
+    return predict_classes(native[None] - 0.5, preprocessing.description, activation)[0].numpy()
 
 
 def write_label_map(
-    path: Path,
-    classes: NDArray[np.integer],
-    *,
-    affine: NDArray[np.float64],
-    header: nib.Nifti1Header,
-    export_labels: Mapping[int, int],
-    note: str = "",
+    path: Path, classes: NDArray[np.integer], geometry: Geometry, description: Description
 ) -> None:
     """Write class indices as a NIfTI label map that lies on the original image."""
-    low, high = min(export_labels.values()), max(export_labels.values())
+    values = [description.export_labels[index] for index in range(len(description.classes))]
     limits = [(kind, np.iinfo(kind)) for kind in (np.uint8, np.int16, np.int32)]
-    dtype = next(kind for kind, own in limits if own.min <= low and high <= own.max)
-    table = np.zeros(max(export_labels) + 1, dtype=dtype)
-    for index, value in export_labels.items():
-        table[index] = value
+    dtype = next(kind for kind, own in limits if own.min <= min(values) <= max(values) <= own.max)
     new_image: Any = nib.Nifti1Image  # nibabel is not typed
-    image = new_image(table[classes], affine, header)
+    image = new_image(np.array(values, dtype)[classes], geometry.affine, geometry.header)
     image.set_data_dtype(dtype)
     # The header may carry the display window of the intensities.
     image.header["cal_max"] = image.header["cal_min"] = 0
-    image.header["descrip"] = note.encode("ascii", "replace")[:79]
+    image.header["descrip"] = b"phantom" * description.phantom
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as partial:
         nib.save(image, partial)

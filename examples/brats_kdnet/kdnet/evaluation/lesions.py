@@ -4,8 +4,6 @@ A case with one large and one missed small lesion has a Dice near 1. Lesion by l
 The BraTS evaluations have counted lesions since 2023.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from kdnet.data.description import Description
 from kdnet.data.preprocessing import read_classes
-from kdnet.data.subjects import ImageFile, Subject
+from kdnet.data.subjects import SEGMENTATION, ImageFile, Subject
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.metrics import Mask, surface_scores
@@ -69,17 +67,17 @@ def score_folder(
     scores: list[dict[str, Any]] = []
     for subject in subjects:
         path = predictions / f"{subject.name}_seg.nii.gz"
-        if subject.segmentation is None or not path.is_file():
-            missing = path if subject.segmentation else f"a segmentation of {subject.name}"
+        if not path.is_file():
             raise UserError(
-                f"Lesions: expected {missing}, found none. Label maps are written by a run with "
+                f"Lesions: expected {path}, found none. Label maps are written by a run with "
                 "--predictions true."
             )
+        reference = subject.files[SEGMENTATION]
         scores += score_lesions(
             read_classes(ImageFile(path), description),
-            read_classes(subject.segmentation, description),
+            read_classes(reference, description),
             description,
-            spacing=read_geometry(subject.segmentation).spacing,
+            spacing=read_geometry(reference).spacing,
             **place,
             case=subject.name,
         )

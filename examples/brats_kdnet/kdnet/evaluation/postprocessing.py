@@ -6,8 +6,6 @@ moves the mean by two points, which is more than most methods differ by: the mai
 therefore made without, and a second one with it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,11 +1,9 @@
 """Scores of one network on held-out cases, and the one long table that keeps them: scores.csv."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,19 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdnet.data.description import Description
-from kdnet.data.preprocessing import Preprocessing
-from kdnet.data.subjects import Subject
-from kdnet.data.targets import predict_classes, to_regions
+from kdnet.data.preprocessing import Preprocessing, read_classes
+from kdnet.data.subjects import SEGMENTATION, Subject
+from kdnet.data.targets import predict_classes
+from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import native_classes, predict_finite, write_label_map
-from kdnet.evaluation.metrics import (
-    Mask,
-    bounding_box,
-    check_shapes,
-    dice,
-    image_diagonal,
-    surface_scores,
-)
+from kdnet.evaluation.metrics import Mask, bounding_box, dice, image_diagonal, surface_scores
 from kdnet.evaluation.postprocessing import remove_small
 from kdnet.files import UnreadableError, atomic, read_rows
 
@@ -93,14 +85,20 @@ def region_masks(
     spacing: Sequence[float],
 ) -> tuple[list[tuple[str, Mask, Mask]], tuple[float, ...], float]:
     """Name, prediction and reference of every region, size of a voxel, and the image's diagonal."""
-    check_shapes(predicted, reference)
+    if predicted.shape != reference.shape:
+        raise UserError(
+            f"The prediction has shape {predicted.shape} and the reference {reference.shape}; "
+            "bring both to the same grid before they are compared."
+        )
     nominal = distance_unit(description) == "voxel"
     voxel = (1.0,) * predicted.ndim if nominal else tuple(map(float, spacing))
     # Every region lies inside; a full volume holds twenty times as much.
-    tumour = bounding_box((predicted > 0) | (reference > 0), margin=1)
-    truths = to_regions(reference[tumour], description)
-    found = to_regions(predicted[tumour], description).items()
-    masks = [(region, mask, truths[region]) for region, mask in found]
+    tumour = bounding_box((predicted > 0) | (reference > 0))
+    found, true = predicted[tumour], reference[tumour]
+    masks = [
+        (region, np.isin(found, indices), np.isin(true, indices))
+        for region, indices in description.regions.items()
+    ]
     return masks, voxel, image_diagonal(predicted.shape, voxel)
 
 
@@ -122,54 +120,40 @@ def evaluate(
     network_predict: Callable[[Tensor], Tensor],
     subjects: Iterable[Subject],
     preprocessing: Preprocessing,
-    description: Description,
     activation: str,
     *,
     unit: Mapping[str, Any],
-    modalities: str | None = None,
     smallest_volume: float | None = None,
     prediction_folder: Path | None = None,
-    on_case: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Predict and score held-out subjects, at the training grid and in native space."""
-    place = (
-        dict.fromkeys(("labelled", "unlabelled", "fold", "seed"), 0) | {"against": ""} | {**unit}
-    )
-    place["modalities"] = modalities or "+".join(preprocessing.modalities)
+    place, description = {**unit}, preprocessing.description
     scores: list[dict[str, Any]] = []
     for subject in subjects:
         place["case"] = subject.name
         sample = preprocessing(subject)
         logits = predict_finite(network_predict, sample["image"], subject.name)
         on_grid = predict_classes(logits, description, activation)[0].numpy()
-        native = preprocessing.native_label(subject)
-        shape = cast("tuple[int, int, int]", native.classes.shape)
-        predicted = native_classes(logits, shape, preprocessing, description, activation)
-        cells = grid_spacing(preprocessing, shape, native.spacing)
+        file = subject.files[SEGMENTATION]
+        reference, geometry = read_classes(file, description), read_geometry(file)
+        predicted = native_classes(logits, geometry.shape, preprocessing, activation)
+        cells = grid_spacing(preprocessing, geometry.shape, geometry.spacing)
         label = sample["label"][0].numpy()
         here = place | {"space": "grid", "postprocessing": "off", "spacing": cells}
         scores += score_case(on_grid, label, description, **here)
-        here |= {"space": "native", "spacing": native.spacing}
+        here |= {"space": "native", "spacing": geometry.spacing}
         # Without a grid and a crop both spaces are one; whole volumes are not compared twice.
         if preprocessing.grid is None and preprocessing.crop is None:
             scores += [{**s, "space": "native"} for s in scores[-len(description.regions) :]]
         else:
-            scores += score_case(predicted, native.classes, description, **here)
+            scores += score_case(predicted, reference, description, **here)
         if smallest_volume is not None:
-            cleaned = remove_small(predicted, description, native.spacing, smallest_volume)
+            cleaned = remove_small(predicted, description, geometry.spacing, smallest_volume)
             here["postprocessing"] = "on"
-            scores += score_case(cleaned, native.classes, description, **here)
+            scores += score_case(cleaned, reference, description, **here)
         if prediction_folder is not None:
-            write_label_map(
-                prediction_folder / f"{subject.name}_seg.nii.gz",
-                predicted,
-                affine=native.affine,
-                header=native.header,
-                export_labels=description.export_labels,
-                note="phantom" if description.phantom else "",
-            )
-        if on_case is not None:
-            on_case(subject.name)
+            path = prediction_folder / f"{subject.name}_seg.nii.gz"
+            write_label_map(path, predicted, geometry, description)
     return pd.DataFrame(scores, columns=[*COLUMNS])
 
 
@@ -225,9 +209,9 @@ def read_table(
     return frame
 
 
-def _column(texts: pd.Series[Any], form: str | tuple[str, ...]) -> pd.Series[Any]:
+def _column(texts: "pd.Series[Any]", form: str | tuple[str, ...]) -> "pd.Series[Any]":
     """Texts as what they stand for; the first that is none of it is an error."""
-    values: pd.Series[Any] = texts
+    values = texts
     if form in {"count", "share", "number"}:
         values = texts.map(_number).astype(float)
         most = {"share": 1.0, "count": 2.0**53}.get(str(form), float(np.finfo(float).max))

@@ -17,19 +17,6 @@ from kdnet.models.multiresunet import MultiResUNet
 from kdnet.models.timm_unet import TimmUNet
 from kdnet.models.uhved import UHVED
 
-__all__ = [
-    "NETWORKS",
-    "UHVED",
-    "GatedFusionNet",
-    "HeMIS",
-    "KDNet",
-    "MultiResUNet",
-    "TimmUNet",
-    "build_network",
-    "check_axes",
-    "in_two_dimensions",
-]
-
 #: Networks that have a name. KD-Net's is No New-Net's: widths, two convolutions with instance norm
 #: and leaky ReLU of slope 0.01 at each resolution, trilinear upsampling, halved channels before it
 #: (Isensee et al. 2018). What differs is how they are trained: No New-Net on regions, which is

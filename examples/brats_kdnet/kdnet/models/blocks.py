@@ -60,9 +60,8 @@ def check_image(owner: str, image: Tensor, modalities: int, levels: int) -> None
     factor = 2 ** (levels - 1)
     if image.shape[1] != modalities or min(image.shape[2:]) < factor:
         raise ValueError(
-            f"{owner}: an input of {tuple(image.shape)} does not fit; expected (B, {modalities}, "
-            f"*spatial) with {factor} voxels or more along each axis. Use a larger grid, or fewer "
-            "channels=."
+            f"{owner}: an input of {tuple(image.shape)}; expected (B, {modalities}, *spatial) with "
+            f"{factor} voxels or more along each axis. Use a larger grid, or fewer channels=."
         )
 
 

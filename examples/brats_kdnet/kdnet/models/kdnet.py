@@ -119,8 +119,7 @@ class KDNet(nn.Module):
         features = self.bottleneck(features)
         for level in self.decoder:
             features = level(features, encoded.pop())
-        logits: Tensor = self.head(self.last(features))
-        return logits
+        return cast("Tensor", self.head(self.last(features)))
 
     def _check_size(self, image: Tensor) -> None:
         # Instance norm of one voxel is zero whatever the weights: refuse rather than learn nothing.

@@ -73,15 +73,9 @@ class TimmUNet(nn.Module):
             skip = levels.pop() if levels else None
             size = image.shape[2:] if skip is None else skip.shape[2:]
             features = block(features, skip, size)
-        logits: Tensor = self.head(features)
-        return logits
+        return cast("Tensor", self.head(features))
 
     def _check_size(self, image: Tensor) -> None:
-        if image.ndim != 4:
-            raise ValueError(
-                f"TimmUNet: expected slices (B, C, H, W), found {tuple(image.shape)}. Give "
-                "--slices axial, or take a three-dimensional network."
-            )
         factor = self.encoder.feature_info.reduction()[-1]
         # Batch norm of a single value fails, but only in a batch of one: refuse it beforehand.
         if self.training and max(image.shape[2:]) <= factor:

@@ -1,10 +1,13 @@
 """What KD-Net is compared with: networks for any subset of modalities, and negative results."""
 
-from torch import Tensor, nn
+from collections import OrderedDict
+
+from torch import nn
 
 from kdnet.errors import UserError
-from kdnet.models import UHVED, GatedFusionNet
+from kdnet.models.gated_fusion import GatedFusionNet
 from kdnet.models.synthesis import SynthesisNetwork
+from kdnet.models.uhved import UHVED
 from kdnet.recipes.kdnet import Recipe, Setting, ground_truth, uncompiled
 from kdnet.recipes.objectives import distilled
 from kdnet.recipes.terms import Reconstruction, StyleDivergence, SubsetDivergence
@@ -39,19 +42,6 @@ def extra_terms(network: nn.Module) -> Objective | None:
     return None
 
 
-class PrivilegedImage(nn.Module):
-    """The teacher of a generator: the privileged modalities themselves, in a layer to be tapped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = nn.Identity()
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the image, (B, M, *spatial), as it came."""
-        real: Tensor = self.image(image)
-        return real
-
-
 def synthesise_then_segment(setting: Setting) -> Recipe:
     """Learn to make the privileged modality from the view, and to segment with what was made."""
     # Source: Hu et al. 2020, arXiv:2106.09564, section 3.3, "Observations". Both networks are
@@ -68,7 +58,8 @@ def synthesise_then_segment(setting: Setting) -> Recipe:
     # The usual loss of image synthesis; Hu et al. 2020, arXiv:2106.09564, name none.
     synthesis = FeatureL1("synthesis").named("synthesis_l1")
     return Recipe(
-        teacher=PrivilegedImage(),
+        # It teaches the privileged modalities themselves, in a layer that can be tapped.
+        teacher=nn.Sequential(OrderedDict(image=nn.Identity())),
         network=setting.network,
         objective=ground_truth(setting.options) + 1.0 * synthesis,
         inputs=PrivilegedInput(setting.modalities, student=setting.view, teacher=privileged),
@@ -99,12 +90,10 @@ def share_deepest_layers(setting: Setting) -> Recipe:
     # teacher and student in the deepest layers; the result was almost that of KD-Net, slightly
     # worse. Which layers, whether they went on learning, and with which loss, is not said; fixed
     # layers of the trained teacher and the whole objective are ours.
-    if setting.teacher is None:
-        raise UserError("The recipe shared needs a teacher: name one in the row, teacher: teacher.")
     option = setting.options.bottleneck_layer
     name = "bottleneck" if option == "auto" else option
     try:
-        networks = (uncompiled(setting.network), uncompiled(setting.teacher))
+        networks = (uncompiled(setting.network), uncompiled(setting.teachers[0]))
         student, teacher = (network.get_submodule(name) for network in networks)
         student.load_state_dict(teacher.state_dict())
     except (AttributeError, RuntimeError) as error:

@@ -6,7 +6,7 @@ another loss, change `student_objective`.
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -98,12 +98,13 @@ def imitate(setting: Setting, objective: Objective, taps: dict[str, Tap]) -> Rec
 
 def ground_truth(options: ObjectiveConfig) -> Term:
     """Equation (4): Dice and cross-entropy against the reference."""
-    return GroundTruth(
-        include_background=options.include_background,
-        squared_denominator=options.squared_denominator,
-        batch_dice=options.batch_dice,
-        smoothing=options.smoothing,
-    )
+    return GroundTruth(**of_dice(options))
+
+
+def of_dice(options: ObjectiveConfig) -> dict[str, Any]:
+    """Return the options of Dice, which are the same in all terms."""
+    names = ("include_background", "squared_denominator", "batch_dice", "smoothing")
+    return {name: getattr(options, name) for name in names}
 
 
 def student_objective(options: ObjectiveConfig) -> Objective:
@@ -115,10 +116,7 @@ def student_objective(options: ObjectiveConfig) -> Objective:
         temperature=temperature,
         binarisation=None if options.binarisation == "auto" else options.binarisation,
         class_weights=options.region_weights,
-        include_background=options.include_background,
-        squared_denominator=options.squared_denominator,
-        batch_dice=options.batch_dice,
-        smoothing=options.smoothing,
+        **of_dice(options),
     )
     # Equation (3): the divergence of the bottlenecks, or of the layers that share its weight.
     layers = options.latent_layers or ("bottleneck",)

@@ -12,6 +12,7 @@ from kdnet.recipes.kdnet import (
     bottleneck,
     ground_truth,
     imitate,
+    of_dice,
     student_objective,
     uncompiled,
 )
@@ -40,7 +41,7 @@ def distilled(setting: Setting) -> Recipe:
     # Names of last decoder layers differ from network to network: what enters the head is read.
     if "decoder" in objective.taps:
         teacher, student = (
-            Layer(head_of(network)[0], at="input")
+            Layer(head_of(network), at="input")
             for network in (setting.teacher or setting.network, setting.network)
         )
         taps["decoder"] = Tap(teacher=teacher, student=student)
@@ -71,28 +72,20 @@ def _adjusted(term: Term, setting: Setting) -> Term:
         return ground_truth(options)
     if isinstance(term, SoftTargetDiceBCE):
         return SoftTargetDiceBCE(
-            temperature=term.temperature,
-            binarisation=term.binarisation,
-            include_background=options.include_background,
-            squared_denominator=options.squared_denominator,
-            batch_dice=options.batch_dice,
-            smoothing=options.smoothing,
+            temperature=term.temperature, binarisation=term.binarisation, **of_dice(options)
         )
     if isinstance(term, ContrastiveProjection):
         return ContrastWithinBatch(tap=term.tap).named(term.name)
     return term
 
 
-_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-
-def head_of(network: nn.Module) -> tuple[str, _Convolution]:
+def head_of(network: nn.Module) -> str:
     """Find the layer that makes logits of the last decoder features."""
-    plain = uncompiled(network)
-    found = {name: part for name, part in plain.named_modules() if isinstance(part, _Convolution)}
+    plain, kinds = uncompiled(network), nn.Conv1d | nn.Conv2d | nn.Conv3d
+    found = {name: part for name, part in plain.named_modules() if isinstance(part, kinds)}
     # Networks of the application call it so.
     if "head" in found:
-        return "head", found["head"]
+        return "head"
     name, last = next(reversed(found.items()), ("", None))
     if last is None or max(last.kernel_size) > 1:
         raise UserError(
@@ -100,4 +93,4 @@ def head_of(network: nn.Module) -> tuple[str, _Convolution]:
             f"{name or 'missing'}, is not one of kernel 1. Take an objective that does not read "
             "the last decoder features, such as hinton, or another backbone."
         )
-    return name, last
+    return name

@@ -24,6 +24,7 @@ from kdnet.files import (
     write_json,
     write_text,
 )
+from kdnet.training.checkpoint import TrainingFolder
 
 #: Options that may change between a run and its continuation: they choose where it runs and where
 #: its files go, and no experiment.
@@ -50,13 +51,10 @@ _FACTS = {
 _OF_A_ROW = ("kind", "label", "role", "recipe", "teacher", "against")
 
 
-class UnitFolder:
-    """Files of one unit.
+class UnitFolder(TrainingFolder):
+    """Files of one unit: those of its training, and more.
 
     Attributes:
-        root: Its folder.
-        model: The selected weights, with all that predict.py needs.
-        history: One line per epoch.
         scores: Scores of every held-out case; the last file to be written.
         subsets: The same for every subset of the modalities, if the network takes any.
         record: What was trained, and what it took.
@@ -64,9 +62,7 @@ class UnitFolder:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.model = root / "model.safetensors"
-        self.history = root / "history.csv"
+        super().__init__(root)
         self.scores = root / "scores.csv"
         self.subsets = root / "subsets.csv"
         self.record = root / "unit.json"

@@ -20,7 +20,7 @@ from kdnet.data.description import Description
 from kdnet.data.splits import Split, seen_before
 from kdnet.data.targets import number_of_outputs
 from kdnet.errors import UserError
-from kdnet.models import build_network, check_axes, in_two_dimensions
+from kdnet.models import check_axes, in_two_dimensions
 from kdnet.models.trust import check_trusted
 from kdnet.recipes import Recipe, Setting, recipe_of
 from kdnet.recipes.comparators import privileged_modalities
@@ -86,7 +86,6 @@ def describe_network(
         slices=data.slices,
         normalise=data.normalise,
         resample=data.resample,
-        phantom=description.phantom,
     )
 
 
@@ -98,12 +97,7 @@ def _synthesised(view: tuple[str, ...], teacher_view: tuple[str, ...]) -> dict[s
 
 def build(metadata: ModelMetadata) -> nn.Module:
     """Build the untrained network that metadata describe."""
-    network = build_network(
-        metadata.backbone,
-        metadata.backbone_arguments,
-        in_channels=metadata.in_channels,
-        out_channels=metadata.out_channels,
-    )
+    network = metadata.build()
     check_axes(metadata.backbone, network, len(metadata.input_size))
     return network
 

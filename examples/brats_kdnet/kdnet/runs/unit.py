@@ -16,20 +16,13 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from kdnet.config import Config, ObjectiveConfig
 from kdnet.data.loading import build_loader
-from kdnet.data.samples import (
-    cache_remark,
-    comes_back,
-    moves,
-    plane_remark,
-    training_samples,
-    validation_samples,
-    whole_volumes,
-)
+from kdnet.data.samples import comes_back, moves, plane_remark, samples_of
 from kdnet.data.splits import Split
 from kdnet.errors import UserError, explained
 from kdnet.evaluation.inference import volume_predictor
@@ -63,7 +56,6 @@ from kdnet.training.checkpoint import (
     save_state,
 )
 from kdnet.training.diagnosis import fitted_temperature, show_diagnosis
-from kdnet.training.history import counting
 from kdnet.training.loop import fit
 from kdnet.training.runtime import peak_memory, shard, timed, torch_format
 from privdistill import Ensemble, PrivilegedInput, TeacherCache
@@ -235,10 +227,9 @@ class Experiment:
         if mixed:
             # Before they are cut, as samples that move have addresses that no other data set knows.
             subjects = ConcatDataset([subjects, self.datasets["unlabelled"]])
-        samples_of = validation_samples if part == "validation" else training_samples
         on_cpu = self.fabric.device.type == "cpu"
         return build_loader(
-            samples_of(subjects, data, training.seed),
+            samples_of(subjects, data, training.seed, training=part == "train"),
             training.batch_size,
             shuffle=part == "train",
             seed=training.seed,
@@ -281,7 +272,7 @@ def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator
 def train(experiment: Experiment) -> None:
     """Train the network of a unit, unless that is done."""
     unit, console, folder = experiment.unit, experiment.console, experiment.folder
-    if is_finished(folder.root):
+    if is_finished(folder):
         console.print(f"{unit.name}: trained, read from {folder.model}", soft_wrap=True)
         return
     if is_given(unit.row, experiment.config):
@@ -364,6 +355,7 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
     config, fabric = experiment.config, experiment.fabric
     seen = [frozenset(read_metadata(path).seen_cases) for path in experiment.teacher_files]
     cache = teacher_cache(experiment, recipe.teacher)
+    in_parts = metadata.patch is not None or metadata.slices is not None
     with (
         wrapped(recipe, metadata, experiment.modalities, cache) as kd,
         counted(experiment, kd.cache),
@@ -371,9 +363,9 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
         task = Task(
             metadata=metadata,
             settings=config.training,
-            folder=experiment.folder.root,
+            folder=experiment.folder,
             console=experiment.console,
-            volumes=whole_volumes(experiment.datasets["validation"], config.data),
+            volumes=experiment.datasets["validation"] if in_parts else None,
             seen_by_teachers=tuple(seen),
             options=config.to_dict(),
         )
@@ -404,7 +396,7 @@ def adopt_teacher(experiment: Experiment, path: Path) -> None:
         save_model(folder.model, network, replace(metadata, role=experiment.unit.row.name))
         files = {folder.model.name: file_digest(folder.model)}
         save_state(
-            folder.root / "state.safetensors",
+            folder.state,
             {"finished": True, "epoch": metadata.epoch, "files": files},
         )
     experiment.fabric.barrier()
@@ -423,9 +415,14 @@ def teacher_cache(
         place = "off" if on_gpu or not comes_back(data) else "disk"
     if not any(True for n in networks if n is not None for _ in n.parameters()):
         return None
-    if remark := cache_remark(data, place):
-        experiment.console.print(remark, soft_wrap=True)
-    if place == "off" or not comes_back(data):
+    if place == "off":
+        return None
+    if not comes_back(data):
+        experiment.console.print(
+            "Teacher cache: off, as augmented samples, and patches at new positions in every "
+            "epoch, do not come back; with --augment false and --patches-per-case N they do.",
+            soft_wrap=True,
+        )
         return None
     return TeacherCache(
         experiment.plan.cache / "teacher" if place == "disk" else None,
@@ -491,22 +488,19 @@ def score_view(
         "labelled": len(split.train),
         "unlabelled": len(further) if unit.row.teachers else 0,
         "against": unit.row.against or "",
+        "modalities": view,
     }
-    title = f"Scoring {unit.row.name} with {view}"
-    with counting(experiment.console, title, len(subjects)) as scored:
-        return evaluate(
-            hiding(predict, metadata.modalities, seen),
-            subjects,
-            metadata.preprocessing(),
-            experiment.data.description,
-            activation=metadata.activation,
-            unit=place,
-            modalities=view,
-            # Native label maps are scored as they are, and without what is too small.
-            smallest_volume=SMALLEST_VOLUME if keep else None,
-            prediction_folder=folder.predictions if keep and config.run.predictions else None,
-            on_case=scored,
-        )
+    console, title = experiment.console, f"Scoring {unit.row.name} with {view}"
+    return evaluate(
+        hiding(predict, metadata.modalities, seen),
+        track(subjects, title, console=console, transient=True, disable=not console.is_terminal),
+        replace(metadata, description=experiment.data.description).preprocessing(),
+        metadata.activation,
+        unit=place,
+        # Native label maps are scored as they are, and without what is too small.
+        smallest_volume=SMALLEST_VOLUME if keep else None,
+        prediction_folder=folder.predictions if keep and config.run.predictions else None,
+    )
 
 
 def hiding(

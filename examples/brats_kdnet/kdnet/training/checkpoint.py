@@ -9,25 +9,24 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from kdnet.config import TrainingConfig
 from kdnet.data.description import Description
-from kdnet.data.preprocessing import Preprocessing, Sample
+from kdnet.data.preprocessing import Normalise, Preprocessing, Resample, Sample
 from kdnet.data.samples import Plane, plane_of
 from kdnet.data.targets import number_of_outputs
 from kdnet.data.volumes import LIMIT_VARIABLE, largest_volume
 from kdnet.environment import versions
 from kdnet.errors import UserError, explain
-from kdnet.files import atomic, file_digest, first_line, said
+from kdnet.files import file_digest, first_line, said, write_tensors
 from kdnet.models import build_network
 from kdnet.models.trust import check_trusted
 from kdnet.stopping import Interruption
@@ -39,6 +38,8 @@ FORMAT = "privdistill-brats-1"
 _STATE_FORMAT = "privdistill-brats-state-1"
 # Entries beside the metadata: digests of the tensors, and of all other entries.
 _TENSORS, _DIGEST = "tensors_sha256", "sha256"
+# How far a training is.
+_COUNTED = ("epoch", "step", "best", "batch", "seconds")
 # What a hostile or foreign state makes of reading it.
 _MISFITS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
@@ -61,7 +62,6 @@ class ModelMetadata:
         normalise: "after_crop" or "before_crop".
         resample: "trilinear" or "area".
         epoch: Epoch of these weights, from 1.
-        phantom: Whether it was trained on phantoms.
         orientation: Axis codes of the training images, such as "LPS".
         seen_cases: Subjects that trained or selected it, or any network that taught it; they must
             not test it.
@@ -84,10 +84,9 @@ class ModelMetadata:
     description: Description
     crop: tuple[int, int, int] | None
     grid: tuple[int, int, int] | None
-    normalise: Literal["after_crop", "before_crop"] = "after_crop"
-    resample: Literal["trilinear", "area"] = "trilinear"
+    normalise: Normalise = "after_crop"
+    resample: Resample = "trilinear"
     epoch: int = 0
-    phantom: bool = False
     orientation: str = ""
     seen_cases: tuple[str, ...] = ()
     patch: tuple[int, int, int] | None = None
@@ -97,6 +96,15 @@ class ModelMetadata:
     nonzero: tuple[float, ...] = ()
     created_with: dict[str, str] = field(default_factory=versions)
 
+    def build(self) -> nn.Module:
+        """Build the untrained network."""
+        return build_network(
+            self.backbone,
+            self.backbone_arguments,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+        )
+
     def preprocessing(self) -> Preprocessing:
         """Return what brings a subject to the input of this network."""
         return Preprocessing(
@@ -104,16 +112,14 @@ class ModelMetadata:
             self.modalities,
             self.crop,
             self.grid,
-            normalise=self.normalise,
-            resample=self.resample,
+            self.normalise,
+            self.resample,
         )
 
     @property
     def input_size(self) -> tuple[int, ...]:
         """Voxels along each axis of what the network sees at a time."""
-        size = self.patch or self.grid
-        if size is None:
-            raise ValueError(f"{self.role}: neither a patch nor a grid is known.")
+        size = cast("tuple[int, ...]", self.patch or self.grid)
         return size if self.slices is None else plane_of(size, self.slices)
 
     @property
@@ -172,6 +178,8 @@ def _fitting(values: Mapping[str, Any]) -> dict[str, bool]:
         **{name: _is_size(values[name]) for name in ("crop", "grid", "patch")},
         "grid and patch": values["grid"] is not None or values["patch"] is not None,
         "slices": values["slices"] in {None, *get_args(Plane)},
+        "normalise": values["normalise"] in get_args(Normalise),
+        "resample": values["resample"] in get_args(Resample),
         "orientation": isinstance(values["orientation"], str),
         "seen_cases": all(isinstance(name, str) for name in values["seen_cases"]),
         "spacing": _are_numbers(values["spacing"], 3),
@@ -191,14 +199,37 @@ def _is_size(value: Any) -> bool:
     )
 
 
+class TrainingFolder:
+    """Files of one network.
+
+    Attributes:
+        root: Its folder.
+        model: The selected weights, with all that predict.py needs.
+        last: The weights after the last finished epoch.
+        state: What goes on after an epoch; written last, so that it vouches for the other files.
+        pause: What goes on in the middle of an epoch; there only after an interruption.
+        history: One line per epoch.
+        curves: Folder of the logger.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = root / "model.safetensors"
+        self.last = root / "last.safetensors"
+        self.state = root / "state.safetensors"
+        self.pause = root / "pause.safetensors"
+        self.history = root / "history.csv"
+        self.curves = root / "curves"
+
+
 @dataclass(frozen=True)
 class Task:
-    """What is trained and where its files go.
+    """What is trained, and how.
 
     Attributes:
         metadata: Describes the network; its role names the training.
         settings: Optimizer, schedule, selection.
-        folder: Folder of this network's files.
+        folder: Where its files go.
         console: Where progress is shown.
         volumes: Whole validation subjects, where a sample is a part of one: their Dice is that of
             whole volumes.
@@ -208,7 +239,7 @@ class Task:
 
     metadata: ModelMetadata
     settings: TrainingConfig
-    folder: Path
+    folder: TrainingFolder
     console: Console
     volumes: Sequence[Sample] | None = None
     seen_by_teachers: tuple[frozenset[str], ...] = ()
@@ -222,36 +253,6 @@ class Task:
         new = torch.tensor([[c not in seen for seen in self.seen_by_teachers] for c in cases])
         # Whom every teacher has seen, as validation subjects, is taught by all of them.
         return (new | ~new.any(dim=1, keepdim=True)).float()
-
-    @property
-    def role(self) -> str:
-        """The network's role."""
-        return self.metadata.role
-
-    @property
-    def scalars(self) -> Path:
-        """Folder of its curves."""
-        return self.folder / "curves"
-
-    @property
-    def model_file(self) -> Path:
-        """The selected weights."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def last_file(self) -> Path:
-        """The weights after the last finished epoch."""
-        return self.folder / "last.safetensors"
-
-    @property
-    def state_file(self) -> Path:
-        """What goes on after an epoch; written last, so that it vouches for the other files."""
-        return self.folder / "state.safetensors"
-
-    @property
-    def pause_file(self) -> Path:
-        """What goes on in the middle of an epoch; there only after an interruption."""
-        return self.folder / "pause.safetensors"
 
 
 def save_model(path: Path, network: nn.Module, metadata: ModelMetadata) -> None:
@@ -273,7 +274,18 @@ def load_model(path: Path, *, trusted: Collection[str] = ()) -> tuple[nn.Module,
     """Rebuild a network from its file."""
     strings, weights = _read(path, FORMAT)
     metadata = parse_metadata(path, strings)
-    return network_of(path, metadata, weights, trusted=trusted), metadata
+    check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
+    network = metadata.build()
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        total = sum(tensor.numel() for tensor in weights.values())
+        raise UserError(
+            f"{path} holds the weights of another network.\nExpected {metadata.summary()}\n"
+            f"Found {len(weights)} tensors with {total:,} numbers, such as "
+            f"{next(iter(weights), 'none')}"
+        ) from error
+    return network.eval(), metadata
 
 
 def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
@@ -285,43 +297,16 @@ def parse_metadata(path: Path, strings: Mapping[str, str]) -> ModelMetadata:
         raise UserError(f"{path}: its metadata cannot be used ({said(error)}).") from error
 
 
-def network_of(
-    path: Path,
-    metadata: ModelMetadata,
-    weights: Mapping[str, Tensor],
-    *,
-    trusted: Collection[str] = (),
-) -> nn.Module:
-    """Rebuild a network from its metadata and weights."""
-    check_trusted(str(path), metadata.backbone, metadata.backbone_arguments, trusted)
-    network = build_network(
-        metadata.backbone,
-        metadata.backbone_arguments,
-        in_channels=metadata.in_channels,
-        out_channels=metadata.out_channels,
-    )
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        total = sum(tensor.numel() for tensor in weights.values())
-        raise UserError(
-            f"{path} holds the weights of another network.\nExpected {metadata.summary()}\n"
-            f"Found {len(weights)} tensors with {total:,} numbers, such as "
-            f"{next(iter(weights), 'none')}"
-        ) from error
-    return network.eval()
-
-
 def check_compatible(path: Path, found: ModelMetadata, expected: ModelMetadata) -> None:
     """Refuse a trained network that does not fit the run it is given to."""
     keys = (
         *("modalities", "out_channels", "activation", "crop", "grid", "normalise", "resample"),
-        *("slices", "phantom"),
+        "slices",
     )
     differing = [key for key in keys if getattr(found, key) != getattr(expected, key)]
     differing += [
         key
-        for key in ("classes", "regions", "background")
+        for key in ("classes", "regions", "background", "phantom")
         if getattr(found.description, key) != getattr(expected.description, key)
     ]
     if differing:
@@ -339,12 +324,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str]
         for name, tensor in tensors.items()
     }
     strings = {**strings, _TENSORS: _digest_of_tensors(plain)}
-    with atomic(path) as partial:
-        try:
-            save_file(plain, partial, metadata=strings | {_DIGEST: _digest(strings)})
-        except SafetensorError as error:
-            # So its writer reports a full disk.
-            raise OSError(first_line(error)) from error
+    write_tensors(path, plain, strings | {_DIGEST: _digest(strings)})
 
 
 def _read(
@@ -421,19 +401,19 @@ def load_state(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def is_finished(folder: Path) -> bool:
+def is_finished(folder: TrainingFolder) -> bool:
     """Say whether a network's training has come to its end, with the files that it left."""
-    state = load_state(folder / "state.safetensors")
+    state = load_state(folder.state)
     if state is None or not state["finished"]:
         return False
     # Unfinished states may be older than the files beside them.
     for name, expected in state.get("files", {}).items():
-        path = folder / name
+        path = folder.root / name
         if not path.is_file() or file_digest(path) != expected:
             raise UserError(
                 f"{path} is not the file with which the training was finished: it is damaged, "
-                f"missing or another one. Restore it, or remove {folder} to train this network "
-                "again; a network from elsewhere can be given as --teacher-model."
+                f"missing or another one. Restore it, or remove {folder.root} to train this "
+                "network again; a network from elsewhere can be given as --teacher-model."
             )
     return True
 
@@ -486,51 +466,6 @@ class Means:
         return {f"{prefix}{name}": mean for name, mean in zip(self.sums, means, strict=True)}
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of this process's random number generators; empty for no GPU."""
-    cuda = device.type == "cuda"
-    gpu = torch.cuda.get_rng_state(device) if cuda else torch.zeros(0, dtype=torch.uint8)
-    return {"cpu": torch.get_rng_state(), "gpu": gpu}
-
-
-@dataclass
-class Position:
-    """How far a training is.
-
-    Attributes:
-        epoch: Finished epochs.
-        step: Steps taken in all.
-        best: Lowest validation loss so far.
-        batch: Steps taken in the epoch that is not finished.
-        means: Losses of these steps.
-        seconds: Time that they took before the training was interrupted.
-        random: Random numbers with which the next step begins, if they have to be put back first.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best: float = float("inf")
-    batch: int = 0
-    means: Means = field(default_factory=Means)
-    seconds: float = 0.0
-    random: Mapping[str, Tensor] | None = None
-
-    def finish_epoch(self) -> None:
-        """Count an epoch as finished."""
-        self.epoch += 1
-        self.batch, self.seconds, self.means = 0, 0.0, Means()
-
-    def put_back_random(self) -> None:
-        """Go on with the random numbers of an interrupted epoch, after its loader drew its own."""
-        if self.random is None:
-            return
-        # Clones, because PyTorch reads them from the beginning of their memory.
-        torch.set_rng_state(self.random["cpu"].cpu().clone())
-        if self.random["gpu"].numel() and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.random["gpu"].cpu().clone())
-        self.random = None
-
-
 @dataclass
 class Training:
     """A network in training, and all that changes with it.
@@ -545,7 +480,12 @@ class Training:
         train: Shuffled batches.
         validation: Batches in fixed order; None if there are no validation subjects.
         task: Settings and files.
-        position: How far it is.
+        epoch: Finished epochs.
+        step: Steps taken in all.
+        best: Lowest validation loss so far.
+        batch: Steps taken in the epoch that is not finished.
+        seconds: Time that they took before the training was interrupted.
+        means: Losses of these steps.
         interruption: Knows whether it was asked to stop.
     """
 
@@ -558,7 +498,12 @@ class Training:
     train: Loader
     validation: Loader | None
     task: Task
-    position: Position = field(default_factory=Position)
+    epoch: int = 0
+    step: int = 0
+    best: float = float("inf")
+    batch: int = 0
+    seconds: float = 0.0
+    means: Means = field(default_factory=Means)
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
@@ -571,7 +516,7 @@ def resume(training: Training) -> None:
     """Put everything back to where the training was interrupted, or to its last epoch's end."""
     task = training.task
     # The end of an epoch and the middle of the next; the latter is gone with the next end.
-    state, paused = load_state(task.state_file), load_state(task.pause_file)
+    state, paused = load_state(task.folder.state), load_state(task.folder.pause)
     epoch = 0 if state is None else state["epoch"]
     try:
         if paused is not None and _goes_on(training, paused, epoch):
@@ -583,62 +528,55 @@ def resume(training: Training) -> None:
         if explain(error) is not None:
             raise
         raise UserError(
-            f"{task.folder}: its state does not fit this network and its optimizer "
+            f"{task.folder.root}: its state does not fit this network and its optimizer "
             f"({first_line(error)}). Restore it, or remove the folder to train this network again; "
-            f"{task.pause_file.name} alone, if it is there, to go on after epoch {epoch}."
+            f"{task.folder.pause.name} alone, if it is there, to go on after epoch {epoch}."
         ) from error
 
 
 def save_epoch(training: Training, validation_loss: float) -> None:
     """Write last weights, selected weights, and then the state that vouches for both."""
-    task, position = training.task, training.position
-    better = validation_loss < position.best
-    position.best = min(position.best, validation_loss)
+    task = training.task
+    better = validation_loss < training.best
+    training.best = min(training.best, validation_loss)
     # Files hold the names of the network itself, not those that torch.compile gives.
     network = getattr(training.kd.student, "_orig_mod", training.kd.student)
     # Gathered from all processes where the network is sharded.
     weights = whole(network.state_dict())
-    finished = position.epoch == task.settings.epochs
-    state = (
-        {"finished": True, "epoch": position.epoch}
-        if finished
-        else _state(training, random_state(training.fabric.device))
-    )
+    finished = training.epoch == task.settings.epochs
+    state = {"finished": True, "epoch": training.epoch} if finished else _state(training)
     if not training.fabric.is_global_zero:
         return
-    metadata = replace(task.metadata, epoch=position.epoch)
-    save_weights(task.last_file, weights, metadata)
-    if better or task.settings.selection == "last" or not task.model_file.is_file():
-        save_weights(task.model_file, weights, metadata)
+    metadata = replace(task.metadata, epoch=training.epoch)
+    save_weights(task.folder.last, weights, metadata)
+    if better or task.settings.selection == "last" or not task.folder.model.is_file():
+        save_weights(task.folder.model, weights, metadata)
     # The last weights are of no further use once all is finished, and may be removed.
-    files = {task.model_file.name: file_digest(task.model_file)}
-    save_state(task.state_file, state | {"files": files})
-    task.pause_file.unlink(missing_ok=True)
+    files = {task.folder.model.name: file_digest(task.folder.model)}
+    save_state(task.folder.state, state | {"files": files})
+    task.folder.pause.unlink(missing_ok=True)
 
 
-def pause(training: Training, random: Mapping[str, Tensor]) -> None:
+def pause(training: Training) -> None:
     """Keep the middle of an epoch, beside the state of the last finished one."""
-    position, fabric = training.position, training.fabric
-    state = _state(training, random)
-    for name, pair in position.means.sums.items():
-        state["means"][name] = _gathered(fabric, pair.to(fabric.device))
-    if fabric.is_global_zero:
-        save_state(training.task.pause_file, state)
+    state = _state(training)
+    if training.fabric.is_global_zero:
+        save_state(training.task.folder.pause, state)
 
 
-def _state(training: Training, random: Mapping[str, Tensor]) -> dict[str, Any]:
+def _state(training: Training) -> dict[str, Any]:
     """All that goes on, in the same form from one process as from many."""
-    position, fabric = training.position, training.fabric
+    fabric = training.fabric
+    sums = {name: pair.to(fabric.device) for name, pair in training.means.sums.items()}
+    random = {"cpu": torch.get_rng_state()}
+    if fabric.device.type == "cuda":
+        random["gpu"] = torch.cuda.get_rng_state(fabric.device)
     return {
         "finished": False,
         "network": training.task.metadata.summary(),
-        "epoch": position.epoch,
-        "step": position.step,
+        **{name: getattr(training, name) for name in _COUNTED},
         "steps": training.steps,
-        "best": position.best,
-        "batch": position.batch,
-        "seconds": position.seconds,
-        "means": {},
+        "means": {name: _gathered(fabric, own) for name, own in sums.items()},
         "weights": whole(training.kd.state_dict()),
         "optimizer": whole(training.optimizer.state_dict()),
         "scheduler": training.scheduler.state_dict(),
@@ -656,9 +594,9 @@ def _goes_on(training: Training, paused: Mapping[str, Any], epoch: int) -> bool:
     now = (fabric.world_size, training.steps)
     if then != now:
         fabric.print(
-            f"{training.task.role}: epoch {epoch + 1} begins again, as it was interrupted with "
-            f"{then[0]} processes and {then[1]} steps in an epoch; now they are {now[0]} and "
-            f"{now[1]}"
+            f"{training.task.metadata.role}: epoch {epoch + 1} begins again, as it was "
+            f"interrupted with {then[0]} processes and {then[1]} steps in an epoch; now they are "
+            f"{now[0]} and {now[1]}"
         )
     return then == now
 
@@ -668,7 +606,7 @@ def _restore(training: Training, state: Mapping[str, Any]) -> None:
     now = task.metadata.summary()
     if state["network"] != now:
         raise UserError(
-            f"{task.folder} holds the state of another network.\nExpected {now}\n"
+            f"{task.folder.root} holds the state of another network.\nExpected {now}\n"
             f"Found    {state['network']}\nChoose another --out."
         )
     # Into what stands already, so that Fabric and the scheduler keep their hold of it.
@@ -678,18 +616,18 @@ def _restore(training: Training, state: Mapping[str, Any]) -> None:
     fabric.strategy.precision.load_state_dict(state["precision"])
     # A process that is new begins with the random numbers of the first.
     own = rank if rank < len(state["random"]["cpu"]) else 0
-    position = Position(
-        **{name: state[name] for name in ("epoch", "step", "best", "batch", "seconds")},
-        means=Means({n: pairs[rank].to(fabric.device) for n, pairs in state["means"].items()}),
-        random={name: every[own] for name, every in state["random"].items()},
-    )
-    training.position = position
-    where = f"after epoch {position.epoch}"
-    if position.batch:
-        where = f"in epoch {position.epoch + 1}, after step {position.batch} of {training.steps}"
-    else:
-        position.put_back_random()
-    fabric.print(f"{task.role}: continues {where} ({position.step} in all)")
+    # Clones, because PyTorch reads them from the beginning of their memory.
+    random = {name: every[own].clone() for name, every in state["random"].items()}
+    torch.set_rng_state(random["cpu"])
+    if "gpu" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["gpu"])
+    for name in _COUNTED:
+        setattr(training, name, state[name])
+    training.means = Means({n: own[rank].to(fabric.device) for n, own in state["means"].items()})
+    where = f"after epoch {training.epoch}"
+    if training.batch:
+        where = f"in epoch {training.epoch + 1}, after step {training.batch} of {training.steps}"
+    fabric.print(f"{task.metadata.role}: continues {where} ({training.step} in all)")
 
 
 def _load_schedule(training: Training, state: Mapping[str, Any]) -> None:
@@ -705,7 +643,5 @@ def _load_schedule(training: Training, state: Mapping[str, Any]) -> None:
 
 def _gathered(fabric: Fabric, own: Tensor) -> Tensor:
     """One row for each process, on the CPU."""
-    if not own.numel():
-        return own.new_zeros(fabric.world_size, 0)
     every = torch.as_tensor(fabric.all_gather(own))
     return every.reshape(fabric.world_size, *own.shape).cpu()

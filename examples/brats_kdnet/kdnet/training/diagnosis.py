@@ -6,7 +6,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import Literal
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -39,9 +38,7 @@ def fitted_temperature(
 
     None if none of them predicts anything.
     """
-    # Loaders draw a random number when they begin, which must not change the training behind.
-    with torch.random.fork_rng(devices=[]):
-        seen = [{"image": batch["image"].to(fabric.device)} for batch in islice(batches, FITTED_ON)]
+    seen = [{"image": batch["image"].to(fabric.device)} for batch in islice(batches, FITTED_ON)]
     found = []
     for teacher in teachers:
         # One that predicts no class says so only here, and must not cost its own training.
@@ -63,23 +60,22 @@ def show_diagnosis(
     fabric: Fabric, kd: DistillationWrapper, batches: Iterable[Batch], task: Task
 ) -> None:
     """Say whether distillation is going to help, and keep it beside the network, once."""
-    file = task.folder / "diagnosis.md"
+    file = task.folder.root / "diagnosis.md"
     if file.is_file() or not fabric.is_global_zero:
         return
     kd.to(fabric.device)
-    with torch.random.fork_rng(devices=[]):
-        steps = [
-            dict(
-                zip(("image", "target"), prepare(batch, task), strict=True),
-                labelled=batch.get("labelled"),
-                teacher_weights=task.teacher_weights(batch["name"]),
-            )
-            for batch in chosen(batches)
-        ]
+    steps = [
+        dict(
+            zip(("image", "target"), prepare(batch, task), strict=True),
+            labelled=batch.get("labelled"),
+            teacher_weights=task.teacher_weights(batch["name"]),
+        )
+        for batch in chosen(batches)
+    ]
     found = diagnose(kd, steps, limit=DIAGNOSED_ON)
     task.console.print(str(found), soft_wrap=True)
-    task.folder.mkdir(parents=True, exist_ok=True)
-    write_text(task.folder / "diagnosis.json", json.dumps(found.to_dict(), indent=2) + "\n")
+    task.folder.root.mkdir(parents=True, exist_ok=True)
+    write_text(task.folder.root / "diagnosis.json", json.dumps(found.to_dict(), indent=2) + "\n")
     write_text(file, f"{found}\n")
 
 

@@ -4,7 +4,7 @@ import csv
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,6 @@ from typing import Any, cast
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdnet.errors import UserError
@@ -35,22 +34,23 @@ class Journal:
 
     def __init__(self, task: Task, *, epoch: int, steps: int, rank: int = 0) -> None:
         self.task, self.first, self.writes = task, epoch, rank == 0
-        self.path = task.folder / "history.csv"
         self.logger: Logger | None = None
         self.rows: list[dict[str, float]] = []
         if self.writes:
-            task.folder.mkdir(parents=True, exist_ok=True)
+            task.folder.root.mkdir(parents=True, exist_ok=True)
             # What comes after the state that goes on was written by a start that was killed.
-            self.rows = [row for row in read_history(self.path) if row["epoch"] <= epoch]
-            self.logger = build_logger(task.settings.logger, task.scalars, epoch=epoch)
+            self.rows = [row for row in read_history(task.folder.history) if row["epoch"] <= epoch]
+            self.logger = build_logger(task.settings.logger, task.folder.curves, epoch=epoch)
         self._started, self._last_line = time.monotonic(), 0.0
-        self._bar = _bar(
-            task.console if self.writes else Console(quiet=True),
-            *(MofNCompleteColumn(), TextColumn("epochs  loss {task.fields[loss]}")),
+        self._bar = Progress(
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("epochs  loss {task.fields[loss]}"), TimeRemainingColumn()),
+            console=task.console,
+            disable=not (self.writes and task.console.is_terminal),
         )
         self._share = 1 / steps
         self._task = self._bar.add_task(
-            task.role, total=task.settings.epochs, completed=epoch, loss="-"
+            task.metadata.role, total=task.settings.epochs, completed=epoch, loss="-"
         )
 
     @contextmanager
@@ -65,7 +65,7 @@ class Journal:
             with suppress(OSError, ValueError):
                 self._finalize("failed")
             raise
-        with written(self.task.scalars):
+        with written(self.task.folder.curves):
             self._finalize("success")
 
     def _log_options(self) -> None:
@@ -96,8 +96,8 @@ class Journal:
         epoch = int(row["epoch"])
         if self.logger is not None:
             self.rows.append(row)
-            write_history(self.path, self.rows)
-            with written(self.task.scalars):
+            write_history(self.task.folder.history, self.rows)
+            with written(self.task.folder.curves):
                 # Their steps are epochs.
                 self.logger.log_metrics(tagged(row), epoch)
         self._bar.update(self._task, completed=epoch, loss=f"{row['train_loss']:.3f}")
@@ -110,7 +110,7 @@ class Journal:
             return
         self._last_line = now
         left = (now - self._started) / (epoch - self.first) * (epochs - epoch)
-        line = f"{self.task.role}: epoch {epoch}/{epochs}  loss {row['train_loss']:.3f}  "
+        line = f"{self.task.metadata.role}: epoch {epoch}/{epochs}  loss {row['train_loss']:.3f}  "
         if "validation_loss" in row:
             line += f"validation loss {row['validation_loss']:.3f}  "
             line += f"Dice {row['validation_dice']:.3f}  "
@@ -181,24 +181,3 @@ def build_logger(name: str, folder: Path, *, epoch: int) -> Logger:
             "choose --logger tensorboard or csv."
         ) from error
     return cast("Logger", logger)
-
-
-@contextmanager
-def counting(console: Console, title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Show how many cases are done; quiet where the output is no terminal."""
-    columns = MofNCompleteColumn(), TextColumn("{task.fields[case]}")
-    with _bar(console, *columns, transient=True) as bar:
-        task = bar.add_task(title, total=total, case="")
-        yield lambda case: bar.update(task, advance=1, case=case)
-
-
-def _bar(console: Console, *columns: Any, transient: bool = False) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=transient,
-    )

@@ -1,7 +1,7 @@
 """The training loop, the same for teacher, baseline and student."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -21,7 +21,6 @@ from kdnet.training.checkpoint import (
     Task,
     Training,
     pause,
-    random_state,
     resume,
     save_epoch,
 )
@@ -37,10 +36,9 @@ def fit(
     # The same way from the start and after an interruption: what goes on is put back first.
     training = set_up(fabric, kd, train, validation, task)
     resume(training)
-    position = training.position
-    journal = Journal(task, epoch=position.epoch, steps=training.steps, rank=fabric.global_rank)
+    journal = Journal(task, epoch=training.epoch, steps=training.steps, rank=fabric.global_rank)
     with journal.open(), deferring() as training.interruption:
-        while position.epoch < task.settings.epochs:
+        while training.epoch < task.settings.epochs:
             train_epoch(training, journal)
             row = close_epoch(training)
             journal.epoch(row)
@@ -89,28 +87,24 @@ def build_scheduler(
 
 def train_epoch(training: Training, journal: Journal) -> None:
     """Take the steps of an epoch that are still to be taken."""
-    position = training.position
-    started = time.perf_counter() - position.seconds
+    started = time.perf_counter() - training.seconds
     # Order and flips follow from the epoch, so that those that were seen can be left out.
-    start_epoch(training.train, position.epoch, done=position.batch)
+    start_epoch(training.train, training.epoch, done=training.batch)
     training.model.train()
     for batch in training.train:
-        position.put_back_random()
         out, loss = take_step(training, batch)
-        position.step += 1
-        position.batch += 1
-        add_terms(position.means, training.kd, out, batch.get("labelled"))
+        training.step += 1
+        training.batch += 1
+        add_terms(training.means, training.kd, out, batch.get("labelled"))
         journal.step(loss)
-        position.seconds = time.perf_counter() - started
+        training.seconds = time.perf_counter() - started
         stop_if_asked(training)
-    # Of an epoch that was interrupted in its validation no batch is left.
-    position.put_back_random()
 
 
 def take_step(training: Training, batch: Batch) -> tuple[Output, float]:
     """Change the weights by one batch; return what the wrapper gave, and the loss."""
-    fabric, task, position = training.fabric, training.task, training.position
-    where = f"{task.role}, epoch {position.epoch + 1}, step {position.step + 1}"
+    fabric, task = training.fabric, training.task
+    where = f"{task.metadata.role}, epoch {training.epoch + 1}, step {training.step + 1}"
     check_image(batch, training.kd, where)
     image, target = prepare(batch, task)
     out: Output = training.model(
@@ -156,19 +150,20 @@ def add_terms(means: Means, kd: DistillationWrapper, out: Output, labelled: Tens
 
 def close_epoch(training: Training) -> dict[str, float]:
     """Validate after the last step of an epoch, and return its row of the history."""
-    position, started = training.position, time.perf_counter()
+    started = time.perf_counter()
     measured = validate(training)
     row = {
-        "epoch": position.epoch + 1,
-        "step": position.step,
+        "epoch": training.epoch + 1,
+        "step": training.step,
         "learning_rate": training.optimizer.param_groups[0]["lr"],
-        "seconds": position.seconds + time.perf_counter() - started,
-        **position.means.reduce(training.fabric, "train_"),
+        "seconds": training.seconds + time.perf_counter() - started,
+        **training.means.reduce(training.fabric, "train_"),
         **measured,
     }
     if isinstance(training.scheduler, ReduceLROnPlateau):
         training.scheduler.step(row["validation_loss"])
-    position.finish_epoch()
+    training.epoch += 1
+    training.batch, training.seconds, training.means = 0, 0.0, Means()
     return row
 
 
@@ -177,30 +172,22 @@ def validate(training: Training) -> dict[str, float]:
     """Compute loss and Dice on the validation subjects, if there are any."""
     if training.validation is None:
         return {}
-    # Loaders draw random numbers when they begin.
-    random = random_state(training.fabric.device)
-
-    def between() -> None:
-        # Processes have different numbers of batches, so that they could not agree in between.
-        if training.fabric.world_size == 1:
-            stop_if_asked(training, random)
-
     training.kd.eval()
     with gathered(training.kd):
-        row = validate_batches(training, between)
+        row = validate_batches(training)
         if training.task.volumes is None:
             return row
-        return row | validate_volumes(training, between)
+        return row | validate_volumes(training)
 
 
-def validate_batches(training: Training, between: Callable[[], None]) -> dict[str, float]:
+def validate_batches(training: Training) -> dict[str, float]:
     """Compute loss and terms on batches, and Dice where they are whole subjects."""
     fabric, kd, task = training.fabric, training.kd, training.task
     # Named beforehand: a process whose share is empty must add up the same columns.
     names = ("loss", *(("dice",) if task.volumes is None else ()), *kd.objective.named_terms)
     means = Means(dict.fromkeys(names, torch.zeros(2, dtype=torch.float64, device=fabric.device)))
     for batch in cast("Loader", training.validation):
-        between()
+        stop_if_alone(training)
         image, target = prepare(batch, task)
         with fabric.autocast():
             out = kd(image, target, key=batch.get("key"))
@@ -214,7 +201,7 @@ def validate_batches(training: Training, between: Callable[[], None]) -> dict[st
     return means.reduce(fabric, "validation_")
 
 
-def validate_volumes(training: Training, between: Callable[[], None]) -> dict[str, float]:
+def validate_volumes(training: Training) -> dict[str, float]:
     """Compute Dice of whole validation subjects, predicted window by window or slice by slice."""
     fabric, kd, task = training.fabric, training.kd, training.task
     metadata, volumes = task.metadata, task.volumes or ()
@@ -226,7 +213,7 @@ def validate_volumes(training: Training, between: Callable[[], None]) -> dict[st
 
     means = Means({"dice": torch.zeros(2, dtype=torch.float64, device=fabric.device)})
     for index in range(fabric.global_rank, len(volumes), fabric.world_size):
-        between()
+        stop_if_alone(training)
         sample = volumes[index]
         logits = predict_volume(
             predict, sample["image"][None], patch=metadata.patch, slices=metadata.slices
@@ -247,19 +234,26 @@ def mean_dice(logits: Tensor | Sequence[Tensor], label: Tensor, metadata: ModelM
     return torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean()
 
 
-def stop_if_asked(training: Training, random: Mapping[str, Tensor] | None = None) -> None:
+def stop_if_alone(training: Training) -> None:
+    """Leave a validation after a signal; several processes could not agree within one."""
+    # Each has another number of batches.
+    if training.fabric.world_size == 1:
+        stop_if_asked(training)
+
+
+def stop_if_asked(training: Training) -> None:
     """Keep everything and leave the training after a signal to this or any other process."""
     received = training.interruption.agreed(training.fabric)
     if received is None:
         return
-    task, position = training.task, training.position
+    task = training.task
     inside = ""
-    if position.batch:
-        pause(training, random or random_state(training.fabric.device))
-        inside = f" and {position.batch} of {training.steps} steps of the next"
-    kept, epochs = position.epoch, task.settings.epochs
+    if training.batch:
+        pause(training)
+        inside = f" and {training.batch} of {training.steps} steps of the next"
+    kept, epochs = training.epoch, task.settings.epochs
     raise StoppedError(
         received,
-        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.role}; {kept} of {epochs} "
-        f"epochs{inside} are kept in {task.folder}. Give the same command to go on.",
+        f"Stopped in epoch {min(kept + 1, epochs)} of the {task.metadata.role}; {kept} of {epochs} "
+        f"epochs{inside} are kept in {task.folder.root}. Give the same command to go on.",
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -62,20 +62,14 @@ def check_precision(precision: str, device: str, network: nn.Module, shape: Sequ
 
 def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
     """Find the 3-D convolutions of a new network whose bf16 weight gradient is wrong on a CPU."""
-    names: list[str] = []
+    names = {module: name for name, module in network.named_modules()}
+    found: list[str] = []
 
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-            if inputs[0].shape[2] == 2:
-                names.append(name)
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[2] == 2:
+            found.append(names[module])
 
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(look(name))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv3d)
-    ]
+    hooks = [m.register_forward_pre_hook(look) for m in names if isinstance(m, nn.Conv3d)]
     # Not in training mode, in which batch norms refuse one voxel and change their statistics.
     network.eval()
     with torch.no_grad():
@@ -83,7 +77,7 @@ def unsafe_in_bf16(network: nn.Module, shape: Sequence[int]) -> list[str]:
     network.train()
     for hook in hooks:
         hook.remove()
-    return names
+    return found
 
 
 def measure_steps(
@@ -233,9 +227,10 @@ def check_image(batch: Batch, kd: DistillationWrapper, where: str) -> None:
     image = batch["image"]
     if bool(torch.isfinite(image).all()):
         return
+    modalities = [*cast("PrivilegedInput", kd.inputs).channels]
     wrong = (~torch.isfinite(image)).flatten(2).sum(2).tolist()
     found = [
-        f"{int(count)} of {image[0, 0].numel()} voxels of {_modality(channel, kd)} of {name}"
+        f"{int(count)} of {image[0, 0].numel()} voxels of {modalities[channel]} of {name}"
         for name, counts in zip(batch["name"], wrong, strict=True)
         for channel, count in enumerate(counts)
         if count
@@ -265,10 +260,3 @@ def check_step(fabric: Fabric, batch: Batch, out: Output, norm: Tensor | None, w
         "The weights of the last finished epoch are kept. Look at these cases, lower "
         "--learning-rate, set --gradient-clip, or use --precision 32-true; then choose a new --out."
     )
-
-
-def _modality(channel: int, kd: DistillationWrapper) -> str:
-    names: list[str] = []
-    if isinstance(kd.inputs, PrivilegedInput):
-        names = [name for name, count in kd.inputs.channels.items() for _ in range(count)]
-    return names[channel] if channel < len(names) else f"channel {channel}"
