@@ -1,7 +1,25 @@
 """Every row of a table on every fold: train what is missing, then show the tables.
 
-python examples/brats_kdnet/crossval.py                        phantoms, the paper's rows
-python examples/brats_kdnet/crossval.py --data-root BraTS2021  real subjects
+Rows are networks and how they are trained (teacher, baseline, KD-Net, comparators); published
+numbers stand beside the paper's tables.
+
+Examples:
+  crossval.py
+      phantoms, 3 folds x the paper's five rows
+  crossval.py --data-root BraTS2018 --preset paper --rows table1,table2
+      Tables 1 and 2 of arXiv:2106.09564
+  crossval.py --data-root BraTS2021 --rows baseline,kdnet --seeds 0,1,2 --folds 5
+      two rows (and the teacher), five folds, three seeds
+  crossval.py --data-root BraTS2021 --rows baseline,kdnet --sweep modalities
+      each single modality in turn as the student's
+  crossval.py --data-root BraTS2018 --protocol brats2018-public --rows baseline,kdnet
+      the splits on which others publish, beside their numbers
+  crossval.py --data-root BraTS2021 --show units
+      what an array job would train; --unit NUMBER trains one of them
+
+Every fold, seed and row is a unit. A unit that is done is never trained again; a unit that was
+stopped goes on. Further rows, seeds and processes may be added at any time by giving the same
+command with them.
 """
 
 import sys
@@ -20,28 +38,6 @@ from kdnet.files import read_mapping
 if TYPE_CHECKING:
     from kdnet.rows import Row
     from kdnet.runs.plan import Plan
-
-_DESCRIPTION = """\
-Cross-validate any number of rows (teacher, baseline, KD-Net, comparators) and show the paper's
-tables with the published numbers beside them.
-
-Examples:
-  crossval.py
-      phantoms, 3 folds x the paper's five rows
-  crossval.py --data-root BraTS2018 --preset paper --rows table1,table2
-      Tables 1 and 2 of arXiv:2106.09564
-  crossval.py --data-root BraTS2021 --rows baseline,kdnet --seeds 0,1,2 --folds 5
-      two rows (and the teacher), five folds, three seeds
-  crossval.py --data-root BraTS2021 --rows baseline,kdnet --sweep modalities
-      each single modality in turn as the student's
-  crossval.py --data-root BraTS2018 --protocol brats2018-public --rows baseline,kdnet
-      the splits on which others publish, beside their numbers
-  crossval.py --data-root BraTS2021 --show units
-      what an array job would train; --unit NUMBER trains one of them
-
-Every fold, seed and row is a unit. A unit that is done is never trained again; a unit that was
-stopped goes on. Further rows, seeds and processes may be added at any time by giving the same
-command with them."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class CrossvalOptions:
 
 
 _FIRST = ("rows", "protocol", "folds", "seeds", "jobs", "show")
-CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, "runs/crossval-PRESET", _FIRST)
+CROSSVAL = Program("crossval.py", __doc__, CrossvalOptions, "runs/crossval-PRESET", _FIRST)
 
 
 def cross_validate(arguments: Sequence[str], console: Console) -> int:

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -376,14 +376,14 @@ class Program:
     Attributes:
         name: Of its file.
         description: What --help says first.
-        options: Dataclass of its own options; None if it has none.
+        options: Dataclass of its own options.
         out: Default run folder; PRESET stands for the preset.
         first: Options that --help shows beside those of all programs; --help-all shows every one.
     """
 
     name: str
-    description: str = ""
-    options: type | None = None
+    description: str
+    options: type
     out: str = "runs/PRESET"
     first: tuple[str, ...] = ("labelled", "grid", "fold", "backbone", "recipe", "seed")
 
@@ -401,7 +401,7 @@ class TrainOptions:
 
 
 #: Its description is what train.py says of itself.
-TRAIN = Program("train.py", options=TrainOptions)
+TRAIN = Program("train.py", "", TrainOptions)
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -442,8 +442,7 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
         values = parser.parse_args(tokens)
     except ArgumentError as error:
         raise UserError(f"{error}\n{program.name} --help-all lists every option.") from error
-    own = None if program.options is None else _group(program.options, values)
-    return _compose(values, program), own
+    return _compose(values, program), _group(program.options, values)
 
 
 def changed(config: Config, options: Mapping[str, Any]) -> Config:
@@ -455,7 +454,7 @@ def changed(config: Config, options: Mapping[str, Any]) -> Config:
     return _compose(values)
 
 
-def parsed(kind: Callable[..., _Kind], values: Any, place: str, **more: Any) -> _Kind:
+def parsed(kind: Callable[..., _Kind], values: Any, place: str, /, **more: Any) -> _Kind:
     """Make an object of a data class of what a file holds."""
     items = [item for item in fields(cast("Any", kind)) if item.name not in more]
     known = ", ".join(item.name for item in items)
@@ -513,9 +512,13 @@ def recipe_text(config: Config) -> str:
     """Say in one line what --recipe auto has chosen, with what was given otherwise in its place."""
     few = config.data.labelled is not None or config.data.unlabelled_root is not None
     file = recipe_file("few" if few else "all")
-    values = {name: config.to_dict()[name] for name in read_mapping(file)}
-    chosen = ", ".join(f"{name} {value}" for name, value in values.items())
+    chosen = in_words({name: config.to_dict()[name] for name in read_mapping(file)})
     return f"Recipe for {'few labelled subjects' if few else 'all subjects labelled'}: {chosen}"
+
+
+def in_words(options: Mapping[str, Any]) -> str:
+    """Return options in one line."""
+    return ", ".join(f"{name} {'none' if v is None else v}" for name, v in options.items())
 
 
 def _groups() -> dict[str, Any]:
@@ -540,7 +543,7 @@ def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options"
     )
     parser.add_argument("--help_all", action="help", help="Show every option and exit.")
     parser.add_argument("--config", action="config", help="YAML file with any of the options.")
-    for group in (*filter(None, [program.options]), *_groups().values()):
+    for group in (program.options, *_groups().values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
     return parser
@@ -548,7 +551,7 @@ def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options"
 
 def _normalised(tokens: Sequence[str], program: Program) -> list[str]:
     """Accept --data-root for --data_root, and t1,t2 or 64,64,32 without brackets."""
-    groups = (*filter(None, [program.options]), *_groups().values())
+    groups: Iterable[Any] = (program.options, *_groups().values())
     lists = {f"--{x.name}" for group in groups for x in fields(group) if "tuple[" in str(x.type)}
 
     def bracketed(flag: str, value: str) -> str:

@@ -53,6 +53,7 @@ class Row:
         labelled: Training subjects whose reference it may use; the run's if None.
         unlabelled: Further training subjects, without a reference; the run's if None.
         label: How tables call it.
+        kind: Recipe of a study that it is; rows of one kind differ in their numbers of subjects.
         options: Options of the configuration that differ from those of the run.
         small: Arguments of its backbone under the presets demo and cpu, whose networks are small.
     """
@@ -68,6 +69,7 @@ class Row:
     labelled: int | None = None
     unlabelled: int | None = None
     label: str = ""
+    kind: str = ""
     options: Arguments = field(default_factory=dict)
     small: Arguments = field(default_factory=dict)
 
@@ -203,6 +205,7 @@ def part_teachers(teacher: Row, parts: int) -> list[Row]:
             teacher,
             name=f"{teacher.name}-without-{part}-of-{parts}",
             label=f"{teacher.label or teacher.name}, without part {part + 1} of {parts}",
+            kind="",
             options=teacher.options | {"leave_out": [part, parts]},
         )
         for part in range(parts)
@@ -218,7 +221,8 @@ class _File:
 def _row(path: Path, name: str, values: Any) -> Row:
     place = f"{path}: row {name!r}"
     defaults = {"label": name, "against": "baseline"}
-    row = parsed(Row, defaults | values if isinstance(values, dict) else values, place, name=name)
+    given = defaults | values if isinstance(values, dict) else values
+    row = parsed(Row, given, place, name=name, kind="")
     imitates = row.recipe in {"distilled", "shared"}
     unknown = sorted({*row.options} - {*ROW_OPTIONS})
     problems = {

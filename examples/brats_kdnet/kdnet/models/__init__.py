@@ -27,6 +27,7 @@ __all__ = [
     "TimmUNet",
     "build_network",
     "check_axes",
+    "chosen_arguments",
     "in_two_dimensions",
 ]
 
@@ -86,6 +87,15 @@ def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     """Add `spatial_dims=2` to the arguments of a network that knows it and was not told."""
     known = "spatial_dims" in inspect.signature(_find_class(name)).parameters
     return ({"spatial_dims": 2} if known else {}) | dict(arguments)
+
+
+def chosen_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments of a network that are not its defaults."""
+    known = inspect.signature(_find_class(name)).parameters
+    defaults = {key: known[key].default for key in arguments if key in known}
+    # Files have lists for tuples.
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items()}
+    return {key: v for key, v in arguments.items() if key not in plain or plain[key] != v}
 
 
 def check_axes(name: str, network: nn.Module, axes: int) -> None:

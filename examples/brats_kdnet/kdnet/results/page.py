@@ -115,6 +115,7 @@ def write_report(root: Path, trusted: Collection[str] = ()) -> Path:
     )
     page = environment.get_template("page.html.j2").render(
         results=results,
+        facts=results.facts,
         sections=sections,
         slices=load_slices(root / FILE),
         remark=remark,
@@ -130,7 +131,7 @@ def write_report(root: Path, trusted: Collection[str] = ()) -> Path:
 
 def _sections(results: Results, trusted: Collection[str]) -> Iterator[Section]:
     """The parts of the page, in their order."""
-    yield from _of_study(results) if results.is_study else _of_rows(results)
+    yield from _of_study(results) if results.facts.kind == "study" else _of_rows(results)
     if not (results.root / ROWS).is_file():
         yield _curves(results)
         if diagnoses := dict(_diagnoses(results)):
@@ -234,10 +235,11 @@ def _text_of(path: Path) -> str:
 
 def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
     """Paragraphs of tables.md; the blank line between them is their own."""
-    yield f"# {as_markdown(results.title)}\n"
-    if results.phantom:
+    facts = results.facts
+    yield f"# {as_markdown(facts.title)}\n"
+    if facts.phantom:
         yield "**PHANTOM: synthetic subjects; no number here says anything about patients.**\n"
-    yield f"Data: {as_markdown(results.dataset)}. {as_markdown(results.protocol)}\n"
+    yield f"Data: {as_markdown(facts.dataset)}. {as_markdown(facts.protocol)}\n"
     if results.own_options:
         yield f"Options of their own: {as_markdown('; '.join(results.own_options))}.\n"
     for section in sections:
@@ -250,8 +252,7 @@ def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
         hidden = [table for tables in section.more.values() for table in tables]
         for table in section.shown([*section.tables, *hidden]):
             yield table.markdown()
-    commands = [printable(str(command)) for command in results.facts.get("commands", ())]
-    if commands:
+    if commands := [printable(command) for command in facts.commands]:
         yield "Rows by:\n"
         yield "```bash\n" + "\n".join(commands) + "\n```\n"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kdnet.config import in_words
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import scored_in
 from kdnet.files import UnreadableError, read_json
@@ -24,7 +25,7 @@ from kdnet.results.stats import (
     over_most_labels,
     slope,
 )
-from kdnet.results.stored import Results, said
+from kdnet.results.stored import Results
 from kdnet.results.tables import SPACES, Table, ends, number, p_value, spread
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -68,8 +69,7 @@ class Study:
     @cached_property
     def chosen(self) -> list[str]:
         """Rows that the study is about, if its file says so."""
-        named = self.results.facts.get("chosen", ())
-        return [row for row in self.results.rows if row in named]
+        return [row for row in self.results.rows if row in self.results.facts.chosen]
 
     @property
     def reference(self) -> str:
@@ -79,7 +79,7 @@ class Study:
     @property
     def where(self) -> str:
         """The space, and a warning."""
-        return SPACES[self.space] + ", PHANTOM" * self.results.phantom
+        return SPACES[self.space] + ", PHANTOM" * self.results.facts.phantom
 
     @cached_property
     def spans(self) -> pd.DataFrame:
@@ -103,11 +103,11 @@ class Study:
 
     def teacher(self, row: str) -> str:
         """Name of the row that teaches a row; may be empty."""
-        return str(self.results.rows[row].get("teacher") or "")
+        return self.results.rows[row].teacher or ""
 
     def kind(self, row: str) -> str:
         """Which recipe, teacher or baseline a row is."""
-        return str(self.results.rows[row]["kind"])
+        return self.results.rows[row].kind
 
     def head(self, row: str, region: str) -> dict[str, str]:
         """First cells of a line."""
@@ -164,14 +164,14 @@ def trials_table(folder: Path) -> Table:
         settings, trials = (read_json(folder / name) for name in ("search.json", "trials.json"))
         lines = [
             {
-                "options": said(trial["options"]),
+                "options": in_words(trial["options"]),
                 "trial": str(trial["number"]),
                 "Dice": number(trial["dice"]),
                 "gain": f"{100 * trial['gain']:+.1f}".replace("-", "\N{MINUS SIGN}"),
             }
             for trial in trials
         ]
-        labelled, shared = settings["labelled"], said(settings["options"]) or "no options"
+        labelled, shared = settings["labelled"], in_words(settings["options"]) or "no options"
         seeds, folds = (", ".join(map(str, settings[name])) for name in ("seeds", "folds"))
     except (UnreadableError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(

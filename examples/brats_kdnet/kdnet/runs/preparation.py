@@ -7,12 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
+from kdnet.config import Config, in_words
 from kdnet.data.splits import Split
 from kdnet.data.subjects import file_states
 from kdnet.errors import UserError
 from kdnet.files import file_digest, remove_abandoned, write_json
+from kdnet.models import chosen_arguments
 from kdnet.rows import read_rows
-from kdnet.runs.folder import locked, plain_options
+from kdnet.runs.folder import Facts, locked, plain_options
 from kdnet.runs.networks import (
     check_unseen,
     describe_network,
@@ -57,7 +59,7 @@ def prepare(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
         remove_abandoned(plan.root, *plan.root.glob("units/*/*/"))
         plan = _begin_or_go_on(plan, console)
         _fill_cache(plan, units, console)
-        write_json(plan.files.plan, _summary(plan))
+        write_json(plan.files.plan, asdict(_summary(plan)))
     return plan
 
 
@@ -118,37 +120,33 @@ def _fill_cache(plan: Plan, units: Sequence[Unit], console: Console) -> None:
         prepare_parts(config, plan.data, Split(tuple(names), (), ()), plan.cache, console)
 
 
-def _summary(plan: Plan) -> dict[str, Any]:
+def _summary(plan: Plan) -> Facts:
     """What a page of the results says, with the rows and seeds of earlier starts."""
-    before, description, facts = plan.files.read_plan(), plan.data.description, {**plan.facts}
-    kinds = facts.pop("kinds", {})
+    before, description = plan.files.read_plan(), plan.data.description
+    # Teachers of a study that were trained without a part of the subjects only teach.
+    now = [row for row in plan.rows if row.kind or plan.kind != "study"]
     # Rows of earlier starts stay in the tables.
-    rows = {row["name"]: row for row in before.get("rows", [])}
-    for row in plan.rows:
-        # Teachers of a study that were trained without a part of the subjects only teach.
-        if not kinds or row.name in kinds:
-            rows[row.name] = asdict(row) | {"kind": kinds.get(row.name, row.name)}
-    seeds = sorted({*before.get("seeds", []), *(s for own in plan.seeds.values() for s in own)})
-    grades = Counter(subject.grade or "not stated" for subject in plan.data.subjects.values())
-    return {
-        "kind": plan.kind,
-        "title": plan.title,
-        "rows": list(rows.values()),
-        "folds": [fold.number for fold in plan.folds],
-        "seeds": seeds,
-        "dataset": description.name,
-        "phantom": description.phantom,
-        "protocol": _protocol(plan, seeds),
-        "grades": dict(grades),
-        "folds_sha256": file_digest(plan.files.folds),
-        **facts,
-    }
+    rows = {row.name: row for row in (*(before.rows if before else ()), *now)}
+    seeds = {*(before.seeds if before else ())}.union(*plan.seeds.values())
+    return Facts(
+        kind=plan.kind,
+        title=plan.title,
+        rows=tuple(rows.values()),
+        folds=tuple(fold.number for fold in plan.folds),
+        seeds=tuple(sorted(seeds)),
+        dataset=description.name,
+        phantom=description.phantom,
+        protocol=_protocol(plan, sorted(seeds)),
+        grades=Counter(subject.grade or "not stated" for subject in plan.data.subjects.values()),
+        folds_sha256=file_digest(plan.files.folds),
+        **plan.facts,
+    )
 
 
 def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     """In one line what decides the numbers."""
     config, description = plan.config, plan.data.description
-    options, training = config.objective, config.training
+    options, training, networks = config.objective, config.training, config.network
     network = describe_network("student", config, description)
     repeats = len({fold.repeat for fold in plan.folds})
     cases = {name for fold in plan.folds for name in fold.split.names}
@@ -160,13 +158,14 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",
         _counted(len(cases), "case") + few,
         _counted(len(plan.folds), "fold") + f" in {repeats} repeats" * (repeats > 1),
-        plan.facts.get("case_lists", ""),
+        str(plan.facts.get("case_lists", "")),
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
         f"student sees {'+'.join(network.modalities)}",
         network.geometry,
-        f"{network.backbone} ({network.activation})",
+        _named(config, "student"),
+        f"teacher {_named(config, 'teacher')}" * (networks.of("teacher") != networks.of("student")),
         constants if options.objective == "kdnet" else options.objective,
-        "student starts from the teacher" * (config.network.start == "teacher"),
+        "student starts from the teacher" * (networks.start == "teacher"),
         "augmented" * config.data.augment,
         _counted(training.epochs, "epoch"),
         f"{training.precision}, {training.memory_format}" + ", compiled" * bool(training.compile),
@@ -176,6 +175,16 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     own = [row.name for row in plan.rows if built_in.get(row.name, row) != row]
     changed = f"; rows that are not the built-in ones: {', '.join(own)}" if own else ""
     return ", ".join(filter(None, parts)) + changed
+
+
+def _named(config: Config, role: str) -> str:
+    """The network of a role, with what differs from its defaults."""
+    backbone, arguments = config.network.of(role)
+    chosen = {
+        name: "-".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in chosen_arguments(backbone, arguments).items()
+    }
+    return f"{backbone} ({config.network.activation}{', ' * bool(chosen)}{in_words(chosen)})"
 
 
 def _counted(number: int, what: str) -> str:

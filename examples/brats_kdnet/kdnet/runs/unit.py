@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -149,8 +149,7 @@ class Experiment:
         seconds: Time per phase, that of earlier starts included.
         split: Names of training, validation, test and unlabelled subjects.
         datasets: Preprocessed training, validation and unlabelled subjects.
-        cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
-            process.
+        cache: What its teachers said; None without one.
         temperature: What was fitted to its teachers; None as long as it was not.
     """
 
@@ -162,7 +161,7 @@ class Experiment:
     seconds: dict[str, float]
     split: Split
     datasets: dict[str, Any]
-    cache_counts: dict[str, int] = field(default_factory=dict)
+    cache: TeacherCache | None = None
     temperature: float | None = None
 
     @property
@@ -187,19 +186,20 @@ class Experiment:
 
     def record(self) -> None:
         """Write what is trained and what it has taken so far to unit.json."""
-        content: dict[str, Any] = {"experiment": experiment_of(self.plan, self.unit)}
-        content["seconds"] = {name: round(value, 2) for name, value in self.seconds.items()}
-        content["peak_mib"] = peak_memory()
-        if self.cache_counts:
-            content["teacher_cache"] = self.cache_counts
+        teachers = {t.name: self.plan.folder(t).model for t in self.plan.teachers_of(self.unit)}
+        content = self.folder.read_record() | {
+            "experiment": experiment_of(self.plan, self.unit),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "peak_mib": peak_memory(),
+            "teachers": {name: file_digest(model) for name, model in teachers.items()},
+            "device": str(self.fabric.device),
+            "processes": self.fabric.world_size,
+        }
+        if self.cache is not None:
+            # Of this start and the first process.
+            content["teacher_cache"] = asdict(self.cache.statistics)
         if self.temperature is not None:
             content["temperature"] = self.temperature
-        content["teachers"] = {
-            teacher.name: file_digest(self.plan.folder(teacher).model)
-            for teacher in self.plan.teachers_of(self.unit)
-        }
-        content["device"] = str(self.fabric.device)
-        content["processes"] = self.fabric.world_size
         self.folder.write_record(content)
 
     def metadata(self) -> ModelMetadata:
@@ -265,9 +265,9 @@ def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator
     with timed(seconds, "data"), fabric.rank_zero_first():
         datasets = prepare_parts(config, plan.data, split, plan.cache, console)
     experiment = Experiment(
-        plan, unit, config, fabric, console, seconds, split, datasets,
-        cache_counts=earlier.get("teacher_cache", {}), temperature=earlier.get("temperature"),
-    )  # fmt: skip
+        *(plan, unit, config, fabric, console, seconds, split, datasets),
+        temperature=earlier.get("temperature"),
+    )
     try:
         if fabric.is_global_zero:
             experiment.record()
@@ -363,11 +363,8 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
     """Put teacher and student together, and train."""
     config, fabric = experiment.config, experiment.fabric
     seen = [frozenset(read_metadata(path).seen_cases) for path in experiment.teacher_files]
-    cache = teacher_cache(experiment, recipe.teacher)
-    with (
-        wrapped(recipe, metadata, experiment.modalities, cache) as kd,
-        counted(experiment, kd.cache),
-    ):
+    experiment.cache = teacher_cache(experiment, recipe.teacher)
+    with wrapped(recipe, metadata, experiment.modalities, experiment.cache) as kd:
         task = Task(
             metadata=metadata,
             settings=config.training,
@@ -432,22 +429,6 @@ def teacher_cache(
         storage=training.teacher_cache_storage,
         max_bytes=int(training.teacher_cache_gib * 2**30),
     )
-
-
-@contextmanager
-def counted(experiment: Experiment, cache: TeacherCache | None) -> Iterator[None]:
-    """Add what a cache did in the block to the counts, also if an exception leaves it."""
-    try:
-        yield
-    finally:
-        if cache is not None:
-            now, before = cache.statistics, experiment.cache_counts
-            experiment.cache_counts = {
-                "hits": before.get("hits", 0) + now.hits,
-                "misses": before.get("misses", 0) + now.misses,
-                "skipped": before.get("skipped", 0) + now.skipped,
-                "bytes": now.bytes,
-            }
 
 
 def score(experiment: Experiment, *, subsets: bool) -> None:

@@ -139,26 +139,17 @@ class Design:
         ordered = sorted(rows.values(), key=lambda row: row.teacher is not None)
         return tuple(ordered), seeds
 
-    def kinds(self) -> dict[str, str]:
-        """Return the recipe of every row, by the row's name."""
-        return {
-            row.name: recipe
-            for block in self.blocks
-            for recipe in (*block.recipes, TEACHER)
-            for row in self._rows_of(replace(block, recipes=(recipe,)))
-        }
-
     def chosen_rows(self) -> list[str]:
         """Return the names of the rows that the study is about."""
         if isinstance(self.chosen, dict):
             return [f"{setting}_{recipe}" for setting, recipe in self.chosen.items()]
-        return [row for row, kind in self.kinds().items() if kind == self.chosen]
+        return [row.name for row in self.rows()[0] if row.kind == self.chosen]
 
     def facts(self) -> dict[str, Any]:
         """Return what whoever reads the results has to know of it."""
         labels = {name: recipe.label for name, recipe in self.recipes.items()}
         labels = {BASELINE: BASELINE, TEACHER: TEACHER} | labels
-        return {"labels": labels, "chosen": self.chosen_rows(), "kinds": self.kinds()}
+        return {"labels": labels, "chosen": tuple(self.chosen_rows())}
 
     def _rows_of(self, block: Block) -> list[Row]:
         return [
@@ -181,6 +172,7 @@ class Design:
             name=row_name(recipe, labelled, unlabelled),
             against=row_name(own.against, labelled, "all"),
             label=f"{own.label}, {labelled} labelled",
+            kind=recipe,
             options=own.options,
         )
         if own.supervised:
@@ -195,6 +187,7 @@ def plain_row(recipe: str, labelled: Count) -> Row:
         name=row_name(recipe, labelled, "all"),
         role="teacher" if recipe == TEACHER else "student",
         label=f"{recipe}, {labelled} labelled",
+        kind=recipe,
         labelled=count_of(labelled),
         # What it never sees need not be prepared.
         unlabelled=None if labelled == "all" else 0,

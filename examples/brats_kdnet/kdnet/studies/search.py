@@ -135,6 +135,7 @@ def trial_rows(
         against=baseline.name,
         labelled=count_of(space.labelled),
         label=f"trial {number}",
+        kind="trial",
         options=dict(options),
     )
     seeds = dict.fromkeys((baseline.name, row.name), space.seeds)
