@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from kdnet.command import console, exit_status
-from kdnet.config import Config, Program, as_arguments, early, parse_for
+from kdnet.config import Config, Program, as_arguments, early, limited, parse_for
 from kdnet.errors import UserError
 from kdnet.files import read_mapping
 
@@ -68,12 +68,12 @@ class CrossvalOptions:
     rows: tuple[str, ...] = ("paper",)
     rows_file: Path | None = None
     protocol: str | None = None
-    repeats: int = 1
-    seeds: tuple[int, ...] = ()
+    repeats: int = limited(1, at_least=1)
+    seeds: tuple[int, ...] = limited((), at_least=0, below=2**32)
     sweep: Literal["none", "modalities"] = "none"
     subsets: bool = True
     lesions: bool = False
-    jobs: int | Literal["auto"] = "auto"
+    jobs: int | Literal["auto"] = limited("auto", at_least=1)
     unit: str | None = None
     show: Literal["units", "status"] | None = None
 
@@ -147,7 +147,8 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
     # Folds differ by a subject or two; every row of every fold takes the steps of the first one's.
     config = with_equal_steps(config, folds[0].split, data)
     rows = with_equal_trainings(rows, config)
-    title, seeds, subsets = "Cross-validation", options.seeds, options.subsets
+    title, subsets = "Cross-validation", options.subsets
+    seeds = {row.name: options.seeds for row in rows if options.seeds}
     return make_plan(
         "crossval", title, config, rows, folds, data=data, seeds=seeds, subsets=subsets, facts=facts
     )
@@ -190,10 +191,8 @@ def refuse(config: Config, options: CrossvalOptions) -> None:
         f"--fold: {here}": config.data.fold != 0,
         f"--devices: {here}": training.devices not in {1, "auto"},
         f"--num-nodes: {here}": training.num_nodes != 1,
-        f"--repeats is {options.repeats}; expected 1 or more": options.repeats < 1,
         "--rows names no row": not options.rows,
         f"--seeds names a seed twice: {', '.join(map(str, seeds))}": len({*seeds}) < len(seeds),
-        f"--seeds must be 0 or more, below 2^32: {seeds}": any(not 0 <= s < 2**32 for s in seeds),
     }
     # A preset only says where options begin; with another value it would be another protocol.
     problems |= {

@@ -30,7 +30,7 @@ from typing import Literal
 from rich.console import Console
 
 from kdnet.command import console, exit_status
-from kdnet.config import Config, Program, early, parse_for
+from kdnet.config import Config, Program, early, limited, parse_for
 from kdnet.errors import UserError
 
 
@@ -55,7 +55,7 @@ class StudyOptions:
     """
 
     study: str = "phantoms"
-    jobs: int | Literal["auto"] = "auto"
+    jobs: int | Literal["auto"] = limited("auto", at_least=1)
     unit: str | None = None
     only: str | None = None
     search: str | None = None
@@ -99,7 +99,7 @@ def study(arguments: Sequence[str], console: Console) -> int:
     folds = deal(data.foldable, config)
     facts = design.facts() | {"commands": (published(arguments),)}
     plan = make_plan(
-        "study", design.title, config, rows, folds, data=data, own_seeds=seeds, facts=facts
+        "study", design.title, config, rows, folds, data=data, seeds=seeds, facts=facts
     )
     units = plan.with_teachers(unit for unit in plan.units() if (options.only or "") in unit.name)
     if not units:

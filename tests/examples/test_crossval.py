@@ -238,9 +238,9 @@ def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
         (["--fold", "1"], "--fold"),
         (["--devices", "2"], "--devices"),
         (["--rows", "nobody"], "'nobody'"),
-        (["--repeats", "0"], "--repeats is 0"),
+        (["--repeats", "0"], "repeats is 0"),
         (["--seeds", "1,1"], "names a seed twice: 1, 1"),
-        (["--jobs", "0"], "--jobs is 0"),
+        (["--jobs", "0"], "jobs is 0"),
         (["--unit", "kdnet/fold9-seed0"], "no unit 'kdnet/fold9-seed0'"),
     ],
 )

@@ -101,7 +101,7 @@ def test_modalities_and_regions_of_a_description_are_names(modalities, region):
     except UserError:
         return
     assert all(is_name(row.name) for row in rows)
-    with pytest.raises(UserError, match="too long for a folder"):
+    with pytest.raises(UserError, match="at most 100 bytes"):
         sweep([Row("baseline", label="b")], ("t" * 95,))
 
 

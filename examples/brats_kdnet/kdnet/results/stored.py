@@ -48,12 +48,8 @@ class Results:
     @property
     def own_options(self) -> list[str]:
         """What rows differ in from the protocol, a line each."""
-        lines = [
-            f"{self.label(name)}: {in_words(row.options)}"
-            for name, row in self.rows.items()
-            if row.options
-        ]
-        return [*dict.fromkeys(lines)]
+        own = [row for row in self.rows.values() if row.options]
+        return [*dict.fromkeys(f"{self.label(row.name)}: {in_words(row.options)}" for row in own)]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -76,8 +72,7 @@ class Results:
     def student(self) -> str:
         """The row of interest: the taught one with the fewest options of its own; may be empty."""
         compared = {*self.scores["row"][self.scores["against"] != ""]}
-        rows = [row for row in self.rows.values() if row.name in compared]
-        rows = [row for row in rows if row.role != "teacher"]
+        rows = [row for row in self.rows.values() if row.name in compared and row.role != "teacher"]
         taught = [row for row in rows if row.teacher] or rows
         return min(taught, key=lambda row: len(row.options)).name if taught else ""
 

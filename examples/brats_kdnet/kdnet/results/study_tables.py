@@ -15,16 +15,8 @@ from kdnet.config import in_words
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import scored_in
 from kdnet.files import UnreadableError, read_json
-from kdnet.results.stats import (
-    Gain,
-    Interval,
-    cells,
-    gains,
-    interval,
-    lead,
-    over_most_labels,
-    slope,
-)
+from kdnet.results import stats
+from kdnet.results.stats import Gain, Interval, cells, interval
 from kdnet.results.stored import Results
 from kdnet.results.tables import SPACES, Table, ends, number, p_value, spread
 
@@ -53,18 +45,18 @@ class Study:
     @cached_property
     def gains(self) -> list[Gain]:
         """Of all students, over the baseline with as many labels."""
-        return gains(self.scores, together=True)
+        return stats.gains(self.scores, together=True)
 
     @cached_property
     def over_most(self) -> list[Gain]:
         """Of the students with fewer labels, over the baseline with most."""
-        return gains(over_most_labels(self.scores), together=True)
+        return stats.gains(stats.over_most_labels(self.scores), together=True)
 
     @cached_property
     def leads(self) -> dict[tuple[str, str], pd.DataFrame]:
         """Lead of the teacher by row and region, in the cells of the gain; those that have one."""
-        found = {(g.row, g.region): lead(self.scores, g, self.teacher(g.row)) for g in self.gains}
-        return {place: values for place, values in found.items() if not values.empty}
+        pairs = [(g, stats.lead(self.scores, g, self.teacher(g.row))) for g in self.gains]
+        return {(g.row, g.region): values for g, values in pairs if not values.empty}
 
     @cached_property
     def chosen(self) -> list[str]:
@@ -265,8 +257,8 @@ def _units(study: Study) -> Table:
 def _slopes(study: Study) -> Table:
     lines, intervals = [], []
     for gain, leads in _with_leads(study):
-        apart = lead(study.scores, gain, study.teacher(gain.row), other_seeds=True)
-        both = [slope(values, _same(gain.cells, values)) for values in (leads, apart)]
+        apart = stats.lead(study.scores, gain, study.teacher(gain.row), other_seeds=True)
+        both = [stats.slope(values, _same(gain.cells, values)) for values in (leads, apart)]
         intervals += [found for _, found in both]
         same, others = (f"{number(value, 2)} ({ends(found, 2)})" for value, found in both)
         lines.append(

@@ -1,6 +1,7 @@
 """The folder of a run: where everything lies, what it began with, and who works in it."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +20,6 @@ from kdnet.errors import UserError
 from kdnet.files import (
     WriteError,
     file_digest,
-    is_name,
-    is_number,
     read_mapping,
     write_json,
     write_text,
@@ -97,11 +96,11 @@ class UnitFolder:
     def read_record(self) -> dict[str, Any]:
         """Return what an earlier start has recorded; empty if there was none."""
         content = read_mapping(self.record) if self.record.exists() else {}
-        for name in ("experiment", "teachers", "seconds", "peak_mib", "teacher_cache"):
+        for name in ("experiment", "teachers", "seconds", "peak_mib"):
             values = content.get(name, {})
             numbers = name not in {"experiment", "teachers"}
             if not isinstance(values, dict) or (
-                numbers and not all(map(is_number, values.values()))
+                numbers and not all(map(_is_amount, values.values()))
             ):
                 raise UserError(
                     f"{self.record} is damaged: '{name}' must hold values by name. Restore it, or "
@@ -224,13 +223,7 @@ class Folder:
         """Return what plan.json says of earlier starts; None if there was none."""
         if not self.plan.is_file():
             return None
-        facts = parsed(Facts, read_mapping(self.plan), str(self.plan))
-        if not all(is_name(row.name) for row in facts.rows):
-            raise UserError(
-                f"{self.plan} is damaged: its rows have names that cannot name a folder. Restore "
-                "it from a copy, or remove it and give the command of the run again."
-            )
-        return facts
+        return parsed(Facts, read_mapping(self.plan), str(self.plan))
 
     def read_skipped(self) -> list[str] | None:
         """Return the names of the subjects that the run does without; None if it has not begun."""
@@ -267,6 +260,10 @@ def locked(path: Path, reason: str, console: Console) -> Iterator[None]:
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that decide what is trained."""
     return {name: value for name, value in options.items() if name not in FREE_OPTIONS}
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in {int, float} and math.isfinite(value) and value >= 0
 
 
 def _flat(experiment: Mapping[str, Any]) -> dict[str, Any]:

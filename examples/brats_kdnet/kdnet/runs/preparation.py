@@ -14,15 +14,8 @@ from kdnet.errors import UserError
 from kdnet.files import file_digest, remove_abandoned, write_json
 from kdnet.models import chosen_arguments
 from kdnet.rows import read_rows
+from kdnet.runs import networks
 from kdnet.runs.folder import Facts, locked, plain_options
-from kdnet.runs.networks import (
-    check_unseen,
-    describe_network,
-    describe_teacher,
-    is_given,
-    rehearse,
-    stacked,
-)
 from kdnet.runs.plan import Plan, Unit, folds_content
 from kdnet.runs.subjects import check_files, make_phantoms, prepare_parts, record_skipped
 from kdnet.training.checkpoint import ModelMetadata
@@ -40,7 +33,7 @@ def rehearse_rows(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
             console.print(f"Trying {name}")
         try:
             teacher = _teacher_of(plan, unit)
-            experiments[name] = rehearse(
+            experiments[name] = networks.rehearse(
                 unit.row, plan.configure(unit), plan.data.description, teacher
             )
         except (UserError, PrivDistillError) as error:
@@ -75,12 +68,12 @@ def _teacher_of(plan: Plan, unit: Unit) -> ModelMetadata | None:
     for teacher in plan.teachers_of(unit)[:1]:
         config = plan.configure(teacher)
         path = config.network.teacher_model
-        if path is None or not is_given(teacher.row, config):
-            return describe_network(teacher.row.role, config, description)
-        metadata = describe_teacher(path, config, description)
+        if path is None or not networks.is_given(teacher.row, config):
+            return networks.describe_network(teacher.row.role, config, description)
+        metadata = networks.describe_teacher(path, config, description)
         # Every fold, as the same network would teach them all.
         folds = {one.number: plan.split(replace(unit, fold=one)) for one in plan.folds}
-        check_unseen(path, metadata, folds)
+        networks.check_unseen(path, metadata, folds)
         return metadata
     return None
 
@@ -112,9 +105,9 @@ def _fill_cache(plan: Plan, units: Sequence[Unit], console: Console) -> None:
     """Preprocess what units need, once for each set of modalities that they stack."""
     needed: dict[tuple[str, ...], dict[str, Unit]] = {}
     for unit in (unit for unit in units if not plan.is_done(unit)):
-        stack, split = stacked(plan.configure(unit).data, plan.data.description), plan.split(unit)
-        of_stack = needed.setdefault(stack, {})
-        of_stack |= dict.fromkeys((*split.train, *split.validation), unit)
+        split = plan.split(unit)
+        stack = networks.stacked(plan.configure(unit).data, plan.data.description)
+        needed.setdefault(stack, {}).update(dict.fromkeys((*split.train, *split.validation), unit))
     for names in needed.values():
         config = plan.configure(next(iter(names.values())))
         prepare_parts(config, plan.data, Split(tuple(names), (), ()), plan.cache, console)
@@ -122,22 +115,24 @@ def _fill_cache(plan: Plan, units: Sequence[Unit], console: Console) -> None:
 
 def _summary(plan: Plan) -> Facts:
     """What a page of the results says, with the rows and seeds of earlier starts."""
-    before, description = plan.files.read_plan(), plan.data.description
+    before = plan.files.read_plan() or Facts(plan.kind, plan.title, rows=())
+    description = plan.data.description
     # Teachers of a study that were trained without a part of the subjects only teach.
     now = [row for row in plan.rows if row.kind or plan.kind != "study"]
     # Rows of earlier starts stay in the tables.
-    rows = {row.name: row for row in (*(before.rows if before else ()), *now)}
-    seeds = {*(before.seeds if before else ())}.union(*plan.seeds.values())
+    rows = {row.name: row for row in (*before.rows, *now)}
+    seeds = sorted({*before.seeds}.union(*plan.seeds.values()))
+    grades = Counter(subject.grade or "not stated" for subject in plan.data.subjects.values())
     return Facts(
         kind=plan.kind,
         title=plan.title,
         rows=tuple(rows.values()),
         folds=tuple(fold.number for fold in plan.folds),
-        seeds=tuple(sorted(seeds)),
+        seeds=tuple(seeds),
         dataset=description.name,
         phantom=description.phantom,
-        protocol=_protocol(plan, sorted(seeds)),
-        grades=Counter(subject.grade or "not stated" for subject in plan.data.subjects.values()),
+        protocol=_protocol(plan, seeds),
+        grades=dict(grades),
         folds_sha256=file_digest(plan.files.folds),
         **plan.facts,
     )
@@ -146,8 +141,9 @@ def _summary(plan: Plan) -> Facts:
 def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     """In one line what decides the numbers."""
     config, description = plan.config, plan.data.description
-    options, training, networks = config.objective, config.training, config.network
-    network = describe_network("student", config, description)
+    options, training = config.objective, config.training
+    network = networks.describe_network("student", config, description)
+    student, teacher = (_named(config, role) for role in ("student", "teacher"))
     repeats = len({fold.repeat for fold in plan.folds})
     cases = {name for fold in plan.folds for name in fold.split.names}
     labelled = config.data.labelled
@@ -162,10 +158,10 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
         f"student sees {'+'.join(network.modalities)}",
         network.geometry,
-        _named(config, "student"),
-        f"teacher {_named(config, 'teacher')}" * (networks.of("teacher") != networks.of("student")),
+        student,
+        f"teacher {teacher}" * (teacher != student),
         constants if options.objective == "kdnet" else options.objective,
-        "student starts from the teacher" * (networks.start == "teacher"),
+        "student starts from the teacher" * (config.network.start == "teacher"),
         "augmented" * config.data.augment,
         _counted(training.epochs, "epoch"),
         f"{training.precision}, {training.memory_format}" + ", compiled" * bool(training.compile),
