@@ -34,9 +34,9 @@ from kdnet.command import console, exit_status
 from kdnet.config import Config, Program, as_arguments, early, limited, parse_for
 from kdnet.errors import UserError
 from kdnet.files import read_mapping
+from kdnet.rows import Row, read_rows, select_rows, sweep
 
 if TYPE_CHECKING:
-    from kdnet.rows import Row
     from kdnet.runs.plan import Plan
 
 
@@ -123,8 +123,6 @@ def protocol_options(protocol: str | None) -> dict[str, Any]:
 
 def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Plan":
     """Resolve rows and folds; nothing is written."""
-    from kdnet.rows import read_rows, select_rows, sweep  # noqa: PLC0415
-
     rows = select_rows(options.rows, *read_rows(options.rows_file))
     # What needs PyTorch is imported only now, so that --help and mistakes in rows come at once.
     from kdnet.runs.plan import deal, load_folds, make_plan, unused_text  # noqa: PLC0415
@@ -154,7 +152,7 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
     )
 
 
-def with_equal_trainings(rows: Sequence["Row"], config: Config) -> list["Row"]:
+def with_equal_trainings(rows: Sequence[Row], config: Config) -> list[Row]:
     """Measure students that start from their teacher against as many epochs as both had."""
     named = {row.name: row for row in rows}
     found = dict(named)

@@ -32,6 +32,7 @@ from rich.console import Console
 from kdnet.command import console, exit_status
 from kdnet.config import Config, Program, early, limited, parse_for
 from kdnet.errors import UserError
+from kdnet.studies.design import read_design
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,6 @@ STUDY = Program("study.py", __doc__, StudyOptions, "runs/study", _FIRST)
 
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
-    from kdnet.studies.design import read_design  # noqa: PLC0415
-
     design = read_design(early(arguments, "study").get("study", StudyOptions.study))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)

@@ -496,7 +496,7 @@ def parsed(kind: Callable[..., _Kind], values: Any, place: str, /, **more: Any) 
     except (ArgumentError, UserError) as error:
         # The parser has one argument, whose name says nothing to whoever wrote the file.
         told = " ".join(str(error).split()).replace('Parser key "file.', '"')
-        raise UserError(f"{place}: {told}.") from error
+        raise UserError(f"{place}: {told.removesuffix('.')}.") from error
     return found
 
 

@@ -23,18 +23,15 @@ _SMALL_PRESETS = ("demo", "cpu")
 _SHARED_FOLDERS = ("predictions", "curves")
 # Names become folders.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
-#: Options of a network, an objective or a training that are the run's: the network of a row's
-#: teacher is that teacher's own row.
+_GROUPS = (NetworkConfig, ObjectiveConfig, TrainingConfig)
+#: What of them is the run's: the network of a row's teacher is that teacher's own row.
 _OF_THE_RUN = {
     *("teacher_backbone", "teacher_backbone_arguments", "teacher_model", "trust_backbone"),
     *("recipe", "seed"),
 }
 #: Options that a row may have. Others would make it another experiment: test subjects, grid, seed.
-ROW_OPTIONS = [
-    *(x.name for group in (NetworkConfig, ObjectiveConfig, TrainingConfig) for x in fields(group)),
-    *("student_modalities", "leave_out"),
-]
-ROW_OPTIONS = [name for name in ROW_OPTIONS if name not in _OF_THE_RUN]
+ROW_OPTIONS = [x.name for kind in _GROUPS for x in fields(kind) if x.name not in _OF_THE_RUN]
+ROW_OPTIONS += ["student_modalities", "leave_out"]
 
 
 @dataclass(frozen=True)
