@@ -1,29 +1,7 @@
 """Every row of a table on every fold: train what is missing, then show the tables.
 
-python examples/brats_kdnet/crossval.py                        phantoms, the paper's rows
-python examples/brats_kdnet/crossval.py --data-root BraTS2021  real subjects
-"""
-
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from rich.console import Console
-
-from kdnet.command import console, exit_status
-from kdnet.config import Config, Program, as_arguments, early, parse_for
-from kdnet.errors import UserError
-from kdnet.files import read_mapping
-
-if TYPE_CHECKING:
-    from kdnet.rows import Row
-    from kdnet.runs.plan import Plan
-
-_DESCRIPTION = """\
-Cross-validate any number of rows (teacher, baseline, KD-Net, comparators) and show the paper's
-tables with the published numbers beside them.
+Rows are networks and how they are trained (teacher, baseline, KD-Net, comparators); published
+numbers stand beside the paper's tables.
 
 Examples:
   crossval.py
@@ -41,7 +19,25 @@ Examples:
 
 Every fold, seed and row is a unit. A unit that is done is never trained again; a unit that was
 stopped goes on. Further rows, seeds and processes may be added at any time by giving the same
-command with them."""
+command with them.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from kdnet.command import console, exit_status
+from kdnet.config import Config, Program, as_arguments, early, limited, parse_for
+from kdnet.errors import UserError
+from kdnet.files import read_mapping
+from kdnet.rows import Row, read_rows, select_rows, sweep
+
+if TYPE_CHECKING:
+    from kdnet.runs.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -72,18 +68,18 @@ class CrossvalOptions:
     rows: tuple[str, ...] = ("paper",)
     rows_file: Path | None = None
     protocol: str | None = None
-    repeats: int = 1
-    seeds: tuple[int, ...] = ()
+    repeats: int = limited(1, at_least=1)
+    seeds: tuple[int, ...] = limited((), at_least=0, below=2**32)
     sweep: Literal["none", "modalities"] = "none"
     subsets: bool = True
     lesions: bool = False
-    jobs: int | Literal["auto"] = "auto"
+    jobs: int | Literal["auto"] = limited("auto", at_least=1)
     unit: str | None = None
     show: Literal["units", "status"] | None = None
 
 
 _FIRST = ("rows", "protocol", "folds", "seeds", "jobs", "show")
-CROSSVAL = Program("crossval.py", _DESCRIPTION, CrossvalOptions, "runs/crossval-PRESET", _FIRST)
+CROSSVAL = Program("crossval.py", __doc__, CrossvalOptions, "runs/crossval-PRESET", _FIRST)
 
 
 def cross_validate(arguments: Sequence[str], console: Console) -> int:
@@ -127,8 +123,6 @@ def protocol_options(protocol: str | None) -> dict[str, Any]:
 
 def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Plan":
     """Resolve rows and folds; nothing is written."""
-    from kdnet.rows import read_rows, select_rows, sweep  # noqa: PLC0415
-
     rows = select_rows(options.rows, *read_rows(options.rows_file))
     # What needs PyTorch is imported only now, so that --help and mistakes in rows come at once.
     from kdnet.runs.plan import deal, load_folds, make_plan, unused_text  # noqa: PLC0415
@@ -151,13 +145,14 @@ def plan_rows(config: Config, options: CrossvalOptions, console: Console) -> "Pl
     # Folds differ by a subject or two; every row of every fold takes the steps of the first one's.
     config = with_equal_steps(config, folds[0].split, data)
     rows = with_equal_trainings(rows, config)
-    title, seeds, subsets = "Cross-validation", options.seeds, options.subsets
+    title, subsets = "Cross-validation", options.subsets
+    seeds = {row.name: options.seeds for row in rows if options.seeds}
     return make_plan(
         "crossval", title, config, rows, folds, data=data, seeds=seeds, subsets=subsets, facts=facts
     )
 
 
-def with_equal_trainings(rows: Sequence["Row"], config: Config) -> list["Row"]:
+def with_equal_trainings(rows: Sequence[Row], config: Config) -> list[Row]:
     """Measure students that start from their teacher against as many epochs as both had."""
     named = {row.name: row for row in rows}
     found = dict(named)
@@ -194,10 +189,8 @@ def refuse(config: Config, options: CrossvalOptions) -> None:
         f"--fold: {here}": config.data.fold != 0,
         f"--devices: {here}": training.devices not in {1, "auto"},
         f"--num-nodes: {here}": training.num_nodes != 1,
-        f"--repeats is {options.repeats}; expected 1 or more": options.repeats < 1,
         "--rows names no row": not options.rows,
         f"--seeds names a seed twice: {', '.join(map(str, seeds))}": len({*seeds}) < len(seeds),
-        f"--seeds must be 0 or more, below 2^32: {seeds}": any(not 0 <= s < 2**32 for s in seeds),
     }
     # A preset only says where options begin; with another value it would be another protocol.
     problems |= {

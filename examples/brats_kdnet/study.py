@@ -1,23 +1,5 @@
 """When does privileged distillation help, and by how much: a grid of recipes and label counts.
 
-python examples/brats_kdnet/study.py --study phantoms
-python examples/brats_kdnet/study.py --study lgg --data-root LGG
-"""
-
-import shlex
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-from rich.console import Console
-
-from kdnet.command import console, exit_status
-from kdnet.config import Config, Program, early, parse_for
-from kdnet.errors import UserError
-
-_DESCRIPTION = """\
 Train a student by several recipes, with several numbers of labelled and unlabelled subjects, folds
 and seeds, and say what each recipe gains over the baseline that learns from the labels alone.
 
@@ -35,7 +17,22 @@ Examples:
       every table and figure again, from the stored rows
 
 Every recipe, count, fold and seed is a unit. A unit that is done is never trained again; one that
-was stopped goes on. Blocks may be added to the file at any time."""
+was stopped goes on. Blocks may be added to the file at any time.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from kdnet.command import console, exit_status
+from kdnet.config import Config, Program, early, limited, parse_for
+from kdnet.errors import UserError
+from kdnet.studies.design import read_design
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class StudyOptions:
     """
 
     study: str = "phantoms"
-    jobs: int | Literal["auto"] = "auto"
+    jobs: int | Literal["auto"] = limited("auto", at_least=1)
     unit: str | None = None
     only: str | None = None
     search: str | None = None
@@ -71,13 +68,11 @@ class StudyOptions:
 _OF_ONE_START = {"--jobs", "--only", "--unit", "--show", "--out", "--cache-dir", "--workers"}
 
 _FIRST = ("study", "jobs", "only", "search", "trials", "show")
-STUDY = Program("study.py", _DESCRIPTION, StudyOptions, "runs/study", _FIRST)
+STUDY = Program("study.py", __doc__, StudyOptions, "runs/study", _FIRST)
 
 
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
-    from kdnet.studies.design import read_design  # noqa: PLC0415
-
     design = read_design(early(arguments, "study").get("study", StudyOptions.study))
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
     config, options = parse_for(STUDY, given)
@@ -101,9 +96,9 @@ def study(arguments: Sequence[str], console: Console) -> int:
 
     data = find_data(config, console)
     folds = deal(data.foldable, config)
-    facts = design.facts() | {"commands": [published(arguments)]}
+    facts = design.facts() | {"commands": (published(arguments),)}
     plan = make_plan(
-        "study", design.title, config, rows, folds, data=data, own_seeds=seeds, facts=facts
+        "study", design.title, config, rows, folds, data=data, seeds=seeds, facts=facts
     )
     units = plan.with_teachers(unit for unit in plan.units() if (options.only or "") in unit.name)
     if not units:

@@ -37,13 +37,13 @@ from rich.console import Console
 
 from kdnet.command import console, exit_status
 from kdnet.config import TRAIN, Config, parse_for, recipe_text, with_fitting_start
+from kdnet.rows import Row
 
 # What needs PyTorch is imported where it is used, so that --help comes at once.
 
 
 def distil(config: Config, console: Console) -> None:
     """Carry out the experiment of the paper on one fold."""
-    from kdnet.rows import Row  # noqa: PLC0415
     from kdnet.runs.plan import fold_of, make_plan  # noqa: PLC0415
     from kdnet.runs.preparation import prepare, rehearse_rows  # noqa: PLC0415
     from kdnet.runs.subjects import find_data, with_equal_steps  # noqa: PLC0415

@@ -105,7 +105,8 @@ def test_the_plan_says_what_the_results_are_of(finished):
     assert plan["folds_sha256"] == digest
     assert plan["protocol"] == (
         "phantom (phantoms, not patients), 6 cases, 2 folds, seed 0, student sees t1ce, grid "
-        "8x8x8, kdnet (softmax), lambda 0.75, T 5, alpha 10, 1 epoch, 32-true, contiguous"
+        "8x8x8, kdnet (softmax, channels 2-4), lambda 0.75, T 5, alpha 10, 1 epoch, 32-true, "
+        "contiguous"
     )
 
 
@@ -237,9 +238,9 @@ def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
         (["--fold", "1"], "--fold"),
         (["--devices", "2"], "--devices"),
         (["--rows", "nobody"], "'nobody'"),
-        (["--repeats", "0"], "--repeats is 0"),
+        (["--repeats", "0"], "repeats is 0"),
         (["--seeds", "1,1"], "names a seed twice: 1, 1"),
-        (["--jobs", "0"], "--jobs is 0"),
+        (["--jobs", "0"], "jobs is 0"),
         (["--unit", "kdnet/fold9-seed0"], "no unit 'kdnet/fold9-seed0'"),
     ],
 )

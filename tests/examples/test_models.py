@@ -7,7 +7,14 @@ from quick import STUDENT
 from torch import nn
 
 from kdnet.errors import UserError
-from kdnet.models import KDNet, MultiResUNet, build_network, check_axes, in_two_dimensions
+from kdnet.models import (
+    KDNet,
+    MultiResUNet,
+    build_network,
+    check_axes,
+    chosen_arguments,
+    in_two_dimensions,
+)
 from kdnet.training.checkpoint import load_model, save_model
 
 
@@ -18,6 +25,13 @@ def parameters(network: nn.Module) -> int:
 @pytest.mark.parametrize(("modalities", "count"), [(1, 14_490_664), (4, 14_493_094)])
 def test_network_of_figure_one_has_the_published_number_of_parameters(modalities, count):
     assert parameters(KDNet(modalities, 4)) == count
+
+
+def test_arguments_that_are_defaults_need_no_mention():
+    paper = {"channels": [30, 60, 120, 240, 480]}
+    assert chosen_arguments("kdnet", paper | {"prior": 0.01}) == {"prior": 0.01}
+    assert chosen_arguments("kdnet", {"channels": [8, 16]}) == {"channels": [8, 16]}
+    assert chosen_arguments("torch.nn.Linear", {"bias": True, "width": 3}) == {"width": 3}
 
 
 def test_without_skip_connections_only_the_fusing_convolutions_shrink():

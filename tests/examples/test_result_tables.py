@@ -25,6 +25,8 @@ from kdnet.results.tables import (
     results_table,
     subset_table,
 )
+from kdnet.rows import Row
+from kdnet.runs.folder import Facts
 
 NAMES = ("flair", "t1", "t1ce", "t2")
 
@@ -128,8 +130,9 @@ def test_ours_over_folds_and_cases_stands_beside_the_published_numbers(root):
 
 
 def under_protocol(scores, **facts):
-    rows = {"student": {"name": "student", "label": "mine"}}
-    return Results(Path(), facts | {"protocol": "as here"}, rows, scores)
+    rows = (Row("student", label="mine"),)
+    told = Facts("crossval", "as here", rows, protocol="as here", **facts)
+    return Results(Path(), told, {row.name: row for row in rows}, scores)
 
 
 def test_under_a_public_protocol_splits_and_cases_stand_beside_what_others_published():
@@ -180,9 +183,9 @@ def test_other_case_lists_or_modalities_stand_beside_no_published_number(lists, 
     ],
 )
 def test_another_row_is_not_taken_for_a_published_one(fields):
-    rows = {"kdnet": {"name": "kdnet", "recipe": "distilled"} | fields}
+    row = Row(**({"name": "kdnet", "recipe": "distilled"} | fields))
     scores = scores_of("kdnet", {"a": 0.5}, space="grid")
-    results = Results(Path(), {}, rows, scores)
+    results = Results(Path(), Facts("crossval", "x", (row,)), {"kdnet": row}, scores)
     found = paper_table("Table 1", results)
     assert found is None or len(cells_of(found, "KD-Net (GT + KL + KD)")) == 1
 

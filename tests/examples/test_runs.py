@@ -164,7 +164,7 @@ def plan_nine(*options, rows=ROWS, **seeds):
 
 
 def test_units_are_rows_times_seeds_times_folds_with_teachers_first():
-    plan = plan_nine(seeds=(0, 7))
+    plan = plan_nine(seeds={"teacher": (0, 7), "student": (0, 7)})
     assert [unit.name for unit in plan.units()] == [
         f"{row}/fold{fold}-seed{seed}"
         for row, seed, fold in itertools.product(("teacher", "student"), (0, 7), (0, 1, 2))
@@ -177,14 +177,14 @@ def test_units_are_rows_times_seeds_times_folds_with_teachers_first():
 
 
 def test_a_teacher_of_another_seed_teaches_where_there_is_none_of_its_own():
-    plan = plan_nine(own_seeds={"teacher": (3,), "student": (3, 4)})
+    plan = plan_nine(seeds={"teacher": (3,), "student": (3, 4)})
     (teacher,) = plan.teachers_of(plan.find("student/fold0-seed4"))
     assert teacher.seed == 3
 
 
 def test_teachers_without_a_part_have_the_seeds_of_the_whole_one():
     plan = plan_nine(
-        "--out-of-fold", "2", "--latent-weight", "0", own_seeds={"teacher": (3,), "student": (3, 4)}
+        "--out-of-fold", "2", "--latent-weight", "0", seeds={"teacher": (3,), "student": (3, 4)}
     )
     student = plan.find("student/fold0-seed4")
     taught = plan.teachers_of(student)

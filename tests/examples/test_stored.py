@@ -44,7 +44,8 @@ def test_meaning_comes_from_fields_and_never_from_names(plan):
     other = {"kdnet": "a", "baseline": "kdnet", "gt_kl": "baseline", "teacher": "b"}
     scores = read_scores(plan / "scores.csv").replace({"row": other, "against": other})
     write_scores(plan / "scores.csv", scores)
-    change_plan(plan, rows=[row | {"name": other[name]} for name, row in results.rows.items()])
+    rows = json.loads((plan / "plan.json").read_text())["rows"]
+    change_plan(plan, rows=[row | {"name": other[row["name"]]} for row in rows])
     results = read_folder(plan)
     assert (results.student, results.baseline, results.teachers) == ("a", "kdnet", ["b"])
 

@@ -77,7 +77,7 @@ def held_out(out):
 
 def test_every_recipe_count_fold_and_seed_is_stored(finished):
     results = read_folder(finished)
-    kinds = {row: fields["kind"] for row, fields in results.rows.items()}
+    kinds = {name: row.kind for name, row in results.rows.items()}
     scores = results.scores.assign(kind=results.scores["row"].map(kinds))
     columns = ["kind", "labelled", "unlabelled", "fold", "seed"]
     units = {*scores[columns].itertuples(index=False, name=None)}

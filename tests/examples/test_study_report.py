@@ -133,7 +133,9 @@ def test_figures_show_the_numbers_of_the_tables(study):
     for gain in found.gains:
         assert any(math.isclose(height, gain.mean) for height in heights), gain.row
     assert "&lt;" not in str(labelled.svg)
-    assert all(picture.title.startswith(found.results.title) for picture in (headline, labelled))
+    assert all(
+        picture.title.startswith(found.results.facts.title) for picture in (headline, labelled)
+    )
 
 
 @pytest.mark.parametrize(("labelled", "there"), [((8, 20), False), ((4, 8, 20), True)])

@@ -100,7 +100,6 @@ def test_a_damaged_file_is_named(run, file, content):
         {"seconds": {"training": float("nan")}},
         {"peak_mib": {"process": None}},
         {"peak_mib": []},
-        {"teacher_cache": {"hits": "many"}},
     ],
 )
 def test_wrong_types_are_a_message(run, content):

@@ -17,7 +17,7 @@ from kdnet import errors
 from kdnet.command import exit_status
 from kdnet.config import DataConfig, TrainingConfig
 from kdnet.data.loading import build_loader, map_parallel
-from kdnet.errors import ExhaustedError, explain, explained
+from kdnet.errors import UserError, explain, explained
 from kdnet.runs import pool
 from kdnet.training.checkpoint import load_state
 
@@ -122,7 +122,7 @@ def test_a_lack_of_memory_in_a_loading_process_is_explained_too(tmp_path, capsys
 def test_work_in_parallel_names_the_item_that_did_not_fit():
     items = [SimpleNamespace(name=f"BraTS_{number}", size=2 ** (60 * number)) for number in (0, 1)]
     options = {"workers": 2, "title": "Preparing subjects", "progress": False}
-    with pytest.raises(ExhaustedError, match=r"^Preparing subjects: BraTS_1 stopped\. Main memory"):
+    with pytest.raises(UserError, match=r"^Preparing subjects: BraTS_1 stopped\. Main memory"):
         map_parallel(lambda item: np.empty(item.size, np.uint8), items, **options)
 
 

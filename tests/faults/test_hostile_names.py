@@ -101,7 +101,7 @@ def test_modalities_and_regions_of_a_description_are_names(modalities, region):
     except UserError:
         return
     assert all(is_name(row.name) for row in rows)
-    with pytest.raises(UserError, match="too long for a folder"):
+    with pytest.raises(UserError, match="at most 100 bytes"):
         sweep([Row("baseline", label="b")], ("t" * 95,))
 
 
@@ -135,12 +135,12 @@ def test_a_row_is_called_by_a_name_for_folders(name):
 def test_a_folder_of_a_stranger_names_no_rows_outside_of_it(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp() / "crossval"
     root.mkdir(exist_ok=True)
-    facts = {"rows": [{"name": name}], "seeds": [0], "folds": [0]}
+    facts = {"kind": "train", "title": "x", "rows": [{"name": name}], "seeds": [0], "folds": [0]}
     (root / "plan.json").write_text(json.dumps(facts))
     with contextlib.suppress(UserError):
         assert all(map(is_name, read_folder(root).rows))
     with contextlib.suppress(UserError):
-        assert all(is_name(row["name"]) for row in Folder(root).read_plan()["rows"])
+        assert all(is_name(row.name) for row in Folder(root).read_plan().rows)
 
 
 @given(st.lists(hostile, min_size=1, max_size=3))

@@ -17,6 +17,7 @@ from kdnet.errors import UserError
 from kdnet.files import read_mapping
 from kdnet.rows import read_rows
 from kdnet.runs.folder import Folder
+from kdnet.studies.design import read_design
 
 APPLICATION = Path(train.__file__).parent
 SOURCES = [
@@ -100,6 +101,21 @@ def test_descriptions_rows_and_run_folders_make_no_objects(tmp_path, tag):
     (tmp_path / "config.yaml").write_text(f"epochs: {tag}\n")
     with pytest.raises(UserError):
         Folder(tmp_path).check_config(parse_config([]))
+
+
+def test_no_class_is_imported_in_place_of_a_row_or_a_recipe(tmp_path, monkeypatch):
+    (tmp_path / "canary.py").write_text(f"open({MARK!r}, 'w').close()\nclass Net:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = {"class_path": "canary.Net", "init_args": {"name": "x"}}
+    plan = {"kind": "train", "title": "x", "rows": [spec]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=r"plan\.json"):
+        Folder(tmp_path).read_plan()
+    study = {"title": "x", "options": {}, "recipes": {"a": {"label": "a"}}, "blocks": []}
+    for place in ({"recipes": {"a": spec}}, {"blocks": [spec]}, {"searches": {"a": spec}}):
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(study | place))
+        with pytest.raises(UserError, match=r"own\.yaml"):
+            read_design(str(tmp_path / "own.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from kdnet.errors import UserError, printable
+from kdnet.errors import UserError, explain, printable
 from kdnet.stopping import StoppedError, leave_with_parent, stoppable
 
 
@@ -16,10 +16,6 @@ def exit_status(action: Callable[[], int | None]) -> int:
         with stoppable():
             leave_with_parent()
             return action() or 0
-    except UserError as error:
-        # Messages hold names from files, which may hold what a terminal obeys.
-        sys.stderr.write(f"{printable(str(error), keep=chr(10))}\n")
-        return 2
     except StoppedError as stop:
         sys.stderr.write(f"{stop}\n")
         return stop.exit_status
@@ -27,6 +23,7 @@ def exit_status(action: Callable[[], int | None]) -> int:
         text = _explained(error)
         if text is None:
             raise
+        # Messages hold names from files, which may hold what a terminal obeys.
         sys.stderr.write(f"{printable(text, keep=chr(10))}\n")
         return 2
 
@@ -56,9 +53,10 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def _explained(error: Exception) -> str | None:
-    """What the library, or a machine that is too small, means by an error; None for a fault."""
+    """What an error means to a user, or on a machine that is too small; None for a fault."""
+    if isinstance(error, UserError):
+        return str(error)
     # Only now, as --help does not wait for PyTorch.
-    from kdnet.errors import explain  # noqa: PLC0415
     from privdistill import PrivDistillError  # noqa: PLC0415
 
     if isinstance(error, PrivDistillError):

@@ -5,13 +5,14 @@ import json
 import re
 import sys
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from kdnet.errors import UserError
 from kdnet.files import read_mapping
@@ -23,14 +24,34 @@ PAPER_TEMPERATURE = 5.0
 #: What people set first, whatever the program.
 _FIRST = ("preset", "out", "data_root", "description", "student_modalities", "epochs")
 
-# jsonargparse imports what stands under "class_path" wherever a type says Any, which a file of
-# somebody else could make use of. In a mapping without types everything stays what it is.
+# jsonargparse imports what stands under "class_path" where a type is a class or Any, which a file
+# of somebody else could make use of. In a mapping without types everything stays what it is.
+set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["kdnet"])
 if TYPE_CHECKING:
     Arguments: TypeAlias = dict[str, Any]
 else:
     Arguments = dict
 
 _Kind = TypeVar("_Kind")
+_LIMITS = {"at_least": ge, "at_most": le, "above": gt, "below": lt}
+
+
+def limited(default: Any, **limits: float) -> Any:
+    """Return a field of numbers that lie within limits: at_least, at_most, above, below."""
+    return field(default=default, metadata=limits)
+
+
+def out_of_range(*groups: Any) -> list[str]:
+    """Return which fields of data classes lie beyond their limits, one sentence each."""
+    found = []
+    for group, item in ((one, item) for one in groups for item in fields(one)):
+        value = getattr(group, item.name)
+        several = value if isinstance(value, tuple) else (value,)
+        numbers = [number for number in several if isinstance(number, int | float)]
+        if not all(_LIMITS[k](n, limit) for k, limit in item.metadata.items() for n in numbers):
+            wanted = (f"{k.replace('_', ' ')} {limit}" for k, limit in item.metadata.items())
+            found.append(f"{item.name} is {value}; expected {' and '.join(wanted)}.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,29 +113,29 @@ class DataConfig:
     description: str | None = None
     student_modalities: tuple[str, ...] = ("t1ce",)
     teacher_modalities: tuple[str, ...] | None = None
-    crop: tuple[int, int, int] | None = None
-    grid: tuple[int, int, int] | None = None
-    patch: tuple[int, int, int] | None = None
-    patches_per_case: int = 0
+    crop: tuple[int, int, int] | None = limited(None, at_least=1)
+    grid: tuple[int, int, int] | None = limited(None, at_least=1)
+    patch: tuple[int, int, int] | None = limited(None, at_least=1)
+    patches_per_case: int = limited(0, at_least=0)
     slices: Literal["axial", "coronal", "sagittal"] | None = None
-    empty_slices: float = 1.0
+    empty_slices: float = limited(1.0, at_least=0, at_most=1)
     normalise: Literal["after_crop", "before_crop"] = "after_crop"
     resample: Literal["trilinear", "area"] = "trilinear"
-    folds: int = 3
+    folds: int = limited(3, at_least=2)
     fold: int = 0
-    validation_fraction: float = 0.15
+    validation_fraction: float = limited(0.15, at_least=0, below=1)
     split_file: Path | None = None
-    labelled: int | None = None
-    unlabelled: int | None = None
+    labelled: int | None = limited(None, at_least=1)
+    unlabelled: int | None = limited(None, at_least=0)
     leave_out: tuple[int, int] | None = None
     unlabelled_root: Path | None = None
     skip_invalid: bool = False
     flips: bool = True
     augment: bool = False
     phantoms: int = 48
-    phantom_size: int = 64
+    phantom_size: int = limited(64, at_least=16)
     cache_dir: Path | None = None
-    workers: int = 0
+    workers: int = limited(0, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -223,14 +244,14 @@ class ObjectiveConfig:
         "passion",
         "mstkdnet",
     ] = "kdnet"
-    imitation: float = 0.75
-    temperature: float | Literal["fit"] = PAPER_TEMPERATURE
+    imitation: float = limited(0.75, at_least=0, at_most=1)
+    temperature: float | Literal["fit"] = limited(PAPER_TEMPERATURE, above=0)
     binarisation: Literal["auto", "argmax", "positive", "soft"] = "auto"
-    imitation_start: float | None = None
-    imitation_steps: int = 1000
+    imitation_start: float | None = limited(None, at_least=0, at_most=1)
+    imitation_steps: int = limited(1000, at_least=1)
     region_weights: tuple[float, ...] | None = None
-    out_of_fold: int = 1
-    latent_weight: float = 10.0
+    out_of_fold: int = limited(1, at_least=1)
+    latent_weight: float = limited(10.0, at_least=0)
     latent_layers: tuple[str, ...] | None = None
     bottleneck_layer: str = "auto"
     teacher_bottleneck_layer: str = "auto"
@@ -293,15 +314,15 @@ class TrainingConfig:
         seed: Of weights, order, flips, splits and phantoms.
     """
 
-    epochs: int = 500
-    samples_per_epoch: int = 0
-    batch_size: int = 2
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0
+    epochs: int = limited(500, at_least=1)
+    samples_per_epoch: int = limited(0, at_least=0)
+    batch_size: int = limited(2, at_least=1)
+    learning_rate: float = limited(1e-4, above=0)
+    weight_decay: float = limited(0.0, at_least=0)
     schedule: Literal["plateau", "onecycle", "constant"] = "plateau"
-    plateau_patience: int = 50
-    plateau_factor: float = 0.2
-    gradient_clip: float = 0.0
+    plateau_patience: int = limited(50, at_least=1)
+    plateau_factor: float = limited(0.2, above=0, below=1)
+    gradient_clip: float = limited(0.0, at_least=0)
     selection: Literal["best", "last"] = "best"
     validation_loss: Literal["objective", "ground_truth"] = "objective"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -310,14 +331,14 @@ class TrainingConfig:
     logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
     teacher_cache: Literal["auto", "off", "memory", "disk"] = "auto"
     teacher_cache_storage: Literal["full", "half"] = "full"
-    teacher_cache_gib: float = 20.0
+    teacher_cache_gib: float = limited(20.0, above=0)
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
     strategy: str = "auto"
-    threads: int = 0
+    threads: int = limited(0, at_least=0)
     deterministic: bool = False
-    seed: int = 0
+    seed: int = limited(0, at_least=0, below=2**32)
 
 
 @dataclass(frozen=True)
@@ -376,14 +397,14 @@ class Program:
     Attributes:
         name: Of its file.
         description: What --help says first.
-        options: Dataclass of its own options; None if it has none.
+        options: Dataclass of its own options.
         out: Default run folder; PRESET stands for the preset.
         first: Options that --help shows beside those of all programs; --help-all shows every one.
     """
 
     name: str
-    description: str = ""
-    options: type | None = None
+    description: str
+    options: type
     out: str = "runs/PRESET"
     first: tuple[str, ...] = ("labelled", "grid", "fold", "backbone", "recipe", "seed")
 
@@ -401,7 +422,7 @@ class TrainOptions:
 
 
 #: Its description is what train.py says of itself.
-TRAIN = Program("train.py", options=TrainOptions)
+TRAIN = Program("train.py", "", TrainOptions)
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -442,8 +463,8 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
         values = parser.parse_args(tokens)
     except ArgumentError as error:
         raise UserError(f"{error}\n{program.name} --help-all lists every option.") from error
-    own = None if program.options is None else _group(program.options, values)
-    return _compose(values, program), own
+    own = _group(program.options, values)
+    return _compose(values, program, own), own
 
 
 def changed(config: Config, options: Mapping[str, Any]) -> Config:
@@ -455,7 +476,7 @@ def changed(config: Config, options: Mapping[str, Any]) -> Config:
     return _compose(values)
 
 
-def parsed(kind: Callable[..., _Kind], values: Any, place: str, **more: Any) -> _Kind:
+def parsed(kind: Callable[..., _Kind], values: Any, place: str, /, **more: Any) -> _Kind:
     """Make an object of a data class of what a file holds."""
     items = [item for item in fields(cast("Any", kind)) if item.name not in more]
     known = ", ".join(item.name for item in items)
@@ -472,10 +493,10 @@ def parsed(kind: Callable[..., _Kind], values: Any, place: str, **more: Any) -> 
     parser = _file_parser(kind)
     try:
         found: _Kind = parser.instantiate(parser.parse_object({"file": given | more})).file
-    except ArgumentError as error:
+    except (ArgumentError, UserError) as error:
         # The parser has one argument, whose name says nothing to whoever wrote the file.
         told = " ".join(str(error).split()).replace('Parser key "file.', '"')
-        raise UserError(f"{place}: {told}.") from error
+        raise UserError(f"{place}: {told.removesuffix('.')}.") from error
     return found
 
 
@@ -513,9 +534,13 @@ def recipe_text(config: Config) -> str:
     """Say in one line what --recipe auto has chosen, with what was given otherwise in its place."""
     few = config.data.labelled is not None or config.data.unlabelled_root is not None
     file = recipe_file("few" if few else "all")
-    values = {name: config.to_dict()[name] for name in read_mapping(file)}
-    chosen = ", ".join(f"{name} {value}" for name, value in values.items())
+    chosen = in_words({name: config.to_dict()[name] for name in read_mapping(file)})
     return f"Recipe for {'few labelled subjects' if few else 'all subjects labelled'}: {chosen}"
+
+
+def in_words(options: Mapping[str, Any]) -> str:
+    """Return options in one line."""
+    return ", ".join(f"{name} {'none' if v is None else v}" for name, v in options.items())
 
 
 def _groups() -> dict[str, Any]:
@@ -540,7 +565,7 @@ def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options"
     )
     parser.add_argument("--help_all", action="help", help="Show every option and exit.")
     parser.add_argument("--config", action="config", help="YAML file with any of the options.")
-    for group in (*filter(None, [program.options]), *_groups().values()):
+    for group in (program.options, *_groups().values()):
         parser.add_class_arguments(group)
     parser.set_defaults(preset=preset)
     return parser
@@ -548,7 +573,7 @@ def _build_parser(preset: str, program: Program = TRAIN, recipe: str = "options"
 
 def _normalised(tokens: Sequence[str], program: Program) -> list[str]:
     """Accept --data-root for --data_root, and t1,t2 or 64,64,32 without brackets."""
-    groups = (*filter(None, [program.options]), *_groups().values())
+    groups: Iterable[Any] = (program.options, *_groups().values())
     lists = {f"--{x.name}" for group in groups for x in fields(group) if "tuple[" in str(x.type)}
 
     def bracketed(flag: str, value: str) -> str:
@@ -609,7 +634,7 @@ def _group(kind: Any, values: Namespace) -> Any:
     return kind(**{item.name: values[item.name] for item in fields(kind)})
 
 
-def _compose(values: Namespace, program: Program = TRAIN) -> Config:
+def _compose(values: Namespace, program: Program = TRAIN, *own: Any) -> Config:
     """Make the configuration of what was read, and check it."""
     config = Config(**{name: _group(kind, values) for name, kind in _groups().items()})
     preset = config.run.preset
@@ -619,7 +644,8 @@ def _compose(values: Namespace, program: Program = TRAIN) -> Config:
         network=_without_foreign(config.network, read_mapping(_preset_file(preset))),
         run=replace(config.run, out=out),
     )
-    wrong = [*_out_of_range(config), *_contradictions(config)]
+    groups = (getattr(config, item.name) for item in fields(config))
+    wrong = [*out_of_range(*own, *groups), *_contradictions(config)]
     if wrong:
         raise UserError("\n".join(wrong))
     return config
@@ -639,71 +665,22 @@ def _without_foreign(network: NetworkConfig, preset: Mapping[str, Any]) -> Netwo
     return replace(network, backbone_arguments=kept)
 
 
-#: What values an option may have where it has any: in words, as a test, and the options.
-_BOUNDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
-    (
-        "0 or more",
-        lambda value: value >= 0,
-        (
-            *("workers", "patches_per_case", "unlabelled", "latent_weight", "samples_per_epoch"),
-            *("weight_decay", "gradient_clip", "threads"),
-        ),
-    ),
-    (
-        "1 or more",
-        lambda value: value >= 1,
-        (
-            *("labelled", "imitation_steps", "out_of_fold", "epochs", "batch_size"),
-            "plateau_patience",
-        ),
-    ),
-    ("above 0", lambda value: value > 0, ("learning_rate", "teacher_cache_gib")),
-    ("above 0, or fit", lambda value: value == "fit" or value > 0, ("temperature",)),
-    (
-        "0 to 1",
-        lambda value: 0 <= value <= 1,
-        ("empty_slices", "imitation", "imitation_start"),
-    ),
-    ("above 0, below 1", lambda value: 0 < value < 1, ("plateau_factor",)),
-    ("0 or more, below 1", lambda value: 0 <= value < 1, ("validation_fraction",)),
-    ("0 to 2^32 - 1", lambda value: 0 <= value < 2**32, ("seed",)),
-    ("2 or more", lambda value: value >= 2, ("folds",)),
-    ("16 or more", lambda value: value >= 16, ("phantom_size",)),
-    ("one or more", bool, ("student_modalities",)),
-    ("positive", lambda size: min(size) > 0, ("crop", "grid", "patch")),
-    (
-        "a part from 0, and the number of parts, 2 or more",
-        lambda part: 0 <= part[0] < part[1] > 1,
-        ("leave_out",),
-    ),
-)
-
-
-def _out_of_range(config: Config) -> list[str]:
-    """Which options have a value that no run can use, one sentence each."""
-    groups = [vars(getattr(config, item.name)) for item in fields(config)]
-    values = {name: value for group in groups for name, value in group.items()}
-    found = [
-        f"{name} is {values[name]}; expected {wanted}."
-        for wanted, fits, names in _BOUNDS
-        for name in names
-        if values[name] is not None and not fits(values[name])
-    ]
-    data = config.data
-    if not 0 <= data.fold < data.folds:
-        found.append(f"fold is {data.fold}; expected 0 to {data.folds - 1}.")
-    if data.phantoms < max(6, data.folds):
-        found.append(f"phantoms is {data.phantoms}; expected 6 or more, and folds.")
-    return found
-
-
 def _contradictions(config: Config) -> list[str]:
-    """Which options exclude one another, one sentence each."""
+    """Which options do not go together, one sentence each."""
     data, objective, training = config.data, config.objective, config.training
     needs_validation = training.selection == "best" or training.schedule == "plateau"
     has_bottleneck = objective.objective == "kdnet" and objective.latent_weight > 0
     given_teacher = config.network.teacher_model is not None
+    part = data.leave_out
     problems = {
+        f"fold is {data.fold}; expected 0 to {data.folds - 1}.": not 0 <= data.fold < data.folds,
+        f"phantoms is {data.phantoms}; expected 6 or more, and folds.": (
+            data.phantoms < max(6, data.folds)
+        ),
+        "student_modalities is empty; expected one or more.": not data.student_modalities,
+        f"leave_out is {part}; expected a part from 0, and the number of parts, 2 or more.": (
+            part is not None and not 0 <= part[0] < part[1] > 1
+        ),
         f"patch is {data.patch} and grid is {data.grid}: patches are cut from volumes at their "
         "own resolution, which a grid would change. Leave one out: --grid null or --patch null.": (
             data.patch is not None and data.grid is not None

@@ -9,10 +9,6 @@ class UserError(Exception):
     """Input that cannot be used; the message says what was expected, what was found, what to do."""
 
 
-class ExhaustedError(UserError):
-    """The machine did not give what the run needed."""
-
-
 _RESUME = "Finished epochs are kept: the same command goes on after the last of them."
 _SMALLER = (
     "lower --batch-size, choose a smaller --patch or --grid, or --precision bf16-mixed where the "
@@ -47,7 +43,7 @@ def explained(doing: str) -> Iterator[None]:
         reason = explain(error)
         if reason is None:
             raise
-        raise ExhaustedError(f"{doing} stopped. {reason}") from error
+        raise UserError(f"{doing} stopped. {reason}") from error
 
 
 def explain(error: BaseException) -> str | None:

@@ -7,7 +7,6 @@ then renamed, so that neither a kill nor a full disk harms what was there before
 import csv
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -60,11 +59,6 @@ def is_name(text: object) -> bool:
         and len(text.encode()) <= LONGEST
         and not {*text} & {"/", "\\"}
     )
-
-
-def is_number(value: Any) -> bool:
-    """Say whether a value is a number that can be counted with: not negative, and finite."""
-    return type(value) in {int, float} and math.isfinite(value) and value >= 0
 
 
 def read_json(path: Path) -> Any:

@@ -23,19 +23,15 @@ _SMALL_PRESETS = ("demo", "cpu")
 _SHARED_FOLDERS = ("predictions", "curves")
 # Names become folders.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")
+_GROUPS = (NetworkConfig, ObjectiveConfig, TrainingConfig)
+#: What of them is the run's: the network of a row's teacher is that teacher's own row.
+_OF_THE_RUN = {
+    *("teacher_backbone", "teacher_backbone_arguments", "teacher_model", "trust_backbone"),
+    *("recipe", "seed"),
+}
 #: Options that a row may have. Others would make it another experiment: test subjects, grid, seed.
-#: The network of a row's teacher is that teacher's own row.
-ROW_OPTIONS = [
-    *(
-        item.name
-        for group in (NetworkConfig, ObjectiveConfig)
-        for item in fields(group)
-        if not item.name.startswith(("teacher_backbone", "teacher_model", "trust_", "recipe"))
-    ),
-    *(item.name for item in fields(TrainingConfig) if item.name != "seed"),
-    "student_modalities",
-    "leave_out",
-]
+ROW_OPTIONS = [x.name for kind in _GROUPS for x in fields(kind) if x.name not in _OF_THE_RUN]
+ROW_OPTIONS += ["student_modalities", "leave_out"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ class Row:
         labelled: Training subjects whose reference it may use; the run's if None.
         unlabelled: Further training subjects, without a reference; the run's if None.
         label: How tables call it.
+        kind: Recipe of a study that it is; rows of one kind differ in their numbers of subjects.
         options: Options of the configuration that differ from those of the run.
         small: Arguments of its backbone under the presets demo and cpu, whose networks are small.
     """
@@ -68,8 +65,17 @@ class Row:
     labelled: int | None = None
     unlabelled: int | None = None
     label: str = ""
+    kind: str = ""
     options: Arguments = field(default_factory=dict)
     small: Arguments = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # From a file, or made of a row's and a modality's.
+        if not is_name(self.name):
+            raise UserError(
+                f"A row cannot be called {self.name!r}: expected what can name a folder, and at "
+                f"most {LONGEST} bytes."
+            )
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -142,35 +148,23 @@ def _lineage(
 def sweep(rows: Sequence[Row], modalities: Sequence[str]) -> list[Row]:
     """Repeat every row of the student for each single modality."""
     shared = [row for row in rows if row.role == "teacher"]
-    repeated = {row.name: row for row in rows if row.role != "teacher"}
-
-    def renamed(name: str, modality: str) -> str:
-        return _swept_name(name, modality) if name in repeated else name
-
-    return shared + [
-        replace(
-            row,
-            name=_swept_name(row.name, modality),
-            label=f"{row.label}, {modality}",
-            teacher=row.teacher and renamed(row.teacher, modality),
-            more_teachers=tuple(renamed(name, modality) for name in row.more_teachers),
-            against=row.against and renamed(row.against, modality),
-            options=row.options | {"student_modalities": [modality]},
-        )
-        for modality in modalities
-        for row in repeated.values()
-    ]
-
-
-def _swept_name(row: str, modality: str) -> str:
-    name = f"{row}-{modality.lower()}"
-    if not is_name(name):
-        raise UserError(
-            f"The row {row} of the modality {modality} would be called {name}, which is too long "
-            f"for a folder: expected at most {LONGEST} bytes. Give the modality a shorter name in "
-            "the data set's description."
-        )
-    return name
+    repeated = [row for row in rows if row.role != "teacher"]
+    found = []
+    for modality in modalities:
+        names = {row.name: f"{row.name}-{modality.lower()}" for row in repeated}
+        found += [
+            replace(
+                row,
+                name=names[row.name],
+                label=f"{row.label}, {modality}",
+                teacher=row.teacher and names.get(row.teacher, row.teacher),
+                more_teachers=tuple(names.get(name, name) for name in row.more_teachers),
+                against=row.against and names.get(row.against, row.against),
+                options=row.options | {"student_modalities": [modality]},
+            )
+            for row in repeated
+        ]
+    return shared + found
 
 
 def with_part_teachers(rows: Sequence[Row], config: Config) -> tuple[Row, ...]:
@@ -203,6 +197,7 @@ def part_teachers(teacher: Row, parts: int) -> list[Row]:
             teacher,
             name=f"{teacher.name}-without-{part}-of-{parts}",
             label=f"{teacher.label or teacher.name}, without part {part + 1} of {parts}",
+            kind="",
             options=teacher.options | {"leave_out": [part, parts]},
         )
         for part in range(parts)
@@ -218,13 +213,12 @@ class _File:
 def _row(path: Path, name: str, values: Any) -> Row:
     place = f"{path}: row {name!r}"
     defaults = {"label": name, "against": "baseline"}
-    row = parsed(Row, defaults | values if isinstance(values, dict) else values, place, name=name)
+    given = defaults | values if isinstance(values, dict) else values
+    row = parsed(Row, given, place, name=name, kind="")
     imitates = row.recipe in {"distilled", "shared"}
     unknown = sorted({*row.options} - {*ROW_OPTIONS})
     problems = {
-        f"its name must match {_NAME.pattern}, with at most {LONGEST} characters": not (
-            _NAME.fullmatch(name) and is_name(name)
-        ),
+        f"its name must match {_NAME.pattern}": not _NAME.fullmatch(name),
         "its name is that of a folder that all rows share": name in _SHARED_FOLDERS,
         f"it has no options {', '.join(unknown)}; there are {', '.join(ROW_OPTIONS)}": bool(
             unknown

@@ -75,6 +75,15 @@ def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]
     return ({"spatial_dims": 2} if known else {}) | dict(arguments)
 
 
+def chosen_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments of a network that are not its defaults."""
+    known = inspect.signature(_find_class(name)).parameters
+    defaults = {key: known[key].default for key in arguments if key in known}
+    # Files have lists for tuples.
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items()}
+    return {key: v for key, v in arguments.items() if key not in plain or plain[key] != v}
+
+
 def check_axes(name: str, network: nn.Module, axes: int) -> None:
     """Refuse a network whose convolutions are made for another number of axes."""
     kinds = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}

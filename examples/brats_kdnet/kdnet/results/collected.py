@@ -56,8 +56,8 @@ def show_results(plan: Plan, console: Console) -> None:
         console.print("No unit is done, so there are no results yet.")
         return
     results = read_folder(plan.root)
-    for table in () if results.is_study else _main_tables(results):
-        phantom = "PHANTOM: " * results.phantom
+    for table in () if results.facts.kind == "study" else _main_tables(results):
+        phantom = "PHANTOM: " * results.facts.phantom
         console.print(f"{phantom}{table.text()}", soft_wrap=True)
     report = write_report(plan.root, plan.trusted)
     records = [plan.folder(unit).read_record() for unit in plan.units()]

@@ -116,7 +116,7 @@ def case_gains(gain: Gain, label: Label) -> Markup:
 
 def study_pictures(study: Study) -> list[Picture]:
     """Dice of the networks that matter, and gains of all recipes; those there are."""
-    name = study.results.title + " (phantom)" * study.results.phantom
+    name = study.results.facts.title + " (phantom)" * study.results.facts.phantom
     return [
         _dice(study, f"{name}: mean Dice", _shown_rows(study)),
         *_gains(study, f"{name}: gain over the {study.reference}"),

@@ -14,43 +14,18 @@ from markupsafe import Markup
 from kdnet.errors import UserError, printable
 from kdnet.evaluation.scoring import scored_in
 from kdnet.files import write_text
+from kdnet.results import tables
 from kdnet.results.cost import cost_table
 from kdnet.results.figures import Picture, case_gains, colours_of, learning_curves, study_pictures
 from kdnet.results.slices import FILE, cut_slices, load_slices
 from kdnet.results.stats import METRICS, gains
 from kdnet.results.stored import PLAN, ROWS, Results, optional_mapping, read_folder
 from kdnet.results.study_tables import Study, outcomes, study_tables, trials_table, unpaired
-from kdnet.results.tables import (
-    EMPTY_RULE,
-    REGIONS,
-    SPACES,
-    Table,
-    as_markdown,
-    empty_table,
-    gain_table,
-    headline,
-    published_table,
-    results_table,
-    subset_table,
-    tables_beside_published,
-)
+from kdnet.results.tables import EMPTY_RULE, REGIONS, SPACES, Table, as_markdown
 from kdnet.training.history import read_history
 
 _TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 _FILES = ("config.yaml", "environment.json", "folds.json")
-_FIRST = (
-    "Mean, quartiles and intervals are over cases. Native space is the label map on the original "
-    "grid, where tumour outside what the networks see counts as missed; the training grid is the "
-    "protocol of the paper, where it is not counted. One fold and one seed do not show how much "
-    "another split or another training would change the numbers."
-)
-_EMPTY = (
-    f"{EMPTY_RULE} The diagonal is 373.13 mm for 240 x 240 x 155 voxels of 1 mm; any other image "
-    "has its own. The second convention, cases with the region in the reference, leaves out those "
-    "whose reference is empty, whatever was predicted. HD95 is the larger of the two directed 95th "
-    "percentiles. It is given in voxels, and surface Dice not at all, where the voxel sizes in the "
-    "files are nominal."
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +34,7 @@ class Section:
 
     Attributes:
         title: Its heading.
-        words: Paragraphs below it.
+        words: What stands below it instead of what the template says there.
         outcomes: Sentences that stand out.
         colours: What the colours of the charts mean.
         charts: Figures without captions.
@@ -70,18 +45,18 @@ class Section:
     """
 
     title: str
-    words: Sequence[str] = ()
+    words: str = ""
     outcomes: Sequence[str] = ()
     colours: Mapping[str, str] = field(default_factory=dict)
     charts: Sequence[Markup] = ()
     figures: Sequence[Picture] = ()
-    tables: Sequence[Table | None] = ()
-    more: Mapping[str, Sequence[Table | None]] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
+    more: Mapping[str, Sequence[Table]] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
 
-    def shown(self, tables: Sequence[Table | None]) -> list[Table]:
+    def shown(self, several: Sequence[Table]) -> list[Table]:
         """Return the tables that have lines."""
-        return [table for table in tables if table is not None and len(table.frame)]
+        return [table for table in several if len(table.frame)]
 
 
 def write_reports(folder: Path, trusted: Collection[str] = ()) -> list[Path]:
@@ -115,10 +90,12 @@ def write_report(root: Path, trusted: Collection[str] = ()) -> Path:
     )
     page = environment.get_template("page.html.j2").render(
         results=results,
+        facts=results.facts,
         sections=sections,
         slices=load_slices(root / FILE),
         remark=remark,
         left_out=_left_out(root),
+        empty_rule=EMPTY_RULE,
         files={name: _text_of(root / name) for name in _FILES},
         citation=results.description.citation if results.description else "",
         script_text=Markup(script),  # noqa: S704
@@ -130,7 +107,7 @@ def write_report(root: Path, trusted: Collection[str] = ()) -> Path:
 
 def _sections(results: Results, trusted: Collection[str]) -> Iterator[Section]:
     """The parts of the page, in their order."""
-    yield from _of_study(results) if results.is_study else _of_rows(results)
+    yield from _of_study(results) if results.facts.kind == "study" else _of_rows(results)
     if not (results.root / ROWS).is_file():
         yield _curves(results)
         if diagnoses := dict(_diagnoses(results)):
@@ -146,8 +123,8 @@ def _of_study(results: Results) -> Iterator[Section]:
     yield Section(
         f"{what}, {SPACES[first.space]}", outcomes=outcomes(first), figures=study_pictures(first)
     )
-    tables = {study.where: study_tables(study) for study in others}
-    yield Section("Recipes and labels", tables=study_tables(first), more=tables)
+    more = {study.where: study_tables(study) for study in others}
+    yield Section("Recipes and labels", tables=study_tables(first), more=more)
     searches = [trials_table(p.parent) for p in sorted(results.root.glob("search-*/trials.json"))]
     if searches:
         yield Section("Searches", tables=searches)
@@ -165,39 +142,37 @@ def _of_rows(results: Results) -> Iterator[Section]:
     over = f"Dice of {label(results.student)} minus Dice of {label(results.baseline)}, per case, "
     yield Section(
         "Results",
-        words=[f"{over}in native space:" if student else nothing],
-        outcomes=headline(student, label),
-        tables=[results_table(scores, label)],
+        words=f"{over}in native space:" if student else nothing,
+        outcomes=tables.headline(student, label),
+        tables=[tables.results_table(scores, label)],
         more={
-            "With small regions removed": [results_table(scores, label, postprocessing="on")],
-            "On the training grid": [results_table(scores, label, space="grid")],
+            "With small regions removed": [
+                tables.results_table(scores, label, postprocessing="on")
+            ],
+            "On the training grid": [tables.results_table(scores, label, space="grid")],
         },
     )
-    first, *others = (gain_table(found, label) for found in compared.values())
+    first, *others = (tables.gain_table(found, label) for found in compared.values())
     if len(first.frame):
         yield Section(
             "Paired gains",
-            words=["Every network on the cases of the baseline beside it, no post-processing."],
             charts=[case_gains(gain, label) for gain in student],
             tables=[first],
             more={"The other scores": others},
         )
-    yield Section(
-        "How empty regions count", words=[_EMPTY, _FIRST], tables=[empty_table(scores, label)]
-    )
+    yield Section("How empty regions count", tables=[tables.empty_table(scores, label)])
     fits = {*scores["region"]} >= {*REGIONS} and results.seen == ["t1ce"]
-    if beside := tables_beside_published(results):
+    if beside := tables.tables_beside_published(results):
         yield Section(
             "Beside the published numbers",
-            words=["The paper's own numbers were apparently measured at the training grid."],
             tables=beside,
-            more={"What others published": [published_table()] * fits},
+            more={"What others published": [tables.published_table()] * fits},
         )
     if results.subsets is not None:
         named = [*results.description.modalities] if results.description else results.seen
         spaces = [space for space in SPACES if (results.subsets["space"] == space).any()]
-        tables = [subset_table(results.subsets, label, named, space) for space in spaces]
-        yield Section("Subsets of modalities", tables=tables)
+        shown = [tables.subset_table(results.subsets, label, named, space) for space in spaces]
+        yield Section("Subsets of modalities", tables=shown)
 
 
 def _curves(results: Results) -> Section:
@@ -208,15 +183,9 @@ def _curves(results: Results) -> Section:
     }
     colours = colours_of([*results.rows], results.teachers, results.baseline)
     charts = learning_curves(histories, colours)
-    words = (
-        "The first fold and seed; dashed: validation. Terms are shown without their weights; the "
-        "loss is the weighted sum that was minimised, so that those of different objectives are "
-        "not comparable."
-    )
     named = {results.label(row): colours[row] for row in histories}
-    if not charts:
-        return Section("Learning curves", words=["No history was kept."])
-    return Section("Learning curves", words=[words], colours=named, charts=charts)
+    words = "" if charts else "No history was kept."
+    return Section("Learning curves", words, colours=named, charts=charts)
 
 
 def _diagnoses(results: Results) -> Iterator[tuple[str, str]]:
@@ -234,10 +203,11 @@ def _text_of(path: Path) -> str:
 
 def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
     """Paragraphs of tables.md; the blank line between them is their own."""
-    yield f"# {as_markdown(results.title)}\n"
-    if results.phantom:
+    facts = results.facts
+    yield f"# {as_markdown(facts.title)}\n"
+    if facts.phantom:
         yield "**PHANTOM: synthetic subjects; no number here says anything about patients.**\n"
-    yield f"Data: {as_markdown(results.dataset)}. {as_markdown(results.protocol)}\n"
+    yield f"Data: {as_markdown(facts.dataset)}. {as_markdown(facts.protocol)}\n"
     if results.own_options:
         yield f"Options of their own: {as_markdown('; '.join(results.own_options))}.\n"
     for section in sections:
@@ -247,11 +217,10 @@ def _markdown(results: Results, sections: Sequence[Section]) -> Iterator[str]:
         for picture in section.figures:
             title, caption = as_markdown(picture.title), as_markdown(picture.caption)
             yield f"![{title}]({picture.name}.png)\n\n{caption}\n"
-        hidden = [table for tables in section.more.values() for table in tables]
+        hidden = [table for several in section.more.values() for table in several]
         for table in section.shown([*section.tables, *hidden]):
             yield table.markdown()
-    commands = [printable(str(command)) for command in results.facts.get("commands", ())]
-    if commands:
+    if commands := [printable(command) for command in facts.commands]:
         yield "Rows by:\n"
         yield "```bash\n" + "\n".join(commands) + "\n```\n"
 

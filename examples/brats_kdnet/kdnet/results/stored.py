@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from kdnet.config import in_words
 from kdnet.data.description import Description, load_description
 from kdnet.data.subjects import patient_of
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import COLUMNS, read_scores, read_table
 from kdnet.files import read_mapping
-from kdnet.runs.folder import Folder
+from kdnet.rows import Row
+from kdnet.runs.folder import Facts, Folder
 from kdnet.training.history import read_history
 
 PLAN, ROWS = "plan.json", "rows.csv"
@@ -32,49 +34,22 @@ class Results:
     Attributes:
         root: The folder.
         facts: What plan.json says.
-        rows: Name to the fields of its row, in the order of the tables.
+        rows: By name, in the order of the tables.
         scores: The long table, and the patient of every case; those of a study have `steps`.
         description: The data set, as it was described when the run began.
     """
 
     root: Path
-    facts: Mapping[str, Any]
-    rows: Mapping[str, Mapping[str, Any]]
+    facts: Facts
+    rows: Mapping[str, Row]
     scores: pd.DataFrame = field(repr=False)
     description: Description | None = None
 
     @property
-    def is_study(self) -> bool:
-        """Whether recipes are compared over numbers of labels."""
-        return self.facts.get("kind") == "study"
-
-    @property
-    def title(self) -> str:
-        """Of the page."""
-        return str(self.facts.get("title") or self.root.resolve().name)
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set."""
-        return str(self.facts.get("dataset") or "unknown data set")
-
-    @property
-    def phantom(self) -> bool:
-        """Whether the subjects are synthetic."""
-        return bool(self.facts.get("phantom"))
-
-    @property
-    def protocol(self) -> str:
-        """How all rows were trained, one line."""
-        return str(self.facts.get("protocol", ""))
-
-    @property
     def own_options(self) -> list[str]:
         """What rows differ in from the protocol, a line each."""
-        lines = [
-            f"{self.label(row)}: {said(own)}" for row in self.rows if (own := self.options(row))
-        ]
-        return [*dict.fromkeys(lines)]
+        own = [row for row in self.rows.values() if row.options]
+        return [*dict.fromkeys(f"{self.label(row.name)}: {in_words(row.options)}" for row in own)]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -97,9 +72,9 @@ class Results:
     def student(self) -> str:
         """The row of interest: the taught one with the fewest options of its own; may be empty."""
         compared = {*self.scores["row"][self.scores["against"] != ""]}
-        names = [row for row in self.rows if row in compared and self.role(row) != "teacher"]
-        taught = [row for row in names if self.rows[row].get("teacher")]
-        return min(taught or names, key=lambda row: len(self.options(row)), default="")
+        rows = [row for row in self.rows.values() if row.name in compared and row.role != "teacher"]
+        taught = [row for row in rows if row.teacher] or rows
+        return min(taught, key=lambda row: len(row.options)).name if taught else ""
 
     @cached_property
     def baseline(self) -> str:
@@ -110,19 +85,11 @@ class Results:
     @property
     def teachers(self) -> list[str]:
         """Rows that see what the student does not."""
-        return [row for row in self.rows if self.role(row) == "teacher"]
-
-    def role(self, row: str) -> str:
-        """Whose modalities a row has: teacher or student."""
-        return str(self.rows[row].get("role") or "student")
-
-    def options(self, row: str) -> dict[str, Any]:
-        """Options that a row does not share with the others."""
-        return self.rows[row].get("options") or {}
+        return [name for name, row in self.rows.items() if row.role == "teacher"]
 
     def label(self, row: str) -> str:
         """How tables call a row."""
-        return str(self.rows.get(row, {}).get("label") or row)
+        return (row in self.rows and self.rows[row].label) or row
 
     def units(self, row: str) -> list[Path]:
         """Folders of the units of a row that are scored, in the order of their seeds."""
@@ -134,13 +101,13 @@ class Results:
 
 def read_folder(root: Path) -> Results:
     """Read the folder of a plan; scores of a study may be published without those of distances."""
-    if not (root / PLAN).is_file():
+    facts = Folder(root).read_plan()
+    if facts is None:
         raise UserError(
             f"{root}: expected the folder of a run, a cross-validation or a study, found no {PLAN} "
             "in it. Give the folder that was written to (--out)."
         )
-    facts = Folder(root).read_plan()
-    rows = {str(row["name"]): row for row in facts["rows"]}
+    rows = {row.name: row for row in facts.rows}
     path = root / "description.json"
     description = load_description(path) if path.is_file() else None
     published = (root / ROWS).is_file()
@@ -155,8 +122,8 @@ def read_folder(root: Path) -> Results:
     visits = description.visits if description else ""
     patients = {case: patient_of(case, visits) for case in scores["case"].unique()}
     scores = scores.assign(patient=scores["case"].map(patients))
-    if facts.get("kind") == "study":
-        rows, scores = _of_study(rows, scores, facts.get("labels") or {})
+    if facts.kind == "study":
+        rows, scores = _of_study(rows, scores, facts.labels)
         scores = scores if published else scores.assign(steps=_steps(root, scores))
     order = {row: place for place, row in enumerate(rows)}
     scores = scores.sort_values("row", key=lambda names: names.map(order), kind="stable")
@@ -168,39 +135,33 @@ def optional_mapping(path: Path) -> dict[str, Any]:
     return read_mapping(path) if path.is_file() else {}
 
 
-def said(options: Mapping[str, Any]) -> str:
-    """Options in one line."""
-    return ", ".join(f"{name} {'none' if v is None else v}" for name, v in options.items())
-
-
-def _published(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def _published(path: Path, rows: Mapping[str, Row]) -> pd.DataFrame:
     """Read the Dice of every case; what rows are compared with is said by the plan."""
     columns = {name: COLUMNS[name] for name in (*_PLACE, "dice")} | {"steps": "count"}
     scores = read_table(path, columns, _PLACE)
-    against = scores["row"].map({row: fields.get("against") or "" for row, fields in rows.items()})
+    against = scores["row"].map({name: row.against or "" for name, row in rows.items()})
     scores = scores.assign(against=against, postprocessing="off", modalities="")
     return scores.assign(reference_voxels=math.nan)
 
 
 def _of_study(
-    rows: Mapping[str, Mapping[str, Any]], scores: pd.DataFrame, labels: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Any]], pd.DataFrame]:
+    rows: Mapping[str, Row], scores: pd.DataFrame, labels: Mapping[str, str]
+) -> tuple[dict[str, Row], pd.DataFrame]:
     """Sort rows by their subjects, baseline first and teacher last; kinds have labels."""
     # Subjects without a reference are for those that have a teacher.
-    taught = scores["row"].map({row: bool(fields.get("teacher")) for row, fields in rows.items()})
+    taught = scores["row"].map({name: bool(row.teacher) for name, row in rows.items()})
     scores = scores.assign(unlabelled=scores["unlabelled"].where(taught, 0))
     spans = scores.groupby("row")[["labelled", "unlabelled"]].agg(["min", "max"])
-    compared_with = {fields.get("against") for fields in rows.values()}
+    compared_with = {row.against for row in rows.values()}
     kinds = {kind: place for place, kind in enumerate(labels)}
 
-    def rank(row: str) -> tuple[Any, ...]:
-        fields, kind = rows[row], rows[row].get("kind") or row
-        group = 0 if row in compared_with else 2 if fields.get("role") == "teacher" else 1
-        return (*spans.loc[row], group, kinds.get(kind, len(kinds)), row)
+    def rank(name: str) -> tuple[Any, ...]:
+        row = rows[name]
+        group = 0 if name in compared_with else 2 if row.role == "teacher" else 1
+        return (*spans.loc[name], group, kinds.get(row.kind, len(kinds)), name)
 
-    kept = sorted(spans.index, key=rank)
-    named = {row: rows[row].get("kind") or row for row in kept}
-    found = {row: {**rows[row], "kind": k, "label": labels.get(k) or k} for row, k in named.items()}
+    kept = [rows[name] for name in sorted(spans.index, key=rank)]
+    found = {row.name: replace(row, label=labels.get(row.kind, row.kind)) for row in kept}
     return found, scores
 
 

@@ -11,20 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kdnet.config import in_words
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import scored_in
 from kdnet.files import UnreadableError, read_json
-from kdnet.results.stats import (
-    Gain,
-    Interval,
-    cells,
-    gains,
-    interval,
-    lead,
-    over_most_labels,
-    slope,
-)
-from kdnet.results.stored import Results, said
+from kdnet.results import stats
+from kdnet.results.stats import Gain, Interval, cells, interval
+from kdnet.results.stored import Results
 from kdnet.results.tables import SPACES, Table, ends, number, p_value, spread
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -52,24 +45,23 @@ class Study:
     @cached_property
     def gains(self) -> list[Gain]:
         """Of all students, over the baseline with as many labels."""
-        return gains(self.scores, together=True)
+        return stats.gains(self.scores, together=True)
 
     @cached_property
     def over_most(self) -> list[Gain]:
         """Of the students with fewer labels, over the baseline with most."""
-        return gains(over_most_labels(self.scores), together=True)
+        return stats.gains(stats.over_most_labels(self.scores), together=True)
 
     @cached_property
     def leads(self) -> dict[tuple[str, str], pd.DataFrame]:
         """Lead of the teacher by row and region, in the cells of the gain; those that have one."""
-        found = {(g.row, g.region): lead(self.scores, g, self.teacher(g.row)) for g in self.gains}
-        return {place: values for place, values in found.items() if not values.empty}
+        pairs = [(g, stats.lead(self.scores, g, self.teacher(g.row))) for g in self.gains]
+        return {(g.row, g.region): values for g, values in pairs if not values.empty}
 
     @cached_property
     def chosen(self) -> list[str]:
         """Rows that the study is about, if its file says so."""
-        named = self.results.facts.get("chosen", ())
-        return [row for row in self.results.rows if row in named]
+        return [row for row in self.results.rows if row in self.results.facts.chosen]
 
     @property
     def reference(self) -> str:
@@ -79,7 +71,7 @@ class Study:
     @property
     def where(self) -> str:
         """The space, and a warning."""
-        return SPACES[self.space] + ", PHANTOM" * self.results.phantom
+        return SPACES[self.space] + ", PHANTOM" * self.results.facts.phantom
 
     @cached_property
     def spans(self) -> pd.DataFrame:
@@ -103,11 +95,11 @@ class Study:
 
     def teacher(self, row: str) -> str:
         """Name of the row that teaches a row; may be empty."""
-        return str(self.results.rows[row].get("teacher") or "")
+        return self.results.rows[row].teacher or ""
 
     def kind(self, row: str) -> str:
         """Which recipe, teacher or baseline a row is."""
-        return str(self.results.rows[row]["kind"])
+        return self.results.rows[row].kind
 
     def head(self, row: str, region: str) -> dict[str, str]:
         """First cells of a line."""
@@ -164,14 +156,14 @@ def trials_table(folder: Path) -> Table:
         settings, trials = (read_json(folder / name) for name in ("search.json", "trials.json"))
         lines = [
             {
-                "options": said(trial["options"]),
+                "options": in_words(trial["options"]),
                 "trial": str(trial["number"]),
                 "Dice": number(trial["dice"]),
                 "gain": f"{100 * trial['gain']:+.1f}".replace("-", "\N{MINUS SIGN}"),
             }
             for trial in trials
         ]
-        labelled, shared = settings["labelled"], said(settings["options"]) or "no options"
+        labelled, shared = settings["labelled"], in_words(settings["options"]) or "no options"
         seeds, folds = (", ".join(map(str, settings[name])) for name in ("seeds", "folds"))
     except (UnreadableError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -265,8 +257,8 @@ def _units(study: Study) -> Table:
 def _slopes(study: Study) -> Table:
     lines, intervals = [], []
     for gain, leads in _with_leads(study):
-        apart = lead(study.scores, gain, study.teacher(gain.row), other_seeds=True)
-        both = [slope(values, _same(gain.cells, values)) for values in (leads, apart)]
+        apart = stats.lead(study.scores, gain, study.teacher(gain.row), other_seeds=True)
+        both = [stats.slope(values, _same(gain.cells, values)) for values in (leads, apart)]
         intervals += [found for _, found in both]
         same, others = (f"{number(value, 2)} ({ends(found, 2)})" for value, found in both)
         lines.append(

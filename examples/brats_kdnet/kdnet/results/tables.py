@@ -217,7 +217,7 @@ def paper_table(which: str, results: Results) -> Table | None:
     ours = [_row_of(results, row) for row in rows]
     if not {*ours} & {*here["row"]} or not {*REGIONS} & {*here["region"]}:
         return None
-    protocols = [f"ours: {results.protocol}"]
+    protocols = [f"ours: {results.facts.protocol}"]
     lines = []
     for row, name in zip(rows, ours, strict=True):
         lines += _our_lines(row["label"], here[here["row"] == name])
@@ -227,13 +227,13 @@ def paper_table(which: str, results: Results) -> Table | None:
 
 def protocol_table(results: Results) -> Table | None:
     """Rows that see T1ce alone beside those published under the same protocol, in native space."""
-    name, table = results.facts.get("case_lists"), published()["tables"][_T1CE]
+    name, table = results.facts.case_lists, published()["tables"][_T1CE]
     rows = [row for row in table if row["protocol"] == name]
     scores = results.scores
     ours = scores[(scores["space"] == "native") & (scores["modalities"] == "t1ce")]
     if not rows or ours.empty or not {*REGIONS} <= {*ours["region"]}:
         return None
-    protocols, lines = [f"ours: {results.protocol}"], []
+    protocols, lines = [f"ours: {results.facts.protocol}"], []
     for (row, treatment), own in ours.groupby(["row", "postprocessing"], sort=False):
         lines += _our_lines(f"{results.label(row)}, {_TREATMENTS[treatment]}", own)
     lines += [_published_line(row, protocols) for row in rows]
@@ -319,17 +319,14 @@ def _row_of(results: Results, wanted: Mapping[str, Any]) -> str:
         or not (config.get("imitation", 1) and config.get("latent_weight", 1))
     )
     for name, row in results.rows.items():
-        recipe, role = row.get("recipe") or "supervised", results.role(name)
-        counts = (
-            source.get(part) for source in (row, config) for part in ("labelled", "unlabelled")
-        )
+        counts = [row.labelled, row.unlabelled, *map(config.get, ("labelled", "unlabelled"))]
         shared_out = any(count is not None for count in counts)
-        same = (recipe, role, results.options(name)) == (
+        same = (row.recipe, row.role, row.options) == (
             wanted.get("recipe", "supervised"),
             wanted.get("role", "student"),
             wanted.get("options", {}),
         )
-        if same and not shared_out and not (other and recipe == "distilled"):
+        if same and not shared_out and not (other and row.recipe == "distilled"):
             return name
     return ""
 

@@ -1,16 +1,18 @@
 """The folder of a run: where everything lies, what it began with, and who works in it."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from kdnet.config import Config
+from kdnet.config import Config, parsed
 from kdnet.data.description import Description
 from kdnet.data.subjects import States, changed_files
 from kdnet.environment import environment
@@ -18,37 +20,56 @@ from kdnet.errors import UserError
 from kdnet.files import (
     WriteError,
     file_digest,
-    is_name,
-    is_number,
     read_mapping,
     write_json,
     write_text,
 )
+from kdnet.rows import Row
 from kdnet.training.checkpoint import TrainingFolder
 
 #: Options that may change between a run and its continuation: they choose where it runs and where
 #: its files go, and no experiment.
-FREE_OPTIONS = frozenset(
-    {
-        *("out", "preset", "cache_dir", "workers", "predictions", "trust_backbone"),
-        *(
-            "teacher_cache",
-            "teacher_cache_gib",
-            "logger",
-            "accelerator",
-            "devices",
-            "num_nodes",
-            "strategy",
-        ),
-    }
-)
-#: What plan.json says, as far as it is read again.
-_FACTS = {
-    **dict.fromkeys(("title", "dataset", "protocol"), str),
-    **dict.fromkeys(("chosen", "commands", "rows"), list),
-    "labels": dict,
+FREE_OPTIONS = {
+    *("out", "preset", "cache_dir", "workers", "predictions", "trust_backbone", "teacher_cache"),
+    *("teacher_cache_gib", "logger", "accelerator", "devices", "num_nodes", "strategy"),
 }
-_OF_A_ROW = ("kind", "label", "role", "recipe", "teacher", "against")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What plan.json says of all starts of a run, for whoever reads the results.
+
+    Attributes:
+        kind: Which program it was.
+        title: Of its page.
+        rows: In the order of the tables.
+        folds: Their numbers.
+        seeds: Of weights and order.
+        dataset: Name of the data set.
+        phantom: Whether its subjects are synthetic.
+        protocol: In one line what decides the numbers of all rows.
+        grades: How many subjects have each grade.
+        folds_sha256: Digest of the case lists.
+        case_lists: Name of the public protocol that they are of.
+        labels: How tables call the kinds of a study.
+        chosen: Rows that a study is about.
+        commands: What trained the rows of a study.
+    """
+
+    kind: Literal["train", "crossval", "study"]
+    title: str
+    rows: tuple[Row, ...]
+    folds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+    dataset: str = "unknown data set"
+    phantom: bool = False
+    protocol: str = ""
+    grades: dict[str, int] = field(default_factory=dict)
+    folds_sha256: str = ""
+    case_lists: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    chosen: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 class UnitFolder(TrainingFolder):
@@ -71,11 +92,11 @@ class UnitFolder(TrainingFolder):
     def read_record(self) -> dict[str, Any]:
         """Return what an earlier start has recorded; empty if there was none."""
         content = read_mapping(self.record) if self.record.exists() else {}
-        for name in ("experiment", "teachers", "seconds", "peak_mib", "teacher_cache"):
+        for name in ("experiment", "teachers", "seconds", "peak_mib"):
             values = content.get(name, {})
             numbers = name not in {"experiment", "teachers"}
             if not isinstance(values, dict) or (
-                numbers and not all(map(is_number, values.values()))
+                numbers and not all(map(_is_amount, values.values()))
             ):
                 raise UserError(
                     f"{self.record} is damaged: '{name}' must hold values by name. Restore it, or "
@@ -194,19 +215,11 @@ class Folder:
                 f"{self.states} to go on without this check."
             )
 
-    def read_plan(self) -> dict[str, Any]:
-        """Return what plan.json says of earlier starts; empty if there is none."""
+    def read_plan(self) -> Facts | None:
+        """Return what plan.json says of earlier starts; None if there was none."""
         if not self.plan.is_file():
-            return {}
-        facts = read_mapping(self.plan)
-        right = all(isinstance(facts[key], form) for key, form in _FACTS.items() if key in facts)
-        if not right or not all(map(_is_row, facts.get("rows", [None]))):
-            raise UserError(
-                f"{self.plan} is damaged: its facts are of another form, or its rows have no names "
-                "that can name a folder. Restore it from a copy, or remove it and give the command "
-                "of the run again."
-            )
-        return facts
+            return None
+        return parsed(Facts, read_mapping(self.plan), str(self.plan))
 
     def read_skipped(self) -> list[str] | None:
         """Return the names of the subjects that the run does without; None if it has not begun."""
@@ -245,14 +258,8 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in FREE_OPTIONS}
 
 
-def _is_row(row: object) -> bool:
-    # Their names are those of folders below the run's.
-    return (
-        isinstance(row, dict)
-        and is_name(row.get("name"))
-        and isinstance(row.get("options") or {}, dict)
-        and all(isinstance(row.get(text) or "", str) for text in _OF_A_ROW)
-    )
+def _is_amount(value: Any) -> bool:
+    return type(value) in {int, float} and math.isfinite(value) and value >= 0
 
 
 def _flat(experiment: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,11 +192,7 @@ def _check_scored_view(row: Row, config: Config, description: Description) -> No
 
 #: What decides a network's numbers beside its recipe: what it is given, and how it is trained.
 _TRAINED_BY = (
-    "data/loading",
-    "data/augmentation",
-    "data/preprocessing",
-    "data/samples",
-    "data/targets",
+    *("data/loading", "data/augmentation", "data/preprocessing", "data/samples", "data/targets"),
     "training/loop",
 )
 

@@ -198,19 +198,17 @@ def make_plan(
     folds: Sequence[Fold],
     *,
     data: DataSet,
-    seeds: tuple[int, ...] = (),
-    own_seeds: Mapping[str, tuple[int, ...]] | None = None,
+    seeds: Mapping[str, tuple[int, ...]] | None = None,
     subsets: bool = True,
     facts: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Resolve a run; nothing is written."""
-    parts = with_part_teachers(rows, config)
-    every = dict.fromkeys((row.name for row in parts), seeds or (config.training.seed,))
-    every |= own_seeds or {}
+    parts, given = with_part_teachers(rows, config), seeds or {}
+    every = {row.name: given.get(row.name, (config.training.seed,)) for row in parts}
     whole = {row.name: row.teacher for row in rows}
     for row in parts:
         # Teachers that do without a part of the subjects have the seeds of the one that does not.
-        for name in {*row.teachers} - {*(own_seeds or every)}:
+        for name in {*row.teachers} - {*given}:
             every[name] = every[str(whole[row.name])]
     configs = {row.name: row.configure(config) for row in parts}
     plan = Plan(

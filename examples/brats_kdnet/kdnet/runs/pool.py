@@ -32,8 +32,6 @@ _LARGEST_ON_CPU = 4
 def number_of_jobs(wanted: int | str, accelerator: str) -> int:
     """Say how many units to train at a time."""
     if isinstance(wanted, int):
-        if wanted < 1:
-            raise UserError(f"--jobs is {wanted}; expected 1 or more, or auto.")
         return wanted
     if device_type(accelerator) == "cuda":
         return torch.cuda.device_count()
@@ -49,8 +47,6 @@ def carry_out(
     plan: Plan, units: Sequence[Unit], options: Any, command: Sequence[str], console: Console
 ) -> tuple[Plan, dict[str, str] | None]:
     """Show or train units, as the options say; return why some failed, None if not all were due."""
-    # A mistake in it shows before the data are read.
-    number_of_jobs(options.jobs, plan.config.training.accelerator)
     # A task of an array prepares what it needs and no more.
     chosen = units if options.unit is None else plan.with_teachers([plan.find(options.unit)])
     if options.show is None or not plan.files.plan.is_file():

@@ -7,20 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
+from kdnet.config import Config, in_words
 from kdnet.data.splits import Split
 from kdnet.data.subjects import file_states
 from kdnet.errors import UserError
 from kdnet.files import file_digest, remove_abandoned, write_json
+from kdnet.models import chosen_arguments
 from kdnet.rows import read_rows
-from kdnet.runs.folder import locked, plain_options
-from kdnet.runs.networks import (
-    check_unseen,
-    describe_network,
-    describe_teacher,
-    is_given,
-    rehearse,
-    stacked,
-)
+from kdnet.runs import networks
+from kdnet.runs.folder import Facts, locked, plain_options
 from kdnet.runs.plan import Plan, Unit, folds_content
 from kdnet.runs.subjects import check_files, make_phantoms, prepare_parts, record_skipped
 from kdnet.training.checkpoint import ModelMetadata
@@ -38,7 +33,7 @@ def rehearse_rows(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
             console.print(f"Trying {name}")
         try:
             teacher = _teacher_of(plan, unit)
-            experiments[name] = rehearse(
+            experiments[name] = networks.rehearse(
                 unit.row, plan.configure(unit), plan.data.description, teacher
             )
         except (UserError, PrivDistillError) as error:
@@ -57,7 +52,7 @@ def prepare(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
         remove_abandoned(plan.root, *plan.root.glob("units/*/*/"))
         plan = _begin_or_go_on(plan, console)
         _fill_cache(plan, units, console)
-        write_json(plan.files.plan, _summary(plan))
+        write_json(plan.files.plan, asdict(_summary(plan)))
     return plan
 
 
@@ -73,12 +68,12 @@ def _teacher_of(plan: Plan, unit: Unit) -> ModelMetadata | None:
     for teacher in plan.teachers_of(unit)[:1]:
         config = plan.configure(teacher)
         path = config.network.teacher_model
-        if path is None or not is_given(teacher.row, config):
-            return describe_network(teacher.row.role, config, description)
-        metadata = describe_teacher(path, config, description)
+        if path is None or not networks.is_given(teacher.row, config):
+            return networks.describe_network(teacher.row.role, config, description)
+        metadata = networks.describe_teacher(path, config, description)
         # Every fold, as the same network would teach them all.
         folds = {one.number: plan.split(replace(unit, fold=one)) for one in plan.folds}
-        check_unseen(path, metadata, folds)
+        networks.check_unseen(path, metadata, folds)
         return metadata
     return None
 
@@ -110,46 +105,45 @@ def _fill_cache(plan: Plan, units: Sequence[Unit], console: Console) -> None:
     """Preprocess what units need, once for each set of modalities that they stack."""
     needed: dict[tuple[str, ...], dict[str, Unit]] = {}
     for unit in (unit for unit in units if not plan.is_done(unit)):
-        stack, split = stacked(plan.configure(unit).data, plan.data.description), plan.split(unit)
-        of_stack = needed.setdefault(stack, {})
-        of_stack |= dict.fromkeys((*split.train, *split.validation), unit)
+        split = plan.split(unit)
+        stack = networks.stacked(plan.configure(unit).data, plan.data.description)
+        needed.setdefault(stack, {}).update(dict.fromkeys((*split.train, *split.validation), unit))
     for names in needed.values():
         config = plan.configure(next(iter(names.values())))
         prepare_parts(config, plan.data, Split(tuple(names), (), ()), plan.cache, console)
 
 
-def _summary(plan: Plan) -> dict[str, Any]:
+def _summary(plan: Plan) -> Facts:
     """What a page of the results says, with the rows and seeds of earlier starts."""
-    before, description, facts = plan.files.read_plan(), plan.data.description, {**plan.facts}
-    kinds = facts.pop("kinds", {})
+    before = plan.files.read_plan() or Facts(plan.kind, plan.title, rows=())
+    description = plan.data.description
+    # Teachers of a study that were trained without a part of the subjects only teach.
+    now = [row for row in plan.rows if row.kind or plan.kind != "study"]
     # Rows of earlier starts stay in the tables.
-    rows = {row["name"]: row for row in before.get("rows", [])}
-    for row in plan.rows:
-        # Teachers of a study that were trained without a part of the subjects only teach.
-        if not kinds or row.name in kinds:
-            rows[row.name] = asdict(row) | {"kind": kinds.get(row.name, row.name)}
-    seeds = sorted({*before.get("seeds", []), *(s for own in plan.seeds.values() for s in own)})
+    rows = {row.name: row for row in (*before.rows, *now)}
+    seeds = sorted({*before.seeds}.union(*plan.seeds.values()))
     grades = Counter(subject.grade or "not stated" for subject in plan.data.subjects.values())
-    return {
-        "kind": plan.kind,
-        "title": plan.title,
-        "rows": list(rows.values()),
-        "folds": [fold.number for fold in plan.folds],
-        "seeds": seeds,
-        "dataset": description.name,
-        "phantom": description.phantom,
-        "protocol": _protocol(plan, seeds),
-        "grades": dict(grades),
-        "folds_sha256": file_digest(plan.files.folds),
-        **facts,
-    }
+    return Facts(
+        kind=plan.kind,
+        title=plan.title,
+        rows=tuple(rows.values()),
+        folds=tuple(fold.number for fold in plan.folds),
+        seeds=tuple(seeds),
+        dataset=description.name,
+        phantom=description.phantom,
+        protocol=_protocol(plan, seeds),
+        grades=dict(grades),
+        folds_sha256=file_digest(plan.files.folds),
+        **plan.facts,
+    )
 
 
 def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     """In one line what decides the numbers."""
     config, description = plan.config, plan.data.description
     options, training = config.objective, config.training
-    network = describe_network("student", config, description)
+    network = networks.describe_network("student", config, description)
+    student, teacher = (_named(config, role) for role in ("student", "teacher"))
     repeats = len({fold.repeat for fold in plan.folds})
     cases = {name for fold in plan.folds for name in fold.split.names}
     labelled = config.data.labelled
@@ -160,11 +154,12 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
         f"{description.name}{' (phantoms, not patients)' * description.phantom}",
         _counted(len(cases), "case") + few,
         _counted(len(plan.folds), "fold") + f" in {repeats} repeats" * (repeats > 1),
-        plan.facts.get("case_lists", ""),
+        str(plan.facts.get("case_lists", "")),
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
         f"student sees {'+'.join(network.modalities)}",
         network.geometry,
-        f"{network.backbone} ({network.activation})",
+        student,
+        f"teacher {teacher}" * (teacher != student),
         constants if options.objective == "kdnet" else options.objective,
         "student starts from the teacher" * (config.network.start == "teacher"),
         "augmented" * config.data.augment,
@@ -176,6 +171,16 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     own = [row.name for row in plan.rows if built_in.get(row.name, row) != row]
     changed = f"; rows that are not the built-in ones: {', '.join(own)}" if own else ""
     return ", ".join(filter(None, parts)) + changed
+
+
+def _named(config: Config, role: str) -> str:
+    """The network of a role, with what differs from its defaults."""
+    backbone, arguments = config.network.of(role)
+    chosen = {
+        name: "-".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in chosen_arguments(backbone, arguments).items()
+    }
+    return f"{backbone} ({config.network.activation}{', ' * bool(chosen)}{in_words(chosen)})"
 
 
 def _counted(number: int, what: str) -> str:

@@ -8,14 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from kdnet.config import Config, DataConfig
-from kdnet.data.checks import (
-    Problem,
-    check_subjects,
-    keep_usable,
-    listed,
-    problems_as_rows,
-    raise_for_problems,
-)
+from kdnet.data import checks
 from kdnet.data.description import Description, load_description
 from kdnet.data.loading import prepare
 from kdnet.data.phantom_files import generate_phantoms, phantom_names
@@ -43,7 +36,7 @@ class DataSet:
     description: Description
     subjects: Mapping[str, Subject]
     further: tuple[str, ...] = ()
-    skipped: tuple[Problem, ...] | None = None
+    skipped: tuple[checks.Problem, ...] | None = None
 
     @property
     def foldable(self) -> list[Subject]:
@@ -108,14 +101,14 @@ def _with_further(data: DataConfig, found: DataSet) -> DataSet:
 
 def _without_unsound(config: Config, found: DataSet, console: Console) -> DataSet:
     """Leave out the subjects whose files are not sound, or those that the run began without."""
-    problems: list[Problem] | None = None
+    problems: list[checks.Problem] | None = None
     # A subject that was repaired since would change the folds.
     left_out = Folder(config.run.out or Path()).read_skipped()
     if left_out is None:
         problems = _told(_checked(config, found, found.subjects, console), console)
-        _, left_out = keep_usable(found.foldable, problems)
+        _, left_out = checks.keep_usable(found.foldable, problems)
         if problems:
-            console.out(listed(problems))
+            console.out(checks.listed(problems))
             names = printable(", ".join(left_out[:10])) + ", ..." * (len(left_out) > 10)
             console.print(f"Left out: {len(left_out)} of {len(found.subjects)} subjects: {names}")
     kept = {name: one for name, one in found.subjects.items() if name not in {*left_out}}
@@ -126,7 +119,7 @@ def record_skipped(folder: Folder, data: DataSet) -> None:
     """Note whom a run does without, as soon as its folder is there."""
     if data.skipped is not None and folder.read_skipped() is None:
         names = list(dict.fromkeys(problem.subject for problem in data.skipped))
-        problems = problems_as_rows(data.skipped)
+        problems = checks.problems_as_rows(data.skipped)
         write_json(folder.skipped, {"subjects": names, "problems": problems})
 
 
@@ -158,14 +151,14 @@ def check_files(config: Config, data: DataSet, splits: Sequence[Split], console:
         labelled, unlabelled = set(), unlabelled & {*data.further}
     problems = _checked(config, data, labelled, console)
     problems += _checked(config, data, unlabelled, console, labelled=False)
-    raise_for_problems(_told(problems, console))
+    checks.raise_for_problems(_told(problems, console))
 
 
 def _checked(
     config: Config, data: DataSet, names: Iterable[str], console: Console, *, labelled: bool = True
-) -> list[Problem]:
+) -> list[checks.Problem]:
     """What is wrong with the files of some subjects."""
-    return check_subjects(
+    return checks.check_subjects(
         data.description,
         data.named(names, hidden=() if labelled else names),
         workers=workers(config.data),
@@ -175,7 +168,7 @@ def _checked(
     )
 
 
-def _told(problems: list[Problem], console: Console) -> list[Problem]:
+def _told(problems: list[checks.Problem], console: Console) -> list[checks.Problem]:
     """Say in one line what only looks wrong, and return the rest."""
     unusual = [problem for problem in problems if problem.warning]
     if unusual:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from kdnet.config import Config, ObjectiveConfig
+from kdnet.data import samples
 from kdnet.data.loading import build_loader
-from kdnet.data.samples import comes_back, moves, plane_remark, samples_of
 from kdnet.data.splits import Split
 from kdnet.errors import UserError, explained
 from kdnet.evaluation.inference import volume_predictor
@@ -30,31 +30,12 @@ from kdnet.evaluation.postprocessing import SMALLEST_VOLUME
 from kdnet.evaluation.scoring import evaluate, write_scores
 from kdnet.files import file_digest
 from kdnet.recipes import Recipe, recipe_of
+from kdnet.runs import networks
 from kdnet.runs.folder import UnitFolder, locked
-from kdnet.runs.networks import (
-    build,
-    check_unseen,
-    describe_network,
-    describe_teacher,
-    is_given,
-    setting_of,
-    stacked,
-    view_of,
-    workers,
-    wrapped,
-)
 from kdnet.runs.plan import Plan, Unit
 from kdnet.runs.preparation import experiment_of
 from kdnet.runs.subjects import DataSet, orientation_of, prepare_parts
-from kdnet.training.checkpoint import (
-    ModelMetadata,
-    Task,
-    is_finished,
-    load_model,
-    read_metadata,
-    save_model,
-    save_state,
-)
+from kdnet.training import checkpoint
 from kdnet.training.diagnosis import fitted_temperature, show_diagnosis
 from kdnet.training.loop import fit
 from kdnet.training.runtime import peak_memory, shard, timed, torch_format
@@ -141,8 +122,7 @@ class Experiment:
         seconds: Time per phase, that of earlier starts included.
         split: Names of training, validation, test and unlabelled subjects.
         datasets: Preprocessed training, validation and unlabelled subjects.
-        cache_counts: Hits, misses, entries not stored and bytes of the teacher cache, of the first
-            process.
+        cache: What its teachers said; None without one.
         temperature: What was fitted to its teachers; None as long as it was not.
     """
 
@@ -154,7 +134,7 @@ class Experiment:
     seconds: dict[str, float]
     split: Split
     datasets: dict[str, Any]
-    cache_counts: dict[str, int] = field(default_factory=dict)
+    cache: TeacherCache | None = None
     temperature: float | None = None
 
     @property
@@ -170,44 +150,47 @@ class Experiment:
     @property
     def modalities(self) -> tuple[str, ...]:
         """What the subjects' images stack, in channel order."""
-        return stacked(self.config.data, self.data.description)
+        return networks.stacked(self.config.data, self.data.description)
 
     @property
     def teacher_files(self) -> list[Path]:
         """Model files of its teachers."""
         return [self.plan.folder(teacher).model for teacher in self.plan.teachers_of(self.unit)]
 
+    @property
+    def seen_by_teachers(self) -> list[tuple[str, ...]]:
+        """Names of the subjects that each of its teachers has seen."""
+        return [checkpoint.read_metadata(path).seen_cases for path in self.teacher_files]
+
     def record(self) -> None:
         """Write what is trained and what it has taken so far to unit.json."""
-        content: dict[str, Any] = {"experiment": experiment_of(self.plan, self.unit)}
-        content["seconds"] = {name: round(value, 2) for name, value in self.seconds.items()}
-        content["peak_mib"] = peak_memory()
-        if self.cache_counts:
-            content["teacher_cache"] = self.cache_counts
+        teachers = {t.name: self.plan.folder(t).model for t in self.plan.teachers_of(self.unit)}
+        content = self.folder.read_record() | {
+            "experiment": experiment_of(self.plan, self.unit),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "peak_mib": peak_memory(),
+            "teachers": {name: file_digest(model) for name, model in teachers.items()},
+            "device": str(self.fabric.device),
+            "processes": self.fabric.world_size,
+        }
+        if self.cache is not None:
+            # Of this start and the first process.
+            content["teacher_cache"] = asdict(self.cache.statistics)
         if self.temperature is not None:
             content["temperature"] = self.temperature
-        content["teachers"] = {
-            teacher.name: file_digest(self.plan.folder(teacher).model)
-            for teacher in self.plan.teachers_of(self.unit)
-        }
-        content["device"] = str(self.fabric.device)
-        content["processes"] = self.fabric.world_size
         self.folder.write_record(content)
 
-    def metadata(self) -> ModelMetadata:
+    def metadata(self) -> checkpoint.ModelMetadata:
         """Describe the network as its model file will, with all that it or its teachers saw."""
         row, split = self.unit.row, self.split
         seen = [*split.train, *split.validation]
         if row.teachers:
-            taught = [
-                name for path in self.teacher_files for name in read_metadata(path).seen_cases
-            ]
-            seen += [*split.unlabelled, *taught]
+            seen += [*split.unlabelled, *itertools.chain(*self.seen_by_teachers)]
         train = self.datasets["train"]
         nonzero = dict(zip(self.modalities, train.typical("nonzero"), strict=True))
-        view = view_of(row.role, self.config.data, self.data.description)
+        view = networks.view_of(row.role, self.config.data, self.data.description)
         return replace(
-            describe_network(row.role, self.config, self.data.description, row.name),
+            networks.describe_network(row.role, self.config, self.data.description, row.name),
             orientation=orientation_of(self.data, split),
             spacing=train.typical("spacing"),
             nonzero=tuple(nonzero[name] for name in view),
@@ -227,19 +210,19 @@ class Experiment:
         if mixed:
             # Before they are cut, as samples that move have addresses that no other data set knows.
             subjects = ConcatDataset([subjects, self.datasets["unlabelled"]])
-        on_cpu = self.fabric.device.type == "cpu"
+        trains, on_cpu = part == "train", self.fabric.device.type == "cpu"
         return build_loader(
-            samples_of(subjects, data, training.seed, training=part == "train"),
+            samples.samples_of(subjects, data, training.seed, training=trains),
             training.batch_size,
-            shuffle=part == "train",
+            shuffle=trains,
             seed=training.seed,
-            flips=data.flips and part == "train",
-            moves=part == "train" and moves(data),
-            augmented=part == "train" and data.augment,
+            flips=trains and data.flips,
+            moves=trains and samples.moves(data),
+            augmented=trains and data.augment,
             per_epoch=training.samples_per_epoch,
             mixed=mixed,
             # On a CPU the processors are better spent on the training itself.
-            workers=0 if on_cpu else min(4, workers(data)),
+            workers=0 if on_cpu else min(4, networks.workers(data)),
             replicas=self.fabric.world_size,
             rank=self.fabric.global_rank,
         )
@@ -256,9 +239,9 @@ def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator
     with timed(seconds, "data"), fabric.rank_zero_first():
         datasets = prepare_parts(config, plan.data, split, plan.cache, console)
     experiment = Experiment(
-        plan, unit, config, fabric, console, seconds, split, datasets,
-        cache_counts=earlier.get("teacher_cache", {}), temperature=earlier.get("temperature"),
-    )  # fmt: skip
+        *(plan, unit, config, fabric, console, seconds, split, datasets),
+        temperature=earlier.get("temperature"),
+    )
     try:
         if fabric.is_global_zero:
             experiment.record()
@@ -272,10 +255,10 @@ def opened(plan: Plan, unit: Unit, fabric: Fabric, console: Console) -> Iterator
 def train(experiment: Experiment) -> None:
     """Train the network of a unit, unless that is done."""
     unit, console, folder = experiment.unit, experiment.console, experiment.folder
-    if is_finished(folder):
+    if checkpoint.is_finished(folder):
         console.print(f"{unit.name}: trained, read from {folder.model}", soft_wrap=True)
         return
-    if is_given(unit.row, experiment.config):
+    if networks.is_given(unit.row, experiment.config):
         adopt_teacher(experiment, cast("Path", experiment.config.network.teacher_model))
         return
     announce(experiment)
@@ -283,7 +266,7 @@ def train(experiment: Experiment) -> None:
     experiment.fabric.seed_everything(experiment.config.training.seed, verbose=False)
     metadata, training = experiment.metadata(), experiment.config.training
     layout = torch_format(training.memory_format, len(metadata.input_size))
-    network = build(metadata).to(memory_format=layout)
+    network = networks.build(metadata).to(memory_format=layout)
     teachers = load_teachers(experiment)
     if training.compile:
         # What was compiled for an earlier network of this class knows nothing of this one's taps.
@@ -291,7 +274,7 @@ def train(experiment: Experiment) -> None:
         parts = (cast("nn.Module", torch.compile(part)) for part in (network, *teachers))
         network, *teachers = parts
     config = replace(experiment.config, objective=options_for(experiment, teachers))
-    setting = setting_of(unit.row, config, experiment.data.description, network, teachers)
+    setting = networks.setting_of(unit.row, config, experiment.data.description, network, teachers)
     with timed(experiment.seconds, "training"), explained(f"The training of {unit.name}"):
         teach(experiment, recipe_of(unit.row, setting), metadata)
     if experiment.fabric.is_global_zero:
@@ -310,8 +293,8 @@ def options_for(experiment: Experiment, teachers: Sequence[nn.Module]) -> Object
     if experiment.temperature is None:
         inputs = PrivilegedInput(
             experiment.modalities,
-            student=view_of("student", config.data, experiment.data.description),
-            teacher=view_of("teacher", config.data, experiment.data.description),
+            student=networks.view_of("student", config.data, experiment.data.description),
+            teacher=networks.view_of("teacher", config.data, experiment.data.description),
         )
         found = fitted_temperature(
             experiment.fabric,
@@ -344,29 +327,25 @@ def announce(experiment: Experiment) -> None:
         + f"{len(split.unlabelled)} unlabelled, " * bool(split.unlabelled)
         + f"{len(split.validation)} validation, {len(split.test)} held-out subjects; "
         f"{training.precision}, {training.memory_format}" + ", compiled" * bool(training.compile),
-        plane_remark(experiment.config.data, orientation_of(data, split)),
+        samples.plane_remark(experiment.config.data, orientation_of(data, split)),
     ]
     for remark in filter(None, remarks):
         experiment.console.print(remark, soft_wrap=True)
 
 
-def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> None:
+def teach(experiment: Experiment, recipe: Recipe, metadata: checkpoint.ModelMetadata) -> None:
     """Put teacher and student together, and train."""
     config, fabric = experiment.config, experiment.fabric
-    seen = [frozenset(read_metadata(path).seen_cases) for path in experiment.teacher_files]
-    cache = teacher_cache(experiment, recipe.teacher)
+    experiment.cache = teacher_cache(experiment, recipe.teacher)
     in_parts = metadata.patch is not None or metadata.slices is not None
-    with (
-        wrapped(recipe, metadata, experiment.modalities, cache) as kd,
-        counted(experiment, kd.cache),
-    ):
-        task = Task(
+    with networks.wrapped(recipe, metadata, experiment.modalities, experiment.cache) as kd:
+        task = checkpoint.Task(
             metadata=metadata,
             settings=config.training,
             folder=experiment.folder,
             console=experiment.console,
             volumes=experiment.datasets["validation"] if in_parts else None,
-            seen_by_teachers=tuple(seen),
+            seen_by_teachers=tuple(map(frozenset, experiment.seen_by_teachers)),
             options=config.to_dict(),
         )
         batches = experiment.loader("train", unlabelled=recipe.teacher is not None)
@@ -377,25 +356,26 @@ def teach(experiment: Experiment, recipe: Recipe, metadata: ModelMetadata) -> No
 
 def load_teachers(experiment: Experiment) -> list[nn.Module]:
     """Read the trained networks of a unit's teachers, which have not seen its held-out subjects."""
-    networks = []
+    found = []
     for path in experiment.teacher_files:
-        network, metadata = load_model(path, trusted=experiment.plan.trusted)
-        check_unseen(path, metadata, {experiment.unit.fold.number: experiment.split})
-        networks.append(network)
-    return networks
+        network, metadata = checkpoint.load_model(path, trusted=experiment.plan.trusted)
+        networks.check_unseen(path, metadata, {experiment.unit.fold.number: experiment.split})
+        found.append(network)
+    return found
 
 
 def adopt_teacher(experiment: Experiment, path: Path) -> None:
     """Take a trained teacher from a file into the unit's folder."""
     config, folder = experiment.config, experiment.folder
-    metadata = describe_teacher(path, config, experiment.data.description)
-    check_unseen(path, metadata, {experiment.unit.fold.number: experiment.split})
-    network, _ = load_model(path, trusted=config.network.vouched(own=False))
+    metadata = networks.describe_teacher(path, config, experiment.data.description)
+    networks.check_unseen(path, metadata, {experiment.unit.fold.number: experiment.split})
+    network, _ = checkpoint.load_model(path, trusted=config.network.vouched(own=False))
     if experiment.fabric.is_global_zero:
         # Whatever its own run called it, it is this run's teacher.
-        save_model(folder.model, network, replace(metadata, role=experiment.unit.row.name))
+        own = replace(metadata, role=experiment.unit.row.name)
+        checkpoint.save_model(folder.model, network, own)
         files = {folder.model.name: file_digest(folder.model)}
-        save_state(
+        checkpoint.save_state(
             folder.state,
             {"finished": True, "epoch": metadata.epoch, "files": files},
         )
@@ -408,16 +388,16 @@ def teacher_cache(
 ) -> TeacherCache | None:
     """Open the place where the teacher's outputs are kept."""
     data, training = experiment.config.data, experiment.config.training
-    networks = teacher.networks if isinstance(teacher, Ensemble) else [teacher]
+    parts = teacher.networks if isinstance(teacher, Ensemble) else [teacher]
     place = training.teacher_cache
     if place == "auto":
         on_gpu = experiment.fabric.device.type == "cuda"
-        place = "off" if on_gpu or not comes_back(data) else "disk"
-    if not any(True for n in networks if n is not None for _ in n.parameters()):
+        place = "off" if on_gpu or not samples.comes_back(data) else "disk"
+    if not any(True for n in parts if n is not None for _ in n.parameters()):
         return None
     if place == "off":
         return None
-    if not comes_back(data):
+    if not samples.comes_back(data):
         experiment.console.print(
             "Teacher cache: off, as augmented samples, and patches at new positions in every "
             "epoch, do not come back; with --augment false and --patches-per-case N they do.",
@@ -431,30 +411,14 @@ def teacher_cache(
     )
 
 
-@contextmanager
-def counted(experiment: Experiment, cache: TeacherCache | None) -> Iterator[None]:
-    """Add what a cache did in the block to the counts, also if an exception leaves it."""
-    try:
-        yield
-    finally:
-        if cache is not None:
-            now, before = cache.statistics, experiment.cache_counts
-            experiment.cache_counts = {
-                "hits": before.get("hits", 0) + now.hits,
-                "misses": before.get("misses", 0) + now.misses,
-                "skipped": before.get("skipped", 0) + now.skipped,
-                "bytes": now.bytes,
-            }
-
-
 def score(experiment: Experiment, *, subsets: bool) -> None:
     """Score the trained network on the held-out subjects; the scores say that the unit is done."""
     folder, row = experiment.folder, experiment.unit.row
     with timed(experiment.seconds, "evaluation"):
-        network, metadata = load_model(folder.model, trusted=experiment.plan.trusted)
+        network, metadata = checkpoint.load_model(folder.model, trusted=experiment.plan.trusted)
         every = seen = metadata.modalities
         if row.recipe == "missing_modality":
-            seen = view_of("student", experiment.config.data, experiment.data.description)
+            seen = networks.view_of("student", experiment.config.data, experiment.data.description)
         if row.recipe == "missing_modality" and subsets:
             parts = [
                 score_view(experiment, network, metadata, view)
@@ -469,7 +433,7 @@ def score(experiment: Experiment, *, subsets: bool) -> None:
 def score_view(
     experiment: Experiment,
     network: nn.Module,
-    metadata: ModelMetadata,
+    metadata: checkpoint.ModelMetadata,
     seen: Collection[str],
     *,
     keep: bool = False,

@@ -1,13 +1,12 @@
 """What a study consists of: a file with recipes, and with how many references each is tried."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kdnet.config import Arguments, as_arguments, parsed
+from kdnet.config import Arguments, as_arguments, limited, out_of_range, parsed
 from kdnet.errors import UserError
 from kdnet.files import UnreadableError, read_yaml
 from kdnet.rows import ROW_OPTIONS, Row
@@ -24,7 +23,7 @@ _ELSEWHERE = {"labelled", "unlabelled", "leave_out", "search", "trials", "show",
 _ELSEWHERE |= {"study", "jobs", "out"}
 
 #: A number of subjects, or "all" of those that are there.
-Count = int | str
+Count = int | Literal["all"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Block:
     """
 
     recipes: tuple[str, ...]
-    labelled: tuple[Count, ...] = ("all",)
-    unlabelled: tuple[Count, ...] = ("all",)
+    labelled: tuple[Count, ...] = limited(("all",), at_least=0)
+    unlabelled: tuple[Count, ...] = limited(("all",), at_least=0)
     seeds: tuple[int, ...] = (0,)
 
 
@@ -79,16 +78,11 @@ class Search:
 
     space: dict[str, list[Any]]
     options: dict[str, Any] = field(default_factory=dict)
-    labelled: Count = "all"
-    folds: tuple[int, ...] = (0,)
+    labelled: Count = limited("all", at_least=1)
+    folds: tuple[int, ...] = limited((0,), at_least=0)
     seeds: tuple[int, ...] = (0,)
-    random_trials: int = 6
+    random_trials: int = limited(6, at_least=0)
     seed: int = 0
-
-    @property
-    def encoded(self) -> list[tuple[str, list[str]]]:
-        """The values as texts, in which lists can be told apart."""
-        return [(name, [json.dumps(v) for v in values]) for name, values in self.space.items()]
 
 
 @dataclass(frozen=True)
@@ -122,43 +116,31 @@ class Design:
     def rows(self) -> tuple[tuple[Row, ...], dict[str, tuple[int, ...]]]:
         """Return the rows to train, teachers first, and the seeds of each."""
         seeds: dict[str, tuple[int, ...]] = {}
-        first: dict[str, tuple[int, ...]] = {}
         rows: dict[str, Row] = {}
-        for block in self.blocks:
-            for row in self._rows_of(block):
-                rows[row.name] = row
-                first.setdefault(row.name, block.seeds[:1])
-                seeds[row.name] = tuple(sorted({*seeds.get(row.name, ()), *block.seeds}))
-        for row in list(rows.values()):
+        listed = [(block, row) for block in self.blocks for row in self._rows_of(block)]
+        for block, row in listed:
+            rows[row.name] = row
+            seeds[row.name] = tuple(sorted({*seeds.get(row.name, ()), *block.seeds}))
+        for block, row in listed:
             if row.teacher is not None and row.teacher not in rows:
-                rows[row.teacher] = plain_row(
-                    TEACHER, "all" if row.labelled is None else row.labelled
-                )
+                labelled: Count = "all" if row.labelled is None else row.labelled
+                rows[row.teacher] = plain_row(TEACHER, labelled)
                 # Of the first block that needs it, so that blocks added later change nothing.
-                seeds[row.teacher] = first[row.name]
+                seeds[row.teacher] = block.seeds[:1]
         ordered = sorted(rows.values(), key=lambda row: row.teacher is not None)
         return tuple(ordered), seeds
-
-    def kinds(self) -> dict[str, str]:
-        """Return the recipe of every row, by the row's name."""
-        return {
-            row.name: recipe
-            for block in self.blocks
-            for recipe in (*block.recipes, TEACHER)
-            for row in self._rows_of(replace(block, recipes=(recipe,)))
-        }
 
     def chosen_rows(self) -> list[str]:
         """Return the names of the rows that the study is about."""
         if isinstance(self.chosen, dict):
             return [f"{setting}_{recipe}" for setting, recipe in self.chosen.items()]
-        return [row for row, kind in self.kinds().items() if kind == self.chosen]
+        return [row.name for row in self.rows()[0] if row.kind == self.chosen]
 
     def facts(self) -> dict[str, Any]:
         """Return what whoever reads the results has to know of it."""
         labels = {name: recipe.label for name, recipe in self.recipes.items()}
         labels = {BASELINE: BASELINE, TEACHER: TEACHER} | labels
-        return {"labels": labels, "chosen": self.chosen_rows(), "kinds": self.kinds()}
+        return {"labels": labels, "chosen": tuple(self.chosen_rows())}
 
     def _rows_of(self, block: Block) -> list[Row]:
         return [
@@ -181,6 +163,7 @@ class Design:
             name=row_name(recipe, labelled, unlabelled),
             against=row_name(own.against, labelled, "all"),
             label=f"{own.label}, {labelled} labelled",
+            kind=recipe,
             options=own.options,
         )
         if own.supervised:
@@ -195,6 +178,7 @@ def plain_row(recipe: str, labelled: Count) -> Row:
         name=row_name(recipe, labelled, "all"),
         role="teacher" if recipe == TEACHER else "student",
         label=f"{recipe}, {labelled} labelled",
+        kind=recipe,
         labelled=count_of(labelled),
         # What it never sees need not be prepared.
         unlabelled=None if labelled == "all" else 0,
@@ -259,9 +243,7 @@ def _of_blocks(design: Design) -> Iterator[str]:
         )
         for name in {*block.recipes} - known:
             yield f"there is no recipe {name!r}; there are {', '.join(sorted(known))}."
-        for count in (*block.labelled, *block.unlabelled):
-            if not _is_count(count):
-                yield f"labelled and unlabelled are numbers or all, found {count!r}."
+        yield from (f"block {number}: {problem}" for problem in out_of_range(block))
 
 
 def _of_searches(design: Design) -> Iterator[str]:
@@ -275,14 +257,7 @@ def _of_searches(design: Design) -> Iterator[str]:
         }
         yield from (f"search {name!r} has no {part}." for part, own in parts.items() if not own)
         yield from _foreign(f"search {name!r}", [*search.options, *search.space])
-        if (
-            not _is_count(search.labelled, least=1)
-            or min([*search.folds, search.random_trials]) < 0
-        ):
-            yield (
-                f"search {name!r}: labelled is a number from 1 or all; folds and random_trials are "
-                "numbers from 0."
-            )
+        yield from (f"search {name!r}: {problem}" for problem in out_of_range(search))
 
 
 def _of_rows(design: Design) -> Iterator[str]:
@@ -305,7 +280,3 @@ def _foreign(place: str, options: Iterable[str]) -> Iterator[str]:
     if unknown := sorted({*options} - _OPTIONS):
         there = ", ".join(sorted(_OPTIONS))
         yield f"{place} may not have the options {', '.join(unknown)}; there are {there}."
-
-
-def _is_count(count: Count, least: int = 0) -> bool:
-    return count == "all" if isinstance(count, str) else count >= least

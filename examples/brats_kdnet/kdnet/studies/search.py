@@ -49,7 +49,7 @@ def search(design: Design, wanted: str, config: Config, *, trials: int, console:
         options = ask_new(done, space)
         console.print(f"Trial {number + 1} of {trials}: {space.options | options}")
         rows, seeds = trial_rows(space, number, space.options | options)
-        plan = make_plan("study", "Search", config, rows, folds, data=data, own_seeds=seeds)
+        plan = make_plan("study", "Search", config, rows, folds, data=data, seeds=seeds)
         dice, gain = try_options(plan, console)
         if not math.isfinite(gain):
             raise UserError(f"Trial {number}: its gain is {gain}; no Dice can be told.")
@@ -88,8 +88,10 @@ def ask_new(done: Sequence[Mapping[str, Any]], space: Search) -> dict[str, Any]:
         seed=space.seed + len(done), n_startup_trials=space.random_trials
     )
     memory = optuna.create_study(direction="maximize", sampler=sampler)
+    # As texts, in which lists can be told apart.
     choices: dict[str, optuna.distributions.BaseDistribution] = {
-        name: optuna.distributions.CategoricalDistribution(texts) for name, texts in space.encoded
+        name: optuna.distributions.CategoricalDistribution([json.dumps(v) for v in values])
+        for name, values in space.space.items()
     }
     for trial in done:
         params = {name: json.dumps(value) for name, value in trial["options"].items()}
@@ -135,6 +137,7 @@ def trial_rows(
         against=baseline.name,
         labelled=count_of(space.labelled),
         label=f"trial {number}",
+        kind="trial",
         options=dict(options),
     )
     seeds = dict.fromkeys((baseline.name, row.name), space.seeds)
