@@ -123,16 +123,6 @@ def test_a_finished_training_vouches_for_its_weights(tmp_path):
         is_finished(work.folder)
 
 
-def test_a_signal_during_the_last_validation_leaves_before_its_next_batch(tmp_path):
-    work = case(tmp_path)
-    with pytest.raises(StoppedError, match="3 of 4 epochs and 3 of 3 steps of the next"):
-        train(work, validation=Samples(3, at=11, call=send(signal.SIGUSR1)))
-    assert not is_finished(work.folder)
-    train(work, rest := Samples(5))
-    assert rest.reads == 0
-    assert is_finished(work.folder)
-
-
 def test_a_signal_during_the_very_last_batch_is_not_lost(tmp_path, monkeypatch):
     calls = iter(range(1, 9))
 
@@ -164,15 +154,6 @@ def test_last_weights_are_those_of_the_last_epoch(tmp_path):
     work = case(tmp_path, selection="last", learning_rate=0.5, schedule="constant")
     student = train(work)
     assert equal(load_file(work.model_file), dict(student.state_dict()))
-
-
-def test_history_has_a_column_for_every_term(tmp_path):
-    train(work := case(tmp_path, epochs=1))
-    with (work.folder / "history.csv").open() as file:
-        assert next(csv.reader(file)) == [
-            *("epoch", "step", "learning_rate", "seconds", "train_loss", "train_ground_truth"),
-            *("validation_loss", "validation_dice", "validation_ground_truth"),
-        ]
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "csv"])
