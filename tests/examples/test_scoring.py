@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from written import MODALITIES, write_volume
 
 from invented_runs import scores_of
 from kdnet.data.description import load_description
@@ -39,13 +40,9 @@ def label_values(seed=0):
 
 
 def write_subject(root, name, values):
-    values = values.astype(np.int16)
-    folder = root / name
-    folder.mkdir(parents=True)
-    for modality in ("flair", "t1", "t1ce", "t2"):
-        intensities = (values * 10 + 5).astype(np.int16)
-        nib.save(nib.Nifti1Image(intensities, AFFINE), folder / f"{name}_{modality}.nii.gz")
-    nib.save(nib.Nifti1Image(values, AFFINE), folder / f"{name}_seg.nii.gz")
+    for ending in (*MODALITIES, "seg"):
+        volume = values if ending == "seg" else 10 * values + 5
+        write_volume(root / name / f"{name}_{ending}.nii.gz", volume.astype(np.int16), AFFINE)
 
 
 @pytest.fixture
