@@ -29,6 +29,8 @@ SCRIPT = Path(train.__file__)
 ROLES = ("teacher", "baseline", "student")
 NAMES = [f"Phantom_{number:04d}" for number in range(1, 7)]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+#: Of every network's history, whatever its terms.
+COLUMNS = {"epoch", "step", "learning_rate", "seconds", "train_loss", "validation_loss"}
 # Weights are compared bit by bit, and a GPU adds in an order of its own.
 SMALL = [*TINY, *QUICK, "--precision", "32-true", "--epochs", "2", "--folds", "3"]
 
@@ -62,7 +64,9 @@ def test_a_run_leaves_everything_in_its_folder(run):
     for role in ROLES:
         folder = unit(run, role)
         assert load_model(folder.model)[1].role == role
-        assert len(read_history(folder.history)) == 2
+        rows = read_history(folder.history)
+        assert len(rows) == 2
+        assert rows[0].keys() >= COLUMNS
         assert len(list(folder.predictions.glob("*_seg.nii.gz"))) == 2
         record = json.loads(folder.record.read_text())
         assert {"data", "training", "evaluation"} <= record["seconds"].keys()
@@ -195,6 +199,14 @@ def test_a_given_teacher_gives_the_same_student_with_and_without_a_cache(
 def test_a_student_is_no_teacher(run, arguments, tmp_path, refusal):
     given = ["--out", str(tmp_path / "run"), "--teacher-model", str(unit(run, "student").model)]
     assert "differs in modalities" in refusal(train, *arguments, *given)
+
+
+def test_a_teacher_that_saw_references_which_are_hidden_now_is_refused(
+    run, arguments, tmp_path, refusal
+):
+    given = ["--teacher-model", unit(run, "teacher").model, "--labelled", "2"]
+    message = refusal(train, *arguments, *given, "--out", tmp_path / "run")
+    assert "subjects that shall have no reference" in message
 
 
 def test_a_unit_tells_what_the_teacher_cache_saved(run):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -17,9 +18,10 @@ from faulty_training import Samples, case, equal, losses, send, weights, wrapper
 from kdnet.config import TrainingConfig
 from kdnet.errors import UserError
 from kdnet.stopping import StoppedError
-from kdnet.training.checkpoint import is_finished, load_state, read_metadata
+from kdnet.training.checkpoint import Means, is_finished, load_state, read_metadata
 from kdnet.training.history import Journal, read_history
-from kdnet.training.loop import build_scheduler, mean_dice
+from kdnet.training.loop import add_terms, build_scheduler, mean_dice
+from privdistill import Output
 
 
 def network():
@@ -123,6 +125,16 @@ def test_a_finished_training_vouches_for_its_weights(tmp_path):
         is_finished(work.folder)
 
 
+def test_a_signal_during_the_last_validation_leaves_before_its_next_batch(tmp_path):
+    work = case(tmp_path)
+    with pytest.raises(StoppedError, match="3 of 4 epochs and 3 of 3 steps of the next"):
+        train(work, validation=Samples(3, at=11, call=send(signal.SIGUSR1)))
+    assert not is_finished(work.folder)
+    train(work, rest := Samples(5))
+    assert rest.reads == 0
+    assert is_finished(work.folder)
+
+
 def test_a_signal_during_the_very_last_batch_is_not_lost(tmp_path, monkeypatch):
     calls = iter(range(1, 9))
 
@@ -148,6 +160,15 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, monkeypa
     train(work := case(tmp_path, selection="best"))
     assert read_metadata(work.model_file).epoch == 2
     assert read_metadata(work.last_file).epoch == 4
+
+
+@pytest.mark.parametrize("measured", ["ground_truth", "objective"])
+def test_the_validation_loss_may_be_that_against_the_reference_alone(tmp_path, measured):
+    work = case(tmp_path, epochs=1, validation_loss=measured)
+    faulty_training.train(work, kd=wrapper(teacher=faulty_training.network(channels=4)))
+    (row,) = losses(work)
+    alone = row["validation_loss"] == row["validation_ground_truth"]
+    assert alone == (measured == "ground_truth")
 
 
 def test_last_weights_are_those_of_the_last_epoch(tmp_path):
@@ -234,6 +255,16 @@ def test_each_training_is_a_run_of_its_own(tmp_path, name, monkeypatch):
         losses = client.get_metric_history(run.info.run_id, "train/loss")
         assert [(entry.step, entry.value) for entry in losses] == [(1, 1.0), (2, 0.5)]
         assert run.data.params == {"temperature": "1.5"}
+
+
+def test_a_term_that_reads_the_reference_is_averaged_over_labelled_samples():
+    means, kd = Means(), wrapper()
+    for value, labelled in ((1.0, [True, False]), (4.0, [True, True])):
+        loss = torch.tensor(value)
+        out = Output(loss, {"ground_truth": loss}, torch.zeros(2, 4), None, {})
+        add_terms(means, kd, out, torch.tensor(labelled))
+    row = means.reduce(Fabric(accelerator="cpu", devices=1), "train_")
+    assert row == {"train_loss": 2.5, "train_ground_truth": pytest.approx((1 + 2 * 4) / 3)}
 
 
 def test_clipping_bounds_the_step_of_plain_gradients(tmp_path):
