@@ -19,6 +19,7 @@ from rich.console import Console
 
 from crossval import protocol_file
 from kdnet.config import parse_config
+from kdnet.data.loading import start_epoch
 from kdnet.data.splits import Split
 from kdnet.data.subjects import ImageFile, Subject, changed_files, file_states
 from kdnet.environment import git_revision
@@ -172,8 +173,8 @@ def test_units_are_rows_times_seeds_times_folds_with_teachers_first():
     assert (config.data.fold, config.training.seed, config.objective.latent_weight) == (1, 7, 0.0)
 
 
-def test_a_teacher_of_another_seed_teaches_where_there_is_none_of_its_own():
-    plan = plan_nine(own_seeds={"teacher": (3,), "student": (3, 4)})
+def test_the_teacher_of_the_first_seed_teaches_where_there_is_none_of_its_own():
+    plan = plan_nine(own_seeds={"teacher": (3, 5), "student": (3, 4)})
     (teacher,) = plan.teachers_of(plan.find("student/fold0-seed4"))
     assert teacher.seed == 3
 
@@ -212,6 +213,21 @@ def plan(tmp_path_factory):
 def open_unit(plan, name):
     unit = plan.find(f"{name}/fold0-seed0")
     return opened(plan, unit, launch(plan.configure(unit)), QUIET)
+
+
+def codes_of(loader):
+    """How samples are flipped in eight epochs."""
+    found = set()
+    for epoch in range(8):
+        start_epoch(loader, epoch)
+        found |= {key.rpartition("/flip")[2] for batch in loader for key in batch["key"]}
+    return found
+
+
+def test_training_samples_alone_are_flipped(plan):
+    with open_unit(plan, "teacher") as experiment:
+        assert len(codes_of(experiment.loader("train"))) > 1
+        assert codes_of(experiment.loader("validation")) == {"0"}
 
 
 def label_map(folder):
