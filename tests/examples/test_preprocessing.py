@@ -130,6 +130,12 @@ def test_what_is_cropped_comes_back_to_its_place(tmp_path, shape):
     assert not native[1:].numpy()[:, outside].any()
 
 
+def test_the_way_back_interpolates_between_the_centres_of_cells():
+    cells = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
+    native = preprocessing(crop=None).to_native(cells, (4, 4, 4))
+    assert native[0, :, 0, 0].tolist() == [0.0, 0.25, 0.75, 1.0]
+
+
 def test_regions_are_zero_outside_the_crop_if_asked():
     native = preprocessing().to_native(torch.ones(3, 4, 4, 4), (10, 8, 8), outside=0.0)
     assert native.shape == (3, 10, 8, 8)

@@ -124,6 +124,13 @@ def test_objective_is_equation_five_and_terms_of_weight_zero_cost_nothing():
     assert list(alone) == ["ground_truth"]
 
 
+def test_imitation_may_rise_while_the_reference_counts_less():
+    options = ObjectiveConfig(imitation_start=0.5, imitation_steps=10)
+    terms = student_objective(options).named_terms.values()
+    for step, expected in ((0, [0.5, 0.5, 10.0]), (10, [0.75, 0.25, 10.0])):
+        assert [float(weight.at(torch.tensor(step))) for weight, _ in terms] == expected
+
+
 def distil_once(teacher, student, options=None):
     options = options or ObjectiveConfig()
     objective = student_objective(options)
