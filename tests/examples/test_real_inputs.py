@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from written import touch, write_volume
+from written import MODALITIES, touch, write_volume
 
 import check_data
 from kdnet.config import Config, DataConfig, TrainingConfig, parse_config
@@ -93,7 +93,7 @@ def test_a_description_says_whose_visits_subjects_are(tmp_path):
             replace(BRATS, patient=wrong)
 
 
-def brain(path, *, background=0.0, seed=0, share=0.2, modalities=("flair", "t1", "t1ce", "t2")):
+def brain(path, *, background=0.0, seed=0, share=0.2, modalities=MODALITIES):
     """A subject whose brain fills some of each image, above a background."""
     rng = np.random.default_rng([seed, 7])
     for modality in modalities:
@@ -129,13 +129,16 @@ def test_a_share_of_brain_unlike_the_others_is_told(tmp_path, capsys):
     assert warnings_of(tmp_path) == {}
     brain(tmp_path / "skull", seed=5, share=0.9)
     brain(tmp_path / "s1", seed=6, share=0.9, modalities=("t2",))
-    names = {*(f"skull_{name}.nii" for name in ("flair", "t1", "t1ce", "t2")), "s1_t2.nii"}
+    # As much as in others, but three times as much as in the other images of the subject.
+    brain(tmp_path / "small", seed=7, share=0.1)
+    brain(tmp_path / "small", seed=8, share=0.3, modalities=("t2",))
+    names = {*(f"skull_{name}.nii" for name in MODALITIES), "s1_t2.nii", "small_t2.nii"}
     assert {*warnings_of(tmp_path)} == names
     assert {*warnings_of(tmp_path, typical={"t1": 0.05})} > names
     assert check_data.main(["--data-root", str(tmp_path), "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {Path(row["file"]).name for row in told["problems"]} == names
-    assert told["usable"] == 5
+    assert told["usable"] == 6
 
 
 @pytest.mark.parametrize("factor", [0.99999994, 1.0002])
