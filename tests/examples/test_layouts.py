@@ -57,11 +57,14 @@ def test_decathlon_modalities_are_channels_of_one_file(tmp_path):
     assert subject.segmentation == ImageFile(tmp_path / "labelsTr/BRATS_001.nii.gz")
 
 
-def test_the_misnamed_label_map_of_2020_is_found(tmp_path):
-    touch(tmp_path, *files("", "BraTS20_Training_355", "flair t1 t1ce t2", suffix=".nii"))
-    touch(tmp_path, "BraTS20_Training_355/W39_1998.09.19_Segm.nii")
+def test_the_misnamed_label_map_of_2020_is_found_where_there_is_no_other(tmp_path):
+    name, misnamed = "BraTS20_Training_355", "W39_1998.09.19_Segm.nii"
+    touch(tmp_path, *files("", name, "flair t1 t1ce t2", suffix=".nii"), f"{name}/{misnamed}")
+    assert find_subjects(tmp_path)[1][0].segmentation.path.name == misnamed
+    touch(tmp_path, f"{name}/{name}_seg.nii")
     _, (subject,) = find_subjects(tmp_path)
-    assert subject.segmentation.path.name == "W39_1998.09.19_Segm.nii"
+    assert subject.segmentation.path.name == f"{name}_seg.nii"
+    assert subject.rivals == {}
 
 
 def test_missing_files_leave_the_subject_in_the_list(tmp_path):

@@ -1,5 +1,6 @@
 """What real data sets hold that phantoms do not, each found on one that somebody used."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -62,10 +63,13 @@ def test_files_of_case_lists_keep_a_patient_in_one_part(tmp_path):
     (tmp_path / "folds.json").write_text(json.dumps(folds_content(folds)))
     assert load_folds(tmp_path / "folds.json", subjects) == folds
     twice = [subject.name for subject in subjects if patient_of(subject.name).endswith("1")]
-    lists = {"train": twice[:1], "validation": ["BraTS-GLI-00000-000"], "test": twice[1:]}
-    (tmp_path / "mine.json").write_text(json.dumps({"folds": [lists]}))
-    with pytest.raises(UserError, match=r"BraTS-GLI-00001.*`patient`"):
-        load_folds(tmp_path / "mine.json", subjects)
+    parts = {"train": "00000", "validation": "00002", "test": "00004"}
+    for two in itertools.combinations(parts, 2):
+        lists = {part: [f"BraTS-GLI-{number}-000"] for part, number in parts.items()}
+        lists |= zip(two, (twice[:1], twice[1:2]), strict=True)
+        (tmp_path / "mine.json").write_text(json.dumps({"folds": [lists]}))
+        with pytest.raises(UserError, match=r"BraTS-GLI-00001.*`patient`"):
+            load_folds(tmp_path / "mine.json", subjects)
 
 
 def test_another_visit_of_a_test_patient_neither_teaches_nor_is_taught_without_labels(tmp_path):
@@ -80,7 +84,7 @@ def test_another_visit_of_a_test_patient_neither_teaches_nor_is_taught_without_l
 
 
 def test_a_description_says_whose_visits_subjects_are(tmp_path):
-    touch(tmp_path, "anna_v_1/t1.nii", "anna_v_2/t1.nii", "ben/t1.nii")
+    touch(tmp_path, "anna_v_1/t1.nii", "anna_v_2/t1.nii", "ben/t1.nii", ".trash/t1.nii")
     mine = replace(BRATS, modalities={"t1": "{subject}/t1.nii"}, patient="{patient}_v_*")
     assert [s.patient for s in find_subjects(tmp_path, mine)[1]] == ["anna", "anna", "ben"]
     touch(tmp_path / "folders", "anna_b/v1/t1.nii", "anna_b/v2/t1.nii")
