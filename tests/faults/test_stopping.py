@@ -175,18 +175,17 @@ def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monk
             send(signal.SIGTERM)  # nor does a second one keep the pool from waiting
             self.ended += ("waited for",)
 
-    unit, no = (
-        SimpleNamespace(name="unit"),
-        {"is_done": lambda _: False, "teachers_of": lambda _: []},
-    )
-    plan = SimpleNamespace(root=tmp_path, **no)
+    units = [SimpleNamespace(name=name) for name in ("first", "second")]
+    nothing = {"is_done": lambda _: False, "teachers_of": lambda _: []}
+    plan = SimpleNamespace(root=tmp_path, **nothing)
     monkeypatch.setattr(pool.subprocess, "Popen", Process)
     monkeypatch.setattr(pool.Pool, "_say", lambda *_: None)
     monkeypatch.setattr(pool.Pool, "_log", lambda _, name: tmp_path / name)
-    running = pool.Pool(plan, [unit], 1, [])
+    running = pool.Pool(plan, units, 1, [])
     with pytest.raises(StoppedError) as stop:
         running.run(pool.Console(quiet=True))
     assert stop.value.exit_status == 128 + signal.SIGTERM
+    # One at a time: the other one was not started.
     ((process, _),) = running.running.values()
     assert process.ended == ("terminated", "waited for")
 
