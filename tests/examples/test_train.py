@@ -343,8 +343,8 @@ def stop_in_teacher(process, out):
 @pytest.mark.slow
 def test_a_stopped_process_continues_with_the_same_command(arguments, tmp_path):
     out = tmp_path / "run"
-    stop_in_teacher(start(arguments, out, "--epochs", "120"), out)
-    again = start(arguments, out, "--epochs", "120")
+    stop_in_teacher(start(arguments, out, "--epochs", "40"), out)
+    again = start(arguments, out, "--epochs", "40")
     assert "teacher: continues " in again.communicate(timeout=240)[0]
     assert again.returncode == 0
     assert (out / "report.html").is_file()
