@@ -100,3 +100,16 @@ def train_alone():
             return program.main(arguments)
 
     return start
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Starts a program that refuses its arguments; gives what it says of them."""
+
+    def start(program, *arguments):
+        assert program.main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return said
+
+    return start

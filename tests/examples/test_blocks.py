@@ -73,8 +73,4 @@ def test_a_subset_keeps_to_what_a_sample_has():
     present = torch.tensor([[False, True, False, True]]).expand(300, 4)
     drawn = draw_subset(present)
     assert not (drawn & ~present).any()
-    assert {tuple(row) for row in drawn[:, [1, 3]].tolist()} == {
-        (True, False),
-        (False, True),
-        (True, True),
-    }
+    assert drawn[:, [1, 3]].unique(dim=0).tolist() == [[False, True], [True, False], [True, True]]

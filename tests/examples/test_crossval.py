@@ -62,11 +62,6 @@ def held_out(out, fold=0):
     return json.loads((out / "folds.json").read_text())["folds"][fold]["test"]
 
 
-def failure(capsys, arguments, out):
-    assert crossval.main([*arguments, "--out", str(out)]) == 2
-    return capsys.readouterr().err
-
-
 def test_rows_that_see_no_unlabelled_subject_take_as_many_steps_as_those_that_do(tmp_path):
     rows = ["--rows", "baseline,kdnet", "--phantoms", "6", "--workers", "1", "--epochs", "1"]
     plan = plan_of([*rows, "--labelled", "2"], tmp_path / "run")
@@ -183,19 +178,19 @@ def test_a_network_that_has_seen_the_test_fold_is_refused(copy, arguments, capsy
     assert "subjects of the held-out fold 0" in output
 
 
-def test_a_score_file_that_lacks_cases_is_named(copy, arguments, capsys):
+def test_a_score_file_that_lacks_cases_is_named(copy, arguments, refusal):
     lost = unit(copy, "baseline").scores
     header, first, *_ = lost.read_text().splitlines(keepends=True)
     lost.write_text(header + first)
-    message = failure(capsys, arguments, copy)
+    message = refusal(crossval, *arguments, "--out", copy)
     assert str(lost) in message
     assert "lacks 2 of the held-out subjects" in message
 
 
 @pytest.mark.parametrize("name", ["folds.json", "plan.json"])
-def test_a_damaged_file_of_the_folder_is_named(copy, arguments, capsys, name):
+def test_a_damaged_file_of_the_folder_is_named(copy, arguments, refusal, name):
     (copy / name).write_text("{")
-    assert f"{name} is damaged" in failure(capsys, arguments, copy)
+    assert f"{name} is damaged" in refusal(crossval, *arguments, "--out", copy)
 
 
 def test_a_new_student_of_a_known_teacher_is_tried_with_it(arguments, tmp_path):
@@ -221,12 +216,11 @@ def test_an_objective_that_counts_classes_and_reads_features_trains(arguments, c
 
 
 @pytest.mark.parametrize("more", [[], ["--show", "units"]])
-def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
-    finished, arguments, tmp_path, capsys, more
+def test_a_teacher_that_has_seen_a_test_fold_is_refused(
+    finished, arguments, tmp_path, refusal, more
 ):
-    model = str(unit(finished, "teacher").model)
-    message = failure(capsys, [*arguments, "--teacher-model", model, *more], tmp_path / "new")
-    assert "of the held-out fold 1" in message
+    given = ["--teacher-model", unit(finished, "teacher").model, *more, "--out", tmp_path / "new"]
+    assert "of the held-out fold 1" in refusal(crossval, *arguments, *given)
     assert not (tmp_path / "new").exists()
 
 
@@ -244,20 +238,18 @@ def test_a_given_teacher_that_has_seen_any_test_fold_is_refused(
         (["--unit", "kdnet/fold9-seed0"], "no unit 'kdnet/fold9-seed0'"),
     ],
 )
-def test_what_does_not_fit_the_folder_is_named_and_nothing_is_touched(
-    finished, arguments, capsys, changed, named
-):
+def test_what_does_not_fit_the_folder_touches_nothing(finished, arguments, refusal, changed, named):
     before = {path: path.read_bytes() for path in finished.glob("*.*") if path.is_file()}
-    assert named in failure(capsys, [*arguments, *changed], finished)
+    assert named in refusal(crossval, *arguments, *changed, "--out", finished)
     assert before == {path: path.read_bytes() for path in finished.glob("*.*") if path.is_file()}
 
 
-def test_another_row_under_a_known_name_is_refused(finished, arguments, tmp_path, capsys):
+def test_another_row_under_a_known_name_is_refused(finished, arguments, tmp_path, refusal):
     rows = tmp_path / "rows.yaml"
     rows.write_text(
         "rows: {kdnet: {recipe: distilled, teacher: teacher, options: {temperature: 2}}}"
     )
-    message = failure(capsys, [*arguments, "--rows-file", str(rows)], finished)
+    message = refusal(crossval, *arguments, "--rows-file", str(rows), "--out", finished)
     assert "kdnet/fold0-seed0 holds another experiment" in message
     assert "temperature: 5.0 there, 2.0 now" in message
 
@@ -269,19 +261,12 @@ def test_another_row_under_a_known_name_is_refused(finished, arguments, tmp_path
         (["--rows", "hemis", "--teacher-modalities", "flair,t2"], "Row 'hemis': .*t1ce"),
     ],
 )
-def test_a_row_that_cannot_be_trained_is_named_before_anything_is_written(
-    arguments, tmp_path, capsys, more, named
-):
+def test_a_row_that_cannot_be_trained_is_named_at_once(arguments, tmp_path, refusal, more, named):
     (tmp_path / "rows.yaml").write_text("rows: {odd: {options: {backbone: no.such.Network}}}")
     given = [*arguments, "--rows-file", str(tmp_path / "rows.yaml"), *more]
-    message = failure(capsys, given, tmp_path / "new")
+    message = refusal(crossval, *given, "--out", tmp_path / "new")
     assert all(part in message for part in named.split(".*"))
     assert not (tmp_path / "new").exists()
-
-
-def test_every_single_modality_may_be_what_a_synthesis_begins_with(arguments, tmp_path):
-    plan = plan_of([*arguments, "--rows", "synthesised", "--sweep", "modalities"], tmp_path / "new")
-    assert len(plan.rows) == 4
 
 
 def test_a_failed_unit_stops_its_students_alone(copy, arguments, monkeypatch):
@@ -320,20 +305,17 @@ def test_units_are_listed_with_teachers_first(finished, arguments, capsys):
     assert lines[-1].split() == ["5", "kdnet/fold1-seed0", "done"]
 
 
-def test_what_is_shown_of_a_prepared_folder_is_not_tried_again(
-    copy, arguments, capsys, monkeypatch
-):
+def test_what_is_shown_of_a_folder_is_not_tried_again(copy, arguments, refusal, monkeypatch):
     monkeypatch.setattr(pool, "rehearse_rows", None)
     before = (copy / "plan.json").stat().st_mtime_ns
     given = ["--rows", "baseline,kdnet,gt_kd", "--out", str(copy), "--show", "status"]
     assert crossval.main([*arguments, *given]) == 0
     assert (copy / "plan.json").stat().st_mtime_ns == before
-    assert "another configuration" in failure(capsys, [*arguments, *given, "--epochs", "2"], copy)
+    message = refusal(crossval, *arguments, *given, "--epochs", "2", "--out", copy)
+    assert "another configuration" in message
 
 
-def test_status_shows_the_dice_of_what_is_done_and_the_epochs_of_what_is_not(
-    copy, arguments, capsys
-):
+def test_status_shows_dice_of_what_is_done_and_epochs_of_what_is_not(copy, arguments, capsys):
     plan, folder = plan_of(arguments, copy), unit(copy, "kdnet")
     one = plan.find("kdnet/fold0-seed0")
     assert state(plan, one).startswith("Dice 0.")
@@ -365,7 +347,7 @@ def start(arguments, out, *more, **pipes):
     return subprocess.Popen(command, text=True, **pipes)
 
 
-def test_a_protocol_sets_what_is_not_given_and_refuses_what_contradicts_it(capsys, tmp_path):
+def test_a_protocol_sets_what_is_not_given_and_refuses_what_contradicts_it(refusal, tmp_path):
     given = ["--protocol", "brats2018-public", "--data-root", "x"]
     config, options = parse_for(crossval.CROSSVAL, crossval.with_protocol(given))
     assert (config.run.preset, config.training.selection) == ("native", "last")
@@ -373,16 +355,16 @@ def test_a_protocol_sets_what_is_not_given_and_refuses_what_contradicts_it(capsy
     config, options = parse_for(crossval.CROSSVAL, more)
     assert (config.run.preset, config.training.selection) == ("paper", "last")
     crossval.refuse(config, options)
-    message = failure(capsys, [*given, "--selection", "best"], tmp_path / "new")
+    message = refusal(crossval, *given, "--selection", "best", "--out", tmp_path / "new")
     assert "brats2018-public has selection last; found best" in message
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"options": 3}', '{"options": {"epoch": 3}}'])
-def test_a_protocol_that_cannot_be_used_is_an_error(capsys, tmp_path, content):
+def test_a_protocol_that_cannot_be_used_is_an_error(refusal, tmp_path, content):
     (tmp_path / "mine.json").write_text(content)
     given = ["--protocol", str(tmp_path / "mine.json")]
     named = "--epoch 3" if "epoch" in content else "mine.json"
-    assert named in failure(capsys, given, tmp_path / "new")
+    assert named in refusal(crossval, *given, "--out", tmp_path / "new")
 
 
 @pytest.fixture
@@ -406,9 +388,7 @@ def public(tmp_path):
     return tmp_path / "brats2018-public.json", root, kept, folds
 
 
-def test_a_public_protocol_is_carried_out_and_shown_beside_what_others_published(
-    public, tmp_path, capsys
-):
+def test_a_public_protocol_stands_beside_what_others_published(public, tmp_path, capsys):
     file, root, kept, folds = public
     out = tmp_path / "run"
     options = ["--data-root", str(root), "--protocol", str(file), "--rows", "baseline", *SMALL]

@@ -10,12 +10,8 @@ import yaml
 from kdnet.data.description import DATASETS_FOLDER, Description, load_description
 from kdnet.errors import UserError
 
+BRATS = load_description("brats2021")
 BUILT_IN = sorted(path.stem for path in DATASETS_FOLDER.glob("*.yaml"))
-
-
-@pytest.fixture
-def brats() -> Description:
-    return load_description(Path("brats2021"))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -32,16 +28,16 @@ def test_brats_descriptions_share_modalities_classes_and_regions(name):
     assert list(description.regions) == ["ET", "TC", "WT"]
 
 
-def test_label_four_becomes_three_and_four_again_on_export(brats):
-    assert brats.labels == {0: 0, 1: 1, 2: 2, 4: 3}
-    assert brats.export_labels == {0: 0, 1: 1, 2: 2, 3: 4}
-    assert replace(brats, labels={0: 0, 1: 1, 5: 1, 2: 2, 4: 3}).export_labels[1] == 1
+def test_label_four_becomes_three_and_four_again_on_export():
+    assert BRATS.labels == {0: 0, 1: 1, 2: 2, 4: 3}
+    assert BRATS.export_labels == {0: 0, 1: 1, 2: 2, 3: 4}
+    assert replace(BRATS, labels={0: 0, 1: 1, 5: 1, 2: 2, 4: 3}).export_labels[1] == 1
     # In the decathlon, 1 and 2 stand the other way round.
     assert load_description(Path("msd_task01")).export_labels == {0: 0, 1: 2, 2: 1, 3: 3}
 
 
-def test_unknown_and_missing_keys_are_all_named(brats):
-    values = brats.to_dict()
+def test_unknown_and_missing_keys_are_all_named():
+    values = BRATS.to_dict()
     values["lables"] = values.pop("labels")
     values["girds"] = values.pop("grid")
     with pytest.raises(UserError, match=r"lables, girds.*missing keys labels, grid"):
@@ -69,15 +65,15 @@ def test_unknown_and_missing_keys_are_all_named(brats):
         ({"classes": "background"}, "classes"),
     ],
 )
-def test_contradictions_are_refused(brats, change, message):
+def test_contradictions_are_refused(change, message):
     with pytest.raises(UserError, match=message):
-        Description.from_dict(brats.to_dict() | change)
+        Description.from_dict(BRATS.to_dict() | change)
 
 
-def test_a_yaml_file_of_the_user_is_read(tmp_path, brats):
+def test_a_yaml_file_of_the_user_is_read(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(brats.to_dict() | {"name": "Mine"}))
-    assert load_description(file) == replace(brats, name="Mine")
+    file.write_text(yaml.safe_dump(BRATS.to_dict() | {"name": "Mine"}))
+    assert load_description(file) == replace(BRATS, name="Mine")
     for text in ("[1, 2]", "a: [", "", "name: !!python/object/apply:os.getcwd []"):
         file.write_text(text)
         with pytest.raises(UserError, match=r"mine\.yaml"):

@@ -8,9 +8,8 @@ SOFT = {"soft": Recipe("soft targets", {"imitation": 0.9})}
 
 
 def design(*blocks, **changes):
-    return Design(
-        **({"name": "x", "title": "t", "options": {}, "recipes": SOFT} | changes), blocks=blocks
-    )
+    usual = {"name": "x", "title": "t", "options": {}, "recipes": SOFT}
+    return Design(**(usual | changes), blocks=blocks)
 
 
 def test_rows_of_a_block_are_its_recipes_times_its_numbers():
@@ -139,7 +138,6 @@ def test_a_study_that_is_not_there_names_those_that_are():
 
 
 def test_options_become_arguments_that_others_may_follow():
-    arguments = design(
-        Block(("baseline",)), options={"preset": "cpu", "grid": [8, 8, 8]}
-    ).arguments()
+    options = {"preset": "cpu", "grid": [8, 8, 8]}
+    arguments = design(Block(("baseline",)), options=options).arguments()
     assert arguments == ["--labelled", "null", "--preset", "cpu", "--grid", "[8, 8, 8]"]

@@ -70,18 +70,10 @@ def task(folder, batch_size, whole):
 def distil(fabric, folder, samples, whole=None, batch=None):
     """The student of the paper, four subjects in a step over all processes unless it is said."""
     work = task(folder, batch or 4 // fabric.world_size, whole)
+    shared = {"workers": 0, "replicas": fabric.world_size, "rank": fabric.global_rank}
     loaders = [
-        build_loader(
-            dataset,
-            work.settings.batch_size,
-            shuffle=shuffle,
-            seed=3,
-            flips=shuffle,
-            workers=0,
-            replicas=fabric.world_size,
-            rank=fabric.global_rank,
-        )
-        for dataset, shuffle in ((samples, True), (Samples(5), False))
+        build_loader(part, work.settings.batch_size, shuffle=x, seed=3, flips=x, **shared)
+        for part, x in ((samples, True), (Samples(5), False))
     ]
     teacher, student = Net(4, seed=1), Net(1, seed=2)
     objective = kdnet.student_objective(ObjectiveConfig())

@@ -135,9 +135,8 @@ def test_a_truncated_file_is_one_message(copied, subject, tmp_path, capfd, endin
     assert len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pt2"])
-def test_one_changed_number_is_damage(copied, subject, tmp_path, capsys, ending):
-    path = copied(ending)
+def test_one_changed_number_is_damage(copied, subject, tmp_path, capsys):
+    path = copied(".pt2")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -199,7 +198,6 @@ def test_a_missing_package_is_named(trained, tmp_path, monkeypatch, missing):
     def absent(name):
         if name == missing:
             raise ImportError(f"No module named {name!r}")
-        return
 
     monkeypatch.setattr(exported.importlib, "import_module", absent)
     with pytest.raises(UserError, match=rf"needs the package {missing}.*\./privdistill\[export\]"):

@@ -1,16 +1,12 @@
 """Whole volumes from a network that sees parts: by hand for windows, slice by slice for planes."""
 
 import itertools
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from kdnet.data.preprocessing import Preprocessing
-from kdnet.data.subjects import find_subjects
 from kdnet.evaluation.inference import predict_volume
-from kdnet.evaluation.scoring import COLUMNS, evaluate
 
 PATCH = (4, 4, 4)
 
@@ -85,21 +81,3 @@ def test_slices_are_predicted_one_by_one_and_stacked(plane):
     image = torch.rand(1, 2, 11, 12, 13)
     logits = predict_volume(lambda part: part.flip(1) * 2, image, slices=plane)
     assert torch.equal(logits, image.flip(1) * 2)
-
-
-def test_native_scores_of_a_constant_network_are_those_worked_out_by_hand(brats_folder):
-    description, subjects = find_subjects(brats_folder)
-    preprocessing = Preprocessing(description, ("t1ce",), None, None)
-    # Class 2 everywhere: 12^3 voxels, of which the cube of 8^3 is WT.
-    edema = torch.full((1, len(description.classes), 1, 1, 1), -1.0)
-    edema[0, description.labels[2]] = 1.0
-    predict = partial(
-        predict_volume, lambda part: edema.expand(1, -1, *part.shape[2:]), patch=(8, 8, 8)
-    )
-    unit = dict.fromkeys(COLUMNS, 0)
-    scores = evaluate(predict, subjects[:1], preprocessing, "softmax", unit=unit)
-    lines = scores.to_dict("records")
-    native = {line["region"]: line for line in lines if line["space"] == "native"}
-    assert native["WT"]["dice"] == pytest.approx(2 * 8**3 / (8**3 + 12**3))
-    assert native["ET"]["dice"] == 0
-    assert [{**line, "space": "native"} for line in lines[:3]] == lines[3:]

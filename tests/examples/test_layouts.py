@@ -4,16 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from written import touch
 
 from kdnet.data.description import load_description
 from kdnet.data.subjects import ImageFile, find_subjects
 from kdnet.errors import UserError
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def files(folder: str, subject: str, names: str, separator: str = "_", suffix: str = ".nii.gz"):
@@ -62,11 +57,14 @@ def test_decathlon_modalities_are_channels_of_one_file(tmp_path):
     assert subject.segmentation == ImageFile(tmp_path / "labelsTr/BRATS_001.nii.gz")
 
 
-def test_the_misnamed_label_map_of_2020_is_found(tmp_path):
-    touch(tmp_path, *files("", "BraTS20_Training_355", "flair t1 t1ce t2", suffix=".nii"))
-    touch(tmp_path, "BraTS20_Training_355/W39_1998.09.19_Segm.nii")
+def test_the_misnamed_label_map_of_2020_is_found_where_there_is_no_other(tmp_path):
+    name, misnamed = "BraTS20_Training_355", "W39_1998.09.19_Segm.nii"
+    touch(tmp_path, *files("", name, "flair t1 t1ce t2", suffix=".nii"), f"{name}/{misnamed}")
+    assert find_subjects(tmp_path)[1][0].segmentation.path.name == misnamed
+    touch(tmp_path, f"{name}/{name}_seg.nii")
     _, (subject,) = find_subjects(tmp_path)
-    assert subject.segmentation.path.name == "W39_1998.09.19_Segm.nii"
+    assert subject.segmentation.path.name == f"{name}_seg.nii"
+    assert subject.rivals == {}
 
 
 def test_missing_files_leave_the_subject_in_the_list(tmp_path):
@@ -78,16 +76,10 @@ def test_missing_files_leave_the_subject_in_the_list(tmp_path):
 
 def test_flat_files_without_folders_are_described_without_a_slash(tmp_path):
     touch(tmp_path, "p.1_t1.nii", "p.1_seg.nii", "p2_t1.nii.gz")
-    description = replace(
-        load_description(Path("lgg")),
-        modalities={"t1": "{subject}_t1.nii*"},
-        segmentation="{subject}_seg.nii*",
-    )
-    _, subjects = find_subjects(tmp_path, description)
-    assert [(s.name, s.segmentation is not None) for s in subjects] == [
-        ("p.1", True),
-        ("p2", False),
-    ]
+    own = {"modalities": {"t1": "{subject}_t1.nii*"}, "segmentation": "{subject}_seg.nii*"}
+    _, subjects = find_subjects(tmp_path, replace(load_description("lgg"), **own))
+    found = [(subject.name, subject.segmentation is not None) for subject in subjects]
+    assert found == [("p.1", True), ("p2", False)]
 
 
 def test_the_marker_of_phantoms_makes_any_description_a_phantom(tmp_path):

@@ -101,17 +101,13 @@ def test_multiresunet_refuses_sizes_that_do_not_halve():
 )
 def test_every_built_in_network_comes_back_from_its_model_file(tmp_path, name, arguments):
     network = build_network(name, arguments, in_channels=3, out_channels=4).eval()
-    metadata = replace(
-        STUDENT,
-        backbone=name,
-        backbone_arguments=arguments,
-        in_channels=3,
-        modalities=("flair", "t1ce", "t2"),
-    )
+    view = {"in_channels": 3, "modalities": ("flair", "t1ce", "t2")}
+    metadata = replace(STUDENT, backbone=name, backbone_arguments=arguments, **view)
     save_model(tmp_path / "model.safetensors", network, metadata)
     again, found = load_model(tmp_path / "model.safetensors")
     image = torch.randn(2, 3, 8, 8, 8)
     assert found == metadata
+    assert not again.training
     assert torch.equal(again(image), network(image))
 
 
@@ -127,6 +123,9 @@ def test_every_built_in_network_comes_back_from_its_model_file(tmp_path, name, a
         ("kdnet", {"skip_connections": 9}, "0 to 4 skip connections, not 9"),
         ("kdnet", {"channels": [8]}, "two widths or more"),
         ("kdnet", {"spatial_dims": 4}, "spatial_dims is 2 or 3, not 4"),
+        ("synthesis", {"synthesised": 0}, "synthesised is 1 or more, not 0"),
+        ("synthesis", {"segmenter_arguments": {"width": 3}}, "'width'"),
+        ("synthesis", {"segmenter": "gan"}, "Unknown network 'gan'"),
     ],
 )
 def test_unknown_networks_and_arguments_are_named(name, arguments, message):
@@ -138,11 +137,7 @@ def test_unknown_networks_and_arguments_are_named(name, arguments, message):
     ("name", "arguments", "expected"),
     [
         ("multiresunet", {}, {"spatial_dims": 2}),
-        (
-            "monai.networks.nets.SegResNet",
-            {"init_filters": 4},
-            {"init_filters": 4, "spatial_dims": 2},
-        ),
+        ("monai.networks.nets.SegResNet", {"norm": "x"}, {"norm": "x", "spatial_dims": 2}),
         ("kdnet", {"spatial_dims": 3}, {"spatial_dims": 3}),
         ("timm_unet", {}, {}),
     ],

@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 from monai.utils import set_determinism
+from written import write_subject, write_volume
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "examples" / "one_file.py"
@@ -34,10 +35,10 @@ def one_file():
 
 
 @pytest.fixture
-def written(tmp_path, write_subject):
+def written(tmp_path):
     """Four subjects at 1 mm, as files."""
     for number in range(4):
-        write_subject(tmp_path / "data", f"Case_{number}", seed=number, suffix=".nii.gz")
+        write_subject(tmp_path / "data" / f"Case_{number}", suffix=".nii.gz")
     return tmp_path / "data"
 
 
@@ -95,7 +96,7 @@ def test_files_are_read_and_segmented_in_their_own_space(one_file, written, tmp_
     assert np.array_equal(drawn.affine, np.eye(4))
 
 
-def test_a_prediction_lies_where_the_subject_shows_it(one_file, tmp_path, write_volume):
+def test_a_prediction_lies_where_the_subject_shows_it(one_file, tmp_path):
     bright = np.full((40, 50, 30), 10.0, np.float32)
     bright[8:24, 20:38, 6:20] = 20.0
     affine = np.array([[-1.0, 0, 0, 7], [0, -1, 0, 90], [0, 0, 2, -5], [0, 0, 0, 1]])

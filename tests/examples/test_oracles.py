@@ -85,10 +85,8 @@ def run_study(checkout, out):
 def read_table(path, keys, values):
     """Numbers of a CSV file by the cells that say whose they are."""
     with path.open(encoding="utf-8", newline="") as lines:
-        return {
-            " ".join(row[key] for key in keys): [float(row[value]) for value in values]
-            for row in csv.DictReader(lines)
-        }
+        rows = [*csv.DictReader(lines)]
+    return {" ".join(row[k] for k in keys): [float(row[v]) for v in values] for row in rows}
 
 
 def scores_of(folder):

@@ -26,9 +26,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def volumes(root: Path) -> dict[str, np.ndarray]:
-    return {
-        path.name: np.asarray(nib.load(path).dataobj) for path in sorted(root.glob("*/*.nii.gz"))
-    }
+    paths = sorted(root.glob("*/*.nii.gz"))
+    return {path.name: np.asarray(nib.load(path).dataobj) for path in paths}
 
 
 def mean(images: dict[str, np.ndarray], modality: str, mask: np.ndarray) -> float:
@@ -48,7 +47,8 @@ def test_the_reader_of_brats_reads_them_as_phantoms(folder):
 
 
 def test_the_number_of_workers_and_subjects_does_not_matter(folder, tmp_path):
-    alone = generate_phantoms(tmp_path / "alone", subjects=3, seed=0, size=SIZE, progress=False)
+    alone, options = tmp_path / "alone", {"size": SIZE, "progress": False}
+    generate_phantoms(alone, subjects=3, seed=0, **options)
     together = volumes(folder)
     for name, volume in volumes(alone).items():
         np.testing.assert_array_equal(volume, together[name])
@@ -118,14 +118,12 @@ def test_a_folder_of_real_data_is_never_marked_as_phantoms(brats_folder):
     assert not (brats_folder / "phantom.json").exists()
 
 
-def test_the_command_line_writes_and_refuses(tmp_path, capsys):
+def test_the_command_line_writes_and_refuses(tmp_path, refusal):
     arguments = ["--out", str(tmp_path / "p"), "--subjects", "1", "--size", "16"]
     assert phantoms.main(arguments) == 0
     assert json.loads((tmp_path / "p" / "phantom.json").read_text())["phantom"] is True
-    assert phantoms.main([*arguments, "--seed", "5"]) == 2
-    assert "holds phantoms with the settings" in capsys.readouterr().err
+    assert "holds phantoms with the settings" in refusal(phantoms, *arguments, "--seed", "5")
     phantoms.main(["--out", str(tmp_path / "p"), "--subjects", "2", "--size", "16"])
-    assert phantoms.main(arguments) == 2
-    assert "found also Phantom_0002" in capsys.readouterr().err
-    assert phantoms.main(["--out", str(tmp_path / "q"), "--size", "4"]) == 2
+    assert "found also Phantom_0002" in refusal(phantoms, *arguments)
+    assert refusal(phantoms, "--out", tmp_path / "q", "--size", "4")
     assert not (tmp_path / "q").exists()

@@ -1,5 +1,6 @@
 """What real data sets hold that phantoms do not, each found on one that somebody used."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +8,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from written import MODALITIES, touch, write_volume
 
 import check_data
 from kdnet.config import Config, DataConfig, TrainingConfig, parse_config
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import load_description
-from kdnet.data.preprocessing import read_classes
+from kdnet.data.loading import build_loader, prepare
+from kdnet.data.preprocessing import Preprocessing, read_classes
 from kdnet.data.splits import seen_before, share_labels
 from kdnet.data.subjects import ImageFile, Subject, find_subjects, patient_of
 from kdnet.data.volumes import Geometry
@@ -24,12 +28,6 @@ from kdnet.runs.subjects import find_data
 
 BRATS = load_description(Path("brats2021"))
 THIRDS = Config(data=DataConfig(folds=3, validation_fraction=0.3), training=TrainingConfig(seed=1))
-
-
-def touch(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def visits(form="BraTS-GLI-{:05d}-{:03d}", patients=15):
@@ -54,10 +52,9 @@ def test_visits_of_a_patient_stay_in_one_part(form):
         shared = share_labels(split, labelled=5, unlabelled=None)
         assert len(shared.train) in {4, 5}
         assert not patients(shared.train) & patients(shared.unlabelled)
-        halves = [
-            share_labels(split, labelled=6, unlabelled=None, leave_out=(n, 2)) for n in (0, 1)
-        ]
-        assert not patients(halves[0].train) & patients(halves[1].train)
+        without = {"labelled": 6, "unlabelled": None}
+        one, other = (share_labels(split, **without, leave_out=(n, 2)) for n in (0, 1))
+        assert not patients(one.train) & patients(other.train)
     assert sorted(tested) == sorted(subject.name for subject in subjects)
 
 
@@ -67,10 +64,13 @@ def test_files_of_case_lists_keep_a_patient_in_one_part(tmp_path):
     (tmp_path / "folds.json").write_text(json.dumps(folds_content(folds)))
     assert load_folds(tmp_path / "folds.json", subjects) == folds
     twice = [subject.name for subject in subjects if patient_of(subject.name).endswith("1")]
-    lists = {"train": twice[:1], "validation": ["BraTS-GLI-00000-000"], "test": twice[1:]}
-    (tmp_path / "mine.json").write_text(json.dumps({"folds": [lists]}))
-    with pytest.raises(UserError, match=r"BraTS-GLI-00001.*`patient`"):
-        load_folds(tmp_path / "mine.json", subjects)
+    parts = {"train": "00000", "validation": "00002", "test": "00004"}
+    for two in itertools.combinations(parts, 2):
+        lists = {part: [f"BraTS-GLI-{number}-000"] for part, number in parts.items()}
+        lists |= zip(two, (twice[:1], twice[1:2]), strict=True)
+        (tmp_path / "mine.json").write_text(json.dumps({"folds": [lists]}))
+        with pytest.raises(UserError, match=r"BraTS-GLI-00001.*`patient`"):
+            load_folds(tmp_path / "mine.json", subjects)
 
 
 def test_another_visit_of_a_test_patient_neither_teaches_nor_is_taught_without_labels(tmp_path):
@@ -85,31 +85,27 @@ def test_another_visit_of_a_test_patient_neither_teaches_nor_is_taught_without_l
 
 
 def test_a_description_says_whose_visits_subjects_are(tmp_path):
-    touch(tmp_path, "anna_v_1/t1.nii", "anna_v_2/t1.nii", "ben/t1.nii")
+    touch(tmp_path, "anna_v_1/t1.nii", "anna_v_2/t1.nii", "ben/t1.nii", ".trash/t1.nii")
     mine = replace(BRATS, modalities={"t1": "{subject}/t1.nii"}, patient="{patient}_v_*")
     assert [s.patient for s in find_subjects(tmp_path, mine)[1]] == ["anna", "anna", "ben"]
     touch(tmp_path / "folders", "anna_b/v1/t1.nii", "anna_b/v2/t1.nii")
     mine = replace(BRATS, modalities={"t1": "{subject}/{session}/t1.nii"})
     subjects = find_subjects(tmp_path / "folders", mine)[1]
-    assert [(s.name, s.patient) for s in subjects] == [
-        ("anna_b_v1", "anna_b"),
-        ("anna_b_v2", "anna_b"),
-    ]
+    found = [(s.name, s.patient) for s in subjects]
+    assert found == [("anna_b_v1", "anna_b"), ("anna_b_v2", "anna_b")]
     for wrong in ("no placeholder", "../{patient}", "{patient}" + "*?" * 9):
         with pytest.raises(UserError, match="patient"):
             replace(BRATS, patient=wrong)
 
 
-def brain(path, *, background=0.0, seed=0, share=0.2, modalities=("flair", "t1", "t1ce", "t2")):
+def brain(path, *, background=0.0, seed=0, share=0.2, modalities=MODALITIES):
     """A subject whose brain fills some of each image, above a background."""
     rng = np.random.default_rng([seed, 7])
     for modality in modalities:
         image = np.full((20, 20, 20), background, dtype=np.float32)
         image[-round(20 * share) :] = rng.uniform(100, 900, size=(round(20 * share), 20, 20))
-        path.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(image, np.eye(4)), path / f"{path.name}_{modality}.nii")
-    label = nib.Nifti1Image((image > 500).astype(np.uint8), np.eye(4))
-    nib.save(label, path / f"{path.name}_seg.nii")
+        write_volume(path / f"{path.name}_{modality}.nii", image)
+    write_volume(path / f"{path.name}_seg.nii", (image > 500).astype(np.uint8))
 
 
 def warnings_of(root, **settings):
@@ -138,20 +134,23 @@ def test_a_share_of_brain_unlike_the_others_is_told(tmp_path, capsys):
     assert warnings_of(tmp_path) == {}
     brain(tmp_path / "skull", seed=5, share=0.9)
     brain(tmp_path / "s1", seed=6, share=0.9, modalities=("t2",))
-    names = {*(f"skull_{name}.nii" for name in ("flair", "t1", "t1ce", "t2")), "s1_t2.nii"}
+    # As much as in others, but three times as much as in the other images of the subject.
+    brain(tmp_path / "small", seed=7, share=0.1)
+    brain(tmp_path / "small", seed=8, share=0.3, modalities=("t2",))
+    names = {*(f"skull_{name}.nii" for name in MODALITIES), "s1_t2.nii", "small_t2.nii"}
     assert {*warnings_of(tmp_path)} == names
     assert {*warnings_of(tmp_path, typical={"t1": 0.05})} > names
     assert check_data.main(["--data-root", str(tmp_path), "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {Path(row["file"]).name for row in told["problems"]} == names
-    assert told["usable"] == 5
+    assert told["usable"] == 6
 
 
 @pytest.mark.parametrize("factor", [0.99999994, 1.0002])
 def test_labels_that_are_almost_whole_are_whole(tmp_path, factor):
     stored = np.array([0, 1, 4], dtype=np.float32).reshape(3, 1, 1) * factor
-    nib.save(nib.Nifti1Image(stored, np.eye(4)), tmp_path / "seg.nii")
-    assert read_classes(ImageFile(tmp_path / "seg.nii"), BRATS).ravel().tolist() == [0, 1, 3]
+    path = write_volume(tmp_path / "seg.nii", stored)
+    assert read_classes(ImageFile(path), BRATS).ravel().tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize("value", [-3, 255, 300, 40000, 2**31 - 1])
@@ -168,18 +167,14 @@ def test_labels_of_any_size_are_read_and_written_again(tmp_path, value):
 
 
 def test_a_pattern_that_is_too_wide_is_called_so(tmp_path):
-    wide = replace(
-        BRATS,
-        modalities={"t1": "{subject}/*T1w.nii", "t1ce": "{subject}/*ce-gd_T1w.nii"},
-        segmentation="{subject}/seg.nii",
-    )
+    both = {"t1": "{subject}/*T1w.nii", "t1ce": "{subject}/*ce-gd_T1w.nii"}
+    wide = replace(BRATS, modalities=both, segmentation="{subject}/seg.nii")
     for names in (["x_T1w", "x_ce-gd_T1w"], ["x_ce-gd_T1w"]):
         root = tmp_path / str(len(names))
         for name in (*names, "seg"):
-            touch(root, f"x/{name}.nii")
             volume = np.zeros((4, 4, 4), dtype=np.uint8)
             volume[2, 2, 1:] = (1, 2, len(name) % 5 % 3)
-            nib.save(nib.Nifti1Image(volume, np.eye(4)), root / f"x/{name}.nii")
+            write_volume(root / f"x/{name}.nii", volume)
         _, subjects = find_subjects(root, wide)
         (problem,) = check_subjects(wide, subjects, workers=1, progress=False)
         assert "'{subject}/*T1w.nii', is too wide: it also fits x_ce-gd_T1w.nii" in problem.reason
@@ -192,10 +187,8 @@ def test_bids_is_found_with_sessions_and_without(tmp_path):
         touch(tmp_path, f"derivatives/masks/{stem}_desc-tumour_dseg.nii.gz")
     description, subjects = find_subjects(tmp_path)
     assert description.name == "BIDS"
-    assert [(s.name, s.patient) for s in subjects][1:4:2] == [
-        ("sub-01_ses-2", "sub-01"),
-        ("sub-02_ses-2", "sub-02"),
-    ]
+    assert [s.name for s in subjects][1:4:2] == ["sub-01_ses-2", "sub-02_ses-2"]
+    assert [s.patient for s in subjects] == ["sub-01"] * 2 + ["sub-02"] * 2 + ["sub-03"]
     assert all(len(s.images) == 4 and s.segmentation and not s.rivals for s in subjects)
     assert len(subjects) == 5
 
@@ -210,3 +203,37 @@ def test_raw_files_of_nnunet_are_not_taken_for_the_decathlon(tmp_path):
     assert subject.name == "case_1"
     assert subject.images["t1ce"].path.name == "case_1_0001.nii.gz"
     assert subject.segmentation is not None
+
+
+# Real data, where it is at hand: see `real_data` in conftest.py.
+
+
+def test_twelve_brats_subjects_are_found_and_are_sound(real_data):
+    description, subjects = find_subjects(real_data("brats2021"))
+    assert description.name == "BraTS 2020/2021"
+    assert len(subjects) == 12
+    assert check_subjects(description, subjects[:2], workers=2, progress=False) == []
+
+
+@pytest.fixture
+def lgg(real_data):
+    return find_subjects(real_data("lgg"), load_description("lgg"))
+
+
+def test_lgg_is_read_by_its_description_alone(lgg, tmp_path):
+    description, subjects = lgg
+    assert len(subjects) == 70
+    assert description.spacing == "nominal"
+    assert list(description.modalities) == ["t1", "t1ce", "flair"]
+    some = subjects[:4]
+    assert check_subjects(description, some, workers=2, progress=False) == []
+    # Some of these images have a background of 1 or 76.
+    assert description.background == "noise"
+    view = tuple(description.modalities)
+    preprocessing = Preprocessing(description, view, description.crop, description.grid)
+    dataset = prepare(some, preprocessing, tmp_path, 2, progress=False)
+    loader = build_loader(dataset, 2, shuffle=False, seed=0, flips=False, workers=0)
+    batch = next(iter(loader))
+    assert batch["image"].shape == (2, 3, 64, 64, 32)
+    assert torch.isfinite(batch["image"]).all()
+    assert batch["label"].unique().tolist() == [0, 1]

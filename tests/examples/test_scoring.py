@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from written import MODALITIES, write_volume
 
 from invented_runs import scores_of
 from kdnet.data.description import load_description
@@ -39,13 +40,9 @@ def label_values(seed=0):
 
 
 def write_subject(root, name, values):
-    values = values.astype(np.int16)
-    folder = root / name
-    folder.mkdir(parents=True)
-    for modality in ("flair", "t1", "t1ce", "t2"):
-        intensities = (values * 10 + 5).astype(np.int16)
-        nib.save(nib.Nifti1Image(intensities, AFFINE), folder / f"{name}_{modality}.nii.gz")
-    nib.save(nib.Nifti1Image(values, AFFINE), folder / f"{name}_seg.nii.gz")
+    for ending in (*MODALITIES, "seg"):
+        volume = values if ending == "seg" else 10 * values + 5
+        write_volume(root / name / f"{name}_{ending}.nii.gz", volume.astype(np.int16), AFFINE)
 
 
 @pytest.fixture
@@ -130,6 +127,13 @@ def test_cases_without_any_tumour_agree():
         scored(empty, empty[:2])
 
 
+def test_where_the_reference_is_present_missed_regions_count_and_false_ones_do_not():
+    tumour, empty = np.full((4, 4, 4), 3, dtype=np.uint8), np.zeros((4, 4, 4), dtype=np.uint8)
+    for missed, false in zip(scored(empty, tumour), scored(tumour, empty), strict=True):
+        assert missed["dice"] == missed["dice_reference_present"] == false["dice"] == 0.0
+        assert math.isnan(false["dice_reference_present"])
+
+
 def test_grid_spacing_is_the_size_of_a_merged_voxel():
     brats = preprocessing(crop=(128, 128, 128), grid=(64, 64, 64))
     assert grid_spacing(brats, (240, 240, 155), (1.0, 1.0, 1.0)) == (2.0, 2.0, 2.0)
@@ -179,6 +183,16 @@ def test_tumour_outside_the_crop_counts_as_missed_in_native_space_only(subjects,
     scores = score(perfect([label]), subjects[:1], preprocessing(crop=crop, grid=crop))
     assert one(scores, region="WT", space="grid").dice == 1.0
     assert one(scores, region="WT", space="native").dice == pytest.approx(native)
+
+
+def test_without_grid_and_crop_both_spaces_are_one(subjects):
+    reference = class_indices(label_values())
+    scores = score(perfect([reference, reference]), subjects, preprocessing(grid=None))
+    grid, native = (scores[scores["space"] == space] for space in ("grid", "native"))
+    assert grid["dice"].tolist()[:3] == [1.0] * 3 != grid["dice"].tolist()[3:]
+    pd.testing.assert_frame_equal(
+        native.reset_index(drop=True), grid.assign(space="native").reset_index(drop=True)
+    )
 
 
 def test_sigmoid_decides_at_one_half_and_paints_background_outside_the_crop():

@@ -27,7 +27,7 @@ def test_shown_cases_are_the_extremes_and_the_median_of_the_gain():
 
 
 def test_shown_cases_without_a_student_come_from_the_baseline():
-    scores = scores_of("baseline", {"a": 0.1, "b": 0.5, "c": 0.3})
+    scores = scores_of("baseline", {"a": 0.1, "b": 0.5, "c": 0.3, "d": 0.4})
     chosen = choose_cases(scores, "", "baseline")
     assert [*chosen] == ["a", "c", "b"]
     assert all("Dice of the baseline" in why for why in chosen.values())

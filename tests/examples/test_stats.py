@@ -15,12 +15,11 @@ NAN = math.nan
 
 def cells_of(values, folds=2):
     """Values of shape (cases, seeds); cases are dealt into folds."""
-    found = {
-        (case % folds, seed, f"Case_{case:03d}"): float(value)
+    lines = [
+        (case % folds, seed, f"Case_{case:03d}", float(value))
         for case, row in enumerate(values)
         for seed, value in enumerate(row)
-    }
-    lines = [(*place, value) for place, value in found.items()]
+    ]
     return cells(pd.DataFrame(lines, columns=["fold", "seed", "case", "dice"]))
 
 
@@ -111,9 +110,8 @@ def test_visits_of_a_patient_are_drawn_and_tested_as_one():
     assert (visits.interval, visits.p) == (once.interval, once.p)
     assert strangers.interval.upper < once.interval.upper
     assert strangers.p < once.p
-    (few,) = gains(
-        twice.assign(patient=twice["case"].str[:2].replace({"c6": "c0", "c7": "c0", "c5": "c0"}))
-    )
+    five = twice["case"].str[:2].replace(["c5", "c6", "c7"], "c0")
+    (few,) = gains(twice.assign(patient=five))
     assert few.interval.reason == "5 patients; at least 6 are needed"
 
 
@@ -154,6 +152,9 @@ def test_verdict_needs_interval_and_test(metric, gain, verdict):
     scores = two_networks([0.0] * 9)
     scores.loc[scores["row"] == "student", metric] += values
     assert gains(scores, metric)[0].verdict == verdict
+
+
+def test_verdict_on_few_cases_or_on_differences_around_zero_is_open():
     assert gains(two_networks([0.1, 0.2]))[0].verdict == "open"
     assert gains(two_networks([0.1, -0.1] * 5))[0].verdict == "open"
 

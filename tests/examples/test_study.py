@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -81,15 +82,11 @@ def test_every_recipe_count_fold_and_seed_is_stored(finished):
     scores = results.scores.assign(kind=results.scores["row"].map(kinds))
     columns = ["kind", "labelled", "unlabelled", "fold", "seed"]
     units = {*scores[columns].itertuples(index=False, name=None)}
+    rows = (("teacher", 0, [0]), ("baseline", 0, [0, 1]), ("soft", 2, [0, 1]))
     few = {
         (kind, 2, unlabelled, fold, seed)
-        for kind, unlabelled, seeds in (
-            ("teacher", 0, [0]),
-            ("baseline", 0, [0, 1]),
-            ("soft", 2, [0, 1]),
-        )
-        for fold in (0, 1)
-        for seed in seeds
+        for kind, unlabelled, seeds in rows
+        for fold, seed in product((0, 1), seeds)
     }
     every = {(kind, 4, 0, fold, 0) for kind in ("teacher", "baseline", "parts") for fold in (0, 1)}
     assert units == few | every
@@ -110,9 +107,7 @@ def test_no_teacher_has_seen_more_labels_than_its_student(finished):
     assert len(one | other) == 4
 
 
-def test_a_second_start_trains_nothing_and_writes_the_same_rows(
-    finished, arguments, monkeypatch, capsys
-):
+def test_a_second_start_writes_the_same_rows(finished, arguments, monkeypatch, capsys):
     before = (finished / "scores.csv").read_bytes()
     monkeypatch.setattr("kdnet.runs.pool.run_unit", None)
     assert study.main([*arguments, "--out", str(finished)]) == 0
@@ -140,9 +135,7 @@ def test_a_search_never_reads_the_test_subjects_of_its_fold(finished, arguments,
 
 
 @pytest.mark.usefixtures("training_alone")
-def test_a_search_goes_on_with_the_trial_that_was_cut_short_and_tries_nothing_twice(
-    arguments, tmp_path, monkeypatch
-):
+def test_a_search_goes_on_with_a_trial_that_was_cut_short(arguments, tmp_path, monkeypatch):
     def cut_short(*_):
         raise StoppedError(signal.SIGTERM)
 
@@ -176,24 +169,20 @@ def test_a_search_that_has_changed_is_refused(tmp_path):
         (["--only", "fold7"], "--only fold7"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_written(
-    arguments, tmp_path, capsys, more, named
-):
+def test_what_makes_no_sense_is_refused_at_once(arguments, tmp_path, refusal, more, named):
     far = {"space": {"imitation": [0.5]}, "folds": [7]}
     searches = FILE["searches"] | ({"far": far} if "far" in more else {})
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(FILE | {"searches": searches}))
-    given = ["--study", str(tmp_path / "own.yaml"), *arguments[2:], "--out", str(tmp_path / "x")]
-    assert study.main([*given, *more]) == 2
-    assert named in capsys.readouterr().err
+    given = ["--study", tmp_path / "own.yaml", *arguments[2:], "--out", tmp_path / "x"]
+    assert named in refusal(study, *given, *more)
     assert not (tmp_path / "x").exists()
 
 
-def test_a_study_named_in_a_configuration_file_is_not_lost(arguments, tmp_path, capsys):
+def test_a_study_named_in_a_configuration_file_is_not_lost(arguments, tmp_path, refusal):
     file = tmp_path / "own.yaml"
     file.write_text("study: lgg\n")
-    given = ["--config", str(file), *arguments[2:], "--out", str(tmp_path / "x")]
-    assert study.main([*given, "--show", "units"]) == 2
-    assert "give --study on the command line" in capsys.readouterr().err
+    given = ["--config", file, *arguments[2:], "--out", tmp_path / "x", "--show", "units"]
+    assert "give --study on the command line" in refusal(study, *given)
 
 
 def test_the_stored_command_trains_every_unit_and_tells_no_path():
@@ -203,29 +192,32 @@ def test_the_stored_command_trains_every_unit_and_tells_no_path():
     )
 
 
-def test_a_study_without_a_name_is_an_error(capsys):
-    assert study.main(["--study"]) == 2
-    assert "--study" in capsys.readouterr().err
+def test_a_study_without_a_name_is_an_error(refusal):
+    assert "--study" in refusal(study, "--study")
 
 
-def test_a_typo_in_a_study_is_told_before_pytorch_is_imported(tmp_path):
-    code = "import sys, study\nfor file in sys.argv[1:]: study.main(['--study', file])\n"
-    code += "sys.exit('torch' in sys.modules)"
-    files = []
-    for number, typo in enumerate([{"binarisation": "sotf"}, {"tempreature": 2}]):
+def test_neither_help_nor_a_typo_in_a_study_waits_for_pytorch(tmp_path):
+    code = """
+import contextlib, sys, train, crossval, study
+for program in (train, crossval, study):
+    with contextlib.suppress(SystemExit):
+        program.main(["--help"])
+for file in sys.argv[1:]:
+    study.main(["--study", file])
+sys.exit("torch" in sys.modules or "monai" in sys.modules)
+"""
+    files = [tmp_path / "value.yaml", tmp_path / "key.yaml"]
+    for file, typo in zip(files, ({"binarisation": "sotf"}, {"tempreature": 2}), strict=True):
         recipes = {"soft": {"label": "soft targets", "options": typo}}
-        files.append(tmp_path / f"{number}.yaml")
-        files[-1].write_text(
-            yaml.safe_dump(FILE | {"recipes": recipes, "blocks": FILE["blocks"][:1]})
-        )
-    environment = os.environ | {"PYTHONPATH": str(Path(study.__file__).parent)}
+        file.write_text(yaml.safe_dump(FILE | {"recipes": recipes, "blocks": FILE["blocks"][:1]}))
     done = subprocess.run(
         [sys.executable, "-c", code, *files],
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(Path(study.__file__).parent)},
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0
+    assert all(f"{program}.py --" in done.stdout for program in ("train", "crossval", "study"))
     assert "sotf" in done.stderr
     assert "tempreature" in done.stderr
-    assert done.returncode == 0

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -17,9 +18,10 @@ from faulty_training import Samples, case, equal, losses, send, weights, wrapper
 from kdnet.config import TrainingConfig
 from kdnet.errors import UserError
 from kdnet.stopping import StoppedError
-from kdnet.training.checkpoint import is_finished, load_state, read_metadata
+from kdnet.training.checkpoint import Means, is_finished, load_state, read_metadata
 from kdnet.training.history import Journal, read_history
-from kdnet.training.loop import build_scheduler, mean_dice
+from kdnet.training.loop import add_terms, build_scheduler, mean_dice
+from privdistill import Output
 
 
 def network():
@@ -160,19 +162,19 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, monkeypa
     assert read_metadata(work.folder.last).epoch == 4
 
 
+@pytest.mark.parametrize("measured", ["ground_truth", "objective"])
+def test_the_validation_loss_may_be_that_against_the_reference_alone(tmp_path, measured):
+    work = case(tmp_path, epochs=1, validation_loss=measured)
+    faulty_training.train(work, kd=wrapper(teacher=faulty_training.network(channels=4)))
+    (row,) = losses(work)
+    alone = row["validation_loss"] == row["validation_ground_truth"]
+    assert alone == (measured == "ground_truth")
+
+
 def test_last_weights_are_those_of_the_last_epoch(tmp_path):
     work = case(tmp_path, selection="last", learning_rate=0.5, schedule="constant")
     student = train(work)
     assert equal(load_file(work.folder.model), dict(student.state_dict()))
-
-
-def test_history_has_a_column_for_every_term(tmp_path):
-    train(work := case(tmp_path, epochs=1))
-    with (work.folder.history).open() as file:
-        assert next(csv.reader(file)) == [
-            *("epoch", "step", "learning_rate", "seconds", "train_loss", "train_ground_truth"),
-            *("validation_loss", "validation_dice", "validation_ground_truth"),
-        ]
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "csv"])
@@ -253,6 +255,16 @@ def test_each_training_is_a_run_of_its_own(tmp_path, name, monkeypatch):
         losses = client.get_metric_history(run.info.run_id, "train/loss")
         assert [(entry.step, entry.value) for entry in losses] == [(1, 1.0), (2, 0.5)]
         assert run.data.params == {"temperature": "1.5"}
+
+
+def test_a_term_that_reads_the_reference_is_averaged_over_labelled_samples():
+    means, kd = Means(), wrapper()
+    for value, labelled in ((1.0, [True, False]), (4.0, [True, True])):
+        loss = torch.tensor(value)
+        out = Output(loss, {"ground_truth": loss}, torch.zeros(2, 4), None, {})
+        add_terms(means, kd, out, torch.tensor(labelled))
+    row = means.reduce(Fabric(accelerator="cpu", devices=1), "train_")
+    assert row == {"train_loss": 2.5, "train_ground_truth": pytest.approx((1 + 2 * 4) / 3)}
 
 
 def test_clipping_bounds_the_step_of_plain_gradients(tmp_path):

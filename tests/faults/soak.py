@@ -82,9 +82,8 @@ def held(networks):
 def slope(values, steps):
     """Least-squares slope per 1,000 steps with its 95 % interval.
 
-    Neighbouring steps are alike, so that the line goes through the means of blocks, which are far
-    apart enough to count as independent; the interval is Student's, with two degrees less than
-    there are blocks.
+    Neighbouring steps are alike: the line goes through means of blocks, which are far enough apart
+    to count as independent. The interval is Student's, with two degrees less than blocks.
     """
     if len(set(values)) == 1:
         return [0.0, 0.0, 0.0]
@@ -96,17 +95,7 @@ def slope(values, steps):
 
 
 def soak(folder, steps=2000, warm_up=WARM_UP):
-    """Train for a number of steps and return what was held.
-
-    Args:
-        folder: Takes checkpoints, history, events and the teacher's outputs.
-        steps: Steps that are measured.
-        warm_up: Steps before them.
-
-    Returns:
-        Slopes per 1,000 steps with their intervals, and what was held at the end of the warm-up and
-        of the training.
-    """
+    """Train for a number of steps after some others; what was held, with slopes per 1,000 steps."""
     torch.manual_seed(0)
     epochs = (warm_up + steps) // STEPS_PER_EPOCH
     samples = Watched(STEPS_PER_EPOCH * BATCH, epochs * STEPS_PER_EPOCH)

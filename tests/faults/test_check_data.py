@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from written import write_subject
 
 import check_data
-from faults.corpus import FAULTS, NAMES, SOUND, SOUND_NAMES, label_map, write_corpus, write_subject
+from faults.corpus import FAULTS, NAMES, SOUND, SOUND_NAMES, label_map, write_corpus
 
 SCRIPT = Path(check_data.__file__)
 SOUND_ONES = len(SOUND) + len(SOUND_NAMES) + 4
@@ -105,12 +106,12 @@ def test_what_is_not_used_need_not_be_there(tmp_path, capsys):
     assert "[red]bold[b]:smile:" in capsys.readouterr().out
 
 
-def test_what_cannot_be_checked_is_status_two(tmp_path, capsys):
-    assert check_data.main(["--data-root", str(tmp_path)]) == 2
-    assert "expected a data set, found no image" in capsys.readouterr().err
+def test_what_cannot_be_checked_is_refused(tmp_path, refusal):
+    root = ("--data-root", tmp_path)
+    assert "expected a data set, found no image" in refusal(check_data, *root)
     write_subject(tmp_path / "one")
-    assert check_data.main(["--data-root", str(tmp_path), "--modalities", "pet"]) == 2
-    assert "has flair, t1, t1ce, t2, found pet" in capsys.readouterr().err
+    message = refusal(check_data, *root, "--modalities", "pet")
+    assert "has flair, t1, t1ce, t2, found pet" in message
 
 
 def test_a_strange_folder_does_not_end_the_search(tmp_path, capsys):

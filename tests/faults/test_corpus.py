@@ -8,17 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from written import write_subject, write_volume
 
-from faults.corpus import (
-    FAULTS,
-    NAMES,
-    SOUND,
-    SOUND_NAMES,
-    image,
-    save,
-    write_corpus,
-    write_subject,
-)
+from faults.corpus import FAULTS, NAMES, SOUND, SOUND_NAMES, image, write_corpus
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import load_description
 from kdnet.data.subjects import find_subjects
@@ -67,8 +59,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path):
 def test_a_channel_that_a_4d_file_lacks_is_told(tmp_path):
     stack = np.random.default_rng(0).normal(size=(6, 6, 6, 3)).astype(np.float32)
     for folder, volume in (("imagesTr", stack), ("labelsTr", np.zeros((6, 6, 6), np.uint8))):
-        (tmp_path / folder).mkdir()
-        save(tmp_path / folder / "BRATS_001.nii.gz", volume)
+        write_volume(tmp_path / folder / "BRATS_001.nii.gz", volume)
     (problem,) = check_subjects(*find_subjects(tmp_path), workers=1, progress=False)
     assert "expected four axes with a channel 3" in problem.reason
 

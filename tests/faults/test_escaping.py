@@ -68,7 +68,7 @@ def rename_slices(path) -> None:
 @pytest.fixture(scope="module", params=["train", "study"])
 def page(request, tmp_path_factory):
     description = replace(load_description("brats2021"), name=TEXT, citation=TEXT)
-    root = write_plan(tmp_path_factory.mktemp("cv") / "cv", description, folds=2, cases=4)
+    root = write_plan(tmp_path_factory.mktemp("cv") / "cv", description, cases=3)
     cut_slices(read_folder(root))
     rename(root)
     rename_slices(root / "slices.json")

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from written import write_subject
 
-from faults.corpus import write_subject
 from kdnet.data.checks import check_subjects
 from kdnet.data.description import Description, load_description
 from kdnet.data.loading import PreparedSubjects
@@ -19,7 +19,6 @@ from kdnet.data.subjects import Subject, find_subjects
 from kdnet.errors import UserError, printable
 from kdnet.files import is_name
 from kdnet.results.stored import read_folder
-from kdnet.results.tables import Table
 from kdnet.rows import Row, _row, sweep
 from kdnet.runs.folder import Folder
 from kdnet.runs.plan import load_folds
@@ -168,10 +167,3 @@ def test_a_link_out_of_the_data_set_is_followed(tmp_path, root):
     (tmp_path / "case").symlink_to(root / "case")
     _, subjects = find_subjects(tmp_path, BRATS)
     assert check_subjects(BRATS, subjects, workers=1, progress=False) == []
-
-
-@given(hostile)
-def test_a_table_in_a_terminal_sends_nothing_that_it_would_obey(text):
-    table = Table.of(text, [{text: text, f"{text}b": text}], text)
-    for shown in (table.text(), table.markdown()):
-        assert not {"\x1b", "\x07", "\u202e", "\0"} & {*shown}

@@ -1,7 +1,6 @@
 """No file that the application reads can have Python objects made or functions called."""
 
 import ast
-import functools
 import json
 import re
 from contextlib import suppress
@@ -44,16 +43,16 @@ def nothing_is_made(tmp_path, monkeypatch):
     assert not (tmp_path / MARK).exists()
 
 
-@functools.cache
-def calls(path: Path) -> list[str]:
-    """Every call in a source, as it is written."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+@pytest.fixture(scope="module")
+def calls():
+    """Every call in a source, as it is written, and the source."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+    nodes = [(node, path) for path, tree in trees.items() for node in ast.walk(tree)]
+    return [(ast.unparse(node), path) for node, path in nodes if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_sources_read_files_in_safe_ways_alone(path):
-    for call in calls(path):
+def test_sources_read_files_in_safe_ways_alone(calls):
+    for call, _ in calls:
         name = call.partition("(")[0]
         assert name not in {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"}
         assert name not in {"pickle.load", "pickle.loads", "os.system", "os.popen", "__import__"}
@@ -62,15 +61,14 @@ def test_sources_read_files_in_safe_ways_alone(path):
         assert "shell=True" not in call
 
 
-def test_what_is_imported_by_a_name_that_is_no_constant_is_a_network():
+def test_what_is_imported_by_a_name_that_is_no_constant_is_a_network(calls):
     imports = {
-        str(path.relative_to(APPLICATION.parents[1])): call
-        for path in SOURCES
-        for call in calls(path)
+        str(path.relative_to(APPLICATION.parents[1]))
+        for call, path in calls
         if "import_module(" in call and not re.search(r"import_module\('[a-z_.]+'\)", call)
     }
     # The first for files of others behind models.trust, the others with names that they spell out.
-    assert {*imports} == {
+    assert imports == {
         "examples/brats_kdnet/kdnet/models/__init__.py",
         "examples/brats_kdnet/kdnet/exported.py",
         "privdistill/__init__.py",

@@ -68,10 +68,11 @@ def whole(commands, tmp_path_factory):
 
 
 def assert_same(one, other):
-    units = sorted(str(path.parent.relative_to(one)) for path in one.rglob("state.safetensors"))
-    assert units == sorted(
-        str(path.parent.relative_to(other)) for path in other.rglob("state.safetensors")
+    units, others = (
+        sorted(str(path.parent.relative_to(run)) for path in run.rglob("state.safetensors"))
+        for run in (one, other)
     )
+    assert units == others
     for unit in units:
         for name in ("model.safetensors", "last.safetensors"):
             first, second = (load_file(run / unit / name) for run in (one, other))
@@ -169,12 +170,8 @@ def test_a_kill_in_this_very_moment_changes_nothing(commands, whole, tmp_path, w
     assert number, f"{wanted!r} never happens"
     at = random.Random(f"{SEED} {what}").randint(1, number)
     print(f"{wanted}: {at} of {number}")
-    died = kill_and_resume(
-        commands["train"],
-        tmp_path / "run",
-        tmp_path / "log.txt",
-        lambda n: {"at": at, "wanted": wanted} if not n else {},
-    )
+    places = (commands["train"], tmp_path / "run", tmp_path / "log.txt")
+    died = kill_and_resume(*places, lambda n: {} if n else {"at": at, "wanted": wanted})
     assert len(died) == 1
     assert is_wanted(wanted, died[0])
     assert_same(run, tmp_path / "run")

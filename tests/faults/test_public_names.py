@@ -5,11 +5,13 @@ Every name of `privdistill.__all__` that takes input is called here or in `test_
 """
 
 import functools
+import inspect
 import math
 import re
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,12 +49,8 @@ class MeanCritic(nn.Module):
 
 TERMS["HolisticAdversarial"] = functools.partial(lib.HolisticAdversarial, MeanCritic())
 OPTIONS = {
-    "temperature": NUMBERS,
-    "smoothing": NUMBERS,
-    "power": NUMBERS,
-    "scale": NUMBERS,
-    "gradient_penalty": NUMBERS,
-    "min_variance": NUMBERS,
+    **dict.fromkeys(("temperature", "smoothing", "power", "scale"), NUMBERS),
+    **dict.fromkeys(("gradient_penalty", "min_variance"), NUMBERS),
     "activation": st.sampled_from([None, "softmax", "sigmoid", "tanh", 3]),
     "reduction": st.sampled_from(["mean", "sum", "none", None]),
     "normalisation": st.sampled_from(["softmax", "softmax_channel", "l1", "max", None]),
@@ -63,18 +61,8 @@ OPTIONS = {
     "metric": st.sampled_from(["rms", "euclidean", "cosine"]),
     "of": st.sampled_from(["student", "teacher", "nobody"]),
     "dimensions": st.integers(-1, 5),
-    **dict.fromkeys(
-        [
-            "batch_dice",
-            "include_background",
-            "squared_denominator",
-            "scale_by_t2",
-            "standardise",
-            "centre",
-            "conditional",
-        ],
-        st.booleans(),
-    ),
+    **dict.fromkeys(("batch_dice", "include_background", "squared_denominator"), st.booleans()),
+    **dict.fromkeys(("scale_by_t2", "standardise", "centre", "conditional"), st.booleans()),
 }
 
 
@@ -101,13 +89,9 @@ def mostly(draw, usual, *others):
     return draw(st.sampled_from([usual] * 10 + list(others)))
 
 
-def names_of_options(kind):
-    code = getattr(kind, "func", kind).__init__.__code__
-    return [
-        name
-        for name in code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-        if name in OPTIONS
-    ]
+def two_of(draw, names):
+    """At most two of some options."""
+    return draw(st.lists(st.sampled_from(names), max_size=2, unique=True)) if names else []
 
 
 @st.composite
@@ -116,9 +100,8 @@ def terms(draw, usual=None):
     kind = TERMS[draw(st.sampled_from(sorted(TERMS)))]
     if usual or draw(st.booleans()):
         return kind()
-    known = names_of_options(kind)
-    chosen = draw(st.lists(st.sampled_from(known), max_size=2, unique=True)) if known else []
-    return kind(**{name: draw(OPTIONS[name]) for name in chosen})
+    known = [name for name in inspect.signature(kind).parameters if name in OPTIONS]
+    return kind(**{name: draw(OPTIONS[name]) for name in two_of(draw, known)})
 
 
 def numbers(draw, shape, dtype):
@@ -242,21 +225,12 @@ def test_terms_are_added_to_terms_and_weighed_by_numbers_alone(operation, other)
 
 @given(st.sampled_from(PRESETS), st.data())
 def test_a_preset_is_an_objective_or_refuses_its_constants(name, data):
-    preset = getattr(lib, name)
-    code = preset.__code__
-    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    chosen = data.draw(st.lists(st.sampled_from(known), max_size=2, unique=True))
+    preset, values = getattr(lib, name), {"tap": st.sampled_from(["a", "bottleneck"])}
+    chosen = two_of(data.draw, [*inspect.signature(preset).parameters])
     if name == "warm_up":
         chosen = ["steps"]
     with right_or_refused():
-        made = preset(
-            **{
-                option: data.draw(
-                    st.sampled_from(["a", "bottleneck"]) if option == "tap" else NUMBERS
-                )
-                for option in chosen
-            }
-        )
+        made = preset(**{option: data.draw(values.get(option, NUMBERS)) for option in chosen})
         assert isinstance(made, lib.Ramp if name == "warm_up" else lib.Objective)
 
 
@@ -333,18 +307,13 @@ class NetworkRefusedError(Exception):
     """The network's own error, which the library must let through as it is."""
 
 
-class Bare:
-    def __init__(self, logits):
-        self.logits = logits
-
-
 FORMS = {
     "logits": lambda logits, deep: logits,
     "tuple": lambda logits, deep: (logits, deep),
     "list of heads": lambda logits, deep: [logits, logits[..., ::2]],
     "stacked": lambda logits, deep: torch.stack((logits, logits), 1),
     "mapping": lambda logits, deep: {"out": logits, "aux": logits},
-    "object": lambda logits, deep: Bare(logits),
+    "object": lambda logits, deep: SimpleNamespace(logits=logits),
     "coarse": lambda logits, deep: logits[..., ::2],
     "nothing": lambda logits, deep: None,
     "empty": lambda logits, deep: [],
@@ -369,27 +338,17 @@ def test_an_odd_network_is_distilled_or_refused(data):
     size = (4,) * axes
     classes = mostly(draw, 3, 1)
     student, teacher = Odd(1, classes, axes, draw(forms)), Odd(2, classes, axes, draw(forms))
-    sides = [
-        None,
-        "deep",
-        "d*",
-        "missing",
-        "",
-        0,
-        lib.Layer("deep", at="input"),
-        lib.Layer("head", select=0),
-        lib.Layer("deep", network=2),
-        lib.Layer("deep.1", at="output"),
-    ]
+    layers = [lib.Layer("deep", at="input"), lib.Layer("head", select=0)]
+    layers += [lib.Layer("deep", network=2), lib.Layer("deep.1", at="output")]
+    sides = [None, "deep", "d*", "missing", "", 0, *layers]
     with right_or_refused():
         objective = draw(terms(usual=True)) + 0.5 * draw(terms(usual=True))
         inputs = lib.PrivilegedInput(("a", "b"), student=("b",))
         tap = lib.Tap(mostly(draw, "deep", *sides), mostly(draw, "deep", *sides))
         student.train(draw(st.booleans()))
+        teachers = (teacher, lib.Ensemble([teacher]), lib.JointTeacher(teacher), None, student)
         kd = lib.DistillationWrapper(
-            mostly(
-                draw, teacher, lib.Ensemble([teacher]), lib.JointTeacher(teacher), None, student
-            ),
+            mostly(draw, *teachers),
             student,
             objective=objective,
             inputs=mostly(draw, inputs, None, 3),
@@ -414,10 +373,8 @@ def test_moving_averages_and_ensembles_are_made_or_refused(data):
     networks = [Odd(1, 2, 2, "logits") for _ in range(draw(st.integers(0, 3)))]
     with right_or_refused():
         if draw(st.booleans()):
-            weights = draw(
-                st.none() | st.lists(st.floats() | st.integers(-2, 3), max_size=3) | st.just("ab")
-            )
-            teacher = lib.Ensemble(networks, weights=weights)
+            listed = st.lists(st.floats() | st.integers(-2, 3), max_size=3)
+            teacher = lib.Ensemble(networks, weights=draw(st.none() | listed | st.just("ab")))
         else:
             teacher = lib.MovingAverage(decay=draw(NUMBERS))
         student = Odd(1, 2, 2, "logits")
@@ -474,9 +431,8 @@ def test_a_critic_is_trained_and_a_run_diagnosed_or_refused(data):
     )
     image, target = torch.randn(2, 1, 4, 4), torch.randint(0, 3, (2, 4, 4))
     with right_or_refused():
-        options = mostly(
-            draw, {}, {"gradient_penalty": draw(st.floats(max_value=1e6))}, {"metric": "cosine"}
-        )
+        penalty = {"gradient_penalty": draw(st.floats(max_value=1e6))}
+        options = mostly(draw, {}, penalty, {"metric": "cosine"})
         assert torch.isfinite(lib.critic_loss(critic, kd(image, target), **options))
     with right_or_refused():
         batches = draw(st.sampled_from([[(image, target)], [image], [], [{"image": image}]]))

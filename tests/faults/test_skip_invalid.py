@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from quick import QUICK, TINY
 from rich.console import Console
+from written import write_subject, write_volume
 
 import crossval
 import train
-from faults.corpus import FAULTS, image, label_map, save, volume_of, write_subject
+from faults.corpus import FAULTS, image, label_map, volume_of
 from kdnet.config import parse_config
-from kdnet.errors import UserError
 from kdnet.files import write_json
 from kdnet.runs.folder import Folder
 from kdnet.runs.plan import fold_of
@@ -35,26 +35,19 @@ def data(tmp_path):
     return root
 
 
-def set_background(path: Path) -> None:
-    volume = volume_of(path).astype("float32")
-    volume[:6] = 1e-5
-    save(path, volume)
-
-
 def arguments(data: Path, out: Path, *more: str) -> list[str]:
     return ["--data-root", str(data), "--out", str(out), *SMALL, *more]
 
 
-def test_without_the_flag_all_problems_are_told_and_nothing_is_trained(data, tmp_path, capsys):
-    assert train.main(arguments(data, tmp_path / "run")) == 2
-    message = capsys.readouterr().err
+def test_without_the_flag_all_problems_are_told_and_nothing_is_trained(data, tmp_path, refusal):
+    message = refusal(train, *arguments(data, tmp_path / "run"))
     assert message.lstrip().startswith("Problems: 3, in 3 of the subjects")
     assert all(name in message for name in (*BROKEN, "unknown label 7"))
     # With nothing left to train on, the flag does not help.
     for folder in data.glob("good*"):
         shutil.rmtree(folder)
-    assert train.main(arguments(data, tmp_path / "run", "--skip_invalid", "true")) == 2
-    assert "Problems: 3, in 3 of the subjects" in capsys.readouterr().err
+    message = refusal(train, *arguments(data, tmp_path / "run", "--skip_invalid", "true"))
+    assert "Problems: 3, in 3 of the subjects" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -85,17 +78,10 @@ def test_a_run_that_goes_on_leaves_out_the_same_ones_though_they_were_repaired(d
     assert again.skipped is None
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"subjects": 3}'])
-def test_a_damaged_list_of_those_left_out_is_told(data, tmp_path, content):
-    folder = Folder(tmp_path / "run")
-    folder.root.mkdir()
-    folder.skipped.write_text(content)
-    with pytest.raises(UserError, match=r"skipped\.json is damaged"):
-        found(data, tmp_path)
-
-
 def test_what_only_looks_wrong_is_told_and_left_in(data, tmp_path, capsys):
-    set_background(image(data / "good0"))
+    volume = volume_of(image(data / "good0")).astype("float32")
+    volume[:6] = 1e-5
+    write_volume(image(data / "good0"), volume)
     config = parse_config(arguments(data, tmp_path / "run", "--skip-invalid", "true"))
     kept = find_data(config, Console())
     assert "good0" in kept.subjects

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from quick import QUICK, TINY
@@ -174,23 +175,17 @@ def test_a_signal_while_a_unit_is_started_waits_until_it_is_noted(tmp_path, monk
             send(signal.SIGTERM)  # nor does a second one keep the pool from waiting
             self.ended += ("waited for",)
 
-    class Plan:
-        root = tmp_path
-
-        def is_done(self, unit):
-            return False
-
-        def teachers_of(self, unit):
-            return []
-
-    unit = type("Unit", (), {"name": "unit"})()
+    units = [SimpleNamespace(name=name) for name in ("first", "second")]
+    nothing = {"is_done": lambda _: False, "teachers_of": lambda _: []}
+    plan = SimpleNamespace(root=tmp_path, **nothing)
     monkeypatch.setattr(pool.subprocess, "Popen", Process)
     monkeypatch.setattr(pool.Pool, "_say", lambda *_: None)
     monkeypatch.setattr(pool.Pool, "_log", lambda _, name: tmp_path / name)
-    running = pool.Pool(Plan(), [unit], 1, [])
+    running = pool.Pool(plan, units, 1, [])
     with pytest.raises(StoppedError) as stop:
         running.run(pool.Console(quiet=True))
     assert stop.value.exit_status == 128 + signal.SIGTERM
+    # One at a time: the other one was not started.
     ((process, _),) = running.running.values()
     assert process.ended == ("terminated", "waited for")
 

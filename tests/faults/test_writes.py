@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ ALWAYS = {
     *("write_text", "write_bytes", "writerow", "writerows", "writeheader"),
     *("rename", "move", "copyfile", "copytree", "symlink_to", "hardlink_to"),
 }
-BY_OWNER = {"save": {"torch", "nib", "np"}, "dump": {"json", "yaml", "pickle"}, "copy": {"shutil"}}
+ALWAYS |= {"torch.save", "nib.save", "np.save", "json.dump", "yaml.dump", "pickle.dump"}
+ALWAYS |= {"shutil.copy"}
 #: All functions that change files outside of a block of `atomic`, and why they may.
 WRITERS = {
     ("files.py", "atomic"): "the application's helper for files",
@@ -49,28 +51,19 @@ WRITERS = {
 
 def writes(call):
     """Say whether a call changes a file; a `replace` of texts has two arguments."""
-    if not isinstance(call.func, ast.Attribute):
-        return getattr(call.func, "id", "") == "open" and opens_for_writing(call)
-    name, owner = call.func.attr, getattr(call.func.value, "id", "")
+    called = ast.unparse(call.func)
+    owner, _, name = called.rpartition(".")
     if name == "open":
-        return opens_for_writing(call)
-    if name == "replace":
+        return re.search(r"'[rbt]*[wax+][rwaxbt+]*'", ast.unparse(call)) is not None
+    if owner and name == "replace":
         return len(call.args) == 1 and not call.keywords
-    return name in ALWAYS or owner in BY_OWNER.get(name, ())
-
-
-def opens_for_writing(call):
-    words = [part.value for part in ast.walk(call) if isinstance(part, ast.Constant)]
-    modes = [word for word in words if isinstance(word, str) and set(word) <= set("rwaxbt+")]
-    return any(set(mode) & set("wax+") for mode in modes)
+    return bool(owner) and (name in ALWAYS or called in ALWAYS)
 
 
 def gives_a_partial(statement):
     """Say whether a statement is a `with` block of `atomic` or `atomic_folder`."""
-    if not isinstance(statement, ast.With):
-        return False
-    called = [getattr(item.context_expr, "func", None) for item in statement.items]
-    return bool({getattr(one, "id", "") for one in called} & {"atomic", "atomic_folder"})
+    items = statement.items if isinstance(statement, ast.With) else []
+    return any(ast.unparse(i.context_expr).startswith(("atomic(", "atomic_folder(")) for i in items)
 
 
 def unsafe_calls(node):
