@@ -165,7 +165,7 @@ def test_a_search_that_has_changed_is_refused(tmp_path):
         (["--teacher-model", "some.safetensors"], "--teacher-model"),
         (["--search", "few", "--show", "units"], "--show"),
         (["--search", "many"], "there are: few"),
-        (["--search", "far"], "found folds 2, fold 7"),
+        (["--search", "far"], "found fold 7 of 2"),
         (["--only", "fold7"], "--only fold7"),
     ],
 )
