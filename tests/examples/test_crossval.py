@@ -105,12 +105,14 @@ def test_the_plan_says_what_the_results_are_of(finished):
     )
 
 
-def test_a_built_in_row_that_was_redefined_is_named_in_the_protocol(arguments, tmp_path):
+def test_redefined_rows_and_arguments_of_networks_are_named_in_the_protocol(arguments, tmp_path):
     (tmp_path / "rows.yaml").write_text("rows: {baseline: {label: mine}}")
     more = ["--rows-file", str(tmp_path / "rows.yaml"), "--rows", "baseline", "--show", "units"]
+    more += ["--teacher-backbone-arguments", '{"channels": [4, 8], "prior": 0.1}']
     assert crossval.main([*arguments, *more, "--out", str(tmp_path / "run")]) == 0
     protocol = json.loads((tmp_path / "run" / "plan.json").read_text())["protocol"]
     assert protocol.endswith("not the built-in ones: baseline")
+    assert "(softmax, channels 2-4), teacher kdnet (softmax, channels 4-8, prior 0.1)" in protocol
 
 
 def test_students_that_start_from_the_teacher_meet_a_baseline_of_as_many_epochs(tmp_path):

@@ -149,7 +149,8 @@ def test_a_report_leaves_out_what_a_foreign_network_costs(hostile, tmp_path):
     unit = root / "units" / "mine" / "fold0-seed0"
     unit.mkdir(parents=True)
     write().rename(unit / "model.safetensors")
-    (root / "plan.json").write_text(json.dumps({"rows": [{"name": "mine"}]}))
+    plan = {"kind": "crossval", "title": "x", "rows": [{"name": "mine"}]}
+    (root / "plan.json").write_text(json.dumps(plan))
     write_scores(root / "scores.csv", scores_of("mine", {"a": 0.5}))
     table = cost_table(read_folder(root))
     assert table.frame.empty

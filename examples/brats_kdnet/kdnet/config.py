@@ -24,8 +24,8 @@ PAPER_TEMPERATURE = 5.0
 #: What people set first, whatever the program.
 _FIRST = ("preset", "out", "data_root", "description", "student_modalities", "epochs")
 
-# jsonargparse imports what stands under "class_path" where a type is a class or Any, which a file
-# of somebody else could make use of. In a mapping without types everything stays what it is.
+# jsonargparse imports what a file calls a "class_path" where a type is a class or Any. Of ours
+# alone; and in a mapping without types everything stays what it is.
 set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["kdnet"])
 if TYPE_CHECKING:
     Arguments: TypeAlias = dict[str, Any]

@@ -36,10 +36,15 @@ def environment() -> dict[str, Any]:
         "versions": versions(),
         "git_revision": git_revision(),
         "platform": platform.platform(),
-        "processors": os.cpu_count(),
+        "processors": processors(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
     }
+
+
+def processors() -> int:
+    """Return how many processors this process may use; a cluster's job gets a part of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_revision() -> str | None:

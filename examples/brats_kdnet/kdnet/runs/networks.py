@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import inspect
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -19,6 +18,7 @@ from kdnet.config import Config, DataConfig
 from kdnet.data.description import Description
 from kdnet.data.splits import Split, seen_before
 from kdnet.data.targets import number_of_outputs
+from kdnet.environment import processors
 from kdnet.errors import UserError
 from kdnet.models import check_axes, in_two_dimensions
 from kdnet.models.trust import check_trusted
@@ -32,7 +32,7 @@ from privdistill import DistillationWrapper, ShapeMismatchError, TeacherCache
 
 def workers(data: DataConfig) -> int:
     """Return how many processes read and preprocess."""
-    return data.workers or os.cpu_count() or 1
+    return data.workers or processors()
 
 
 def view_of(role: str, data: DataConfig, description: Description) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from kdnet.environment import processors
 from kdnet.errors import UserError, explained
 from kdnet.evaluation.scoring import read_scores
 from kdnet.runs.plan import Plan, Unit
@@ -36,11 +37,6 @@ def number_of_jobs(wanted: int | str, accelerator: str) -> int:
     if device_type(accelerator) == "cuda":
         return torch.cuda.device_count()
     return min(_LARGEST_ON_CPU, processors())
-
-
-def processors() -> int:
-    """Return how many processors this process may use; a cluster's job gets a part of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def carry_out(

@@ -72,8 +72,6 @@ class Search:
         folds: Folds of the study on whose training subjects it is tried. A recipe that is chosen on
             fold 0 is tested on new subjects in fold 0 alone: the other folds test some of these.
         seeds: Of weights and order.
-        random_trials: Trials before those that build on earlier ones.
-        seed: Of the choice of trials.
     """
 
     space: dict[str, list[Any]]
@@ -81,8 +79,6 @@ class Search:
     labelled: Count = limited("all", at_least=1)
     folds: tuple[int, ...] = limited((0,), at_least=0)
     seeds: tuple[int, ...] = (0,)
-    random_trials: int = limited(6, at_least=0)
-    seed: int = 0
 
 
 @dataclass(frozen=True)

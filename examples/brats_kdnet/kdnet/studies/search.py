@@ -29,6 +29,7 @@ from kdnet.runs.unit import run_unit
 from kdnet.studies.design import BASELINE, TEACHER, Design, Search, count_of, plain_row
 
 _INNER_FOLDS = 4
+_RANDOM_TRIALS = 6  # before those that build on earlier ones
 
 
 def search(design: Design, wanted: str, config: Config, *, trials: int, console: Console) -> Path:
@@ -84,9 +85,7 @@ def ask_new(done: Sequence[Mapping[str, Any]], space: Search) -> dict[str, Any]:
     """Choose options that have not been tried, by what the trials so far have gained."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # A sampler of its own for every trial, so that one that goes on is like one that never ended.
-    sampler = optuna.samplers.TPESampler(
-        seed=space.seed + len(done), n_startup_trials=space.random_trials
-    )
+    sampler = optuna.samplers.TPESampler(seed=len(done), n_startup_trials=_RANDOM_TRIALS)
     memory = optuna.create_study(direction="maximize", sampler=sampler)
     # As texts, in which lists can be told apart.
     choices: dict[str, optuna.distributions.BaseDistribution] = {
