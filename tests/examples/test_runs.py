@@ -8,13 +8,14 @@ import re
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from quick import QUICK, TINY
+from quick import QUICK, STUDENT, TINY
 from rich.console import Console
 
 from crossval import protocol_file
@@ -32,7 +33,7 @@ from kdnet.runs.plan import Fold, deal, fold_of, folds_content, load_folds, make
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import launch, opened, score
-from kdnet.training.checkpoint import save_model
+from kdnet.training.checkpoint import network_digest, save_model
 from phantoms import generate_phantoms
 
 QUIET = Console(quiet=True)
@@ -260,6 +261,44 @@ def test_a_network_that_has_seen_a_held_out_subject_is_refused(plan, tmp_path):
         check_unseen(tmp_path, metadata, {4: Split((), (), metadata.seen_cases[:1])})
 
 
+def test_a_teacher_that_learns_more_references_than_its_student_is_refused_before_it_is_trained(
+    plan, tmp_path
+):
+    # Whatever it is called: "teacher" is the name of its row, not what it is.
+    taught = {"recipe": "distilled", "options": {"latent_weight": 0.0}}
+    rows = (
+        Row("t2", role="teacher"),
+        Row("between", teacher="t2", labelled=1, **taught),
+        Row("alike", teacher="t2", **taught),
+        Row("grandchild", teacher="alike", labelled=1, **taught),
+    )
+
+    def rehearsed(*names, teacher_model=None):
+        network = replace(plan.config.network, teacher_model=teacher_model)
+        config = replace(plan.config, network=network)
+        data = replace(config.data, validation_fraction=0.0)
+        config = replace(config, data=data, run=replace(config.run, out=tmp_path / "out"))
+        kept = [row for row in rows if row.name in names]
+        folds = deal(plan.data.foldable, config)[:1]
+        some = make_plan("crossval", "x", config, kept, folds, data=plan.data)
+        return rehearse_rows(some, some.units(), QUIET).experiments
+
+    assert {*rehearsed("t2", "alike")} == {"t2", "alike"}
+    for names in (("t2", "between"), ("t2", "alike", "grandchild")):
+        with pytest.raises(UserError, match=f"'{names[-1]}'.* t2, has seen 1 "):
+            rehearsed(*names)
+    with open_unit(plan, "teacher") as experiment:
+        metadata = experiment.metadata()
+    # A file does not say which of them it knows by their references.
+    metadata = replace(metadata, role="student")
+    every = [subject.name for subject in plan.data.foldable]
+    held_out = deal(plan.data.foldable, plan.config)[0].split.test
+    seen = tuple(name for name in every if name not in held_out)
+    save_model(tmp_path / "m.safetensors", build(metadata), replace(metadata, seen_cases=seen))
+    with pytest.raises(UserError, match=r"m\.safetensors, has seen 1 "):
+        rehearsed("t2", "between", teacher_model=tmp_path / "m.safetensors")
+
+
 EXPERIMENT = {
     "config": {"epochs": 2},
     "objective": "L",
@@ -342,6 +381,31 @@ def test_files_that_are_gone_or_new_are_named(begun, subject):
     subject.images["t1"].path.unlink()
     with pytest.raises(UserError, match=r"t1\.nii"):
         begun[1]()
+
+
+def test_the_same_weights_are_the_same_teacher_however_their_file_is_written(tmp_path):
+    model, unit = tmp_path / "model.safetensors", UnitFolder(tmp_path / "unit")
+    torch.manual_seed(0)
+    network = build(STUDENT)
+    save_model(model, network, STUDENT)
+    unit.write_record({"teachers": {"t": network_digest(model)}})
+    save_model(model, network, replace(STUDENT, epoch=3))
+    unit.check_teachers({"t": model})
+    save_model(model, build(STUDENT), STUDENT)
+    with pytest.raises(UserError, match="another network"):
+        unit.check_teachers({"t": model})
+
+
+def test_a_path_may_be_written_in_another_way_where_a_run_goes_on(
+    plan, tmp_path, monkeypatch
+):
+    root = plan.config.data.data_root
+    monkeypatch.chdir(root.parent)
+    relative = replace(plan.config.data, data_root=Path(root.name))
+    plan.files.check_config(replace(plan.config, data=relative))
+    other = replace(plan.config.data, data_root=tmp_path)
+    with pytest.raises(UserError, match="data_root"):
+        plan.files.check_config(replace(plan.config, data=other))
 
 
 def test_a_folder_that_cannot_be_made_is_named(plan, tmp_path):

@@ -169,7 +169,7 @@ class Experiment:
             "experiment": experiment_of(self.plan, self.unit),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "peak_mib": peak_memory(),
-            "teachers": {name: file_digest(model) for name, model in teachers.items()},
+            "teachers": {name: checkpoint.network_digest(model) for name, model in teachers.items()},
             "device": str(self.fabric.device),
             "processes": self.fabric.world_size,
         }

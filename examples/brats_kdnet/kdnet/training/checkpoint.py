@@ -353,6 +353,11 @@ def _read(
     return strings, values
 
 
+def network_digest(path: Path) -> str:
+    """Return SHA-256 of a model file's weights, which the order of what it says does not change."""
+    return _read(path, FORMAT, tensors=False)[0][_TENSORS]
+
+
 def _check_format(path: Path, strings: Mapping[str, str], form: str) -> None:
     if strings.get("format") != form:
         raise UserError(
