@@ -138,7 +138,11 @@ def test_a_pattern_of_patients_that_fits_nobody_is_refused_and_who_does_not_fit_
         check_patients([Subject("P1-v0", {})], mine)
     touch(tmp_path / "data", *(f"P1-v0/P1-v0_{m}.nii" for m in BRATS.modalities))
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine.to_dict()))
-    options = [*("--data-root", str(tmp_path / "data")), "--description", str(tmp_path / "mine.yaml")]
+    options = [
+        *("--data-root", str(tmp_path / "data")),
+        "--description",
+        str(tmp_path / "mine.yaml"),
+    ]
     assert check_data.main(options) == 2
     with pytest.raises(UserError, match="P1-v0"):
         find_data(parse_config(options), Console(quiet=True))

@@ -227,7 +227,9 @@ def test_a_student_with_another_objective_than_the_papers_is_not_shown_as_the_pa
     for path in copy.glob("units/student/*/unit.json"):
         config = {"imitation": 0.75, "latent_weight": 10.0}
         experiment = {
-            "objective": objective, "row": {"recipe": "distilled"}, "config": config,
+            "objective": objective,
+            "row": {"recipe": "distilled"},
+            "config": config,
         }
         path.write_text(json.dumps({"experiment": experiment}))
     found = paper_table("Table 1", read_folder(copy))

@@ -1,10 +1,12 @@
 """Plans, their folds and folders, and what a unit keeps."""
 
+import importlib
 import io
 import itertools
 import json
 import os
 import re
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -26,7 +28,9 @@ from kdnet.environment import git_revision
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
 from kdnet.files import write_json
+from kdnet.recipes import recipe_of
 from kdnet.rows import Row
+from kdnet.runs import networks
 from kdnet.runs.folder import Folder, UnitFolder, locked
 from kdnet.runs.networks import build, check_unseen
 from kdnet.runs.plan import Fold, deal, fold_of, folds_content, load_folds, make_plan, unused_text
@@ -35,6 +39,7 @@ from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import launch, opened, score
 from kdnet.training.checkpoint import network_digest, save_model
 from phantoms import generate_phantoms
+from privdistill import GroundTruth
 
 QUIET = Console(quiet=True)
 PARTS = ("train", "validation", "test")
@@ -299,6 +304,61 @@ def test_a_teacher_that_learns_more_references_than_its_student_is_refused_befor
         rehearsed("t2", "between", teacher_model=tmp_path / "m.safetensors")
 
 
+LOSS = """
+import torch.nn.functional as F
+from .parts import constants
+def weighted(logits, target):
+    return constants.WEIGHT * F.cross_entropy(logits, target.squeeze(1).long())
+"""
+
+
+def test_a_loss_function_and_all_that_it_imports_from_its_folder_are_recorded(
+    plan, tmp_path, monkeypatch
+):
+    # Folders need no __init__.py.
+    folder = tmp_path / "ourlosses"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "loss.py").write_text(LOSS)
+    (folder / "parts" / "constants.py").write_text("from ourlosses.more import WEIGHT\n")
+    (folder / "more.py").write_text("WEIGHT = 1\n")
+    (folder / "unused.py").write_text("OTHER = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weighted = importlib.import_module("ourlosses.loss").weighted
+
+    def recipe(row, setting):
+        return replace(recipe_of(row, setting), objective=1.0 * GroundTruth(weighted))
+
+    monkeypatch.setattr(networks, "recipe_of", recipe)
+
+    def sources():
+        row, config = plan.row("teacher"), plan.configs["teacher"]
+        return networks.rehearse(row, config, plan.data.description, None)["sources"]
+
+    before = sources()
+    own = {f"ourlosses.{name}" for name in ("loss", "parts.constants", "more")}
+    assert {name for name in before if name.startswith("ourlosses")} == own
+    assert {"kdnet.models.blocks", "kdnet.training.checkpoint", "privdistill.wrapper"} <= {*before}
+    shown = ("kdnet.results", "kdnet.studies", "kdnet.command", "torch", "numpy")
+    assert not [name for name in before if name.startswith(shown)]
+    (folder / "more.py").write_text('"""Weight."""\nWEIGHT = 1  # as it was\n')
+    (folder / "unused.py").write_text("OTHER = 2\n")
+    assert sources() == before
+    (folder / "more.py").write_text("WEIGHT = 2\n")
+    assert {name for name, digest in sources().items() if digest != before[name]} == {
+        "ourlosses.more"
+    }
+    for name in [name for name in sys.modules if name.startswith("ourlosses")]:
+        sys.modules.pop(name)
+
+
+def test_a_teacher_that_sees_no_more_than_its_student_is_told():
+    said = io.StringIO()
+    for views in (["--student-modalities", "t1,t2"], ["--teacher-modalities", "t1ce"]):
+        find_data(parse_config([*SMALL, *views]), Console(file=said, width=300))
+    assert said.getvalue().count("Warning") == 1
+    assert "the teacher sees t1ce, and nothing" in said.getvalue()
+
+
 EXPERIMENT = {
     "config": {"epochs": 2},
     "objective": "L",
@@ -396,9 +456,7 @@ def test_the_same_weights_are_the_same_teacher_however_their_file_is_written(tmp
         unit.check_teachers({"t": model})
 
 
-def test_a_path_may_be_written_in_another_way_where_a_run_goes_on(
-    plan, tmp_path, monkeypatch
-):
+def test_a_path_may_be_written_in_another_way_where_a_run_goes_on(plan, tmp_path, monkeypatch):
     root = plan.config.data.data_root
     monkeypatch.chdir(root.parent)
     relative = replace(plan.config.data, data_root=Path(root.name))

@@ -188,6 +188,18 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("option", [{"epoch": 3}, {"epochs": "many"}])
+def test_a_mistake_in_a_studys_options_names_its_file(tmp_path, capsys, option):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(FILE | {"options": option}))
+    assert study.main(["--study", str(file)]) == 2
+    assert str(file) in capsys.readouterr().err
+    # What stands on the command line is not the file's.
+    file.write_text(yaml.safe_dump(FILE))
+    assert study.main(["--study", str(file), "--epoch", "3"]) == 2
+    assert str(file) not in capsys.readouterr().err
+
+
 def test_a_study_named_in_a_configuration_file_is_not_lost(arguments, tmp_path, capsys):
     file = tmp_path / "own.yaml"
     file.write_text("study: lgg\n")

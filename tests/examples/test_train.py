@@ -20,10 +20,10 @@ from versions import needs_fsdp
 import train
 from kdnet.evaluation.scoring import read_scores
 from kdnet.recipes import recipe_of
-from kdnet.runs import networks
-from kdnet.runs.folder import Folder
 from kdnet.results.stored import read_folder
 from kdnet.results.tables import paper_table
+from kdnet.runs import networks
+from kdnet.runs.folder import Folder
 from kdnet.training.checkpoint import load_model, read_metadata, save_model
 from kdnet.training.history import read_history
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +252,7 @@ def _is_installed(file: str) -> bool:
 
 
 # Rows share most of their code.
-@lru_cache(maxsize=None)
+@cache
 def _code_digest(text: str) -> str:
     """SHA-256 of what Python makes of a text: no comment, docstring or line break matters."""
     tree = ast.parse(text)

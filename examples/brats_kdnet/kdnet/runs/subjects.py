@@ -19,7 +19,7 @@ from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError, printable
 from kdnet.files import write_json
 from kdnet.runs.folder import Folder
-from kdnet.runs.networks import check_views, describe_network, stacked, workers
+from kdnet.runs.networks import check_views, describe_network, stacked, view_of, workers
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,13 @@ def find_data(config: Config, console: Console) -> DataSet:
         given = None if data.description is None else load_description(Path(data.description))
         description, subjects = find_subjects(data.data_root, given)
     check_views(data, description)
+    teacher, student = (view_of(role, data, description) for role in ("teacher", "student"))
+    if {*teacher} <= {*student}:
+        console.print(
+            f"Warning: the teacher sees {', '.join(teacher)}, and nothing that the student does "
+            "not see. Give more --teacher-modalities, or fewer --student-modalities.",
+            soft_wrap=True,
+        )
     found = DataSet(description, {subject.name: subject for subject in subjects})
     if data.data_root is not None and data.skip_invalid:
         found = _without_unsound(config, found, console)

@@ -331,6 +331,10 @@ def _read(
     path: Path, form: str, *, tensors: bool = True
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read what `_write` wrote, or say why it is something else."""
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder; give the file in it, such as {path / 'model.safetensors'}."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             strings = dict(file.metadata() or {})
