@@ -189,8 +189,9 @@ def _check_scored_view(row: Row, config: Config, description: Description) -> No
         )
 
 
-#: Folders of the application that decide a network's numbers; others run and show it.
 _OURS = ("kdnet", "privdistill")
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+#: Folders of the application that decide a network's numbers; others run it and show them.
 _DECIDING = ("data", "evaluation", "models", "recipes", "training")
 
 
@@ -260,9 +261,6 @@ def _code_digest(text: str) -> str:
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
-
-
-_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def describe_teacher(path: Path, config: Config, description: Description) -> ModelMetadata:
