@@ -22,7 +22,7 @@ from rich.console import Console
 from kdnet.command import console, documented, exit_status
 from kdnet.data.checks import check_subjects, listed, problems_as_rows
 from kdnet.data.description import load_description
-from kdnet.data.subjects import find_subjects
+from kdnet.data.subjects import check_patients, find_subjects
 from kdnet.errors import UserError, printable
 from kdnet.files import write_text
 
@@ -37,6 +37,8 @@ def check_data(options: argparse.Namespace, console: Console) -> int:
             f"--modalities: {description.name} has {', '.join(description.modalities)}, found "
             f"{', '.join(modalities)}."
         )
+    if text := check_patients(subjects, description):
+        console.out(printable(f"warning: {text}"))
     problems = check_subjects(
         description,
         subjects,

@@ -73,9 +73,18 @@ STUDY = Program("study.py", __doc__, StudyOptions, "runs/study", _FIRST)
 
 def study(arguments: Sequence[str], console: Console) -> int:
     """Train what is missing, store the rows, and make tables and figures."""
-    design = read_design(early(arguments, "study").get("study", StudyOptions.study))
+    wanted = early(arguments, "study").get("study", StudyOptions.study)
+    design = read_design(wanted)
     given = [*design.arguments(), "--out", f"runs/study-{design.name}", *arguments]
-    config, options = parse_for(STUDY, given)
+    try:
+        config, options = parse_for(STUDY, given)
+    except UserError:
+        # Of its file alone, so that the file is named where it is at fault.
+        try:
+            parse_for(STUDY, design.arguments())
+        except UserError as error:
+            raise UserError(f"--study {wanted}, its options: {error}") from error
+        raise
     refuse(config, options, design.name)
     rows, seeds = design.rows()
     for row in rows:

@@ -58,13 +58,13 @@ def distil(config: Config, console: Console) -> None:
     fold = fold_of(data.foldable, config)
     config = with_equal_steps(config, fold.split, data)
 
-    trainings = 2 if config.network.start == "teacher" else 1
+    # 3.3 The baseline sees what the student sees, and learns like the teacher. A student that
+    # starts from the teacher's weights has had two trainings, and so has its baseline.
+    longer = {"epochs": 2 * config.training.epochs} if config.network.start == "teacher" else {}
     rows = (
         # 2 KD-Net: first the teacher, with every modality and the reference segmentation alone.
         Row("teacher", role="teacher"),
-        # 3.3 The baseline sees what the student sees, and learns like the teacher. A student that
-        # starts from the teacher's weights has had two trainings, and so has its baseline.
-        Row("baseline", options={"epochs": trainings * config.training.epochs}),
+        Row("baseline", options=longer),
         # 2.3 The student learns from the frozen teacher's predictions and bottleneck as well.
         Row("student", recipe="distilled", teacher="teacher", against="baseline"),
     )

@@ -186,3 +186,8 @@ def test_an_entry_that_is_missing_or_wrong_is_one_message_and_no_traceback(
             save_state(task.folder.state, states[0])
         with pytest.raises(UserError, match=r"Restore it|another network|cannot be gone on with"):
             train(task)
+
+
+def test_a_folder_in_place_of_a_model_file_is_told_as_one(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder.*model\.safetensors"):
+        read_metadata(tmp_path)

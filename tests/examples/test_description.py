@@ -80,3 +80,14 @@ def test_a_yaml_file_of_the_user_is_read(tmp_path):
             load_description(file)
     with pytest.raises(UserError, match="brats2018, brats2021, brats2023, lgg"):
         load_description(tmp_path / "lgg2.yaml")
+
+
+def test_a_key_that_stands_twice_is_refused_instead_of_the_last_one_winning(tmp_path):
+    file = tmp_path / "mine.yaml"
+    text = (DATASETS_FOLDER / "brats2021.yaml").read_text(encoding="utf-8")
+    file.write_text(text)
+    assert load_description(file).spacing == "header"
+    for more in ("spacing: nominal\n", "channels:\n  t1: 0\n  t1: 1\n"):
+        file.write_text(text + more)
+        with pytest.raises(UserError, match="stands twice"):
+            load_description(file)

@@ -98,6 +98,10 @@ CONTENT = {
         ({"recipes": {"teacher": {"label": "x"}}}, "'teacher' must"),
         ({"recipes": {"A b": {"label": "x"}}}, "'A b' must match"),
         ({"blocks": [{"recipes": ["soft"]}]}, "no baseline"),
+        (
+            {"recipes": {"soft": {"label": "x", "against": "nothing"}}},
+            "against 'nothing'; .* without a teacher: baseline",
+        ),
         ({"blocks": [{"recipes": ["baseline"], "labelled": ["few"]}]}, "few"),
         ({"blocks": [{"recipes": ["baseline"], "labelled": [-1]}]}, r"labelled is \(-1,\)"),
         ({"blocks": [{"recipies": ["baseline"]}]}, "recipies"),

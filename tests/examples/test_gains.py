@@ -224,7 +224,9 @@ def test_what_decides_the_numbers_is_said_in_the_protocol(run):
 
 def test_the_temperature_and_the_diagnosis_are_kept_and_shown(run):
     folder = Folder(run).unit("student/fold0-seed0").root
-    assert 1 <= json.loads((folder / "unit.json").read_text())["temperature"] <= 5
+    record = json.loads((folder / "unit.json").read_text())
+    assert 1 <= record["temperature"] <= 5
+    assert f"SoftTargetDiceBCE(temperature={record['temperature']}" in record["objective"]
     found = json.loads((folder / "diagnosis.json").read_text())
     assert {row["name"] for row in found["terms"]} >= {"ground_truth"}
     assert "fitted temperature" in (folder / "diagnosis.md").read_text()

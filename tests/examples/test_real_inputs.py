@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from written import MODALITIES, touch, write_volume
 
@@ -19,7 +20,13 @@ from kdnet.data.description import load_description
 from kdnet.data.loading import build_loader, prepare
 from kdnet.data.preprocessing import Preprocessing, read_classes
 from kdnet.data.splits import seen_before, share_labels
-from kdnet.data.subjects import ImageFile, Subject, find_subjects, patient_of
+from kdnet.data.subjects import (
+    ImageFile,
+    Subject,
+    check_patients,
+    find_subjects,
+    patient_of,
+)
 from kdnet.data.volumes import Geometry
 from kdnet.errors import UserError
 from kdnet.evaluation.inference import write_label_map
@@ -96,6 +103,47 @@ def test_a_description_says_whose_visits_subjects_are(tmp_path):
     for wrong in ("no placeholder", "../{patient}", "{patient}" + "*?" * 9):
         with pytest.raises(UserError, match="patient"):
             replace(BRATS, patient=wrong)
+
+
+def test_a_patients_visits_stay_together_whatever_their_folders_are_called(tmp_path):
+    dates = ("2020_01_05", "2020_06_07", "v1")
+    touch(tmp_path / "mine", *(f"P_{p}/{date}/t1.nii" for p in range(6) for date in dates))
+    touch(tmp_path / "more", "P_0/2022_02_02/t1.nii")
+    mine = replace(BRATS, modalities={"t1": "{subject}/{session}/t1.nii | {subject}/t1.nii"})
+    subjects = find_subjects(tmp_path / "mine", mine)[1]
+    assert {s.patient for s in subjects} == {f"P_{p}" for p in range(6)}
+    for fold in deal(subjects, THIRDS):
+        assert not fold.split.torn()
+        assert len(fold.split.test) == 6
+    (other,) = find_subjects(tmp_path / "more", mine)[1]
+    names = [s.name for s in subjects]
+    assert seen_before([other.name], names, mine) == [other.name]
+    assert not seen_before([other.name], [n for n in names if not n.startswith("P_0")], mine)
+    # Who came once, and lies in no folder of a visit, is not cut at an underscore.
+    touch(tmp_path / "once", "P_0/t1.nii", "P_1/t1.nii")
+    assert [s.patient for s in find_subjects(tmp_path / "once", mine)[1]] == ["P_0", "P_1"]
+
+
+def test_a_pattern_of_patients_that_fits_nobody_is_refused_and_who_does_not_fit_is_told(tmp_path):
+    mine = replace(BRATS, patient="{patient}_v*")
+    names = ("P0_v0", "P0_v1", "P1-v0")
+    assert check_patients([Subject("P0_v0", {})], mine) == ""
+    assert check_patients([Subject(name, {}) for name in names], BRATS) == ""
+    told = check_patients([Subject(name, {}) for name in names], mine)
+    assert "2 of 3" in told
+    assert "P1-v0" in told
+    with pytest.raises(UserError, match="P1-v0"):
+        check_patients([Subject("P1-v0", {})], mine)
+    touch(tmp_path / "data", *(f"P1-v0/P1-v0_{m}.nii" for m in BRATS.modalities))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine.to_dict()))
+    options = [
+        *("--data-root", str(tmp_path / "data")),
+        "--description",
+        str(tmp_path / "mine.yaml"),
+    ]
+    assert check_data.main(options) == 2
+    with pytest.raises(UserError, match="P1-v0"):
+        find_data(parse_config(options), Console(quiet=True))
 
 
 def brain(path, *, background=0.0, seed=0, share=0.2, modalities=MODALITIES):

@@ -1,6 +1,8 @@
 """Tables of results: what stands in their cells, and what names from files can do to them."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,6 +200,41 @@ def test_a_run_with_another_recipe_is_not_taken_for_the_published_one(root, tmp_
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**results.config, **option}))
     found = paper_table("Table 1", replace(results, root=tmp_path))
     assert found is None or len(cells_of(found, "KD-Net (GT + KL + KD)")) == 1
+
+
+PAPERS = "0.75 * SoftTargetDiceBCE(temperature=5.0) + 0.25 * GroundTruth()"
+PAPERS += " + 10 * LatentKL(tap='bottleneck')"
+
+
+@pytest.mark.parametrize(
+    ("objective", "lines"),
+    [
+        (PAPERS, 3),
+        (PAPERS.replace("temperature=5.0", "temperature=1.0, binarisation='soft'"), 3),
+        (PAPERS.replace("GroundTruth()", "GroundTruth(weighted)"), 1),
+        (PAPERS.replace("GroundTruth()", "GroundTruth(TverskyLoss(alpha=0.7))"), 1),
+        (PAPERS.replace("LatentKL", "CosineFeature"), 1),
+        (PAPERS.replace("0.75", "0.6").replace("0.25", "0.4"), 1),
+        (f"{PAPERS} + 1 * CWD()", 1),
+        (PAPERS.partition(" + 10")[0], 1),
+    ],
+)
+def test_a_student_with_another_objective_than_the_papers_is_not_shown_as_the_papers(
+    root, tmp_path, objective, lines
+):
+    copy = tmp_path / "run"
+    shutil.copytree(root, copy)
+    for path in copy.glob("units/student/*/unit.json"):
+        config = {"imitation": 0.75, "latent_weight": 10.0}
+        experiment = {
+            "objective": objective,
+            "row": {"recipe": "distilled"},
+            "config": config,
+        }
+        path.write_text(json.dumps({"experiment": experiment}))
+    found = paper_table("Table 1", read_folder(copy))
+    assert len(cells_of(found, "KD-Net (GT + KL + KD)")) == lines
+    assert len(cells_of(found, "baseline (GT)")) == 3
 
 
 def test_published_numbers_have_protocols_and_lie_between_zero_and_a_hundred():

@@ -44,6 +44,13 @@ def test_rows_of_table_two_differ_from_the_paper_in_one_switch(config):
     assert (found["gt_kd"].imitation, found["gt_kd"].latent_weight) == (0.75, 0)
 
 
+def test_a_row_that_is_measured_against_no_row_is_refused_where_it_is_trained(tmp_path):
+    rows, groups = read_rows(write(tmp_path / "own.yaml", "rows: {mine: {against: nope}}"))
+    assert select_rows(["kdnet"], rows, groups)
+    with pytest.raises(UserError, match="no row 'nope'"):
+        select_rows(["mine"], rows, groups)
+
+
 def test_a_row_says_what_it_is_measured_against(tmp_path):
     file = write(tmp_path / "own.yaml", "rows: {mild: {}, pet: {against: mild}, x: {against: }}")
     rows, _ = read_rows(file)

@@ -1,20 +1,23 @@
 """Plans, their folds and folders, and what a unit keeps."""
 
+import importlib
 import io
 import itertools
 import json
 import os
 import re
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from quick import QUICK, TINY
+from quick import QUICK, STUDENT, TINY
 from rich.console import Console
 
 from crossval import protocol_file
@@ -26,15 +29,18 @@ from kdnet.environment import git_revision
 from kdnet.errors import UserError
 from kdnet.evaluation.scoring import read_scores
 from kdnet.files import write_json
+from kdnet.recipes import recipe_of
 from kdnet.rows import Row
+from kdnet.runs import networks
 from kdnet.runs.folder import Folder, UnitFolder, locked
 from kdnet.runs.networks import build
 from kdnet.runs.plan import Fold, deal, fold_of, folds_content, load_folds, make_plan, unused_text
 from kdnet.runs.preparation import prepare, rehearse_rows
 from kdnet.runs.subjects import DataSet, find_data
 from kdnet.runs.unit import launch, opened, score
-from kdnet.training.checkpoint import save_model
+from kdnet.training.checkpoint import network_digest, save_model
 from phantoms import generate_phantoms
+from privdistill import GroundTruth
 
 QUIET = Console(quiet=True)
 PARTS = ("train", "validation", "test")
@@ -252,6 +258,99 @@ def test_a_network_for_any_subset_is_scored_on_all_and_shown_with_the_students_v
     assert label_map(experiment.folder).shape == (16, 16, 16)
 
 
+def test_a_teacher_that_learns_more_references_than_its_student_is_refused_before_it_is_trained(
+    plan, tmp_path
+):
+    # Whatever it is called: "teacher" is the name of its row, not what it is.
+    taught = {"recipe": "distilled", "options": {"latent_weight": 0.0}}
+    rows = (
+        Row("t2", role="teacher"),
+        Row("between", teacher="t2", labelled=1, **taught),
+        Row("alike", teacher="t2", **taught),
+        Row("grandchild", teacher="alike", labelled=1, **taught),
+    )
+
+    def rehearsed(*names, teacher_model=None):
+        network = replace(plan.config.network, teacher_model=teacher_model)
+        config = replace(plan.config, network=network)
+        data = replace(config.data, validation_fraction=0.0)
+        config = replace(config, data=data, run=replace(config.run, out=tmp_path / "out"))
+        kept = [row for row in rows if row.name in names]
+        folds = deal(plan.data.foldable, config)[:1]
+        some = make_plan("crossval", "x", config, kept, folds, data=plan.data)
+        return rehearse_rows(some, some.units(), QUIET).experiments
+
+    assert {*rehearsed("t2", "alike")} == {"t2", "alike"}
+    for names in (("t2", "between"), ("t2", "alike", "grandchild")):
+        with pytest.raises(UserError, match=f"'{names[-1]}'.* t2, has seen 1 "):
+            rehearsed(*names)
+    with open_unit(plan, "teacher") as experiment:
+        metadata = experiment.metadata()
+    # A file does not say which of them it knows by their references.
+    metadata = replace(metadata, role="student")
+    every = [subject.name for subject in plan.data.foldable]
+    held_out = deal(plan.data.foldable, plan.config)[0].split.test
+    seen = tuple(name for name in every if name not in held_out)
+    save_model(tmp_path / "m.safetensors", build(metadata), replace(metadata, seen_cases=seen))
+    with pytest.raises(UserError, match=r"m\.safetensors, has seen 1 "):
+        rehearsed("t2", "between", teacher_model=tmp_path / "m.safetensors")
+
+
+LOSS = """
+import torch.nn.functional as F
+from .parts import constants
+def weighted(logits, target):
+    return constants.WEIGHT * F.cross_entropy(logits, target.squeeze(1).long())
+"""
+
+
+def test_a_loss_function_and_all_that_it_imports_from_its_folder_are_recorded(
+    plan, tmp_path, monkeypatch
+):
+    # Folders need no __init__.py.
+    folder = tmp_path / "ourlosses"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "loss.py").write_text(LOSS)
+    (folder / "parts" / "constants.py").write_text("from ourlosses.more import WEIGHT\n")
+    (folder / "more.py").write_text("WEIGHT = 1\n")
+    (folder / "unused.py").write_text("OTHER = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weighted = importlib.import_module("ourlosses.loss").weighted
+
+    def recipe(row, setting):
+        return replace(recipe_of(row, setting), objective=1.0 * GroundTruth(weighted))
+
+    monkeypatch.setattr(networks, "recipe_of", recipe)
+
+    def sources():
+        row, config = plan.row("teacher"), plan.configs["teacher"]
+        return networks.rehearse(row, config, plan.data.description, None)["sources"]
+
+    before = sources()
+    own = {f"ourlosses.{name}" for name in ("loss", "parts.constants", "more")}
+    assert {name for name in before if name.startswith("ourlosses")} == own
+    assert {"kdnet.models.blocks", "kdnet.training.checkpoint", "privdistill.wrapper"} <= {*before}
+    shown = ("kdnet.results", "kdnet.studies", "kdnet.command", "torch", "numpy")
+    assert not [name for name in before if name.startswith(shown)]
+    (folder / "more.py").write_text('"""Weight."""\nWEIGHT = 1  # as it was\n')
+    (folder / "unused.py").write_text("OTHER = 2\n")
+    assert sources() == before
+    (folder / "more.py").write_text("WEIGHT = 2\n")
+    assert {name for name, digest in sources().items() if digest != before[name]} == {
+        "ourlosses.more"
+    }
+    for name in [name for name in sys.modules if name.startswith("ourlosses")]:
+        sys.modules.pop(name)
+
+
+def test_a_teacher_that_sees_no_more_than_its_student_is_told():
+    said = io.StringIO()
+    for views in (["--student-modalities", "t1,t2"], ["--teacher-modalities", "t1ce"]):
+        find_data(parse_config([*SMALL, *views]), Console(file=said, width=300))
+    assert said.getvalue().count("Warning") == 1
+    assert "the teacher sees t1ce, and nothing" in said.getvalue()
+
+
 EXPERIMENT = {
     "config": {"epochs": 2},
     "objective": "L",
@@ -327,6 +426,29 @@ def test_files_that_are_gone_or_new_are_named(begun, subject):
     subject.images["t1"].path.unlink()
     with pytest.raises(UserError, match=r"t1\.nii"):
         begun[1]()
+
+
+def test_the_same_weights_are_the_same_teacher_however_their_file_is_written(tmp_path):
+    model, unit = tmp_path / "model.safetensors", UnitFolder(tmp_path / "unit")
+    torch.manual_seed(0)
+    network = build(STUDENT)
+    save_model(model, network, STUDENT)
+    unit.write_record({"teachers": {"t": network_digest(model)}})
+    save_model(model, network, replace(STUDENT, epoch=3))
+    unit.check_teachers({"t": model})
+    save_model(model, build(STUDENT), STUDENT)
+    with pytest.raises(UserError, match="another network"):
+        unit.check_teachers({"t": model})
+
+
+def test_a_path_may_be_written_in_another_way_where_a_run_goes_on(plan, tmp_path, monkeypatch):
+    root = plan.config.data.data_root
+    monkeypatch.chdir(root.parent)
+    relative = replace(plan.config.data, data_root=Path(root.name))
+    plan.files.check_config(replace(plan.config, data=relative))
+    other = replace(plan.config.data, data_root=tmp_path)
+    with pytest.raises(UserError, match="data_root"):
+        plan.files.check_config(replace(plan.config, data=other))
 
 
 def test_a_folder_that_cannot_be_made_is_named(plan, tmp_path):

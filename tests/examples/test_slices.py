@@ -22,6 +22,8 @@ def test_shown_cases_are_the_extremes_and_the_median_of_the_gain():
     chosen = choose_cases(scores, "student", "baseline")
     assert [why.split()[0] for why in chosen.values()] == ["lowest", "median", "highest"]
     assert all("difference between student and baseline" in why for why in chosen.values())
+    named = choose_cases(scores, "student", "baseline", {"student": "S", "baseline": "B"}.get)
+    assert all("difference between S and B" in why for why in named.values())
     touched = scores.assign(dice=0.0, postprocessing="on")
     assert choose_cases(pd.concat([scores, touched]), "student", "baseline") == chosen
 

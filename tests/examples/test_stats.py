@@ -37,8 +37,8 @@ def test_wilcoxon_enumerated_by_hand():
     [
         ([], "0 patients; at least 6"),
         ([0.1, 0.2, 0.3, 0.4, 0.5, NAN], "5 patients; at least 6"),
-        ([0.0] * 8, "only 0 of 8 differences"),
-        ([0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5], "only 5 of 7 differences"),
+        ([0.0] * 8, "8 of 8 differences are zero"),
+        ([0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5], "2 of 7 differences are zero"),
     ],
 )
 def test_reason_instead_of_a_p_value(differences, reason):

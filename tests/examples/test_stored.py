@@ -57,6 +57,12 @@ def test_whose_visits_cases_are_is_read_from_their_names(plan):
     assert {*read_folder(plan).scores["patient"]} == {"sub-1"}
 
 
+def test_scores_that_were_not_put_together_are_told_with_what_to_do(plan):
+    (plan / "scores.csv").unlink()
+    with pytest.raises(UserError, match=r"scores\.csv.*--unit"):
+        read_folder(plan)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -178,6 +178,16 @@ def test_what_makes_no_sense_is_refused_at_once(arguments, tmp_path, refusal, mo
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("option", [{"epoch": 3}, {"epochs": "many"}])
+def test_a_mistake_in_a_studys_options_names_its_file(tmp_path, refusal, option):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(FILE | {"options": option}))
+    assert str(file) in refusal(study, "--study", file)
+    # What stands on the command line is not the file's.
+    file.write_text(yaml.safe_dump(FILE))
+    assert str(file) not in refusal(study, "--study", file, "--epoch", "3")
+
+
 def test_a_study_named_in_a_configuration_file_is_not_lost(arguments, tmp_path, refusal):
     file = tmp_path / "own.yaml"
     file.write_text("study: lgg\n")

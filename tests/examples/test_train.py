@@ -20,6 +20,8 @@ import train
 from faulty_training import equal
 from kdnet.evaluation.scoring import read_scores
 from kdnet.recipes import recipe_of
+from kdnet.results.stored import read_folder
+from kdnet.results.tables import paper_table
 from kdnet.runs import networks
 from kdnet.runs.folder import Folder
 from kdnet.training.checkpoint import load_model, read_metadata, save_model
@@ -78,6 +80,13 @@ def test_a_run_leaves_everything_in_its_folder(run):
     assert (run / "report.html").is_file()
 
 
+def test_teacher_baseline_and_student_of_a_run_stand_in_the_papers_tables(run):
+    results = read_folder(run)
+    shown = paper_table("Table 1", results).frame
+    ours = shown["network"][shown["numbers"] == "ours, over folds"]
+    assert [*ours] == ["baseline (GT)", "teacher, every modality (GT)", "KD-Net (GT + KL + KD)"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_run_on_a_gpu_comes_to_its_end_and_is_known_again(arguments, tmp_path):
@@ -130,9 +139,10 @@ def test_a_student_of_an_earlier_teacher_is_no_result_beside_a_new_one(copy, arg
 
 NETWORK = """
 from kdnet.models import KDNet
+from neighbour import FACTOR
 class Tiny(KDNet):
     def forward(self, image):
-        return super().forward(image) * {factor}
+        return super().forward(image) * FACTOR
 """
 
 
@@ -143,13 +153,16 @@ def test_edited_code_is_another_experiment_unless_a_comment_alone_is_new(
     monkeypatch.syspath_prepend(str(tmp_path))
     given = [*arguments, "--out", str(tmp_path / "run"), "--backbone", "ours.Tiny"]
     given += ["--predictions", "false", "--epochs", "1"]
-    (tmp_path / "ours.py").write_text(NETWORK.format(factor=1))
+    (tmp_path / "ours.py").write_text(NETWORK)
+    (tmp_path / "neighbour.py").write_text("FACTOR = 1")
     assert train.main(given) == 0
-    (tmp_path / "ours.py").write_text("# the same\n" + NETWORK.format(factor=1))
+    (tmp_path / "ours.py").write_text("# the same\n" + NETWORK)
+    (tmp_path / "neighbour.py").write_text('"""The same."""\nFACTOR = 1')
     assert train.main(given) == 0
-    (tmp_path / "ours.py").write_text(NETWORK.format(factor=2))
-    assert "sources.ours: " in refusal(train, *given)
-    sys.modules.pop("ours")
+    (tmp_path / "neighbour.py").write_text("FACTOR = 2")
+    assert "sources.neighbour: " in refusal(train, *given)
+    for name in ("ours", "neighbour"):
+        sys.modules.pop(name)
 
 
 @pytest.mark.usefixtures("training_alone")

@@ -37,6 +37,17 @@ _SHOWN = 200
 _ABANDONED = 3600.0  # seconds after which an unfinished file belongs to a killed process
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values, and no key twice, of which PyYAML keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"{twice[0]} stands twice in what begins in line {line}")
+        return super().construct_mapping(node, deep)
+
+
 class UnreadableError(Exception):
     """A file is missing, or not of the form that it should have; the message says why."""
 
@@ -68,7 +79,8 @@ def read_json(path: Path) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file of plain values."""
-    return _read(path, yaml.safe_load)
+    # A safe loader, like the one that it is made of.
+    return _read(path, lambda text: yaml.load(text, _Loader))  # noqa: S506
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

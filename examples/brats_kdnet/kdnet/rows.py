@@ -123,18 +123,24 @@ def select_rows(
     """Choose rows by their names or those of groups, teachers first."""
     names = [name for item in wanted for name in groups.get(item, [item])]
     chosen = [row for name in names for row in _lineage(name, rows, groups)]
+    for row in chosen:
+        _check_known(row.against or row.name, rows, groups)
     return list({row.name: row for row in chosen}.values())
+
+
+def _check_known(name: str, rows: Iterable[str], groups: Iterable[str]) -> None:
+    if name not in rows:
+        raise UserError(
+            f"There is no row {name!r}. Rows: {', '.join(rows)}. Groups: {', '.join(groups)}. "
+            "Rows of your own are described in a file: --rows-file."
+        )
 
 
 def _lineage(
     name: str, rows: Mapping[str, Row], groups: Iterable[str], students: tuple[str, ...] = ()
 ) -> list[Row]:
     """A row behind its teachers, and theirs."""
-    if name not in rows:
-        raise UserError(
-            f"There is no row {name!r}. Rows: {', '.join(rows)}. Groups: {', '.join(groups)}. "
-            "Rows of your own are described in a file: --rows-file."
-        )
+    _check_known(name, rows, groups)
     if name in students:
         raise UserError(f"Row {students[0]!r}: its teachers teach each other in a circle.")
     behind = [

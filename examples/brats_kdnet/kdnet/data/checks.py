@@ -119,7 +119,7 @@ def unlike_training(
         found = read_geometry(file)
         if orientation and found.orientation != orientation:
             reason = f"its axes run {found.orientation}, those of the training data {orientation}"
-            yield Problem(subject.name, file.path, f"{reason}; use fslreorient2std, for example")
+            yield Problem(subject.name, file.path, f"{reason}; turn it there first")
         # Models of before spacing was kept have none.
         ratios = [own / usual for own, usual in zip(found.spacing, spacing, strict=False)]
         if not all(1 / _SIZE_FACTOR <= ratio <= _SIZE_FACTOR for ratio in ratios):

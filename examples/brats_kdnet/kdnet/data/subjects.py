@@ -133,11 +133,11 @@ def _subjects(root: Path, description: Description) -> list[Subject]:
     found = {role: _matches(root, pattern) for role, pattern in description.patterns.items()}
     # A folder whose files are all misnamed would else be missed without a word.
     unlisted = dict(_other_folders(root, description))
-    grades: dict[str, str | None] = dict.fromkeys(unlisted)
+    parts: dict[str, dict[str, str]] = {name: {} for name in unlisted}
     for matches in found.values():
-        grades |= {name: claims[0][1] for name, claims in matches.items()}
+        parts |= {name: claims[0][1] for name, claims in matches.items()}
     subjects = []
-    for name in sorted(grades):
+    for name in sorted(parts):
         paths = {
             role: [path for path, _ in matches[name]]
             for role, matches in found.items()
@@ -151,18 +151,44 @@ def _subjects(root: Path, description: Description) -> list[Subject]:
                 name,
                 files,
                 segmentation,
-                grade=grades[name],
+                grade=parts[name].get("grade"),
                 rivals={role: tuple(own[1:]) for role, own in paths.items() if own[1:]},
                 unlisted=unlisted.get(name, ""),
-                patient=patient_of(name, description.visits),
+                patient=_patient(name, parts[name], description),
             )
         )
     return subjects
 
 
-def _matches(root: Path, pattern: str) -> dict[str, list[tuple[Path, str | None]]]:
-    """Subject name to the files that fit a pattern, each with the stratum it lies in."""
-    matches: dict[str, list[tuple[Path, str | None]]] = {}
+def _patient(name: str, parts: Mapping[str, str], description: Description) -> str:
+    """Whose visit a subject is; where folders of visits tell, that is not guessed from its name."""
+    told = "" if description.patient or not description.visits else parts.get("subject", name)
+    return told or patient_of(name, description.patient)
+
+
+def check_patients(subjects: Iterable[Subject], description: Description) -> str:
+    """Refuse a pattern of patients that fits no subject; say how many it does not fit."""
+    pattern, names = description.patient, [subject.name for subject in subjects]
+    strange = [name for name in names if pattern and not _fits(name, pattern)]
+    if not strange:
+        return ""
+    text = f"the pattern of patients, '{pattern}', fits {len(names) - len(strange)} of {len(names)}"
+    told = f"{description.name}: {text} subjects, and not {', '.join(sorted(strange)[:5])}"
+    if len(strange) == len(names):
+        raise UserError(
+            f"{told}, so that visits of one patient could train and test. Correct `patient` in "
+            "the description, or leave it out if nobody came twice."
+        )
+    return f"{told}; each of those is taken for a patient of its own."
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return re.fullmatch(_to_expression(pattern), name) is not None
+
+
+def _matches(root: Path, pattern: str) -> dict[str, list[tuple[Path, dict[str, str]]]]:
+    """Subject name to the files that fit a pattern, each with what its placeholders stand for."""
+    matches: dict[str, list[tuple[Path, dict[str, str]]]] = {}
     for alternative in map(str.strip, pattern.split("|")):
         earlier = {*matches}
         expression = re.compile(_to_expression(alternative))
@@ -173,9 +199,11 @@ def _matches(root: Path, pattern: str) -> dict[str, list[tuple[Path, str | None]
             if match is None or path.name.startswith("."):
                 continue
             parts = match.groupdict()
-            name = "_".join(filter(None, (parts["subject"], parts.get("session"))))
+            # The last underscore of a name then parts the two, whatever folders are called.
+            session = (parts.get("session") or "").replace("_", "-")
+            name = "_".join(filter(None, (parts["subject"], session)))
             if name not in earlier:
-                matches.setdefault(name, []).append((path, parts.get("grade")))
+                matches.setdefault(name, []).append((path, parts))
     return matches
 
 

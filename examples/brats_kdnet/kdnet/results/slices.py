@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,16 @@ _FORM: dict[str, Any] = {"legend": [[""]], "cases": [_CASE], "viewer": []}
 orientations: Any = nibabel_orientations  # not typed
 
 
-def choose_cases(scores: pd.DataFrame, student: str, baseline: str) -> dict[str, str]:
+def choose_cases(
+    scores: pd.DataFrame, student: str, baseline: str, label: Callable[[str], str] = str
+) -> dict[str, str]:
     """Choose cases by a rule, so that nobody can pick the prettiest: name to reason."""
     dice = scored_in(scores).pivot_table(index="case", columns="row", values="dice")
     if student in dice and baseline in dice and len(both := dice[[student, baseline]].dropna()):
         gain = both[student] - both[baseline]
-        return _spread(gain, f"difference between {student} and {baseline}")
+        return _spread(gain, f"difference between {label(student)} and {label(baseline)}")
     row = next((row for row in (student, baseline, *dice) if row in dice), None)
-    return {} if row is None else _spread(dice[row].dropna(), f"Dice of the {row}")
+    return {} if row is None else _spread(dice[row].dropna(), f"Dice of the {label(row)}")
 
 
 def cut_slices(results: Results) -> str:
@@ -70,7 +72,7 @@ def cut_slices(results: Results) -> str:
         description, found = find_subjects(folder, results.description)
         subjects = {subject.name: subject for subject in found if subject.name in maps}
         known = results.scores[results.scores["case"].isin(subjects)]
-        chosen = choose_cases(known, results.student, results.baseline)
+        chosen = choose_cases(known, results.student, results.baseline, results.label)
         cut = [
             _cut(subjects[name], why, description, maps[name], results.seen)
             for name, why in chosen.items()

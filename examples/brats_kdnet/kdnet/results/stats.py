@@ -171,7 +171,10 @@ def wilcoxon(differences: Sequence[float]) -> tuple[float, str]:
     if values.size < FEWEST:
         reason = _too_few(values.size)
     elif changed.size < FEWEST:
-        reason = f"only {changed.size} of {values.size} differences are not zero"
+        reason = (
+            f"{values.size - changed.size} of {values.size} differences are zero; at least "
+            f"{FEWEST} others are needed"
+        )
     return (math.nan, reason) if reason else (float(stats.wilcoxon(changed).pvalue), "")
 
 

@@ -111,6 +111,11 @@ def read_folder(root: Path) -> Results:
     path = root / "description.json"
     description = load_description(path) if path.is_file() else None
     published = (root / ROWS).is_file()
+    if not (published or (root / "scores.csv").is_file()):
+        raise UserError(
+            f"{root}: the scores of its units have not been put together in scores.csv. Give the "
+            "command that trained it once more, without --unit."
+        )
     scores = _published(root / ROWS, rows) if published else read_scores(root / "scores.csv")
     scores = scores[scores["row"].isin(rows)]
     views = scores.groupby("row")["modalities"].nunique()

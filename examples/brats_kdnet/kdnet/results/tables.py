@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from kdnet.errors import printable
 from kdnet.evaluation.scoring import scored_in
 from kdnet.files import read_yaml
 from kdnet.results.stats import Gain, Interval, all_cells, cells, interval
-from kdnet.results.stored import Results
+from kdnet.results.stored import Results, optional_mapping
 
 SPACES = {"native": "native space", "grid": "training grid"}
 SCORES = {
@@ -36,6 +37,9 @@ _TREATMENTS = {"off": "no post-processing", "on": "small regions removed"}
 _DASH = "\N{EN DASH}"
 _NOT_RUN = "not run"
 _T1CE = "BraTS 2018, T1ce alone"
+
+#: A term in the text of an objective: its weight, its name, and the bracket or option behind it.
+_TERM = re.compile(r"(?:([\d.e+-]+) \* )?\b([A-Z]\w*)\((\)|\w+=)?")
 
 Label = Callable[[str], str]
 
@@ -326,9 +330,27 @@ def _row_of(results: Results, wanted: Mapping[str, Any]) -> str:
             wanted.get("role", "student"),
             wanted.get("options", {}),
         )
-        if same and not shared_out and not (other and row.recipe == "distilled"):
+        theirs = same and not shared_out and not (other and row.recipe == "distilled")
+        if theirs and all(map(_learned_as_published, results.units(name))):
             return name
     return ""
+
+
+def _learned_as_published(unit: Path) -> bool:
+    """Whether a unit's objective is that of equation (5) with its own weights, or a part of it."""
+    experiment = optional_mapping(unit / "unit.json").get("experiment", {})
+    row, config = experiment.get("row", {}), experiment.get("config", {})
+    # Other recipes have terms of their own, and are compared with other papers.
+    if row.get("recipe") not in {"supervised", "distilled"}:
+        return True
+    taught = row["recipe"] == "distilled"
+    imitation, latent = (config[name] * taught for name in ("imitation", "latent_weight"))
+    weights = {"SoftTargetDiceBCE": imitation, "GroundTruth": 1 - imitation, "LatentKL": latent}
+    expected = [(name, round(weight, 6)) for name, weight in weights.items() if weight]
+    found = _TERM.findall(experiment["objective"])
+    # A loss of the user's own stands in the brackets without the name of an option.
+    options = all(end for _, _, end in found)
+    return options and [(n, round(float(w or 1), 6)) for w, n, _ in found] == expected
 
 
 def _our_lines(label: str, own: pd.DataFrame) -> list[dict[str, str]]:

@@ -2,10 +2,10 @@
 
 import ast
 import hashlib
-import inspect
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import kdnet.recipes
-import privdistill.losses
+import privdistill
 from kdnet.config import Config, DataConfig
 from kdnet.data.description import Description
 from kdnet.data.splits import Split, seen_before
@@ -190,37 +190,78 @@ def _check_scored_view(row: Row, config: Config, description: Description) -> No
         )
 
 
-#: What decides a network's numbers beside its recipe: what it is given, and how it is trained.
-_TRAINED_BY = (
-    *("data/loading", "data/augmentation", "data/preprocessing", "data/samples", "data/targets"),
-    "training/loop",
-)
+_OURS = ("kdnet", "privdistill")
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+#: Folders of the application that decide a network's numbers; others run it and show them.
+_DECIDING = ("data", "evaluation", "models", "recipes", "training")
 
 
 def _sources(recipe: Recipe) -> dict[str, str]:
-    """Digests of the code that a row is trained by; not of others'."""
-    parts = (*recipe.network.modules(), *recipe.objective.modules())
-    modules = {type(part).__module__ for part in parts}
-    files = {name: inspect.getsourcefile(sys.modules[name]) for name in modules}
-    found = {
-        name: Path(file)
-        for name, file in files.items()
-        if file is not None and (name.startswith("kdnet.") or "site-packages" not in file)
-    }
-    for package in (kdnet.recipes, privdistill.losses):
-        folder = Path(str(package.__file__)).parent
-        found |= {f"{package.__name__}.{path.stem}": path for path in folder.glob("*.py")}
+    """Digests of the code that a row is trained by; not of what shows it."""
+    modules = (*recipe.network.modules(), *recipe.objective.modules())
+    # Functions are no modules: a loss of the user's own may be one, in a term's attribute.
+    parts = [p for module in modules for p in (type(module), *vars(module).values())]
+    names = {str(getattr(getattr(part, "func", part), "__module__", None)) for part in parts}
+    found = {name: path for one in sorted(names) for name, path in _imported(one).items()}
     application = Path(str(kdnet.recipes.__file__)).parents[1]
-    found |= {f"kdnet.{p.replace('/', '.')}": application / f"{p}.py" for p in _TRAINED_BY}
+    folders = {f"kdnet.{name}": application / name for name in _DECIDING}
+    folders["privdistill"] = Path(str(privdistill.__file__)).parent
+    for package, folder in folders.items():
+        for path in folder.rglob("*.py"):
+            name = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
+            found[name.removesuffix(".__init__")] = path
     return {name: _code_digest(found[name].read_text(encoding="utf-8")) for name in sorted(found)}
 
 
+def _imported(name: str) -> dict[str, Path]:
+    """The file of a network or loss of the user's own, and those beside it that it imports."""
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    if not file.endswith(".py") or name.partition(".")[0] in _OURS or _is_installed(file):
+        return {}
+    first = Path(file)
+    root = first.parents[name.count(".") + (first.name == "__init__.py")]
+    found, waiting = {name: first}, [first]
+    # By what the files say, as another process may not have imported them, or not yet.
+    while waiting:
+        for path in _neighbours(waiting.pop(), root):
+            parts = path.relative_to(root).with_suffix("").parts
+            if parts[0] not in _OURS and path not in found.values():
+                found[".".join(parts)] = path
+                waiting.append(path)
+    return found
+
+
+def _neighbours(file: Path, root: Path) -> Iterator[Path]:
+    """Files below a folder that a file imports, and those of the packages that they are in."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names, base = [""], root
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parents[node.level - 1] if node.level else root
+            names = [f"{node.module or ''}.{alias.name}".strip(".") for alias in node.names]
+        for name in filter(None, names):
+            parts = name.split(".")
+            places = [base.joinpath(*parts[: n + 1]) for n in range(len(parts))]
+            files = [f for p in places for f in (p.with_name(f"{p.name}.py"), p / "__init__.py")]
+            yield from (found for found in files if found.is_file())
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file came with a package, whose version environment.json has, or with Python."""
+    packages = {"site-packages", "dist-packages"}.intersection(Path(file).parts)
+    return bool(packages) or Path(file).is_relative_to(Path(os.__file__).parent)
+
+
 # Rows share most of their code.
-@lru_cache(maxsize=64)
+@cache
 def _code_digest(text: str) -> str:
-    """SHA-256 of what Python makes of a text, so that comments and line breaks do not matter."""
-    code = ast.dump(ast.parse(text))
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+    """SHA-256 of what Python makes of a text: no comment, docstring or line break matters."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
 def describe_teacher(path: Path, config: Config, description: Description) -> ModelMetadata:
@@ -232,16 +273,20 @@ def describe_teacher(path: Path, config: Config, description: Description) -> Mo
     return found
 
 
+def check_references(teacher: str, known: Sequence[str]) -> None:
+    """Refuse a teacher that knows subjects whose reference its student does not have."""
+    if known:
+        raise UserError(
+            f"Its teacher, {teacher}, has seen {len(known)} of the subjects that shall have no "
+            f"reference, such as {known[0]}: it would bring their references in. Give a teacher "
+            "that is trained on the student's labelled subjects alone (labelled in its row, or "
+            "--labelled for all rows)."
+        )
+
+
 def check_unseen(path: Path, metadata: ModelMetadata, splits: Mapping[int, Split]) -> None:
     """Refuse a network that has seen what it, or its student, will be tested on, by fold."""
     for fold, split in splits.items():
-        known = seen_before(split.unlabelled, metadata.seen_cases, metadata.description)
-        if known and metadata.role == "teacher":
-            raise UserError(
-                f"{path} was trained on {len(known)} of the subjects that shall have no reference, "
-                f"such as {known[0]}: it would bring their references in. Give a teacher that was "
-                "trained on labelled subjects alone."
-            )
         leaked = seen_before(split.test, metadata.seen_cases, metadata.description)
         if leaked:
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from kdnet.config import Config, in_words
-from kdnet.data.splits import Split
+from kdnet.data.splits import Split, seen_before
 from kdnet.data.subjects import file_states
 from kdnet.errors import UserError
 from kdnet.files import file_digest, remove_abandoned, write_json
@@ -32,6 +32,9 @@ def rehearse_rows(plan: Plan, units: Sequence[Unit], console: Console) -> Plan:
         if len(needed) > 1:
             console.print(f"Trying {name}")
         try:
+            for one in units:
+                if one.row == unit.row:
+                    _check_teachers(plan, one)
             teacher = _teacher_of(plan, unit)
             experiments[name] = networks.rehearse(
                 unit.row, plan.configure(unit), plan.data.description, teacher
@@ -74,8 +77,21 @@ def _teacher_of(plan: Plan, unit: Unit) -> ModelMetadata | None:
         # Every fold, as the same network would teach them all.
         folds = {one.number: plan.split(replace(unit, fold=one)) for one in plan.folds}
         networks.check_unseen(path, metadata, folds)
+        for split in folds.values():
+            # A file does not say which of them it knows by their reference.
+            seen = seen_before(split.unlabelled, metadata.seen_cases, metadata.description)
+            networks.check_references(str(path), seen)
         return metadata
     return None
+
+
+def _check_teachers(plan: Plan, unit: Unit) -> None:
+    """Make sure that no reference that a unit shall do without reaches it by those who teach it."""
+    hidden = {*plan.split(unit).unlabelled}
+    for teacher in plan.with_teachers(plan.teachers_of(unit)):
+        if not networks.is_given(teacher.row, plan.configure(teacher)):
+            known = sorted(hidden.intersection(plan.split(teacher).train))
+            networks.check_references(teacher.row.name, known)
 
 
 def _begin_or_go_on(plan: Plan, console: Console) -> Plan:

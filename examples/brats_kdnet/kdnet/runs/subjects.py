@@ -14,12 +14,12 @@ from kdnet.data.loading import prepare
 from kdnet.data.phantom_files import generate_phantoms, phantom_names
 from kdnet.data.samples import samples_per_subject
 from kdnet.data.splits import Split, seen_before, share_labels
-from kdnet.data.subjects import Subject, find_subjects
+from kdnet.data.subjects import Subject, check_patients, find_subjects
 from kdnet.data.volumes import read_geometry
 from kdnet.errors import UserError, printable
 from kdnet.files import write_json
 from kdnet.runs.folder import Folder
-from kdnet.runs.networks import check_views, describe_network, stacked, workers
+from kdnet.runs.networks import check_views, describe_network, stacked, view_of, workers
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,21 @@ def find_data(config: Config, console: Console) -> DataSet:
         given = None if data.description is None else load_description(Path(data.description))
         description, subjects = find_subjects(data.data_root, given)
     check_views(data, description)
+    teacher, student = (view_of(role, data, description) for role in ("teacher", "student"))
+    if {*teacher} <= {*student}:
+        console.print(
+            f"Warning: the teacher sees {', '.join(teacher)}, and nothing that the student does "
+            "not see. Give more --teacher-modalities, or fewer --student-modalities.",
+            soft_wrap=True,
+        )
     found = DataSet(description, {subject.name: subject for subject in subjects})
     if data.data_root is not None and data.skip_invalid:
         found = _without_unsound(config, found, console)
-    return _with_further(data, found)
+    found = _with_further(data, found)
+    for some in filter(None, (found.foldable, found.named(found.further))):
+        if text := check_patients(some, description):
+            console.print(f"Warning: {text}", soft_wrap=True)
+    return found
 
 
 def make_phantoms(config: Config, data: DataSet, cache: Path, console: Console) -> DataSet:

@@ -124,6 +124,7 @@ class Experiment:
         datasets: Preprocessed training, validation and unlabelled subjects.
         cache: What its teachers said; None without one.
         temperature: What was fitted to its teachers; None as long as it was not.
+        objective: In words with that temperature; empty where none is fitted.
     """
 
     plan: Plan
@@ -136,6 +137,7 @@ class Experiment:
     datasets: dict[str, Any]
     cache: TeacherCache | None = None
     temperature: float | None = None
+    objective: str = ""
 
     @property
     def data(self) -> DataSet:
@@ -169,7 +171,9 @@ class Experiment:
             "experiment": experiment_of(self.plan, self.unit),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "peak_mib": peak_memory(),
-            "teachers": {name: file_digest(model) for name, model in teachers.items()},
+            "teachers": {
+                name: checkpoint.network_digest(model) for name, model in teachers.items()
+            },
             "device": str(self.fabric.device),
             "processes": self.fabric.world_size,
         }
@@ -178,6 +182,8 @@ class Experiment:
             content["teacher_cache"] = asdict(self.cache.statistics)
         if self.temperature is not None:
             content["temperature"] = self.temperature
+        if self.objective:
+            content["objective"] = self.objective
         self.folder.write_record(content)
 
     def metadata(self) -> checkpoint.ModelMetadata:
@@ -276,7 +282,9 @@ def train(experiment: Experiment) -> None:
     config = replace(experiment.config, objective=options_for(experiment, teachers))
     setting = networks.setting_of(unit.row, config, experiment.data.description, network, teachers)
     with timed(experiment.seconds, "training"), explained(f"The training of {unit.name}"):
-        teach(experiment, recipe_of(unit.row, setting), metadata)
+        recipe = recipe_of(unit.row, setting)
+        experiment.objective = "" if experiment.temperature is None else str(recipe.objective)
+        teach(experiment, recipe, metadata)
     if experiment.fabric.is_global_zero:
         # A kill in what follows must not cost these times.
         experiment.record()

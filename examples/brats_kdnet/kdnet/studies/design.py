@@ -224,6 +224,10 @@ def _of_recipes(design: Design) -> Iterator[str]:
                 f"the recipe {name!r} must match {_NAME.pattern} and be neither {TEACHER} nor "
                 f"{BASELINE}, which are always there."
             )
+        controls = [BASELINE, *(own for own, one in design.recipes.items() if one.supervised)]
+        if recipe.against not in controls:
+            found = f"the recipe {name!r} is against {recipe.against!r}"
+            yield f"{found}; expected a recipe without a teacher: {', '.join(controls)}."
         yield from _foreign(f"recipe {name!r}", recipe.options)
     for name in _ELSEWHERE & {*design.options}:
         yield f"options may not have {name}: blocks or the command line say it."

@@ -331,6 +331,10 @@ def _read(
     path: Path, form: str, *, tensors: bool = True
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read what `_write` wrote, or say why it is something else."""
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder; give the file in it, such as {path / 'model.safetensors'}."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             strings = dict(file.metadata() or {})
@@ -351,6 +355,11 @@ def _read(
             "or train the network again."
         )
     return strings, values
+
+
+def network_digest(path: Path) -> str:
+    """Return SHA-256 of a model file's weights, which the order of what it says does not change."""
+    return _read(path, FORMAT, tensors=False)[0][_TENSORS]
 
 
 def _check_format(path: Path, strings: Mapping[str, str], form: str) -> None:
