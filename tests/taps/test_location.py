@@ -1055,13 +1055,27 @@ def meshed(levels, meshes, given):
     return [*stages, Deepen(levels - 1), *last, Mesh(levels, given)]
 
 
+class Unrolled(nn.Sequential):
+    """Layers, some of which are lists that do not run themselves."""
+
+    def forward(self, maps):
+        for layer in self:
+            for step in layer if isinstance(layer, nn.ModuleList) else [layer]:
+                maps = step(maps)
+        return maps
+
+
 def nest(layers, form):
     """The same layers one after another: flat, as a body, or with the last stage as a part."""
     if form == "body":
         return nn.Sequential(nn.Sequential(*layers), Read(4))
     first = 1 + max(i for i, layer in enumerate(layers) if isinstance(layer, Deepen))
-    last = layers[first:] if form == "flat" else [nn.Sequential(*layers[first:])]
-    return nn.Sequential(*layers[:first], *last, Read(4))
+    last = {
+        "flat": layers[first:],
+        "stage": [nn.Sequential(*layers[first:])],
+        "list": [nn.ModuleList(layers[first:])],
+    }
+    return Unrolled(*layers[:first], *last[form], Read(4))
 
 
 def assert_lists(net, layer):
@@ -1080,7 +1094,7 @@ def last_arm(net, levels):
     return [name for name, _ in net.named_modules() if name.endswith(f"arms.{levels - 1}")][-1]
 
 
-@pytest.mark.parametrize("form", ["flat", "body", "stage"])
+@pytest.mark.parametrize("form", ["flat", "body", "stage", "list"])
 @pytest.mark.parametrize(("levels", "meshes"), STAGES)
 def test_a_last_stage_that_gives_its_finest_level_alone_is_an_error_that_lists_it(
     levels, meshes, form
@@ -1111,6 +1125,49 @@ def test_a_stage_that_its_parent_runs_is_an_error_that_lists_its_layer(
     layers = meshed(levels, meshes, levels if all_levels else 1)
     net = Runs(*layers, Read(4)) if form == "flat" else nn.Sequential(Runs(*layers), Read(4))
     assert_lists(net, last_arm(net, levels))
+
+
+class Apart(nn.Module):
+    """Layers whose meshes run inside the parent's own forward, and are held in two lists."""
+
+    def __init__(self, layers, head):
+        super().__init__()
+        meshes = [layer for layer in layers if isinstance(layer, Mesh)]
+        self.arms = nn.ModuleList(mesh.arms for mesh in meshes)
+        self.ties = nn.ModuleList(mesh.ties for mesh in meshes)
+        self.steps = nn.ModuleList(layer for layer in layers if layer not in meshes)
+        self.layers, self.head = tuple(layers), head
+
+    def forward(self, maps):
+        return self.head(Runs.forward(self.layers, maps))
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_layers_of_stages_that_are_held_apart_are_found_or_listed(levels):
+    arm = f"arms.{levels - 1}.{levels - 1}"
+    assert locate(Apart(meshed(levels, 2, 1), Read(4))).name == arm
+    assert_lists(nn.Sequential(Apart(meshed(levels, 2, 1), nn.Identity()), Read(4)), f"0.{arm}")
+
+
+def test_a_module_that_gives_the_levels_of_stages_it_runs_is_listed():
+    assert_lists(nn.Sequential(Runs(*meshed(2, 2, 2)), Read(12)), "0")
+
+
+@pytest.mark.parametrize("change", ["copies", "kernel of one", "width"])
+def test_a_last_stage_is_one_whatever_its_layers(change):
+    class Copies(nn.Module):
+        def forward(self, maps):
+            return [level.clone() for level in maps]
+
+    *layers, mesh = meshed(3, 1, 1)
+    if change == "copies":
+        layers.append(Copies())
+    elif change == "kernel of one":
+        mesh.arms[2] = nn.Conv2d(16, 16, 1)
+    else:
+        mesh.arms[2], mesh.ties[0][2][0] = nn.Conv2d(16, 12, 3, 1, 1), nn.Conv2d(12, 4, 1)
+    net = nn.Sequential(*layers, mesh, Read(4))
+    assert_lists(net, f"{len(layers)}.arms.2")
 
 
 class Arms(Mesh):
