@@ -11,9 +11,10 @@ The rule gives one layer for every network, or an error that lists the candidate
    projection that a sum with a finer one waits for, and context that is pooled and pasted beside
    the features it came from (ASPP, PSP). A module that goes down and up holds both; the rule is
    then asked of its children. A module that gives the coarsest level back with finer ones joined,
-   like a stage of an HRNet, is encoder, and of it only what leads to that level counts. One that
-   gets levels which were exchanged before, and gives finer ones alone, may be the last such
-   stage or a decoder: this is an error.
+   like a stage of an HRNet, is encoder, and of it only what leads to that level counts. A module
+   or list of layers that gets levels which were exchanged before, or the only two, transforms
+   the coarsest and gives finer ones alone, may be the last such stage or a decoder: this is an
+   error.
 5. Of what is left, the last is the bottleneck: the end of the encoder, or a module of its own
    behind it. Where nothing finer follows, that is the last layer before the head, unless one
    module with several levels holds most of the layers: this is the encoder then.
@@ -23,6 +24,7 @@ Attribute names decide nothing but which layers belong to one module.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
 
@@ -145,7 +147,7 @@ def _locate(flow: FlowRecorder, logits: list[Node], role: str) -> Location:
             f"Bottleneck of the {role}: no layer has a coarser output than the input, runs only "
             f"once and is no head, so there is none to find. Name a layer pair: {_REMEDY}"
         )
-    _check_stages(maps, body, exchanging, role)
+    _check_stages(maps, body, exchanging, reached, role)
     encoder, how = _encoder(maps, body, reached, exchanging, role)
     last = _last(encoder)
     _check_single(encoder, body, last, role)
@@ -301,30 +303,74 @@ def _check_encoder(before: Outputs, own: Outputs, rises: Outputs, ends: bool, ro
         )
 
 
-def _check_stages(maps: Outputs, body: Outputs, exchanging: dict[str, Nodes], role: str) -> None:
-    """Refuse to choose where levels that were exchanged are joined into finer ones alone."""
-    first, names = body[0], {item.name for item in body}
+def _check_stages(
+    maps: Outputs, body: Outputs, exchanging: dict[str, Nodes], reached: Nodes, role: str
+) -> None:
+    """Refuse to choose where what may be a stage joins its levels into finer ones alone."""
+    names = {item.name for item in body}
+    # A list of layers that its parent runs is a part as well.
+    parts = {part for name in names for part in accumulate(name.split("."), "{}.{}".format)}
+    for part in sorted(part for part in parts if not _inside(part, names.union(exchanging))):
+        if _may_be_stage(part, maps, body, set(exchanging), reached):
+            why = (
+                f"'{part}' joins levels into finer ones alone, so it may be the last stage of an "
+                "encoder that exchanges levels, or a decoder"
+            )
+            listed = [i for i in body if not _inside(i.name, names - {i.name})]
+            raise _undecided(role, why, listed[::-1])
+
+
+def _may_be_stage(
+    part: str, maps: Outputs, body: Outputs, exchanging: set[str], reached: Nodes
+) -> bool:
+    """Whether a part transforms its coarsest level, and got levels that an encoder exchanges."""
+    first = body[0]
+    inside = [item for item in maps if _inside(item.name, {part})]
+    own = [item for item in body if _inside(item.name, {part})]
+    finer = [item for item in inside if _finer(item.node, first.node.stride)]
+    ends = [item.node for item in finer if not _inside(item.name, exchanging)]
+    way = ancestors(ends, parents_of)
+    if not any(item.node in way and _transforms(item) for item in own):
+        return False
+    given, later = _given(part, inside, reached)
+    deep = {node for node in given if not _finer(node, first.node.stride)}
     # What an encoder made, and was not just given, is decoded outside of it.
     made = {i.node for i in maps if _inside(first.name, {i.name}) and i.node not in i.inputs}
-    for item in maps:
-        deep = [n for n in item.inputs if n.grid and not _finer(n, first.node.stride)]
-        fine = [n for n in item.inputs if _finer(n, first.node.stride) and n not in made]
-        alone = _finer(item.node, first.node.stride) and item.name not in names.union(exchanging)
-        holds = alone and any(_inside(name, {item.name}) for name in names)
-        if holds and any(_exchanged(one, other) for one in fine for other in deep):
-            why = (
-                f"'{item.name}' joins levels that were exchanged before into a finer one, so it "
-                "may be the last stage of the encoder or a decoder"
-            )
-            raise _undecided(role, why, [i for i in body if not _inside(i.name, names - {i.name})])
+    # Two levels were never exchanged before: each has a layer, and nothing passes by.
+    single = [item for item in inside if item.weighs and len(item.inputs) == 1]
+    kept = {n for i in single for n in i.inputs if i.node.shape == n.shape}
+    whole = kept >= given and way.issuperset(i.node for i in own) and reached <= later | way
+    two = whole and len(given) == 2
+    return any(two or _exchanged(fine, level) for fine in given - deep - made for level in deep)
+
+
+def _transforms(item: LayerOutput) -> bool:
+    """Whether a layer does more than to project features to another width."""
+    keeps = any(item.node.shape == node.shape for node in item.inputs)
+    return item.weighs and (keeps or item.node.window > 1)
+
+
+def _given(part: str, inside: Outputs, reached: Nodes) -> tuple[Nodes, Nodes]:
+    """The maps that a part is given, and all that depends on its layers."""
+    made = {item.node for item in inside if item.node not in item.inputs}
+    later = made | behind(made, reached)
+    ran = [item for item in inside if item.name == part]
+    given = {node for item in ran or inside for node in item.inputs if node.grid} - later
+    # Its parent may resample a map on the way to the part's first layer.
+    return {node for node in given if ran or not _resamples(node)}, later
 
 
 def _exchanged(fine: Node, deep: Node) -> bool:
-    """Whether one map came up and the other down, and neither was made of the other."""
+    """Whether one map was joined with what came up, and the other with what came down."""
     above, below = ancestors([fine], parents_of), ancestors([deep], parents_of)
+    # Levels that were all made of one, like those of a transformer, came up alone.
+    level = ancestors([fine], lambda n: [p for p in n.parents if not _finer(fine, p.stride)])
+    joined = any(not node.parents for node in level)
     risen = any(_finer(n, p.stride) for n in above - below for p in n.parents if not p.pooled)
-    return risen and any(
-        _finer(p, n.stride) for n in below - above for p in n.parents if not n.pooled
+    return (
+        joined
+        and risen
+        and any(_finer(p, n.stride) for n in below - above for p in n.parents if not n.pooled)
     )
 
 
@@ -403,7 +449,9 @@ def _check_single(encoder: Outputs, body: Outputs, last: LayerOutput, role: str)
     apart = [item for item in (*encoder, *second) if _learned_beyond(item.node, before)]
     if apart:
         same = [[i for i in apart if i.node.origin is item.node.origin] for item in apart]
-        listed = [last, *map(_last, same)]
+        # The last may lead to a finer level alone, and what it was made of end the encoder.
+        source = [item for item in encoder if item.node.origin in before - {last.node.origin}]
+        listed = [_last(items) for items in ([last], source, *same) if items]
         raise _undecided(role, "several branches are equally coarse and independent", listed)
 
 

@@ -1055,30 +1055,173 @@ def meshed(levels, meshes, given):
     return [*stages, Deepen(levels - 1), *last, Mesh(levels, given)]
 
 
+class Unrolled(nn.Sequential):
+    """Layers, some of which are lists that do not run themselves."""
+
+    def forward(self, maps):
+        for layer in self:
+            for step in layer if isinstance(layer, nn.ModuleList) else [layer]:
+                maps = step(maps)
+        return maps
+
+
 def nest(layers, form):
     """The same layers one after another: flat, as a body, or with the last stage as a part."""
     if form == "body":
         return nn.Sequential(nn.Sequential(*layers), Read(4))
     first = 1 + max(i for i, layer in enumerate(layers) if isinstance(layer, Deepen))
-    last = layers[first:] if form == "flat" else [nn.Sequential(*layers[first:])]
-    return nn.Sequential(*layers[:first], *last, Read(4))
+    last = {
+        "flat": layers[first:],
+        "stage": [nn.Sequential(*layers[first:])],
+        "list": [nn.ModuleList(layers[first:])],
+    }
+    return Unrolled(*layers[:first], *last[form], Read(4))
 
 
-@pytest.mark.parametrize("form", ["flat", "body", "stage"])
-@pytest.mark.parametrize(("levels", "meshes"), [(3, 1), (3, 2), (4, 1), (4, 2)])
-def test_a_last_stage_that_gives_its_finest_level_alone_is_an_error_that_lists_it(
-    levels, meshes, form
-):
-    """What it does at the coarsest level may be an encoder's, as the levels were exchanged."""
-    net = nest(meshed(levels, meshes, 1), form)
-    arms = [name for name, _ in net.named_modules() if name.endswith(f"arms.{levels - 1}")]
+def assert_lists(net, layer):
+    """Assert that a network is refused with at most eight layers, of which one is the right one."""
     with pytest.raises(LayerNotFoundError, match=r"taps=") as caught:
         locate(net)
     listed = [line for line in str(caught.value).splitlines() if line.startswith("  ")]
-    assert any(f"'{arms[-1]}'" in line for line in listed)
+    assert any(f"'{layer}'" in line for line in listed)
     assert 2 <= len(listed) <= 8
+
+
+STAGES = [(2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2)]
+
+
+def last_arm(net, levels):
+    return [name for name, _ in net.named_modules() if name.endswith(f"arms.{levels - 1}")][-1]
+
+
+@pytest.mark.parametrize("form", ["flat", "body", "stage", "list"])
+@pytest.mark.parametrize(("levels", "meshes"), STAGES)
+def test_a_last_stage_that_gives_its_finest_level_alone_is_an_error_that_lists_it(
+    levels, meshes, form
+):
+    """What it does at the coarsest level may be an encoder's."""
+    net = nest(meshed(levels, meshes, 1), form)
+    arm = last_arm(net, levels)
+    assert_lists(net, arm)
     # Where it gives all levels back, none of them is a decoder's alone.
-    assert locate(nest(meshed(levels, meshes, levels), form)).name == arms[-1]
+    assert locate(nest(meshed(levels, meshes, levels), form)).name == arm
+
+
+class Runs(nn.Sequential):
+    """Layers whose meshes run inside the parent's own forward."""
+
+    def forward(self, maps):
+        for layer in self:
+            maps = layer.forward(maps) if isinstance(layer, Mesh) else layer(maps)
+        return maps
+
+
+@pytest.mark.parametrize("form", ["flat", "body"])
+@pytest.mark.parametrize("all_levels", [False, True])
+@pytest.mark.parametrize(("levels", "meshes"), STAGES)
+def test_a_stage_that_its_parent_runs_is_an_error_that_lists_its_layer(
+    levels, meshes, all_levels, form
+):
+    layers = meshed(levels, meshes, levels if all_levels else 1)
+    net = Runs(*layers, Read(4)) if form == "flat" else nn.Sequential(Runs(*layers), Read(4))
+    assert_lists(net, last_arm(net, levels))
+
+
+class Apart(nn.Module):
+    """Layers whose meshes run inside the parent's own forward, and are held in two lists."""
+
+    def __init__(self, layers, head):
+        super().__init__()
+        meshes = [layer for layer in layers if isinstance(layer, Mesh)]
+        self.arms = nn.ModuleList(mesh.arms for mesh in meshes)
+        self.ties = nn.ModuleList(mesh.ties for mesh in meshes)
+        self.steps = nn.ModuleList(layer for layer in layers if layer not in meshes)
+        self.layers, self.head = tuple(layers), head
+
+    def forward(self, maps):
+        return self.head(Runs.forward(self.layers, maps))
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_layers_of_stages_that_are_held_apart_are_found_or_listed(levels):
+    arm = f"arms.{levels - 1}.{levels - 1}"
+    assert locate(Apart(meshed(levels, 2, 1), Read(4))).name == arm
+    assert_lists(nn.Sequential(Apart(meshed(levels, 2, 1), nn.Identity()), Read(4)), f"0.{arm}")
+
+
+def test_a_module_that_gives_the_levels_of_stages_it_runs_is_listed():
+    assert_lists(nn.Sequential(Runs(*meshed(2, 2, 2)), Read(12)), "0")
+
+
+@pytest.mark.parametrize("change", ["copies", "kernel of one", "width"])
+def test_a_last_stage_is_one_whatever_its_layers(change):
+    class Copies(nn.Module):
+        def forward(self, maps):
+            return [level.clone() for level in maps]
+
+    *layers, mesh = meshed(3, 1, 1)
+    if change == "copies":
+        layers.append(Copies())
+    elif change == "kernel of one":
+        mesh.arms[2] = nn.Conv2d(16, 16, 1)
+    else:
+        mesh.arms[2], mesh.ties[0][2][0] = nn.Conv2d(16, 12, 3, 1, 1), nn.Conv2d(12, 4, 1)
+    net = nn.Sequential(*layers, mesh, Read(4))
+    assert_lists(net, f"{len(layers)}.arms.2")
+
+
+class Arms(Mesh):
+    """A layer at each level alone."""
+
+    def __init__(self, levels):
+        super().__init__(levels, 0)
+
+    def forward(self, maps):
+        return [arm(level) for arm, level in zip(self.arms, maps, strict=True)]
+
+
+class Ties(Mesh):
+    """Levels joined without further layers at any of them."""
+
+    def __init__(self, levels, given):
+        super().__init__(levels, given)
+        self.arms = nn.ModuleList(nn.Identity() for _ in range(levels))
+
+
+@pytest.mark.parametrize("levels", [3, 4])
+def test_what_only_projects_exchanged_levels_is_no_stage(levels):
+    found = locate(
+        nn.Sequential(*meshed(levels, 1, levels), Arms(levels), Ties(levels, 1), Read(4))
+    )
+    assert found.name.endswith(f"arms.{levels - 1}")
+    assert isinstance(found.name, str)
+
+
+def test_two_levels_of_more_may_end_in_a_module_of_any_layers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.top, self.stem, self.deepen = nn.Conv2d(1, 4, 1), Stem(), Deepen(1)
+            self.mesh, self.head = Mesh(2, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            (y,) = self.mesh(self.deepen(self.stem(x)))
+            return self.head(y + self.top(x))
+
+    assert locate(Net()).name == "deepen.step"
+
+
+def test_a_decoder_of_two_levels_may_have_a_layer_at_the_coarsest():
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.center, self.join = nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(12, 4, 1)
+
+        def forward(self, maps):
+            wide = F.interpolate(self.center(maps[1]), scale_factor=2)
+            return [self.join(torch.cat((maps[0], wide), 1))]
+
+    assert locate(nn.Sequential(Stem(), Deepen(1), Decoder(), Read(4))).name == "1.step"
 
 
 def test_levels_that_an_encoder_exchanges_may_end_in_a_decoder_of_any_layers():
@@ -1102,6 +1245,23 @@ def test_levels_of_a_pyramid_may_end_in_a_module_of_any_layers():
 
     layers = [Stem(), Deepen(1), Deepen(2), Neck(), Mesh(3, 1), Read(4)]
     assert locate(nn.Sequential(*layers)).name == "2.step"
+
+
+def test_levels_that_were_all_made_of_one_may_end_in_a_module_of_any_layers():
+    """Features of a transformer, enlarged and reduced."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.block = nn.Conv2d(1, 8, 4, 4), nn.Conv2d(8, 8, 1)
+            self.up, self.keep = nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(8, 8, 1)
+            self.reduce, self.mesh, self.head = down(8, 16), Mesh(3, 1), Read(4)
+
+        def forward(self, x):
+            maps = self.block(self.patches(x))
+            return self.head(self.mesh([self.up(maps), self.keep(maps), self.reduce(maps)]))
+
+    assert locate(Net()).name == "reduce"
 
 
 class Prefixed(nn.Module):
