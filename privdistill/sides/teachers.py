@@ -185,14 +185,14 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module], learns: bo
                 "survives. Pass the network itself and use DistributedDataParallel, one process "
                 "per device."
             )
-        if (network is student or learns) and any(p.is_inference() for p in network.parameters()):
-            raise LifecycleError(
-                f"The {role}, made in inference mode, cannot learn. Pass copy.deepcopy(network)."
-            )
         if any(map(is_lazy, network.parameters())):
             raise LifecycleError(
                 f"The {role} has lazy layers without weights. Run it once on a batch of its own "
                 "before the wrapper is built."
+            )
+        if (network is student or learns) and any(p.is_inference() for p in network.parameters()):
+            raise LifecycleError(
+                f"The {role}, made in inference mode, cannot learn. Pass copy.deepcopy(network)."
             )
     # Before anything runs: FSDP gathers weights in a forward pass.
     parallel.check_not_sharded(student)
