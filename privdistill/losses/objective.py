@@ -374,8 +374,8 @@ def _scalar(term: Term, step: Step) -> Tensor:
         if not advice:
             raise
         raise ObjectiveError(
-            f"{term!r} failed with {type(error).__name__}: {error}. A step holds what its terms "
-            f"declare: {' or '.join(advice)}, as attributes of the class."
+            f"{term!r} reads what it does not declare: {' or '.join(advice)}, as attributes of "
+            f"the class. A step holds no more, so it ended in {type(error).__name__}: {error}"
         ) from error
     if not isinstance(value, Tensor) or value.ndim:
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
