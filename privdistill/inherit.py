@@ -23,7 +23,8 @@ class Inheritance:
         copied: Names of parameters and buffers that were copied as they are.
         cut: Names of those that were cut to the student's modalities.
         left: Those that stayed as they were, and why.
-        stale: Normalisations whose running statistics still describe the teacher's first layer.
+        stale: Normalisations whose statistics were those of all of the teacher's modalities: kept
+            ones behind a layer that was cut, or those of groups of modalities.
         share: Share of the student's parameters, in numbers, that come from the teacher.
     """
 
@@ -38,7 +39,7 @@ class Inheritance:
         lines += [f"  copied  {len(self.copied)} tensors"] * bool(self.copied)
         lines += [f"  cut     {name}" for name in self.cut]
         lines += [f"  left    {name}: {reason}" for name, reason in self.left.items()]
-        seen = "its running statistics saw all of the teacher's modalities"
+        seen = "its statistics were those of all of the teacher's modalities"
         lines += [f"  stale   {name}: {seen}; train first" for name in self.stale]
         return "\n".join(lines)
 
@@ -115,7 +116,7 @@ def inherit(
             tensor.copy_(value if axis is None else value.index_select(axis, channels))
     cut = tuple(name for name, axis in axes.items() if axis is not None)
     copied = tuple(name for name in axes if name not in cut)
-    return Inheritance(copied, cut, left, _stale(student, cut), share)
+    return Inheritance(copied, cut, left, _stale(student, teacher, cut), share)
 
 
 class _Views(NamedTuple):
@@ -222,13 +223,19 @@ def _share(student: nn.Module, found: Collection[Tensor]) -> float:
     return sum(p.numel() for p in student.parameters() if p in found) / max(total, 1)
 
 
-def _stale(student: nn.Module, cut: Collection[str]) -> tuple[str, ...]:
-    """The first normalisation with running statistics behind each layer that was cut."""
-    stale, behind = [], False
+def _stale(student: nn.Module, teacher: nn.Module, cut: Collection[str]) -> tuple[str, ...]:
+    """The first normalisation with running statistics behind each layer that was cut.
+
+    And those that were cut themselves, and normalise modalities together.
+    """
+    stale, behind, partners = [], False, layers(teacher)
     for name, layer in layers(student).items():
         # Only the first behind the cut: deeper ones see what it has normalised.
         keeps = getattr(layer, "running_mean", None) is not None
-        if keeps and behind:
+        partner = partners.get(name)
+        groups = getattr(partner, "num_groups", 1)
+        together = isinstance(partner, nn.GroupNorm | nn.LayerNorm) and groups < len(partner.weight)
+        if (keeps and behind) or (together and f"{name}.weight" in cut):
             stale.append(name)
         behind = (behind or f"{name}.weight" in cut) and not keeps
     return tuple(stale)

@@ -1,6 +1,5 @@
 """`DistillationWrapper`: teacher and student as one trainable module."""
 
-import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,8 +14,9 @@ from privdistill.exceptions import LifecycleError, ObjectiveError
 from privdistill.inherit import Inheritance, inherit
 from privdistill.inputs import Image, InputViews, Presence, as_views, plain, view_of
 from privdistill.losses.functional import Activation
-from privdistill.losses.objective import Objective, Term, as_objective
+from privdistill.losses.objective import Objective, Term, as_objective, copied
 from privdistill.losses.options import check, listed, one_of
+from privdistill.losses.targets import weights_of_samples
 from privdistill.sides import heads, summary, teachers, trial
 from privdistill.sides.cached import CachedSide, asked_of, check_cache
 from privdistill.sides.frozen import Frozen
@@ -44,7 +44,8 @@ class DistillationWrapper(nn.Module):
             where the objective reads nothing of a teacher, so that a baseline trains through the
             same code.
         student: The network to train.
-        objective: A term or a weighted sum of terms.
+        objective: A term or a weighted sum of terms. It is copied with all that its terms hold:
+            a criterion's parameters are trained by an optimizer over `kd.parameters()`.
         inputs: Which modalities each network sees, a `PrivilegedInput` or any object with its two
             methods; the whole input for both unless given.
         taps: Layer pairs by name. A tap that a term reads and that is not given here is located
@@ -126,7 +127,9 @@ class DistillationWrapper(nn.Module):
         self.head_weights = None if head_weights is None else listed(head_weights)
         networks = teachers.networks_of(teacher, student)
         self.cache = check_cache(cache, teacher, networks)
-        teachers.check_networks(student, networks)
+        #: Whether the teacher is trained too.
+        self.learns = isinstance(teacher, JointTeacher)
+        teachers.check_networks(student, networks, self.learns)
         teachers.check_declared(teacher, self.inputs, self.objective, start)
         self.taps = tap_table(taps, self.objective.taps, networks, student)
         self.student = student
@@ -137,8 +140,6 @@ class DistillationWrapper(nn.Module):
         self.register_buffer("steps", steps)
         self.adapters = nn.ModuleDict()
         self._closed = self._begun = False
-        #: Whether the teacher is trained too.
-        self.learns = isinstance(teacher, JointTeacher)
         # An average follows the student before the first step, too: weights may have been loaded.
         self._behind = True
         self._decay = teacher.decay if isinstance(teacher, MovingAverage) else None
@@ -193,17 +194,20 @@ class DistillationWrapper(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         # Until the sides are there, it is the wrapper that is being built.
         built = "_sides" in self.__dict__
-        if name == "teacher" or (name == "cache" and built):
+        fixed = built and name in ("cache", "taps", "adapters")
+        if name == "teacher" or (fixed and value is not getattr(self, name)):
             raise LifecycleError(
                 f"The {name} of a wrapper is fixed when the wrapper is built, as are its taps and "
                 f"adapters. Build another wrapper with the other {name} and this one's student."
             )
+        if name == "inputs":
+            value = as_views(value)
         if name == "validate":
             check("DistillationWrapper", one_of("first", "always", "never"), validate=value)
             self._unchecked = value == "first"
         if name == "objective":
             # A copy, so that two wrappers made from one objective never meet.
-            value = copy.deepcopy(as_objective(value))
+            value = copied(as_objective(value))
             if built:
                 _check_reads(self, value)
         super().__setattr__(name, value)
@@ -288,15 +292,18 @@ class DistillationWrapper(nn.Module):
             parallel.check_synchronised(self.student, _beside_the_student(self))
         training = self.training and torch.is_grad_enabled()
         checks = self.validate == "always" or self._unchecked
-        labelled, sample_weights = _tensor(labelled), _tensor(sample_weights)
-        # A mask on the CPU costs nothing to look at.
-        if target is None:
-            free = self.validate != "never" and labelled is not None and labelled.is_cpu
-            _check_unlabelled(self.objective, labelled, checks=checks or free)
-        else:
-            target = plain(target)
         # Taken before the teacher runs, which might edit its input in place.
         view = view_of(self.inputs, "student", image, present, training=self.training)
+        given: tuple[Tensor | None, Tensor | None] = (None, None)
+        if labelled is not None or sample_weights is not None:
+            given = _of_samples(view, labelled, sample_weights)
+        mask, weights = given
+        # A mask on the CPU costs nothing to look at.
+        if target is None:
+            free = self.validate != "never" and mask is not None and mask.is_cpu
+            _check_unlabelled(self.objective, mask, checks=checks or free)
+        else:
+            target = plain(target)
         of_teacher = self.teacher_outputs(image, key=key, present=present)
         answer = self._student(view)
         if training:
@@ -305,14 +312,14 @@ class DistillationWrapper(nn.Module):
         # Fixed when the wrapper was built, unless this step weighs them anew.
         shares: Sequence[float | Tensor] = self._shares
         if teacher_weights is not None:
-            given = torch.as_tensor(teacher_weights)
-            shares = teachers.teacher_shares(given, len(shares), view, check=checks)
+            weighed = torch.as_tensor(teacher_weights)
+            shares = teachers.teacher_shares(weighed, len(shares), view, check=checks)
         common = {
             "image": view,
             "taps": pairs,
             "target": target,
-            "labelled": labelled,
-            "sample_weights": sample_weights,
+            "labelled": mask,
+            "sample_weights": weights,
             "activation": self.activation,
             "student_output": answer.output,
             "index": self.steps.clone(),
@@ -323,7 +330,7 @@ class DistillationWrapper(nn.Module):
         out = _output(self.objective, self.head_weights, steps)
         if training:
             # Written only where it changes, as the compiler would make a new graph.
-            if self._unchecked and _checked(self.objective, target, labelled):
+            if self._unchecked and _checked(self.objective, target, mask):
                 self._unchecked = False
             if advance:
                 self.steps.add_(1)
@@ -386,7 +393,7 @@ class DistillationWrapper(nn.Module):
         # Layers may have been put into eval mode one by one, to be frozen.
         with modes_kept(self.student):
             self.student.eval()
-            output = self.student(self._student.own(view))
+            output = self.student(view.clone() if self._student.recorder.edits_input else view)
             return self._student.select(output, view.ndim - 2)[0]
 
     def close(self) -> None:
@@ -402,7 +409,10 @@ class DistillationWrapper(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .to(), .half() and .cuda() end here; a frozen teacher is no submodule but must come along.
+        from_meta = self.steps.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if from_meta:
+            self.steps.zero_()
         for side in self._sides:
             if isinstance(side.run, Frozen):
                 side.run.apply(fn, recurse=recurse)
@@ -419,6 +429,7 @@ class DistillationWrapper(nn.Module):
             The wrapper.
         """
         super()._apply(lambda t: torch.empty_like(t, device=device), recurse)  # type: ignore[no-untyped-call]
+        self.steps.zero_()
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -465,8 +476,18 @@ class DistillationWrapper(nn.Module):
         return "\n".join(lines)
 
 
-def _tensor(values: Any) -> Tensor | None:
-    return None if values is None else torch.as_tensor(values)
+def _of_samples(
+    view: Tensor, labelled: Any, sample_weights: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which samples are labelled, and their weights, as tensors of one value per sample."""
+    given = labelled, sample_weights
+    try:
+        mask, weights = (None if values is None else torch.as_tensor(values) for values in given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        wrong = "`labelled` is {!r} and `sample_weights` {!r}; pass one value per sample, or None."
+        raise ObjectiveError(wrong.format(*given)) from error
+    weights_of_samples(mask, weights, view, "The step", validate=False)
+    return mask, weights
 
 
 def _beside_the_student(kd: DistillationWrapper) -> list[tuple[str, nn.Module]]:

@@ -87,7 +87,23 @@ def test_the_normalisation_behind_the_cut_is_named():
 
     report = inherit(net(1), net(4), views(("t1ce",)))
     assert report.stale == ("1",)
-    assert "1: its running statistics" in str(report)
+    assert "1: its statistics" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("norm", "stale"),
+    [
+        (lambda channels: nn.GroupNorm(1, channels), ("0",)),
+        (lambda channels: nn.LayerNorm([channels, 5, 5]), ("0",)),
+        (lambda channels: nn.GroupNorm(channels, channels), ()),
+        (lambda channels: nn.InstanceNorm2d(channels, affine=True), ()),
+    ],
+)
+def test_a_normalisation_of_all_modalities_together_is_named(norm, stale):
+    def net(channels):
+        return nn.Sequential(norm(channels), nn.Conv2d(channels, 8, 1))
+
+    assert inherit(net(1), net(4), views(("t1ce",)), minimum=0).stale == stale
 
 
 def test_one_filter_per_modality_is_cut_as_filters():

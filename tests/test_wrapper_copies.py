@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from privdistill import JointTeacher, Layer, LifecycleError, MovingAverage, PrivilegedInput, Tap
+from privdistill import (
+    GroundTruth,
+    JointTeacher,
+    LatentKL,
+    Layer,
+    LifecycleError,
+    MovingAverage,
+    PrivilegedInput,
+    Tap,
+)
 
 IMAGE = torch.randn(2, 4, 8, 8)
 LABELS = torch.randint(0, 3, (2, 8, 8))
@@ -33,7 +42,11 @@ def hooks(*models):
 def kd(build, networks, request):
     if request.param == "average":
         return build(teacher=MovingAverage(), inputs=SAME)
-    return build(teacher=JointTeacher(networks[0])) if request.param == "joint" else build()
+    joint = {
+        "objective": GroundTruth(of="teacher") + LatentKL(),
+        "teacher": JointTeacher(networks[0]),
+    }
+    return build(**joint) if request.param == "joint" else build()
 
 
 @pytest.mark.parametrize("how", COPIES)

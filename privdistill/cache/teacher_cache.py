@@ -1,7 +1,7 @@
 """`TeacherCache`: a frozen teacher runs once per sample and augmentation."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from pathlib import Path
@@ -104,7 +104,8 @@ class TeacherCache:
         self._store: CacheStore = MemoryStore(self.max_bytes)
         if self.store is not None:
             alone = self.folder is None and self.max_bytes is None
-            if not (alone and isinstance(self.store, CacheStore)):
+            made = isinstance(self.store, CacheStore) and not isinstance(self.store, type)
+            if not (alone and made):
                 raise CacheError(
                     f"TeacherCache: `store` is a {type(self.store).__name__}; expected an object "
                     "with `get`, `put` and `bytes`, and neither `folder` nor `max_bytes` beside it."
@@ -146,7 +147,7 @@ class TeacherCache:
         found = [entry for entry in entries if entry is not None]
         for key, entry, own in zip(keys, entries, digests, strict=True):
             if entry is not None:
-                _check_input(key, entry[_INPUT], own)
+                _check_input(key, entry, own, self.store)
         # An empty batch was never seen, and has nothing to be put together from.
         if found and len(found) == len(keys):
             self._statistics.hits += len(keys)
@@ -212,13 +213,18 @@ def _name(key: str, view: Tensor) -> str:
     return hashed([key, view.dtype, autocast, *view.shape[1:]])
 
 
-def _check_input(key: str, kept: Tensor, own: Tensor) -> None:
+def _check_input(key: str, entry: Any, own: Tensor, store: CacheStore | None) -> None:
+    # A store of the user's own may give back anything.
+    whole = isinstance(entry, Mapping) and all(isinstance(v, Tensor) for v in entry.values())
+    kept = entry.get(_INPUT, own + torch.inf) if whole else own + torch.inf
     apart = float((kept - own).abs().max() / own[0, 0].clamp_min(1e-12))
     if apart > _TOLERANCE:
         raise CacheError(
             f"TeacherCache: the key {key!r} came back with another input. Name every augmentation "
             "in the key, e.g. 'case12/flip5', pass no key for one that never repeats, and another "
             "`version` where images were prepared anew."
+            + f" Or does the store, {store!r}, not give back what it was given?"
+            * (store is not None)
         )
 
 

@@ -1,5 +1,6 @@
 """Losses on the features of a tap, sample by sample."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -66,6 +67,8 @@ def latent_kl(
 
 def _log_distribution(features: Tensor, normalisation: Normalisation, temperature: float) -> Tensor:
     """Log probabilities whose last axis is the one that is normalised."""
+    # As infinite logits: a share of zero costs nothing.
+    features = torch.nan_to_num(features, math.nan, ops.LARGEST, -ops.LARGEST)
     if normalisation == "l1":
         # LeakyReLU features are signed and may sum to zero; a tiny floor keeps logs finite.
         sizes = features.flatten(1).abs() + torch.finfo(features.dtype).tiny ** 0.5

@@ -16,8 +16,10 @@ from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import resize
 from privdistill.losses.schedules import Schedule, Weight
 from privdistill.losses.targets import labelled_only, no_target
-from privdistill.step import Step
+from privdistill.step import Step, TapPair
 
+# What a term may end in that reads what a step does not hold.
+_OF_ABSENCE = (AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 # What `extra_repr` shows; networks and tensors cannot be typed.
 _PLAIN = (int, float, str, tuple, list, type(None))
 
@@ -65,9 +67,6 @@ class Term(nn.Module, ABC):
         super().__init_subclass__()
         if function is not None:
             cls.function = staticmethod(function)
-        # Whoever writes a `forward` answers for what it reads; only what says so masks by itself.
-        if "forward" in vars(cls) and "masks_unlabelled" not in vars(cls):
-            cls.masks_unlabelled = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -335,6 +334,20 @@ def as_objective(objective: Any) -> Objective:
     )
 
 
+def copied(objective: Objective) -> Objective:
+    """Return an objective of a wrapper's own, deeply copied."""
+    memo: dict[int, Any] = {}
+    for term in objective.terms:
+        try:
+            copy.deepcopy(term, memo)
+        except (RuntimeError, TypeError) as error:
+            raise ObjectiveError(
+                f"{term!r} cannot be copied, and a wrapper copies its terms: {error}. Hold tensors "
+                "detached or as parameters, and make locks and files where they are used."
+            ) from error
+    return copy.deepcopy(objective, memo)
+
+
 def _at(head: Step, step: Step, term: Term) -> Step:
     """A head's step; references are never resized, so a coarse head meets them at full size."""
     if not term.needs_target or head.student.shape == step.student.shape:
@@ -346,7 +359,8 @@ def _at(head: Step, step: Step, term: Term) -> Step:
 def _scalar(term: Term, step: Step) -> Tensor:
     if step.target is None and term.needs_target:
         raise no_target(term.name)
-    labelled = None if term.masks_unlabelled else step.labelled
+    labelled = step.labelled
+    labelled = None if labelled is None or _masks_unlabelled(term) else labelled
     if labelled is not None and not term.needs_target:
         step = replace(step, target=None)
     elif labelled is not None:
@@ -355,13 +369,13 @@ def _scalar(term: Term, step: Step) -> Tensor:
         step = labelled_only(step, labelled, term.name)
     try:
         value = term(step)
-    except (AttributeError, KeyError, TypeError) as error:
+    except _OF_ABSENCE as error:
         advice = _undeclared(term, step, error)
         if not advice:
             raise
         raise ObjectiveError(
-            f"{term!r} failed with {type(error).__name__}: {error}. A step holds what its terms "
-            f"declare: {' or '.join(advice)}, as attributes of the class."
+            f"{term!r} reads what it does not declare: {' or '.join(advice)}, as attributes of "
+            f"the class. A step holds no more, so it ended in {type(error).__name__}: {error}"
         ) from error
     if not isinstance(value, Tensor) or value.ndim:
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -381,17 +395,50 @@ def _nothing(term: Term, step: Step) -> Tensor:
     return zero
 
 
+def _masks_unlabelled(term: Term) -> bool:
+    """Whether the `forward` that a term has is covered by what a class says of its own."""
+    # Whoever writes a `forward`, be it in a mixin or later on, answers for what it reads.
+    for holder in map(vars, (term, *type(term).__mro__)):
+        if "forward" in holder or "masks_unlabelled" in holder:
+            return bool(holder.get("masks_unlabelled"))
+    return False
+
+
+class _AnyTap(dict[str, TapPair]):
+    """Taps, at least one, in which any name is found; `asked` is the last that was not there."""
+
+    asked = "its name"
+
+    def __missing__(self, name: str) -> TapPair:
+        self.asked = name
+        return next(iter(self.values()))
+
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+    def get(self, name: str, _default: Any = None) -> Any:
+        return self[name]
+
+
 def _undeclared(term: Term, step: Step, error: Exception) -> list[str]:
-    """What to declare, if a term seems to have read what it does not declare."""
-    if isinstance(error, KeyError):
-        tap = error.args[0] if error.args else None
-        absent = isinstance(tap, str) and tap not in step.taps and tap not in term.taps
-        return [f"if it reads this tap, taps = ({tap!r},)"] * absent
+    """What to declare: that with which a term, run once more, does not fail as it did."""
+    like = step.student.detach()
+    taps = _AnyTap(step.taps or {"": TapPair(like, like)})
+    absent: dict[str, dict[str, Any]] = {}
+    if step.teacher is None and not term.needs_teacher:
+        absent["step.teacher, needs_teacher = True"] = {"teacher": like, "members": ((like, 1.0),)}
+    if step.target is None and not term.needs_target:
+        absent["step.target, needs_target = True"] = {"target": like.argmax(1)}
+    if set(term.taps).issubset(step.taps):
+        absent["this tap, taps = ({!r},)"] = {"taps": taps}
     advice = []
-    if "NoneType" in str(error) and step.teacher is None and not term.needs_teacher:
-        advice.append("if it reads step.teacher, needs_teacher = True")
-    if "NoneType" in str(error) and step.target is None and not term.needs_target:
-        advice.append("if it reads step.target, needs_target = True")
+    for declaration, given in absent.items():
+        try:
+            term(replace(step, **given))
+        except Exception as other:  # noqa: BLE001
+            if str(other) == str(error):
+                continue
+        advice.append(f"if it reads {declaration.format(taps.asked)}")
     return advice
 
 

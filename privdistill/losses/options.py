@@ -28,9 +28,9 @@ def is_number(value: Any) -> bool:
 
 
 def listed(values: Iterable[Any]) -> list[Any]:
-    """Return the numbers of a list, an array or a tensor as a list."""
-    tolist = getattr(values, "tolist", None)
-    return list(values) if tolist is None else tolist()
+    """Return the numbers of a list, an array or a tensor as a list, and a lone one as its only."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return list(values) if isinstance(values, Iterable) else [values]
 
 
 def one_of(*choices: str | None) -> Rule:

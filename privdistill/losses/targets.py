@@ -1,6 +1,7 @@
 """References in the forms people have them, as one channel per logit channel."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import MutableMapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -28,10 +29,11 @@ class Reference(NamedTuple):
     weights: Tensor | None
 
 
-def no_target(owner: str) -> ObjectiveError:
-    """The error where a term reads a target and the step has none."""
+def no_target(owner: str, found: Any = None) -> ObjectiveError:
+    """The error where a term reads a target and the step has none, or no tensor."""
+    other = "" if found is None else f" tensor but a {type(found).__name__}"
     return ObjectiveError(
-        f"{owner}: the step has no target. Call the wrapper as kd(image, target)."
+        f"{owner}: the step has no target{other}. Call the wrapper as kd(image, target)."
     )
 
 
@@ -47,8 +49,8 @@ def reference(  # noqa: PLR0917
     validate: bool = True,
 ) -> Reference:
     """Read a target in any of its forms, with what is to be left out of it."""
-    if target is None:
-        raise no_target(owner)
+    if not isinstance(target, Tensor):
+        raise no_target(owner, target)
     weights = weights_of_samples(labelled, sample_weights, logits, owner, validate=validate)
     check_logits(logits, activation, owner)
     per_channel = _per_channel(target, logits, activation, owner)
@@ -146,12 +148,17 @@ def _rows(value: Any, chosen: Tensor) -> Any:
         # Scalars, such as the step's index, belong to no sample.
         batched = value.ndim > 0 and len(value) == len(chosen)
         return value[chosen.to(value.device)] if batched else value
-    if isinstance(value, Mapping):
-        return {key: _rows(entry, chosen) for key, entry in value.items()}
     if isinstance(value, tuple | list):
         parts = [_rows(entry, chosen) for entry in value]
         # A named tuple takes its fields one by one.
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, MutableMapping) or (hasattr(value, "__dict__") and not callable(value)):
+        # Of its own class: a mapping may give its entries as attributes, a data class be frozen.
+        twin = copy.copy(value)
+        held: Any = twin if isinstance(twin, MutableMapping) else vars(twin)
+        for name, entry in list(held.items()):
+            held[name] = _rows(entry, chosen)
+        return twin
     return value
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from privdistill import parallel
 from privdistill.cache import TeacherCache
 from privdistill.cache.fingerprint import Fingerprint
-from privdistill.exceptions import LifecycleError
+from privdistill.exceptions import CacheError, LifecycleError
 from privdistill.inputs import PrivilegedInput
 from privdistill.losses.objective import Objective
 from privdistill.sides.side import Answer, Side, TeacherSide
@@ -35,7 +35,14 @@ class CachedSide:
     def _fetch(self, view: Tensor, key: Sequence[str]) -> Answer:
         # Not before the first step: weights may still be loaded after the wrapper was built.
         if self._fingerprint is None:
-            self._fingerprint = Fingerprint([member.network for member in self._side.members])
+            networks = [member.network for member in self._side.members]
+            self._fingerprint = Fingerprint(networks)
+            absent = any(p.is_meta for network in networks for p in network.parameters())
+            if absent and not self._cache.version:
+                raise CacheError(
+                    "TeacherCache: weights on the meta device, as of an offloaded teacher, tell it "
+                    "from no other. Name it: TeacherCache(version='teacher-v3'), each by its own."
+                )
         teacher = self._fingerprint.current(self._asked)
         return _parted(self._cache.fetch(teacher, key, view, lambda: _named(self._side(view))))
 

@@ -89,7 +89,8 @@ class Side:
         # No context manager, which costs more calls, and which the compiler of PyTorch 2.6 refuses.
         features, output = self.recorder.start(leave_early=leave_early), None
         try:
-            output = self.run(self.own(view))
+            # The caller and other networks must not see what this one does to its input.
+            output = self.run(view.clone() if self.recorder.edits_input else view)
         except LastTapReached:
             pass
         finally:
@@ -105,10 +106,6 @@ class Side:
             self.lay_out(features, view)
         heads = [self.select(output, view.ndim - 2)] if self.reads_logits else []
         return Answer(heads, features, output)
-
-    def own(self, view: Tensor) -> Tensor:
-        """Return a view that the network may change: the caller and others must not see it."""
-        return view.clone() if self.recorder.edits_input else view
 
     def check_gradients(self, features: Mapping[str, Tensor]) -> None:
         """Refuse features, in training, from which nothing could be learnt."""

@@ -1,7 +1,8 @@
 """What can teach: one frozen network, several, an average of the student, or one that learns."""
 
 import copy
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import getattr_static
 from itertools import chain
@@ -52,9 +53,15 @@ class Ensemble:
     shares: tuple[float, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        count = len(self.networks)
+        given: Any = self.networks
+        # A network may be iterable, too: its layers are no teachers.
+        one = isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList)
+        networks = [] if one or not isinstance(given, Iterable) else list(given)
+        count = len(networks)
         if not count:
-            raise ObjectiveError("Ensemble: there is no teacher. Pass at least one network.")
+            raise ObjectiveError(
+                f"Ensemble: there is no teacher in {given!r}; pass a list of them."
+            )
         weights = [1.0] * count if self.weights is None else listed(self.weights)
         numbers = all(is_number(weight) and 0 < weight < float("inf") for weight in weights)
         if len(weights) != count or not numbers or sum(weights) == float("inf"):
@@ -65,6 +72,7 @@ class Ensemble:
 
         shares = tuple(float(weight / sum(weights)) for weight in weights)
         # The only way to set a field of a frozen data class.
+        object.__setattr__(self, "networks", networks)
         object.__setattr__(self, "shares", shares)
 
 
@@ -119,7 +127,9 @@ def networks_of(teacher: Teacher | None, student: nn.Module) -> list[nn.Module]:
         return []
     if isinstance(teacher, MovingAverage):
         # A compiled student would drag its compiler into the copy, whose graphs are another's.
-        return [copy.deepcopy(uncompiled(student)).requires_grad_(requires_grad=False)]
+        average = copy.deepcopy(uncompiled(student)).requires_grad_(requires_grad=False)
+        # Each tensor with memory of its own, also where the student's is expanded.
+        return [average._apply(torch.clone)]  # type: ignore[no-untyped-call]  # noqa: SLF001
     if isinstance(teacher, JointTeacher):
         found: list[Any] = [teacher.network]
     elif isinstance(teacher, Ensemble):
@@ -161,8 +171,8 @@ def shares_of(teacher: Teacher | None, count: int) -> Sequence[float]:
     return teacher.shares if isinstance(teacher, Ensemble) else (1 / max(count, 1),) * count
 
 
-def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
-    """Refuse networks that cannot be wrapped together."""
+def check_networks(student: nn.Module, teachers: Sequence[nn.Module], learns: bool) -> None:
+    """Refuse networks that cannot be wrapped together, or that cannot learn."""
     if not isinstance(student, nn.Module):
         raise LifecycleError(
             f"The student is {_short(student)}; expected a network, an instance of torch.nn.Module."
@@ -179,6 +189,10 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
             raise LifecycleError(
                 f"The {role} has lazy layers without weights. Run it once on a batch of its own "
                 "before the wrapper is built."
+            )
+        if (network is student or learns) and any(p.is_inference() for p in network.parameters()):
+            raise LifecycleError(
+                f"The {role}, made in inference mode, cannot learn. Pass copy.deepcopy(network)."
             )
     # Before anything runs: FSDP gathers weights in a forward pass.
     parallel.check_not_sharded(student)
@@ -213,6 +227,12 @@ def check_declared(
             f"The objective's {', '.join(needy)} read the teacher, but teacher=None. Pass a "
             "trained teacher, or an objective of GroundTruth() alone."
         )
+    # Terms of the library send no gradient into a teacher; one of the user's own may.
+    readers = [t for _, (weight, t) in terms if weight.factor and t.needs_teacher]
+    trains = any(hasattr(t, "of") or "privdistill." not in type(t).__module__ for t in readers)
+    if isinstance(teacher, JointTeacher) and not trains:
+        advice = "Add GroundTruth(of='teacher'), or train it by a loss of your own."
+        warnings.warn(f"No term of {objective} trains the JointTeacher. {advice}", stacklevel=3)
     if start == "teacher" and (teacher is None or average):
         raise ObjectiveError(
             f"DistillationWrapper: start='teacher', but teacher={teacher}, which has no weights of "

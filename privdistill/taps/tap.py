@@ -178,7 +178,7 @@ def tap_table(
     `read` are the taps of terms; only the bottleneck need not be named.
     """
     table: dict[str, Tap] = {}
-    named: Mapping[str, Any] = {"level": taps} if isinstance(taps, TapPairs) else taps or {}
+    named: Mapping[str, Any] = taps or {} if isinstance(taps, Mapping | None) else {"level": taps}
     for name, tap in named.items():
         # Adapters are kept under this name, as attributes of a module.
         if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
@@ -187,7 +187,8 @@ def tap_table(
             )
         if not isinstance(tap, Tap | TapPairs):
             raise LayerNotFoundError(
-                f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...)."
+                f"Tap '{name}' is {tap!r}; expected Tap(teacher=..., student=...), each under a "
+                "name of its own: taps={'deep': Tap(...)}."
             )
         number, count = as_layer(tap.teacher).network, len(teachers)
         if teachers and number >= count:

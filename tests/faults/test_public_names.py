@@ -331,6 +331,7 @@ FORMS = {
 forms = st.sampled_from(["logits"] * 8 + sorted(FORMS))
 
 
+@pytest.mark.filterwarnings("ignore:No term of")
 @given(st.data())
 def test_an_odd_network_is_distilled_or_refused(data):
     draw = data.draw

@@ -1,6 +1,9 @@
 """Losses of the user's own: what they see, what they must say, and what stands ready for them."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import nn
 from privdistill import (
     FeatureTerm,
     GroundTruth,
+    HintonKL,
     LatentKL,
     ObjectiveError,
     ResponseTerm,
@@ -47,6 +51,18 @@ def step(**fields):
     return Step(student, torch.randn(3, 2, 4), **usual | fields)
 
 
+@dataclass(frozen=True)
+class Data:
+    logits: Any
+    name: str
+
+
+class Named(OrderedDict):
+    """A mapping whose entries are attributes, as those of transformers."""
+
+    __getattr__ = OrderedDict.__getitem__
+
+
 def forbidden(target):
     """A target that no loss can bear in its unlabelled row."""
     target = target.clone()
@@ -61,7 +77,34 @@ class Rewritten(GroundTruth):
         return nn.functional.cross_entropy(step.student, step.target)
 
 
+class Reading:
+    """A computation to be mixed into a term."""
+
+    def forward(self, step):
+        return nn.functional.cross_entropy(step.student, step.target)
+
+
+class Mixed(Reading, GroundTruth):
+    """It comes before the library's in the order of methods."""
+
+
+class Rewired(GroundTruth):
+    """A computation that is assigned later on."""
+
+
+Rewired.forward = Reading.forward
+
+
+def assigned():
+    term = GroundTruth()
+    term.forward = lambda step: Reading.forward(term, step)
+    return term
+
+
 FOREIGN = {
+    "mixin": Mixed,
+    "class": Rewired,
+    "instance": assigned,
     "term": Supervised,
     "criterion": lambda: GroundTruth(nn.CrossEntropyLoss()),
     "function": lambda: GroundTruth(nn.functional.cross_entropy),
@@ -115,6 +158,17 @@ def test_what_has_weights_of_its_own_keeps_their_graph_without_any_label():
     loss, _ = (1.0 * term)(Step(**vars(given) | {"student": given.student.half()}))
     loss.backward()
     assert not term.scale.grad.any()
+
+
+@pytest.mark.parametrize("kind", [Data, Named, SimpleNamespace])
+def test_what_the_student_returned_is_cut_to_the_labelled_samples_whatever_holds_it(kind):
+    term = Supervised()
+    given = kind(logits=torch.arange(3.0), name="x")
+    (1.0 * term)(step(student_output=given, labelled=LABELLED))
+    seen = term.seen[0].student_output
+    assert type(seen) is kind
+    assert (seen.logits.tolist(), seen.name) == ([0, 2], "x")
+    assert given.logits.tolist() == [0, 1, 2]
 
 
 def test_a_term_that_declares_no_target_gets_none_where_some_have_none():
@@ -196,11 +250,23 @@ class Reads(Term):
         (lambda step: step.teacher.mean(), "needs_teacher = True"),
         (lambda step: step.target.float().mean(), "needs_target = True"),
         (lambda step: step.taps["deep"].student.mean(), r"taps = \('deep',\)"),
+        (lambda step: step.members[0][0].mean(), "needs_teacher = True"),
+        (lambda step: step.taps.get("deep").student.mean(), r": if it reads .*taps = \('deep',\)"),
+        (lambda step: next(iter(step.taps.values())).student.mean(), r"taps = \('its name',\)"),
+        (HintonKL(), "needs_teacher = True"),
+        (LatentKL("deep"), r"taps = \('deep',\)"),
+        (GroundTruth(), "needs_target = True"),
     ],
 )
 def test_a_term_that_reads_what_it_does_not_declare_learns_what_to_declare(reads, declaration):
     with pytest.raises(ObjectiveError, match=declaration):
         (1.0 * Reads(reads))(Step(torch.zeros(1, 2, 4)))
+
+
+def test_a_term_is_not_told_to_declare_what_it_does_not_read():
+    with pytest.raises(ObjectiveError) as refused:
+        (1.0 * Reads(lambda step: step.taps.get("deep").student.mean()))(Step(torch.zeros(1, 2, 4)))
+    assert "needs_" not in str(refused.value)
 
 
 def test_other_errors_of_a_term_stay_what_they_are():

@@ -5,7 +5,7 @@ import torch
 from terms import KINDS, make
 
 from privdistill import GroundTruth, ResponseTerm, Step
-from privdistill.functional import hinton_kl, reliable_soft_target_ce
+from privdistill.functional import channel_wise, hinton_kl, latent_kl, reliable_soft_target_ce
 
 INF = float("inf")
 OF_LOGITS = [kind for kind in KINDS if issubclass(kind, ResponseTerm | GroundTruth)]
@@ -72,3 +72,18 @@ def test_nothing_is_lost_of_a_class_that_the_teacher_rules_out():
 def test_what_is_no_number_stays_so():
     broken = torch.tensor([[[float("nan")], [0.0]]])
     assert hinton_kl(broken, torch.zeros(1, 2, 1)).isnan()
+
+
+@pytest.mark.parametrize("normalisation", ["softmax", "softmax_channel", "softmax_spatial"])
+def test_a_share_of_zero_costs_nothing_in_features_either(normalisation):
+    student = torch.randn(1, 3, 4, requires_grad=True)
+    teacher = torch.randn(1, 3, 4)
+    teacher[0, 1, 2] = -INF
+    found = latent_kl(student, teacher, normalisation=normalisation)
+    teacher[0, 1, 2] = -1e4
+    assert found.item() == pytest.approx(
+        latent_kl(student, teacher, normalisation=normalisation).item()
+    )
+    found.backward()
+    assert student.grad.isfinite().all()
+    assert channel_wise(student, teacher.fill_(-INF)).isfinite()
