@@ -317,19 +317,23 @@ def test_words_for_deep_supervision_make_heads_of_a_list(build, word):
 @pytest.mark.parametrize("alone", [True, False])
 def test_decoders_that_differ_by_a_layer_are_no_deep_supervision(build, alone):
     class Alternatives(Decoders):
-        """Two decoders of one encoder, without any deep supervision."""
+        """Two decoders of one encoder, in a network with deep supervision."""
+
+        def __init__(self, in_channels):
+            super().__init__(in_channels, None)
+            self.short = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1))
+            self.long = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1))
 
         def forward(self, x):
             deep = nn.functional.interpolate(self.down(self.body(x)), size=x.shape[2:])
-            heads = [self.first(deep), self.last(self.bottom(deep))]
-            heads[0] = self.fuse(torch.cat((heads[0], heads[0][:, :1], deep), 1))[:, :3]
+            heads = [self.short(deep), self.long(deep)]
             return heads[1] if alone and not self.training else heads
 
     if alone:
-        assert isinstance(build(student=Alternatives(1, None))(IMAGE, LABELS).student, torch.Tensor)
+        assert isinstance(build(student=Alternatives(1))(IMAGE, LABELS).student, torch.Tensor)
     else:
         with pytest.raises(ShapeMismatchError, match="select_logits"):
-            build(student=Alternatives(1, None))
+            build(student=Alternatives(1))
 
 
 def test_regions_on_an_axis_of_their_own_are_no_heads(build, tiny_unet):
@@ -338,7 +342,7 @@ def test_regions_on_an_axis_of_their_own_are_no_heads(build, tiny_unet):
             return super().forward(x)[:, :, None]
 
     with pytest.raises(ShapeMismatchError, match="select_logits"):
-        build(student=Folded(1), activation="sigmoid")
+        build(teacher=Folded(4), student=Folded(1), activation="sigmoid")
 
 
 def test_weights_for_all_heads_settle_those_of_a_teacher_too(build):
