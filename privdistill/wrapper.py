@@ -20,7 +20,7 @@ from privdistill.losses.targets import weights_of_samples
 from privdistill.sides import heads, summary, teachers, trial
 from privdistill.sides.cached import CachedSide, asked_of, check_cache
 from privdistill.sides.frozen import Frozen
-from privdistill.sides.restored import modes_kept
+from privdistill.sides.restored import modes_kept, set_mode
 from privdistill.sides.side import Answer, TeacherSide, check_view
 from privdistill.sides.teachers import JointTeacher, MovingAverage, Teacher
 from privdistill.step import Output, Step
@@ -160,7 +160,7 @@ class DistillationWrapper(nn.Module):
         # The student, then the teachers.
         self._sides = trial.attach(
             [student, *networks], teacher, self.taps, views,
-            objective=self.objective, select=self._select,
+            objective=self.objective, select=self._select, weights=len(self.head_weights or ()),
         )  # fmt: skip
         self._join()
         try:
@@ -392,7 +392,7 @@ class DistillationWrapper(nn.Module):
         check_view(view, "student", self._student.example)
         # Layers may have been put into eval mode one by one, to be frozen.
         with modes_kept(self.student):
-            self.student.eval()
+            set_mode(self.student, training=False)
             output = self.student(view.clone() if self._student.recorder.edits_input else view)
             return self._student.select(output, view.ndim - 2)[0]
 
@@ -441,7 +441,9 @@ class DistillationWrapper(nn.Module):
         Returns:
             The wrapper.
         """
-        super().train(mode)
+        self.training = mode
+        for child in self.children():
+            set_mode(child, training=mode)
         if self._decay is not None:
             self.get_submodule("teacher").eval()
         return self

@@ -122,6 +122,14 @@ def test_an_offloaded_teacher_teaches(build, tiny_unet):
     assert torch.equal(kd(*batch).loss, expected(*batch).loss)
 
 
+@pytest.mark.parametrize("example", [torch.zeros(1, 4, 8, 8), None])
+def test_a_teacher_without_values_is_refused_if_the_student_has_some(build, tiny_unet, example):
+    options = {"objective": SoftTargetDiceBCE(), "example": example}
+    with pytest.raises(LifecycleError, match="teacher has parameters on the meta device"):
+        build(teacher=tiny_unet(4).to("meta"), **options)
+    build(teacher=tiny_unet(4).to("meta"), student=tiny_unet(1).to("meta"), **options)
+
+
 class Writing(nn.Module):
     """A codebook that follows what it sees, as in vector quantisation."""
 
@@ -164,6 +172,28 @@ def test_a_norm_that_refuses_one_sample_gets_two(build, training):
     describe(net, IMAGE)
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_where_one_network_needs_two_samples_both_get_them(build, role):
+    def coarse(channels, norm):
+        layers = nn.Conv2d(channels, 4, 8), norm, nn.Upsample(scale_factor=8), nn.Conv2d(4, 3, 1)
+        return nn.Sequential(*layers)
+
+    norms = {"teacher": nn.Identity(), "student": nn.Identity()}
+    norms[role] = nn.BatchNorm2d(4, track_running_stats=False)
+    networks = coarse(4, norms["teacher"]), coarse(1, norms["student"])
+    kd = build(teacher=networks[0], student=networks[1], taps={"bottleneck": Tap("0", "0")})
+    kd(torch.randn(2, 4, 8, 8), torch.randint(0, 3, (2, 8, 8)))
+
+
+def test_a_failure_in_a_step_names_the_network_and_what_it_was_given(build):
+    kd = build()
+    with pytest.raises(RuntimeError) as caught:
+        kd(torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.randint(0, 3, (2, 8, 8)))
+    assert any(
+        "teacher" in note and "float64 (2, 4, 8, 8)" in note for note in caught.value.__notes__
+    )
+
+
 @pytest.mark.parametrize("error", [AssertionError, KeyError, ValueError])
 def test_any_error_of_a_network_says_which_network_and_what_it_was_given(build, error):
     class Failing(nn.Module):
@@ -181,8 +211,12 @@ def test_a_network_of_image_and_mask_is_told_how_to_be_wrapped(build):
         def forward(self, x, mask):
             return super().forward(x) * mask
 
-    with pytest.raises(ShapeMismatchError, match=r"network\(image, mask\)"):
+    with pytest.raises(ShapeMismatchError, match=r"(?s)network\(image, mask\).*def forward"):
         wrapped(build, Masked(1, 2, 1), example=IMAGE)
+    kd = wrapped(build, Masked(1, 2, 1), example=None)
+    with pytest.raises(TypeError) as caught:
+        kd(IMAGE, torch.zeros(1, 4, 4, dtype=torch.long))
+    assert "def forward(self, image)" in "".join(caught.value.__notes__)
 
 
 PROGRAMS = {
@@ -203,11 +237,50 @@ def test_a_program_teaches_without_taps_and_has_no_hooks_for_taps(build, tiny_un
     objective = SoftTargetDiceBCE() + GroundTruth()
     kd = build(teacher=program, objective=objective, example=torch.zeros(2, 4, 8, 8))
     assert torch.allclose(kd(*batch).loss, build(teacher=net, objective=objective)(*batch).loss)
+    assert type(program).__name__ in str(kd)
     assert not any(part.training for part in program.modules())
     assert not any(p.requires_grad for p in program.parameters())
     for taps in ({}, {"bottleneck": Tap("bottleneck", "bottleneck")}):
         with pytest.raises(LayerNotFoundError, match=r"teacher is a program.*no hooks"):
             build(teacher=program, taps=taps)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_frozen_program_teaches_and_predicts(build, tiny_unet):
+    net, batch = tiny_unet(4).eval(), (torch.randn(2, 4, 8, 8), torch.randint(0, 3, (2, 8, 8)))
+    program = torch.jit.freeze(torch.jit.script(net))
+    objective = SoftTargetDiceBCE() + GroundTruth()
+    kd = build(teacher=program, objective=objective)
+    assert torch.allclose(kd(*batch).loss, build(teacher=net, objective=objective)(*batch).loss)
+    kd.close()
+    student = build(
+        student=torch.jit.freeze(torch.jit.script(tiny_unet(1).eval())), objective=objective
+    )
+    assert student.predict(batch[0]).shape == (2, 3, 8, 8)
+
+
+def test_an_exported_student_trains_and_predicts(build, tiny_unet):
+    program = torch.export.export(tiny_unet(1), (torch.zeros(2, 1, 8, 8),)).module()
+    objective = SoftTargetDiceBCE() + GroundTruth()
+    kd = build(student=program, objective=objective, example=torch.zeros(2, 4, 8, 8))
+    image = torch.randn(2, 4, 8, 8)
+    kd.eval().train()(image, torch.randint(0, 3, (2, 8, 8))).loss.backward()
+    assert any(p.grad is not None for p in kd.student.parameters())
+    assert torch.equal(kd.predict(image), program(image[:, 2:3]))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_network_that_holds_a_program_is_tapped_outside_of_it(build, tiny_unet):
+    def mixed():
+        net = tiny_unet(4)
+        net.encoder = torch.jit.script(net.encoder)
+        return net
+
+    for taps in ({}, {"bottleneck": Tap("encoder", None)}, {"bottleneck": Tap("encoder.0", None)}):
+        with pytest.raises(LayerNotFoundError, match=r"teacher.* program"):
+            build(teacher=mixed(), taps=taps)
+    build(teacher=mixed(), taps={"bottleneck": Tap("bottleneck", None)})
+    assert "bottleneck" in str(describe(mixed(), torch.zeros(1, 4, 8, 8)))
 
 
 def test_one_stateless_module_may_serve_both_networks(build, tiny_unet):

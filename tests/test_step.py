@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from privdistill import PrivDistillError, ShapeMismatchError
-from privdistill.sides.heads import find_heads, head_weights, steps_by_head, undecided
+from privdistill.sides.heads import find_heads, head_weights, steps_by_head
 from privdistill.step import Output
 
 LOGITS = torch.zeros(1, 2, 8, 8)
@@ -82,9 +82,9 @@ def test_of_equal_tensors_the_main_head_comes_first():
     assert [head.shape[2] for head in found] == [8, 8, 4]
     assert found[0] is heads[3]
     assert found[1] is heads[0]
-    assert undecided(heads, axes=2)
-    assert not undecided(heads[:2], axes=2)
-    assert not undecided({"out": LOGITS, "aux": LOGITS}, axes=2)
+    named = {"out": LOGITS, "aux": LOGITS + 1}
+    first, second = find_heads(named, axes=2, equals=(1, 0))
+    assert (first is named["out"], second is named["aux"]) == (True, True)
 
 
 def test_a_list_beside_something_else_is_found():

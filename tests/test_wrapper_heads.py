@@ -221,6 +221,147 @@ def test_alternative_branches_are_not_one_deep_supervision(build):
         build(student=Alternatives(1))
 
 
+class Decoders(nn.Module):
+    """Two heads on one feature map each; the second goes on through a coarser level."""
+
+    def __init__(self, in_channels, form):
+        super().__init__()
+        self.body, self.down = nn.Conv2d(in_channels, 4, 1), nn.Conv2d(4, 4, 2, 2)
+        self.bottom, self.fuse = nn.Conv2d(4, 4, 1), nn.Conv2d(8, 4, 1)
+        self.first, self.last, self.form = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1), form
+
+    def forward(self, x):
+        shallow = self.body(x)
+        deep = nn.functional.interpolate(self.bottom(self.down(shallow)), size=x.shape[2:])
+        first = self.first(shallow)
+        last = self.last(self.fuse(torch.cat((shallow, deep), 1)))
+        return self.form(self, first, last)
+
+
+ALONE_IN_EVAL_MODE = {
+    "tuple": lambda a, b: (a, b),
+    "tuple in a list": lambda a, b: [(a, b)],
+    "beside a coarse head": lambda a, b: (a[..., ::2, ::2], a, b),
+    "stack": lambda a, b: torch.stack((a, b), 1),
+    "stack of a part": lambda a, b: [torch.stack((a, b), 1)],
+}
+
+
+@pytest.mark.parametrize("form", ALONE_IN_EVAL_MODE.values(), ids=ALONE_IN_EVAL_MODE)
+@pytest.mark.parametrize("main", [0, 1])
+def test_what_eval_mode_returns_alone_is_the_main_head_in_every_form(build, form, main):
+    def arrange(net, *heads):
+        net.seen = heads[main]
+        return form(*heads) if net.training else heads[main]
+
+    kd = build(student=Decoders(1, arrange), objective=GroundTruth())
+    out = kd(IMAGE, LABELS)
+    trained = out.student[0] if isinstance(out.student, list) else out.student
+    assert torch.equal(trained, kd.student.seen)
+
+
+def test_a_head_that_a_tuple_refines_is_not_the_main_one(build):
+    class Refining(Decoders):
+        def forward(self, x):
+            shallow = self.body(x)
+            coarse = self.first(nn.functional.interpolate(self.down(shallow), size=x.shape[2:]))
+            return coarse, self.last(shallow) + coarse
+
+    kd = build(teacher=Refining(4, None), student=Refining(1, None))
+    out, both = kd(IMAGE, LABELS), kd.student(IMAGE[:, 2:3])
+    assert torch.equal(out.student, both[1])
+    assert torch.equal(kd.predict(IMAGE), both[1])
+    weighted = build(student=Refining(1, None), head_weights=[3, 1])
+    assert len(weighted(IMAGE, LABELS).student) == 2
+
+
+def test_a_tuple_whose_second_tensor_goes_on_through_other_levels_is_asked_about(build):
+    student = Decoders(1, lambda _net, first, last: (first, last))
+    with pytest.raises(ShapeMismatchError, match="select_logits"):
+        build(student=student)
+    kd = build(student=student, objective=GroundTruth(), select_logits=lambda out: out[1])
+    assert torch.equal(kd(IMAGE, LABELS).student, student(IMAGE[:, 2:3])[1])
+
+
+def test_the_bottleneck_is_that_of_the_main_head(build):
+    class Deeper(Decoders):
+        def forward(self, x):
+            half = self.down(self.body(x))
+            coarse = nn.functional.interpolate(self.first(half), size=x.shape[2:])
+            quarter = self.bottom(half[..., ::2, ::2])
+            fine = nn.functional.interpolate(quarter, size=x.shape[2:])
+            return coarse, self.last(fine) + coarse
+
+    kd = build(student=Deeper(1, None))
+    assert str(kd.taps["bottleneck"].student) == "bottom"
+
+
+@pytest.mark.parametrize("word", ["semi-supervised", "unsupervised", "deep superpixels"])
+def test_only_words_for_deep_supervision_make_heads_of_a_list(build, word):
+    class Spoken(Decoders):
+        __doc__ = f"A {word} network."
+
+    with pytest.raises(ShapeMismatchError, match="select_logits"):
+        build(student=Spoken(1, lambda _net, *heads: list(heads)))
+
+
+@pytest.mark.parametrize("word", ["deep supervision", "deeply-supervised", "DeepSup"])
+def test_words_for_deep_supervision_make_heads_of_a_list(build, word):
+    class Spoken(Decoders):
+        __doc__ = f"A network ({word})."
+
+    kd = build(student=Spoken(1, lambda _net, *heads: list(heads)))
+    assert len(kd(IMAGE, LABELS).student) == 2
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_decoders_that_differ_by_a_layer_are_no_deep_supervision(build, alone):
+    class Alternatives(Decoders):
+        """Two decoders of one encoder, in a network with deep supervision."""
+
+        def __init__(self, in_channels):
+            super().__init__(in_channels, None)
+            self.short = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1))
+            self.long = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1))
+
+        def forward(self, x):
+            deep = nn.functional.interpolate(self.down(self.body(x)), size=x.shape[2:])
+            heads = [self.short(deep), self.long(deep)]
+            return heads[1] if alone and not self.training else heads
+
+    if alone:
+        assert isinstance(build(student=Alternatives(1))(IMAGE, LABELS).student, torch.Tensor)
+    else:
+        with pytest.raises(ShapeMismatchError, match="select_logits"):
+            build(student=Alternatives(1))
+
+
+def test_regions_on_an_axis_of_their_own_are_no_heads(build, tiny_unet):
+    class Folded(tiny_unet):
+        def forward(self, x):
+            return super().forward(x)[:, :, None]
+
+    with pytest.raises(ShapeMismatchError, match="select_logits"):
+        build(teacher=Folded(4), student=Folded(1), activation="sigmoid")
+
+
+def test_weights_for_all_heads_settle_those_of_a_teacher_too(build):
+    def arrange(_net, *heads):
+        return list(heads)
+
+    kd = build(teacher=Decoders(4, arrange), student=Decoders(1, arrange), head_weights=[1, 1])
+    assert len(kd(IMAGE, LABELS).student) == 2
+
+
+def test_the_teacher_that_does_not_fit_is_named(build, tiny_unet):
+    class Two(tiny_unet):
+        def forward(self, x):
+            return super().forward(x)[:, :2]
+
+    with pytest.raises(ShapeMismatchError, match=r"teacher 2 \(1, 2, 8, 8\)"):
+        build(teacher=[tiny_unet(4), Two(4)])
+
+
 def test_a_reconstruction_beside_the_logits_is_no_head(build, tiny_unet):
     class Reconstructing(tiny_unet):
         def __init__(self, in_channels):

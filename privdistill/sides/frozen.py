@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privdistill.sides.restored import set_mode
+from privdistill.sides.restored import modes_of, set_mode
 from privdistill.taps.names import uncompiled
 
 # Where a held network keeps its claim; a copy of one keeps None there.
@@ -19,7 +19,7 @@ class _Claim:
 
     def __init__(self, network: nn.Module) -> None:
         self.holders = 0
-        self.training = {module: module.training for module in network.modules()}
+        self.training = modes_of(network)
         self.learning = [p for p in network.parameters() if p.requires_grad]
 
     def restore(self) -> None:
@@ -46,7 +46,7 @@ class Resting:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.parts = list(network.modules())
+        self.parts = list(modes_of(network))
         set_mode(network, training=False)
         for parameter in network.parameters():
             parameter.requires_grad = False

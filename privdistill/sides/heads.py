@@ -1,21 +1,39 @@
 """Which outputs of a network are logits, and a step for each under deep supervision."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import mix_logits, resize
 from privdistill.losses.options import is_number
+from privdistill.sides.restored import set_mode
 from privdistill.step import Step
-from privdistill.taps.flow import FlowRecorder, ancestors, parents_of
+from privdistill.taps.flow import FlowRecorder, Node, Nodes, ancestors
 from privdistill.taps.location import HeadFinder
 from privdistill.taps.names import watched
+
+# "deep supervision", "deep_supr_num", "deeply-supervised", "DeepSup"; not "semi-supervised".
+_DEEP_SUPERVISION = re.compile(r"deep(ly)?[\W_]*sup(ervis|r?(?![a-z]))", re.IGNORECASE)
+
+
+class Heads(NamedTuple):
+    """What an output holds that may be logits.
+
+    Attributes:
+        fine: Tensors as fine as the finest, in the network's order.
+        coarse: Coarser heads, the finer first.
+        usual: How many of the first fine ones are heads unless `settle_heads` found out more.
+    """
+
+    fine: list[Tensor]
+    coarse: list[Tensor]
+    usual: int
 
 
 def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> list[Tensor]:
@@ -24,14 +42,14 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     A tensor is taken as it is; one with an axis more holds stacked heads. Of a mapping the entries
     "out" or "logits" and those that begin with "aux" are taken; of an object the attribute
     `logits`; of a tuple or list the finest entry and those with as many channels that are coarser
-    by a whole factor. Further ones as fine as the finest are heads in a list, never in a tuple,
-    where a reconstruction may stand beside the logits.
+    by a whole factor. Further ones as fine as the finest are heads in a list; in a tuple, where a
+    reconstruction may stand beside the logits, one of them is.
 
     Args:
         output: What the forward pass returned.
         axes: Number of spatial axes.
-        equals: Which of the equally fine tensors in a list are heads, the main one first, as
-            `settle_heads` found out; by default all, in the network's order.
+        equals: Which of the equally fine tensors are heads, the main one first, as `settle_heads`
+            found out; by default the first of a tuple, and all of a list, in the network's order.
 
     Returns:
         Logits `(B, C, *spatial)`, finest first.
@@ -47,9 +65,19 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     """
     if isinstance(output, Tensor) and output.ndim == axes + 2:
         return [output]
+    fine, coarse, usual = _look(output, axes)
+    if equals is None or len(fine) <= max(equals):
+        equals = range(usual)
+    return [*(fine[index] for index in equals), *coarse]
+
+
+def _look(output: Any, axes: int) -> Heads:
+    """Find all that may be heads, whether or not it is settled which are."""
+    if isinstance(output, Tensor) and output.ndim == axes + 2:
+        return Heads([output], [], 1)
     # As the DynUNet of MONAI stacks them.
     if isinstance(output, Tensor) and output.ndim == axes + 3:
-        return list(output.unbind(1))
+        return Heads(list(output.unbind(1)), [], output.shape[1])
     first, *others = _entries(output, axes) or [None]
     if first is None:
         shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
@@ -60,24 +88,29 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
             "`select_logits=` to the wrapper, a function from the output to the logits."
         )
     # The first entry may itself be a mapping or a list of heads, as where a loss stands beside it.
-    leading = find_heads(first, axes, equals)
-    alike = leading[0].shape[:2]
+    leading = _look(first, axes)
+    alike = leading.fine[0].shape[:2]
     nested = [inner if isinstance(inner, (tuple, list)) else [inner] for inner in others]
     further = [
         other
         for other in chain.from_iterable(nested)
         if isinstance(other, Tensor) and other.ndim == axes + 2 and other.shape[:2] == alike
     ]
-    heads = [*leading, *further]
+    heads = [*leading.fine, *leading.coarse, *further]
     finest = max(heads, key=lambda head: prod(head.shape[2:])).shape
     fine = [head for head in heads if head.shape == finest]
-    if isinstance(output, list) and equals is not None and len(fine) > max(equals):
-        fine = [fine[index] for index in equals]
-    if not isinstance(output, (Mapping, list)):
-        fine = fine[: max(1, sum(head.shape == finest for head in leading))]
     # Deep supervision halves sizes; a feature map of some other size is no head.
     coarse = [head for head in heads if _divides(head.shape[2:], finest[2:])]
-    return [*fine, *sorted(coarse, key=lambda head: -prod(head.shape[2:]))]
+    coarse.sort(key=lambda head: -prod(head.shape[2:]))
+    led = len(leading.fine) if leading.fine[0].shape == finest else 1
+    if isinstance(output, list):
+        return Heads(fine, coarse, leading.usual + len(fine) - led)
+    # A name, or a list of its own, tells what leads; entries of a mapping are heads by their names.
+    if isinstance(output, Mapping):
+        coarse = [*fine[led:], *coarse]
+    if isinstance(output, Mapping) or not isinstance(first, Tensor):
+        fine = fine[:led]
+    return Heads(fine, coarse, min(leading.usual, len(fine)))
 
 
 def _divides(size: Sequence[int], whole: Sequence[int]) -> bool:
@@ -115,12 +148,6 @@ def chosen_heads(
     return heads
 
 
-def undecided(output: Any, axes: int) -> bool:
-    """Say whether several tensors of an output may be the main head."""
-    several = len(find_heads(output, axes)) > len(find_heads(output, axes, equals=(0,)))
-    return several or bool(_rivals(output, axes))
-
-
 def _rivals(output: Any, axes: int) -> list[Tensor]:
     """What is as fine as the first logits and differs in channels: features, or the true logits."""
     first = find_heads(output, axes)[0].shape
@@ -129,74 +156,115 @@ def _rivals(output: Any, axes: int) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.shape[1] != first[1]]
 
 
-def settle_heads(
-    model: nn.Module,
-    image: Tensor,
-    *,
-    training: bool,
-    asked: bool,
-    role: str,
-) -> HeadFinder:
-    """Decide which of the equally fine tensors in a list are heads, and which is the main one.
+class _Paths(NamedTuple):
+    """The layers with weights on the way to each of the finest tensors that were found.
 
-    The main head is the one that eval mode returns, or the one that depends on most of the
-    network where its class speaks of deep supervision. Beside it count those from which it goes
-    on: heads of nested decoders, not those of alternative ones. `training` says whether the output
-    in train mode counts, `asked` that the user gave each a weight, so that all of them are heads.
+    `coarse` are layers at other levels; `stacked` says that one tensor holds all heads.
     """
-    alone, classes = _paths(model.eval(), image, role)
-    # What eval mode returns alone also tells which of two tensors of train mode is meant.
-    trained = _paths(model.train(), image, role, classes)[0] if training else []
-    heads = max(alone, trained, key=len)
-    if len(alone) == 1:
-        main = [index for index, path in enumerate(heads) if path == alone[0]]
-    else:
-        deepest = max(map(len, heads))
-        main = [index for index, path in enumerate(heads) if len(path) == deepest]
-    # Two tensors of one size may as well be alternatives, of which only one is to be trained.
-    supervised = asked or _speaks_of_deep_supervision(model)
-    if len(main) != 1 or not (supervised or len(alone) == 1):
-        if asked:
-            return find_heads
+
+    paths: list[frozenset[str]]
+    coarse: frozenset[str]
+    found: Heads
+    stacked: bool
+
+
+def settle_heads(
+    weights: int, role: str, model: nn.Module, image: Tensor, *, training: bool
+) -> HeadFinder:
+    """Decide which of several equally fine tensors are heads, and which is the main one.
+
+    The main head is the one that eval mode returns alone. Otherwise the first of a tuple leads it,
+    unless another one goes on from it; of a stack, and of a list where the class speaks of deep
+    supervision, it is the one that goes on from all others. Beside it count those others: heads of
+    nested decoders, not those of alternative ones; in a tuple none does. `training` says whether
+    the output in train mode counts. If the user gave as many weights as there may be heads, all of
+    them are.
+    """
+    alone = trained = _paths(model, image, role)
+    if training:
+        set_mode(model, training=True)
+        # What eval mode returns alone also tells which of two tensors of train mode is meant.
+        trained = _paths(model, image, role, alone.found.fine[0].shape[1])
+    paths, coarse, found, stacked = max(alone, trained, key=lambda each: len(each.paths))
+    if len(paths) == 1:
+        return find_heads
+    in_tuple = found.usual == 1
+    asked = weights == len([*found.fine, *found.coarse])
+    told = stacked or _speaks_of_deep_supervision(model)
+    everything, main = range(len(paths)), []
+    if len(alone.paths) == 1:
+        # Equal paths differ in what has no weights, such as an activation behind the logits.
+        main = [index for index in everything if paths[index] == alone.paths[0]][:1]
+    elif in_tuple and not any(_is_longer(path, paths[0], coarse) for path in paths):
+        main = [0]
+    elif in_tuple:
+        # What leads is but a step on the way to a finer one.
+        main = [index for index in everything if all(path <= paths[index] for path in paths)]
+    elif told or asked:
+        main = [i for i in everything if all(_goes_on(paths[i], path) for path in paths)]
+    if len(main) != 1 and not asked:
+        # Two tensors of one size may as well be alternatives, of which only one is to be trained.
         raise ShapeMismatchError(
-            f"The {role} returns a list of {len(heads)} tensors of one size, and nothing tells "
-            "which of them are logits. Pass `select_logits=` to the wrapper, for instance "
+            f"The {role} returns {len(paths)} tensors of one size, and nothing tells which of them "
+            "are logits. Pass `select_logits=` to the wrapper, for instance "
             "`lambda output: output[0]`, or `head_weights=`, one for each."
         )
-    (chosen,) = main
-    main_path = heads[chosen]
-    others = [
-        index
-        for index, path in enumerate(heads)
-        if index != chosen and (asked or len(main_path - path) > len(path - main_path))
-    ]
-    return partial(find_heads, equals=(chosen, *others) if supervised else (chosen,))
+    chosen = main[0] if len(main) == 1 else 0
+    nested = [told and not in_tuple and _goes_on(paths[chosen], path) for path in paths]
+    others = [i for i in everything if i != chosen and (asked or nested[i])]
+    return partial(find_heads, equals=(chosen, *others))
 
 
-def _paths(
-    model: nn.Module, image: Tensor, role: str, classes: int = 0
-) -> tuple[list[frozenset[str]], int]:
-    """The layers with weights on the way to each of the finest heads, and how many classes."""
-    if model.training and image.shape[0] == 1:
-        # Batch norm on maps of one voxel needs more than one value per channel.
-        image = torch.cat((image, image))
+def _is_longer(path: frozenset[str], first: frozenset[str], coarse: frozenset[str]) -> bool:
+    """Whether a path holds all of the first and more, or goes on from it through other levels."""
+    level, first_level = path & coarse, first & coarse
+    return first < path or (level != first_level and _goes_on(level, first_level))
+
+
+def _goes_on(path: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether one path goes on where the other turns off to its head: decoders in each other."""
+    return len(path - other) >= 2 * len(other - path)
+
+
+def _paths(model: nn.Module, image: Tensor, role: str, classes: int = 0) -> _Paths:
+    """Run a network and follow each of its finest tensors back to the layers it came through."""
     flow = FlowRecorder(image)
     with flow, watched(model, flow.watch):
         output = model(image)
-        heads = find_heads(output, image.ndim - 2)
-    fine = [head for head in heads if head.shape == heads[0].shape]
-    reached = [ancestors(flow.nodes(head), parents_of) for head in fine]
+        found = _look(output, image.ndim - 2)
+    fine = found.fine
+    nodes = [flow.nodes(head) for head in fine]
+    # Where eval mode returns one alone, the leading one tells nothing.
+    leading = nodes[0] if found.usual == 1 and not classes else []
+    reached = [_reached(n, i, leading if i else []) for i, n in enumerate(nodes)]
     rivals = _rivals(output, image.ndim - 2)
     # Features come before the logits; what does not may be the logits themselves.
-    if heads[0].shape[1] != classes and not reached[0].issuperset(flow.nodes(rivals)):
-        shapes = [tuple(tensor.shape) for tensor in (heads[0], *rivals)]
+    if fine[0].shape[1] != classes and not reached[0].issuperset(flow.nodes(rivals)):
+        shapes = [tuple(tensor.shape) for tensor in (fine[0], *rivals)]
         raise ShapeMismatchError(
             f"The {role} returns tensors of one size with different channels, {shapes}, and "
             "nothing tells which are logits. Pass `select_logits=` to the wrapper, for instance "
             "`lambda output: output[0]`."
         )
     paths = [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
-    return paths, heads[0].shape[1]
+    maps = [i for i in flow.outputs if i.node.grid]
+    coarse = frozenset(i.name for i in maps if prod(i.node.grid) < prod(fine[0].shape[2:]))
+    return _Paths(paths, coarse, found, isinstance(output, Tensor))
+
+
+def _reached(nodes: list[Node], index: int, leading: list[Node]) -> Nodes:
+    """All that a tensor came from; nothing before the leading one if it was made of that alone."""
+
+    def parents(node: Node) -> tuple[Node, ...]:
+        # Of stacked heads each was made apart.
+        stacks = [n.parents[0] for n in nodes if n.operator == "unbind"]
+        if node in stacks and node.operator == "stack":
+            return node.parents[index : index + 1]
+        return node.parents
+
+    beside = ancestors(nodes, lambda node: () if node in leading else parents(node))
+    from_image = any(not node.parents for node in beside)
+    return ancestors(nodes, parents) if from_image else beside
 
 
 def _speaks_of_deep_supervision(model: nn.Module) -> bool:
@@ -206,7 +274,7 @@ def _speaks_of_deep_supervision(model: nn.Module) -> bool:
         for module in model.modules()
         for text in (type(module).__doc__ or "", *vars(module), *dict(module.named_children()))
     )
-    return any("supervis" in text.lower() for text in texts)
+    return any(map(_DEEP_SUPERVISION.search, texts))
 
 
 def head_weights(
@@ -232,13 +300,13 @@ def head_weights(
     return [weight / sum(weights) for weight in weights]
 
 
-def check_heads(student: Tensor, teachers: Sequence[Tensor]) -> None:
-    """Compare the shapes of all networks' finest logits for the example."""
-    for teacher in teachers:
+def check_heads(student: Tensor, teachers: Mapping[str, Tensor]) -> None:
+    """Compare the shapes of all networks' finest logits for the example; teachers by role."""
+    for role, teacher in teachers.items():
         if student.shape != teacher.shape:
             raise ShapeMismatchError(
                 f"The objective compares logits, but for the example the student gives "
-                f"{tuple(student.shape)} and the teacher {tuple(teacher.shape)}. Both must predict "
+                f"{tuple(student.shape)} and the {role} {tuple(teacher.shape)}. Both must predict "
                 "the same classes at the same resolution; pass `select_logits=` if another output "
                 "is the one to compare."
             )

@@ -17,10 +17,15 @@ def set_mode(model: nn.Module, *, training: bool) -> None:
             module.training = training
 
 
+def modes_of(model: nn.Module) -> dict[nn.Module, bool]:
+    """The mode of each module that has one: a program frozen by torch.jit has none."""
+    return {m: m.training for m in model.modules() if hasattr(m, "training")}
+
+
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Restore a network's modes on leaving, module by module: some may have been set apart."""
-    modes = {module: module.training for module in model.modules()}
+    modes = modes_of(model)
     try:
         yield
     finally:

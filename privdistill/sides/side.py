@@ -16,6 +16,12 @@ from privdistill.taps.names import is_compiled
 from privdistill.taps.recorder import LastTapReached, Recorder
 from privdistill.taps.tap import Layer
 
+_ONE_INPUT = """ A network called as network(image, mask) goes into one of forward(image):
+    class OneInput(nn.Sequential):
+        def forward(self, image):
+            return self[0](image, mask_of(image))
+Then pass OneInput(network)."""
+
 
 class Answer(NamedTuple):
     """What a side says of a view.
@@ -93,6 +99,11 @@ class Side:
             output = self.run(view.clone() if self.recorder.edits_input else view)
         except LastTapReached:
             pass
+        except Exception as error:
+            # A note, so that an error of memory stays one that can be caught as such.
+            given = f"{view.dtype} {tuple(view.shape)}, example: {self.example}"
+            error.add_note(f"The {self.role} was given {given}.{hint(error)}")
+            raise
         finally:
             self.recorder.stop()
         self.recorder.check(features)
@@ -146,6 +157,11 @@ class Side:
         self.recorder.remove()
         if isinstance(self.run, Frozen):
             self.run.release()
+
+
+def hint(error: Exception) -> str:
+    """What to do about a network that takes more than an image, if this may be the error."""
+    return _ONE_INPUT if isinstance(error, TypeError) else ""
 
 
 def check_view(view: Tensor, role: str, like: Sequence[int] | None = None) -> None:

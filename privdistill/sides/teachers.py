@@ -194,6 +194,13 @@ def check_networks(student: nn.Module, teachers: Sequence[nn.Module], learns: bo
             raise LifecycleError(
                 f"The {role}, made in inference mode, cannot learn. Pass copy.deepcopy(network)."
             )
+        empty = any(p.is_meta for p in network.parameters()) and not is_offloaded(network)
+        # Where the student is empty, too, both may be filled later.
+        if empty and not any(p.is_meta for p in student.parameters()):
+            raise LifecycleError(
+                f"The {role} has parameters on the meta device, which hold no values. Load them "
+                "before the wrapper is built: network.load_state_dict(state, assign=True)."
+            )
     # Before anything runs: FSDP gathers weights in a forward pass.
     parallel.check_not_sharded(student)
     # By identity: one layer of two networks could not be frozen in one and trained in the other.
@@ -239,6 +246,11 @@ def check_declared(
             "its own to start from. Pass a trained network as teacher, or leave `start` out; "
             "inherit(student, network, inputs) takes the weights of any other network."
         )
+
+
+def is_offloaded(network: nn.Module) -> bool:
+    """Whether accelerate keeps weights elsewhere: on meta, until their layer runs."""
+    return any(hasattr(module, "_hf_hook") for module in network.modules())
 
 
 def _parts(network: nn.Module) -> list[object]:

@@ -19,8 +19,8 @@ from privdistill.losses.objective import Objective
 from privdistill.sides import heads
 from privdistill.sides.probabilities import check_logits, in_unit_interval
 from privdistill.sides.restored import restored, set_mode
-from privdistill.sides.side import Side, check_view
-from privdistill.sides.teachers import Teacher, held, roles_of
+from privdistill.sides.side import Side, check_view, hint
+from privdistill.sides.teachers import Teacher, held, is_offloaded, roles_of
 from privdistill.taps.flow import FlowRecorder
 from privdistill.taps.location import HeadFinder, Location, locate_bottleneck
 from privdistill.taps.names import find_layer, is_program, uncompiled
@@ -48,6 +48,7 @@ def attach(
     *,
     objective: Objective,
     select: HeadFinder,
+    weights: int,
 ) -> list[Side]:
     """Put hooks on the student and the teachers, freeze these, and name located layers in taps."""
     sides: list[Side] = []
@@ -60,15 +61,19 @@ def attach(
             if index:
                 layers = {n: layer for n, layer in layers.items() if layer.network == index - 1}
             view = views.get(kind)
+            reads, chosen = not index or objective.needs_teacher_logits, select
             if view is not None:
                 check_view(view, role)
-            places, notes = find_places(network, layers, view, role, select)
+                if reads and select is heads.find_heads:
+                    settle = partial(heads.settle_heads, weights, role, training=not index)
+                    chosen = attempt(network, view, role, settle)
+            places, notes = find_places(network, layers, view, role, chosen)
             side = Side(
                 network,
                 places,
                 role=role,
-                select=select,
-                reads_logits=not index or objective.needs_teacher_logits,
+                select=chosen,
+                reads_logits=reads,
                 read=objective.taps,
                 example=None if view is None else tuple(view.shape),
             )
@@ -105,17 +110,24 @@ def try_out(
         return []
     # The student first: of two networks that fail, its message is the one to read.
     student, *teachers = sides
-    asked = len(weights or ()) > 1
-    own = run(student, views["student"], asked=asked)
+    own = run(student, views["student"])
     # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
-    training = run(student, views["student"], training=True, asked=asked)
+    training = run(student, views["student"], training=True)
     # In eval mode such networks return their finest head alone.
     heads.head_weights(weights, len(training.heads), training=True)
     found = [run(teacher, views["teacher"]) for teacher in teachers]
+    # What one network needs two samples for can be compared with two of the others alone.
+    if len({len(one.image) for one in (own, training, *found)}) > 1:
+        views = {kind: torch.cat((view, view)) for kind, view in views.items()}
+        return try_out(
+            sides, views, pairing, objective,
+            activation=activation, weights=weights, shares=shares,
+        )  # fmt: skip
     features = {tap: value for one in found for tap, value in one.features.items()}
     teacher_heads = [one.heads for one in found if one.heads]
     # Before adapters: logits that do not fit are the mistake to hear of first.
-    heads.check_heads(own.heads[0], [one[0] for one in teacher_heads])
+    finest = {t.role: f.heads[0] for t, f in zip(teachers, found, strict=True) if f.heads}
+    heads.check_heads(own.heads[0], finest)
     pairing.fit(own.features, features)
     # An adapter of the user's own may have batch statistics.
     with torch.no_grad(), restored(pairing.adapters):
@@ -156,10 +168,12 @@ def find_places(
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """Return each tap's layer by name, and how it was decided where the bottleneck was located."""
     # Its layers have names, so a hook could be put on them, and would never run.
-    if taps and is_program(model):
+    blocked = [tap for tap, p in taps.items() if is_program(model, parts=p.layer is None)]
+    if blocked:
         raise LayerNotFoundError(
-            f"The {role} is a program (torch.jit or torch.export), which runs no hooks for taps "
-            f"{list(taps)}. Pass the network it was made from, or terms that read logits alone."
+            f"The {role} is a program (torch.jit or torch.export), or holds one, which runs no "
+            f"hooks for taps {blocked}. Pass the network it was made from, name a layer outside of "
+            "it, or use terms that read logits alone."
         )
     places, notes = {}, {}
     for tap, place in taps.items():
@@ -199,11 +213,8 @@ def locate(model: nn.Module, image: Tensor, role: str, find_heads: HeadFinder) -
     return attempt(model, image, role, find)
 
 
-def run(side: Side, view: Tensor, *, training: bool = False, asked: bool = False) -> Trial:
-    """Run a network once; note shapes and layouts, what a later layer overwrites, what are heads.
-
-    `asked` says that the user gave a weight to each head, so that all of them count.
-    """
+def run(side: Side, view: Tensor, *, training: bool = False) -> Trial:
+    """Run a network once; note shapes and layouts, and what a later layer overwrites."""
     recorder, axes = side.recorder, view.ndim - 2
 
     def forward(network: nn.Module, image: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
@@ -226,10 +237,6 @@ def run(side: Side, view: Tensor, *, training: bool = False, asked: bool = False
             _check_grids(side, view, features)
     if not side.reads_logits:
         return Trial([], features, image, output)
-    if side.select is heads.find_heads and heads.undecided(output, axes):
-        learns = side.role == "student"
-        settle = partial(heads.settle_heads, training=learns, asked=asked, role=side.role)
-        side.select = attempt(side.network, view, side.role, settle)
     logits = side.select(output, axes)
     # Logits may lie in [0, 1] by chance; large random values would drive them out of it.
     if not training and any(map(in_unit_interval, logits)):
@@ -301,16 +308,14 @@ def attempt(
                 "Check that teacher and student are not swapped, that the modalities fit the input "
                 "layers, that the image is large enough for every downsampling, and that the "
                 "example has the size and dtype of the batches (build the wrapper under "
-                "torch.autocast if steps run so). A network called as network(image, mask) goes "
-                "into a module whose forward(image) makes the mask."
+                f"torch.autocast if steps run so).{hint(error)}"
             ) from error
 
 
 def _placed(image: Tensor, model: nn.Module) -> Tensor:
     """Copy the example, which a network may edit, to where the network is."""
     devices = [p.device for p in model.parameters()]
-    # Weights that accelerate has offloaded are meta until their layer runs.
-    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    offloaded = is_offloaded(model)
     real = [device for device in devices if device.type != "meta" or not offloaded]
     device = min(real, key=lambda d: d.type == "meta", default=image.device)
     return torch.zeros_like(image, device=device) if image.is_meta else image.clone().to(device)

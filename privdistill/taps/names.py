@@ -25,7 +25,7 @@ def is_compiled(parts: Iterable[nn.Module]) -> bool:
     """Whether any of some modules runs compiled, as a wrapper of another one or in place."""
     for part in parts:
         own = vars(part)
-        if own.get("_compiled_call_impl") or "_orig_mod" in own["_modules"]:
+        if own.get("_compiled_call_impl") or "_orig_mod" in own.get("_modules", ()):
             return True
     return False
 
@@ -55,6 +55,8 @@ def watched(model: nn.Module, watch: Callable[[str, nn.Module], Any]) -> Iterato
         # Each module once: a shared layer has several names.
         known = {module: name for name, module in reversed(layers(model).items())}
         for module, name in known.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             stack.callback(module.register_forward_hook(watch(name, module)).remove)
         yield
 
@@ -77,11 +79,15 @@ def clean(path: str) -> str:
     return ".".join(part for part in inner if part == "module" or part not in _WRAPPER_PARTS)
 
 
-def is_program(model: nn.Module) -> bool:
-    """Say whether a network is a torch.jit or torch.export program, whose layers run no hooks."""
+def is_program(model: nn.Module, *, parts: bool = False) -> bool:
+    """Say whether a network is a torch.jit or torch.export program, whose layers run no hooks.
+
+    With `parts` also whether it holds one of torch.jit.
+    """
     inner = uncompiled(model)
     if not isinstance(inner, fx.GraphModule):
-        return isinstance(inner, torch.jit.ScriptModule)
+        asked = inner.modules() if parts else [inner]
+        return any(isinstance(part, torch.jit.ScriptModule) for part in asked)
     # What torch.fx traced calls its layers; torch.export leaves operators, and guards as a module.
     calls = [node.target for node in inner.graph.nodes if node.op == "call_module"]
     return not any([*inner.get_submodule(str(name)).parameters()] for name in calls)
@@ -110,6 +116,9 @@ def find_layers(model: nn.Module, layer: Any, *, tap: str, role: str) -> list[st
         problem = f"has no such {type(layer).__name__}. Pass a module of its `named_modules()`."
     else:
         names, problem = [], f"is given {layer!r} as layer; expected a dotted name or a module."
+    if any(isinstance(known[name], torch.jit.ScriptModule) for name in names):
+        problem = f"runs '{names[0]}' as a torch.jit program, without hooks. Name a layer outside."
+        names = []
     if not names:
         raise LayerNotFoundError(f"Tap '{tap}': the {role} {problem}")
     return names
