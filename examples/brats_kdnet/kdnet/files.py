@@ -79,8 +79,7 @@ def read_json(path: Path) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file of plain values."""
-    # A safe loader, like the one that it is made of.
-    return _read(path, lambda text: yaml.load(text, _Loader))  # noqa: S506
+    return _read(path, lambda text: _Loader(text).get_single_data())
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
