@@ -63,7 +63,7 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
         >>> [tuple(head.shape) for head in find_heads(heads, axes=2)]
         [(1, 2, 8, 8), (1, 2, 4, 4)]
     """
-    if isinstance(output, Tensor) and output.ndim == axes + 2:
+    if _is_one(output, axes):
         return [output]
     fine, coarse, usual = _look(output, axes)
     if equals is None or len(fine) <= max(equals):
@@ -71,9 +71,13 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     return [*(fine[index] for index in equals), *coarse]
 
 
+def _is_one(output: Any, axes: int) -> bool:
+    return isinstance(output, Tensor) and output.ndim == axes + 2
+
+
 def _look(output: Any, axes: int) -> Heads:
     """Find all that may be heads, whether or not it is settled which are."""
-    if isinstance(output, Tensor) and output.ndim == axes + 2:
+    if _is_one(output, axes):
         return Heads([output], [], 1)
     # As the DynUNet of MONAI stacks them.
     if isinstance(output, Tensor) and output.ndim == axes + 3:
@@ -180,6 +184,14 @@ def settle_heads(
     the output in train mode counts. If the user gave as many weights as there may be heads, all of
     them are.
     """
+    for mode in (False, True)[: 1 + training]:
+        set_mode(model, training=mode)
+        if not _is_one(model(image), image.ndim - 2):
+            break
+    else:
+        # What most networks return; following paths costs many times a forward pass.
+        return find_heads
+    set_mode(model, training=False)
     alone = trained = _paths(model, image, role)
     if training:
         set_mode(model, training=True)
