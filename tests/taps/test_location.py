@@ -1153,7 +1153,7 @@ def test_a_module_that_gives_the_levels_of_stages_it_runs_is_listed():
     assert_lists(nn.Sequential(Runs(*meshed(2, 2, 2)), Read(12)), "0")
 
 
-@pytest.mark.parametrize("change", ["copies", "kernel of one", "width"])
+@pytest.mark.parametrize("change", ["copies", "identity", "kernel of one", "width"])
 def test_a_last_stage_is_one_whatever_its_layers(change):
     class Copies(nn.Module):
         def forward(self, maps):
@@ -1162,6 +1162,8 @@ def test_a_last_stage_is_one_whatever_its_layers(change):
     *layers, mesh = meshed(3, 1, 1)
     if change == "copies":
         layers.append(Copies())
+    elif change == "identity":
+        mesh.arms[2] = nn.Sequential(nn.Identity(), mesh.arms[2])
     elif change == "kernel of one":
         mesh.arms[2] = nn.Conv2d(16, 16, 1)
     else:
