@@ -7,15 +7,27 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kdnet.models import blocks
+from kdnet.models.blocks import (
+    CONVOLUTION,
+    LINEAR,
+    POOLING,
+    InstanceNorm,
+    at_least_float32,
+    check_image,
+    check_widths,
+    encode,
+    find_present,
+    resize_like,
+    spread,
+)
 
 
 def hetero_modal_block(axes: int, *widths: int) -> nn.Sequential:
     """Make instance norms, leaky ReLUs of slope 0.01 and convolutions of kernel 3."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        convolution = blocks.CONVOLUTION[axes](inputs, outputs, kernel_size=3, padding=1)
-        layers += [blocks.InstanceNorm(inputs), nn.LeakyReLU(0.01), convolution]
+        convolution = CONVOLUTION[axes](inputs, outputs, kernel_size=3, padding=1)
+        layers += [InstanceNorm(inputs), nn.LeakyReLU(0.01), convolution]
     return nn.Sequential(*layers)
 
 
@@ -24,13 +36,13 @@ class ModalityEncoder(nn.Module):
 
     def __init__(self, axes: int, channels: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__()
-        first = blocks.CONVOLUTION[axes](1, channels[0], kernel_size=1)
+        first = CONVOLUTION[axes](1, channels[0], kernel_size=1)
         self.stem = nn.Sequential(first, nn.LeakyReLU(0.01))
         # A level passes on what the next one takes in, which may be half its width.
         inputs = (channels[0], *outputs)
         widths = zip(inputs, channels, outputs, strict=False)
         self.levels = nn.ModuleList(hetero_modal_block(axes, *own) for own in widths)
-        self.pool = blocks.POOLING[axes](kernel_size=2)
+        self.pool = POOLING[axes](kernel_size=2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Encode one modality."""
@@ -49,19 +61,19 @@ class HeteroModalDecoder(nn.Module):
         self, axes: int, channels: Sequence[int], inputs: Sequence[int], out_channels: int
     ) -> None:
         super().__init__()
-        self.mode = blocks.LINEAR[axes]
+        self.mode = LINEAR[axes]
         self.levels = nn.ModuleList()
         below = inputs[-1]
         for width, skip in zip(channels[-2::-1], inputs[-2::-1], strict=True):
             self.levels.append(hetero_modal_block(axes, below + skip, width, width // 2))
             below = width // 2
-        self.head = blocks.CONVOLUTION[axes](below, out_channels, kernel_size=1)
+        self.head = CONVOLUTION[axes](below, out_channels, kernel_size=1)
 
     def forward(self, fused: Sequence[Tensor]) -> Tensor:
         """Decode."""
         features = fused[-1]
         for level, skip in zip(self.levels, fused[-2::-1], strict=True):
-            finer = blocks.resize_like(features, skip, self.mode)
+            finer = resize_like(features, skip, self.mode)
             features = level(torch.cat((finer, skip), dim=1))
         return cast("Tensor", self.head(features))
 
@@ -71,7 +83,7 @@ class Moments(nn.Module):
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
         """Fuse."""
-        features, mask = blocks.at_least_float32(features), blocks.spread(present, features)
+        features, mask = at_least_float32(features), spread(present, features)
         count = mask.sum(1).clamp(min=1)
         # A choice, not a product: an absent modality has no gradient, whatever its features are.
         mean = torch.where(mask, features, 0).sum(1) / count
@@ -96,7 +108,7 @@ class HeMIS(nn.Module):
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
-        blocks.check_widths("HeMIS", channels, spatial_dims, even=True)
+        check_widths("HeMIS", channels, spatial_dims, even=True)
         halves = [width // 2 for width in channels]
         self.encoders = nn.ModuleList(
             ModalityEncoder(spatial_dims, channels, halves) for _ in range(in_channels)
@@ -109,8 +121,8 @@ class HeMIS(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
-        blocks.check_image("HeMIS", image, len(self.encoders), self.levels)
-        present = blocks.find_present(image)
-        *finer, deepest = blocks.encode(self.encoders, image)
+        check_image("HeMIS", image, len(self.encoders), self.levels)
+        present = find_present(image)
+        *finer, deepest = encode(self.encoders, image)
         fused = [self.fuse(features, present) for features in finer]
         return cast("Tensor", self.decoder([*fused, self.bottleneck(deepest, present)]))

@@ -6,7 +6,16 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from kdnet.models import blocks
+from kdnet.models.blocks import (
+    at_least_float32,
+    check_image,
+    check_widths,
+    draw_subset,
+    encode,
+    every_subset,
+    find_present,
+    spread,
+)
 from kdnet.models.hemis import HeteroModalDecoder, ModalityEncoder
 
 # Log-variances beyond are cut off, as in the published configuration.
@@ -30,14 +39,14 @@ class Evidence(NamedTuple):
 
 def read_evidence(features: Tensor) -> Evidence:
     """Read the features of encoders as means and log-variances."""
-    mean, log_variance = blocks.at_least_float32(features).chunk(2, dim=2)
+    mean, log_variance = at_least_float32(features).chunk(2, dim=2)
     precision = 1 / (log_variance.clamp(-_LIMIT, _LIMIT).exp() + _SMALLEST)
     return Evidence(precision, precision * mean)
 
 
 def multiply(evidence: Evidence, chosen: Tensor) -> Gaussian:
     """Multiply the densities of some modalities and of a standard normal prior."""
-    mask = blocks.spread(chosen, evidence.precision)
+    mask = spread(chosen, evidence.precision)
     precision = 1 + torch.where(mask, evidence.precision, 0).sum(1)
     weighted = torch.where(mask, evidence.weighted, 0).sum(1)
     return Gaussian(weighted / precision, -precision.log())
@@ -57,7 +66,7 @@ def subset_divergence(evidence: Evidence, present: Tensor) -> Tensor:
     prior = Gaussian(torch.zeros_like(full.mean), torch.zeros_like(full.mean))
     between = from_prior = full.mean.new_zeros(len(present))
     proper_ones = all_of_them = torch.zeros_like(between)
-    for subset in blocks.every_subset(present.shape[1]):
+    for subset in every_subset(present.shape[1]):
         chosen = torch.tensor(subset, device=present.device).expand_as(present)
         # Samples of one batch may have different modalities.
         counts = (present | ~chosen).all(1)
@@ -99,7 +108,7 @@ class UHVED(nn.Module):
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
-        blocks.check_widths("UHVED", channels, spatial_dims, even=True)
+        check_widths("UHVED", channels, spatial_dims, even=True)
         latent = [width // 2 for width in channels]
         self.encoders = nn.ModuleList(
             ModalityEncoder(spatial_dims, channels, channels) for _ in range(in_channels)
@@ -114,10 +123,10 @@ class UHVED(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
         """Return logits, or in train mode the mapping."""
-        blocks.check_image("UHVED", image, len(self.encoders), self.levels)
-        present = blocks.find_present(image)
-        evidence = [read_evidence(level) for level in blocks.encode(self.encoders, image)]
-        chosen = blocks.draw_subset(present) if self.training else present
+        check_image("UHVED", image, len(self.encoders), self.levels)
+        present = find_present(image)
+        evidence = [read_evidence(level) for level in encode(self.encoders, image)]
+        chosen = draw_subset(present) if self.training else present
         *finer, deepest = evidence
         latent = [self.fuse(level, chosen) for level in finer]
         latent.append(self.bottleneck(deepest, chosen))
