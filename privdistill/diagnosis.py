@@ -44,8 +44,8 @@ class TermRow:
         name: As in `Output.terms`.
         value: Unweighted, mean over batches.
         weight: What its value was multiplied with, schedules and balancing included.
-        share: Norm of the gradient of weight x value with respect to the student's parameters,
-            mean over batches, over the sum of all terms' norms.
+        share: Norm of the gradient of weight x value with respect to the student's parameters, of
+            the mean over batches, over the sum of all terms' norms.
         cosine: Between this gradient and that of the terms that supervise, which read the target
             and nothing of the teacher; None where there is none, or no labelled sample.
     """

@@ -43,8 +43,9 @@ class PrivilegedInput:
     """Give each network its modalities, by name.
 
     The input is one tensor whose channels are the modalities in the order of `modalities`, or a
-    mapping from modality name to a `(B, 1, *spatial)` tensor. The student never touches a channel
-    outside its view, so its output has no gradient with respect to the privileged ones.
+    mapping from modality name to a `(B, C, *spatial)` tensor with its channels. The student never
+    touches a channel outside its view, so its output has no gradient with respect to the privileged
+    ones.
 
     Args:
         modalities: Names of all channel groups, in the order in which the reader stacks them; a

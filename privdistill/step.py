@@ -65,7 +65,7 @@ class Output(NamedTuple):
 
     Attributes:
         loss: The objective, a scalar, in float32 unless the networks are float64.
-        terms: Every term by name, unweighted and detached.
+        terms: Every term that was computed, by name, unweighted and detached.
         student: Student logits, `(B, C, *spatial)`; under deep supervision a list of them, finest
             first.
         teacher: Teacher logits likewise, or None where the objective needs none.

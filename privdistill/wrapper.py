@@ -354,6 +354,7 @@ class DistillationWrapper(nn.Module):
 
         Raises:
             LifecycleError: After `close()`, or if a tap did not fire.
+            ModalityError: If the input does not carry the modalities named.
             CacheError: If a key comes back with another input.
         """
         if self._closed:

@@ -68,11 +68,11 @@ class TeacherCache:
             closer than its rounding.
         max_bytes: Limit for all entries; for a folder, of all teachers and processes, and held
             approximately, as processes look at each other's files now and then. When it is reached,
-            entries of other teachers are removed, the oldest teacher's first; those of a teacher
-            that was used or wrote within six hours stay, as another run may use them. Then nothing
-            new is stored: a sample comes back once an epoch, so that the entry that was not used
-            for longest, which caches usually remove, is the one that is needed next. With or
-            without a limit, entries of other teachers go from a folder after two weeks.
+            entries of other teachers are removed, the oldest first; those written within six hours
+            stay, as another run may use them. Then nothing new is stored: a sample comes back once
+            an epoch, so that the entry that was not used for longest, which caches usually remove,
+            is the one that is needed next. With or without a limit, entries of other teachers go
+            from a folder after two weeks.
 
     Raises:
         CacheError: If the folder cannot be made, a store lacks a method, or an option has no

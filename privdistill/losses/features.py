@@ -100,6 +100,10 @@ class LatentKL(FeatureTerm, function=latent_kl):
     Raises:
         ObjectiveError: If an option has no meaning, or a single number is normalised.
 
+    Example:
+        >>> 10 * LatentKL()
+        10 * LatentKL(tap='bottleneck')
+
     Weight:
         10, the paper's alpha, as in `kdnet()`.
     """
@@ -159,6 +163,10 @@ class FeatureL2(FeatureTerm, function=feature_l2):
         normalise: Whether each channel of each sample is first brought to mean 0 and variance 1
             over space.
 
+    Example:
+        >>> 0.1 * FeatureL2("level1", normalise=True)
+        0.1 * FeatureL2(tap='level1', normalise=True)
+
     Weight:
         Depends on the scale of the features; begin with the share that `.balanced()` gives.
     """
@@ -200,6 +208,10 @@ class FeatureL1(FeatureTerm, function=feature_l1):
     Args:
         tap: Name of the tap.
 
+    Example:
+        >>> 0.1 * FeatureL1("level1")
+        0.1 * FeatureL1(tap='level1')
+
     Weight:
         0.1, as in LCKD; it depends on the scale of the features.
     """
@@ -238,6 +250,10 @@ class FeatureCosine(FeatureTerm, function=feature_cosine):
 
     Args:
         tap: Name of the tap.
+
+    Example:
+        >>> 1.0 * FeatureCosine("level1")
+        1 * FeatureCosine(tap='level1')
 
     Weight:
         1; the term lies in [0, 2].
@@ -294,6 +310,10 @@ class AttentionTransfer(FeatureTerm, function=attention_transfer):
     Raises:
         ObjectiveError: If the power is below one, or the tap has one voxel.
 
+    Example:
+        >>> 10 * AttentionTransfer("level1")
+        10 * AttentionTransfer(tap='level1')
+
     Weight:
         Of the order of 10: unit maps are compared, so that the term lies in [0, 2].
     """
@@ -348,6 +368,10 @@ class ChannelWise(FeatureTerm, function=channel_wise):
 
     Raises:
         ObjectiveError: If the temperature is not positive, or the tap has one voxel.
+
+    Example:
+        >>> 1.0 * ChannelWise("decoder")
+        1 * ChannelWise(tap='decoder', temperature=4.0)
 
     Weight:
         Of the order of 1; the divergence is a mean over channels.
@@ -405,6 +429,10 @@ class Gram(FeatureTerm, function=gram):
 
     Args:
         tap: Name of the tap.
+
+    Example:
+        >>> (1.0 * Gram("level1")).balanced()
+        (1 * Gram(tap='level1')).balanced(0.99)
 
     Weight:
         Depends on the scale of the features; begin with the share that `.balanced()` gives.

@@ -67,6 +67,10 @@ class VariationalInformation(FeatureTerm):
     Raises:
         ObjectiveError: If an option has no meaning, or there was no dry run.
 
+    Example:
+        >>> 0.5 * VariationalInformation("level1", hidden=32)
+        0.5 * VariationalInformation(tap='level1', hidden=32)
+
     Weight:
         0.5, as in ACN (Wang et al. 2021).
     """
@@ -184,6 +188,10 @@ class ContrastiveProjection(FeatureTerm):
     Raises:
         ObjectiveError: If an option has no meaning, the batch has one sample, or there was no
             dry run.
+
+    Example:
+        >>> 0.5 * ContrastiveProjection("decoder")
+        0.5 * ContrastiveProjection(tap='decoder')
 
     Weight:
         0.5, as in `pmkl()`.

@@ -98,6 +98,10 @@ class PairwiseSimilarity(FeatureTerm, function=pairwise_similarity):
     Raises:
         ObjectiveError: If an option has no meaning, or one position is left.
 
+    Example:
+        >>> 1.0 * PairwiseSimilarity(scale=0.25)
+        1 * PairwiseSimilarity(tap='bottleneck', scale=0.25)
+
     Weight:
         1, as in `structured()`.
     """
@@ -195,6 +199,10 @@ class PrototypeSimilarity(FeatureTerm):
 
     Raises:
         ObjectiveError: If the step has no target, or its values do not fit.
+
+    Example:
+        >>> 0.1 * PrototypeSimilarity("decoder")
+        0.1 * PrototypeSimilarity(tap='decoder')
 
     Weight:
         0.1, as in `protokd()`.
@@ -303,6 +311,10 @@ class LocalConsistency(ResponseTerm, function=local_consistency):
     Raises:
         ObjectiveError: If an option has no meaning.
 
+    Example:
+        >>> 1.0 * LocalConsistency()
+        1 * LocalConsistency()
+
     Weight:
         1, as in `xie()`.
     """
@@ -391,6 +403,10 @@ class CenteredKernelAlignment(FeatureTerm, function=centered_kernel_alignment):
 
     Raises:
         ObjectiveError: If the option has no meaning, or there are fewer than two examples.
+
+    Example:
+        >>> 1.0 * CenteredKernelAlignment("level1")
+        1 * CenteredKernelAlignment(tap='level1')
 
     Weight:
         1; the term lies in [0, 1].

@@ -104,6 +104,10 @@ class SoftTargetDiceBCE(ResponseTerm):
     Raises:
         ObjectiveError: If an option has no meaning.
 
+    Example:
+        >>> 0.9 * SoftTargetDiceBCE(temperature=1.0, binarisation="soft")
+        0.9 * SoftTargetDiceBCE(temperature=1.0, binarisation='soft')
+
     Weight:
         0.75, the paper's lambda, as in `kdnet()`.
     """
@@ -232,6 +236,10 @@ class HintonKL(ResponseTerm, function=hinton_kl):
     Raises:
         ObjectiveError: If an option has no meaning.
 
+    Example:
+        >>> 0.5 * HintonKL(temperature=2.0)
+        0.5 * HintonKL(temperature=2.0)
+
     Weight:
         0.5 beside half the reference, as in `hinton()`; 10 in `structured()`, at T = 1.
     """
@@ -305,6 +313,10 @@ class LogitMSE(ResponseTerm, function=logit_mse):
     Raises:
         ObjectiveError: If an option has no meaning.
 
+    Example:
+        >>> 0.1 * LogitMSE(centre=True)
+        0.1 * LogitMSE(centre=True)
+
     Weight:
         Depends on the scale of the logits; begin with 0.1.
     """
@@ -353,6 +365,11 @@ class ProbabilityMSE(ResponseTerm, function=probability_mse):
 
     Raises:
         ObjectiveError: If the activation is neither.
+
+    Example:
+        >>> from privdistill import Ramp
+        >>> Ramp(0, 1, steps=1000) * ProbabilityMSE()
+        Ramp(0, 1, steps=1000) * ProbabilityMSE()
 
     Weight:
         1, as in `xie()`.
@@ -467,6 +484,10 @@ class ReliableSoftTargetCE(ResponseTerm):
 
     Raises:
         ObjectiveError: If an option has no meaning.
+
+    Example:
+        >>> 0.5 * ReliableSoftTargetCE()
+        0.5 * ReliableSoftTargetCE(temperature=10.0)
 
     Weight:
         0.5, as in `pmkl()`.

@@ -95,6 +95,9 @@ def warm_up(steps: int) -> Ramp:
     Returns:
         A schedule.
 
+    Raises:
+        ObjectiveError: If there is not at least one step.
+
     Example:
         >>> warm_up(10)(torch.tensor(5))
         tensor(0.5000)

@@ -91,6 +91,13 @@ class MovingAverage:
     Raises:
         ObjectiveError: If the decay is outside of [0, 1).
 
+    Example:
+        >>> from privdistill import DistillationWrapper, ProbabilityMSE
+        >>> student = nn.Conv2d(1, 2, 1)
+        >>> kd = DistillationWrapper(MovingAverage(0.99), student, objective=ProbabilityMSE())
+        >>> [name for name, _ in kd.named_children()]
+        ['objective', 'student', 'adapters', 'teacher']
+
     Source:
         Tarvainen & Valpola 2017, arXiv:1703.01780; while few steps have been taken the decay is
         `1 - 1 / (step + 1)`, a plain mean, as in the authors' code.
@@ -113,6 +120,11 @@ class JointTeacher:
 
     Args:
         network: The teacher.
+
+    Example:
+        >>> from privdistill import GroundTruth, HintonKL
+        >>> teacher = JointTeacher(nn.Conv2d(2, 2, 1))
+        >>> objective = GroundTruth() + HintonKL() + GroundTruth(of="teacher").named("teacher")
     """
 
     network: nn.Module
