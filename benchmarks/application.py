@@ -154,12 +154,12 @@ def plain_step(
     def step(batch: Batch) -> float:
         image = batch["image"]
         with torch.no_grad():
-            taught = teacher(image)
+            teacher_logits = teacher(image)
         logits = student(image[:, column : column + 1])
         target = F.one_hot(batch["label"][:, 0], logits.shape[1]).movedim(-1, 1).float()
         latent = tuple(features)
         features.clear()
-        loss = plain_objective(logits, taught, target, latent, options)
+        loss = plain_objective(logits, teacher_logits, target, latent, options)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), config.training.gradient_clip)
         optimizer.step()
@@ -196,10 +196,10 @@ def plain_objective(
 
     logs = [z.flatten(1).log_softmax(1) for z in reversed(latent)]
     divergence = F.kl_div(*logs, reduction="batchmean", log_target=True)
-    taught = dice(soft) + F.binary_cross_entropy(probability, hard)
+    imitation = dice(soft) + F.binary_cross_entropy(probability, hard)
     supervised = dice(target) + F.binary_cross_entropy(probability, target)
     share = options.imitation
-    return share * taught + (1 - share) * supervised + options.latent_weight * divergence
+    return share * imitation + (1 - share) * supervised + options.latent_weight * divergence
 
 
 def write_case(folder: Path) -> dict[str, Path]:

@@ -82,9 +82,9 @@ def theirs(step: Step) -> Tensor:
         reduction="batchmean",
         log_target=True,
     )
-    taught = dice(step.student, soft) + bce(hard)
+    imitation = dice(step.student, soft) + bce(hard)
     supervised = dice(step.student, step.target) + bce(step.target)
-    return 0.75 * taught + 0.25 * supervised + 10 * latent
+    return 0.75 * imitation + 0.25 * supervised + 10 * latent
 
 
 def seconds(loss: Callable[[Step], Tensor], step: Step) -> float:

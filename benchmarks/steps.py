@@ -125,9 +125,9 @@ def by_hand(world: World) -> Contestant:
 
     def step() -> Tensor:
         with torch.no_grad():
-            taught = teacher(world.image)
+            teacher_logits = teacher(world.image)
         logits = student(world.image[:, :1])
-        loss = 0.5 * dice_bce(logits, world.target) + 0.25 * soft_dice_bce(logits, taught)
+        loss = 0.5 * dice_bce(logits, world.target) + 0.25 * soft_dice_bce(logits, teacher_logits)
         loss = loss + 0.25 * latent_kl(features.pop("student"), features.pop("teacher"))
         return finish(loss, optimizer)
 
@@ -176,13 +176,13 @@ def by_hand_with_terms(
     optimizer = torch.optim.Adam(student.parameters(), **ADAM)
 
     def step() -> Tensor:
-        taught, latent = teach() if teach else (None, None)
+        teacher_logits, latent = teach() if teach else (None, None)
         logits = student(world.image[:, :1])
         own = features.pop("student")
         taps = {} if latent is None else {"bottleneck": TapPair(own, latent)}
         read = Step(
             student=logits,
-            teacher=taught,
+            teacher=teacher_logits,
             target=world.target,
             taps=taps,
             activation="sigmoid",

@@ -131,8 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     images = monai.data.DataLoader(every, batch_size=BATCH)
     fitted = privdistill.fit_temperature(teacher.student, images, activation="sigmoid", inputs=full)
     objective = 0.9 * SoftTargetDiceBCE(temperature=fitted) + 0.1 * GroundTruth()
-    taught = {"teacher": teacher.student, "objective": objective, "start": "teacher"}
-    kd = train("student", every, options.steps, own, **taught)
+    distilled = {"teacher": teacher.student, "objective": objective, "start": "teacher"}
+    kd = train("student", every, options.steps, own, **distilled)
     test = load(held_out, train=False)
     print(f"\n{'Dice':8}", *(f"{region:>6}" for region in REGIONS))
     for name, model in {"teacher": teacher, "baseline": baseline, "student": kd}.items():

@@ -144,8 +144,8 @@ def lead(
     With `other_seeds` the lead is that over the baselines that the gain was not measured against.
     """
     here = scores[scores["region"] == gain.region]
-    taught, plain = (cells(here[here["row"] == row]).T for row in (teacher, gain.against))
-    if taught.empty or plain.empty:
+    ahead, plain = (cells(here[here["row"] == row]).T for row in (teacher, gain.against))
+    if ahead.empty or plain.empty:
         return pd.DataFrame()
     units, cases = gain.cells.columns, gain.cells.index
     folds = [fold for fold, _ in units]
@@ -157,7 +157,7 @@ def lead(
     if other_seeds:
         total, count = total - np.nan_to_num(own), count - ~np.isnan(own)
     before = (total / count.where(count > 0)).to_numpy()
-    after = taught.groupby(level="fold").mean().reindex(index=folds, columns=cases).to_numpy()
+    after = ahead.groupby(level="fold").mean().reindex(index=folds, columns=cases).to_numpy()
     leads = pd.DataFrame((after - before).T, index=cases, columns=units)
     return leads.where(gain.cells.notna()).dropna(how="all").dropna(how="all", axis=1)
 

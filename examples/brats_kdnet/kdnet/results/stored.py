@@ -70,11 +70,11 @@ class Results:
 
     @cached_property
     def student(self) -> str:
-        """The row of interest: the taught one with the fewest options of its own; may be empty."""
+        """The row of interest: the distilled one of fewest own options; may be empty."""
         compared = {*self.scores["row"][self.scores["against"] != ""]}
         rows = [row for row in self.rows.values() if row.name in compared and row.role != "teacher"]
-        taught = [row for row in rows if row.teacher] or rows
-        return min(taught, key=lambda row: len(row.options)).name if taught else ""
+        distilled = [row for row in rows if row.teacher] or rows
+        return min(distilled, key=lambda row: len(row.options)).name if distilled else ""
 
     @cached_property
     def baseline(self) -> str:

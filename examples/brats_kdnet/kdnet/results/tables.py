@@ -343,8 +343,8 @@ def _learned_as_published(unit: Path) -> bool:
     # Other recipes have terms of their own, and are compared with other papers.
     if row.get("recipe") not in {"supervised", "distilled"}:
         return True
-    taught = row["recipe"] == "distilled"
-    imitation, latent = (config[name] * taught for name in ("imitation", "latent_weight"))
+    distilled = row["recipe"] == "distilled"
+    imitation, latent = (config[name] * distilled for name in ("imitation", "latent_weight"))
     weights = {"SoftTargetDiceBCE": imitation, "GroundTruth": 1 - imitation, "LatentKL": latent}
     expected = [(name, round(weight, 6)) for name, weight in weights.items() if weight]
     found = _TERM.findall(experiment["objective"])

@@ -143,10 +143,10 @@ class Design:
             self._row(recipe, labelled, unlabelled)
             for recipe in block.recipes
             for labelled in block.labelled
-            for unlabelled in (block.unlabelled if self._is_taught(recipe) else ("all",))
+            for unlabelled in (block.unlabelled if self._has_teacher(recipe) else ("all",))
         ]
 
-    def _is_taught(self, recipe: str) -> bool:
+    def _has_teacher(self, recipe: str) -> bool:
         """Whether a recipe has a teacher, and a use for subjects without a reference."""
         return recipe in self.recipes and not self.recipes[recipe].supervised
 
