@@ -178,7 +178,7 @@ def find_places(
     places, notes = {}, {}
     for tap, place in taps.items():
         if place.layer is not None:
-            asked = _ask(model, place, image)
+            asked = _ask(model, place, image, f"Tap '{tap}': the finder for the {role}")
             places[tap] = replace(asked, layer=find_layer(model, asked.layer, tap=tap, role=role))
         elif image is None:
             raise LayerNotFoundError(
@@ -194,14 +194,21 @@ def find_places(
     return places, notes
 
 
-def _ask(model: nn.Module, place: Layer, image: Tensor | None) -> Layer:
+def _ask(model: nn.Module, place: Layer, image: Tensor | None, whose: str) -> Layer:
     """Ask a finder of the user's own, if the layer is one."""
     if isinstance(place.layer, str | nn.Module) or not callable(place.layer):
         return place
     # It may run the network as it likes.
     with restored(model), torch.no_grad():
         set_mode(model, training=False)
-        found = place.layer(uncompiled(model), None if image is None else _placed(image, model))
+        view = None if image is None else _placed(image, model)
+        try:
+            found = place.layer(uncompiled(model), view)
+        except Exception as error:
+            given = "no example" if view is None else tuple(view.shape)
+            raise LayerNotFoundError(
+                f"{whose} failed, given {given}: {type(error).__name__}: {error}"
+            ) from error
     if isinstance(found, Layer):
         return replace(found, network=place.network)
     return replace(place, layer=found)
