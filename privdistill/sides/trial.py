@@ -17,7 +17,11 @@ from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMi
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective
 from privdistill.sides import heads
-from privdistill.sides.probabilities import check_logits, in_unit_interval
+from privdistill.sides.probabilities import (
+    check_logits,
+    check_no_log_probabilities,
+    in_unit_interval,
+)
 from privdistill.sides.restored import restored, set_mode
 from privdistill.sides.side import Side, check_view, hint
 from privdistill.sides.teachers import Teacher, held, is_offloaded, roles_of
@@ -128,6 +132,8 @@ def try_out(
     # Before adapters: logits that do not fit are the mistake to hear of first.
     finest = {t.role: f.heads[0] for t, f in zip(teachers, found, strict=True) if f.heads}
     heads.check_heads(own.heads[0], finest)
+    if activation == "sigmoid":
+        check_no_log_probabilities({"student": own.heads[0], **finest})
     pairing.fit(own.features, features)
     # An adapter of the user's own may have batch statistics.
     with torch.no_grad(), restored(pairing.adapters):
