@@ -72,6 +72,17 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     return [*(fine[index] for index in equals), *coarse]
 
 
+def undisputed_heads(output: Any, axes: int) -> list[Tensor]:
+    """Find the logits where no dry run could settle which of several tensors they are."""
+    if len(_look(output, axes).fine) > 1 or _rivals(output, axes):
+        raise ShapeMismatchError(
+            "The network returns several tensors of one size, and nothing tells which are logits. "
+            "Pass `example=` to the wrapper, which may settle it, or `select_logits=`, for "
+            "instance `lambda output: output[0]`."
+        )
+    return find_heads(output, axes)
+
+
 def _is_one(output: Any, axes: int) -> bool:
     return isinstance(output, Tensor) and output.ndim == axes + 2
 
@@ -251,8 +262,9 @@ def _paths(model: nn.Module, image: Tensor, role: str, classes: int = 0) -> _Pat
     leading = nodes[0] if found.usual == 1 and not classes else []
     reached = [_reached(n, i, leading if i else []) for i, n in enumerate(nodes)]
     rivals = _rivals(output, image.ndim - 2)
+    before = [node for node in flow.nodes(rivals) if node in reached[0]]
     # Features come before the logits; what does not may be the logits themselves.
-    if fine[0].shape[1] != classes and not reached[0].issuperset(flow.nodes(rivals)):
+    if fine[0].shape[1] != classes and len(before) < len(rivals):
         shapes = [tuple(tensor.shape) for tensor in (fine[0], *rivals)]
         raise ShapeMismatchError(
             f"The {role} returns tensors of one size with different channels, {shapes}, and "

@@ -24,7 +24,7 @@ from privdistill.sides.probabilities import (
 )
 from privdistill.sides.restored import restored, set_mode
 from privdistill.sides.side import Side, check_view, hint
-from privdistill.sides.teachers import Teacher, held, is_offloaded, roles_of
+from privdistill.sides.teachers import JointTeacher, Teacher, held, is_offloaded, roles_of
 from privdistill.taps.flow import FlowRecorder
 from privdistill.taps.location import HeadFinder, Location, locate_bottleneck
 from privdistill.taps.names import find_layer, is_program, uncompiled
@@ -68,9 +68,9 @@ def attach(
             reads, chosen = not index or objective.needs_teacher_logits, select
             if view is not None:
                 check_view(view, role)
-                if reads and select is heads.find_heads:
-                    settle = partial(heads.settle_heads, weights, role, training=not index)
-                    chosen = attempt(network, view, role, settle)
+            if reads and select is heads.find_heads:
+                trained = not index or isinstance(teacher, JointTeacher)
+                chosen = settled(network, view, role, weights=weights, training=trained)
             places, notes = find_places(network, layers, view, role, chosen)
             side = Side(
                 network,
@@ -218,6 +218,16 @@ def _ask(model: nn.Module, place: Layer, image: Tensor | None, whose: str) -> La
     if isinstance(found, Layer):
         return replace(found, network=place.network)
     return replace(place, layer=found)
+
+
+def settled(
+    model: nn.Module, image: Tensor | None, role: str, *, weights: int = 0, training: bool = False
+) -> HeadFinder:
+    """Decide which outputs are logits, and leave the network as it was."""
+    if image is None:
+        return heads.undisputed_heads
+    settle = partial(heads.settle_heads, weights, role, training=training)
+    return attempt(model, image, role, settle)
 
 
 def locate(model: nn.Module, image: Tensor, role: str, find_heads: HeadFinder) -> Location:
