@@ -294,10 +294,9 @@ class DistillationWrapper(nn.Module):
         checks = self.validate == "always" or self._unchecked
         # Taken before the teacher runs, which might edit its input in place.
         view = view_of(self.inputs, "student", image, present, training=self.training)
-        given: tuple[Tensor | None, Tensor | None] = (None, None)
+        mask, weights = None, None
         if labelled is not None or sample_weights is not None:
-            given = _of_samples(view, labelled, sample_weights)
-        mask, weights = given
+            mask, weights = _of_samples(view, labelled, sample_weights)
         # A mask on the CPU costs nothing to look at.
         if target is None:
             free = self.validate != "never" and mask is not None and mask.is_cpu

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import mix_logits, resize
-from privdistill.losses.options import is_number
+from privdistill.losses.options import NOT_NEGATIVE
 from privdistill.sides.restored import set_mode
 from privdistill.step import Step
 from privdistill.taps.flow import FlowRecorder, Node, Nodes, ancestors
@@ -20,6 +20,11 @@ from privdistill.taps.names import watched
 
 # "deep supervision", "deep_supr_num", "deeply-supervised", "DeepSup"; not "semi-supervised".
 _DEEP_SUPERVISION = re.compile(r"deep(ly)?[\W_]*sup(ervis|r?(?![a-z]))", re.IGNORECASE)
+
+_UNTOLD = (
+    "nothing tells which are logits. Pass `select_logits=` to the wrapper, for instance "
+    "`lambda output: output[0]`"
+)
 
 
 class Heads(NamedTuple):
@@ -76,9 +81,7 @@ def undisputed_heads(output: Any, axes: int) -> list[Tensor]:
     """Find the logits where no dry run could settle which of several tensors they are."""
     if len(_look(output, axes).fine) > 1 or _rivals(output, axes):
         raise ShapeMismatchError(
-            "The network returns several tensors of one size, and nothing tells which are logits. "
-            "Pass `example=` to the wrapper, which may settle it, or `select_logits=`, for "
-            "instance `lambda output: output[0]`."
+            f"The network returns several tensors of one size, and without `example=` {_UNTOLD}."
         )
     return find_heads(output, axes)
 
@@ -229,9 +232,8 @@ def settle_heads(
     if len(main) != 1 and not asked:
         # Two tensors of one size may as well be alternatives, of which only one is to be trained.
         raise ShapeMismatchError(
-            f"The {role} returns {len(paths)} tensors of one size, and nothing tells which of them "
-            "are logits. Pass `select_logits=` to the wrapper, for instance "
-            "`lambda output: output[0]`, or `head_weights=`, one for each."
+            f"The {role} returns {len(paths)} tensors of one size, and {_UNTOLD}, or "
+            "`head_weights=`, one for each."
         )
     chosen = main[0] if len(main) == 1 else 0
     nested = [told and not in_tuple and _goes_on(paths[chosen], path) for path in paths]
@@ -268,8 +270,7 @@ def _paths(model: nn.Module, image: Tensor, role: str, classes: int = 0) -> _Pat
         shapes = [tuple(tensor.shape) for tensor in (fine[0], *rivals)]
         raise ShapeMismatchError(
             f"The {role} returns tensors of one size with different channels, {shapes}, and "
-            "nothing tells which are logits. Pass `select_logits=` to the wrapper, for instance "
-            "`lambda output: output[0]`."
+            f"{_UNTOLD}."
         )
     paths = [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
     maps = [i for i in flow.outputs if i.node.grid]
@@ -317,8 +318,7 @@ def head_weights(
             f"{weights}. Pass one weight per head, finest first. If heads come in "
             "a form that is not understood, `select_logits=` may return a list."
         )
-    numbers = all(is_number(weight) and 0 <= weight < float("inf") for weight in weights)
-    if not numbers or not 0 < sum(weights) < float("inf"):
+    if not all(map(NOT_NEGATIVE.holds, weights)) or not 0 < sum(weights) < float("inf"):
         raise ObjectiveError(
             f"`head_weights` is {weights}; weights must be finite, not negative and not all zero."
         )

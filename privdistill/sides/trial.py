@@ -117,7 +117,6 @@ def try_out(
     own = run(student, views["student"])
     # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
     training = run(student, views["student"], training=True)
-    # In eval mode such networks return their finest head alone.
     heads.head_weights(weights, len(training.heads), training=True)
     found = [run(teacher, views["teacher"]) for teacher in teachers]
     # What one network needs two samples for can be compared with two of the others alone.
