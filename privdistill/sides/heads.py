@@ -110,11 +110,7 @@ def _look(output: Any, axes: int) -> Heads:
     leading = _look(first, axes)
     alike = leading.fine[0].shape[:2]
     nested = [inner if isinstance(inner, (tuple, list)) else [inner] for inner in others]
-    further = [
-        other
-        for other in chain.from_iterable(nested)
-        if isinstance(other, Tensor) and other.ndim == axes + 2 and other.shape[:2] == alike
-    ]
+    further = [t for t in chain.from_iterable(nested) if _is_one(t, axes) and t.shape[:2] == alike]
     heads = [*leading.fine, *leading.coarse, *further]
     finest = max(heads, key=lambda head: prod(head.shape[2:])).shape
     fine = [head for head in heads if head.shape == finest]
@@ -150,7 +146,7 @@ def _entries(output: Any, axes: int) -> list[Any]:
 
 
 def _voxels(entry: Any, axes: int) -> int:
-    return prod(entry.shape[2:]) if isinstance(entry, Tensor) and entry.ndim == axes + 2 else 0
+    return prod(entry.shape[2:]) if _is_one(entry, axes) else 0
 
 
 def chosen_heads(

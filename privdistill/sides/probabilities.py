@@ -35,7 +35,7 @@ def check_logits(model: nn.Module, image: Tensor, select: HeadFinder, role: str)
         )
 
 
-def check_no_log_probabilities(logits: Mapping[str, Tensor]) -> None:
+def check_no_logarithms(logits: Mapping[str, Tensor]) -> None:
     """Refuse a log-softmax under a sigmoid, by which nothing is ever more probable than a half."""
     for role, head in logits.items():
         several = head.shape[1] > 1 and not head.is_meta

@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective
-from privdistill.sides import heads
-from privdistill.sides.probabilities import (
-    check_logits,
-    check_no_log_probabilities,
-    in_unit_interval,
-)
+from privdistill.sides import heads, probabilities
 from privdistill.sides.restored import restored, set_mode
 from privdistill.sides.side import Side, check_view, hint
 from privdistill.sides.teachers import JointTeacher, Teacher, held, is_offloaded, roles_of
@@ -132,7 +127,7 @@ def try_out(
     finest = {t.role: f.heads[0] for t, f in zip(teachers, found, strict=True) if f.heads}
     heads.check_heads(own.heads[0], finest)
     if activation == "sigmoid":
-        check_no_log_probabilities({"student": own.heads[0], **finest})
+        probabilities.check_no_logarithms({"student": own.heads[0], **finest})
     pairing.fit(own.features, features)
     # An adapter of the user's own may have batch statistics.
     with torch.no_grad(), restored(pairing.adapters):
@@ -206,14 +201,10 @@ def _ask(model: nn.Module, place: Layer, image: Tensor | None, whose: str) -> La
     # It may run the network as it likes.
     with restored(model), torch.no_grad():
         set_mode(model, training=False)
-        view = None if image is None else _placed(image, model)
         try:
-            found = place.layer(uncompiled(model), view)
+            found = place.layer(uncompiled(model), None if image is None else _placed(image, model))
         except Exception as error:
-            given = "no example" if view is None else tuple(view.shape)
-            raise LayerNotFoundError(
-                f"{whose} failed, given {given}: {type(error).__name__}: {error}"
-            ) from error
+            raise LayerNotFoundError(f"{whose} failed: {type(error).__name__}: {error}") from error
     if isinstance(found, Layer):
         return replace(found, network=place.network)
     return replace(place, layer=found)
@@ -261,9 +252,9 @@ def run(side: Side, view: Tensor, *, training: bool = False) -> Trial:
         return Trial([], features, image, output)
     logits = side.select(output, axes)
     # Logits may lie in [0, 1] by chance; large random values would drive them out of it.
-    if not training and any(map(in_unit_interval, logits)):
+    if not training and any(map(probabilities.in_unit_interval, logits)):
         noise = 100 * torch.randn(view.shape, generator=torch.Generator().manual_seed(0))
-        look = partial(check_logits, select=side.select, role=side.role)
+        look = partial(probabilities.check_logits, select=side.select, role=side.role)
         attempt(side.network, noise.to(view), side.role, look)
     return Trial(logits, features, image, output)
 
