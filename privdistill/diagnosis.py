@@ -22,8 +22,8 @@ from privdistill.losses.functional import Activation, binarise, check_logits, pr
 from privdistill.losses.objective import Term
 from privdistill.losses.options import AT_LEAST_ONE, FRACTION, WHOLE, check
 from privdistill.losses.response import SoftTargetDiceBCE
-from privdistill.sides.heads import find_heads
 from privdistill.sides.restored import modes_kept
+from privdistill.sides.trial import settled
 from privdistill.step import Output
 from privdistill.text import columns
 from privdistill.wrapper import DistillationWrapper
@@ -506,14 +506,15 @@ def fit_temperature(
     """
     check("fit_temperature", AT_LEAST_ONE, at_most=at_most)
     check("fit_temperature", FRACTION, agreement=agreement)
-    overlaps = []
+    overlaps, find = [], None
     for batch in batches:
         image = step_arguments(batch, names or {})["image"]
         view = image if inputs is None else inputs.for_teacher(image)
         # Without parameters it runs where the image is.
         weight = next(teacher.parameters(), view)
+        find = find or settled(teacher, view[:1], "teacher")
         with modes_kept(teacher), torch.no_grad():
-            logits = find_heads(teacher.eval()(view.to(weight.device)), view.ndim - 2)[0]
+            logits = find(teacher.eval()(view.to(weight.device)), view.ndim - 2)[0]
         check_logits(logits, activation, "fit_temperature")
         overlaps.append(decision_overlap(logits, _temperatures(at_most), activation))
     if not overlaps:

@@ -294,10 +294,9 @@ class DistillationWrapper(nn.Module):
         checks = self.validate == "always" or self._unchecked
         # Taken before the teacher runs, which might edit its input in place.
         view = view_of(self.inputs, "student", image, present, training=self.training)
-        given: tuple[Tensor | None, Tensor | None] = (None, None)
+        mask, weights = None, None
         if labelled is not None or sample_weights is not None:
-            given = _of_samples(view, labelled, sample_weights)
-        mask, weights = given
+            mask, weights = _of_samples(view, labelled, sample_weights)
         # A mask on the CPU costs nothing to look at.
         if target is None:
             free = self.validate != "never" and mask is not None and mask.is_cpu
@@ -410,27 +409,15 @@ class DistillationWrapper(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .to(), .half() and .cuda() end here; a frozen teacher is no submodule but must come along.
+        # So does to_empty(), of a module around it too; no file would bring the teacher back.
+        empties = getattr(fn, "__qualname__", "").startswith("Module.to_empty")
         from_meta = self.steps.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if from_meta:
+        if empties or from_meta:
             self.steps.zero_()
         for side in self._sides:
-            if isinstance(side.run, Frozen):
+            if isinstance(side.run, Frozen) and not empties:
                 side.run.apply(fn, recurse=recurse)
-        return self
-
-    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
-        """Move the student to a device without copying values; a frozen teacher keeps its weights.
-
-        Args:
-            device: Where to.
-            recurse: Whether submodules are moved too.
-
-        Returns:
-            The wrapper.
-        """
-        super()._apply(lambda t: torch.empty_like(t, device=device), recurse)  # type: ignore[no-untyped-call]
-        self.steps.zero_()
         return self
 
     def train(self, mode: bool = True) -> Self:

@@ -21,6 +21,7 @@ from privdistill import (
     ObjectiveError,
     PrivilegedInput,
     Ramp,
+    ShapeMismatchError,
     SoftTargetDiceBCE,
     Tap,
     TeacherCache,
@@ -103,6 +104,28 @@ def test_the_teachers_view_is_taken_from_the_full_input():
     teacher, image = nn.Conv2d(2, 3, 1), torch.randn(1, 3, 9, 9)
     found = fit_temperature(teacher, [image], inputs=inputs)
     assert found == fit_temperature(teacher, [image[:, [2, 1]]])
+
+
+def test_of_several_tensors_the_logits_are_those_that_the_wrapper_would_take():
+    class Two(nn.Module):
+        def __init__(self, head, arrange):
+            super().__init__()
+            self.head, self.refine, self.arrange = head, nn.Conv2d(3, 3, 1), arrange
+
+        def forward(self, x):
+            logits = self.head(x)
+            return self.arrange(logits, self.refine(logits) + logits)
+
+    def temperature(arrange):
+        torch.manual_seed(0)
+        return fit_temperature(Two(nn.Conv2d(1, 3, 1), arrange), [images])
+
+    images = 9 * torch.randn(2, 1, 8, 8)
+    first, last = (temperature(lambda *both, i=i: both[i]) for i in range(2))
+    assert first != last
+    assert temperature(lambda *both: both) == last
+    with pytest.raises(ShapeMismatchError, match="select_logits"):
+        temperature(lambda *both: list(both))
 
 
 def test_the_teacher_runs_in_eval_mode_and_keeps_its_modes():

@@ -9,6 +9,7 @@ from privdistill import (
     LatentKL,
     LayerNotFoundError,
     LifecycleError,
+    ObjectiveError,
     ShapeMismatchError,
     SoftTargetDiceBCE,
     Tap,
@@ -281,6 +282,15 @@ def test_a_network_that_holds_a_program_is_tapped_outside_of_it(build, tiny_unet
             build(teacher=mixed(), taps=taps)
     build(teacher=mixed(), taps={"bottleneck": Tap("bottleneck", None)})
     assert "bottleneck" in str(describe(mixed(), torch.zeros(1, 4, 8, 8)))
+
+
+@pytest.mark.parametrize("term", [SoftTargetDiceBCE, GroundTruth])
+def test_a_softmax_over_one_channel_is_refused_before_the_first_step(build, tiny_unet, term):
+    both = {"teacher": tiny_unet(4, 1), "student": tiny_unet(1, 1)}
+    with pytest.raises(ObjectiveError, match="softmax over 1 channel"):
+        build(objective=term(), **both)
+    for fitting in (term(activation="sigmoid"), GroundTruth(nn.BCEWithLogitsLoss())):
+        build(objective=fitting, **both).close()
 
 
 def test_one_stateless_module_may_serve_both_networks(build, tiny_unet):

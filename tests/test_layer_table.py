@@ -84,3 +84,19 @@ def test_an_example_that_is_no_image_is_refused(wrong):
 def test_a_network_that_fails_is_told_its_input():
     with pytest.raises(ShapeMismatchError, match=r"network failed on its view.*\(1, 1, 4, 4\)"):
         describe(nn.Conv2d(2, 2, 1), torch.zeros(1, 1, 4, 4))
+
+
+def test_no_bottleneck_is_marked_where_nothing_tells_which_tensors_are_logits():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.deep, self.head = nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 2, 1)
+            self.other = nn.Conv2d(1, 3, 1)
+
+        def forward(self, x):
+            deep = nn.functional.interpolate(self.deep(x), size=x.shape[2:])
+            return self.head(deep), self.other(x)
+
+    table = describe(Two(), torch.zeros(1, 1, 8, 8))
+    assert [row.name for row in table] == ["deep", "head", "other"]
+    assert not any(row.note for row in table)

@@ -98,6 +98,21 @@ def test_logits_that_lie_in_the_unit_interval_are_logits(build, student):
     build(student=student, objective=BOTH)
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_log_probabilities_are_refused_under_a_sigmoid_alone(build, role):
+    network = {role: ends_in(nn.LogSoftmax(1), 4 if role == "teacher" else 1)}
+    build(objective=BOTH, **network).close()
+    with pytest.raises(ObjectiveError, match=f"The {role} .*log-probabilities"):
+        build(objective=BOTH, activation="sigmoid", **network)
+
+
+def test_scores_that_are_not_positive_are_no_log_probabilities(build):
+    student = ends_in(nn.Identity())
+    nn.init.zeros_(student[3].weight)
+    nn.init.constant_(student[3].bias, -4.6)
+    build(student=student, objective=BOTH, activation="sigmoid")
+
+
 def test_the_repairs_named_work(build):
     objective = SoftTargetDiceBCE() + GroundTruth()
     teacher = ends_in(nn.Sigmoid(), 4)

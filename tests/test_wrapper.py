@@ -650,9 +650,12 @@ def test_a_closed_wrapper_does_not_move_the_teacher(build, networks):
     assert next(networks[0].parameters()).dtype == torch.float32
 
 
-def test_to_empty_keeps_the_teachers_weights(build, networks):
+@pytest.mark.parametrize("around", [lambda kd: kd, nn.Sequential])
+def test_to_empty_keeps_the_teachers_weights(build, networks, around):
     before = networks[0].head.weight.clone()
-    build().to_empty(device="meta")
+    kd = build()
+    around(kd).to_empty(device="meta")
+    assert kd.student.head.weight.is_meta
     assert torch.equal(networks[0].head.weight, before)
 
 

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from privdistill import GroundTruth, LatentKL, ObjectiveError, ShapeMismatchError, SoftTargetDiceBCE
+from privdistill import (
+    GroundTruth,
+    JointTeacher,
+    LatentKL,
+    ObjectiveError,
+    ShapeMismatchError,
+    SoftTargetDiceBCE,
+)
 
 IMAGE = torch.randn(2, 4, 8, 8)
 LABELS = torch.randint(0, 3, (2, 8, 8))
@@ -405,6 +412,48 @@ def test_of_tensors_with_other_channels_the_first_is_not_taken_unasked(build, fo
         build(student=student, objective=GroundTruth())
     kd = build(student=student, objective=GroundTruth(), select_logits=lambda out: out[1])
     assert kd(IMAGE, LABELS).student.shape == (2, 3, 8, 8)
+
+
+SEVERAL = {
+    "features first": lambda logits, maps: (maps, logits),
+    "features last": lambda logits, maps: (logits, maps),
+    "equal tensors": lambda logits, _: (logits, 2 * logits),
+    "list": lambda logits, _: [logits, 2 * logits],
+    "stack": lambda logits, _: torch.stack((logits, 2 * logits), 1),
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL.values(), ids=SEVERAL)
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_without_an_example_nothing_is_taken_of_several_tensors_of_one_size(build, form, role):
+    several = {role: Pair(4 if role == "teacher" else 1, form)}
+    kd = build(objective=SoftTargetDiceBCE(), example=None, **several)
+    with pytest.raises(ShapeMismatchError, match=r"example=.*select_logits"):
+        kd(IMAGE)
+
+
+def test_without_an_example_coarser_heads_and_features_are_told_by_their_size(build, deep):
+    kd = build(student=deep(1), objective=SoftTargetDiceBCE(), example=None)
+    assert [head.shape for head in kd(IMAGE).student] == [(2, 3, 8, 8), (2, 3, 4, 4)]
+    student = Pair(1, lambda logits, maps: (maps[..., ::2, ::2], logits, maps.mean((2, 3))))
+    kd = build(student=student, objective=SoftTargetDiceBCE(), example=None)
+    assert kd(IMAGE).student.shape == (2, 3, 8, 8)
+
+
+def test_what_a_joint_teacher_returns_in_train_mode_is_settled_too(build):
+    teacher = Decoders(4, lambda net, *heads: heads if net.training else heads[1])
+    objective = GroundTruth() + GroundTruth(of="teacher").named("teacher")
+    out = build(teacher=JointTeacher(teacher), objective=objective)(IMAGE, LABELS)
+    assert torch.equal(out.teacher, teacher(IMAGE)[1])
+
+
+def test_of_tensors_that_cannot_be_followed_none_is_taken_unasked(build):
+    class Marked(torch.Tensor):
+        pass
+
+    student = Pair(1, lambda logits, maps: (maps.as_subclass(Marked), logits.as_subclass(Marked)))
+    with pytest.raises(ShapeMismatchError, match="select_logits"):
+        build(student=student, objective=GroundTruth())
 
 
 def test_what_only_train_mode_returns_beside_the_logits_leaves_no_doubt(build):

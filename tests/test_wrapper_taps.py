@@ -425,6 +425,17 @@ def test_a_finder_that_finds_nothing_is_told_so(build):
         build(taps={"bottleneck": Tap(lambda model, example: None, "bottleneck")})
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_finder_that_fails_is_named_with_its_tap_and_network(build, role):
+    def find(model, example):
+        return model.decoder
+
+    taps = {"bottleneck": Tap(**{"teacher": "bottleneck", "student": "bottleneck", role: find})}
+    with pytest.raises(LayerNotFoundError, match=rf"(?s)'bottleneck'.*{role}.*decoder") as caught:
+        build(taps=taps)
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
 def test_a_finder_that_takes_one_argument_is_told_to_take_two(build):
     with pytest.raises(ObjectiveError, match="network, example"):
         build(taps={"bottleneck": Tap(lambda model: "bottleneck", "bottleneck")})

@@ -61,7 +61,9 @@ def predict(options: argparse.Namespace, console: Console) -> None:
     names = output_names(subjects, inputs)
     check(subjects, inputs, metadata, console, strict=options.strict)
     device = place_on(network.eval(), options.device)
-    run = volume_predictor(network, device, patch=metadata.patch, slices=metadata.slices)
+    run = volume_predictor(
+        network, device, metadata.example, patch=metadata.patch, slices=metadata.slices
+    )
     pairs, quiet = [*zip(subjects, names, strict=True)], not console.is_terminal
     for subject, name in track(pairs, "Segmenting", console=console, disable=quiet):
         present = inputs.present(subject)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError
 from privdistill.losses.functional import resize
+from privdistill.losses.options import DECAY, check
 from privdistill.losses.schedules import Schedule, Weight
 from privdistill.losses.targets import labelled_only, no_target
 from privdistill.step import Step, TapPair
@@ -168,8 +169,8 @@ class Objective(nn.Module):
         super().__init__()
         if not weighted:
             raise ObjectiveError("An objective needs at least one term, e.g. GroundTruth().")
-        if balanced is not None and not 0 <= balanced < 1:
-            raise ObjectiveError(f"balanced: `decay` must be in [0, 1); got {balanced}.")
+        if balanced is not None:
+            check("balanced", DECAY, decay=balanced)
         for _, term in weighted:
             if "name" not in vars(term):
                 raise ObjectiveError(

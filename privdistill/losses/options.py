@@ -44,6 +44,7 @@ NOT_NEGATIVE = Rule(lambda v: is_number(v) and 0 <= v < float("inf"), "finite an
 AT_LEAST_ONE = Rule(lambda v: is_number(v) and 1 <= v < float("inf"), "finite and >= 1")
 FRACTION = Rule(lambda v: is_number(v) and 0 < v <= 1, "in (0, 1]")
 SHARE = Rule(lambda v: is_number(v) and 0 <= v <= 1, "in [0, 1]")
+DECAY = Rule(lambda v: is_number(v) and 0 <= v < 1, "in [0, 1)")
 WHOLE = Rule(lambda v: isinstance(v, int) and v >= 1, "a whole number >= 1")
 # As numbers, so that they can be shown.
 CLASS_WEIGHTS = Rule(

@@ -11,7 +11,7 @@ from torch import Tensor
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses import options as rules
 from privdistill.losses import targets
-from privdistill.losses.functional import Activation, at_least_float32, full_precision
+from privdistill.losses.functional import Activation, at_least_float32, check_logits, full_precision
 from privdistill.losses.fused import Comparison, dice_bce_sums
 from privdistill.losses.objective import Term
 from privdistill.losses.options import option, options_of
@@ -229,6 +229,11 @@ class GroundTruth(Term):
                 f"GroundTruth: beside a criterion only `of` and `resize` have a meaning; got "
                 f"{given}. Give these options to the criterion."
             )
+
+    def build(self, step: Step) -> None:
+        """Refuse logits whose probabilities would be constant; a criterion reads its own way."""
+        if self.loss is None:
+            check_logits(step.student, self.activation or step.activation, self.name)
 
     def forward(self, step: Step) -> Tensor:
         """Compute the term from one network's logits and the target."""

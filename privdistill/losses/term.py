@@ -155,6 +155,10 @@ class ResponseTerm(Term):
         super().__init__()
         check_options(self)
 
+    def build(self, step: Step) -> None:
+        """Refuse logits whose probabilities would be constant."""
+        ops.check_logits(step.student, self.activation or step.activation, self.name)
+
     def compare(self, student: Tensor, teacher: Tensor, activation: Activation) -> Tensor:
         """Compute the unweighted term.
 

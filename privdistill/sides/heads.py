@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses.functional import mix_logits, resize
-from privdistill.losses.options import is_number
+from privdistill.losses.options import NOT_NEGATIVE
 from privdistill.sides.restored import set_mode
 from privdistill.step import Step
 from privdistill.taps.flow import FlowRecorder, Node, Nodes, ancestors
@@ -20,6 +20,11 @@ from privdistill.taps.names import watched
 
 # "deep supervision", "deep_supr_num", "deeply-supervised", "DeepSup"; not "semi-supervised".
 _DEEP_SUPERVISION = re.compile(r"deep(ly)?[\W_]*sup(ervis|r?(?![a-z]))", re.IGNORECASE)
+
+_UNTOLD = (
+    "nothing tells which are logits. Pass `select_logits=` to the wrapper, for instance "
+    "`lambda output: output[0]`"
+)
 
 
 class Heads(NamedTuple):
@@ -72,6 +77,15 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     return [*(fine[index] for index in equals), *coarse]
 
 
+def undisputed_heads(output: Any, axes: int) -> list[Tensor]:
+    """Find the logits where no dry run could settle which of several tensors they are."""
+    if len(_look(output, axes).fine) > 1 or _rivals(output, axes):
+        raise ShapeMismatchError(
+            f"The network returns several tensors of one size, and without `example=` {_UNTOLD}."
+        )
+    return find_heads(output, axes)
+
+
 def _is_one(output: Any, axes: int) -> bool:
     return isinstance(output, Tensor) and output.ndim == axes + 2
 
@@ -96,11 +110,7 @@ def _look(output: Any, axes: int) -> Heads:
     leading = _look(first, axes)
     alike = leading.fine[0].shape[:2]
     nested = [inner if isinstance(inner, (tuple, list)) else [inner] for inner in others]
-    further = [
-        other
-        for other in chain.from_iterable(nested)
-        if isinstance(other, Tensor) and other.ndim == axes + 2 and other.shape[:2] == alike
-    ]
+    further = [t for t in chain.from_iterable(nested) if _is_one(t, axes) and t.shape[:2] == alike]
     heads = [*leading.fine, *leading.coarse, *further]
     finest = max(heads, key=lambda head: prod(head.shape[2:])).shape
     fine = [head for head in heads if head.shape == finest]
@@ -136,7 +146,7 @@ def _entries(output: Any, axes: int) -> list[Any]:
 
 
 def _voxels(entry: Any, axes: int) -> int:
-    return prod(entry.shape[2:]) if isinstance(entry, Tensor) and entry.ndim == axes + 2 else 0
+    return prod(entry.shape[2:]) if _is_one(entry, axes) else 0
 
 
 def chosen_heads(
@@ -218,9 +228,8 @@ def settle_heads(
     if len(main) != 1 and not asked:
         # Two tensors of one size may as well be alternatives, of which only one is to be trained.
         raise ShapeMismatchError(
-            f"The {role} returns {len(paths)} tensors of one size, and nothing tells which of them "
-            "are logits. Pass `select_logits=` to the wrapper, for instance "
-            "`lambda output: output[0]`, or `head_weights=`, one for each."
+            f"The {role} returns {len(paths)} tensors of one size, and {_UNTOLD}, or "
+            "`head_weights=`, one for each."
         )
     chosen = main[0] if len(main) == 1 else 0
     nested = [told and not in_tuple and _goes_on(paths[chosen], path) for path in paths]
@@ -251,13 +260,13 @@ def _paths(model: nn.Module, image: Tensor, role: str, classes: int = 0) -> _Pat
     leading = nodes[0] if found.usual == 1 and not classes else []
     reached = [_reached(n, i, leading if i else []) for i, n in enumerate(nodes)]
     rivals = _rivals(output, image.ndim - 2)
+    before = [node for node in flow.nodes(rivals) if node in reached[0]]
     # Features come before the logits; what does not may be the logits themselves.
-    if fine[0].shape[1] != classes and not reached[0].issuperset(flow.nodes(rivals)):
+    if fine[0].shape[1] != classes and len(before) < len(rivals):
         shapes = [tuple(tensor.shape) for tensor in (fine[0], *rivals)]
         raise ShapeMismatchError(
             f"The {role} returns tensors of one size with different channels, {shapes}, and "
-            "nothing tells which are logits. Pass `select_logits=` to the wrapper, for instance "
-            "`lambda output: output[0]`."
+            f"{_UNTOLD}."
         )
     paths = [frozenset(i.name for i in flow.outputs if i.weighs and i.node in r) for r in reached]
     maps = [i for i in flow.outputs if i.node.grid]
@@ -305,8 +314,7 @@ def head_weights(
             f"{weights}. Pass one weight per head, finest first. If heads come in "
             "a form that is not understood, `select_logits=` may return a list."
         )
-    numbers = all(is_number(weight) and 0 <= weight < float("inf") for weight in weights)
-    if not numbers or not 0 < sum(weights) < float("inf"):
+    if not all(map(NOT_NEGATIVE.holds, weights)) or not 0 < sum(weights) < float("inf"):
         raise ObjectiveError(
             f"`head_weights` is {weights}; weights must be finite, not negative and not all zero."
         )

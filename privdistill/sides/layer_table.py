@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from privdistill.exceptions import LayerNotFoundError, ShapeMismatchError
 from privdistill.inputs import plain
-from privdistill.sides.heads import chosen_heads, find_heads
-from privdistill.sides.trial import attempt, locate
+from privdistill.sides.heads import chosen_heads
+from privdistill.sides.trial import attempt, locate, settled
 from privdistill.taps.layout import find_layout
 from privdistill.taps.names import watched
 from privdistill.text import columns, sizes
@@ -80,10 +80,11 @@ def describe(
         )
     example = plain(example)
     try:
-        select = partial(chosen_heads, select_logits) if select_logits else find_heads
+        own = partial(chosen_heads, select_logits) if select_logits else None
+        select = own or settled(model, example, "network")
         bottleneck = locate(model, example, "network", select).name
-    # The table is for those who have to name the layer themselves.
-    except LayerNotFoundError:
+    # The table is for those who have to name the layer, or choose the logits, themselves.
+    except (LayerNotFoundError, ShapeMismatchError):
         bottleneck = ""
     rows = [
         _row(name, module, output, example.shape[2:], "<- bottleneck" * (name == bottleneck))

@@ -1,5 +1,7 @@
 """Tell a network that gives probabilities from one that gives logits, which every loss reads."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,18 @@ def check_logits(model: nn.Module, image: Tensor, select: HeadFinder, role: str)
             "call[-1].clamp_min(1e-6).log(). If both networks end so, "
             "select_logits=lambda output: output.logit(eps=1e-6) does the same."
         )
+
+
+def check_no_logarithms(logits: Mapping[str, Tensor]) -> None:
+    """Refuse a log-softmax under a sigmoid, by which nothing is ever more probable than a half."""
+    for role, head in logits.items():
+        several = head.shape[1] > 1 and not head.is_meta
+        if several and bool(head.float().logsumexp(1).abs().max() < 0.02):
+            raise ObjectiveError(
+                f"The {role} returns log-probabilities of exclusive classes, which a sigmoid takes "
+                "for logits that are never positive. Pass activation='softmax', or leave its last "
+                "log-softmax out."
+            )
 
 
 def in_unit_interval(head: Tensor) -> bool:

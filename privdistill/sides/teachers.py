@@ -16,7 +16,7 @@ from privdistill import parallel
 from privdistill.exceptions import LifecycleError, ModalityError, ObjectiveError, ShapeMismatchError
 from privdistill.inputs import InputViews, PrivilegedInput
 from privdistill.losses.objective import Objective
-from privdistill.losses.options import check, is_number, listed, one_of
+from privdistill.losses.options import DECAY, POSITIVE, check, listed, one_of
 from privdistill.sides.frozen import Frozen, Resting
 from privdistill.taps.names import uncompiled
 
@@ -63,7 +63,7 @@ class Ensemble:
                 f"Ensemble: there is no teacher in {given!r}; pass a list of them."
             )
         weights = [1.0] * count if self.weights is None else listed(self.weights)
-        numbers = all(is_number(weight) and 0 < weight < float("inf") for weight in weights)
+        numbers = all(map(POSITIVE.holds, weights))
         if len(weights) != count or not numbers or sum(weights) == float("inf"):
             raise ObjectiveError(
                 f"Ensemble: the weights are {weights} for {count} teachers. Pass one "
@@ -106,8 +106,7 @@ class MovingAverage:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not (is_number(self.decay) and 0 <= self.decay < 1):
-            raise ObjectiveError(f"MovingAverage: `decay` must be in [0, 1); got {self.decay!r}.")
+        check("MovingAverage", DECAY, decay=self.decay)
 
 
 @dataclass(frozen=True)

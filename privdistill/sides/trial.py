@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from privdistill.exceptions import LayerNotFoundError, PrivDistillError, ShapeMismatchError
 from privdistill.losses.functional import Activation
 from privdistill.losses.objective import Objective
-from privdistill.sides import heads
-from privdistill.sides.probabilities import check_logits, in_unit_interval
+from privdistill.sides import heads, probabilities
 from privdistill.sides.restored import restored, set_mode
 from privdistill.sides.side import Side, check_view, hint
-from privdistill.sides.teachers import Teacher, held, is_offloaded, roles_of
+from privdistill.sides.teachers import JointTeacher, Teacher, held, is_offloaded, roles_of
 from privdistill.taps.flow import FlowRecorder
 from privdistill.taps.location import HeadFinder, Location, locate_bottleneck
 from privdistill.taps.names import find_layer, is_program, uncompiled
@@ -64,9 +63,9 @@ def attach(
             reads, chosen = not index or objective.needs_teacher_logits, select
             if view is not None:
                 check_view(view, role)
-                if reads and select is heads.find_heads:
-                    settle = partial(heads.settle_heads, weights, role, training=not index)
-                    chosen = attempt(network, view, role, settle)
+            if reads and select is heads.find_heads:
+                trained = not index or isinstance(teacher, JointTeacher)
+                chosen = settled(network, view, role, weights=weights, training=trained)
             places, notes = find_places(network, layers, view, role, chosen)
             side = Side(
                 network,
@@ -113,7 +112,6 @@ def try_out(
     own = run(student, views["student"])
     # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
     training = run(student, views["student"], training=True)
-    # In eval mode such networks return their finest head alone.
     heads.head_weights(weights, len(training.heads), training=True)
     found = [run(teacher, views["teacher"]) for teacher in teachers]
     # What one network needs two samples for can be compared with two of the others alone.
@@ -128,6 +126,8 @@ def try_out(
     # Before adapters: logits that do not fit are the mistake to hear of first.
     finest = {t.role: f.heads[0] for t, f in zip(teachers, found, strict=True) if f.heads}
     heads.check_heads(own.heads[0], finest)
+    if activation == "sigmoid":
+        probabilities.check_no_logarithms({"student": own.heads[0], **finest})
     pairing.fit(own.features, features)
     # An adapter of the user's own may have batch statistics.
     with torch.no_grad(), restored(pairing.adapters):
@@ -178,7 +178,7 @@ def find_places(
     places, notes = {}, {}
     for tap, place in taps.items():
         if place.layer is not None:
-            asked = _ask(model, place, image)
+            asked = _ask(model, place, image, f"Tap '{tap}': the finder for the {role}")
             places[tap] = replace(asked, layer=find_layer(model, asked.layer, tap=tap, role=role))
         elif image is None:
             raise LayerNotFoundError(
@@ -194,17 +194,30 @@ def find_places(
     return places, notes
 
 
-def _ask(model: nn.Module, place: Layer, image: Tensor | None) -> Layer:
+def _ask(model: nn.Module, place: Layer, image: Tensor | None, whose: str) -> Layer:
     """Ask a finder of the user's own, if the layer is one."""
     if isinstance(place.layer, str | nn.Module) or not callable(place.layer):
         return place
     # It may run the network as it likes.
     with restored(model), torch.no_grad():
         set_mode(model, training=False)
-        found = place.layer(uncompiled(model), None if image is None else _placed(image, model))
+        try:
+            found = place.layer(uncompiled(model), None if image is None else _placed(image, model))
+        except Exception as error:
+            raise LayerNotFoundError(f"{whose} failed: {type(error).__name__}: {error}") from error
     if isinstance(found, Layer):
         return replace(found, network=place.network)
     return replace(place, layer=found)
+
+
+def settled(
+    model: nn.Module, image: Tensor | None, role: str, *, weights: int = 0, training: bool = False
+) -> HeadFinder:
+    """Decide which outputs are logits, and leave the network as it was."""
+    if image is None:
+        return heads.undisputed_heads
+    settle = partial(heads.settle_heads, weights, role, training=training)
+    return attempt(model, image, role, settle)
 
 
 def locate(model: nn.Module, image: Tensor, role: str, find_heads: HeadFinder) -> Location:
@@ -239,9 +252,9 @@ def run(side: Side, view: Tensor, *, training: bool = False) -> Trial:
         return Trial([], features, image, output)
     logits = side.select(output, axes)
     # Logits may lie in [0, 1] by chance; large random values would drive them out of it.
-    if not training and any(map(in_unit_interval, logits)):
+    if not training and any(map(probabilities.in_unit_interval, logits)):
         noise = 100 * torch.randn(view.shape, generator=torch.Generator().manual_seed(0))
-        look = partial(check_logits, select=side.select, role=side.role)
+        look = partial(probabilities.check_logits, select=side.select, role=side.role)
         attempt(side.network, noise.to(view), side.role, look)
     return Trial(logits, features, image, output)
 

@@ -145,7 +145,8 @@ def _locate(flow: FlowRecorder, logits: list[Node], role: str) -> Location:
     if not body:
         raise LayerNotFoundError(
             f"Bottleneck of the {role}: no layer has a coarser output than the input, runs only "
-            f"once and is no head, so there is none to find. Name a layer pair: {_REMEDY}"
+            "once and is no head, so there is none to find. What goes through NumPy or a subclass "
+            f"of Tensor is not followed. Name a layer pair: {_REMEDY}"
         )
     _check_stages(maps, body, exchanging, reached, role)
     encoder, how = _encoder(maps, body, reached, exchanging, role)

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from kdnet.evaluation.inference import predict_volume
+from kdnet.evaluation.inference import predict_volume, volume_predictor
 
 PATCH = (4, 4, 4)
 
@@ -81,3 +82,19 @@ def test_slices_are_predicted_one_by_one_and_stacked(plane):
     image = torch.rand(1, 2, 11, 12, 13)
     logits = predict_volume(lambda part: part.flip(1) * 2, image, slices=plane)
     assert torch.equal(logits, image.flip(1) * 2)
+
+
+def test_a_network_is_scored_by_the_logits_that_it_was_trained_by():
+    class Refining(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv3d(1, 2, 1), nn.Conv3d(2, 2, 1)
+
+        def forward(self, x):
+            coarse = self.first(x)
+            return coarse, self.last(coarse) + coarse
+
+    network, image = Refining(), torch.randn(1, 1, 4, 4, 4)
+    example = torch.zeros(1, 1, *PATCH)
+    predict = volume_predictor(network, torch.device("cpu"), example, patch=None, slices=None)
+    assert torch.equal(predict(image), network(image)[1])

@@ -170,8 +170,9 @@ def test_a_term_that_is_zero_does_not_blow_up_a_balanced_objective():
 def test_balanced_and_unbalanced_objectives_do_not_add():
     with pytest.raises(ObjectiveError, match=r"\(a \+ b\).balanced\(\)"):
         (1.0 * GroundTruth()).balanced() + LatentKL()
-    with pytest.raises(ObjectiveError, match=r"`decay` must be in \[0, 1\)"):
-        (1.0 * GroundTruth()).balanced(1.0)
+    for wrong in (1.0, "0.9"):
+        with pytest.raises(ObjectiveError, match=r"`decay` must be in \[0, 1\)"):
+            (1.0 * GroundTruth()).balanced(wrong)
 
 
 def test_balance_outlives_weights_and_sums():

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from kdnet.errors import UserError
+from kdnet.evaluation.inference import logits_of
 from kdnet.files import atomic, first_line
 from kdnet.training.checkpoint import ModelMetadata, load_model, parse_metadata, save_model
-from privdistill import DistillationWrapper, GroundTruth
 
 #: Largest difference of logits between onnxruntime and torch, as a share of the largest logit
 #: where that is above one.
@@ -77,9 +77,9 @@ def open_model(
 class _Logits(nn.Module):
     """A network of any form of output, as one from images to logits."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, metadata: ModelMetadata) -> None:
         super().__init__()
-        self.kd = DistillationWrapper(None, network, objective=GroundTruth())
+        self.kd = logits_of(network, metadata.example)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.kd.predict(image)
@@ -108,7 +108,7 @@ def _program(path: Path, network: nn.Module, metadata: ModelMetadata) -> Any:
         with torch.no_grad():
             # Strict tracing, the default of PyTorch 2.6, cannot follow what the wrapper enters.
             return torch.export.export(
-                _Logits(network).eval(),
+                _Logits(network, metadata).eval(),
                 (_example(metadata),),
                 dynamic_shapes=(batch,),
                 strict=False,
@@ -134,7 +134,7 @@ def _write_onnx(path: Path, network: nn.Module, metadata: ModelMetadata) -> floa
     with atomic(path) as partial:
         written.save(str(partial), external_data=False)
         with torch.no_grad():
-            expected, found = _Logits(network)(example), _read_onnx(partial)[0](example)
+            expected, found = _Logits(network, metadata)(example), _read_onnx(partial)[0](example)
         difference = float((found - expected).abs().max())
         allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
         # Also true for NaN. The file is not there yet, and so never will be.

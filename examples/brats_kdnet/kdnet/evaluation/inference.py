@@ -58,12 +58,23 @@ def predict_volume(
     return answers.movedim(0, axis).contiguous()[None]
 
 
+def logits_of(network: nn.Module, example: Tensor) -> DistillationWrapper:
+    """Make one that predicts the logits of a network of any form of output, as in training."""
+    # No loss is computed: an activation for any number of channels.
+    objective = GroundTruth(activation="sigmoid")
+    return DistillationWrapper(None, network, objective=objective, example=example)
+
+
 def volume_predictor(
-    network: nn.Module, device: torch.device, *, patch: Size | None, slices: Plane | None
+    network: nn.Module,
+    device: torch.device,
+    example: Tensor,
+    *,
+    patch: Size | None,
+    slices: Plane | None,
 ) -> Callable[[Tensor], Tensor]:
     """Make a function of volumes to their logits, on the CPU, of a network for their parts."""
-    # It takes the logits from any form of output, as in training.
-    kd = DistillationWrapper(None, network.to(device), objective=GroundTruth())
+    kd = logits_of(network.to(device), example)
 
     def predict(part: Tensor) -> Tensor:
         return kd.predict(part.to(device)).float().cpu()

@@ -155,12 +155,11 @@ def rehearse(
     _check_scored_view(row, config, description)
     metadata = describe_network(row.role, config, description, row.name)
     network = build(metadata)
-    example = torch.zeros(1, metadata.in_channels, *metadata.input_size)
     check_precision(
         config.training.precision,
         device_type(config.training.accelerator),
         network,
-        tuple(example.shape),
+        tuple(metadata.example.shape),
     )
     teachers = () if teacher is None else tuple(build(teacher) for _ in row.teachers)
     recipe = recipe_of(row, setting_of(row, config, description, network, teachers))

@@ -450,7 +450,9 @@ def score_view(
     config, folder, view = experiment.config, experiment.folder, "+".join(seen)
     subjects = experiment.data.named(experiment.split.test)
     device = experiment.fabric.device
-    predict = volume_predictor(network, device, patch=metadata.patch, slices=metadata.slices)
+    predict = volume_predictor(
+        network, device, metadata.example, patch=metadata.patch, slices=metadata.slices
+    )
     unit, split = experiment.unit, experiment.split
     further = {*metadata.seen_cases} - {*split.train, *split.validation}
     place = {

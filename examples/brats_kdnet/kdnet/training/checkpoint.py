@@ -123,6 +123,11 @@ class ModelMetadata:
         return size if self.slices is None else plane_of(size, self.slices)
 
     @property
+    def example(self) -> Tensor:
+        """An input of the network, for a dry run."""
+        return torch.zeros(1, self.in_channels, *self.input_size)
+
+    @property
     def geometry(self) -> str:
         """What the network sees of a subject, in words."""
         edges = "x".join(map(str, self.patch or self.grid or ()))
