@@ -11,7 +11,7 @@ from torch.func import functional_call
 from privdistill.exceptions import ObjectiveError, ShapeMismatchError
 from privdistill.losses import functional as ops
 from privdistill.losses.functional import Activation
-from privdistill.losses.options import POSITIVE, check, one_of
+from privdistill.losses.options import POSITIVE, Rule, check, one_of
 from privdistill.losses.term import ResponseTerm
 from privdistill.step import Output, Step
 
@@ -24,7 +24,10 @@ class Critic(nn.Sequential):
 
     Args:
         channels: Channels it sees: the classes, and those of the image unless it sees none.
-        axes: Number of spatial axes.
+        axes: Number of spatial axes, 1 to 3.
+
+    Raises:
+        ObjectiveError: If there are no convolutions of so many axes.
 
     Shape:
         Input `(B, channels, *spatial)` of any size. Output: scores `(B, 1, *smaller)`.
@@ -38,6 +41,7 @@ class Critic(nn.Sequential):
     """
 
     def __init__(self, channels: int, axes: int = 3) -> None:
+        check("Critic", Rule(_CONVOLUTIONS.__contains__, "1, 2 or 3"), axes=axes)
         convolution: Any = _CONVOLUTIONS[axes]
         layers: list[nn.Module] = []
         # Kernels of 3 with padding 1 take any size, and without zeros at the border, of which small

@@ -249,3 +249,8 @@ def test_an_activation_that_is_none_is_refused():
     logits = torch.randn(2, 2, 5)
     with pytest.raises(ObjectiveError, match="'relu'"):
         critic_loss(linear([1.0, 1.0]), out(logits, logits), activation="relu")
+
+
+def test_a_critic_for_axes_that_have_no_convolution_is_refused():
+    with pytest.raises(ObjectiveError, match="axes"):
+        Critic(3, axes=4)
