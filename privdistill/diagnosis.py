@@ -529,8 +529,8 @@ def fit_temperature(
     found = _fitted(torch.stack(overlaps).sum(0), at_most, agreement, activation)
     if found is None:
         raise ObjectiveError(
-            "fit_temperature: the teacher predicts no class on these batches, or one everywhere; no "
-            "temperature fits. Pass batches with foreground, or train it longer."
+            "fit_temperature: the teacher predicts no class on these batches, or one everywhere, "
+            "to which no temperature fits. Pass batches with foreground, or train it longer."
         )
     return found
 
