@@ -456,6 +456,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
 def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple[Config, Any]:
     """Read the configuration and the options of a program's own."""
     tokens = _normalised(sys.argv[1:] if arguments is None else arguments, program)
+    if program.name != TRAIN.name and early(tokens, "recipe").get("recipe") == "auto":
+        raise UserError(f"--recipe auto is for train.py; rows of {program.name} say what they are.")
     preset, recipe, started = _find_layers(tokens)
     parser = _build_parser(preset, program, recipe)
     parser.formatter_class = _Formatter if "--help_all" in tokens else _brief(program.first)
