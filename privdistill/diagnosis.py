@@ -87,7 +87,7 @@ class Diagnosis:
         classes: One row for each channel of the logits.
         similarity: Linear CKA of student and teacher by tap, mean over batches.
         temperature: T of the objective's `SoftTargetDiceBCE`, or None.
-        fitted: What `fit_temperature` would return for these batches, or None without a teacher.
+        fitted: What `fit_temperature` would return for these batches, or None where none fits.
         batches: How many were read.
         advice: Sentences, each with the number that it rests on.
     """
@@ -197,8 +197,10 @@ def diagnose(
         check("diagnose", WHOLE, limit=limit)
     kd = unwrapped(kd)
     terms = {name: term for name, (_, term) in kd.objective.named_terms.items()}
-    soft = [term.temperature for term in terms.values() if isinstance(term, SoftTargetDiceBCE)]
-    temperature = soft[0] if soft else None
+    soft = next((term for term in terms.values() if isinstance(term, SoftTargetDiceBCE)), None)
+    temperature = None if soft is None else soft.temperature
+    # What is said of its targets is said of those that it makes.
+    activation = (soft and soft.activation) or kd.activation
     sums: _Sums = defaultdict(lambda: defaultdict(int))
     count = 0
     # Dropout and drawn pairs advance the generators of all devices that the step runs on.
@@ -209,7 +211,8 @@ def diagnose(
             given = _arguments(kd, batch, names or {})
             out = _add_terms(sums, twin, given)
             with torch.no_grad():
-                _add_answers(sums, kd, out, given, temperature or 1.0)
+                at = temperature or 1.0
+                _add_answers(sums, kd, out, given, temperature=at, activation=activation)
     if not count:
         raise ObjectiveError("diagnose: there is no batch. Pass a loader, or a list of one.")
     # The last of its temperatures is that of the objective; those before it are fitted.
@@ -219,10 +222,10 @@ def diagnose(
         classes=tuple(_class_rows(sums, softened=temperature is not None)),
         similarity={name: value.item() / count for name, value in sums["cka"].items()},
         temperature=temperature,
-        fitted=_fitted(overlap[:, :-1], _AT_MOST, 0.9) if overlap[2].any() else None,
+        fitted=_fitted(overlap[:, :-1], _AT_MOST, 0.9, activation),
         batches=count,
     )
-    return replace(found, advice=tuple(_advice(found, kd.activation)))
+    return replace(found, advice=tuple(_advice(found, activation)))
 
 
 def _arguments(kd: DistillationWrapper, batch: Any, names: Mapping[str, str]) -> dict[str, Any]:
@@ -287,7 +290,9 @@ def _add_answers(
     kd: DistillationWrapper,
     out: Output,
     given: Mapping[str, Any],
+    *,
     temperature: float,
+    activation: Activation,
 ) -> None:
     """Compare what both networks answer with the target, and with each other."""
     asked = {name: given[name] for name in ("image", "present") if name in given}
@@ -295,12 +300,12 @@ def _add_answers(
     if out.teacher is not None:
         logits["teacher"] = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
         at = [*_temperatures(_AT_MOST), temperature]
-        sums["overlap"]["teacher"] += decision_overlap(logits["teacher"], at, kd.activation)
+        sums["overlap"]["teacher"] += decision_overlap(logits["teacher"], at, activation)
     for network, answer in logits.items():
         sums["channels"][network] = answer.shape[1]
         compared = _labelled(answer, given)
         if compared is not None:
-            sums["score"][network] += _score(*compared, kd.activation)
+            sums["score"][network] += _score(*compared, activation)
     for name, (student, teacher) in out.taps.items():
         if student.shape[2:] == teacher.shape[2:]:
             sums["cka"][name] += _cka(student, teacher)
@@ -491,7 +496,7 @@ def fit_temperature(
 
     Raises:
         ObjectiveError: If an option has no meaning, there is no batch, the teacher predicts no
-            class at all, or its logits are not finite.
+            class at all or, of exclusive ones, a single one, or its logits hold NaN.
 
     Example:
         >>> teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
@@ -516,10 +521,18 @@ def fit_temperature(
         with modes_kept(teacher), torch.no_grad():
             logits = find(teacher.eval()(view.to(weight.device)), view.ndim - 2)[0]
         check_logits(logits, activation, "fit_temperature")
+        if logits.isnan().any():
+            raise ObjectiveError("fit_temperature: the teacher's logits hold NaN; none fits them.")
         overlaps.append(decision_overlap(logits, _temperatures(at_most), activation))
     if not overlaps:
         raise ObjectiveError("fit_temperature: there is no batch. Pass a loader, or a list.")
-    return _fitted(torch.stack(overlaps).sum(0), at_most, agreement)
+    found = _fitted(torch.stack(overlaps).sum(0), at_most, agreement, activation)
+    if found is None:
+        raise ObjectiveError(
+            "fit_temperature: the teacher predicts no class on these batches, or one everywhere, "
+            "to which no temperature fits. Pass batches with foreground, or train it longer."
+        )
+    return found
 
 
 def _temperatures(at_most: float) -> list[float]:
@@ -527,18 +540,18 @@ def _temperatures(at_most: float) -> list[float]:
     return [math.pow(at_most, step / 16) for step in range(17)]
 
 
-def _fitted(overlap: Tensor, at_most: float, agreement: float) -> float:
-    """The temperature at which the worst class falls below an agreement.
+def _fitted(
+    overlap: Tensor, at_most: float, agreement: float, activation: Activation
+) -> float | None:
+    """The temperature at which the worst class falls below an agreement; None if none fits.
 
     `overlap` are sums of `decision_overlap` at `_temperatures(at_most)`, `(3, K, C)`.
     """
     dice = copy_dice(overlap)
     occurs = ~dice[0].isnan()
-    if not occurs.any():
-        raise ObjectiveError(
-            "The teacher predicts no class on these batches, so that no temperature fits. Pass "
-            "batches with foreground, and logits without NaN."
-        )
+    # Of exclusive classes a lone one is the background, or whatever a teacher says everywhere.
+    if occurs.sum() < (2 if activation == "softmax" else 1):
+        return None
     kept: list[float] = (dice[:, occurs] / dice[0, occurs]).amin(1).tolist()
     points = list(zip(_temperatures(at_most), kept, strict=True))
     for (low, before), (high, after) in pairwise(points):

@@ -1,6 +1,8 @@
 """A student that starts from the teacher's weights."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -13,6 +15,9 @@ from privdistill.inputs import InputViews, PrivilegedInput
 from privdistill.losses.options import SHARE, check
 from privdistill.taps.names import clean, layers
 from privdistill.text import sizes
+
+# What layers call the number of channels that they read, or normalise.
+_CHANNELS = ("in_channels", "in_features", "num_features", "num_channels", "num_parameters")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def inherit(
     axis, which has the teacher's channels there and the student's here, is cut to the student's
     modalities, in the student's order: the first convolution, a patch embedding, a normalisation of
     the input. The cut is plain, without rescaling: the first layer then gives what the teacher's
-    would, were all other modalities zero.
+    would, were all other modalities zero. Where a weight is computed from parameters, as by
+    `weight_norm`, those that differ are left.
 
     Args:
         student: The network to fill, in place; modes and `requires_grad` stay as they are.
@@ -72,8 +78,9 @@ def inherit(
 
     Raises:
         ShapeMismatchError: If fewer parameters find a partner.
-        LayerNotFoundError: If the student sees the teacher's modalities in another order, and the
-            shapes do not tell which layer is the first.
+        LayerNotFoundError: If shapes do not tell which layers read what the student sees: all of
+            the teacher's modalities in another order, with several layers that could be the first,
+            or some of them, with a numbered branch of the network for each.
         ModalityError: If the student sees a modality that the teacher does not.
         ObjectiveError: If `minimum` is no share. In none of these cases has anything been written.
 
@@ -97,6 +104,7 @@ def inherit(
     check("inherit", SHARE, minimum=minimum)
     views = _views(inputs)
     own, given = _tensors(student), _tensors(teacher)
+    _check_branches(own, given, inputs)
     axes, left = _plan(own, given, views, _misgrouped(student, teacher, views))
     axes |= dict.fromkeys(_reordered(teacher, views), 1)
     # Before anything is written, so that an error leaves the student as it was.
@@ -150,6 +158,30 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {clean(name): tensor for name, tensor in chain(parameters, buffers)}
 
 
+def _check_branches(
+    own: Collection[str], given: Collection[str], inputs: InputViews | None
+) -> None:
+    """Refuse branches for single modalities that have the same numbers in both networks."""
+    if not isinstance(inputs, PrivilegedInput):
+        return
+    mine, theirs = _numbered(own), _numbered(given)
+    fewer, more = len(inputs.student), len(inputs.teacher)
+    branches = [name for name, n in mine.items() if (n, theirs[name]) == (fewer, more)]
+    # Of the teacher's first modalities the numbers are right.
+    if fewer < more and branches and inputs.student != inputs.teacher[:fewer]:
+        raise LayerNotFoundError(
+            f"inherit: {branches} of the teacher hold a branch for each of {inputs.teacher}, and "
+            f"the student's, for {inputs.student}, have the numbers of other modalities. Copy them "
+            "by hand, or let the teacher see the student's modalities first."
+        )
+
+
+def _numbered(names: Iterable[str]) -> Counter[str]:
+    """How many members each list of a network has, by its name."""
+    members = {name[: found.end()] for name in names for found in re.finditer(r"\b\d+\b", name)}
+    return Counter(member.rpartition(".")[0] for member in members)
+
+
 def _plan(
     own: Mapping[str, Tensor],
     given: Mapping[str, Tensor],
@@ -167,6 +199,8 @@ def _plan(
             left[name] = "its groups read other modalities than the teacher's"
         elif tensor.shape == given[name].shape:
             axes[name] = None
+        elif "parametrizations." in name:
+            left[name] = "cut, it would not make the teacher's weight, cut"
         elif (axis := _cut_axis(tensor, given[name], views)) is not None:
             axes[name] = axis
         else:
@@ -203,12 +237,15 @@ def _reordered(teacher: nn.Module, views: _Views) -> list[str]:
     """The first weight, where the student sees all modalities but in another order."""
     if len(views.channels) < views.total or views.channels == sorted(views.channels):
         return []
+    found = _tensors(teacher)
+    # Layers that hold tensors: a block or an activation may know the number as well.
     readers = [
         f"{name}.weight"
         for name, layer in layers(teacher).items()
-        if getattr(layer, "in_channels", getattr(layer, "in_features", 0)) == views.total
+        if any(True for _ in chain(layer.parameters(recurse=False), layer.buffers(recurse=False)))
+        and views.total in (getattr(layer, channels, 0) for channels in _CHANNELS)
     ]
-    if len(readers) != 1 or _tensors(teacher)[readers[0]].shape[1] != views.total:
+    if [found[name].shape[1:2] if name in found else () for name in readers] != [(views.total,)]:
         raise LayerNotFoundError(
             "inherit: the student sees the teacher's modalities in another order, and shapes do "
             f"not tell which layer reads them: {readers}. Give the student the order of the "
@@ -232,10 +269,11 @@ def _stale(student: nn.Module, teacher: nn.Module, cut: Collection[str]) -> tupl
     for name, layer in layers(student).items():
         # Only the first behind the cut: deeper ones see what it has normalised.
         keeps = getattr(layer, "running_mean", None) is not None
+        mixed = keeps and behind and f"{name}.running_mean" not in cut
         partner = partners.get(name)
         groups = getattr(partner, "num_groups", 1)
         together = isinstance(partner, nn.GroupNorm | nn.LayerNorm) and groups < len(partner.weight)
-        if (keeps and behind) or (together and f"{name}.weight" in cut):
+        if mixed or (together and f"{name}.weight" in cut):
             stale.append(name)
         behind = (behind or f"{name}.weight" in cut) and not keeps
     return tuple(stale)

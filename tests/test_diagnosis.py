@@ -160,6 +160,19 @@ def test_no_batch_no_class_and_no_numbers_are_refused():
         fitted(torch.full((1, 1, 5), -1.0), activation="sigmoid")
     with pytest.raises(ObjectiveError, match="NaN"):
         fitted(torch.full((1, 2, 5), torch.nan))
+    region_of_nan = torch.tensor([[[1.0, -1.0], [1.0, torch.nan]]])
+    with pytest.raises(ObjectiveError, match="NaN"):
+        fitted(region_of_nan, activation="sigmoid")
+
+
+def test_no_temperature_fits_a_teacher_that_says_background_everywhere():
+    logits = torch.rand(1, 3, 4, 10)
+    logits[:, 0] += 1
+    with pytest.raises(ObjectiveError, match="everywhere"):
+        fitted(logits)
+    assert on_fixed(logits, [1.0, 0.0, 0.0], torch.zeros(1, 4, 10).long()).fitted is None
+    # Of regions, one alone is a decision.
+    assert 1 < fitted(logits - 1, activation="sigmoid") <= 5
 
 
 # --- the terms
@@ -275,6 +288,16 @@ def test_dice_lead_and_calibration_by_hand():
     assert zero.calibration == pytest.approx(0.25)
     kept = target_agreement(teacher, 2.0)
     assert [row.agreement for row in found.classes] == pytest.approx(kept.tolist())
+
+
+def test_an_activation_of_the_terms_own_decides_what_is_said_of_its_target():
+    teacher, target = 3 * torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 3, 8, 8)).float()
+    terms = [term(activation="sigmoid") for term in (SoftTargetDiceBCE, GroundTruth)]
+    own = on_fixed(teacher, [1.0, 0.0, 0.5], target, objective=terms[0] + terms[1])
+    whole = on_fixed(
+        teacher, [1.0, 0.0, 0.5], target, "sigmoid", SoftTargetDiceBCE() + GroundTruth()
+    )
+    assert (own.classes, own.fitted) == (whole.classes, whole.fitted)
 
 
 def test_what_is_said_of_ignored_voxels_counts_for_nothing():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from privdistill import (
     LayerNotFoundError,
@@ -109,12 +110,16 @@ def test_a_normalisation_of_all_modalities_together_is_named(norm, stale):
 def test_one_filter_per_modality_is_cut_as_filters():
     def net(channels):
         return nn.Sequential(
-            nn.Conv2d(channels, channels, 3, groups=channels), nn.Conv2d(channels, 8, 1)
+            nn.Conv2d(channels, channels, 3, groups=channels),
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, 8, 1),
         )
 
     teacher, student = net(4), net(2)
     inputs = views(("t2", "t1"))
-    assert inherit(student, teacher, inputs).share == 1
+    report = inherit(student, teacher, inputs)
+    # Statistics of a modality by itself are those that the student will see.
+    assert (report.share, report.stale) == (1, ())
     assert torch.equal(student[0].weight, teacher[0].weight[[3, 1]])
     assert torch.equal(student[0].bias, teacher[0].bias[[3, 1]])
 
@@ -142,6 +147,54 @@ def test_another_order_is_refused_where_several_layers_could_be_the_first():
     teacher, student = network(4, width=4), network(4, width=4)
     with pytest.raises(LayerNotFoundError, match=r"'0\.weight', '2\.weight'"):
         inherit(student, teacher, views(FOUR[::-1]))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d,
+        lambda channels: nn.BatchNorm2d(channels, affine=False),
+        lambda channels: nn.GroupNorm(1, channels),
+        nn.PReLU,
+    ],
+)
+def test_another_order_is_refused_where_something_before_the_first_layer_knows_it(norm):
+    def net():
+        return nn.Sequential(norm(4), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1))
+
+    with pytest.raises(LayerNotFoundError, match=r"'0\.weight', '1\.weight'"):
+        inherit(net(), net(), views(FOUR[::-1]))
+
+
+class Branches(nn.Module):
+    """An encoder for each modality, by number."""
+
+    def __init__(self, modalities):
+        super().__init__()
+        self.encoders = nn.ModuleList(nn.Conv2d(1, 8, 1) for _ in range(modalities))
+        self.head = nn.Conv2d(8, 2, 1)
+
+
+def test_branches_of_single_modalities_are_not_taken_for_one_another():
+    teacher, student = Branches(4), Branches(2)
+    before = student.head.weight.clone()
+    with pytest.raises(LayerNotFoundError, match="encoders"):
+        inherit(student, teacher, views(("t1", "flair")))
+    assert torch.equal(student.head.weight, before)
+    inherit(student, teacher, views(("flair", "t1")))
+    assert torch.equal(student.encoders[1].weight, teacher.encoders[1].weight)
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_what_a_weight_is_computed_from_is_not_cut(norm):
+    def net(channels):
+        return nn.Sequential(norm(nn.Conv2d(channels, 8, 3)), nn.Conv2d(8, 50, 1))
+
+    report = inherit(net(1), net(4), views(("t1ce",)))
+    assert report.cut == ()
+    assert any(name.startswith("0.parametrizations") for name in report.left)
+    teacher, student = net(4), net(4)
+    assert inherit(student, teacher, views(FOUR)).left == {}
 
 
 def test_a_modality_that_the_teacher_does_not_see_is_refused():

@@ -159,7 +159,7 @@ def with_equal_trainings(rows: Sequence[Row], config: Config) -> list[Row]:
     for row in rows:
         starts = row.options.get("start", config.network.start) == "teacher"
         control = named.get(row.against or "")
-        if row.recipe != "distilled" or row.teacher is None or not starts:
+        if row.teacher is None or not starts:
             continue
         # One that says its epochs was chosen to be compared with.
         if control is None or "epochs" in control.options:

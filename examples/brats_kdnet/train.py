@@ -36,7 +36,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from kdnet.command import console, exit_status
-from kdnet.config import TRAIN, Config, parse_for, recipe_text, with_fitting_start
+from kdnet.config import TRAIN, Config, parse_for, recipe_text
 from kdnet.rows import Row
 
 # What needs PyTorch is imported where it is used, so that --help comes at once.
@@ -49,7 +49,6 @@ def distil(config: Config, console: Console) -> None:
     from kdnet.runs.subjects import find_data, with_equal_steps  # noqa: PLC0415
     from kdnet.runs.unit import launch, run_unit  # noqa: PLC0415
 
-    config = with_fitting_start(config)
     if config.objective.recipe == "auto":
         console.print(recipe_text(config), soft_wrap=True)
 

@@ -118,6 +118,14 @@ def test_mistakes_on_the_command_line_are_named(arguments, message):
         parse_config(arguments)
 
 
+@pytest.mark.parametrize("program", [CROSSVAL, study.STUDY])
+def test_a_recipe_is_refused_where_rows_say_how_they_are_taught(program):
+    with pytest.raises(UserError, match=r"train\.py"):
+        parse_for(program, ["--recipe", "auto"])
+    # A preset's is for train.py alone.
+    assert parse_for(program, ["--preset", "cpu"])[0].objective.imitation == 0.75
+
+
 def test_a_file_with_an_unknown_key_is_refused(tmp_path):
     file = tmp_path / "typo.yaml"
     file.write_text("epoch: 3\n")

@@ -116,7 +116,7 @@ def test_redefined_rows_and_arguments_of_networks_are_named_in_the_protocol(argu
 
 
 def test_students_that_start_from_the_teacher_meet_a_baseline_of_as_many_epochs(tmp_path):
-    given = ["--rows", "baseline,kdnet,gt_kd", "--phantoms", "6", "--phantom-size", "16", *SMALL]
+    given = ["--rows", "baseline,kdnet,shared", "--phantoms", "6", "--phantom-size", "16", *SMALL]
     plain = plan_of([*given, "--epochs", "3", "--start", "scratch"], tmp_path)
     assert {row.against for row in plain.rows} == {None, "baseline"}
     plan = plan_of([*given, "--epochs", "3", "--start", "teacher"], tmp_path)
@@ -124,7 +124,7 @@ def test_students_that_start_from_the_teacher_meet_a_baseline_of_as_many_epochs(
         "teacher": None,
         "baseline": None,
         "kdnet": "baseline_6_epochs",
-        "gt_kd": "baseline_6_epochs",
+        "shared": "baseline_6_epochs",
         "baseline_6_epochs": None,
     }
     assert plan.rows[-1].options == {"epochs": 6}

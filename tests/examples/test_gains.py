@@ -127,6 +127,50 @@ def test_a_recipe_lets_a_student_of_another_kind_than_its_teacher_start_from_scr
         assert with_fitting_start(parse_config([*few, *other])).network.start == "scratch"
 
 
+def test_a_recipe_lets_a_student_whose_modality_its_teacher_does_not_see_start_from_scratch():
+    few = ["--recipe", "auto", "--labelled", "3", "--student-modalities", "t1ce"]
+    assert parse_config([*few, "--teacher-modalities", "t1,t1ce"]).network.start == "teacher"
+    assert parse_config([*few, "--teacher-modalities", "t1,t2"]).network.start == "scratch"
+
+
+@pytest.mark.parametrize("labelled", ["3", "null"])
+def test_a_start_that_is_asked_for_is_no_recipes_to_change(labelled, tmp_path, refusal):
+    asked = ["--recipe", "auto", "--labelled", labelled, "--start", "teacher"]
+    other = ["--teacher-modalities", "t1,t2"]
+    assert parse_config([*asked, *other]).network.start == "teacher"
+    small = ["--phantoms", "6", "--phantom-size", "16", "--preset", "demo", *TINY]
+    said = refusal(train, *small, *asked, *other, "--out", tmp_path / "run")
+    assert "--start scratch" in said
+    own = tmp_path / "own.yaml"
+    own.write_text("start: teacher")
+    assert parse_config([*asked[:4], *other, "--config", str(own)]).network.start == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("lists", "start"),
+    [
+        ({"train": ["a"]}, "scratch"),
+        ({"train": ["a"], "unlabelled": []}, "scratch"),
+        ({"train": ["a"], "unlabelled": ["b"]}, "teacher"),
+        ({"folds": [{"train": ["a"], "unlabelled": ["b"]}]}, "teacher"),
+        ({"folds": 3}, "scratch"),
+    ],
+)
+def test_a_split_file_says_whether_all_are_labelled(lists, start, tmp_path):
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(lists))
+    config = parse_config(["--recipe", "auto", "--labelled", "null", "--split-file", str(file)])
+    assert config.network.start == start
+    assert ("few" in recipe_text(config)) == (start == "teacher")
+
+
+def test_a_recipe_tells_nothing_that_another_objective_does_not_read():
+    told = recipe_text(parse_config(["--recipe", "auto", "--labelled", "3", "--objective", "xie"]))
+    assert "start teacher" in told
+    assert "xie" in told
+    assert "temperature" not in told
+
+
 def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, refusal):
     other = ["--teacher-backbone", "multiresunet", "--teacher-backbone-arguments"]
     out = ["--out", tmp_path / "run", "--phantoms", "6", "--phantom-size", "16"]
@@ -218,7 +262,7 @@ def test_a_baseline_has_as_many_steps_as_teacher_and_student_together(run):
 def test_what_decides_the_numbers_is_said_in_the_protocol(run):
     protocol = json.loads((run / "plan.json").read_text())["protocol"]
     labels = "2 of those in training labelled"
-    for part in (labels, "starts from the teacher", "augmented", "T fit"):
+    for part in (labels, "starts from the teacher", "augmented", "T fit", "baseline 2"):
         assert part in protocol
 
 
@@ -229,7 +273,10 @@ def test_the_temperature_and_the_diagnosis_are_kept_and_shown(run):
     assert f"SoftTargetDiceBCE(temperature={record['temperature']}" in record["objective"]
     found = json.loads((folder / "diagnosis.json").read_text())
     assert {row["name"] for row in found["terms"]} >= {"ground_truth"}
-    assert "fitted temperature" in (folder / "diagnosis.md").read_text()
+    text = (folder / "diagnosis.md").read_text()
+    assert "fitted temperature" in text
+    # What was taken of the teacher: its first layer was cut.
+    assert "cut     encoder.0" in text
     others = Folder(run).unit("baseline/fold0-seed0").root
     assert not (others / "diagnosis.md").exists()
     assert "temperature" not in json.loads((others / "unit.json").read_text())

@@ -456,7 +456,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
 def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple[Config, Any]:
     """Read the configuration and the options of a program's own."""
     tokens = _normalised(sys.argv[1:] if arguments is None else arguments, program)
-    preset, recipe = _find_layers(tokens)
+    if program.name != TRAIN.name and early(tokens, "recipe").get("recipe") == "auto":
+        raise UserError(f"--recipe auto is for train.py; rows of {program.name} say what they are.")
+    preset, recipe, started = _find_layers(tokens)
     parser = _build_parser(preset, program, recipe)
     parser.formatter_class = _Formatter if "--help_all" in tokens else _brief(program.first)
     try:
@@ -464,7 +466,9 @@ def parse_for(program: Program, arguments: Sequence[str] | None = None) -> tuple
     except ArgumentError as error:
         raise UserError(f"{error}\n{program.name} --help-all lists every option.") from error
     own = _group(program.options, values)
-    return _compose(values, program, own), own
+    config = _compose(values, program, own)
+    # A start that was asked for is tried, and refused where it cannot be.
+    return config if started else with_fitting_start(config), own
 
 
 def changed(config: Config, options: Mapping[str, Any]) -> Config:
@@ -523,19 +527,25 @@ def recipe_file(situation: str) -> Path:
 
 
 def with_fitting_start(config: Config) -> Config:
-    """Let a student start from scratch where --recipe auto has a teacher of another kind for it."""
-    network = config.network
-    if config.objective.recipe != "auto" or network.of("teacher") == network.of("student"):
+    """Let a student start from scratch where --recipe auto finds no weights that would fit it."""
+    network, data = config.network, config.data
+    alike = network.of("teacher") == network.of("student")
+    seen = data.teacher_modalities or data.student_modalities
+    if config.objective.recipe != "auto" or (alike and {*data.student_modalities} <= {*seen}):
         return config
     return replace(config, network=replace(network, start="scratch"))
 
 
 def recipe_text(config: Config) -> str:
     """Say in one line what --recipe auto has chosen, with what was given otherwise in its place."""
-    few = config.data.labelled is not None or config.data.unlabelled_root is not None
-    file = recipe_file("few" if few else "all")
-    chosen = in_words({name: config.to_dict()[name] for name in read_mapping(file)})
-    return f"Recipe for {'few labelled subjects' if few else 'all subjects labelled'}: {chosen}"
+    options = config.to_dict()
+    situation = _situation(options)
+    names = [*read_mapping(recipe_file(situation))]
+    if config.objective.objective != "kdnet":
+        # Others have constants of their own, and read none of the recipe's.
+        names = ["objective", *(name for name in names if name == "start")]
+    told = {"few": "few labelled subjects", "all": "all subjects labelled"}[situation]
+    return f"Recipe for {told}: {in_words({name: options[name] for name in names})}"
 
 
 def in_words(options: Mapping[str, Any]) -> str:
@@ -613,21 +623,33 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _find_layers(tokens: Sequence[str]) -> tuple[str, str]:
+def _find_layers(tokens: Sequence[str]) -> tuple[str, str, bool]:
     """Look for preset and recipe before anything else is read, as they set the defaults.
 
-    A recipe is "options", which sets none, or that of a situation: "all" or "few".
+    A recipe is "options", which sets none, or that of a situation: "all" or "few". Last, whether
+    a start is given.
     """
-    names = ("preset", "recipe", "config", "data_root", "labelled", "unlabelled_root")
-    flags = early(tokens, *names)
+    decide = ("labelled", "unlabelled_root", "split_file")
+    flags = early(tokens, "preset", "recipe", "config", "data_root", "start", *decide)
     given = read_mapping(Path(flags["config"])) if "config" in flags else {}
     given |= flags
     preset = str(given.get("preset") or ("cpu" if given.get("data_root") else "demo"))
     values = {"recipe": "options"} | read_mapping(_preset_file(preset)) | given
+    recipe = _situation(values) if values["recipe"] == "auto" else "options"
+    return preset, recipe, "start" in given
+
+
+def _situation(options: Mapping[str, Any]) -> Literal["few", "all"]:
+    """Say whether few subjects are labelled, or all."""
     # What comes from the command line is text here.
-    few = any(values.get(name) not in (None, "null") for name in ("labelled", "unlabelled_root"))
-    situation = "few" if few else "all"
-    return preset, situation if values["recipe"] == "auto" else "options"
+    given = {k: v for k, v in options.items() if v not in (None, "null")}
+    if "labelled" in given or "unlabelled_root" in given:
+        return "few"
+    lists = read_mapping(Path(given["split_file"])) if "split_file" in given else {}
+    folds = lists.get("folds", [lists])
+    # Lists of another form are refused where they are used.
+    named = [f for f in folds if isinstance(f, dict)] if isinstance(folds, list) else []
+    return "few" if any(fold.get("unlabelled") for fold in named) else "all"
 
 
 def _group(kind: Any, values: Namespace) -> Any:

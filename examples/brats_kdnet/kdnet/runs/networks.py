@@ -27,7 +27,7 @@ from kdnet.recipes.comparators import privileged_modalities
 from kdnet.rows import Row
 from kdnet.training.checkpoint import ModelMetadata, check_compatible, read_metadata
 from kdnet.training.runtime import check_precision, device_type
-from privdistill import DistillationWrapper, ShapeMismatchError, TeacherCache
+from privdistill import DistillationWrapper, PrivDistillError, TeacherCache
 
 
 def workers(data: DataConfig) -> int:
@@ -165,8 +165,8 @@ def rehearse(
     recipe = recipe_of(row, setting_of(row, config, description, network, teachers))
     try:
         wrapped(recipe, metadata, stacked(config.data, description)).close()
-    except ShapeMismatchError as error:
-        hint = " Or give --start scratch." if recipe.start == "teacher" else ""
+    except PrivDistillError as error:
+        hint = " Or give --start scratch." if str(error).startswith("inherit:") else ""
         raise UserError(f"{error}{hint}") from error
     return {
         "row": {"recipe": row.recipe, "role": row.role, "teachers": list(row.teachers)},

@@ -164,6 +164,12 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
     cases = {name for fold in plan.folds for name in fold.split.names}
     labelled = config.data.labelled
     few = "" if labelled is None else f" ({labelled} of those in training labelled)"
+    # That of a cross-validation has a name and a label of its own.
+    longer = [
+        f"{row.name} {row.options['epochs']}"
+        for row in plan.rows
+        if plan.kind == "train" and "epochs" in row.options
+    ]
     temperature = str(options.temperature).removesuffix(".0")
     constants = f"lambda {options.imitation:g}, T {temperature}, alpha {options.latent_weight:g}"
     parts = [
@@ -179,7 +185,7 @@ def _protocol(plan: Plan, seeds: Sequence[int]) -> str:
         constants if options.objective == "kdnet" else options.objective,
         "student starts from the teacher" * (config.network.start == "teacher"),
         "augmented" * config.data.augment,
-        _counted(training.epochs, "epoch"),
+        _counted(training.epochs, "epoch") + f" ({', '.join(longer)})" * bool(longer),
         f"{training.precision}, {training.memory_format}" + ", compiled" * bool(training.compile),
     ]
     # A protocol is compared by its words, so that a changed row must show in them.

@@ -73,10 +73,12 @@ def show_diagnosis(
         for batch in chosen(batches)
     ]
     found = diagnose(kd, steps, limit=DIAGNOSED_ON)
-    task.console.print(str(found), soft_wrap=True)
+    # What it starts from as well: a layer may have been left, or its statistics be others'.
+    text = "\n".join(str(part) for part in (kd.inherited, found) if part is not None)
+    task.console.print(text, soft_wrap=True)
     task.folder.root.mkdir(parents=True, exist_ok=True)
     write_text(task.folder.root / "diagnosis.json", json.dumps(found.to_dict(), indent=2) + "\n")
-    write_text(file, f"{found}\n")
+    write_text(file, f"{text}\n")
 
 
 def chosen(batches: Iterable[Batch]) -> list[Batch]:
