@@ -18,6 +18,7 @@ from kdnet.results.tables import (
     empty_table,
     gain_table,
     headline,
+    nothing_found,
     number,
     p_value,
     paper_table,
@@ -88,6 +89,18 @@ def test_empty_regions_are_counted_by_hand():
     )
     (line,) = empty_table(scores, str).frame.to_numpy().tolist()
     assert line == ["student", "ET", "2 of 3", "1", "1"]
+
+
+def test_a_network_that_finds_a_region_nowhere_is_named():
+    scores = table(
+        scores_of("blind", {"a": 1.0}, reference_voxels=0),
+        scores_of("blind", {"b": 0.0, "c": 0.0}, reference_voxels=9),
+        scores_of("sees", {"b": 0.0, "c": 0.1}, reference_voxels=9),
+        scores_of("untested", {"a": 0.0}, reference_voxels=0),
+    )
+    (sentence,) = nothing_found(scores, str.upper)
+    assert "BLIND" in sentence
+    assert "ET" in sentence
 
 
 def test_gains_and_sentences_say_no_more_than_they_may():

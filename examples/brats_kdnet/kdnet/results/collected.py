@@ -11,7 +11,13 @@ from kdnet.evaluation.scoring import gather_scores, read_scores, scored_in, writ
 from kdnet.results.page import write_report
 from kdnet.results.stats import gains
 from kdnet.results.stored import Results, read_folder
-from kdnet.results.tables import Table, gain_table, results_table, tables_beside_published
+from kdnet.results.tables import (
+    Table,
+    gain_table,
+    nothing_found,
+    results_table,
+    tables_beside_published,
+)
 from kdnet.runs.plan import Plan
 
 
@@ -56,9 +62,12 @@ def show_results(plan: Plan, console: Console) -> None:
         console.print("No unit is done, so there are no results yet.")
         return
     results = read_folder(plan.root)
-    for table in () if results.facts.kind == "study" else _main_tables(results):
-        phantom = "PHANTOM: " * results.facts.phantom
-        console.print(f"{phantom}{table.text()}", soft_wrap=True)
+    if results.facts.kind != "study":
+        for table in _main_tables(results):
+            phantom = "PHANTOM: " * results.facts.phantom
+            console.print(f"{phantom}{table.text()}", soft_wrap=True)
+        for sentence in nothing_found(results.scores, results.label):
+            console.print(sentence, soft_wrap=True)
     report = write_report(plan.root, plan.trusted)
     records = [plan.folder(unit).read_record() for unit in plan.units()]
     total = sum(sum(record.get("seconds", {}).values()) for record in records)

@@ -143,7 +143,7 @@ def _of_rows(results: Results) -> Iterator[Section]:
     yield Section(
         "Results",
         words=f"{over}in native space:" if student else nothing,
-        outcomes=tables.headline(student, label),
+        outcomes=tables.headline(student, label) + tables.nothing_found(scores, label),
         tables=[tables.results_table(scores, label)],
         more={
             "With small regions removed": [

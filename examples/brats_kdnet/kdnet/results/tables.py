@@ -185,6 +185,18 @@ def headline(gains: Sequence[Gain], label: Label) -> list[str]:
     return sentences
 
 
+def nothing_found(scores: pd.DataFrame, label: Label) -> list[str]:
+    """Name every network that finds a region nowhere, over which a gain is easily had."""
+    present = scored_in(scores)
+    present = present[present["reference_voxels"] > 0]
+    best = present.groupby(["row", "region"], sort=False)["dice"].max()
+    return [
+        f"{label(row)} finds {region} in no case: it has not learnt it yet, and a gain over it "
+        "says little. Train all networks longer, or on more subjects."
+        for row, region in best.index[best == 0]
+    ]
+
+
 def subset_table(
     scores: pd.DataFrame, label: Label, modalities: Sequence[str], space: str
 ) -> Table:
