@@ -457,7 +457,10 @@ def _advice_on_lead(rows: Sequence[ClassRow]) -> str:
     teacher, lead = (sum(numbers) / len(known) for numbers in zip(*known, strict=True))
     said = f"The teacher's mean Dice is {teacher:.2f}, {lead:+.2f} against the student's"
     if lead > 0.02:
-        return f"{said}: that lead, once the student is trained, is what there is to learn."
+        return (
+            f"{said}: that lead, once the student is trained, is what there is to learn; less, if "
+            "these batches trained the teacher."
+        )
     return f"{said}: without a lead there is nothing to learn. Train the teacher longer."
 
 
