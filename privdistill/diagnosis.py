@@ -403,7 +403,7 @@ def _advice(found: Diagnosis, activation: Activation) -> Iterator[str]:
     for term in found.terms if len(found.terms) > 1 else ():
         yield from _advice_on_term(term)
     for row in found.classes:
-        if row.agreement is not None and row.agreement < 0.5:
+        if row.agreement is not None and row.agreement < 0.5 and found.fitted is not None:
             yield (
                 f"Class {row.index}: at T = {found.temperature:.3g} a perfect copy of the teacher "
                 f"scores {row.agreement:.0%} of its soft Dice at T = 1; "

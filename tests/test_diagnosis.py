@@ -171,6 +171,12 @@ def test_no_temperature_fits_a_teacher_that_says_background_everywhere():
     with pytest.raises(ObjectiveError, match="everywhere"):
         fitted(logits)
     assert on_fixed(logits, [1.0, 0.0, 0.0], torch.zeros(1, 4, 10).long()).fitted is None
+    # Many classes share what T 5 takes from the background, and no T would be better.
+    sure, objective = torch.zeros(1, 20, 4, 10), SoftTargetDiceBCE(temperature=5.0)
+    sure[:, 0] = 7
+    told = on_fixed(sure, [1.0] + 19 * [0.0], torch.zeros(1, 4, 10).long(), objective=objective)
+    assert told.classes[0].agreement < 0.5
+    assert told.fitted is None
     # Of regions, one alone is a decision.
     assert 1 < fitted(logits - 1, activation="sigmoid") <= 5
 
