@@ -13,7 +13,7 @@ from kdnet.models import (
     build_network,
     check_axes,
     chosen_arguments,
-    in_two_dimensions,
+    with_known,
 )
 from kdnet.training.checkpoint import load_model, save_model
 
@@ -55,6 +55,10 @@ def test_with_a_prior_every_region_begins_with_about_that_share_of_voxels():
     shares = [network(image).sigmoid().mean().item() for network in (plain, rare)]
     assert 0.25 < shares[0] < 0.75
     assert 0.003 < shares[1] < 0.03
+    exclusive = KDNet(1, 3, channels=(4, 8), prior=0.01, exclusive=True)
+    background, *classes = exclusive(image).softmax(1).mean((0, 2, 3, 4)).tolist()
+    assert background > 0.9
+    assert all(0.003 < share < 0.03 for share in classes)
     with pytest.raises(UserError, match="prior"):
         build_network("kdnet", {"channels": [4, 8], "prior": 1}, in_channels=1, out_channels=3)
 
@@ -143,7 +147,7 @@ def test_unknown_networks_and_arguments_are_named(name, arguments, message):
     ],
 )
 def test_networks_that_know_two_dimensions_are_told_so(name, arguments, expected):
-    assert in_two_dimensions(name, arguments) == expected
+    assert with_known(name, arguments, spatial_dims=2) == expected
 
 
 @pytest.mark.parametrize("axes", [2, 3])

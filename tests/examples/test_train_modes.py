@@ -291,6 +291,15 @@ def test_what_segments_beside_a_synthesis_is_two_dimensional_too():
     assert network(torch.zeros(1, 1, 16, 16)).shape == (1, 4, 16, 16)
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_prior_makes_three_regions_rare_or_three_classes_beside_the_background(activation):
+    config = parse_config([*SMALL, "--activation", activation])
+    arguments = {"channels": [2, 4], "prior": 0.01}
+    own = Row("baseline", options={"backbone_arguments": arguments}).configure(config)
+    bias = build(describe_network("student", own, PHANTOM)).head.bias
+    assert int((bias < -4).sum()) == 3
+
+
 @pytest.mark.parametrize(("view", "made"), [("t1ce", 1), ("flair", 3)])
 def test_a_synthesis_makes_as_many_modalities_as_are_privileged(view, made):
     options = {"backbone": "synthesis", "student_modalities": [view]}

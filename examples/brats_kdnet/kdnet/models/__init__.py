@@ -69,10 +69,10 @@ def build_network(
         ) from error
 
 
-def in_two_dimensions(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Add `spatial_dims=2` to the arguments of a network that knows it and was not told."""
-    known = "spatial_dims" in inspect.signature(_find_class(name)).parameters
-    return ({"spatial_dims": 2} if known else {}) | dict(arguments)
+def with_known(name: str, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Add those arguments that a network knows and was not told."""
+    known = inspect.signature(_find_class(name)).parameters
+    return {key: value for key, value in more.items() if key in known} | dict(arguments)
 
 
 def chosen_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,8 +63,8 @@ class KDNet(nn.Module):
 
     # Source: Hu et al. 2020, arXiv:2106.09564, Fig. 1. Widths, and the convolution that halves the
     # channels before each upsampling, come from its source, No New-Net (Isensee et al. 2018).
-    # `prior` is what sigmoid outputs say of every voxel at first (Lin et al. 2017,
-    # arXiv:1708.02002, section 3.3); the paper has none.
+    # `prior` is what outputs say of every voxel at first (Lin et al. 2017, arXiv:1708.02002,
+    # section 3.3); the paper has none. Of `exclusive` classes the first is the background.
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class KDNet(nn.Module):
         spatial_dims: int = 3,
         *,
         prior: float | None = None,
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         levels = len(channels) - 1
@@ -105,7 +106,8 @@ class KDNet(nn.Module):
         self.head = CONVOLUTION[spatial_dims](channels[0], out_channels, kernel_size=1)
         if prior is not None:
             # Regions are small, and it takes hundreds of steps to come down from a half.
-            nn.init.constant_(cast("Tensor", self.head.bias), math.log(prior) - math.log1p(-prior))
+            rare = cast("Tensor", self.head.bias).detach()[int(exclusive) :]
+            nn.init.constant_(rare, math.log(prior) - math.log1p(-prior))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""

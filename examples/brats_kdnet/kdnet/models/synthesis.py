@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kdnet.models import build_network, in_two_dimensions
+from kdnet.models import build_network, with_known
 
 
 class SynthesisNetwork(nn.Module):
@@ -31,7 +31,7 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(f"SynthesisNetwork: synthesised is 1 or more, not {synthesised}.")
         given = dict(segmenter_arguments or {})
         if spatial_dims == 2:
-            given = in_two_dimensions(segmenter, given)
+            given = with_known(segmenter, given, spatial_dims=2)
         self.synthesised = synthesised
         # Of one kind, as the paper names none for either.
         self.generator = build_network(

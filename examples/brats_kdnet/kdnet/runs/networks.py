@@ -20,7 +20,7 @@ from kdnet.data.splits import Split, seen_before
 from kdnet.data.targets import number_of_outputs
 from kdnet.environment import processors
 from kdnet.errors import UserError
-from kdnet.models import check_axes, in_two_dimensions
+from kdnet.models import check_axes, with_known
 from kdnet.models.trust import check_trusted
 from kdnet.recipes import Recipe, Setting, recipe_of
 from kdnet.recipes.comparators import privileged_modalities
@@ -69,7 +69,9 @@ def describe_network(
     if backbone == "synthesis":
         arguments = _synthesised(view, view_of("teacher", data, description)) | arguments
     if data.slices is not None:
-        arguments = in_two_dimensions(backbone, arguments)
+        arguments = with_known(backbone, arguments, spatial_dims=2)
+    if network.activation == "softmax" and arguments.get("prior") is not None:
+        arguments = with_known(backbone, arguments, exclusive=True)
     return ModelMetadata(
         role=name or role,
         backbone=backbone,
