@@ -41,13 +41,17 @@ class Moments:
     def __init__(self, log, at=None, wanted=""):
         self.file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self.at, self.wanted, self.count, self.lock = at, wanted, 0, threading.Lock()
+        self.dying = False
 
     def due(self, name, detail=""):
         words = f"{name} {detail}".strip()
         with self.lock:
             self.count += is_wanted(self.wanted, words)
             due = is_wanted(self.wanted, words) and self.count == self.at
-        os.write(self.file, f"{words}\n".encode())
+            # Other threads may run while the file is cut; the last moment is the one of death.
+            if not self.dying:
+                os.write(self.file, f"{words}\n".encode())
+            self.dying |= due
         return due
 
     def die(self):
