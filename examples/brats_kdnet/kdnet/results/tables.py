@@ -192,7 +192,7 @@ def nothing_found(scores: pd.DataFrame, label: Label) -> list[str]:
     best = present.groupby(["row", "region"], sort=False)["dice"].max()
     return [
         f"{label(row)} finds {region} in no case: it has not learnt it yet, and a gain over it "
-        "says little. Train all networks longer, or on more subjects."
+        "says little. Let networks begin with a prior, as kdnet can, or train all of them longer."
         for row, region in best.index[best == 0]
     ]
 
