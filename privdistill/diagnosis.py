@@ -4,9 +4,10 @@ import copy
 import importlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.inputs import InputViews
+from privdistill.inputs import InputViews, as_views, view_of
 from privdistill.integrations.batch import step_arguments, unwrapped
 from privdistill.losses.agreement import copy_dice, decision_overlap
 from privdistill.losses.functional import Activation, binarise, check_logits, probabilities, resize
 from privdistill.losses.objective import Term
 from privdistill.losses.options import AT_LEAST_ONE, FRACTION, WHOLE, check
 from privdistill.losses.response import SoftTargetDiceBCE
+from privdistill.sides.heads import chosen_heads
 from privdistill.sides.restored import modes_kept
 from privdistill.sides.trial import settled
 from privdistill.step import Output
@@ -473,6 +475,7 @@ def fit_temperature(
     *,
     inputs: InputViews | None = None,
     names: Mapping[str, str] | None = None,
+    select_logits: Callable[[Any], Tensor | Sequence[Tensor]] | None = None,
 ) -> float:
     """The largest temperature at which soft targets still say what this teacher would predict.
 
@@ -492,6 +495,7 @@ def fit_temperature(
         activation: "softmax" or "sigmoid".
         inputs: Takes the teacher's view from an image; unless given, the image is that view.
         names: Entry of a mapping that holds the image, as `{"image": "scan"}`.
+        select_logits: As for the wrapper.
 
     Returns:
         A temperature from 1 to `at_most`, by linear interpolation between 17 values: the first at
@@ -500,6 +504,7 @@ def fit_temperature(
     Raises:
         ObjectiveError: If an option has no meaning, there is no batch, the teacher predicts no
             class at all or, of exclusive ones, a single one, or its logits hold NaN.
+        ShapeMismatchError: If nothing tells which of several tensors are logits.
 
     Example:
         >>> teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
@@ -514,10 +519,13 @@ def fit_temperature(
     """
     check("fit_temperature", AT_LEAST_ONE, at_most=at_most)
     check("fit_temperature", FRACTION, agreement=agreement)
-    overlaps, find = [], None
+    overlaps = []
+    find = partial(chosen_heads, select_logits) if select_logits else None
     for batch in batches:
-        image = step_arguments(batch, names or {})["image"]
-        view = image if inputs is None else inputs.for_teacher(image)
+        given = step_arguments(batch, names or {})
+        # Whose image is the teacher's view already has nothing to fill.
+        present = None if inputs is None else given.get("present")
+        view = view_of(as_views(inputs), "teacher", given["image"], present)
         # Without parameters it runs where the image is.
         weight = next(teacher.parameters(), view)
         find = find or settled(teacher, view[:1], "teacher")

@@ -126,6 +126,29 @@ def test_of_several_tensors_the_logits_are_those_that_the_wrapper_would_take():
     assert temperature(lambda *both: both) == last
     with pytest.raises(ShapeMismatchError, match="select_logits"):
         temperature(lambda *both: list(both))
+    torch.manual_seed(0)
+    both = Two(nn.Conv2d(1, 3, 1), lambda *both: list(both))
+    assert fit_temperature(both, [images], select_logits=lambda output: output[0]) == first
+
+
+def test_modalities_that_are_absent_and_metadata_are_taken_as_in_a_step():
+    class Marked(torch.Tensor):
+        def as_tensor(self):
+            return self.as_subclass(torch.Tensor)
+
+    class Features(nn.Conv2d):
+        def forward(self, x):
+            features = 2 * x
+            return super().forward(features), features
+
+    inputs = PrivilegedInput(("a", "b"), student=("a",))
+    teacher, image = Features(2, 3, 1), torch.randn(2, 2, 9, 9)
+    present = torch.tensor([[True, False], [True, True]])
+    filled = fit_temperature(teacher, [inputs.for_teacher(image, present)])
+    batch = {"image": image.as_subclass(Marked), "present": present}
+    assert fit_temperature(teacher, [batch], inputs=inputs) == filled
+    whole = fit_temperature(teacher, [image])
+    assert fit_temperature(teacher, [batch]) == whole != filled
 
 
 def test_the_teacher_runs_in_eval_mode_and_keeps_its_modes():

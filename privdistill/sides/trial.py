@@ -221,7 +221,7 @@ def settled(
 ) -> HeadFinder:
     """Decide which outputs are logits, and leave the network as it was."""
     if image is None:
-        return heads.undisputed_heads
+        return partial(heads.undisputed_heads, weights)
     settle = partial(heads.settle_heads, weights, role, training=training)
     return attempt(model, image, role, settle)
 
