@@ -329,6 +329,39 @@ def test_an_activation_of_the_terms_own_decides_what_is_said_of_its_target():
     assert (own.classes, own.fitted) == (whole.classes, whole.fitted)
 
 
+@pytest.mark.parametrize("shares", [{}, {"teacher_weights": torch.tensor([[1.0, 3.0], [1, 1]])}])
+def test_an_activation_of_the_terms_own_is_that_of_the_mean_of_several_teachers(shares):
+    torch.manual_seed(0)
+    image, target = torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 3, 8, 8)).float()
+    members, student = [Fixed(3 * torch.randn(2, 3, 8, 8)) for _ in "ab"], nn.Conv2d(1, 3, 1)
+
+    def found(activation, own):
+        objective = SoftTargetDiceBCE(activation=own) + GroundTruth(activation=own)
+        kd = DistillationWrapper(members, student, objective=objective, activation=activation)
+        with kd:
+            return diagnose(kd, [{"image": image, "target": target, **shares}])
+
+    own, whole = found("softmax", "sigmoid"), found("sigmoid", None)
+    assert (own.classes, own.fitted) == (whole.classes, whole.fitted)
+
+
+def test_a_term_that_weighs_nothing_is_not_the_one_that_softens():
+    objective = (
+        0.0 * SoftTargetDiceBCE(temperature=3.0)
+        + SoftTargetDiceBCE(temperature=1.5).named("second")
+        + GroundTruth()
+    )
+    teacher, target = torch.randn(1, 2, 4, 4), torch.randint(0, 2, (1, 4, 4))
+    assert on_fixed(teacher, [0.0, 0.0], target, objective=objective).temperature == 1.5
+
+
+@pytest.mark.parametrize("teacher", [0.0, torch.nan])
+def test_logits_that_hold_nan_are_refused(teacher):
+    logits, target = torch.full((1, 2, 4, 4), teacher), torch.zeros(1, 4, 4).long()
+    with pytest.raises(ObjectiveError, match="NaN"):
+        on_fixed(logits, [torch.nan if teacher == 0 else 0.0, 1.0], target)
+
+
 def test_what_is_said_of_ignored_voxels_counts_for_nothing():
     teacher, target = 3 * torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
     target[:, 4:] = 255
