@@ -62,8 +62,8 @@ def inherit(
     axis, which has the teacher's channels there and the student's here, is cut to the student's
     modalities, in the student's order: the first convolution, a patch embedding, a normalisation of
     the input. The cut is plain, without rescaling: the first layer then gives what the teacher's
-    would, were all other modalities zero. Where a weight is computed from parameters, as by
-    `weight_norm`, those that differ are left.
+    would, were all other modalities zero (not one that standardises its weight as it runs). Where a
+    weight is computed from parameters, as by `weight_norm`, those that differ are left.
 
     Args:
         student: The network to fill, in place; modes and `requires_grad` stay as they are.
