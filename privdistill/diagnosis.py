@@ -4,9 +4,10 @@ import copy
 import importlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -15,16 +16,26 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from privdistill.exceptions import ObjectiveError
-from privdistill.inputs import InputViews
+from privdistill.inputs import InputViews, as_views, view_of
 from privdistill.integrations.batch import step_arguments, unwrapped
 from privdistill.losses.agreement import copy_dice, decision_overlap
-from privdistill.losses.functional import Activation, binarise, check_logits, probabilities, resize
+from privdistill.losses.functional import (
+    Activation,
+    binarise,
+    check_logits,
+    mix_logits,
+    probabilities,
+    resize,
+)
 from privdistill.losses.objective import Term
 from privdistill.losses.options import AT_LEAST_ONE, FRACTION, WHOLE, check
 from privdistill.losses.response import SoftTargetDiceBCE
+from privdistill.sides.heads import chosen_heads
 from privdistill.sides.restored import modes_kept
+from privdistill.sides.teachers import teacher_shares
 from privdistill.sides.trial import settled
 from privdistill.step import Output
+from privdistill.taps.location import HeadFinder
 from privdistill.text import columns
 from privdistill.wrapper import DistillationWrapper
 
@@ -177,7 +188,8 @@ def diagnose(
         A table to print or plot.
 
     Raises:
-        ObjectiveError: If there is no batch, a batch has another form, or `limit` is no number.
+        ObjectiveError: If there is no batch, a batch has another form, `limit` is no number, or a
+            network's logits hold NaN.
 
     Example:
         >>> from privdistill import DistillationWrapper, GroundTruth, HintonKL
@@ -196,7 +208,7 @@ def diagnose(
     if limit is not None:
         check("diagnose", WHOLE, limit=limit)
     kd = unwrapped(kd)
-    terms = {name: term for name, (_, term) in kd.objective.named_terms.items()}
+    terms = {name: t for name, (weight, t) in kd.objective.named_terms.items() if weight.factor}
     soft = next((term for term in terms.values() if isinstance(term, SoftTargetDiceBCE)), None)
     temperature = None if soft is None else soft.temperature
     # What is said of its targets is said of those that it makes.
@@ -298,10 +310,12 @@ def _add_answers(
     asked = {name: given[name] for name in ("image", "present") if name in given}
     logits = {"student": kd.predict(**asked)}
     if out.teacher is not None:
-        logits["teacher"] = out.teacher[0] if isinstance(out.teacher, list) else out.teacher
+        logits["teacher"] = _teacher_logits(kd, out.teacher, given, activation)
         at = [*_temperatures(_AT_MOST), temperature]
         sums["overlap"]["teacher"] += decision_overlap(logits["teacher"], at, activation)
     for network, answer in logits.items():
+        if answer.isnan().any():
+            raise ObjectiveError(f"diagnose: the {network}'s logits hold NaN; nothing fits them.")
         sums["channels"][network] = answer.shape[1]
         compared = _labelled(answer, given)
         if compared is not None:
@@ -309,6 +323,25 @@ def _add_answers(
     for name, (student, teacher) in out.taps.items():
         if student.shape[2:] == teacher.shape[2:]:
             sums["cka"][name] += _cka(student, teacher)
+
+
+def _teacher_logits(
+    kd: DistillationWrapper,
+    of_step: Tensor | list[Tensor],
+    given: Mapping[str, Any],
+    activation: Activation,
+) -> Tensor:
+    """The finest logits, of several teachers those of their mean under a term's own activation."""
+    shares: Sequence[float | Tensor] = kd._shares  # noqa: SLF001
+    if len(shares) < 2 or activation == kd.activation:
+        return of_step[0] if isinstance(of_step, list) else of_step
+    # Those of the step are of the mean under the wrapper's.
+    members = kd.teacher_outputs(given["image"], present=given.get("present")).heads
+    finest = [heads[0] for heads in members]
+    if given.get("teacher_weights") is not None:
+        weights = torch.as_tensor(given["teacher_weights"])
+        shares = teacher_shares(weights, len(shares), finest[0], check=False)
+    return mix_logits(tuple(zip(finest, shares, strict=True)), activation)
 
 
 def _term_rows(sums: _Sums, terms: Mapping[str, Term]) -> Iterator[TermRow]:
@@ -473,6 +506,7 @@ def fit_temperature(
     *,
     inputs: InputViews | None = None,
     names: Mapping[str, str] | None = None,
+    select_logits: Callable[[Any], Tensor | Sequence[Tensor]] | None = None,
 ) -> float:
     """The largest temperature at which soft targets still say what this teacher would predict.
 
@@ -492,6 +526,7 @@ def fit_temperature(
         activation: "softmax" or "sigmoid".
         inputs: Takes the teacher's view from an image; unless given, the image is that view.
         names: Entry of a mapping that holds the image, as `{"image": "scan"}`.
+        select_logits: As for the wrapper.
 
     Returns:
         A temperature from 1 to `at_most`, by linear interpolation between 17 values: the first at
@@ -500,6 +535,7 @@ def fit_temperature(
     Raises:
         ObjectiveError: If an option has no meaning, there is no batch, the teacher predicts no
             class at all or, of exclusive ones, a single one, or its logits hold NaN.
+        ShapeMismatchError: If nothing tells which of several tensors are logits.
 
     Example:
         >>> teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
@@ -514,10 +550,13 @@ def fit_temperature(
     """
     check("fit_temperature", AT_LEAST_ONE, at_most=at_most)
     check("fit_temperature", FRACTION, agreement=agreement)
-    overlaps, find = [], None
+    overlaps = []
+    find: HeadFinder | None = partial(chosen_heads, select_logits) if select_logits else None
     for batch in batches:
-        image = step_arguments(batch, names or {})["image"]
-        view = image if inputs is None else inputs.for_teacher(image)
+        given = step_arguments(batch, names or {})
+        # Whose image is the teacher's view already has nothing to fill.
+        present = None if inputs is None else given.get("present")
+        view = view_of(as_views(inputs), "teacher", given["image"], present)
         # Without parameters it runs where the image is.
         weight = next(teacher.parameters(), view)
         find = find or settled(teacher, view[:1], "teacher")

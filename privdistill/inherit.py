@@ -1,8 +1,8 @@
 """A student that starts from the teacher's weights."""
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -62,8 +62,8 @@ def inherit(
     axis, which has the teacher's channels there and the student's here, is cut to the student's
     modalities, in the student's order: the first convolution, a patch embedding, a normalisation of
     the input. The cut is plain, without rescaling: the first layer then gives what the teacher's
-    would, were all other modalities zero. Where a weight is computed from parameters, as by
-    `weight_norm`, those that differ are left.
+    would, were all other modalities zero (not one that standardises its weight as it runs). Where a
+    weight is computed from parameters, as by `weight_norm`, those that differ are left.
 
     Args:
         student: The network to fill, in place; modes and `requires_grad` stay as they are.
@@ -106,7 +106,7 @@ def inherit(
     own, given = _tensors(student), _tensors(teacher)
     _check_branches(own, given, inputs)
     axes, left = _plan(own, given, views, _misgrouped(student, teacher, views))
-    axes |= dict.fromkeys(_reordered(teacher, views), 1)
+    axes |= {name: 1 for name in _reordered(teacher, views) if name in axes}
     # Before anything is written, so that an error leaves the student as it was.
     share = _share(student, {own[name] for name in axes})
     if share < minimum:
@@ -124,7 +124,9 @@ def inherit(
             tensor.copy_(value if axis is None else value.index_select(axis, channels))
     cut = tuple(name for name, axis in axes.items() if axis is not None)
     copied = tuple(name for name in axes if name not in cut)
-    return Inheritance(copied, cut, left, _stale(student, teacher, cut), share)
+    # All modalities in another order are still all of them.
+    stale = _stale(student, teacher, cut) if len(views.channels) < views.total else ()
+    return Inheritance(copied, cut, left, stale, share)
 
 
 class _Views(NamedTuple):
@@ -159,14 +161,21 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_branches(
-    own: Collection[str], given: Collection[str], inputs: InputViews | None
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], inputs: InputViews | None
 ) -> None:
     """Refuse branches for single modalities that have the same numbers in both networks."""
     if not isinstance(inputs, PrivilegedInput):
         return
     mine, theirs = _numbered(own), _numbered(given)
     fewer, more = len(inputs.student), len(inputs.teacher)
-    branches = [name for name, n in mine.items() if (n, theirs[name]) == (fewer, more)]
+    sizes_read = {(inputs.channels[name],) for name in inputs.teacher}
+    # Layers of another depth are no branches: not each of them reads a modality.
+    branches = [
+        name.rstrip(".")
+        for name, members in theirs.items()
+        if (len(mine.get(name, ())), len(members)) == (fewer, more)
+        and all(any(t.shape[1:2] in sizes_read for t in member) for member in members.values())
+    ]
     # Of the teacher's first modalities the numbers are right.
     if fewer < more and branches and inputs.student != inputs.teacher[:fewer]:
         raise LayerNotFoundError(
@@ -176,10 +185,13 @@ def _check_branches(
         )
 
 
-def _numbered(names: Iterable[str]) -> Counter[str]:
-    """How many members each list of a network has, by its name."""
-    members = {name[: found.end()] for name in names for found in re.finditer(r"\b\d+\b", name)}
-    return Counter(member.rpartition(".")[0] for member in members)
+def _numbered(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, list[Tensor]]]:
+    """By what stands before a number in their names, and by that number."""
+    found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for name, tensor in tensors.items():
+        for number in re.finditer(r"\d+", name):
+            found[name[: number.start()]][number[0]].append(tensor)
+    return found
 
 
 def _plan(
@@ -199,13 +211,20 @@ def _plan(
             left[name] = "its groups read other modalities than the teacher's"
         elif tensor.shape == given[name].shape:
             axes[name] = None
-        elif "parametrizations." in name:
+        elif _is_factor(name, given):
             left[name] = "cut, it would not make the teacher's weight, cut"
         elif (axis := _cut_axis(tensor, given[name], views)) is not None:
             axes[name] = axis
         else:
             left[name] = f"{sizes(tensor.shape)}, the teacher's {sizes(given[name].shape)}"
     return axes, left
+
+
+def _is_factor(name: str, given: Collection[str]) -> bool:
+    """Whether a weight is computed from this tensor and others, which a cut would not follow."""
+    # The older forms, by hooks: of weight_norm `weight_g` and `_v`, of spectral_norm `_orig`, `_u`.
+    base = name.rpartition("_")[0]
+    return "parametrizations." in name or f"{base}_g" in given or f"{base}_u" in given
 
 
 def _cut_axis(own: Tensor, given: Tensor, views: _Views) -> int | None:
@@ -237,14 +256,17 @@ def _reordered(teacher: nn.Module, views: _Views) -> list[str]:
     """The first weight, where the student sees all modalities but in another order."""
     if len(views.channels) < views.total or views.channels == sorted(views.channels):
         return []
-    found = _tensors(teacher)
-    # Layers that hold tensors: a block or an activation may know the number as well.
-    readers = [
-        f"{name}.weight"
-        for name, layer in layers(teacher).items()
-        if any(True for _ in chain(layer.parameters(recurse=False), layer.buffers(recurse=False)))
-        and views.total in (getattr(layer, channels, 0) for channels in _CHANNELS)
-    ]
+    found, known = _tensors(teacher), layers(teacher)
+    owners: dict[str, list[Tensor]] = defaultdict(list)
+    for name, tensor in found.items():
+        owners[name.rpartition(".")[0]].append(tensor)
+    readers = []
+    for name, tensors in owners.items():
+        channels = [n for n in (getattr(known.get(name), key, 0) for key in _CHANNELS) if n]
+        # A layer that says nothing of channels may hold a number for each, as a mean and a scale.
+        if views.total in (channels or (tensor.numel() for tensor in tensors)):
+            readers.append(f"{name}.weight")
+    readers.sort()
     if [found[name].shape[1:2] if name in found else () for name in readers] != [(views.total,)]:
         raise LayerNotFoundError(
             "inherit: the student sees the teacher's modalities in another order, and shapes do "
@@ -270,10 +292,14 @@ def _stale(student: nn.Module, teacher: nn.Module, cut: Collection[str]) -> tupl
         # Only the first behind the cut: deeper ones see what it has normalised.
         keeps = getattr(layer, "running_mean", None) is not None
         mixed = keeps and behind and f"{name}.running_mean" not in cut
-        partner = partners.get(name)
-        groups = getattr(partner, "num_groups", 1)
-        together = isinstance(partner, nn.GroupNorm | nn.LayerNorm) and groups < len(partner.weight)
-        if mixed or (together and f"{name}.weight" in cut):
+        if mixed or (f"{name}.weight" in cut and _normalises_together(partners.get(name))):
             stale.append(name)
         behind = (behind or f"{name}.weight" in cut) and not keeps
     return tuple(stale)
+
+
+def _normalises_together(layer: nn.Module | None) -> bool:
+    """Whether a layer normalises several channels by one mean."""
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups < layer.num_channels
+    return isinstance(layer, nn.LayerNorm)

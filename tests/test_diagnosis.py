@@ -126,6 +126,29 @@ def test_of_several_tensors_the_logits_are_those_that_the_wrapper_would_take():
     assert temperature(lambda *both: both) == last
     with pytest.raises(ShapeMismatchError, match="select_logits"):
         temperature(lambda *both: list(both))
+    torch.manual_seed(0)
+    both = Two(nn.Conv2d(1, 3, 1), lambda *both: list(both))
+    assert fit_temperature(both, [images], select_logits=lambda output: output[0]) == first
+
+
+def test_modalities_that_are_absent_and_metadata_are_taken_as_in_a_step():
+    class Marked(torch.Tensor):
+        def as_tensor(self):
+            return self.as_subclass(torch.Tensor)
+
+    class Features(nn.Conv2d):
+        def forward(self, x):
+            features = 2 * x
+            return super().forward(features), features
+
+    inputs = PrivilegedInput(("a", "b"), student=("a",))
+    teacher, image = Features(2, 3, 1), torch.randn(2, 2, 9, 9)
+    present = torch.tensor([[True, False], [True, True]])
+    filled = fit_temperature(teacher, [inputs.for_teacher(image, present)])
+    batch = {"image": image.as_subclass(Marked), "present": present}
+    assert fit_temperature(teacher, [batch], inputs=inputs) == filled
+    whole = fit_temperature(teacher, [image])
+    assert fit_temperature(teacher, [batch]) == whole != filled
 
 
 def test_the_teacher_runs_in_eval_mode_and_keeps_its_modes():
@@ -304,6 +327,39 @@ def test_an_activation_of_the_terms_own_decides_what_is_said_of_its_target():
         teacher, [1.0, 0.0, 0.5], target, "sigmoid", SoftTargetDiceBCE() + GroundTruth()
     )
     assert (own.classes, own.fitted) == (whole.classes, whole.fitted)
+
+
+@pytest.mark.parametrize("shares", [{}, {"teacher_weights": torch.tensor([[1.0, 3.0], [1, 1]])}])
+def test_an_activation_of_the_terms_own_is_that_of_the_mean_of_several_teachers(shares):
+    torch.manual_seed(0)
+    image, target = torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 3, 8, 8)).float()
+    members, student = [Fixed(3 * torch.randn(2, 3, 8, 8)) for _ in "ab"], nn.Conv2d(1, 3, 1)
+
+    def found(activation, own):
+        objective = SoftTargetDiceBCE(activation=own) + GroundTruth(activation=own)
+        kd = DistillationWrapper(members, student, objective=objective, activation=activation)
+        with kd:
+            return diagnose(kd, [{"image": image, "target": target, **shares}])
+
+    own, whole = found("softmax", "sigmoid"), found("sigmoid", None)
+    assert (own.classes, own.fitted) == (whole.classes, whole.fitted)
+
+
+def test_a_term_that_weighs_nothing_is_not_the_one_that_softens():
+    objective = (
+        0.0 * SoftTargetDiceBCE(temperature=3.0)
+        + SoftTargetDiceBCE(temperature=1.5).named("second")
+        + GroundTruth()
+    )
+    teacher, target = torch.randn(1, 2, 4, 4), torch.randint(0, 2, (1, 4, 4))
+    assert on_fixed(teacher, [0.0, 0.0], target, objective=objective).temperature == 1.5
+
+
+@pytest.mark.parametrize("teacher", [0.0, torch.nan])
+def test_logits_that_hold_nan_are_refused(teacher):
+    logits, target = torch.full((1, 2, 4, 4), teacher), torch.zeros(1, 4, 4).long()
+    with pytest.raises(ObjectiveError, match="NaN"):
+        on_fixed(logits, [torch.nan if teacher == 0 else 0.0, 1.0], target)
 
 
 def test_what_is_said_of_ignored_voxels_counts_for_nothing():

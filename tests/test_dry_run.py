@@ -10,6 +10,7 @@ from privdistill import (
     LayerNotFoundError,
     LifecycleError,
     ObjectiveError,
+    ResponseTerm,
     ShapeMismatchError,
     SoftTargetDiceBCE,
     Tap,
@@ -291,6 +292,16 @@ def test_a_softmax_over_one_channel_is_refused_before_the_first_step(build, tiny
         build(objective=term(), **both)
     for fitting in (term(activation="sigmoid"), GroundTruth(nn.BCEWithLogitsLoss())):
         build(objective=fitting, **both).close()
+
+
+@pytest.mark.parametrize("base", [ResponseTerm, GroundTruth])
+def test_a_term_of_ones_own_may_read_one_channel_as_it_likes(build, tiny_unet, base):
+    class Depth(base):
+        def forward(self, step):
+            return step.student.abs().mean()
+
+    kd = build(objective=Depth(), teacher=tiny_unet(4, 1), student=tiny_unet(1, 1))
+    assert kd(torch.randn(2, 4, 8, 8), torch.zeros(2, 8, 8)).loss > 0
 
 
 def test_one_stateless_module_may_serve_both_networks(build, tiny_unet):

@@ -98,6 +98,8 @@ def test_the_normalisation_behind_the_cut_is_named():
         (lambda channels: nn.LayerNorm([channels, 5, 5]), ("0",)),
         (lambda channels: nn.GroupNorm(channels, channels), ()),
         (lambda channels: nn.InstanceNorm2d(channels, affine=True), ()),
+        (lambda channels: nn.GroupNorm(1, channels, affine=False), ()),
+        (lambda channels: nn.LayerNorm([5, 5], elementwise_affine=False), ()),
     ],
 )
 def test_a_normalisation_of_all_modalities_together_is_named(norm, stale):
@@ -149,6 +151,14 @@ def test_another_order_is_refused_where_several_layers_could_be_the_first():
         inherit(student, teacher, views(FOUR[::-1]))
 
 
+class Scale(nn.Module):
+    """A layer of one's own that normalises the input."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("mean", torch.rand(1, channels, 1, 1))
+
+
 @pytest.mark.parametrize(
     "norm",
     [
@@ -156,6 +166,8 @@ def test_another_order_is_refused_where_several_layers_could_be_the_first():
         lambda channels: nn.BatchNorm2d(channels, affine=False),
         lambda channels: nn.GroupNorm(1, channels),
         nn.PReLU,
+        nn.LayerNorm,
+        Scale,
     ],
 )
 def test_another_order_is_refused_where_something_before_the_first_layer_knows_it(norm):
@@ -166,23 +178,64 @@ def test_another_order_is_refused_where_something_before_the_first_layer_knows_i
         inherit(net(), net(), views(FOUR[::-1]))
 
 
+def test_another_order_reaches_no_layer_that_does_not_fit():
+    teacher, student = network(4, width=6), network(4)
+    report = inherit(student, teacher, views(FOUR[::-1]), minimum=0)
+    assert list(report.left) == ["0.weight", "0.bias", "2.weight"]
+    other = nn.Sequential(nn.Identity(), network(4))
+    assert inherit(other, teacher, views(FOUR[::-1]), minimum=0).copied == ()
+
+
+def test_statistics_of_all_modalities_in_another_order_are_not_stale():
+    def net():
+        return nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+
+    assert inherit(net(), net(), views(FOUR[::-1])).stale == ()
+
+
 class Branches(nn.Module):
     """An encoder for each modality, by number."""
 
-    def __init__(self, modalities):
+    def __init__(self, modalities, name="encoders.{}"):
         super().__init__()
-        self.encoders = nn.ModuleList(nn.Conv2d(1, 8, 1) for _ in range(modalities))
+        self.encoders = nn.ModuleList()
+        self.names = [name.format(number) for number in range(modalities)]
+        for path in self.names:
+            holder, _, last = path.rpartition(".")
+            self.get_submodule(holder).add_module(last, nn.Conv2d(1, 8, 1))
         self.head = nn.Conv2d(8, 2, 1)
 
 
-def test_branches_of_single_modalities_are_not_taken_for_one_another():
-    teacher, student = Branches(4), Branches(2)
+@pytest.mark.parametrize("name", ["encoders.{}", "encoder{}", "encoder_{}_first"])
+def test_branches_of_single_modalities_are_not_taken_for_one_another(name):
+    teacher, student = Branches(4, name), Branches(2, name)
     before = student.head.weight.clone()
-    with pytest.raises(LayerNotFoundError, match="encoders"):
+    with pytest.raises(LayerNotFoundError, match="encoder"):
         inherit(student, teacher, views(("t1", "flair")))
     assert torch.equal(student.head.weight, before)
     inherit(student, teacher, views(("flair", "t1")))
-    assert torch.equal(student.encoders[1].weight, teacher.encoders[1].weight)
+    branches = [net.get_submodule(student.names[1]).weight for net in (student, teacher)]
+    assert torch.equal(*branches)
+
+
+def test_layers_of_another_depth_are_no_branches():
+    def net(channels):
+        deeper = [nn.Conv2d(8, 8, 3) for _ in range(channels)]
+        return nn.ModuleDict({"stem": nn.Conv2d(channels, 8, 1), "stages": nn.Sequential(*deeper)})
+
+    report = inherit(net(1), net(4), views(("t1ce",)), minimum=0)
+    assert report.cut == ("stem.weight",)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_what_a_hook_computes_a_weight_from_is_not_cut_either(norm):
+    def net(channels):
+        return nn.Sequential(norm(nn.Conv2d(channels, 8, 3)), nn.Conv2d(8, 50, 1))
+
+    report = inherit(net(1), net(4), views(("t1ce",)))
+    assert report.cut == ()
+    assert "0.weight_v" in report.left
 
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm])

@@ -1,10 +1,13 @@
 """Networks that end in a sigmoid or softmax are refused, and no other."""
 
+import math
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
-from privdistill import GroundTruth, ObjectiveError, SoftTargetDiceBCE
+from privdistill import GroundTruth, LatentKL, ObjectiveError, SoftTargetDiceBCE
 
 BOTH = SoftTargetDiceBCE() + GroundTruth()
 
@@ -98,18 +101,45 @@ def test_logits_that_lie_in_the_unit_interval_are_logits(build, student):
     build(student=student, objective=BOTH)
 
 
+class ByHand(nn.Module):
+    def __init__(self, logarithm):
+        super().__init__()
+        self.logarithm = logarithm
+
+    def forward(self, x):
+        return self.logarithm(x)
+
+
+LOGARITHMS = [
+    nn.LogSoftmax(1),
+    ByHand(lambda x: (x.softmax(1) + 1e-8).log()),
+    ByHand(lambda x: x - x.logsumexp(1, keepdim=True)),
+]
+
+
+@pytest.mark.parametrize("last", LOGARITHMS)
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_log_probabilities_are_refused_under_a_sigmoid_alone(build, role):
-    network = {role: ends_in(nn.LogSoftmax(1), 4 if role == "teacher" else 1)}
+def test_log_probabilities_are_refused_under_a_sigmoid_alone(build, role, last):
+    network = {role: ends_in(last, 4 if role == "teacher" else 1)}
     build(objective=BOTH, **network).close()
     with pytest.raises(ObjectiveError, match=f"The {role} .*log-probabilities"):
         build(objective=BOTH, activation="sigmoid", **network)
 
 
-def test_scores_that_are_not_positive_are_no_log_probabilities(build):
+@pytest.mark.parametrize(("own", "whole"), [("sigmoid", "softmax"), ("softmax", "sigmoid")])
+def test_what_log_probabilities_are_taken_for_is_what_the_terms_say(build, own, whole):
+    objective = SoftTargetDiceBCE(activation=own) + GroundTruth(activation=own) + LatentKL()
+    with nullcontext() if own == "softmax" else pytest.raises(ObjectiveError, match="log-prob"):
+        build(student=ends_in(nn.LogSoftmax(1)), objective=objective, activation=whole)
+
+
+@pytest.mark.parametrize("share", [0.01, 1 / 4])
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+def test_scores_that_are_not_positive_are_no_log_probabilities(build, share, spread):
     student = ends_in(nn.Identity())
-    nn.init.zeros_(student[3].weight)
-    nn.init.constant_(student[3].bias, -4.6)
+    nn.init.normal_(student[3].weight, std=spread)
+    # One quarter for each of three regions, and for what is none of them, sums to one in odds.
+    nn.init.constant_(student[3].bias, math.log(share / (1 - share)))
     build(student=student, objective=BOTH, activation="sigmoid")
 
 

@@ -432,6 +432,18 @@ def test_without_an_example_nothing_is_taken_of_several_tensors_of_one_size(buil
         kd(IMAGE)
 
 
+@pytest.mark.parametrize("form", [list, lambda heads: torch.stack(heads, 1)])
+def test_without_an_example_as_many_weights_as_heads_say_that_all_are(build, form):
+    student = Pair(1, lambda logits, _: form([logits, 2 * logits]))
+    kd = build(student=student, objective=SoftTargetDiceBCE(), example=None, head_weights=[2, 1])
+    heads = kd(IMAGE).student
+    assert len(heads) == 2
+    assert torch.equal(heads[1], 2 * heads[0])
+    other = build(student=Pair(1, lambda *both: both), objective=GroundTruth(), example=None)
+    with pytest.raises(ShapeMismatchError, match="select_logits"):
+        other(IMAGE, LABELS)
+
+
 def test_without_an_example_coarser_heads_and_features_are_told_by_their_size(build, deep):
     kd = build(student=deep(1), objective=SoftTargetDiceBCE(), example=None)
     assert [head.shape for head in kd(IMAGE).student] == [(2, 3, 8, 8), (2, 3, 4, 4)]

@@ -77,13 +77,21 @@ def find_heads(output: Any, axes: int, equals: Sequence[int] | None = None) -> l
     return [*(fine[index] for index in equals), *coarse]
 
 
-def undisputed_heads(output: Any, axes: int) -> list[Tensor]:
-    """Find the logits where no dry run could settle which of several tensors they are."""
-    if len(_look(output, axes).fine) > 1 or _rivals(output, axes):
+def undisputed_heads(weights: int, output: Any, axes: int) -> list[Tensor]:
+    """Find the logits where no dry run could settle which of several tensors they are.
+
+    If the user gave as many weights as there may be heads, all of them are.
+    """
+    # Of a single tensor a step need not ask more.
+    if _is_one(output, axes):
+        return [output]
+    fine, coarse, _ = _look(output, axes)
+    asked = weights == len([*fine, *coarse])
+    if (len(fine) > 1 and not asked) or _rivals(output, axes):
         raise ShapeMismatchError(
             f"The network returns several tensors of one size, and without `example=` {_UNTOLD}."
         )
-    return find_heads(output, axes)
+    return [*fine, *coarse]
 
 
 def _is_one(output: Any, axes: int) -> bool:

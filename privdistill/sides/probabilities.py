@@ -1,6 +1,6 @@
 """Tell a network that gives probabilities from one that gives logits, which every loss reads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from privdistill.exceptions import ObjectiveError
 from privdistill.taps.flow import FlowRecorder, Node, Nodes, ancestors
 from privdistill.taps.location import HeadFinder
 
-_SQUASHING = ("sigmoid", "hardsigmoid", "softmax", "_softmax", "_safe_softmax")
+_NORMALISING = ("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax")
+_SQUASHING = ("sigmoid", "hardsigmoid", *_NORMALISING[:3])
 
 
 def check_logits(model: nn.Module, image: Tensor, select: HeadFinder, role: str) -> None:
@@ -35,16 +36,29 @@ def check_logits(model: nn.Module, image: Tensor, select: HeadFinder, role: str)
         )
 
 
-def check_no_logarithms(logits: Mapping[str, Tensor]) -> None:
+def check_no_logarithms(model: nn.Module, image: Tensor, select: HeadFinder, role: str) -> None:
     """Refuse a log-softmax under a sigmoid, by which nothing is ever more probable than a half."""
-    for role, head in logits.items():
-        several = head.shape[1] > 1 and not head.is_meta
-        if several and bool(head.float().logsumexp(1).abs().max() < 0.02):
-            raise ObjectiveError(
-                f"The {role} returns log-probabilities of exclusive classes, which a sigmoid takes "
-                "for logits that are never positive. Pass activation='softmax', or leave its last "
-                "log-softmax out."
-            )
+
+    def normalises(node: Node) -> bool:
+        operators = node.operator, *(parent.operator for parent in node.parents)
+        return node.operator in _NORMALISING or "logsumexp" in operators
+
+    flow = FlowRecorder(image)
+    with flow:
+        head = select(model(image), image.ndim - 2)[0]
+    # Biases that expect equal shares of each region sum to one as well.
+    if may_be_logarithms(head) and _came_from(flow.nodes(head), normalises):
+        raise ObjectiveError(
+            f"The {role} returns log-probabilities of exclusive classes, which a sigmoid takes "
+            "for logits that are never positive. Pass activation='softmax', or leave its last "
+            "log-softmax out."
+        )
+
+
+def may_be_logarithms(head: Tensor) -> bool:
+    """Whether all values may be logarithms of probabilities that sum to one."""
+    several = head.shape[1] > 1 and not head.is_meta
+    return several and bool(head.float().logsumexp(1).abs().max() < 0.02)
 
 
 def in_unit_interval(head: Tensor) -> bool:
@@ -68,9 +82,14 @@ def _is_squashed(nodes: list[Node]) -> bool:
     def squashes(node: Node) -> bool:
         return node.operator.removesuffix("_") in _SQUASHING
 
-    since: Nodes = ancestors(nodes, lambda node: () if squashes(node) else node.parents)
-    # Behind a layer with weights they are features; a logarithm makes logits of them again.
+    # A logarithm makes logits of them again.
+    return _came_from(nodes, squashes, but="log")
+
+
+def _came_from(nodes: list[Node], made: Callable[[Node], bool], but: str = "?") -> bool:
+    """Whether what some operators made was only resampled or joined since, but for one kind."""
+    since: Nodes = ancestors(nodes, lambda node: () if made(node) else node.parents)
+    # Behind a layer with weights they are features.
     return all(
-        squashes(n) or (n.parents and not n.window and not n.operator.startswith("log"))
-        for n in since
+        made(n) or (n.parents and not n.window and not n.operator.startswith(but)) for n in since
     )

@@ -109,11 +109,12 @@ def try_out(
         return []
     # The student first: of two networks that fail, its message is the one to read.
     student, *teachers = sides
-    own = run(student, views["student"])
+    sigmoid = _takes_sigmoid(objective, activation)
+    own = run(student, views["student"], sigmoid=sigmoid)
     # Train mode may take other paths than eval mode: auxiliary heads, in-place dropout.
     training = run(student, views["student"], training=True)
     heads.head_weights(weights, len(training.heads), training=True)
-    found = [run(teacher, views["teacher"]) for teacher in teachers]
+    found = [run(teacher, views["teacher"], sigmoid=sigmoid) for teacher in teachers]
     # What one network needs two samples for can be compared with two of the others alone.
     if len({len(one.image) for one in (own, training, *found)}) > 1:
         views = {kind: torch.cat((view, view)) for kind, view in views.items()}
@@ -126,8 +127,6 @@ def try_out(
     # Before adapters: logits that do not fit are the mistake to hear of first.
     finest = {t.role: f.heads[0] for t, f in zip(teachers, found, strict=True) if f.heads}
     heads.check_heads(own.heads[0], finest)
-    if activation == "sigmoid":
-        probabilities.check_no_logarithms({"student": own.heads[0], **finest})
     pairing.fit(own.features, features)
     # An adapter of the user's own may have batch statistics.
     with torch.no_grad(), restored(pairing.adapters):
@@ -141,6 +140,13 @@ def try_out(
     }
     objective.build(*heads.steps_by_head(common, own.heads[:1], teacher_heads, shares))
     return [sizes(head.shape[2:]) for head in training.heads]
+
+
+def _takes_sigmoid(objective: Objective, activation: Activation) -> bool:
+    """Whether any term takes a sigmoid of logits; its own option wins."""
+    computed = [term for weight, term in objective.named_terms.values() if weight.factor]
+    own = [getattr(term, "activation", None) for term in computed if not term.taps]
+    return "sigmoid" in (option or activation for option in own)
 
 
 def channels_of(objective: Objective) -> dict[str, bool]:
@@ -215,7 +221,7 @@ def settled(
 ) -> HeadFinder:
     """Decide which outputs are logits, and leave the network as it was."""
     if image is None:
-        return heads.undisputed_heads
+        return partial(heads.undisputed_heads, weights)
     settle = partial(heads.settle_heads, weights, role, training=training)
     return attempt(model, image, role, settle)
 
@@ -226,7 +232,7 @@ def locate(model: nn.Module, image: Tensor, role: str, find_heads: HeadFinder) -
     return attempt(model, image, role, find)
 
 
-def run(side: Side, view: Tensor, *, training: bool = False) -> Trial:
+def run(side: Side, view: Tensor, *, training: bool = False, sigmoid: bool = False) -> Trial:
     """Run a network once; note shapes and layouts, and what a later layer overwrites."""
     recorder, axes = side.recorder, view.ndim - 2
 
@@ -251,11 +257,14 @@ def run(side: Side, view: Tensor, *, training: bool = False) -> Trial:
     if not side.reads_logits:
         return Trial([], features, image, output)
     logits = side.select(output, axes)
+    how: dict[str, Any] = {"select": side.select, "role": side.role}
     # Logits may lie in [0, 1] by chance; large random values would drive them out of it.
     if not training and any(map(probabilities.in_unit_interval, logits)):
         noise = 100 * torch.randn(view.shape, generator=torch.Generator().manual_seed(0))
-        look = partial(probabilities.check_logits, select=side.select, role=side.role)
+        look = partial(probabilities.check_logits, **how)
         attempt(side.network, noise.to(view), side.role, look)
+    if sigmoid and probabilities.may_be_logarithms(logits[0]):
+        attempt(side.network, view, side.role, partial(probabilities.check_no_logarithms, **how))
     return Trial(logits, features, image, output)
 
 
