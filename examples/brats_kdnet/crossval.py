@@ -156,13 +156,16 @@ def with_equal_trainings(rows: Sequence[Row], config: Config) -> list[Row]:
     """Measure students that start from their teacher against as many epochs as both had."""
     named = {row.name: row for row in rows}
     found = dict(named)
+
+    def starts(row: Row) -> bool:
+        return bool(row.teacher) and row.options.get("start", config.network.start) == "teacher"
+
     for row in rows:
-        starts = row.options.get("start", config.network.start) == "teacher"
         control = named.get(row.against or "")
-        if row.teacher is None or not starts:
+        if row.teacher is None or control is None or not starts(row):
             continue
-        # One that says its epochs was chosen to be compared with.
-        if control is None or "epochs" in control.options:
+        # One that says its epochs was chosen to be compared with; one that starts so had both, too.
+        if "epochs" in control.options or starts(control):
             continue
         trained = (row, named[row.teacher])
         epochs = sum(one.options.get("epochs", config.training.epochs) for one in trained)

@@ -143,6 +143,17 @@ def test_a_control_that_says_its_epochs_is_left_alone(tmp_path):
     assert (against["mine"], against["other"]) == ("long", "baseline_7_epochs")
 
 
+def test_of_two_that_start_from_a_teacher_none_is_trained_longer(tmp_path):
+    file = tmp_path / "rows.yaml"
+    row = "{recipe: distilled, teacher: teacher, against: kdnet, options: {temperature: 1.0}}"
+    file.write_text(f"rows:\n  mild: {row}\n")
+    given = ["--preset", "demo", "--labelled", "null", "--start", "teacher"]
+    given += ["--rows-file", str(file), "--rows", "baseline,kdnet,mild"]
+    config, options = parse_for(crossval.CROSSVAL, given)
+    rows = crossval.plan_rows(config, options, QUIET).rows
+    assert {row.name: row.against for row in rows}["mild"] == "kdnet"
+
+
 @pytest.mark.usefixtures("training_alone")
 def test_a_second_start_trains_nothing_again(finished, arguments, capsys, monkeypatch):
     monkeypatch.setattr(pool, "run_unit", None)

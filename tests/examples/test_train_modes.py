@@ -300,6 +300,15 @@ def test_a_prior_makes_three_regions_rare_or_three_classes_beside_the_background
     assert int((bias < -4).sum()) == 3
 
 
+def test_of_a_synthesis_the_segmenter_alone_has_the_prior():
+    arguments = ["--backbone-arguments", '{"channels": [2, 4], "prior": 0.01}']
+    config = parse_config([*SMALL, "--activation", "softmax", *arguments])
+    row = Row("synthesised", recipe="synthesised", options={"backbone": "synthesis"})
+    network = build(describe_network("student", row.configure(config), PHANTOM))
+    assert int((network.segmenter.head.bias < -4).sum()) == 3
+    assert network.generator.head.bias.abs().max() < 1
+
+
 @pytest.mark.parametrize(("view", "made"), [("t1ce", 1), ("flair", 3)])
 def test_a_synthesis_makes_as_many_modalities_as_are_privileged(view, made):
     options = {"backbone": "synthesis", "student_modalities": [view]}

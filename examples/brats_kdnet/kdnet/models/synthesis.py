@@ -25,6 +25,7 @@ class SynthesisNetwork(nn.Module):
         segmenter: str = "kdnet",
         segmenter_arguments: Mapping[str, Any] | None = None,
         spatial_dims: int = 3,
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         if synthesised < 1:
@@ -33,10 +34,13 @@ class SynthesisNetwork(nn.Module):
         if spatial_dims == 2:
             given = with_known(segmenter, given, spatial_dims=2)
         self.synthesised = synthesised
-        # Of one kind, as the paper names none for either.
+        # Of one kind, as the paper names none for either; but intensities are not rare.
+        making = {name: value for name, value in given.items() if name != "prior"}
         self.generator = build_network(
-            segmenter, given, in_channels=in_channels, out_channels=synthesised
+            segmenter, making, in_channels=in_channels, out_channels=synthesised
         )
+        if exclusive:
+            given = with_known(segmenter, given, exclusive=True)
         self.segmenter = build_network(
             segmenter, given, in_channels=in_channels + synthesised, out_channels=out_channels
         )

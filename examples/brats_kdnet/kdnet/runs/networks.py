@@ -70,7 +70,9 @@ def describe_network(
         arguments = _synthesised(view, view_of("teacher", data, description)) | arguments
     if data.slices is not None:
         arguments = with_known(backbone, arguments, spatial_dims=2)
-    if network.activation == "softmax" and arguments.get("prior") is not None:
+    # The prior of a synthesis is among the arguments of its segmenter.
+    prior = backbone == "synthesis" or arguments.get("prior") is not None
+    if network.activation == "softmax" and prior:
         arguments = with_known(backbone, arguments, exclusive=True)
     return ModelMetadata(
         role=name or role,
