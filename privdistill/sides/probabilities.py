@@ -9,8 +9,9 @@ from privdistill.exceptions import ObjectiveError
 from privdistill.taps.flow import FlowRecorder, Node, Nodes, ancestors
 from privdistill.taps.location import HeadFinder
 
-_NORMALISING = ("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax")
-_SQUASHING = ("sigmoid", "hardsigmoid", *_NORMALISING[:3])
+_SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
+_SQUASHING = ("sigmoid", "hardsigmoid", *_SOFTMAX)
+_NORMALISING = ("log_softmax", "_log_softmax", *_SOFTMAX)
 
 
 def check_logits(model: nn.Module, image: Tensor, select: HeadFinder, role: str) -> None:
@@ -83,11 +84,11 @@ def _is_squashed(nodes: list[Node]) -> bool:
         return node.operator.removesuffix("_") in _SQUASHING
 
     # A logarithm makes logits of them again.
-    return _came_from(nodes, squashes, but="log")
+    return _came_from(nodes, squashes, but=("log",))
 
 
-def _came_from(nodes: list[Node], made: Callable[[Node], bool], but: str = "?") -> bool:
-    """Whether what some operators made was only resampled or joined since, but for one kind."""
+def _came_from(nodes: list[Node], made: Callable[[Node], bool], but: tuple[str, ...] = ()) -> bool:
+    """Whether what some operators made was only resampled or joined since, and by no other kind."""
     since: Nodes = ancestors(nodes, lambda node: () if made(node) else node.parents)
     # Behind a layer with weights they are features.
     return all(
