@@ -189,11 +189,12 @@ def nothing_found(scores: pd.DataFrame, label: Label) -> list[str]:
     """Name every network that finds a region nowhere, over which a gain is easily had."""
     present = scored_in(scores)
     present = present[present["reference_voxels"] > 0]
-    best = present.groupby(["row", "region"], sort=False)["dice"].max()
+    best = present.groupby(["row", "region"], sort=False)["dice"].max().reset_index()
+    missed = best[best["dice"] == 0].groupby("row", sort=False)["region"]
     return [
-        f"{label(row)} finds {region} in no case: it has not learnt it yet, and a gain over it "
-        "says little. Let networks begin with a prior, as kdnet can, or train all of them longer."
-        for row, region in best.index[best == 0]
+        f"{label(row)} finds {' and '.join(regions)} in no case: a gain over it says little. Train "
+        "all networks longer, or let them begin with a prior, as kdnet can."
+        for row, regions in missed
     ]
 
 
